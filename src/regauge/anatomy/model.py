@@ -1,0 +1,191 @@
+"""What a model is: sites, norms and streams, as pure data.
+
+Canonical tensors are named `{site}.weight`, `{site}.bias`, `{norm}.gain`, `{norm}.bias`. A site's weight is always
+(O, I), output channels first, whatever the checkpoint does. `embed.weight` is (V, D): it *writes* the residual along
+its axis 1. Names of sites: `embed`, `embed.position`, `embed.type`, `embed.patch`, `head`, `blocks.3.attn.q`,
+`blocks.3.mlp.down`, `blocks.3.moe.router`, `blocks.3.moe.5.up`. Names of norms: `embed.norm`, `blocks.3.attn.norm`,
+`blocks.3.attn.q.norm` (qwen3), `blocks.3.attn.post` (gemma, post-norm), `blocks.3.mlp.norm`, `blocks.3.mlp.post`,
+`norm` (the last).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+"""Canonical name → tensor. Often only the tensors of one block."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a canonical tensor lies in the module that holds it.
+
+    Attributes:
+        key: parameter name in the transformers module, e.g. `model.layers.0.self_attn.q_proj.weight`.
+        index: expert of a stacked parameter (leading axis), or None.
+        transposed: stored as (I, O), as Conv1D does. Applied after `index`, before `heads` and `rows`.
+        heads: (count, parts, which) where parts are interleaved a head at a time (gpt_neox: (H, 3, 0..2)); the axis 0
+            is viewed as (count, parts, size) and `which` is taken.
+        rows: [start, stop) along axis 0 where parts are stacked one after another (phi3 qkv), or None for all.
+    """
+
+    key: str
+    index: int | None = None
+    transposed: bool = False
+    heads: tuple[int, int, int] | None = None
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One weight matrix with its bias.
+
+    Attributes:
+        name: canonical, `blocks.3.attn.q`.
+        kind: `q k v o gate up down router embed position type patch head`.
+        shape: (O, I).
+        weight: where the weight lies.
+        bias: where the bias lies, or None.
+        block: its block, or None for embed and head.
+        tap: name of the activation it reads, `blocks.3.attn.in`; None for tables looked up by index.
+        module: path of the module that computes it (several sites share one where storage is fused).
+        expert: which expert it belongs to, or None.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    weight: Slot
+    bias: Slot | None = None
+    block: int | None = None
+    tap: str | None = None
+    module: str = ""
+    expert: int | None = None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One normalisation.
+
+    Attributes:
+        name: canonical, `blocks.3.attn.norm`.
+        kind: `rms` or `layer`.
+        size: channels normalised.
+        module: path of its module.
+        gain: where its gain lies, or None.
+        bias: where its bias lies, or None.
+        offset: what the module adds to the stored gain (gemma: 1); canonical gains include it.
+        eps: inside the root.
+        source_kind: kind in the source checkpoint; differs from `kind` after LayerNorm → RMSNorm.
+    """
+
+    name: str
+    kind: str
+    size: int
+    module: str
+    gain: Slot | None
+    bias: Slot | None = None
+    offset: float = 0.0
+    eps: float = 1e-6
+    block: int | None = None
+    source_kind: str = ""
+
+
+@dataclass(frozen=True)
+class Port:
+    """A run of channels of a canonical tensor that a stream writes or reads: [start, start + size) along `axis`.
+
+    The gain and bias of a norm have one axis, 0. A bias of a writing site is a port of its own (axis 0).
+    """
+
+    tensor: str
+    axis: int
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Channels that some tensors write and others read.
+
+    Attributes:
+        name: `residual`, `blocks.3.attn.in`, `blocks.3.mlp.in`, `blocks.3.value.1` (KV head 1), `blocks.3.qk.1`,
+            `blocks.3.ffn`, `blocks.3.moe.5.ffn`.
+        kind: `residual norm value qk ffn`.
+        size: channels.
+        writers, readers: every port. A move multiplies writers by M and readers by its inverse transpose.
+        admits: move kind → "" where allowed, or the condition on its value (`positive`, `pairs`, `signed`);
+            kinds absent from here are refused.
+        stops: move kind → why it is refused, in a sentence.
+    """
+
+    name: str
+    kind: str
+    size: int
+    writers: tuple[Port, ...]
+    readers: tuple[Port, ...]
+    admits: Mapping[str, str] = field(default_factory=dict)
+    stops: Mapping[str, str] = field(default_factory=dict)
+    block: int | None = None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model as data. Rewrites return a new one."""
+
+    family: str
+    blocks: int
+    hidden: int
+    sites: tuple[Site, ...]
+    norms: tuple[Norm, ...]
+    streams: tuple[Stream, ...]
+    tied: bool
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    causal: bool = True
+    notes: tuple[str, ...] = ()
+
+    def site(self, name: str) -> Site:
+        return self._sites[name]
+
+    def stream(self, name: str) -> Stream:
+        return self._streams[name]
+
+    def norm(self, name: str) -> Norm:
+        return self._norms[name]
+
+    @property
+    def _sites(self) -> dict[str, Site]:
+        return {site.name: site for site in self.sites}
+
+    @property
+    def _norms(self) -> dict[str, Norm]:
+        return {norm.name: norm for norm in self.norms}
+
+    @property
+    def _streams(self) -> dict[str, Stream]:
+        return {stream.name: stream for stream in self.streams}
+
+    def in_block(self, block: int | None) -> Iterator[Site]:
+        return (site for site in self.sites if site.block == block)
+
+    def slots(self, block: int | None) -> dict[str, Slot]:
+        """Canonical tensor name → slot, for one block (None: embeddings, last norm and head)."""
+        found: dict[str, Slot] = {}
+        for site in self.in_block(block):
+            found[f"{site.name}.weight"] = site.weight
+            if site.bias is not None:
+                found[f"{site.name}.bias"] = site.bias
+        for norm in self.norms:
+            if norm.block == block:
+                if norm.gain is not None:
+                    found[f"{norm.name}.gain"] = norm.gain
+                if norm.bias is not None:
+                    found[f"{norm.name}.bias"] = norm.bias
+        return found
+
+    def with_(self, **changes: object) -> Anatomy:
+        return replace(self, **changes)  # type: ignore[arg-type]  # dataclasses.replace is untyped by field

@@ -1,0 +1,95 @@
+"""The exception tree. Every message says what was written, what was seen, and what to do, in one sentence or two.
+
+RegaugeError                 anything that regauge raises on purpose; the command line prints it without a traceback
+├── ModelError               the source model cannot be used
+│   ├── UnknownArchitecture  no family table for this model_type
+│   ├── UnsafeWeights        pickle weights, or a source that asks for remote code
+│   └── CorruptWeights       a truncated or corrupt file, missing tensors, NaN
+├── TextError                calibration or evaluation text is empty, binary or too short
+├── RecipeError              a recipe, preset or selector is wrong
+├── BudgetError              a budget is malformed, unknown, negative or out of reach
+├── MoveError                a move that the stream does not admit, with the reason
+├── ExactnessError           an exact move changed the function by more than its tolerance
+├── RefusedError             a target cannot say this plan; carries every reason
+├── OutputError              the output directory exists, cannot be written, or the disk is full
+│   └── ResumeError          the staged output belongs to another run
+└── ArtifactError            an artifact cannot be read: newer version, truncated, contradicting itself
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RegaugeError(Exception):
+    """Base of every error that regauge raises on purpose."""
+
+
+class ModelError(RegaugeError):
+    """The source model cannot be used."""
+
+
+class UnknownArchitecture(ModelError):
+    """No family table describes this architecture."""
+
+
+class UnsafeWeights(ModelError):
+    """The source has only pickle weights, or asks to run code of its own."""
+
+
+class CorruptWeights(ModelError):
+    """A weight file is truncated or corrupt, lacks tensors, or holds NaN or infinity."""
+
+
+class TextError(RegaugeError):
+    """Calibration or evaluation text is missing, empty, binary or too short."""
+
+
+class RecipeError(RegaugeError):
+    """A recipe, preset, part name or selector is wrong."""
+
+
+class BudgetError(RegaugeError):
+    """A budget is malformed, unknown, negative or out of reach."""
+
+
+class MoveError(RegaugeError):
+    """A move that the stream does not admit."""
+
+
+class ExactnessError(RegaugeError):
+    """A move that must keep the function changed it; names the stream and the block."""
+
+
+class RefusedError(RegaugeError):
+    """A target cannot express the plan.
+
+    Attributes:
+        reasons: every reason, found before any work was done.
+    """
+
+    def __init__(self, target: str, reasons: Iterable[str]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__(f"{target} cannot express this plan: " + "; ".join(self.reasons))
+
+
+class OutputError(RegaugeError):
+    """The output directory exists, cannot be written, or the disk is full."""
+
+
+class ResumeError(OutputError):
+    """The staged output belongs to another plan, source, text, seed or version."""
+
+
+class ArtifactError(RegaugeError):
+    """An artifact cannot be read."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped word: ``" (did you mean 'x'?)"``, or the list of what is known when nothing is near."""
+    options = sorted(known)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    return f" (known: {', '.join(options)})"

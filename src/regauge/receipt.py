@@ -1,0 +1,68 @@
+"""The receipt: what the engine did and measured, per site and per move. Pure data, JSON on disk."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SiteReceipt(_Record):
+    """One weight matrix.
+
+    `bits` counts everything stored for the site over its weights. `error` is ‖(W − Ŵ)X‖ / ‖WX‖ on the calibration
+    text (‖W − Ŵ‖ / ‖W‖ where no text was needed). `tokens` is how many calibration tokens reached the site.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    choice: dict[str, object] | None
+    bits: float
+    bytes_before: int
+    bytes_after: int
+    error: float | None = None
+    tokens: int | None = None
+    fallback: str | None = None
+    kept: str | None = None  # why it stays in full precision
+
+
+class MoveReceipt(_Record):
+    """The certificate of the exact moves on one block: relative maximum error in float64 and after storage."""
+
+    rewrite: str
+    block: int | None
+    streams: tuple[str, ...]
+    exact: float
+    stored: float
+    tolerance: float
+    tolerance_stored: float
+
+
+class Receipt(_Record):
+    """Everything that `apply` did."""
+
+    regauge: str
+    plan: str
+    plan_hash: str
+    source: str
+    source_hash: str
+    family: str
+    wire: str  # compressed-tensors | regauge
+    refusals: tuple[str, ...] = ()  # why not compressed-tensors
+    command: str = ""
+    seed: int = 0
+    calibration: dict[str, object] = Field(default_factory=dict)
+    sites: tuple[SiteReceipt, ...] = ()
+    moves: tuple[MoveReceipt, ...] = ()
+    logits_error: float | None = None  # whole model after all exact moves, before rounding, relative maximum
+    notes: tuple[str, ...] = ()
+    bytes_bf16: int = 0  # the source, every tensor counted as bf16
+    bytes_after: int = 0  # tensors of the artifact as stored
+    ratio: float = 0.0
+    seconds: float = 0.0  # this run only; excluded from the artifact's identity
+    peak_bytes: int = 0  # peak anonymous resident bytes
+    versions: dict[str, str] = Field(default_factory=dict)
+    machine: dict[str, object] = Field(default_factory=dict)

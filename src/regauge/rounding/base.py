@@ -1,0 +1,40 @@
+"""Contracts of rounders and compensators. Legend: O output channels, I input channels, T tokens, R rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from regauge.formats.base import Codes, Format
+
+Stats = Mapping[str, Tensor]
+"""Statistics of a site's input X (T, I), by name:
+
+hessian        (I, I) float32 or float64, XᵀX / T
+second_moment  (I,)   E[x²]
+absmax         (I,)   max |x|
+minimum        (I,), maximum (I,)
+count          ()     int64, tokens seen
+"""
+
+STATISTICS = ("hessian", "second_moment", "absmax", "minimum", "maximum", "count")
+
+
+class Rounder(Protocol):
+    """Which code each weight takes. Equals nearest when XᵀX is the identity."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes: ...
+
+
+class Compensator(Protocol):
+    """What is added back for the error: named tensors that join `Codes.extra`."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def __call__(self, w_OI: Tensor, w_hat_OI: Tensor, stats: Stats) -> dict[str, Tensor]: ...
