@@ -29,9 +29,9 @@ class Recipe:
     context: int = 512
     context_decay: int = 1024
     tokens_per_step: int = 4096
-    steps: int = 4000
+    steps: int = 5000
     warmup: int = 100
-    decay: float = 0.3
+    decay: float = 0.25
     lr_muon: float = 4e-3
     lr_adamw: float = 3e-3
     weight_decay: float = 0.1
@@ -108,7 +108,7 @@ def build_model(recipe: Recipe) -> LlamaForCausalLM:
     return model
 
 
-def save_folder(folder: Path, model, tokenizer: Tokenizer, recipe: Recipe, files: list, facts: dict) -> None:  # noqa: ANN001
+def save_folder(folder: Path, model, tokenizer: Tokenizer, recipe: Recipe, files: list, facts: dict) -> None:
     """Write the folder that AutoModel and AutoTokenizer load; weights in bfloat16."""
     folder.mkdir(parents=True, exist_ok=True)
     copy = LlamaForCausalLM(model.config)
@@ -124,7 +124,13 @@ def save_folder(folder: Path, model, tokenizer: Tokenizer, recipe: Recipe, files
         model_max_length=recipe.positions,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
+    # Transformers 4 does not know the name that 5 writes; 5 reads both.
+    path = folder / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    (folder / "model.safetensors").chmod(0o644)
     (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
     rows = [[file.module, file.split, file.n_bytes, file.sha256] for file in files]
     lines = ",\n".join(json.dumps(row) for row in rows)
-    (folder / "files.json").write_text(f'{{"columns": ["module", "split", "bytes", "sha256"], "files": [\n{lines}\n]}}\n')
+    (folder / "files.json").write_text(
+        f'{{"columns": ["module", "split", "bytes", "sha256"], "files": [\n{lines}\n]}}\n'
+    )
