@@ -5,7 +5,7 @@ Canonical tensors are named `{site}.weight`, `{site}.bias`, `{norm}.gain`, `{nor
 its axis 1. Names of sites: `embed`, `embed.position`, `embed.type`, `embed.patch`, `head`, `blocks.3.attn.q`,
 `blocks.3.mlp.down`, `blocks.3.moe.router`, `blocks.3.moe.5.up`. Names of norms: `embed.norm`, `blocks.3.attn.norm`,
 `blocks.3.attn.q.norm` (qwen3), `blocks.3.attn.post` (gemma, post-norm), `blocks.3.mlp.norm`, `blocks.3.mlp.post`,
-`norm` (the last).
+`norm` (the last). Names of streams: see `Stream`.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class Norm:
         bias: where its bias lies, or None.
         offset: what the module adds to the stored gain (gemma: 1); canonical gains include it.
         eps: inside the root.
+        plain: its gain is all ones and its bias, if any, all zeros, because a `fold` made it so.
         source_kind: kind in the source checkpoint; differs from `kind` after LayerNorm → RMSNorm.
     """
 
@@ -92,6 +93,28 @@ class Norm:
     eps: float = 1e-6
     block: int | None = None
     source_kind: str = ""
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Plumbing:
+    """The few facts of a family that its sites and norms do not tell, and that decide which moves a stream admits.
+
+    Attributes:
+        arrangement: where the norms sit. `pre`: x + f(norm(x)). `post`: norm(x + f(x)), as in BERT: the norm's output
+            is the residual. `sandwich`: x + post(f(norm(x))), as in gemma2/3: the post-norm's gain writes the
+            residual. A parallel residual is still `pre`, and a block whose attention and feed-forward share one norm
+            has an `attn.norm` and no `mlp.norm`.
+        activation: of the feed-forward layer, by transformers' name. Only `relu` lets a scale through; in a gated
+            unit (a `gate` site beside `up`) the linear branch always does.
+        rotary: channels of a head that rotary embeddings turn, counted from 0; 0 where there are none.
+        pairing: which channels turn together. `half`: i with i + rotary/2 (llama, neox). `interleaved`: 2i, 2i + 1.
+    """
+
+    arrangement: str = "pre"
+    activation: str = "silu"
+    rotary: int = 0
+    pairing: str = "half"
 
 
 @dataclass(frozen=True)
@@ -99,11 +122,13 @@ class Port:
     """A run of channels of a canonical tensor that a stream writes or reads: [start, start + size) along `axis`.
 
     The gain and bias of a norm have one axis, 0. A bias of a writing site is a port of its own (axis 0).
+    One channel of the stream covers `width` neighbours of the tensor (a head covers its `head_dim` rows).
     """
 
     tensor: str
     axis: int
     start: int = 0
+    width: int = 1
 
 
 @dataclass(frozen=True)
@@ -111,13 +136,16 @@ class Stream:
     """Channels that some tensors write and others read.
 
     Attributes:
-        name: `residual`, `blocks.3.attn.in`, `blocks.3.mlp.in`, `blocks.3.value.1` (KV head 1), `blocks.3.qk.1`,
+        name: `residual`, `blocks.3.attn.in`, `blocks.3.mlp.in`, `head.in`, `blocks.3.value.1` (KV head 1),
+            `blocks.3.qk.1`, `blocks.3.qk` (the gains of q/k norms that heads share), `blocks.3.heads` (KV groups),
             `blocks.3.ffn`, `blocks.3.moe.5.ffn`.
-        kind: `residual norm value qk ffn`.
+        kind: `residual norm value qk heads ffn`.
         size: channels.
         writers, readers: every port. A move multiplies writers by M and readers by its inverse transpose.
-        admits: move kind → "" where allowed, or the condition on its value (`positive`, `pairs`, `signed`);
-            kinds absent from here are refused.
+        through: ports that act channel by channel between writers and readers: the gains and biases of norms in the
+            residual, the gate of a gated unit. Only `permute` and `select` touch them.
+        admits: move kind → "" where allowed, or the condition on its value (`nonzero`, `positive`, `pairs`, `free`:
+            see `moves.py`); kinds absent from here are refused.
         stops: move kind → why it is refused, in a sentence.
     """
 
@@ -129,11 +157,17 @@ class Stream:
     admits: Mapping[str, str] = field(default_factory=dict)
     stops: Mapping[str, str] = field(default_factory=dict)
     block: int | None = None
+    through: tuple[Port, ...] = ()
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A model as data. Rewrites return a new one."""
+    """A model as data. Rewrites return a new one.
+
+    A family table fills everything but `streams`, and `streams.with_streams` builds those. Where `tied`, the site
+    `head` exists all the same with the slot it has once untied (`lm_head.weight`), and reading `head.weight` gives the
+    tensor of `embed.weight`.
+    """
 
     family: str
     blocks: int
@@ -147,6 +181,7 @@ class Anatomy:
     head_dim: int = 0
     causal: bool = True
     notes: tuple[str, ...] = ()
+    plumbing: Plumbing = Plumbing()
 
     def site(self, name: str) -> Site:
         return self._sites[name]
