@@ -21,6 +21,7 @@ def _layout(height: int, **more: object) -> go.Layout:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="#ffffff",
         hoverlabel={"align": "left"},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#c3c7cd", "activecolor": INK},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         **more,
     )
@@ -42,9 +43,7 @@ def frontier(points: tuple[Point, ...]) -> go.Figure:
             hovertemplate="point %{text}<br>%{x:.3f} MB<br>predicted KL %{y:.5f}<extra></extra>",
         )
     _measured(figure, searched, "measured", BLUE, "circle", "lines+markers")
-    _measured(
-        figure, [p for p in points if p.kind == "uniform"], "uniform presets", ORANGE, "diamond", "markers"
-    )
+    _measured(figure, [p for p in points if p.kind == "uniform"], "uniform presets", ORANGE, "diamond", "markers")
     chosen = [p for p in points if p.chosen and (p.measured or p.predicted) is not None]
     if chosen:
         figure.add_scatter(
@@ -80,9 +79,7 @@ def _measured(figure: go.Figure, points: list[Point], name: str, colour: str, sy
             "type": "data",
             "symmetric": False,
             "array": [max(0.0, high - (p.measured or 0.0)) for p, (_, high) in zip(shown, bars, strict=True)],
-            "arrayminus": [
-                max(0.0, (p.measured or 0.0) - low) for p, (low, _) in zip(shown, bars, strict=True)
-            ],
+            "arrayminus": [max(0.0, (p.measured or 0.0) - low) for p, (low, _) in zip(shown, bars, strict=True)],
             "color": colour,
             "thickness": 1,
         },
@@ -104,9 +101,7 @@ def heat(sites: tuple[SiteReceipt, ...], quantity: str) -> go.Figure:
 
     The experts of a block share a cell: the mean weighted by their size.
     """
-    kinds = sorted(
-        {_row(site) for site in sites}, key=lambda kind: ORDER.index(kind) if kind in ORDER else len(ORDER)
-    )
+    kinds = sorted({_row(site) for site in sites}, key=lambda kind: ORDER.index(kind) if kind in ORDER else len(ORDER))
     columns = sorted(
         {_cell(site) for site in sites},
         key=lambda name: (name != "outside", int(name) if name.isdigit() else 0),

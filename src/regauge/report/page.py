@@ -62,9 +62,7 @@ def _charts(view: View) -> list[Chart]:
 
 def render(view: View) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string((files("regauge.report") / "page.html.j2").read_text(encoding="utf-8"))
     found = _charts(view)
     figures = {chart.name: json.loads(chart.figure.to_json()) for chart in found}

@@ -1,0 +1,52 @@
+"""Every Python snippet of the README and of docs/ runs, a document from top to bottom in one namespace; every
+`regauge` command line that they show is one that the command line understands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+FENCE = re.compile(r"^```(?P<language>[a-z]*)[^\n]*\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    text = document.read_text(encoding="utf-8")
+    return [found["body"] for found in FENCE.finditer(text) if found["language"] == language]
+
+
+def name(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "python")], ids=name)
+def test_python_snippets_run(
+    document: Path, tmp_path: Path, bundled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bundled").symlink_to(bundled.parent)
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "snippet"}
+    for number, body in enumerate(blocks(document, "python"), start=1):
+        exec(compile(body, f"{name(document)}[{number}]", "exec"), namespace)
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "console")], ids=name)
+def test_command_lines_parse(document: Path) -> None:
+    from regauge.cli import command_line
+
+    for body in blocks(document, "console"):
+        for line in re.sub(r"\\\n\s*", " ", body).splitlines():
+            if line.startswith("$ regauge "):
+                words = shlex.split(line.removeprefix("$ regauge "), comments=True)
+                command_line().make_context("regauge", words, resilient_parsing=False).close()
+
+
+def test_every_link_inside_the_documents_leads_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{name(document)} links to {target}"
