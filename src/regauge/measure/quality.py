@@ -1,0 +1,148 @@
+"""How much a compressed model differs from its original, token by token, on text that the search never saw.
+
+Two models are read side by side, batch by batch, so that no logits are kept: perplexity, bits per byte, mean and
+99th-percentile KL(original ‖ compressed) in nats a token, top-1 agreement, each with a bootstrap interval over
+documents; and a paired bootstrap that compares two compressed models on the same tokens.
+
+Lower = better for perplexity, bits per byte and KL; higher = better for agreement.
+Cost: one forward pass of each model over the text.
+Legend: B windows, T tokens, V vocabulary, N scored tokens, D documents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from regauge.errors import TextError
+from regauge.measure.bootstrap import Draws, Floats, Interval, Ints, per_document, quantile, ratio
+from regauge.measure.windows import Batch, Windows
+
+
+class Quality(BaseModel):
+    """Figures of one model on one text. `kl*` and `agreement` are to the original, whose own are 0 and 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens: int
+    documents: int
+    bytes: int
+    perplexity: Interval
+    bits_per_byte: Interval
+    kl: Interval  # nats a token
+    kl99: Interval  # nats
+    agreement: Interval  # share of tokens with the same most likely next token
+
+
+class Paired(BaseModel):
+    """Mean KL of one compressed model less that of another, on the same tokens, documents drawn together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    difference: Interval  # nats a token; below 0: the first is better
+    verdict: str  # first | second | neither
+
+    @property
+    def decided(self) -> bool:
+        return self.verdict != "neither"
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Per scored token, in text order.
+
+    Attributes:
+        nll_N: −log q(next token) under the compressed model, nats.
+        nll_original_N: the same under the original.
+        kl_N: KL(original ‖ compressed) of the whole next-token distribution, nats.
+        agree_N: 1 where both have the same most likely token.
+        document_N: which document.
+        bytes_D: bytes the scored tokens of each document stand for.
+    """
+
+    nll_N: Floats
+    nll_original_N: Floats
+    kl_N: Floats
+    agree_N: Floats
+    document_N: Ints
+    bytes_D: Floats
+
+
+def token_scores(original_NV: Tensor, compressed_NV: Tensor, next_N: Tensor) -> tuple[Tensor, ...]:
+    """(nll, nll of the original, KL, agreement) of each row of logits."""
+    log_p_NV = torch.log_softmax(original_NV.float(), dim=-1)
+    log_q_NV = torch.log_softmax(compressed_NV.float(), dim=-1)
+    kl_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1).clamp_min(0.0)
+    pick_N1 = next_N.unsqueeze(-1)
+    nll_N = -log_q_NV.gather(-1, pick_N1).squeeze(-1)
+    nll_original_N = -log_p_NV.gather(-1, pick_N1).squeeze(-1)
+    agree_N = (log_p_NV.argmax(-1) == log_q_NV.argmax(-1)).float()
+    return nll_N, nll_original_N, kl_N, agree_N
+
+
+def valid(batch: Batch, logits_BTV: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of the scored positions and the tokens they predict, padding left out."""
+    predicted = [logits_BTV[row, : length - 1] for row, length in enumerate(batch.lengths)]
+    tokens = [batch.ids_BT[row, 1:length] for row, length in enumerate(batch.lengths)]
+    return torch.cat(predicted), torch.cat(tokens)
+
+
+def compare(windows: Windows, original: Iterable[Tensor], compressed: Iterable[Tensor], tokens: int = 4096) -> Scores:
+    """Scores of two models whose logits (B, T, V) come in the order of `windows.batches(tokens)`."""
+    columns: list[list[Tensor]] = [[], [], [], []]
+    owner: list[int] = []
+    for batch, first_BTV, second_BTV in zip(windows.batches(tokens), original, compressed, strict=True):
+        first_NV, next_N = valid(batch, first_BTV)
+        second_NV, _ = valid(batch, second_BTV)
+        for column, value_N in zip(columns, token_scores(first_NV, second_NV, next_N), strict=True):
+            column.append(value_N)
+        for length, document in zip(batch.lengths, batch.document, strict=True):
+            owner.extend([document] * (length - 1))
+    if not owner:
+        raise TextError("no token to score: every window holds fewer than two tokens.")
+    nll_N, nll_original_N, kl_N, agree_N = (torch.cat(column).double().numpy() for column in columns)
+    bytes_D = per_document(
+        np.array(windows.bytes, dtype=np.float64), np.array(windows.document, dtype=np.int64), windows.documents
+    )
+    return Scores(nll_N, nll_original_N, kl_N, agree_N, np.array(owner, dtype=np.int64), bytes_D)
+
+
+def summarise(scores: Scores, seed: int = 0) -> Quality:
+    """Scores → figures with 95% intervals over documents."""
+    documents = len(scores.bytes_D)
+    draws = Draws.make(documents, seed)
+    tokens_D = per_document(np.ones_like(scores.kl_N), scores.document_N, documents)
+    nll_D = per_document(scores.nll_N, scores.document_N, documents)
+    nll = ratio(nll_D, tokens_D, draws)
+    return Quality(
+        tokens=len(scores.kl_N),
+        documents=documents,
+        bytes=int(scores.bytes_D.sum()),
+        perplexity=Interval(value=_exp(nll.value), low=_exp(nll.low), high=_exp(nll.high)),
+        bits_per_byte=ratio(nll_D / math.log(2), np.maximum(scores.bytes_D, 1e-9), draws),
+        kl=ratio(per_document(scores.kl_N, scores.document_N, documents), tokens_D, draws),
+        kl99=quantile(scores.kl_N, scores.document_N, 0.99, draws),
+        agreement=ratio(per_document(scores.agree_N, scores.document_N, documents), tokens_D, draws),
+    )
+
+
+def paired(first: Scores, second: Scores, seed: int = 0) -> Paired:
+    """Which of two compressed models is nearer to the original: mean KL, documents drawn for both at once."""
+    if not np.array_equal(first.document_N, second.document_N):
+        raise TextError("a paired comparison needs both models scored on the same windows.")
+    documents = len(first.bytes_D)
+    gap_D = per_document(first.kl_N - second.kl_N, first.document_N, documents)
+    tokens_D = per_document(np.ones_like(first.kl_N), first.document_N, documents)
+    gap = ratio(gap_D, tokens_D, Draws.make(documents, seed))
+    verdict = "first" if gap.high < 0 else "second" if gap.low > 0 else "neither"
+    return Paired(difference=gap, verdict=verdict)
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, 700.0))
