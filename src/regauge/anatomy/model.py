@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -109,12 +110,15 @@ class Plumbing:
             unit (a `gate` site beside `up`) the linear branch always does.
         rotary: channels of a head that rotary embeddings turn, counted from 0; 0 where there are none.
         pairing: which channels turn together. `half`: i with i + rotary/2 (llama, neox). `interleaved`: 2i, 2i + 1.
+        fixed: why the channels of the residual must keep their place, where they must: the model has no head, so the
+            residual is what it returns, or a parameter outside the anatomy reads it.
     """
 
     arrangement: str = "pre"
     activation: str = "silu"
     rotary: int = 0
     pairing: str = "half"
+    fixed: str = ""
 
 
 @dataclass(frozen=True)
@@ -192,17 +196,21 @@ class Anatomy:
     def norm(self, name: str) -> Norm:
         return self._norms[name]
 
-    @property
+    @cached_property
     def _sites(self) -> dict[str, Site]:
         return {site.name: site for site in self.sites}
 
-    @property
+    @cached_property
     def _norms(self) -> dict[str, Norm]:
         return {norm.name: norm for norm in self.norms}
 
-    @property
+    @cached_property
     def _streams(self) -> dict[str, Stream]:
         return {stream.name: stream for stream in self.streams}
+
+    @property
+    def stream_names(self) -> frozenset[str]:
+        return frozenset(self._streams)
 
     def in_block(self, block: int | None) -> Iterator[Site]:
         return (site for site in self.sites if site.block == block)

@@ -106,6 +106,10 @@ def _residual(anatomy: Anatomy) -> Stream:
     }
     for kind, why in (("rotate", _why_not_rotate(anatomy)), ("centre", _why_not_centre(anatomy))):
         (stops if why else admits)[kind] = why
+    if anatomy.plumbing.fixed:
+        for kind in admits.keys() & {"permute", "select", "rotate"}:
+            del admits[kind]
+            stops[kind] = anatomy.plumbing.fixed
     return Stream(
         name="residual",
         kind="residual",
