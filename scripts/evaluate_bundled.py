@@ -94,9 +94,7 @@ def evaluate(folder: Path) -> dict:
     n_bytes = sum(file.n_bytes for file in heldout)
     held_ids = {file.module: file_ids(tokenizer, file.text) for file in heldout}
     bits = {c: {name: model_bits(model, ids, c) for name, ids in held_ids.items()} for c in (512, 1024)}
-    stream = np.concatenate(
-        [file_ids(tokenizer, file.text)[:-1] for file in train] + [[tokenizer.eos_token_id]]
-    )
+    stream = np.concatenate([file_ids(tokenizer, file.text)[:-1] for file in train] + [[tokenizer.eos_token_id]])
     grams = ngram.fit(stream, len(tokenizer))
     gram_bits = sum(grams.bits_of(ids) for ids in held_ids.values())
     train_text, held_text = joined(train), joined(heldout)
@@ -124,17 +122,13 @@ def evaluate(folder: Path) -> dict:
             "greedy, kept text is in train word for word": copied,
             "rows": greedy,
         },
-        "bits_per_byte_by_file": {
-            file.module: round(bits[512][file.module] / file.n_bytes, 4) for file in heldout
-        },
+        "bits_per_byte_by_file": {file.module: round(bits[512][file.module] / file.n_bytes, 4) for file in heldout},
     }
 
 
 def main() -> None:
     """Command line; writes the key ``evaluation`` of ``training.json``."""
-    parser = argparse.ArgumentParser(
-        description="Held-out bits per byte and completions of the bundled model."
-    )
+    parser = argparse.ArgumentParser(description="Held-out bits per byte and completions of the bundled model.")
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

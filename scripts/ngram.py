@@ -106,9 +106,7 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
         return np.array([0.0, *FALLBACK])
     y = n1 / (n1 + 2 * n2)
     found = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-    return np.array(
-        [0.0, *(d if 0 < d < c else f for c, (d, f) in enumerate(zip(found, FALLBACK, strict=True), 1))]
-    )
+    return np.array([0.0, *(d if 0 < d < c else f for c, (d, f) in enumerate(zip(found, FALLBACK, strict=True), 1))])
 
 
 def _pack(grams: np.ndarray, bits: int) -> np.ndarray:

@@ -141,9 +141,9 @@ def write_text(out: Path, limit_bytes: int | None = None) -> dict[str, tuple[int
     at least one file; files are taken in the order of their hash, so that a
     small sample is not all from the letter a.
     """
-    written = {}
+    files, written = stdlib_files(), {}
     for split in SPLITS:
-        chosen = of_split(stdlib_files(), split)
+        chosen = of_split(files, split)
         if limit_bytes is not None:
             chosen = _up_to(sorted(chosen, key=lambda file: file.sha256), limit_bytes)
         folder = out / split

@@ -93,9 +93,7 @@ def optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optim
             norms.append(parameter)
         else:
             (rest if "embed" in name or "lm_head" in name else hidden).append(parameter)
-    muon = torch.optim.Muon(
-        hidden, lr=recipe.lr_muon, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = torch.optim.Muon(hidden, lr=recipe.lr_muon, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(
         [
             {"params": rest, "lr": recipe.lr_adamw, "weight_decay": recipe.weight_decay_embedding},
@@ -227,7 +225,10 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         state = torch.load(state_path)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(opts, state["opts"], strict=True):
+            chosen = [{key: group[key] for key in ("peak", "weight_decay")} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
+            for group, values in zip(optimizer.param_groups, chosen, strict=True):
+                group.update(values)
         step, spent = state["step"], state["seconds"]
         log = [row for row in json.loads(log_path.read_text()) if row[0] <= step]
     print(f"{len(ids):,} tokens in train, {len(watch_ids):,} in watch, from step {step}")
@@ -245,9 +246,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
             each = (now - started) / (step - first)
             speed = f"{each:.3f} s/step, {recipe.tokens_per_step / each:,.0f} tokens/s"
             to_go = f"to go {(recipe.steps - step) * each / 60:.1f} min"
-            print(
-                f"step {step} loss {mean:.4f} norm {norm:.2f} rate {rate(step, recipe):.3f} {speed}, {to_go}"
-            )
+            print(f"step {step} loss {mean:.4f} norm {norm:.2f} rate {rate(step, recipe):.3f} {speed}, {to_go}")
         if args.time_steps:
             continue
         if step % args.watch_every == 0 or step == last:
