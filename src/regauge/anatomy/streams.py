@@ -22,15 +22,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from regauge.anatomy.heads import attention_streams
 from regauge.anatomy.model import Anatomy, Norm, Plumbing, Port, Site, Stream
+from regauge.anatomy.ports import flat, may_have_bias, norm_ports, ports
 
 TABLES = ("embed", "position", "type", "class")
 WRITERS = ("patch", "o", "down")
 READERS = ("q", "k", "v", "gate", "up", "router", "head")
 KINDS = (*TABLES, *WRITERS, *READERS, "other")
-
-FIXED_BIAS = ("router",)
-"""Kinds of sites whose module cannot be given a bias (the router's code multiplies by a bare parameter)."""
 
 
 def with_streams(anatomy: Anatomy) -> Anatomy:
@@ -52,17 +51,12 @@ def build_streams(anatomy: Anatomy) -> tuple[Stream, ...]:
         norms[norm.block].append(norm)
     for block in range(anatomy.blocks):
         streams += _norm_outputs(anatomy.plumbing, sites[block], norms[block], block)
-        streams += _attention(anatomy, sites[block], norms[block], block)
+        streams += attention_streams(anatomy, sites[block], norms[block], block)
         streams += _feed_forward(anatomy.plumbing, sites[block], block)
     last = [norm for norm in norms[None] if norm.name == "norm"]
     heads = [site for site in sites[None] if site.kind == "head"]
     streams += [_norm_output("head.in", norm, heads, None) for norm in last if heads]
     return tuple(streams)
-
-
-def may_have_bias(site: Site) -> bool:
-    """Whether a site has a bias or its module can be given one: a linear layer can, an expert stack cannot."""
-    return site.bias is not None or (site.weight.index is None and site.kind not in FIXED_BIAS)
 
 
 def input_norms(anatomy: Anatomy) -> tuple[Norm, ...]:
@@ -75,27 +69,10 @@ def post_norms(anatomy: Anatomy) -> tuple[Norm, ...]:
     return tuple(n for n in anatomy.norms if n.name == "embed.norm" or n.name.endswith(".post"))
 
 
-def _ports(site: Site, axis: int, start: int = 0, width: int = 1) -> list[Port]:
-    """A site's weight, and its bias where the site writes (axis 0 of its weight)."""
-    ports = [Port(f"{site.name}.weight", axis, start, width)]
-    if axis == 0 and site.bias is not None:
-        ports.append(Port(f"{site.name}.bias", 0, start, width))
-    return ports
-
-
-def _norm_ports(norm: Norm, start: int = 0, width: int = 1) -> list[Port]:
-    ports = [Port(f"{norm.name}.gain", 0, start, width)] if norm.gain is not None else []
-    return ports + ([Port(f"{norm.name}.bias", 0, start, width)] if norm.bias is not None else [])
-
-
-def _flat(ports: Iterable[Sequence[Port]]) -> tuple[Port, ...]:
-    return tuple(port for some in ports for port in some)
-
-
 def _residual(anatomy: Anatomy) -> Stream:
     sites = anatomy.sites
-    writers = [_ports(s, 1) for s in sites if s.kind in TABLES] + [_ports(s, 0) for s in sites if s.kind in WRITERS]
-    readers = [_ports(s, 1) for s in sites if s.kind in READERS]
+    writers = [ports(s, 1) for s in sites if s.kind in TABLES] + [ports(s, 0) for s in sites if s.kind in WRITERS]
+    readers = [ports(s, 1) for s in sites if s.kind in READERS]
     inputs, posts = input_norms(anatomy), post_norms(anatomy)
     admits = {"permute": "", "select": ""}
     stops = {
@@ -114,9 +91,9 @@ def _residual(anatomy: Anatomy) -> Stream:
         name="residual",
         kind="residual",
         size=anatomy.hidden,
-        writers=_flat(writers),
-        readers=_flat(readers),
-        through=_flat(_norm_ports(norm) for norm in (*inputs, *posts)),
+        writers=flat(writers),
+        readers=flat(readers),
+        through=flat(norm_ports(norm) for norm in (*inputs, *posts)),
         admits=admits,
         stops=stops,
     )
@@ -181,7 +158,13 @@ def _norm_output(name: str, norm: Norm, readers: Sequence[Site], block: int | No
     mixing = "a norm writes channel by channel: mixing its output takes an online operator in front of the readers"
     order = "the channels of a norm's output stand in the order of the residual: permute or select that"
     admits: dict[str, str] = {}
-    stops = {"rotate": mixing, "affine": mixing, "permute": order, "select": order, "centre": "centre the residual"}
+    stops = {
+        "rotate": mixing,
+        "affine": mixing,
+        "permute": order,
+        "select": order,
+        "centre": "centre the residual, for all its norms at once",
+    }
     fixed = [site.name for site in readers if not may_have_bias(site)]
     if norm.gain is None:
         stops |= {"scale": f"{norm.name} has no gain to write a scale into", "fold": f"{norm.name} has no gain"}
@@ -197,102 +180,7 @@ def _norm_output(name: str, norm: Norm, readers: Sequence[Site], block: int | No
         stops["fold"] = f"{norm.name} has a bias, and {fixed[0]} reads it and cannot be given one"
     elif norm.gain is not None:
         admits["fold"] = ""
-    return Stream(name, "norm", norm.size, tuple(_norm_ports(norm)), _readers(readers), admits, stops, block)
-
-
-def _attention(anatomy: Anatomy, sites: Sequence[Site], norms: Sequence[Norm], block: int) -> list[Stream]:
-    found = {site.kind: site for site in sites if site.kind in ("q", "k", "v", "o")}
-    if len(found) < 4:
-        return []
-    q, k, v, o = (found[kind] for kind in "qkvo")
-    size = anatomy.head_dim
-    groups = k.shape[0] // size
-    repeat = q.shape[0] // size // groups
-    gains = {kind: [n for n in norms if n.name == f"{found[kind].name}.norm"] for kind in "qk"}
-    shared = any(norm.size == size and q.shape[0] != size for some in gains.values() for norm in some)
-    admits, stops = _score_moves(anatomy.plumbing, size)
-    streams: list[Stream] = []
-    for group in range(groups):
-        heads = [group * repeat + i for i in range(repeat)]
-        streams.append(_values(v, o, group, heads, size, block))
-        name = f"blocks.{block}.qk.{group}"
-        if shared:
-            why = (
-                f"the norms on q and k divide it away and their gains are shared by the heads: "
-                f"move blocks.{block}.qk instead"
-            )
-            stops_here = dict.fromkeys(("scale", "rotate", "affine", "permute", "shift", "select"), why)
-            streams.append(Stream(name, "qk", size, (), (), {}, stops_here, block))
-            continue
-        q_side = [_norm_ports(n, head * size) for n in gains["q"] for head in heads] or [
-            _ports(q, 0, head * size) for head in heads
-        ]
-        k_side = [_norm_ports(n, group * size) for n in gains["k"]] or [_ports(k, 0, group * size)]
-        here = (_gains_only(admits), _gains_stops(stops)) if gains["q"] or gains["k"] else (admits, stops)
-        streams.append(Stream(name, "qk", size, _flat(q_side), _flat(k_side), *here, block))
-    if shared:
-        q_gains, k_gains = (_flat(_norm_ports(norm) for norm in gains[kind]) for kind in "qk")
-        name = f"blocks.{block}.qk"
-        streams.append(Stream(name, "qk", size, q_gains, k_gains, _gains_only(admits), _gains_stops(stops), block))
-    long_gains = [_norm_ports(n, 0, n.size // groups) for some in gains.values() for n in some if not shared]
-    streams.append(
-        Stream(
-            name=f"blocks.{block}.heads",
-            kind="heads",
-            size=groups,
-            writers=_flat([_ports(q, 0, 0, repeat * size), _ports(k, 0, 0, size), _ports(v, 0, 0, size)]),
-            readers=(Port(f"{o.name}.weight", 1, 0, repeat * size),),
-            admits={"permute": "", "select": ""},
-            stops=dict.fromkeys(
-                ("scale", "shift", "rotate", "affine", "fold", "centre"), "heads are whole: move value or qk streams"
-            ),
-            block=block,
-            through=_flat(long_gains),
-        )
-    )
-    return streams
-
-
-def _values(v: Site, o: Site, group: int, heads: Sequence[int], size: int, block: int) -> Stream:
-    admits = {"scale": "nonzero", "permute": "", "rotate": "", "affine": ""}
-    stops = {"select": f"heads keep one size: select whole groups on blocks.{block}.heads"}
-    if may_have_bias(v) and may_have_bias(o):
-        admits["shift"] = ""  # a row of attention weights sums to one
-    else:
-        stops["shift"] = f"{v.name} or {o.name} cannot be given a bias"
-    return Stream(
-        name=f"blocks.{block}.value.{group}",
-        kind="value",
-        size=size,
-        writers=tuple(_ports(v, 0, group * size)),
-        readers=tuple(Port(f"{o.name}.weight", 1, head * size) for head in heads),
-        admits=admits,
-        stops=stops,
-        block=block,
-    )
-
-
-def _score_moves(plumbing: Plumbing, size: int) -> tuple[dict[str, str], dict[str, str]]:
-    stops = {
-        "shift": "the score is a product of queries and keys: a shift of one leaves a term in the other",
-        "select": "heads keep one size: select whole groups on the stream `heads`",
-    }
-    if plumbing.rotary == 0:
-        return {"scale": "nonzero", "permute": "", "rotate": "", "affine": ""}, stops
-    admits = {"scale": "pairs", "rotate": "pairs", "affine": "pairs", "permute": "free"}
-    if plumbing.rotary >= size:
-        stops["permute"] = "rotary embeddings turn each pair of channels at its own frequency: the order is fixed"
-        del admits["permute"]
-    return admits, stops
-
-
-def _gains_only(admits: dict[str, str]) -> dict[str, str]:
-    return {kind: condition for kind, condition in admits.items() if kind == "scale"}
-
-
-def _gains_stops(stops: dict[str, str]) -> dict[str, str]:
-    mixing = "the gain of a norm on q or k acts channel by channel"
-    return stops | dict.fromkeys(("rotate", "affine", "permute"), mixing)
+    return Stream(name, "norm", norm.size, tuple(norm_ports(norm)), _readers(readers), admits, stops, block)
 
 
 def _feed_forward(plumbing: Plumbing, sites: Sequence[Site], block: int) -> list[Stream]:
@@ -319,12 +207,12 @@ def _feed_forward(plumbing: Plumbing, sites: Sequence[Site], block: int) -> list
                 name=name,
                 kind="ffn",
                 size=unit["up"].shape[0],
-                writers=tuple(_ports(unit["up"], 0)),
+                writers=tuple(ports(unit["up"], 0)),
                 readers=(Port(f"{unit['down'].name}.weight", 1),),
                 admits=admits,
                 stops=stops,
                 block=block,
-                through=tuple(_ports(unit["gate"], 0)) if "gate" in unit else (),
+                through=tuple(ports(unit["gate"], 0)) if "gate" in unit else (),
             )
         )
     return streams
