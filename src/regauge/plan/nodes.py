@@ -1,0 +1,110 @@
+"""Read YAML so that every value knows its line: a wrong key can then be named with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import yaml
+
+from regauge.errors import RecipeError, nearest
+from regauge.parts import Option
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value of a recipe with its place.
+
+    Attributes:
+        value: a scalar, a tuple of nodes, or a mapping of nodes.
+        place: `recipe.yaml, line 3: rules › head`.
+    """
+
+    value: Option | tuple[Node, ...] | Mapping[str, Node] | None
+    place: str
+
+    def error(self, message: str) -> RecipeError:
+        return RecipeError(f"{self.place}: {message}")
+
+    def mapping(self, what: str) -> Mapping[str, Node]:
+        if not isinstance(self.value, Mapping):
+            raise self.error(f"{what} must be a mapping, not {self._shown()}")
+        return self.value
+
+    def items(self, what: str) -> tuple[Node, ...]:
+        if not isinstance(self.value, tuple):
+            raise self.error(f"{what} must be a list, not {self._shown()}")
+        return self.value
+
+    def text(self, what: str) -> str:
+        if not isinstance(self.value, str):
+            raise self.error(f"{what} must be text, not {self._shown()}")
+        return self.value
+
+    def count(self, what: str) -> int:
+        if not isinstance(self.value, int) or isinstance(self.value, bool) or self.value <= 0:
+            raise self.error(f"{what} must be a whole number above 0, not {self._shown()}")
+        return self.value
+
+    def scalar(self, what: str) -> Option:
+        if self.value is None or isinstance(self.value, Mapping | tuple):
+            raise self.error(f"{what} must be one value, not {self._shown()}")
+        return self.value
+
+    def _shown(self) -> str:
+        if self.value is None:
+            return "nothing"
+        if isinstance(self.value, Mapping):
+            return "a mapping"
+        return "a list" if isinstance(self.value, tuple) else repr(self.value)
+
+
+def keys(node: Node, known: tuple[str, ...], what: str, required: tuple[str, ...] = ()) -> Mapping[str, Node]:
+    """The mapping, after every key is known and every required one is there."""
+    found = node.mapping(what)
+    for key, value in found.items():
+        if key not in known:
+            raise value.error(f"unknown key {key!r} in {what}{nearest(key, known)}")
+    for key in required:
+        if key not in found:
+            raise node.error(f"{what} lacks {key!r}")
+    return found
+
+
+def read(text: str, where: str) -> Node:
+    """The tree of a YAML document. `where` names it in messages."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        raise RecipeError(f"{where}{line}: this is not YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: this is not YAML: {' '.join(str(error).split())}") from error
+    if root is None:
+        raise RecipeError(f"{where}: the recipe is empty")
+    return _node(root, where, "", frozenset())
+
+
+def _node(node: yaml.Node, where: str, path: str, above: frozenset[int]) -> Node:
+    place = f"{where}, line {node.start_mark.line + 1}" + (f": {path}" if path else "")
+    if id(node) in above:
+        raise RecipeError(f"{place}: an alias that holds itself")
+    above = above | {id(node)}
+    if isinstance(node, yaml.SequenceNode):
+        return Node(tuple(_node(item, where, path, above) for item in node.value), place)
+    if isinstance(node, yaml.MappingNode):
+        found: dict[str, Node] = {}
+        for key, value in node.value:
+            name = str(key.value) if isinstance(key, yaml.ScalarNode) else ""
+            if not name:
+                raise RecipeError(f"{place}: a key must be a word")
+            inner = _node(value, where, f"{path} › {name}" if path else name, above)
+            if name in found:
+                raise inner.error(f"{name!r} is written twice")
+            found[name] = inner
+        return Node(found, place)
+    value = yaml.SafeLoader("").construct_object(node)
+    if value is None or isinstance(value, str | int | float | bool):
+        return Node(value, place)
+    return Node(str(node.value), place)
