@@ -60,11 +60,11 @@ def test_equals_brute_force(seed: int) -> None:
 
 
 def test_beats_uniform_where_groups_differ_and_equals_it_where_they_do_not() -> None:
-    groups = [[Candidate(weight * 4.0**-b, {"bytes": float(b)}) for b in (2, 3, 4)] for weight in (64, 16, 4, 1)]
-    uniform = total(groups, [1] * len(groups))  # 3 bits everywhere: 85/64 nats, 12 bytes
+    groups = [[Candidate(weight * 4.0**-b, {"bytes": float(b)}) for b in (2, 3, 4)] for weight in (64, 32, 2, 1)]
+    uniform = total(groups, [1] * len(groups))  # 3 bits everywhere: 99/64 nats, 12 bytes
     found = allocate(groups, [Bound("bytes", uniform.takes["bytes"])])
     assert found.picks == (2, 2, 0, 0)
-    assert found.loss == pytest.approx(0.625)  # 64/256 + 16/256 + 4/16 + 1/16
+    assert found.loss == pytest.approx(0.5625)  # 64/256 + 32/256 + 2/16 + 1/16
     same = [[Candidate(4.0**-bits, {"bytes": float(bits)}) for bits in (2, 3, 4)] for _ in range(4)]
     assert allocate(same, [Bound("bytes", 12.0)]).picks == (1, 1, 1, 1)
 

@@ -1,0 +1,174 @@
+"""What a model costs on this machine: tokens a second, and memory that is read, not computed from shapes.
+
+Speeds are medians over interleaved rounds (A B A B …), so that a slow minute hits both; the spread is the quartiles.
+Where the spreads of two models overlap, the verdict is "no faster". Memory is the anonymous resident set of a fresh
+process after loading; cache bytes a token are read from the cache's tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from regauge.errors import ModelError
+
+Thunk = Callable[[], float]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Speed(_Record):
+    """Tokens a second: median, quartiles, and how many rounds."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+
+class Memory(_Record):
+    """Resident bytes of a fresh process that loaded the model and ran one token."""
+
+    anonymous: int  # RssAnon after loading, less that of the same process before loading
+    file: int  # RssFile gained: pages of mapped weight files
+    process: int  # RssAnon of the whole process, libraries and all
+
+
+class Costs(_Record):
+    """Everything measured about the cost of one model."""
+
+    decode: Speed | None = None
+    prefill: Speed | None = None
+    memory: Memory | None = None
+    cache_bytes: float | None = None  # a token
+    bytes: int | None = None  # weight files on disk
+
+
+def speed(rates: Sequence[float]) -> Speed:
+    """Median and quartiles of tokens a second."""
+    if len(rates) > 1:
+        low, _, high = statistics.quantiles(rates, n=4, method="inclusive")
+    else:
+        low = high = rates[0]
+    return Speed(median=statistics.median(rates), low=low, high=high, rounds=len(rates))
+
+
+def verdict(first: Speed, second: Speed) -> str:
+    """What may be said of the first against the second: `1.52x`, or `no faster` where spreads overlap."""
+    ratio = first.median / second.median
+    if first.low <= second.high and second.low <= first.high:
+        return "no faster" if ratio >= 1 else "no slower"
+    return f"{ratio:.2f}x"
+
+
+def interleave(runs: Mapping[str, Thunk], rounds: int = 5, warm: int = 1) -> dict[str, Speed]:
+    """Each run once a round, in turn; `warm` rounds first that do not count."""
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(warm + rounds):
+        for name, run in runs.items():
+            rate = run()
+            if turn >= warm:
+                rates[name].append(rate)
+    return {name: speed(values) for name, values in rates.items()}
+
+
+def decode_rate(model: nn.Module, prompt_BT: Tensor, tokens: int = 32) -> Thunk:
+    """Greedy tokens a second with the cache, after the prompt is in it; batch as given (1 for decoding)."""
+
+    def run() -> float:
+        with torch.inference_mode():
+            out = model(input_ids=prompt_BT, use_cache=True)
+            next_B1 = out.logits[:, -1:].argmax(-1)
+            start = time.perf_counter()
+            for _ in range(tokens):
+                out = model(input_ids=next_B1, past_key_values=out.past_key_values, use_cache=True)
+                next_B1 = out.logits[:, -1:].argmax(-1)
+            return tokens / (time.perf_counter() - start)
+
+    return run
+
+
+def prefill_rate(model: nn.Module, prompt_BT: Tensor) -> Thunk:
+    """Prompt tokens a second through one forward pass that fills a cache and gives the last token's logits."""
+
+    def run() -> float:
+        with torch.inference_mode():
+            start = time.perf_counter()
+            model(input_ids=prompt_BT, use_cache=True, logits_to_keep=1)
+            return prompt_BT.numel() / (time.perf_counter() - start)
+
+    return run
+
+
+def cache_bytes(cache: Any) -> int:  # any cache object of the host
+    """Bytes of all tensors that the layers of a cache hold: keys, values, scales, indices, whatever is there."""
+    storages: dict[int, int] = {}
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            for tensor in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(tensor, Tensor):
+                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def cache_bytes_a_token(model: nn.Module, prompt_BT: Tensor) -> float:
+    """Growth of the cache from half the prompt to all of it, a token: fixed parts (a window's rest) drop out."""
+    length = prompt_BT.shape[1]
+    if length < 2:
+        raise ModelError("reading the cache's growth needs a prompt of two tokens or more.")
+    with torch.inference_mode():
+        half = cache_bytes(model(input_ids=prompt_BT[:, : length // 2], use_cache=True).past_key_values)
+        whole = cache_bytes(model(input_ids=prompt_BT, use_cache=True).past_key_values)
+    return (whole - half) / (length - length // 2) / prompt_BT.shape[0]
+
+
+_CHILD = """
+import gc, json, sys
+import torch
+from regauge.hosts.transformers.loader import load
+def resident():
+    with open("/proc/self/status") as lines:
+        found = dict(line.split(":", 1) for line in lines)
+    return [int(found[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile")]
+torch.nn.functional.linear(torch.ones(8, 8), torch.ones(8, 8))
+before = resident()
+model = load(sys.argv[1], dtype=None if sys.argv[2] == "stored" else getattr(torch, sys.argv[2]))
+with torch.inference_mode():
+    model(input_ids=torch.ones(1, 1, dtype=torch.int64))
+gc.collect()
+after = resident()
+print(json.dumps({"anonymous": after[0] - before[0], "file": max(after[1] - before[1], 0), "process": after[0]}))
+"""
+
+
+def memory(path: str | Path, dtype: str = "stored", timeout: float = 600.0) -> Memory:
+    """Loads the model in a fresh process, runs one token, and reads the kernel's count (Linux)."""
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(path), dtype], capture_output=True, text=True, timeout=timeout, check=False
+    )
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise ModelError(f"{path} could not be loaded in a fresh process to read its memory: {last[0]}")
+    return Memory(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def weight_bytes(path: str | Path) -> int:
+    """Bytes of the tensors in every safetensors file of a directory: data only, headers not counted."""
+    total = 0
+    for file in sorted(Path(path).glob("**/*.safetensors")):
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+        total += file.stat().st_size - 8 - header
+    return total

@@ -1,0 +1,139 @@
+"""What machine this is, how fast its memory is at this minute, and where figures measured on it are kept.
+
+Absolute speeds do not travel, so every cached cost carries the fingerprint of the machine it was measured on, and
+every benchmark row has a bandwidth probe beside it: on shared hosts bandwidth can halve from minute to minute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "i8mm", "bf16")
+
+
+class Machine(BaseModel):
+    """What decides speed here. Two machines with equal fingerprints share cached costs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cpu: str
+    flags: tuple[str, ...]
+    cores: int
+    threads: int
+    memory: int  # bytes
+    torch: str
+    system: str
+    accelerator: str | None = None
+
+    def fingerprint(self) -> str:
+        """16 hex digits over everything that decides speed; memory is rounded to GiB."""
+        data = self.model_dump()
+        data["memory"] = round(self.memory / 2**30)
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def machine() -> Machine:
+    """This machine, as seen from this process: `threads` is what torch uses now."""
+    cpu, flags = _cpuinfo(Path("/proc/cpuinfo"))
+    return Machine(
+        cpu=cpu or platform.processor() or platform.machine(),
+        flags=tuple(flag for flag in FLAGS if flag in flags),
+        cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        memory=psutil.virtual_memory().total,
+        torch=torch.__version__,
+        system=f"{platform.system()} {platform.machine()}",
+        accelerator=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    )
+
+
+def _cpuinfo(path: Path) -> tuple[str, frozenset[str]]:
+    """(model name, flags) from a Linux cpuinfo; empty elsewhere."""
+    if not path.exists():
+        return "", frozenset()
+    found: dict[str, str] = {}
+    for line in path.read_text(errors="replace").splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            found.setdefault(name.strip(), value.strip())
+    flags = found.get("flags", found.get("Features", ""))
+    return found.get("model name", found.get("CPU part", "")), frozenset(flags.split())
+
+
+def bandwidth(size: int = 256 * 2**20, repeats: int = 5) -> float:
+    """Bytes a second that a copy moves: `size` read and `size` written, median of `repeats`, torch's threads.
+
+    The buffers (256 MiB each) are far larger than any last-level cache. A plain copy may move a third stream (the
+    destination is read before it is written); that one is not counted, so this is a lower bound.
+    """
+    source = torch.ones(size // 4, dtype=torch.float32)
+    target = torch.empty_like(source)
+    target.copy_(source)  # touch every page before the clock runs
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        target.copy_(source)
+        times.append(time.perf_counter() - start)
+    return 2 * size / statistics.median(times)
+
+
+class Cached(BaseModel):
+    """The file of one fingerprint: measured seconds by key."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = 1
+    machine: Machine
+    seconds: dict[str, float]
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/regauge/machines`, by default under `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "regauge" / "machines"
+
+
+def read_costs(found: Machine, folder: Path | None = None) -> dict[str, float]:
+    """Cached costs of this machine; none where the file is absent, corrupt or of another version."""
+    path = (folder or cache_folder()) / f"{found.fingerprint()}.json"
+    try:
+        cached = Cached.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError):
+        return {}  # a cache may always be measured again
+    if cached.version != 1 or any(not (seconds > 0) for seconds in cached.seconds.values()):
+        return {}
+    return dict(cached.seconds)
+
+
+def write_costs(found: Machine, seconds: Mapping[str, float], folder: Path | None = None) -> Path | None:
+    """Adds costs to the cache by one rename; None where the folder cannot be written (the costs then live this run)."""
+    where = folder or cache_folder()
+    path = where / f"{found.fingerprint()}.json"
+    record = Cached(machine=found, seconds={**read_costs(found, where), **seconds})
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=where, suffix=".part", delete=False, encoding="utf-8") as part:
+            part.write(record.model_dump_json(indent=1))
+        os.replace(part.name, path)
+    except OSError:
+        return None
+    return path
+
+
+def cost(key: str, known: dict[str, float], measure: Callable[[], float]) -> float:
+    """The cached cost of `key`, or measured now and remembered in `known`."""
+    if key not in known:
+        known[key] = measure()
+    return known[key]

@@ -1,0 +1,102 @@
+"""Speeds, verdicts, memory and the machine's cache of costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from regauge.measure.cost import cache_bytes, cache_bytes_a_token, interleave, speed, verdict, weight_bytes
+from regauge.measure.machine import bandwidth, cost, machine, read_costs, write_costs
+
+
+def test_speed_by_hand() -> None:
+    found = speed([10.0, 30.0, 20.0, 50.0, 40.0])
+    assert (found.median, found.low, found.high, found.rounds) == (30.0, 20.0, 40.0, 5)
+    assert (speed([7.0]).low, speed([7.0]).high) == (7.0, 7.0)
+
+
+def test_no_faster_where_spreads_overlap() -> None:
+    slow, fast, blurred = speed([10, 11, 12]), speed([20, 21, 22]), speed([9, 14, 25])
+    assert verdict(fast, slow) == "1.91x"
+    assert verdict(slow, fast) == "0.52x"
+    assert verdict(blurred, slow) == "no faster"
+    assert verdict(slow, blurred) == "no slower"
+
+
+def test_runs_are_interleaved_and_warmed() -> None:
+    seen: list[str] = []
+
+    def run(name: str, rate: float) -> float:
+        seen.append(name)
+        return rate if len(seen) > 2 else 1e9  # the warm round must not count
+
+    found = interleave({"a": lambda: run("a", 2.0), "b": lambda: run("b", 3.0)}, rounds=3)
+    assert seen == ["a", "b"] * 4
+    assert (found["a"].median, found["b"].median, found["a"].rounds) == (2.0, 3.0, 3)
+
+
+class Caching(torch.nn.Module):
+    """Keeps 6 float32 a token and a fixed table of 100 bytes."""
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        keys = torch.zeros(*input_ids.shape, 4)
+        layer = SimpleNamespace(
+            keys=keys, view=keys[:, :1], values=[torch.zeros(*input_ids.shape, 2)], table=torch.zeros(25), size=3
+        )
+        return SimpleNamespace(past_key_values=SimpleNamespace(layers=[layer, layer]))
+
+
+def test_cache_is_read_from_its_tensors() -> None:
+    model = Caching()
+    out = model(torch.zeros(1, 10, dtype=torch.int64), use_cache=True)
+    assert cache_bytes(out.past_key_values) == 10 * 24 + 100  # a view and a layer listed twice count once
+    assert cache_bytes_a_token(model, torch.zeros(1, 10, dtype=torch.int64)) == 24.0
+
+
+def test_weight_bytes_count_tensors_not_headers(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.uint8)}, tmp_path / "m.safetensors")
+    assert weight_bytes(tmp_path) == 67
+
+
+def test_costs_are_kept_by_fingerprint_and_a_corrupt_cache_is_measured_again(tmp_path: Path) -> None:
+    here = machine()
+    assert here.cores >= 1
+    assert here.memory > 2**28
+    assert read_costs(here, tmp_path) == {}
+    path = write_costs(here, {"linear:3x5": 0.5}, tmp_path)
+    assert path is not None
+    write_costs(here, {"linear:7x5": 0.25}, tmp_path)
+    assert read_costs(here, tmp_path) == {"linear:3x5": 0.5, "linear:7x5": 0.25}
+    other = here.model_copy(update={"threads": here.threads + 1})
+    assert other.fingerprint() != here.fingerprint()
+    assert read_costs(other, tmp_path) == {}
+    whole = json.loads(path.read_text())
+    for broken in ("", "{", path.read_text()[:40], json.dumps({**whole, "version": 2}), "\x00\xff",
+                   json.dumps({**whole, "seconds": {"a": -1}})):  # fmt: skip
+        path.write_text(broken)
+        assert read_costs(here, tmp_path) == {}
+    write_costs(here, {"again": 1.0}, tmp_path)
+    assert read_costs(here, tmp_path) == {"again": 1.0}
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name]
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert write_costs(machine(), {"a": 1.0}, tmp_path / "file" / "below") is None
+
+
+def test_a_known_cost_is_not_measured_again() -> None:
+    known = {"a": 2.0}
+    assert cost("a", known, lambda: pytest.fail("measured again")) == 2.0
+    assert cost("b", known, lambda: 3.0) == 3.0
+    assert known == {"a": 2.0, "b": 3.0}
+
+
+def test_bandwidth_is_plausible() -> None:
+    assert 1e8 < bandwidth(2**22, repeats=2) < 1e13
