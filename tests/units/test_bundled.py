@@ -193,6 +193,21 @@ def test_windows_score_every_token_once():
         assert evaluate.model_bits(Uniform(), ids, 8) == pytest.approx(4.0 * (length - 1), rel=1e-6)
 
 
+def test_windows_move_by_half():
+    """17 tokens, windows of 8: inputs 0-7, 4-11 and 8-15, so all but the first 8 targets see 4 or more."""
+    import torch
+
+    seen = []
+
+    class Recorder:
+        def __call__(self, input_ids, use_cache):
+            seen.extend(input_ids.tolist())
+            return type("Out", (), {"logits": torch.zeros(*input_ids.shape, 32)})
+
+    script("evaluate_bundled").model_bits(Recorder(), np.arange(17), 8)
+    assert seen == [list(range(0, 8)), list(range(4, 12)), list(range(8, 16))]
+
+
 def test_windows_agree_with_one_pass_on_a_short_text(bundled):
     import torch
 
@@ -262,6 +277,7 @@ def test_ngram_that_does_not_fit_is_refused():
         ("def f(x):\n", "    return x +", True, "    return x +", False),
         ("def f(x):\n", "", True, "", False),
         ("def f(x):\n", "    try:\n        g()\n    except", False, "    try:\n        g()\n", False),
+        ("x = 1\n", "# nothing but a comment\n", True, "# nothing but a comment\n", False),
         ("class A:\n", '    """Doc.\n\n    More', False, "", False),
     ],
 )
