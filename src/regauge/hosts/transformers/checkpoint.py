@@ -1,0 +1,189 @@
+"""What lies in the safetensors files of a checkpoint, and which module parameter each tensor is (part of).
+
+Headers are checked against the file's size before anything is read, so that a truncated file is one clear error and
+never a bus error from a memory map. Old names (BERT's `gamma`, ViT's `encoder.layer`, experts one by one) are translated
+by transformers' own conversion tables.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from regauge.errors import CorruptWeights, ModelError, UnsafeWeights
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: its name there, dtype by safetensors' name, and shape."""
+
+    file: Path
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stored tensor as (part of) a parameter: all of it, or of a stack expert `index` and its slice `part` of `parts`."""
+
+    stored: Stored
+    index: int | None = None
+    part: int = 0
+    parts: int = 1
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model directory, or the error that says what is there instead."""
+    if (folder / INDEX).exists():
+        shards = sorted(set(_weight_map(folder).values()))
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing:
+            raise CorruptWeights(
+                f"{folder / INDEX} names {len(shards)} files, and {len(missing)} of them are not there: "
+                f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; download the model again"
+            )
+        return [folder / name for name in shards]
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise UnsafeWeights(
+            f"{folder} has only {pickles[0]}: such files can run code when they are opened, so regauge reads safetensors "
+            f"alone; convert it with transformers' save_pretrained on a machine where you trust the file"
+        )
+    raise ModelError(f"{folder} has a config.json but no weights: {SINGLE} or {INDEX} was expected")
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    try:
+        found = json.loads((folder / INDEX).read_text())["weight_map"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CorruptWeights(f"{folder / INDEX} is not an index of weights ({error}); download it again") from error
+    if not isinstance(found, dict):
+        raise CorruptWeights(f"{folder / INDEX} is not an index of weights: weight_map is no mapping")
+    return found
+
+
+def stored_tensors(folder: Path, files: list[Path]) -> dict[str, Stored]:
+    """Every tensor of some checked files by its name in them; an index must agree with the files."""
+    found: dict[str, Stored] = {}
+    for path in files:
+        found |= read_header(path)
+    if (folder / INDEX).exists():
+        lost = [f"{key} ({name})" for key, name in _weight_map(folder).items() if key not in found]
+        if lost:
+            raise CorruptWeights(
+                f"{folder / INDEX} names tensors that its files do not hold: {', '.join(lost[:3])}"
+                f"{', …' if len(lost) > 3 else ''}; download the model again"
+            )
+    return found
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """The header of one safetensors file, after checking that the file is as long as it says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 0 < length <= min(size - 8, MAX_HEADER):
+            raise CorruptWeights(f"{path} is no safetensors file, or it was cut off in its header ({size} bytes)")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        entries = {key: value for key, value in header.items() if key != "__metadata__"}
+        end = max((value["data_offsets"][1] for value in entries.values()), default=0)
+        found = {key: Stored(path, key, value["dtype"], tuple(value["shape"])) for key, value in entries.items()}
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+        raise CorruptWeights(f"the header of {path} is corrupt ({error}); download the file again") from error
+    if size != 8 + length + end:
+        raise CorruptWeights(
+            f"{path} is {'truncated' if size < 8 + length + end else 'too long'}: its header promises "
+            f"{8 + length + end} bytes and it has {size}; download the file again"
+        )
+    return found
+
+
+def locate(model: Any, stored: Mapping[str, Stored]) -> tuple[dict[str, tuple[Piece, ...]], tuple[str, ...]]:
+    """Parameter key of the skeleton → its pieces in the files; and the stored tensors that nothing uses."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    transforms = get_model_conversion_mapping(model)
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    renamings = [transform for transform in transforms if not isinstance(transform, WeightConverter)]
+    shapes = model.state_dict()
+    pieces: dict[str, list[Piece]] = {}
+    unused = []
+    for key, tensor in stored.items():
+        target, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, shapes)
+        if target not in shapes:
+            unused.append(key)
+        elif pattern is None:
+            pieces.setdefault(target, []).append(Piece(tensor))
+        else:
+            pieces.setdefault(target, []).append(_expert(tensor, pattern, converters))
+    return {key: tuple(some) for key, some in pieces.items()}, tuple(unused)
+
+
+def _expert(tensor: Stored, pattern: str, converters: list[Any]) -> Piece:
+    """A tensor that transformers would merge: one expert, whole or as one of the parts of a fused matrix."""
+    converter = next(c for c in converters if pattern in c.source_patterns)
+    steps = [type(step).__name__ for step in converter.operations]
+    number = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), tensor.key)
+    if number is None or steps not in (["MergeModulelist"], ["MergeModulelist", "Concatenate"]):
+        raise ModelError(f"{tensor.key} is stored in a layout that regauge does not read ({', '.join(steps)})")
+    parts = len(converter.source_patterns)
+    return Piece(tensor, int(number[1]), converter.source_patterns.index(pattern), parts)
+
+
+def check(model: Any, pieces: Mapping[str, tuple[Piece, ...]], tied: Mapping[str, str], where: Path) -> None:
+    """Every parameter of the skeleton is in the files, in its shape (a tied one: under one of its names)."""
+    shapes = model.state_dict()
+    missing = [key for key in shapes if key not in pieces and tied.get(key) not in pieces and not _swapped(key, pieces, tied)]
+    if missing:
+        raise CorruptWeights(
+            f"{where} lacks {len(missing)} of the {len(shapes)} tensors that its config asks for: "
+            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; the config and the weights do not belong together"
+        )
+    for key, some in pieces.items():
+        seen = assembled_shape(some)
+        if seen != tuple(shapes[key].shape):
+            raise CorruptWeights(
+                f"{some[0].stored.key} in {some[0].stored.file} makes a tensor of shape {list(seen)}, and the config asks "
+                f"for {list(shapes[key].shape)}; the config and the weights do not belong together"
+            )
+
+
+def _swapped(key: str, pieces: Mapping[str, tuple[Piece, ...]], tied: Mapping[str, str]) -> bool:
+    return any(source == key and target in pieces for target, source in tied.items())
+
+
+def assembled_shape(pieces: tuple[Piece, ...]) -> tuple[int, ...]:
+    """Shape of the parameter that some pieces make; (0,) where experts or parts are missing or differ."""
+    first = pieces[0]
+    if first.index is None:
+        return first.stored.shape
+    experts = {piece.index for piece in pieces}
+    shapes = {piece.stored.shape for piece in pieces}
+    if len(shapes) > 1 or len(experts) * first.parts != len(pieces) or experts != set(range(len(experts))):
+        return (0,)
+    (rows, *rest) = first.stored.shape
+    return (len(experts), rows * first.parts, *rest)
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds no NaN and no infinity. One pass, no copy; codes and indices are finite by nature."""
+    if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.itemsize == 1:
+        return True
+    low, high = tensor.aminmax()
+    return bool(low.isfinite() and high.isfinite())

@@ -1,0 +1,68 @@
+"""From what the user wrote to a directory: a path as it is, a hub id by download (safetensors, json and tokenizer)."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from regauge.errors import ModelError, nearest
+
+WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md"]
+UNWANTED = ["onnx/*", "openvino/*", "*/*.safetensors", "original/*", "*.bin"]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def model_folder(model: str, revision: str | None = None) -> Path:
+    """The directory of a model.
+
+    Args:
+        model: a directory, or a hub id (`org/name`).
+        revision: branch, tag or commit of a hub id.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelError(f"{model} is a file; give the directory that holds config.json and the safetensors files")
+    if path.is_absolute() or model.startswith((".", "~")) or not HUB_ID.fullmatch(model):
+        raise ModelError(f"there is no directory {model}{_near(path)}")
+    return _download(model, revision, path)
+
+
+def _near(path: Path) -> str:
+    """A hint from the deepest parent that exists."""
+    parent = path.parent
+    if not parent.is_dir():
+        return ""
+    known = [child.name for child in parent.iterdir() if child.is_dir()]
+    return nearest(path.name, known) if known else ""
+
+
+def _download(model: str, revision: str | None, path: Path) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    offline = constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "") in ("1", "true", "yes")
+    try:
+        found = snapshot_download(
+            model,
+            revision=revision,
+            allow_patterns=WANTED,
+            ignore_patterns=UNWANTED,
+            local_files_only=offline,
+            etag_timeout=5,
+        )
+    except RevisionNotFoundError as error:
+        raise ModelError(f"the hub model {model!r} has no revision {revision!r}") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"there is no directory {model}{_near(path)}, and no model {model!r} on the hub") from error
+    except LocalEntryNotFoundError as error:
+        why = "the hub is off (HF_HUB_OFFLINE)" if offline else "the hub could not be reached"
+        raise ModelError(
+            f"there is no directory {model}{_near(path)}; as a hub id it is not in the local cache, and {why}"
+        ) from error
+    except (HFValidationError, OSError) as error:
+        raise ModelError(f"there is no directory {model}{_near(path)}, and it cannot be fetched: {error}") from error
+    return Path(found)

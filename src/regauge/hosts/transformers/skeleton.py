@@ -1,0 +1,94 @@
+"""The meta skeleton: transformers' own modules, without memory for weights, with their fixed buffers rebuilt.
+
+Non-persistent buffers (rotary frequencies, embedding scales, position ids) are in no checkpoint. They are filled with a
+mark, then transformers' own `_init_weights` is asked to write them, as `from_pretrained` does; a buffer that still
+bears the mark is an error, never a silent zero. The caller's random state is left as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from regauge.errors import ModelError, UnknownArchitecture, nearest
+
+
+def model_class(config: Any) -> Any:
+    """The transformers class that the config asks for (`architectures[0]`), else the plain model of its type."""
+    import transformers
+
+    names = list(getattr(config, "architectures", None) or [])
+    if not names:
+        found = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
+        return found or transformers.AutoModel._model_mapping[type(config)]
+    found = getattr(transformers, names[0], None)
+    if found is None:
+        known = [name for name in dir(transformers) if name.startswith(names[0][:3])]
+        raise UnknownArchitecture(
+            f"config.json asks for the class {names[0]!r}, which this transformers does not have"
+            f"{nearest(names[0], known)}"
+        )
+    return found
+
+
+def skeleton(config: Any, attention: str | None = None) -> Any:
+    """A model of `config` on the meta device, in eval mode, with real fixed buffers.
+
+    Args:
+        attention: `sdpa` or `eager`; None lets transformers choose.
+    """
+    config = copy.deepcopy(config)
+    config._attn_implementation = attention
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            model = model_class(config)(config)
+        rebuild_buffers(model)
+    return model.eval().requires_grad_(False)
+
+
+def rebuild_buffers(model: Any) -> None:
+    """Brings every non-persistent buffer off the meta device, in place."""
+    for path, module in model.named_modules():
+        fresh = [name for name in module._non_persistent_buffers_set if module._buffers[name] is not None]
+        if not fresh:
+            continue
+        for name in fresh:
+            module._buffers[name] = _marked(module._buffers[name])
+        with torch.no_grad():
+            _owner(model, path)._init_weights(module)
+        for name in fresh:
+            buffer = module._buffers[name]
+            if torch.equal(buffer, _marked(buffer)):
+                raise ModelError(f"transformers does not rebuild the buffer {path}.{name}: cannot run this model")
+
+
+def _owner(model: Any, path: str) -> Any:
+    """The nearest enclosing part of the model that knows how to initialise (composite models have several)."""
+    from transformers import PreTrainedModel
+
+    parts = path.split(".")
+    for stop in range(len(parts), -1, -1):
+        found = model.get_submodule(".".join(parts[:stop]))
+        if isinstance(found, PreTrainedModel):
+            return found
+    return model
+
+
+def _marked(like: torch.Tensor) -> torch.Tensor:
+    mark = -12345.0 if like.is_floating_point() else 0 if like.dtype is torch.bool else -123
+    return torch.full(like.shape, mark, dtype=like.dtype, device="cpu")
+
+
+def body_prefix(model: Any) -> str:
+    """`model.` in front of the base model's keys where there is a head around it, else nothing."""
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and persistent buffer by key; tied parameters appear under each of their keys."""
+    found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    state = model.state_dict(keep_vars=True)
+    return found | {key: tensor for key, tensor in state.items() if key not in found}

@@ -1,0 +1,285 @@
+"""The model to compress: checked once when it is opened, then read tensor by tensor.
+
+`Source.open` finds every fault that can be found without reading weights: no such model, no config, an unknown or remote
+architecture, pickle files, truncated files, missing shards, tensors that do not fit the config, a source that is
+quantised already. `read` maps the files into memory and touches only the bytes that are asked for; it names the tensor
+that holds NaN. Peak memory: what the caller keeps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regauge.anatomy.model import Anatomy, Weights
+from regauge.errors import CorruptWeights, ModelError, UnsafeWeights
+from regauge.hosts.transformers import checkpoint
+from regauge.hosts.transformers.checkpoint import Piece
+from regauge.hosts.transformers.hub import model_folder
+from regauge.hosts.transformers.scatter import Place, places, scatter, take
+from regauge.hosts.transformers.skeleton import skeleton
+from regauge.hosts.transformers.table import anatomy_of, table_for
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
+CHUNK = 1 << 22  # bytes hashed at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A checked transformers checkpoint.
+
+    Attributes:
+        path: its directory.
+        config: transformers' config object.
+        anatomy: what the model is.
+        dtype: the dtype most of its weights are stored in.
+        files: its safetensors files.
+        model: the meta skeleton; not to be changed.
+        pieces: parameter key → where it lies in the files.
+        unused: stored tensors that no parameter takes (masks of old checkpoints).
+    """
+
+    path: Path
+    config: Any
+    anatomy: Anatomy
+    dtype: torch.dtype
+    files: tuple[Path, ...]
+    model: Any
+    pieces: Mapping[str, tuple[Piece, ...]]
+    unused: tuple[str, ...] = ()
+    _handles: dict[Path, Any] = field(default_factory=dict, repr=False)
+    _checked: set[str] = field(default_factory=set, repr=False)
+
+    @staticmethod
+    def open(model: str | Path, revision: str | None = None) -> Source:
+        """Opens a directory or hub id, or raises the `ModelError` that says what is wrong with it."""
+        folder = model_folder(str(model), revision)
+        config = _config(folder)
+        files = checkpoint.weight_files(folder)
+        stored = checkpoint.stored_tensors(folder, files)
+        meta = skeleton(config)
+        anatomy = anatomy_of(config, meta)
+        pieces, unused = checkpoint.locate(meta, stored)
+        checkpoint.check(meta, pieces, meta.all_tied_weights_keys, folder)
+        counts: dict[torch.dtype, int] = {}
+        for some in pieces.values():
+            for piece in some:
+                dtype = DTYPES.get(piece.stored.dtype)
+                if dtype is not None:
+                    counts[dtype] = counts.get(dtype, 0) + _numel(piece.stored.shape)
+        if not counts:
+            raise ModelError(f"{folder} stores no floating-point weights (seen: {sorted({s.dtype for s in stored.values()})})")
+        source = Source(folder, config, anatomy, max(counts, key=lambda d: counts[d]), tuple(files), meta, pieces, unused)
+        return source._untied() if anatomy.tied else source
+
+    def _untied(self) -> Source:
+        """The source itself, or with `tied` off where the file holds a head of its own that differs, as transformers does."""
+        head, embed = self._slot_key("head"), self.model.all_tied_weights_keys[self._slot_key("head")]
+        if head not in self.pieces or embed not in self.pieces or torch.equal(self._load(head), self._load(embed)):
+            return self
+        note = "the config ties the head to the embeddings, but the file holds two different tensors: not tied"
+        anatomy = self.anatomy.with_(tied=False, notes=(*self.anatomy.notes, note))
+        return Source(self.path, self.config, anatomy, self.dtype, self.files, self.model, self.pieces, self.unused)
+
+    def _slot_key(self, site: str) -> str:
+        return self.anatomy.site(site).weight.key
+
+    def read(self, names: Iterable[str]) -> Weights:
+        """Canonical tensors by name, in the stored dtype, as views of the mapped files where possible.
+
+        Where the model is tied, `head.weight` is the tensor of `embed.weight`. A gain with an offset is float32.
+        """
+        wanted = list(names)
+        known = {name: place for block in blocks_in(wanted) for name, place in self._places(block).items()}
+        lost = [name for name in wanted if name not in known]
+        if lost:
+            raise ModelError(f"the model has no tensor {lost[0]!r}")
+        found: Weights = {}
+        for name in wanted:
+            found[name] = self._read_one(name, known[name])
+        return found
+
+    def block(self, index: int | None) -> Weights:
+        """Every canonical tensor of a block (None: embeddings, last norm and head)."""
+        return self.read(self._places(index))
+
+    def extras(self, index: int | None) -> dict[str, Tensor]:
+        """Parameters and buffers that are in no site or norm, by module key (None: those outside the blocks)."""
+        keys = [key for key in self._outside if self._block_of(key) == index]
+        return {key: self._load(key) for key in keys if key in self.pieces}
+
+    def scatter(self, anatomy: Anatomy, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Canonical tensors → parameters by module key; see `scatter.scatter`."""
+        return scatter(anatomy, weights, self.shapes)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter key → shape, in the source."""
+        return {key: tuple(tensor.shape) for key, tensor in self.model.state_dict().items()}
+
+    def digest(self) -> str:
+        """sha256 over the config and every weight file, in order of their names. Reads all of them once."""
+        total = hashlib.sha256()
+        for path in (self.path / "config.json", *sorted(self.files)):
+            total.update(path.name.encode() + b"\0" + str(path.stat().st_size).encode() + b"\0")
+            with path.open("rb") as file:
+                while chunk := file.read(CHUNK):
+                    total.update(chunk)
+        return total.hexdigest()
+
+    def bytes_bf16(self) -> int:
+        """The size of the model with every parameter counted as two bytes, tied ones once."""
+        return 2 * self.parameters()
+
+    def parameters(self) -> int:
+        """How many numbers the model has, tied ones counted once."""
+        tied = set(self.model.all_tied_weights_keys) if self.anatomy.tied or not self._has_head() else set()
+        return sum(_numel(shape) for key, shape in self.shapes.items() if key not in tied)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer; an error where there is none."""
+        from transformers import AutoTokenizer
+
+        if not any((self.path / name).exists() for name in TOKENIZERS):
+            raise ModelError(
+                f"{self.path} has no tokenizer (looked for {', '.join(TOKENIZERS[:3])}, …), and text needs one; "
+                f"copy the tokenizer files of the model there"
+            )
+        try:
+            return AutoTokenizer.from_pretrained(str(self.path), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise ModelError(f"the tokenizer in {self.path} cannot be read: {_first_line(error)}") from error
+
+    def _has_head(self) -> bool:
+        return any(site.name == "head" for site in self.anatomy.sites)
+
+    def _places(self, block: int | None) -> dict[str, Place]:
+        return places(self.anatomy, block)
+
+    @cached_property
+    def _outside(self) -> tuple[str, ...]:
+        described = {p.slot.key for b in (None, *range(self.anatomy.blocks)) for p in self._places(b).values()}
+        tied = self.model.all_tied_weights_keys
+        return tuple(key for key in self.shapes if key not in described and key not in tied)
+
+    def _block_of(self, key: str) -> int | None:
+        stem = self._stem
+        return int(key.removeprefix(stem).split(".")[0]) if key.startswith(stem) else None
+
+    @cached_property
+    def _stem(self) -> str:
+        """What the keys of all blocks begin with."""
+        from regauge.hosts.transformers.skeleton import body_prefix
+
+        return f"{body_prefix(self.model)}{table_for(self.config.model_type).blocks}."
+
+    def _read_one(self, name: str, place: Place) -> Tensor:
+        key, slot = self._present(place.slot.key), place.slot
+        some = self.pieces[key]
+        if some[0].index is None:
+            tensor, stored = take(self._tensor(some[0]), place), some[0].stored.key
+        else:
+            part = 0 if slot.rows is None else slot.rows[0] // (slot.rows[1] - slot.rows[0])
+            piece = next(p for p in some if p.index == slot.index and p.part == part)
+            tensor, stored = self._tensor(piece), piece.stored.key
+        self._check(name, stored, tensor)
+        return tensor
+
+    def _present(self, key: str) -> str:
+        """The key under which a parameter is stored: its own, or that of the one it is tied to."""
+        if key in self.pieces:
+            return key
+        tied = self.model.all_tied_weights_keys
+        return next(k for k in (tied.get(key), *(t for t, s in tied.items() if s == key)) if k in self.pieces)
+
+    def _load(self, key: str) -> Tensor:
+        """A whole parameter."""
+        some = self.pieces[key]
+        if some[0].index is None:
+            tensor = self._tensor(some[0])
+        else:
+            rows: dict[int, list[Piece]] = {}
+            for piece in some:
+                rows.setdefault(piece.index or 0, []).append(piece)
+            ordered = [sorted(parts, key=lambda p: p.part) for _, parts in sorted(rows.items())]
+            tensor = torch.stack([torch.cat([self._tensor(p) for p in parts]) for parts in ordered])
+        self._check(key, some[0].stored.key, tensor)
+        return tensor
+
+    def _tensor(self, piece: Piece) -> Tensor:
+        from safetensors import safe_open
+
+        path = piece.stored.file
+        if path not in self._handles:
+            self._handles[path] = safe_open(str(path), framework="pt")
+        found: Tensor = self._handles[path].get_tensor(piece.stored.key)
+        return found
+
+    def _check(self, name: str, stored: str, tensor: Tensor) -> None:
+        if name in self._checked:
+            return
+        if not checkpoint.finite(tensor):
+            bad = int((~tensor.isfinite()).sum())
+            raise CorruptWeights(
+                f"the tensor {stored} ({name}) in {self.path} holds NaN or infinity in {bad} of {tensor.numel()} places"
+            )
+        self._checked.add(name)
+
+
+def blocks_in(names: Iterable[str]) -> list[int | None]:
+    """The blocks that some canonical names belong to."""
+    parts = [name.split(".") for name in names]
+    return list({int(p[1]) if p[0] == "blocks" and len(p) > 1 and p[1].isdigit() else None for p in parts})
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _config(folder: Path) -> Any:
+    """transformers' config of a directory, after every check that its JSON allows."""
+    path = folder / "config.json"
+    if not path.is_file():
+        adapter = " (it holds an adapter: merge it into its base model first)" * (folder / "adapter_config.json").exists()
+        raise ModelError(f"{folder} has no config.json, so it is no transformers model{adapter}")
+    try:
+        raw = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not JSON: {_first_line(error)}") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
+        raise ModelError(f"{path} names no model_type, so it is no transformers model")
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "an unnamed method")
+        raise ModelError(f"{folder} is quantised already (by {method}); give the original model in bf16, fp16 or fp32")
+    if raw.get("auto_map"):
+        raise UnsafeWeights(
+            f"{path} asks to run code of its own (auto_map); regauge never runs it. If transformers has the class itself, "
+            f"remove auto_map from a copy of the model"
+        )
+    table_for(raw["model_type"])
+    return _read_config(folder)
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"transformers cannot read {folder / 'config.json'}: {_first_line(error)}") from error
