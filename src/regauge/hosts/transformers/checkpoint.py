@@ -149,7 +149,9 @@ def _expert(tensor: Stored, pattern: str, converters: list[Any]) -> Piece:
 def check(model: Any, pieces: Mapping[str, tuple[Piece, ...]], tied: Mapping[str, str], where: Path) -> None:
     """Every parameter of the skeleton is in the files, in its shape (a tied one: under one of its names)."""
     shapes = model.state_dict()
-    missing = [key for key in shapes if key not in pieces and tied.get(key) not in pieces and not _swapped(key, pieces, tied)]
+    missing = [
+        key for key in shapes if key not in pieces and tied.get(key) not in pieces and not _swapped(key, pieces, tied)
+    ]
     if missing:
         raise CorruptWeights(
             f"{where} lacks {len(missing)} of the {len(shapes)} tensors that its config asks for: "

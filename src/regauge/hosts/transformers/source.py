@@ -77,8 +77,12 @@ class Source:
                 if dtype is not None:
                     counts[dtype] = counts.get(dtype, 0) + _numel(piece.stored.shape)
         if not counts:
-            raise ModelError(f"{folder} stores no floating-point weights (seen: {sorted({s.dtype for s in stored.values()})})")
-        source = Source(folder, config, anatomy, max(counts, key=lambda d: counts[d]), tuple(files), meta, pieces, unused)
+            raise ModelError(
+                f"{folder} stores no floating-point weights (seen: {sorted({s.dtype for s in stored.values()})})"
+            )
+        source = Source(
+            folder, config, anatomy, max(counts, key=lambda d: counts[d]), tuple(files), meta, pieces, unused
+        )
         return source._untied() if anatomy.tied else source
 
     def _untied(self) -> Source:
@@ -256,7 +260,9 @@ def _config(folder: Path) -> Any:
     """transformers' config of a directory, after every check that its JSON allows."""
     path = folder / "config.json"
     if not path.is_file():
-        adapter = " (it holds an adapter: merge it into its base model first)" * (folder / "adapter_config.json").exists()
+        adapter = (
+            " (it holds an adapter: merge it into its base model first)" * (folder / "adapter_config.json").exists()
+        )
         raise ModelError(f"{folder} has no config.json, so it is no transformers model{adapter}")
     try:
         raw = json.loads(path.read_text())

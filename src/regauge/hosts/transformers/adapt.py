@@ -1,0 +1,130 @@
+"""Modules of ours inside transformers' models, where a rewrite changed what a module is.
+
+`adapt_modules` makes a module tree (skeleton or loaded) fit an anatomy: a norm whose kind changed, or that gained or
+lost its gain or bias, is replaced; a linear layer gains or loses a bias. The loader of an artifact calls the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regauge.anatomy.model import Anatomy, Norm, Site
+from regauge.errors import MoveError
+
+
+class GaugedNorm(nn.Module):
+    """RMSNorm or LayerNorm with what it has of a gain and a bias, computed in float32 as transformers does.
+
+    Args:
+        offset: added to the stored gain.
+    """
+
+    def __init__(
+        self, kind: str, size: int, eps: float, gain: bool = True, bias: bool = False, offset: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.kind, self.size, self.eps, self.offset = kind, size, eps, offset
+        self.weight = nn.Parameter(torch.ones(size) - offset, requires_grad=False) if gain else None
+        self.bias = nn.Parameter(torch.zeros(size), requires_grad=False) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        if self.kind == "layer":
+            wide = wide - wide.mean(-1, keepdim=True)
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        if self.weight is not None:
+            wide = wide * (self.weight.float() + self.offset)
+        if self.bias is not None:
+            wide = wide + self.bias.float()
+        return wide.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, {self.size}, eps={self.eps}"
+
+
+class ExpertLoop(nn.Module):
+    """A stack of gated experts, one at a time, so that each expert's input can be seen or changed.
+
+    Same parameters and same sums as transformers' own eager form (`gate` rows before `up` rows). `see(role, expert, x,
+    tokens)` may look at or replace the input x (n, I) of `up`, `gate` or `down`; tokens says which rows of the batch.
+    """
+
+    def __init__(self, experts: Any) -> None:
+        super().__init__()
+        self.gate_up_proj = experts.gate_up_proj
+        self.down_proj = experts.down_proj
+        self.activation: Callable[[Tensor], Tensor] = experts.act_fn
+        self.see: Callable[[str, int, Tensor, Tensor], Tensor] | None = None
+
+    def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        out = torch.zeros_like(hidden)
+        for expert in range(self.down_proj.shape[0]):
+            tokens, position = torch.where(top_k_index == expert)
+            if tokens.numel() == 0:
+                continue
+            x = hidden[tokens]
+            gate_up = self.gate_up_proj[expert]
+            half = gate_up.shape[0] // 2
+            gate = nn.functional.linear(self._seen("gate", expert, x, tokens), gate_up[:half])
+            up = nn.functional.linear(self._seen("up", expert, x, tokens), gate_up[half:])
+            inner = self._seen("down", expert, self.activation(gate) * up, tokens)
+            y = nn.functional.linear(inner, self.down_proj[expert]) * top_k_weights[tokens, position, None]
+            out = out.index_add(0, tokens, y.to(out.dtype))
+        return out
+
+    def _seen(self, role: str, expert: int, x: Tensor, tokens: Tensor) -> Tensor:
+        return x if self.see is None else self.see(role, expert, x, tokens)
+
+
+def adapt_modules(model: Any, source: Anatomy, anatomy: Anatomy) -> None:
+    """Replaces, in place, every module of `model` (built for `source`) that `anatomy` needs to be another.
+
+    New parameters are made on the device of the module they belong to, and filled so that they do nothing.
+    """
+    before = {norm.name: norm for norm in source.norms}
+    for norm in anatomy.norms:
+        if _form(norm) != _form(before[norm.name]):
+            old = model.get_submodule(norm.module)
+            _put(model, norm.module, _norm_like(norm, old))
+    sites = {site.name: site for site in source.sites}
+    for site in anatomy.sites:
+        had, has = sites[site.name].bias is not None, site.bias is not None
+        if has and not had:
+            _give_bias(model.get_submodule(site.module), site)
+    kept = {site.module for site in anatomy.sites if site.bias is not None}
+    for site in source.sites:
+        if site.bias is not None and site.module not in kept:
+            model.get_submodule(site.module).bias = None
+
+
+def loop_experts(model: Any, anatomy: Anatomy) -> None:
+    """Replaces, in place, every stack of experts by an `ExpertLoop` with the same parameters."""
+    for path in dict.fromkeys(site.module for site in anatomy.sites if site.expert is not None):
+        _put(model, path, ExpertLoop(model.get_submodule(path)))
+
+
+def _form(norm: Norm) -> tuple[str, bool, bool]:
+    return norm.kind, norm.gain is not None, norm.bias is not None
+
+
+def _norm_like(norm: Norm, old: Any) -> GaugedNorm:
+    like = next(iter(old.parameters()), torch.empty(0))
+    new = GaugedNorm(norm.kind, norm.size, norm.eps, norm.gain is not None, norm.bias is not None, norm.offset)
+    return new.to(device=like.device, dtype=like.dtype).eval()
+
+
+def _give_bias(module: Any, site: Site) -> None:
+    if not isinstance(module, nn.Linear):
+        raise MoveError(f"{site.name} cannot be given a bias: its module is a {type(module).__name__}")
+    if module.bias is None:
+        zeros = torch.zeros(module.weight.shape[0], device=module.weight.device, dtype=module.weight.dtype)
+        module.bias = nn.Parameter(zeros, requires_grad=False)
+
+
+def _put(model: Any, path: str, new: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, new)

@@ -1,0 +1,224 @@
+"""Runs a model block by block on transformers' own modules: peak memory is one block, its states and a batch.
+
+The skeleton is on the meta device. `begin` runs the embeddings for real and records what each layer is called with;
+`block` runs one layer by `functional_call` on the recorded arguments; `tail` runs last norm and head by the model's own
+forward, with the final states put in place of the layers. Gradients flow through `block` and `tail` where weights or
+states ask for them. Nothing random happens; the caller's random state is untouched.
+Legend: B batch, T tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from regauge.anatomy.model import Anatomy, Weights
+from regauge.hosts.transformers.adapt import adapt_modules, loop_experts
+from regauge.hosts.transformers.hooks import Change, Taps, Watch, tapped
+from regauge.hosts.transformers.skeleton import body_prefix, skeleton
+from regauge.hosts.transformers.source import Source
+from regauge.hosts.transformers.states import Call, States, intern
+from regauge.hosts.transformers.table import table_for
+
+Inputs = Sequence[Tensor | Mapping[str, Any]]
+
+
+class _Enough(Exception):  # noqa: N818  # not an error: the way out of a forward whose rest is not wanted
+    """Every layer has been called once."""
+
+
+class _Port(nn.Module):
+    """Stands where a layer stood: hands the states on, and notes the call or puts in states of its own."""
+
+    def __init__(self, session: _Session) -> None:
+        super().__init__()
+        self._session = [session]
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._session[0](hidden, Call(args, kwargs))
+
+
+class _Session:
+    """What the ports do in one forward."""
+
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
+        self.put: Tensor | None = None
+        self.calls: list[Call] = []
+        self.hidden: Tensor | None = None
+
+    def __call__(self, hidden: Tensor, call: Call) -> Tensor:
+        if self.put is not None:
+            return self.put
+        self.calls.append(call)
+        self.hidden = hidden
+        if len(self.calls) == self.layers:
+            raise _Enough
+        return hidden
+
+
+class Runner:
+    """Streams a source, in its own anatomy or a rewritten one.
+
+    Args:
+        anatomy: what the weights will be given in; None for the source's.
+        dtype: of the computation; weights are cast block by block.
+        attention: `sdpa` or `eager`; None lets transformers choose.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        anatomy: Anatomy | None = None,
+        dtype: torch.dtype = torch.float32,
+        attention: str | None = None,
+    ) -> None:
+        self.source = source
+        self.anatomy = anatomy or source.anatomy
+        self.dtype = dtype
+        self.shell = skeleton(source.config, attention)
+        self.shell.config.use_cache = False
+        for buffer in (b for b in self.shell.buffers() if dtype is torch.float64 and b.is_floating_point()):
+            buffer.data = buffer.data.double()
+        adapt_modules(self.shell, source.anatomy, self.anatomy)
+        loop_experts(self.shell, self.anatomy)
+        self.stem = f"{body_prefix(self.shell)}{table_for(source.config.model_type).blocks}"
+        layers = self.shell.get_submodule(self.stem)
+        self.layers: list[Any] = list(layers)
+        self._session = _Session(len(self.layers))
+        for index in range(len(self.layers)):
+            layers[index] = _Port(self._session)
+
+    def begin(
+        self, inputs: Inputs, weights: Weights, watch: Watch | None = None, inputs_at: Change | None = None
+    ) -> States:
+        """Runs the embeddings on every batch and records what each layer is called with.
+
+        Args:
+            inputs: token ids (B, T), pixels (B, C, H, W), or the keyword arguments of the model's forward.
+            weights: the canonical tensors outside the blocks.
+            watch, inputs_at: taps on `embed.patch`.
+        """
+        parameters = self._parameters(None, weights)
+        taps = Taps(watch or {}, inputs_at or {})
+        pool: dict[tuple[Any, ...], list[Tensor]] = {}
+        calls, hidden, batches = [], [], []
+        for batch in inputs:
+            kwargs = self._kwargs(batch)
+            session = self._session
+            session.put, session.calls, session.hidden = None, [], None
+            with tapped(self.shell, "", list(self.anatomy.in_block(None)), taps, None):
+                try:
+                    functional_call(self.shell, parameters, (), kwargs, tie_weights=False)
+                except _Enough:
+                    pass
+            calls.append(tuple(Call(intern(c.args, pool), intern(dict(c.kwargs), pool)) for c in session.calls))
+            hidden.append(session.hidden)
+            batches.append(kwargs)
+        session.calls, session.hidden = [], None
+        return States(tuple(batches), tuple(h for h in hidden if h is not None), tuple(calls))
+
+    def bind(
+        self,
+        index: int,
+        weights: Weights,
+        states: States,
+        watch: Watch | None = None,
+        inputs: Change | None = None,
+        outputs: Change | None = None,
+    ) -> Callable[[Tensor, int], Tensor]:
+        """Block `index` as a function of (hidden (B, T, D), number of the batch). Weights are scattered and cast once."""
+        parameters = self._parameters(index, weights)
+        layer, prefix = self.layers[index], f"{self.stem}.{index}."
+        taps = Taps(watch or {}, inputs or {}, outputs or {})
+        sites = list(self.anatomy.in_block(index))
+
+        def run(hidden: Tensor, batch: int) -> Tensor:
+            call = states.calls[batch][index]
+            with tapped(layer, prefix, sites, taps, states.keep(batch)):
+                found = functional_call(layer, parameters, (hidden, *call.args), dict(call.kwargs), tie_weights=False)
+            return found[0] if isinstance(found, tuple) else found
+
+        return run
+
+    def block(
+        self,
+        index: int,
+        weights: Weights,
+        states: States,
+        watch: Watch | None = None,
+        inputs: Change | None = None,
+        outputs: Change | None = None,
+    ) -> States:
+        """Runs one block on every batch; the states given stay as they are.
+
+        Args:
+            weights: the canonical tensors of the block.
+            watch: site → is shown its inputs (n tokens, I), padding left out.
+            inputs: site → replaces its input (..., I), as fake quantisation of activations or an online rotation does.
+            outputs: site → replaces its output (..., O).
+        """
+        run = self.bind(index, weights, states, watch, inputs, outputs)
+        hidden = []
+        for batch, before in enumerate(states.hidden):
+            after = run(before, batch)
+            hidden.append(after if states.store is None else states.store(after))
+        return states.with_hidden(hidden)
+
+    def tail(
+        self,
+        weights: Weights,
+        states: States,
+        watch: Watch | None = None,
+        inputs: Change | None = None,
+        outputs: Change | None = None,
+    ) -> Iterator[Tensor]:
+        """The model's output for each batch: logits (B, T, V), a classifier's (B, V), or the last hidden states.
+
+        Args:
+            weights: the canonical tensors outside the blocks.
+        """
+        parameters = self._parameters(None, weights)
+        taps = Taps(watch or {}, inputs or {}, outputs or {})
+        sites = list(self.anatomy.in_block(None))
+        for batch, hidden in enumerate(states.hidden):
+            keep = states.keep(batch)
+            self._session.put = hidden
+            try:
+                with tapped(self.shell, "", sites, taps, keep):
+                    found = functional_call(self.shell, parameters, (), dict(states.inputs[batch]), tie_weights=False)
+            finally:
+                self._session.put = None
+            yield found["logits"] if "logits" in found else found["last_hidden_state"]
+
+    def logits(self, inputs: Inputs, weights: Callable[[int | None], Weights] | None = None) -> Iterator[Tensor]:
+        """The whole model on some batches, streamed.
+
+        Args:
+            weights: gives the canonical tensors of a block; None reads the source.
+        """
+        read = weights or self.source.block
+        outer = read(None)
+        states = self.begin(inputs, outer)
+        for index in range(len(self.layers)):
+            states = self.block(index, read(index), states)
+        yield from self.tail(outer, states)
+
+    def _kwargs(self, batch: Tensor | Mapping[str, Any]) -> dict[str, Any]:
+        given = {self.shell.main_input_name: batch} if isinstance(batch, Tensor) else dict(batch)
+        return {key: self._cast(value) if isinstance(value, Tensor) else value for key, value in given.items()}
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def _parameters(self, index: int | None, weights: Weights) -> dict[str, Tensor]:
+        """The parameters of one layer (None: of the shell), cast, by name inside it."""
+        if index is None and self.anatomy.tied and "head.weight" not in weights:
+            weights = {**weights, "head.weight": weights["embed.weight"]}
+        found = self.source.extras(index) | self.source.scatter(self.anatomy, weights)
+        prefix = "" if index is None else f"{self.stem}.{index}."
+        return {key.removeprefix(prefix): self._cast(tensor) for key, tensor in found.items()}
