@@ -27,46 +27,31 @@ def unties(move: Move, anatomy: Anatomy) -> bool:
     return False
 
 
-def effect(move: Move, anatomy: Anatomy) -> Anatomy:
-    """The anatomy after one move, which must have been checked."""
-    stream = anatomy.stream(move.stream)
-    norms: dict[str, Norm] = {}
-    sites: dict[str, Site] = {}
-    hidden = anatomy.hidden
-    if move.kind == "centre":
-        for norm in input_norms(anatomy):
-            norms[norm.name] = replace(norm, kind="rms", source_kind=norm.source_kind or norm.kind)
-    if move.kind == "fold":
-        for norm in _norms_of(stream.writers, anatomy):
-            norms[norm.name] = replace(norm, plain=True)
-            if norm.bias is not None and not norm.plain:
-                sites |= _with_biases(stream.readers, anatomy)
-    if move.kind in ("scale", "shift"):
-        for norm in _norms_of(stream.writers, anatomy):
-            norms[norm.name] = replace(norm, plain=False)
-    if move.kind == "shift":
-        sites |= _with_biases((*stream.readers, *stream.writers), anatomy)
-        for name, norm in norms.items():
-            if norm.bias is None and norm.gain is not None:
-                norms[name] = replace(norm, bias=_bias_slot(norm.gain))
-    if move.kind == "select":
-        kept = len(move.vector())
-        hidden = kept if stream.kind == "residual" else hidden
-        norms, sites = _shrunk(stream, kept, anatomy)
-    untied = unties(move, anatomy)
-    changed = untied or any(anatomy.norm(name) != norm for name, norm in norms.items())
-    changed = changed or any(anatomy.site(name) != site for name, site in sites.items())
-    if not changed:
+def effect(moves: Iterable[Move], anatomy: Anatomy) -> Anatomy:
+    """The anatomy after moves of one kind on different streams, each of which must have been checked against it."""
+    norms = {norm.name: norm for norm in anatomy.norms}
+    sites = {site.name: site for site in anatomy.sites}
+    hidden, tied, notes = anatomy.hidden, anatomy.tied, list(anatomy.notes)
+    for move in moves:
+        stream = anatomy.stream(move.stream)
+        if move.kind == "centre":
+            norms |= {n.name: replace(n, kind="rms", source_kind=n.source_kind or n.kind) for n in input_norms(anatomy)}
+        if move.kind in ("fold", "scale", "shift"):
+            _norms_change(move.kind, stream, norms, sites)
+        if move.kind == "shift":
+            _gain_biases((*stream.readers, *stream.writers), sites)
+        if move.kind == "select":
+            kept = len(move.vector())
+            hidden = kept if stream.kind == "residual" else hidden
+            _shrink(stream, kept, norms, sites)
+        if tied and unties(move, anatomy):
+            tied = False
+            notes.append(_note(move))
+    changed = tuple(sites.values()), tuple(norms.values())
+    if changed == (anatomy.sites, anatomy.norms) and tied == anatomy.tied:
         return anatomy
     return with_streams(
-        replace(
-            anatomy,
-            sites=tuple(sites.get(site.name, site) for site in anatomy.sites),
-            norms=tuple(norms.get(norm.name, norm) for norm in anatomy.norms),
-            hidden=hidden,
-            tied=anatomy.tied and not untied,
-            notes=(*anatomy.notes, _note(move)) if untied else anatomy.notes,
-        )
+        replace(anatomy, sites=changed[0], norms=changed[1], hidden=hidden, tied=tied, notes=tuple(notes))
     )
 
 
@@ -74,21 +59,22 @@ def _note(move: Move) -> str:
     return f"{move.kind} of {move.stream} unties the head from the embedding: its bytes are counted on their own"
 
 
-def _norms_of(ports: Iterable[Port], anatomy: Anatomy) -> list[Norm]:
-    names = {port.tensor.rpartition(".")[0] for port in ports}
-    return [norm for norm in anatomy.norms if norm.name in names]
+def _norms_change(kind: str, stream: Stream, norms: dict[str, Norm], sites: dict[str, Site]) -> None:
+    """What folding, scaling or shifting a norm's output makes of the norm, and of the readers that take its bias."""
+    for name in {port.tensor.rpartition(".")[0] for port in stream.writers} & norms.keys():
+        norm = norms[name]
+        if kind == "fold" and norm.bias is not None and not norm.plain:
+            _gain_biases(stream.readers, sites)
+        if kind == "shift" and norm.bias is None and norm.gain is not None:
+            norm = replace(norm, bias=_bias_slot(norm.gain))
+        norms[name] = replace(norm, plain=kind == "fold")
 
 
-def _sites_of(ports: Iterable[Port], anatomy: Anatomy) -> list[tuple[Site, Port]]:
-    by_name = {f"{site.name}.weight": site for site in anatomy.sites}
-    return [(by_name[port.tensor], port) for port in ports if port.tensor in by_name]
-
-
-def _with_biases(ports: Iterable[Port], anatomy: Anatomy) -> dict[str, Site]:
-    return {
-        site.name: site if site.bias is not None else replace(site, bias=_bias_slot(site.weight))
-        for site, _ in _sites_of(ports, anatomy)
-    }
+def _gain_biases(ports: Iterable[Port], sites: dict[str, Site]) -> None:
+    for port in ports:
+        site = sites.get(port.tensor.removesuffix(".weight"))
+        if site is not None and site.bias is None:
+            sites[site.name] = replace(site, bias=_bias_slot(site.weight))
 
 
 def _bias_slot(weight: Slot) -> Slot:
@@ -96,16 +82,12 @@ def _bias_slot(weight: Slot) -> Slot:
     return replace(weight, key=weight.key.rpartition(".")[0] + ".bias", transposed=False)
 
 
-def _shrunk(stream: Stream, kept: int, anatomy: Anatomy) -> tuple[dict[str, Norm], dict[str, Site]]:
-    ports = (*stream.writers, *stream.readers, *stream.through)
-    sites: dict[str, Site] = {}
-    for site, port in _sites_of(ports, anatomy):
-        shape = list(sites.get(site.name, site).shape)
-        # A table is (N, D) with (O, I) = its shape as it stands; every port's axis counts in the stored tensor.
-        shape[port.axis] = kept * port.width
-        sites[site.name] = replace(site, shape=(shape[0], shape[1]))
-    norms = {}
-    for norm in _norms_of(ports, anatomy):
-        width = next(p.width for p in ports if p.tensor.startswith(f"{norm.name}."))
-        norms[norm.name] = replace(norm, size=kept * width)
-    return norms, sites
+def _shrink(stream: Stream, kept: int, norms: dict[str, Norm], sites: dict[str, Site]) -> None:
+    for port in (*stream.writers, *stream.readers, *stream.through):
+        owner, _, part = port.tensor.rpartition(".")
+        if part == "weight":
+            shape = list(sites[owner].shape)
+            shape[port.axis] = kept * port.width
+            sites[owner] = replace(sites[owner], shape=(shape[0], shape[1]))
+        elif owner in norms:
+            norms[owner] = replace(norms[owner], size=kept * port.width)

@@ -45,9 +45,10 @@ def check(anatomy: Anatomy, move: Move) -> None:
 
 def transform(moves: Iterable[Move], anatomy: Anatomy) -> Anatomy:
     """The anatomy after the moves: kinds of norms, biases gained, tied heads untied, streams built anew."""
-    for move in moves:
-        check(anatomy, move)
-        anatomy = effect(move, anatomy)
+    for batch in _batches(moves):
+        for move in batch:
+            check(anatomy, move)
+        anatomy = effect(batch, anatomy)
     return anatomy
 
 
@@ -64,14 +65,16 @@ def apply(moves: Iterable[Move], anatomy: Anatomy, weights: Weights, dtype: torc
     """
     stored = {name: tensor.dtype for name, tensor in weights.items()}
     work = dict(weights)
-    for move in moves:
-        check(anatomy, move)
-        if unties(move, anatomy) and "embed.weight" in work and "head.weight" not in work:
-            work["head.weight"] = work["embed.weight"]
-            stored["head.weight"] = stored["embed.weight"]
-        after = effect(move, anatomy)
+    for batch in _batches(moves):
+        for move in batch:
+            check(anatomy, move)
+            if unties(move, anatomy) and "embed.weight" in work and "head.weight" not in work:
+                work["head.weight"] = work["embed.weight"]
+                stored["head.weight"] = stored["embed.weight"]
+        after = effect(batch, anatomy)
         _gain_biases(anatomy, after, work, stored)
-        _act(move, anatomy, after.stream(move.stream), work)
+        for move in batch:
+            _act(move, anatomy.stream(move.stream), after.stream(move.stream), work)
         anatomy = after
     return {
         name: tensor if tensor is weights.get(name) else tensor.to(dtype or stored[name])
@@ -167,8 +170,25 @@ def _contragredient(move: Move) -> Move:
     return move
 
 
-def _act(move: Move, anatomy: Anatomy, after: Stream, work: Weights) -> None:
-    stream = anatomy.stream(move.stream)
+def _batches(moves: Iterable[Move]) -> list[list[Move]]:
+    """Runs of moves of one kind on different streams of one kind: none changes what another may do.
+
+    The streams are built anew once a batch, not once a move; folding the norms of a large model is one batch.
+    """
+    batches: list[list[Move]] = []
+    key: tuple[str, bool] | None = None
+    seen: set[str] = set()
+    for move in moves:
+        here = (move.kind, move.stream == "residual")
+        if here != key or move.stream in seen:
+            batches.append([])
+            key, seen = here, set()
+        batches[-1].append(move)
+        seen.add(move.stream)
+    return batches
+
+
+def _act(move: Move, stream: Stream, after: Stream, work: Weights) -> None:
     if move.kind == "fold":
         return _fold(stream, work)
     if move.kind == "shift":
@@ -231,7 +251,7 @@ def _fold(stream: Stream, work: Weights) -> None:
     """Readers take the norm's gain and bias: B′ = B diag(g), b′ = b + B β; then g = 1, β = 0."""
     readers = [port for port in stream.readers if port.tensor in work]
     found = [port.tensor for port in stream.writers if port.tensor in work]
-    if not readers and not found:
+    if not stream.writers or not (readers or found):
         return
     missing = [port.tensor for port in stream.writers if port.tensor not in work]
     if missing:

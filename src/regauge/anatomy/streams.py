@@ -109,7 +109,7 @@ def _why_not_rotate(anatomy: Anatomy) -> str:
             return f"the gain of the post-norm {norm.name} writes the residual channel by channel"
     for norm in input_norms(anatomy):
         if norm.kind == "layer":
-            return f"{norm.name} is a LayerNorm: centre the writers of the residual first (rewrite `centre`)"
+            return f"{norm.name} is a LayerNorm: centre the writers of the residual first (rewrite `layernorm-to-rms`)"
         if not _is_plain(norm):
             return f"{norm.name} has a gain: fold it into its readers first (rewrite `fold-norm`)"
     return ""
@@ -167,7 +167,7 @@ def _norm_output(name: str, norm: Norm, readers: Sequence[Site], block: int | No
     }
     fixed = [site.name for site in readers if not may_have_bias(site)]
     if norm.gain is None:
-        stops |= {"scale": f"{norm.name} has no gain to write a scale into", "fold": f"{norm.name} has no gain"}
+        stops["scale"] = f"{norm.name} has no gain to write a scale into"
     else:
         admits["scale"] = "nonzero"
     if fixed:
@@ -178,7 +178,7 @@ def _norm_output(name: str, norm: Norm, readers: Sequence[Site], block: int | No
         admits["shift"] = ""
     if norm.bias is not None and not norm.plain and fixed:
         stops["fold"] = f"{norm.name} has a bias, and {fixed[0]} reads it and cannot be given one"
-    elif norm.gain is not None:
+    else:
         admits["fold"] = ""
     return Stream(name, "norm", norm.size, tuple(norm_ports(norm)), _readers(readers), admits, stops, block)
 

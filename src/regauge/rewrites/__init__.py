@@ -1,0 +1,18 @@
+"""Rewrites: choices of function-preserving moves."""
+
+from regauge.rewrites.base import Rewrite, fixed
+from regauge.rewrites.norms import FoldNorm, LayerNormToRMS
+from regauge.rewrites.permutation import PermuteByImportance
+from regauge.rewrites.rotation import RotateHadamard
+from regauge.rewrites.smoothing import SmoothNorms, SmoothStreams
+
+__all__ = [
+    "FoldNorm",
+    "LayerNormToRMS",
+    "PermuteByImportance",
+    "Rewrite",
+    "RotateHadamard",
+    "SmoothNorms",
+    "SmoothStreams",
+    "fixed",
+]

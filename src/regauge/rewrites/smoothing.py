@@ -1,0 +1,165 @@
+"""Smoothing: a scale per channel moves outliers from a layer's input into its weights, where they quantise better.
+
+s_j = max|X_j|^α / max|W_j|^(1−α) (SmoothQuant, 2211.10438, equation 4): the input is divided by s, the weight column
+multiplied. α = 1 levels the inputs, α = 0 the weights. Every reader of a stream shares its s, so max|W_j| runs over all
+of them (q, k and v; every expert and the router), and under grouped queries one s serves all heads of a KV group.
+
+Where we differ: s is divided by its geometric mean, over the channels that one tensor reads. It changes neither codes
+nor errors, since the step of a quantiser takes the factor up, and keeps storage in 16 bits away from its limits.
+Channels that are zero in X or in every W keep s = 1.
+Cost: one pass of calibration for max|X_j|; nothing at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regauge.anatomy.model import Anatomy, Port, Stream, Weights
+from regauge.anatomy.moves import Move, transform
+from regauge.errors import RecipeError
+from regauge.rewrites.base import NOTHING, Moved, Objective, Statistics, statistic, unseen
+
+GRID = tuple(round(0.05 * i, 2) for i in range(21))
+"""α = 0, 0.05, …, 1, as SmoothQuant+ searches it."""
+
+STREAMS = ("norm", "value", "ffn")
+FLOOR = 1e-5  # of max|X| and max|W| against the largest of the stream, so that no scale explodes
+
+
+@dataclass(frozen=True)
+class SmoothNorms:
+    """SmoothQuant (2211.10438): the norms in front of attention and feed-forward, with one α given by hand.
+
+    α = 0.5 suits most models, 0.75 and above those with stronger outliers (the paper's OPT, BLOOM and GLM settings).
+    """
+
+    alpha: float = 0.5
+    scope: ClassVar[str] = "block"
+    needs: ClassVar[frozenset[str]] = frozenset({"absmax"})
+    search: ClassVar[Mapping[str, tuple[float, ...]]] = NOTHING
+
+    def __call__(
+        self,
+        anatomy: Anatomy,
+        weights: Weights,
+        stats: Statistics,
+        objective: Objective | None = None,
+        block: int | None = None,
+    ) -> Moved:
+        return _smooth(anatomy, weights, stats, block, self.alpha, ("norm",), "smooth-norms")
+
+
+@dataclass(frozen=True)
+class SmoothStreams:
+    """SmoothQuant+ (2312.03788): every scalable stream, with one α found by the loss of the whole model.
+
+    Streams: norm outputs; values into o, one scale per channel of a KV group; the linear branch of a gated unit (or
+    ReLU's positive scales) into down. α is searched over 0, 0.05, …, 1 by the engine (see `rewrites/base.py`) with the
+    model quantised as the plan says, so errors that add up across layers count. Give a number to skip the search.
+
+    Where we differ: the paper's released code smooths norms only; its text smooths every linear of the block.
+    """
+
+    alpha: float | str = "search"
+    streams: str = "norm+value+ffn"
+    scope: ClassVar[str] = "block"
+    needs: ClassVar[frozenset[str]] = frozenset({"absmax", "count"})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.alpha, str) and self.alpha != "search":
+            raise RecipeError(f"smooth-streams: alpha is a number or 'search', not {self.alpha!r}")
+        for kind in self.streams.split("+"):
+            if kind not in STREAMS:
+                raise RecipeError(f"smooth-streams: {kind!r} is no kind of stream to smooth ({', '.join(STREAMS)})")
+
+    @property
+    def search(self) -> Mapping[str, tuple[float, ...]]:
+        return {"alpha": GRID} if self.alpha == "search" else NOTHING
+
+    def __call__(
+        self,
+        anatomy: Anatomy,
+        weights: Weights,
+        stats: Statistics,
+        objective: Objective | None = None,
+        block: int | None = None,
+    ) -> Moved:
+        if self.search:
+            raise RecipeError("smooth-streams: alpha is still to be searched; the engine sets it before it calls")
+        kinds = self.streams.split("+")
+        return _smooth(anatomy, weights, stats, block, float(self.alpha), kinds, "smooth-streams")
+
+
+def strength(x_absmax: Tensor, w_absmax: Tensor, alpha: float) -> Tensor:
+    """s_j = max|X_j|^α / max|W_j|^(1−α), in float64; 1 where a channel is dead."""
+    x, w = x_absmax.to(torch.float64), w_absmax.to(torch.float64)
+    live = (x > 0) & (w > 0)
+    if not bool(live.any()):
+        return torch.ones_like(x)
+    x, w = x.clamp_min(FLOOR * float(x.max())), w.clamp_min(FLOOR * float(w.max()))
+    return torch.where(live, x.pow(alpha) / w.pow(1 - alpha), torch.ones_like(x))
+
+
+def _smooth(
+    anatomy: Anatomy,
+    weights: Weights,
+    stats: Statistics,
+    block: int | None,
+    alpha: float,
+    kinds: Sequence[str],
+    who: str,
+) -> Moved:
+    notes: list[str] = []
+    scales: dict[str, Tensor] = {}
+    readers: dict[str, str] = {}
+    for stream in anatomy.streams:
+        if stream.block != block or stream.kind not in kinds:
+            continue
+        why = stream.stops.get("scale") or _nothing_seen(stream, stats)
+        if why:
+            notes.append(f"{who}: {stream.name} is left as it is: {why}")
+            continue
+        x, w = _input(stream, stats, who), _columns(stream, weights)
+        scales[stream.name] = strength(x, w, alpha)
+        readers[stream.name] = stream.readers[0].tensor
+    moves = [
+        Move("scale", name, _mean(scales, readers, name) / s)  # y′ = y / s
+        for name, s in scales.items()
+    ]
+    after = transform(moves, anatomy)
+    return (after.with_(notes=(*after.notes, *notes)) if notes else after), moves
+
+
+def _mean(scales: Mapping[str, Tensor], readers: Mapping[str, str], name: str) -> Tensor:
+    """Geometric mean of the scales of all streams that the same tensor reads."""
+    together = [s for other, s in scales.items() if readers[other] == readers[name]]
+    return torch.cat(together).log().mean().exp()
+
+
+def _nothing_seen(stream: Stream, stats: Statistics) -> str:
+    sites = {port.tensor.removesuffix(".weight") for port in stream.readers}
+    return "no calibration token reached it" if all(unseen(stats, site) for site in sites) else ""
+
+
+def _input(stream: Stream, stats: Statistics, who: str) -> Tensor:
+    """max|X_j| of a stream's channels over every port that reads it."""
+    found = []
+    for port in stream.readers:
+        site = port.tensor.removesuffix(".weight")
+        if not unseen(stats, site):
+            found.append(statistic(stats, site, "absmax", who)[port.start : port.start + stream.size])
+    return torch.stack(found).amax(0)
+
+
+def _columns(stream: Stream, weights: Weights) -> Tensor:
+    """max|W_j| of a stream's channels over every port that reads it."""
+
+    def column(port: Port) -> Tensor:
+        return weights[port.tensor].narrow(1, port.start, stream.size).abs().amax(0)
+
+    return torch.stack([column(port).to(torch.float64) for port in stream.readers]).amax(0)
