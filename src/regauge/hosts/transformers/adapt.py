@@ -1,7 +1,8 @@
 """Modules of ours inside transformers' models, where a rewrite changed what a module is.
 
 `adapt_modules` makes a module tree (skeleton or loaded) fit an anatomy: a norm whose kind changed, or that gained or
-lost its gain or bias, is replaced; a linear layer gains or loses a bias. The loader of an artifact calls the same function.
+lost its gain or bias, is replaced; a linear layer gains or loses a bias. The loader of an artifact calls the same
+function.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 
 from regauge.anatomy.model import Anatomy, Norm, Site
 from regauge.errors import MoveError
+
+
+BIASABLE = (nn.Linear,)
+"""Modules whose forward adds a bias once they have one."""
 
 
 class GaugedNorm(nn.Module):
@@ -118,7 +123,7 @@ def _norm_like(norm: Norm, old: Any) -> GaugedNorm:
 
 
 def _give_bias(module: Any, site: Site) -> None:
-    if not isinstance(module, nn.Linear):
+    if type(module) not in BIASABLE:
         raise MoveError(f"{site.name} cannot be given a bias: its module is a {type(module).__name__}")
     if module.bias is None:
         zeros = torch.zeros(module.weight.shape[0], device=module.weight.device, dtype=module.weight.dtype)

@@ -1,8 +1,8 @@
 """What lies in the safetensors files of a checkpoint, and which module parameter each tensor is (part of).
 
 Headers are checked against the file's size before anything is read, so that a truncated file is one clear error and
-never a bus error from a memory map. Old names (BERT's `gamma`, ViT's `encoder.layer`, experts one by one) are translated
-by transformers' own conversion tables.
+never a bus error from a memory map. Old names (BERT's `gamma`, ViT's `encoder.layer`, experts one by one) are
+translated by transformers' own conversion tables.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stored tensor as (part of) a parameter: all of it, or of a stack expert `index` and its slice `part` of `parts`."""
+    """A stored tensor as a parameter: all of it, or of a stack the expert `index`, its slice `part` of `parts`."""
 
     stored: Stored
     index: int | None = None
@@ -59,8 +59,8 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise UnsafeWeights(
-            f"{folder} has only {pickles[0]}: such files can run code when they are opened, so regauge reads safetensors "
-            f"alone; convert it with transformers' save_pretrained on a machine where you trust the file"
+            f"{folder} has only {pickles[0]}: such a file can run code when it is opened, so regauge reads safetensors "
+            f"alone; convert it with transformers' save_pretrained where you trust the file"
         )
     raise ModelError(f"{folder} has a config.json but no weights: {SINGLE} or {INDEX} was expected")
 
@@ -155,14 +155,15 @@ def check(model: Any, pieces: Mapping[str, tuple[Piece, ...]], tied: Mapping[str
     if missing:
         raise CorruptWeights(
             f"{where} lacks {len(missing)} of the {len(shapes)} tensors that its config asks for: "
-            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; the config and the weights do not belong together"
+            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; "
+            f"the config and the weights do not belong together"
         )
     for key, some in pieces.items():
         seen = assembled_shape(some)
         if seen != tuple(shapes[key].shape):
             raise CorruptWeights(
-                f"{some[0].stored.key} in {some[0].stored.file} makes a tensor of shape {list(seen)}, and the config asks "
-                f"for {list(shapes[key].shape)}; the config and the weights do not belong together"
+                f"{some[0].stored.key} in {some[0].stored.file} makes a tensor of shape {list(seen)}, and the config "
+                f"asks for {list(shapes[key].shape)}; the config and the weights do not belong together"
             )
 
 

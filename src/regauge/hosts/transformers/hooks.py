@@ -61,7 +61,7 @@ def tapped(root: nn.Module, prefix: str, sites: Sequence[Site], taps: Taps, keep
             modules[site.module].append(site)
     with ExitStack() as stack:
         for path, sharing in modules.items():
-            module = root.get_submodule(path.removeprefix(prefix))
+            module: Any = root.get_submodule(path.removeprefix(prefix))
             if sharing[0].expert is not None:
                 stack.enter_context(_experts(module, sharing, taps, keep))
             else:

@@ -9,7 +9,9 @@ Legend: B batch, T tokens, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch.func import functional_call
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.hosts.transformers.adapt import adapt_modules, loop_experts
 from regauge.hosts.transformers.hooks import Change, Taps, Watch, tapped
-from regauge.hosts.transformers.skeleton import body_prefix, skeleton
+from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.source import Source
 from regauge.hosts.transformers.states import Call, States, intern
 from regauge.hosts.transformers.table import table_for
@@ -80,8 +82,10 @@ class Runner:
         self.source = source
         self.anatomy = anatomy or source.anatomy
         self.dtype = dtype
-        self.shell = skeleton(source.config, attention)
+        self.shell = copy.deepcopy(source.model)
         self.shell.config.use_cache = False
+        if attention is not None:
+            self.shell.config._attn_implementation = attention
         for buffer in (b for b in self.shell.buffers() if dtype is torch.float64 and b.is_floating_point()):
             buffer.data = buffer.data.double()
         adapt_modules(self.shell, source.anatomy, self.anatomy)
@@ -106,21 +110,20 @@ class Runner:
         parameters = self._parameters(None, weights)
         taps = Taps(watch or {}, inputs_at or {})
         pool: dict[tuple[Any, ...], list[Tensor]] = {}
-        calls, hidden, batches = [], [], []
+        calls: list[tuple[Call, ...]] = []
+        hidden: list[Tensor] = []
+        batches: list[dict[str, Any]] = []
         for batch in inputs:
             kwargs = self._kwargs(batch)
             session = self._session
             session.put, session.calls, session.hidden = None, [], None
-            with tapped(self.shell, "", list(self.anatomy.in_block(None)), taps, None):
-                try:
-                    functional_call(self.shell, parameters, (), kwargs, tie_weights=False)
-                except _Enough:
-                    pass
+            with tapped(self.shell, "", list(self.anatomy.in_block(None)), taps, None), suppress(_Enough):
+                functional_call(self.shell, parameters, (), kwargs, tie_weights=False)
             calls.append(tuple(Call(intern(c.args, pool), intern(dict(c.kwargs), pool)) for c in session.calls))
-            hidden.append(session.hidden)
+            hidden += [session.hidden] if session.hidden is not None else []
             batches.append(kwargs)
-        session.calls, session.hidden = [], None
-        return States(tuple(batches), tuple(h for h in hidden if h is not None), tuple(calls))
+            session.calls, session.hidden = [], None
+        return States(tuple(batches), tuple(hidden), tuple(calls))
 
     def bind(
         self,
@@ -131,7 +134,7 @@ class Runner:
         inputs: Change | None = None,
         outputs: Change | None = None,
     ) -> Callable[[Tensor, int], Tensor]:
-        """Block `index` as a function of (hidden (B, T, D), number of the batch). Weights are scattered and cast once."""
+        """Block `index` as a function of (hidden (B, T, D), number of the batch); weights are cast once."""
         parameters = self._parameters(index, weights)
         layer, prefix = self.layers[index], f"{self.stem}.{index}."
         taps = Taps(watch or {}, inputs or {}, outputs or {})
@@ -141,7 +144,8 @@ class Runner:
             call = states.calls[batch][index]
             with tapped(layer, prefix, sites, taps, states.keep(batch)):
                 found = functional_call(layer, parameters, (hidden, *call.args), dict(call.kwargs), tie_weights=False)
-            return found[0] if isinstance(found, tuple) else found
+            after: Tensor = found[0] if isinstance(found, tuple) else found
+            return after
 
         return run
 
@@ -220,5 +224,8 @@ class Runner:
         if index is None and self.anatomy.tied and "head.weight" not in weights:
             weights = {**weights, "head.weight": weights["embed.weight"]}
         found = self.source.extras(index) | self.source.scatter(self.anatomy, weights)
+        for key, other in self.source.tied.items():
+            if other in found and key not in found:
+                found[key] = found[other]
         prefix = "" if index is None else f"{self.stem}.{index}."
         return {key.removeprefix(prefix): self._cast(tensor) for key, tensor in found.items()}

@@ -1,7 +1,7 @@
 """The model to compress: checked once when it is opened, then read tensor by tensor.
 
-`Source.open` finds every fault that can be found without reading weights: no such model, no config, an unknown or remote
-architecture, pickle files, truncated files, missing shards, tensors that do not fit the config, a source that is
+`Source.open` finds every fault that can be found without reading weights: no such model, no config, an unknown or
+remote architecture, pickle files, truncated files, missing shards, tensors that do not fit the config, a source that is
 quantised already. `read` maps the files into memory and touches only the bytes that are asked for; it names the tensor
 that holds NaN. Peak memory: what the caller keeps.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from regauge.hosts.transformers import checkpoint
 from regauge.hosts.transformers.checkpoint import Piece
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.scatter import Place, places, scatter, take
-from regauge.hosts.transformers.skeleton import skeleton
+from regauge.hosts.transformers.skeleton import body_prefix, skeleton
 from regauge.hosts.transformers.table import anatomy_of, table_for
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -45,6 +45,7 @@ class Source:
         files: its safetensors files.
         model: the meta skeleton; not to be changed.
         pieces: parameter key → where it lies in the files.
+        tied: parameter key → key of the parameter whose tensor it shares.
         unused: stored tensors that no parameter takes (masks of old checkpoints).
     """
 
@@ -55,6 +56,7 @@ class Source:
     files: tuple[Path, ...]
     model: Any
     pieces: Mapping[str, tuple[Piece, ...]]
+    tied: Mapping[str, str]
     unused: tuple[str, ...] = ()
     _handles: dict[Path, Any] = field(default_factory=dict, repr=False)
     _checked: set[str] = field(default_factory=set, repr=False)
@@ -77,25 +79,30 @@ class Source:
                 if dtype is not None:
                     counts[dtype] = counts.get(dtype, 0) + _numel(piece.stored.shape)
         if not counts:
-            raise ModelError(
-                f"{folder} stores no floating-point weights (seen: {sorted({s.dtype for s in stored.values()})})"
-            )
+            seen = sorted({tensor.dtype for tensor in stored.values()})
+            raise ModelError(f"{folder} stores no floating-point weights (seen: {', '.join(seen)})")
         source = Source(
-            folder, config, anatomy, max(counts, key=lambda d: counts[d]), tuple(files), meta, pieces, unused
+            path=folder,
+            config=config,
+            anatomy=anatomy,
+            dtype=max(counts, key=lambda dtype: counts[dtype]),
+            files=tuple(files),
+            model=meta,
+            pieces=pieces,
+            tied=dict(meta.all_tied_weights_keys),
+            unused=unused,
         )
         return source._untied() if anatomy.tied else source
 
     def _untied(self) -> Source:
-        """The source itself, or with `tied` off where the file holds a head of its own that differs, as transformers does."""
-        head, embed = self._slot_key("head"), self.model.all_tied_weights_keys[self._slot_key("head")]
+        """Itself; or not tied, where the file holds a head that differs from the embeddings, as transformers does."""
+        head = self.anatomy.site("head").weight.key
+        embed = self.tied[head]
         if head not in self.pieces or embed not in self.pieces or torch.equal(self._load(head), self._load(embed)):
             return self
         note = "the config ties the head to the embeddings, but the file holds two different tensors: not tied"
         anatomy = self.anatomy.with_(tied=False, notes=(*self.anatomy.notes, note))
-        return Source(self.path, self.config, anatomy, self.dtype, self.files, self.model, self.pieces, self.unused)
-
-    def _slot_key(self, site: str) -> str:
-        return self.anatomy.site(site).weight.key
+        return replace(self, anatomy=anatomy, tied={k: v for k, v in self.tied.items() if k != head})
 
     def read(self, names: Iterable[str]) -> Weights:
         """Canonical tensors by name, in the stored dtype, as views of the mapped files where possible.
@@ -119,7 +126,7 @@ class Source:
     def extras(self, index: int | None) -> dict[str, Tensor]:
         """Parameters and buffers that are in no site or norm, by module key (None: those outside the blocks)."""
         keys = [key for key in self._outside if self._block_of(key) == index]
-        return {key: self._load(key) for key in keys if key in self.pieces}
+        return {key: self._load(self._present(key)) for key in keys}
 
     def scatter(self, anatomy: Anatomy, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Canonical tensors → parameters by module key; see `scatter.scatter`."""
@@ -146,8 +153,7 @@ class Source:
 
     def parameters(self) -> int:
         """How many numbers the model has, tied ones counted once."""
-        tied = set(self.model.all_tied_weights_keys) if self.anatomy.tied or not self._has_head() else set()
-        return sum(_numel(shape) for key, shape in self.shapes.items() if key not in tied)
+        return sum(_numel(shape) for key, shape in self.shapes.items() if key not in self.tied)
 
     def tokenizer(self) -> Any:
         """The tokenizer; an error where there is none."""
@@ -163,17 +169,13 @@ class Source:
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             raise ModelError(f"the tokenizer in {self.path} cannot be read: {_first_line(error)}") from error
 
-    def _has_head(self) -> bool:
-        return any(site.name == "head" for site in self.anatomy.sites)
-
     def _places(self, block: int | None) -> dict[str, Place]:
         return places(self.anatomy, block)
 
     @cached_property
     def _outside(self) -> tuple[str, ...]:
         described = {p.slot.key for b in (None, *range(self.anatomy.blocks)) for p in self._places(b).values()}
-        tied = self.model.all_tied_weights_keys
-        return tuple(key for key in self.shapes if key not in described and key not in tied)
+        return tuple(key for key in self.shapes if key not in described and key not in self.tied)
 
     def _block_of(self, key: str) -> int | None:
         stem = self._stem
@@ -182,9 +184,8 @@ class Source:
     @cached_property
     def _stem(self) -> str:
         """What the keys of all blocks begin with."""
-        from regauge.hosts.transformers.skeleton import body_prefix
-
-        return f"{body_prefix(self.model)}{table_for(self.config.model_type).blocks}."
+        prefix: str = body_prefix(self.model)
+        return f"{prefix}{table_for(self.config.model_type).blocks}."
 
     def _read_one(self, name: str, place: Place) -> Tensor:
         key, slot = self._present(place.slot.key), place.slot
@@ -202,8 +203,8 @@ class Source:
         """The key under which a parameter is stored: its own, or that of the one it is tied to."""
         if key in self.pieces:
             return key
-        tied = self.model.all_tied_weights_keys
-        return next(k for k in (tied.get(key), *(t for t, s in tied.items() if s == key)) if k in self.pieces)
+        others = (self.tied.get(key), *(target for target, source in self.tied.items() if source == key))
+        return next(other for other in others if other is not None and other in self.pieces)
 
     def _load(self, key: str) -> Tensor:
         """A whole parameter."""
@@ -275,8 +276,8 @@ def _config(folder: Path) -> Any:
         raise ModelError(f"{folder} is quantised already (by {method}); give the original model in bf16, fp16 or fp32")
     if raw.get("auto_map"):
         raise UnsafeWeights(
-            f"{path} asks to run code of its own (auto_map); regauge never runs it. If transformers has the class itself, "
-            f"remove auto_map from a copy of the model"
+            f"{path} asks to run code of its own (auto_map), and regauge never runs it; "
+            f"if transformers has the class itself, remove auto_map from a copy of the model"
         )
     table_for(raw["model_type"])
     return _read_config(folder)

@@ -112,7 +112,7 @@ class Table(_Columns):
 @cache
 def tables() -> Mapping[str, Table]:
     """Every table by `model_type`."""
-    found = {}
+    found: dict[str, Table] = {}
     for path in sorted(FAMILIES.glob("*.yaml")):
         table = Table.model_validate(yaml.safe_load(path.read_text()))
         found |= dict.fromkeys(table.types, table)
