@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from regauge.anatomy.model import Anatomy, Norm, Site
 from regauge.errors import MoveError
 
-
 BIASABLE = (nn.Linear,)
 """Modules whose forward adds a bias once they have one."""
 

@@ -61,7 +61,7 @@ def rebuild_buffers(model: Any) -> None:
             _owner(model, path)._init_weights(module)
         for name in fresh:
             buffer = module._buffers[name]
-            if torch.equal(buffer, _marked(buffer)):
+            if buffer.numel() and torch.equal(buffer, _marked(buffer)):
                 raise ModelError(f"transformers does not rebuild the buffer {path}.{name}: cannot run this model")
 
 
