@@ -160,6 +160,11 @@ def check(model: Any, pieces: Mapping[str, tuple[Piece, ...]], tied: Mapping[str
         )
     for key, some in pieces.items():
         seen = assembled_shape(some)
+        if not seen[0]:
+            raise CorruptWeights(
+                f"{where} holds {len(some)} pieces of {key} that do not make a stack (an expert is missing, or their "
+                f"shapes differ); the config and the weights do not belong together"
+            )
         if seen != tuple(shapes[key].shape):
             raise CorruptWeights(
                 f"{some[0].stored.key} in {some[0].stored.file} makes a tensor of shape {list(seen)}, and the config "

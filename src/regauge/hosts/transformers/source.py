@@ -9,7 +9,6 @@ that holds NaN. Peak memory: what the caller keeps.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,12 +19,13 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
-from regauge.errors import CorruptWeights, ModelError, UnsafeWeights
+from regauge.errors import CorruptWeights, ModelError
 from regauge.hosts.transformers import checkpoint
 from regauge.hosts.transformers.checkpoint import Piece
+from regauge.hosts.transformers.configs import build_skeleton, first_line, read_config
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.scatter import Place, places, scatter, take
-from regauge.hosts.transformers.skeleton import body_prefix, skeleton
+from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.table import anatomy_of, table_for
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -65,10 +65,10 @@ class Source:
     def open(model: str | Path, revision: str | None = None) -> Source:
         """Opens a directory or hub id, or raises the `ModelError` that says what is wrong with it."""
         folder = model_folder(str(model), revision)
-        config = _config(folder)
+        config = read_config(folder)
         files = checkpoint.weight_files(folder)
         stored = checkpoint.stored_tensors(folder, files)
-        meta = skeleton(config)
+        meta = build_skeleton(config, folder)
         anatomy = anatomy_of(config, meta)
         pieces, unused = checkpoint.locate(meta, stored)
         checkpoint.check(meta, pieces, meta.all_tied_weights_keys, folder)
@@ -167,7 +167,7 @@ class Source:
         try:
             return AutoTokenizer.from_pretrained(str(self.path), local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise ModelError(f"the tokenizer in {self.path} cannot be read: {_first_line(error)}") from error
+            raise ModelError(f"the tokenizer in {self.path} cannot be read: {first_line(error)}") from error
 
     def _places(self, block: int | None) -> dict[str, Place]:
         return places(self.anatomy, block)
@@ -251,42 +251,3 @@ def _numel(shape: tuple[int, ...]) -> int:
     for size in shape:
         total *= size
     return total
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
-def _config(folder: Path) -> Any:
-    """transformers' config of a directory, after every check that its JSON allows."""
-    path = folder / "config.json"
-    if not path.is_file():
-        adapter = (
-            " (it holds an adapter: merge it into its base model first)" * (folder / "adapter_config.json").exists()
-        )
-        raise ModelError(f"{folder} has no config.json, so it is no transformers model{adapter}")
-    try:
-        raw = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not JSON: {_first_line(error)}") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
-        raise ModelError(f"{path} names no model_type, so it is no transformers model")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "an unnamed method")
-        raise ModelError(f"{folder} is quantised already (by {method}); give the original model in bf16, fp16 or fp32")
-    if raw.get("auto_map"):
-        raise UnsafeWeights(
-            f"{path} asks to run code of its own (auto_map), and regauge never runs it; "
-            f"if transformers has the class itself, remove auto_map from a copy of the model"
-        )
-    table_for(raw["model_type"])
-    return _read_config(folder)
-
-
-def _read_config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"transformers cannot read {folder / 'config.json'}: {_first_line(error)}") from error
