@@ -74,19 +74,17 @@ def _residual(anatomy: Anatomy) -> Stream:
     writers = [ports(s, 1) for s in sites if s.kind in TABLES] + [ports(s, 0) for s in sites if s.kind in WRITERS]
     readers = [ports(s, 1) for s in sites if s.kind in READERS]
     inputs, posts = input_norms(anatomy), post_norms(anatomy)
-    admits = {"permute": "", "select": ""}
+    fixed = anatomy.plumbing.fixed
+    admits: dict[str, str] = {}
     stops = {
         "scale": "a norm reads the residual, and scaling its channels changes the root mean square",
         "shift": "a norm reads the residual, and shifting its channels changes the root mean square",
         "affine": "a norm reads the residual, and only an orthogonal map keeps the root mean square (use rotate)",
         "fold": "fold the norms' outputs: blocks.N.attn.in, blocks.N.mlp.in, head.in",
     }
-    for kind, why in (("rotate", _why_not_rotate(anatomy)), ("centre", _why_not_centre(anatomy))):
+    turn, centre = fixed or _why_not_rotate(anatomy), _why_not_centre(anatomy)
+    for kind, why in (("permute", fixed), ("select", fixed), ("rotate", turn), ("centre", centre)):
         (stops if why else admits)[kind] = why
-    if anatomy.plumbing.fixed:
-        for kind in admits.keys() & {"permute", "select", "rotate"}:
-            del admits[kind]
-            stops[kind] = anatomy.plumbing.fixed
     return Stream(
         name="residual",
         kind="residual",
