@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ count          ()     int64, tokens seen
 STATISTICS = ("hessian", "second_moment", "absmax", "minimum", "maximum", "count")
 
 
+@runtime_checkable
 class Rounder(Protocol):
     """Which code each weight takes. Equals nearest when XᵀX is the identity."""
 
@@ -31,6 +32,7 @@ class Rounder(Protocol):
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes: ...
 
 
+@runtime_checkable
 class Compensator(Protocol):
     """What is added back for the error: named tensors that join `Codes.extra`."""
 
