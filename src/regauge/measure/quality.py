@@ -12,7 +12,7 @@ Legend: B windows, T tokens, V vocabulary, N scored tokens, D documents.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,16 +74,13 @@ class Scores:
     bytes_D: Floats
 
 
-def token_scores(original_NV: Tensor, compressed_NV: Tensor, next_N: Tensor) -> tuple[Tensor, ...]:
-    """(nll, nll of the original, KL, agreement) of each row of logits."""
-    log_p_NV = torch.log_softmax(original_NV.float(), dim=-1)
+def token_scores(log_p_NV: Tensor, compressed_NV: Tensor, next_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(nll, KL from the original, agreement) of each row, given the original's log-probabilities."""
     log_q_NV = torch.log_softmax(compressed_NV.float(), dim=-1)
-    kl_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1).clamp_min(0.0)
-    pick_N1 = next_N.unsqueeze(-1)
-    nll_N = -log_q_NV.gather(-1, pick_N1).squeeze(-1)
-    nll_original_N = -log_p_NV.gather(-1, pick_N1).squeeze(-1)
     agree_N = (log_p_NV.argmax(-1) == log_q_NV.argmax(-1)).float()
-    return nll_N, nll_original_N, kl_N, agree_N
+    nll_N = -log_q_NV.gather(-1, next_N.unsqueeze(-1)).squeeze(-1)
+    kl_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1).clamp_min(0.0)
+    return nll_N, kl_N, agree_N
 
 
 def valid(batch: Batch, logits_BTV: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,22 +92,36 @@ def valid(batch: Batch, logits_BTV: Tensor) -> tuple[Tensor, Tensor]:
 
 def compare(windows: Windows, original: Iterable[Tensor], compressed: Iterable[Tensor], tokens: int = 4096) -> Scores:
     """Scores of two models whose logits (B, T, V) come in the order of `windows.batches(tokens)`."""
-    columns: list[list[Tensor]] = [[], [], [], []]
+    return compare_many(windows, original, [compressed], tokens)[0]
+
+
+def compare_many(
+    windows: Windows, original: Iterable[Tensor], compressed: Sequence[Iterable[Tensor]], tokens: int = 4096
+) -> list[Scores]:
+    """Scores of several compressed models against one original, all read side by side."""
+    nll_original: list[Tensor] = []
+    columns: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in compressed]
     owner: list[int] = []
-    for batch, first_BTV, second_BTV in zip(windows.batches(tokens), original, compressed, strict=True):
+    for batch, first_BTV, *others in zip(windows.batches(tokens), original, *compressed, strict=True):
         first_NV, next_N = valid(batch, first_BTV)
-        second_NV, _ = valid(batch, second_BTV)
-        for column, value_N in zip(columns, token_scores(first_NV, second_NV, next_N), strict=True):
-            column.append(value_N)
+        log_p_NV = torch.log_softmax(first_NV.float(), dim=-1)
+        nll_original.append(-log_p_NV.gather(-1, next_N.unsqueeze(-1)).squeeze(-1))
+        for column, other_BTV in zip(columns, others, strict=True):
+            column.append(token_scores(log_p_NV, valid(batch, other_BTV)[0], next_N))
         for length, document in zip(batch.lengths, batch.document, strict=True):
             owner.extend([document] * (length - 1))
     if not owner:
         raise TextError("no token to score: every window holds fewer than two tokens.")
-    nll_N, nll_original_N, kl_N, agree_N = (torch.cat(column).double().numpy() for column in columns)
+    owner_N = np.array(owner, dtype=np.int64)
     bytes_D = per_document(
         np.array(windows.bytes, dtype=np.float64), np.array(windows.document, dtype=np.int64), windows.documents
     )
-    return Scores(nll_N, nll_original_N, kl_N, agree_N, np.array(owner, dtype=np.int64), bytes_D)
+    base_N = torch.cat(nll_original).double().numpy()
+    found = []
+    for column in columns:
+        nll_N, kl_N, agree_N = (torch.cat(parts).double().numpy() for parts in zip(*column, strict=True))
+        found.append(Scores(nll_N, base_N, kl_N, agree_N, owner_N, bytes_D))
+    return found
 
 
 def summarise(scores: Scores, seed: int = 0) -> Quality:

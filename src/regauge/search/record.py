@@ -1,0 +1,167 @@
+"""The run record, `OUT/regauge/run.json`: everything that a search found, for `report`, `pick` and the reader.
+
+Predicted and measured figures stand in separate fields and are never mixed. KL in nats a token to the original; bytes
+of tensors; times in seconds unless the name says ms.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from regauge.errors import ArtifactError
+from regauge.measure.cost import Costs
+from regauge.measure.quality import Paired, Quality
+from regauge.search.budgets import Budget
+from regauge.search.calibrate import Check
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Point(_Record):
+    """One allocation.
+
+    Attributes:
+        name: `0`, `1`, … on the frontier, or the preset's name for a uniform baseline.
+        picks: group of sites → option, e.g. `blocks.0.attn.q` → `int4-g128`.
+        bits: bits a weight over the sites searched, steps and zero points included.
+        kl_trial: true KL on the search text, weights replaced in memory; never the evaluation text.
+        measured: on the evaluation text. `measured_on` says of what: `artifact` as loaded, or `memory`: the same
+            rounded weights before they are stored and propagated.
+    """
+
+    name: str
+    kind: str  # searched | uniform
+    picks: dict[str, str]
+    bits: float
+    bytes_predicted: int
+    kl_predicted: float
+    kl_trial: float | None = None
+    decode_ms_predicted: float | None = None
+    prefill_ms_predicted: float | None = None
+    bytes_measured: int | None = None
+    measured: Quality | None = None
+    measured_on: str | None = None
+
+
+class SitePick(_Record):
+    """What one site got, with what was predicted and measured about it."""
+
+    name: str
+    kind: str
+    block: int | None
+    shape: tuple[int, int]
+    option: str
+    bits: float  # everything stored, a weight
+    bytes: int
+    group: str
+    kl_predicted: float  # of its whole group, after correction
+
+
+class Verdict(_Record):
+    """One budget or floor, and what was measured against it."""
+
+    text: str
+    limit: float
+    measured: float
+    unit: str
+    met: bool
+    how: str  # what was measured, in words
+
+
+class Sample(_Record):
+    """One prompt, continued greedily by both models."""
+
+    prompt: str
+    original: str
+    compressed: str
+
+
+class Text(_Record):
+    """A text that the run read."""
+
+    role: str  # calibration | search | evaluation
+    description: str
+    tokens: int
+    documents: int
+    sha256: str
+
+
+class Build(_Record):
+    """One artifact that was built on the way: what was aimed at, and what came out."""
+
+    point: str
+    bytes: int
+    kl: float
+    decode: str | None = None
+    why: str = ""
+
+
+class Run(_Record):
+    """A whole search."""
+
+    regauge: str
+    command: str
+    seed: int
+    source: str
+    source_hash: str
+    family: str
+    parameters: int
+    bytes_bf16: int
+    budgets: tuple[Budget, ...]
+    floor: dict[str, float]
+    texts: tuple[Text, ...]
+    points: tuple[Point, ...]  # the frontier, smallest first
+    chosen: int  # index into points
+    chosen_why: str
+    uniforms: tuple[Point, ...] = ()  # baselines, every site alike, same rounder and text
+    against_uniform: dict[str, Paired] = Field(default_factory=dict)  # chosen less the uniform of that name
+    sites: tuple[SitePick, ...] = ()  # of the chosen point
+    quality: Quality | None = None  # of the artifact, on the evaluation text
+    original: Quality | None = None  # of the source on the same text (its KL is 0)
+    costs: dict[str, Costs] = Field(default_factory=dict)  # `original` (bf16), `compressed`
+    verdicts: tuple[Verdict, ...] = ()
+    check: Check | None = None
+    additivity: float | None = None  # median of true KL of whole allocations / sum of their single-site KLs
+    builds: tuple[Build, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    machine: dict[str, object] = Field(default_factory=dict)
+    bandwidth: float | None = None  # bytes a second
+    seconds: dict[str, float] = Field(default_factory=dict)  # step → seconds
+    versions: dict[str, str] = Field(default_factory=dict)
+    calibration: dict[str, object] = Field(default_factory=dict)  # what `apply` was given, so that `pick` repeats it
+    notes: tuple[str, ...] = ()
+
+    @property
+    def point(self) -> Point:
+        return self.points[self.chosen]
+
+
+def write(run: Run, out: Path) -> Path:
+    """Writes `OUT/regauge/run.json` by one rename."""
+    path = out / "regauge" / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(run.model_dump_json(indent=1), encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def read(where: str | Path) -> Run:
+    """A run record from its file, or from the directory that `fit` made."""
+    path = Path(where)
+    if path.is_dir():
+        path = path / "regauge" / "run.json"
+    try:
+        return Run.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{where} holds no run record (regauge/run.json); give the directory that `fit` wrote."
+        ) from error
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        what = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else str(error)
+        raise ArtifactError(f"{path} is not a run record that this version reads: {what}.") from error

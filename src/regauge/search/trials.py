@@ -1,0 +1,81 @@
+"""True KL of many variants of one model in a single streamed pass.
+
+A variant is a choice of options; its states are the original's up to the first block that it changes, so single-site
+variants of late blocks are cheap. All variants go through a block together, so that a model larger than memory is read
+once for a whole set. Nothing is written: the rounded weights come from the shelf.
+Cost: one forward pass a variant over the text, from its first change on. Memory: the states of each diverged variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from regauge.anatomy.model import Weights
+from regauge.hosts.transformers.states import States
+from regauge.measure.quality import Scores, compare_many
+from regauge.measure.windows import Windows
+from regauge.search.model import Subject
+from regauge.search.options import Option
+from regauge.search.shelf import Shelf
+
+Picks = Mapping[str, Option]
+"""Group → option; groups that are not named stay as they are."""
+
+STATES = 2**29  # bytes of hidden states that one pass may hold
+
+
+def true_scores(
+    subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[Picks], tokens: int = 2048
+) -> list[Scores]:
+    """Scores of every variant against the subject itself on some windows."""
+    each = 4 * subject.anatomy.hidden * sum(batch.ids_BT.numel() for batch in windows.batches(tokens))
+    size = max(1, STATES // each - 1)
+    found: list[Scores] = []
+    for start in range(0, len(variants), size):
+        found += _pass(subject, shelf, windows, variants[start : start + size], tokens)
+    return found
+
+
+def true_kl(
+    subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[Picks], tokens: int = 2048
+) -> list[float]:
+    """Mean KL of every variant, nats a token."""
+    return [float(scores.kl_N.mean()) for scores in true_scores(subject, shelf, windows, variants, tokens)]
+
+
+@torch.no_grad()
+def _pass(subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[Picks], tokens: int) -> list[Scores]:
+    runner = subject.runner
+    outer = subject.read(None)
+    inputs = [batch.ids_BT for batch in windows.batches(tokens)]
+    base = runner.begin(inputs, outer)
+    outers = [_outer(subject, shelf, picks, outer) for picks in variants]
+    moved: list[States | None] = [
+        runner.begin(inputs, own) if own is not outer else None for own in outers
+    ]  # None: still on the original's states
+    for block in range(subject.blocks):
+        weights = subject.read(block)
+        after = runner.block(block, weights, base)
+        for index, picks in enumerate(variants):
+            changed = shelf.replaced(picks, block)
+            before = moved[index]
+            if before is not None or changed:
+                moved[index] = runner.block(block, {**weights, **changed}, before if before is not None else base)
+        base = after
+    tails: list[Iterator[Tensor]] = [
+        runner.tail(own, base if states is None else states) for own, states in zip(outers, moved, strict=True)
+    ]
+    return compare_many(windows, runner.tail(outer, base), tails, tokens)
+
+
+def _outer(subject: Subject, shelf: Shelf, picks: Picks, outer: Weights) -> Weights:
+    """Tensors outside the blocks; a tied head follows its embedding."""
+    changed = shelf.replaced(picks, None)
+    if not changed:
+        return outer
+    if subject.anatomy.tied and "embed.weight" in changed:
+        changed["head.weight"] = changed["embed.weight"]
+    return {**outer, **changed}
