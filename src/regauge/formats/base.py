@@ -6,10 +6,11 @@ Legend: O output channels, I input channels, G groups, K weights in a group. w �
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -29,6 +30,7 @@ class Step:
     fields: Mapping[str, Tensor]
 
 
+@runtime_checkable
 class Grid(Protocol):
     """Which numbers exist. Idempotent and monotone."""
 
@@ -42,6 +44,8 @@ class Grid(Protocol):
     def low(self) -> float: ...  # least grid value
     @property
     def high(self) -> float: ...  # greatest grid value
+    @property
+    def table(self) -> Tensor: ...  # the value of every code, float32; NaN for a code that is never written
 
     def snap(self, z: Tensor) -> Tensor:
         """The nearest grid value, same shape and dtype; saturates outside [low, high]."""
@@ -53,6 +57,7 @@ class Grid(Protocol):
         """Grid values, float32, of codes."""
 
 
+@runtime_checkable
 class Grain(Protocol):
     """Which weights share a step. `join(split(w), w) == w`."""
 
@@ -62,8 +67,14 @@ class Grain(Protocol):
     def refuses(self, shape: tuple[int, int]) -> str | None:
         """Why a matrix of this shape (O, I) cannot be cut this way, or None."""
 
+    def taken(self, shape: tuple[int, int]) -> Grain:
+        """The grain that this shape really gets: itself, or the branch of a fallback."""
+
+    def span(self, shape: tuple[int, int]) -> int:
+        """Neighbouring input channels in a group: I where a group holds whole rows."""
+
     def groups(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """(G, K) for a matrix of shape (O, I)."""
+        """(G, K) for a matrix of shape (O, I). Groups are numbered row by row."""
 
     def split(self, w_OI: Tensor) -> Tensor: ...  # → w_GK
     def join(self, w_GK: Tensor, like_OI: Tensor) -> Tensor: ...
@@ -71,20 +82,27 @@ class Grain(Protocol):
         """The step of each element: (G, 1) → (O, I)."""
 
 
+@runtime_checkable
 class Scale(Protocol):
-    """How a step is stored: its own dtype or grid, sometimes with a second, global level."""
+    """How a step is stored: its own dtype or grid, sometimes with a second, shared level."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def shared(self) -> bool: ...  # True: steps of one matrix share a level, so all must be known before one is stored
 
-    def bytes(self, groups: int) -> int: ...
+    def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
+        """The scale for one matrix and grid: its shared level fixed by these steps, of `rows` rows. Idempotent."""
+
+    def bytes(self, groups: int, rows: int = 1) -> int: ...
     def store(self, scale_G1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Representable scale (float32, positive, finite) and the fields that hold it."""
+        """Representable scale (float32, positive, finite) and the fields that hold it. Bound scales only."""
 
     def load(self, fields: Mapping[str, Tensor]) -> Tensor:
         """scale_G1 again from the fields."""
 
 
+@runtime_checkable
 class Ranger(Protocol):
     """How big the step is. Weights and activations alike."""
 
@@ -103,33 +121,62 @@ class Format:
     ranger: Ranger
     scale: Scale
 
+    def bound(self, w_OI: Tensor) -> Format:
+        """The format for this matrix: a level that all its steps share is fixed by its largest magnitudes."""
+        if not self.scale.shared:
+            return self
+        step_G1 = reach(self.grain.split(w_OI)) / ((self.grid.high - self.grid.low) / 2)
+        return replace(self, scale=self.scale.bind(step_G1, self.grid, w_OI.shape[0]))
+
     def fit(self, w_OI: Tensor, weight_OI: Tensor | None = None) -> Step:
         """The step of every group of `w_OI`; `weight_OI` ≥ 0 says how much each element's error counts."""
         weight_GK = None if weight_OI is None else self.grain.split(weight_OI)
-        return self.ranger(self.grain.split(w_OI.float()), self.grid, self.scale, weight_GK)
+        return self.ranger(self.grain.split(w_OI), self.grid, self.bound(w_OI).scale, weight_GK)
+
+    def load(self, fields: Mapping[str, Tensor]) -> Step:
+        """The step again from what is stored of it."""
+        zero_G1 = None if self.grid.symmetric else self.grid.decode(fields["zero"])
+        return Step(self.scale.load(fields), zero_G1, fields)
 
     def scaled(self, w_OI: Tensor, step: Step) -> Tensor:
-        """`w_OI` in grid units: w / scale + zero."""
-        shape = (w_OI.shape[0], w_OI.shape[1])
-        z_OI = w_OI / self.grain.spread(step.scale_G1, shape).to(w_OI.dtype)
-        return z_OI if step.zero_G1 is None else z_OI + self.grain.spread(step.zero_G1, shape).to(w_OI.dtype)
+        """`w_OI` in grid units: w / scale + zero, in the dtype of `w_OI`."""
+        z_GK = self.grain.split(w_OI) / step.scale_G1.to(w_OI.dtype)
+        if step.zero_G1 is not None:
+            z_GK += step.zero_G1.to(w_OI.dtype)
+        return self.grain.join(z_GK, w_OI)
 
     def unscaled(self, z_OI: Tensor, step: Step) -> Tensor:
-        """Back from grid units: scale · (z − zero)."""
-        shape = (z_OI.shape[0], z_OI.shape[1])
+        """Back from grid units: scale · (z − zero), in the dtype of `z_OI`."""
+        z_GK = self.grain.split(z_OI)
         if step.zero_G1 is not None:
-            z_OI = z_OI - self.grain.spread(step.zero_G1, shape).to(z_OI.dtype)
-        return z_OI * self.grain.spread(step.scale_G1, shape).to(z_OI.dtype)
+            z_GK = z_GK - step.zero_G1.to(z_OI.dtype)
+        return self.grain.join(z_GK * step.scale_G1.to(z_OI.dtype), z_OI)
 
     def encode(self, w_OI: Tensor, step: Step | None = None) -> Codes:
-        """Each weight to its nearest code; fits the step first where none is given."""
+        """Each weight to its nearest code; fits the step first where none is given.
+
+        Works on a few groups at a time, so that temporaries stay in cache: about five passes over them.
+        """
         step = self.fit(w_OI) if step is None else step
-        z_OI = self.grid.snap(self.scaled(w_OI.float(), step))
-        return Codes(self.grid.encode(z_OI), step)
+        x_GK = self.grain.split(w_OI)
+        codes_GK = torch.empty(x_GK.shape, dtype=torch.uint8, device=w_OI.device)
+        for part in chunks(x_GK):
+            z_GK = x_GK[part].float() / step.scale_G1[part]
+            if step.zero_G1 is not None:
+                z_GK += step.zero_G1[part]
+            codes_GK[part] = self.grid.encode(self.grid.snap(z_GK))
+        return Codes(self.grain.join(codes_GK, w_OI), step)
 
     def decode(self, codes: Codes) -> Tensor:
-        """w_OI, float32."""
-        return self.unscaled(self.grid.decode(codes.codes_OI), codes.step)
+        """w_OI, float32, without what a compensator adds."""
+        codes_GK = self.grain.split(codes.codes_OI)
+        w_GK = torch.empty(codes_GK.shape, dtype=torch.float32, device=codes_GK.device)
+        for part in chunks(codes_GK):
+            z_GK = self.grid.decode(codes_GK[part])
+            if codes.step.zero_G1 is not None:
+                z_GK -= codes.step.zero_G1[part]
+            torch.mul(z_GK, codes.step.scale_G1[part], out=w_GK[part])
+        return self.grain.join(w_GK, codes.codes_OI)
 
     def zero_bytes(self, groups: int) -> int:
         """Bytes of the packed zero points: one code of the grid's bits a group."""
@@ -140,7 +187,7 @@ class Format:
         rows, columns = shape
         groups, _ = self.grain.groups(shape)
         packed = rows * ((columns * self.grid.bits + 7) // 8)
-        return packed + self.scale.bytes(groups) + self.zero_bytes(groups)
+        return packed + self.scale.bytes(groups, rows) + self.zero_bytes(groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +198,34 @@ class Codes:
         codes_OI: uint8 codes in the original column order.
         step: as fitted.
         extra: named tensors that a compensator adds (low-rank factors, a bias).
+        notes: what the rounder had to do that the user did not ask for, in a sentence each; for the receipt.
     """
 
     codes_OI: Tensor
     step: Step
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+CHUNK = 1 << 16
+"""Elements worked on at a time, so that a few float32 temporaries stay in a core's second-level cache."""
+
+
+def chunks(x_GK: Tensor) -> Iterator[slice]:
+    """Slices of whole groups of about `CHUNK` elements."""
+    groups, size = x_GK.shape
+    step = max(1, CHUNK // max(size, 1))
+    return (slice(start, start + step) for start in range(0, groups, step))
+
+
+def reach(x_GK: Tensor) -> Tensor:
+    """The largest magnitude of each group (G, 1), float32, or float64 of float64."""
+    low_G1, high_G1 = ends(x_GK)
+    return torch.maximum(-low_G1, high_G1)
+
+
+def ends(x_GK: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value of each group (G, 1), float32, or float64 of float64."""
+    low_G1, high_G1 = torch.aminmax(x_GK, dim=1, keepdim=True)
+    dtype = torch.promote_types(x_GK.dtype, torch.float32)
+    return low_G1.to(dtype), high_G1.to(dtype)

@@ -50,12 +50,14 @@ AXES: Mapping[str, Mapping[str, Part]] = {
         "fp8": Part("regauge.formats.grids:E4M3", "8-bit floats e4m3, up to 448", "2209.05433"),
         "fp8-e5m2": Part("regauge.formats.grids:E5M2", "8-bit floats e5m2, up to 57344", "2209.05433"),
         "fp6": Part("regauge.formats.grids:E3M2", "6-bit floats e3m2, up to 28", "2310.10537"),
+        "fp6-e2m3": Part("regauge.formats.grids:E2M3", "6-bit floats e2m3, up to 7.5", "2310.10537"),
         "fp4": Part("regauge.formats.grids:E2M1", "4-bit floats e2m1: 0, 0.5, 1, 1.5, 2, 3, 4, 6", "2310.10537"),
         "nf4": Part("regauge.formats.grids:NF4", "16 quantiles of the normal distribution", "2305.14314"),
+        "ternary": Part("regauge.formats.grids:Ternary", "-1, 0 and 1 in two bits"),
     },
     "grain": {
         "channel": Part("regauge.formats.grains:Channel", "one step an output channel"),
-        "tensor": Part("regauge.formats.grains:Tensor", "one step for the whole matrix"),
+        "tensor": Part("regauge.formats.grains:Whole", "one step for the whole matrix"),
         "group": Part(
             "regauge.formats.grains:Group", "one step for every `size` neighbours along the input", short="size"
         ),
@@ -71,11 +73,23 @@ AXES: Mapping[str, Mapping[str, Part]] = {
         "f32": Part("regauge.formats.scales:Float32", "the step in float32"),
         "f16": Part("regauge.formats.scales:Float16", "the step in float16"),
         "bf16": Part("regauge.formats.scales:BFloat16", "the step in bfloat16"),
-        "e8m0": Part("regauge.formats.scales:PowerOfTwo", "the step is a power of two in one byte (MX)", "2310.10537"),
-        "nv": Part("regauge.formats.scales:TwoLevel", "the step in e4m3 under one float32 for the matrix (NVFP4)"),
+        "e8m0": Part(
+            "regauge.formats.scales:PowerOfTwo",
+            "the step is a power of two in one byte (MX)",
+            "2310.10537",
+            fixed={"top": 0.0},
+        ),
+        "nv": Part(
+            "regauge.formats.scales:TwoLevel",
+            "the step in e4m3 under one float32 for the matrix (NVFP4)",
+            fixed={"global_1": None},
+        ),
         "m1": Part("regauge.formats.scales:M1", "the step rounded up to a power of two", "2307.09782"),
         "m2": Part(
-            "regauge.formats.scales:M2", "steps tied to the largest of their row by powers of two", "2307.09782"
+            "regauge.formats.scales:M2",
+            "steps tied to the largest of their row by powers of two",
+            "2307.09782",
+            fixed={"row_R1": None},
         ),
     },
     "rounder": {
@@ -99,25 +113,31 @@ AXES: Mapping[str, Mapping[str, Part]] = {
         ),
     },
     "rewrite": {
-        "fold-norm": Part("regauge.rewrites:FoldNorm", "gain and bias of each norm go into its readers", "2404.00456"),
+        "fold-norm": Part(
+            "regauge.rewrites.norms:FoldNorm", "gain and bias of each norm go into its readers", "2404.00456"
+        ),
         "layernorm-to-rms": Part(
-            "regauge.rewrites:LayerNormToRMS", "centred writers of the residual make LayerNorm an RMSNorm", "2305.14858"
+            "regauge.rewrites.norms:LayerNormToRMS",
+            "centred writers of the residual make LayerNorm an RMSNorm",
+            "2305.14858",
         ),
         "smooth-norms": Part(
-            "regauge.rewrites:SmoothNorms",
+            "regauge.rewrites.smoothing:SmoothNorms",
             "scales behind each norm move outliers from inputs to weights",
             "2211.10438",
             short="alpha",
         ),
         "smooth-streams": Part(
-            "regauge.rewrites:SmoothStreams",
+            "regauge.rewrites.smoothing:SmoothStreams",
             "every scalable stream smoothed, one strength for the model by its own loss",
             "2312.03788",
         ),
         "rotate": Part(
-            "regauge.rewrites:RotateHadamard", "residual and values turned by a Hadamard matrix", "2404.00456"
+            "regauge.rewrites.rotation:RotateHadamard", "residual and values turned by a Hadamard matrix", "2404.00456"
         ),
-        "permute": Part("regauge.rewrites:PermuteByImportance", "channels sorted so that the prefix matters most"),
+        "permute": Part(
+            "regauge.rewrites.permutation:PermuteByImportance", "channels sorted so that the prefix matters most"
+        ),
     },
 }
 

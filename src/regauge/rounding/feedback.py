@@ -1,0 +1,78 @@
+"""The triangular factor behind error feedback.
+
+Legend: O output channels, I input channels, B columns of a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TRIES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """H + λI = M Mᵀ with M upper triangular, columns scaled: F_ij = M_ij / M_jj.
+
+    Given errors e_i = w_i − ŵ_i of all columns before j, ‖e M‖² is least, whatever comes after j, when column j takes
+    the value w_j + Σ_{i<j} e_i F_ij.
+
+    Attributes:
+        feedback_II: F, in the dtype of the sweep; unit diagonal, zeros below it.
+        damp: the share of the mean diagonal that was added in the end.
+        notes: what had to be changed, in a sentence each.
+    """
+
+    feedback_II: Tensor
+    damp: float
+    notes: tuple[str, ...]
+
+    def conditional(self, w_OB: Tensor, target_OB: Tensor, start: int, end: int) -> Tensor:
+        """The best values of columns start … end together, were they free: w + (target − w) F_BB⁻¹.
+
+        `target_OB` holds what each would round given only the errors before `start`.
+        """
+        block_BB = self.feedback_II[start:end, start:end]
+        moved_OB: Tensor = torch.linalg.solve_triangular(
+            block_BB, target_OB - w_OB, upper=True, left=False, unitriangular=True
+        )
+        return w_OB + moved_OB
+
+
+def factor(hessian_II: Tensor, damp: float, order_I: Tensor | None, dtype: torch.dtype | None = None) -> Factor:
+    """Factor H, symmetric and not negative, in its own dtype.
+
+    Inputs that were always 0 get a diagonal of 1, so that they stand alone. Where the factor fails, or H is not finite,
+    damping is raised tenfold, `TRIES` times; entries that are not finite count as 0.
+
+    Args:
+        damp: share of the mean diagonal (of the inputs that live) added to the diagonal.
+        order_I: the order in which columns will be rounded; None: left to right.
+        dtype: of the result.
+
+    Cost: I³/3 multiply-adds, two copies of H.
+    """
+    notes = []
+    h_II = hessian_II.clone() if order_I is None else hessian_II[order_I][:, order_I]
+    if not bool(torch.isfinite(h_II).all()):
+        h_II.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        notes.append("the Hessian had entries that are not finite; they count as 0")
+    diagonal = h_II.diagonal()
+    live = diagonal > 0
+    mean = float(diagonal[live].mean()) if bool(live.any()) else 1.0
+    diagonal[~live] = 1
+    original = diagonal.clone()
+    share = damp
+    for _ in range(TRIES):
+        diagonal.copy_(original + share * mean)
+        lower, failed = torch.linalg.cholesky_ex(h_II.flip(0, 1))
+        if not int(failed):
+            if share != damp:
+                notes.append(f"the Hessian could not be factored at damp {damp:g}; {share:g} was used")
+            upper = lower.flip(0, 1)
+            return Factor((upper / upper.diagonal()).to(dtype or h_II.dtype), share, tuple(notes))
+        share = max(share, 1e-4) * 10
+    raise ValueError("the Hessian cannot be factored at any damping: it is not symmetric or not a second moment")

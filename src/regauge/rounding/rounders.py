@@ -1,0 +1,253 @@
+"""Which code each weight takes.
+
+Legend: O output channels, I input channels, G groups, K weights in a group, B columns of a block, N groups along a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from regauge.formats.base import Codes, Format, Step
+from regauge.rounding.base import Stats
+from regauge.rounding.feedback import Factor, factor
+
+ORDERS = ("none", "activation")
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Each weight to the nearest value of its grid. Needs no text.
+
+    Cost: about ten passes over the weights, in cache.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
+        return fmt.encode(w_OI)
+
+
+@dataclass(frozen=True)
+class ImportanceNearest:
+    """Nearest, on steps fitted where the inputs are large: the error of column i counts E[x_i²].
+
+    The kind of llama.cpp's importance matrix: a diagonal Hessian, no error feedback. It works through the ranger, so a
+    ranger that weighs (`search`) must stand beside it.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"second_moment"})
+
+    def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
+        moment_I = stats["second_moment"].to(w_OI.device).float()
+        mean = float(moment_I.mean())
+        if not 0 < mean < float("inf"):
+            return replace(fmt.encode(w_OI), notes=("no finite input reached it: every column counts alike",))
+        # A floor keeps a group whose inputs were all silent fitted to its weights.
+        weight_OI = (moment_I / mean).clamp_(min=1e-6).expand(w_OI.shape)
+        return fmt.encode(w_OI, fmt.fit(w_OI, weight_OI))
+
+
+@dataclass(frozen=True)
+class GPTQ:
+    """Column by column; the error of each is made good by those not yet rounded (GPTQ, arXiv 2210.17323).
+
+    The codes minimise ‖(W − Ŵ) X‖² greedily: column j rounds not w_j but the best it can do given the errors already
+    made. With H = XᵀX + λI = M Mᵀ, M upper triangular, that is w_j + Σ_{i<j} (w_i − ŵ_i) M_ij / M_jj.
+
+    Cost: I³/3 for the factor, O·I² for the feedback (multiply-adds), and the memory of W in float32.
+
+    Differs: the publication factors H⁻¹ and pushes errors forward through it; we factor H from its last column, which
+    is the same in exact arithmetic, saves an inverse and a second factorisation, and never inverts. Groups that are
+    fitted when reached see every update, where the released code leaves out those of the current block. A factor that
+    fails is tried again with ten times the damping, and says so.
+
+    Attributes:
+        damp: λ as a share of the mean diagonal of H.
+        order: "none" goes left to right, "activation" by falling diagonal of H; this needs static groups.
+        static_groups: steps are fitted to the original weights. Else a group's step is fitted when its first column is
+            reached, to weights that carry the feedback.
+        block: columns of one block of feedback; a matter of speed only.
+        precision: "float64" or "float32" of the factor; "double" makes the sweep float64 too.
+    """
+
+    damp: float = 0.01
+    order: str = "none"
+    static_groups: bool = False
+    block: int = 128
+    precision: str = "float64"
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise ValueError(f"the order is one of {', '.join(ORDERS)}, not {self.order!r}")
+        if self.order == "activation" and not self.static_groups:
+            raise ValueError("order 'activation' mixes the columns of groups, so it needs static_groups: true")
+        if self.damp < 0 or self.block < 1:
+            raise ValueError(f"damp is 0 or more and block 1 or more, not {self.damp} and {self.block}")
+        if self.precision not in _DTYPES:
+            raise ValueError(f"the precision is one of {', '.join(_DTYPES)}, not {self.precision!r}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"hessian"})
+
+    def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
+        dtype, sweep = _DTYPES[self.precision]
+        hessian_II = stats["hessian"].to(w_OI.device, dtype)
+        dead_I = ~(hessian_II.diagonal() > 0)
+        if bool(dead_I.all()):
+            note = "no input reached it, so it was rounded to nearest"
+            return replace(fmt.encode(w_OI), notes=(note,))
+        notes = []
+        w_OI = w_OI.to(sweep, copy=True)
+        if bool(dead_I.any()):
+            w_OI[:, dead_I] = 0
+            notes.append(f"{int(dead_I.sum())} of {len(dead_I)} inputs were always 0: their weights became 0")
+        order_I = None
+        if self.order == "activation":
+            order_I = hessian_II.diagonal().argsort(descending=True, stable=True)
+        made = factor(hessian_II, self.damp, order_I, sweep)
+        notes += made.notes
+        if self.static_groups or fmt.grain.span((w_OI.shape[0], w_OI.shape[1])) == w_OI.shape[1]:
+            codes = _fixed(w_OI, fmt, fmt.fit(w_OI), made, order_I, self.block)
+        else:
+            codes = _refitted(w_OI, fmt, made, self.block)
+        return replace(codes, notes=tuple(notes))
+
+
+_DTYPES = {
+    "float32": (torch.float32, torch.float32),
+    "float64": (torch.float64, torch.float32),
+    "double": (torch.float64, torch.float64),
+}
+ROWS = 1024
+"""Rows swept together: a block of 128 columns of them is 512 KiB of float32, half a core's second-level cache."""
+
+
+def _fixed(w_OI: Tensor, fmt: Format, step: Step, made: Factor, order_I: Tensor | None, block: int) -> Codes:
+    """Feedback with all steps known; columns in the given order."""
+    rows, columns = w_OI.shape
+    codes_OI = torch.empty(rows, columns, dtype=torch.uint8, device=w_OI.device)
+    steps = _Columns.of(step, fmt, (rows, columns), w_OI.dtype)
+    group_I = torch.arange(columns, device=w_OI.device) // fmt.grain.span((rows, columns))
+    if order_I is not None:
+        w_OI, group_I = w_OI[:, order_I], group_I[order_I]
+    groups = group_I.tolist()
+    for top in range(0, rows, ROWS):
+        part = slice(top, top + ROWS)
+        work_RI, out_RI = w_OI[part], codes_OI[part]
+        for start in range(0, columns, block):
+            end = min(start + block, columns)
+            target_BR = _targets(work_RI, made.feedback_II, start, end)
+            out_RI[:, start:end] = _sweep(
+                work_RI, target_BR, made.feedback_II, start, steps, groups[start:end], part, fmt
+            )
+    if order_I is not None:
+        codes_OI = codes_OI[:, order_I.argsort()]
+    return Codes(codes_OI, step)
+
+
+def _refitted(w_OI: Tensor, fmt: Format, made: Factor, block: int) -> Codes:
+    """Feedback with each group's step fitted when its first column is reached."""
+    rows, columns = w_OI.shape
+    fmt = replace(fmt.bound(w_OI), grain=fmt.grain.taken((rows, columns)))
+    span = fmt.grain.span((rows, columns))
+    codes_OI = torch.empty(rows, columns, dtype=torch.uint8, device=w_OI.device)
+    fitted: list[Step] = []
+    for start in range(0, columns, span):
+        end = start + span
+        target_BO = _targets(w_OI, made.feedback_II, start, end)
+        step = fmt.fit(made.conditional(w_OI[:, start:end], target_BO.T, start, end))
+        steps = _Columns.of(step, fmt, (rows, span), w_OI.dtype)
+        fitted.append(step)
+        for top in range(0, rows, ROWS):
+            part = slice(top, top + ROWS)
+            codes_OI[part, start:end] = _sweep(
+                w_OI[part], target_BO[:, part].contiguous(), made.feedback_II, start, steps, [0] * span, part, fmt
+            )
+    return Codes(codes_OI, _together(fitted, fmt))
+
+
+def _targets(work_RI: Tensor, feedback_II: Tensor, start: int, end: int) -> Tensor:
+    """What columns start … end would round given the errors of all before `start`: (B, R), contiguous.
+
+    Columns of `work_RI` before `start` hold errors w − ŵ, the others weights.
+    """
+    columns_RB = work_RI[:, start:end]
+    if start:
+        columns_RB = torch.addmm(columns_RB, work_RI[:, :start], feedback_II[:start, start:end])
+    return columns_RB.T.contiguous()
+
+
+def _sweep(
+    work_RI: Tensor,
+    target_BR: Tensor,
+    feedback_II: Tensor,
+    start: int,
+    steps: _Columns,
+    groups: Sequence[int],
+    part: slice,
+    fmt: Format,
+) -> Tensor:
+    """Round the columns of one block in turn; its errors replace its weights in `work_RI`. Codes (R, B)."""
+    end = start + target_BR.shape[0]
+    w_BR = work_RI[:, start:end].T.contiguous()
+    error_BR = torch.empty_like(target_BR)
+    z_BR = torch.empty_like(target_BR)
+    feedback_BB = feedback_II[start:end, start:end].T.contiguous()
+    for column, group in enumerate(groups):
+        target_R = target_BR[column]
+        if column:
+            target_R = torch.addmv(target_R, error_BR[:column].T, feedback_BB[column, :column])
+        scale_R, zero_R = steps.at(group, part)
+        z_R = target_R / scale_R
+        if zero_R is None:
+            z_R = fmt.grid.snap(z_R)
+            torch.addcmul(w_BR[column], z_R, scale_R, value=-1, out=error_BR[column])
+        else:
+            z_R = fmt.grid.snap(z_R.add_(zero_R))
+            torch.addcmul(w_BR[column], z_R - zero_R, scale_R, value=-1, out=error_BR[column])
+        z_BR[column] = z_R
+    work_RI[:, start:end] = error_BR.T
+    return fmt.grid.encode(z_BR).T
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """Steps laid out so that those of one column are contiguous: (N, O), or (N, 1) for a step of the whole matrix."""
+
+    scale_NO: Tensor
+    zero_NO: Tensor | None
+
+    @classmethod
+    def of(cls, step: Step, fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> _Columns:
+        along = shape[1] // fmt.grain.span(shape)
+
+        def turned(x_G1: Tensor) -> Tensor:
+            x_GN = x_G1.view(-1, along)
+            high = x_GN.shape[0]
+            if high not in (1, shape[0]):
+                x_GN = x_GN.repeat_interleave(shape[0] // high, 0)
+            return x_GN.T.to(dtype).contiguous()
+
+        return cls(turned(step.scale_G1), None if step.zero_G1 is None else turned(step.zero_G1))
+
+    def at(self, group: int, rows: slice) -> tuple[Tensor, Tensor | None]:
+        pick = (group, rows if self.scale_NO.shape[1] > 1 else slice(None))
+        return self.scale_NO[pick], None if self.zero_NO is None else self.zero_NO[pick]
+
+
+def _together(fitted: Sequence[Step], fmt: Format) -> Step:
+    """The steps of groups fitted one column of groups after another, numbered row by row."""
+    scale_G1 = torch.cat([step.scale_G1 for step in fitted], 1).view(-1, 1)
+    zeros = [step.zero_G1 for step in fitted if step.zero_G1 is not None]
+    zero_G1 = torch.cat(zeros, 1).view(-1, 1) if zeros else None
+    scale_G1, fields = fmt.scale.store(scale_G1)
+    return Step(scale_G1, zero_G1, fields if zero_G1 is None else {**fields, "zero": fmt.grid.encode(zero_G1)})
