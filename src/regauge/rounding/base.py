@@ -39,4 +39,7 @@ class Compensator(Protocol):
     @property
     def needs(self) -> frozenset[str]: ...
 
+    def bytes(self, shape: tuple[int, int]) -> int:
+        """Bytes that it adds to a matrix of this shape."""
+
     def __call__(self, w_OI: Tensor, w_hat_OI: Tensor, stats: Stats) -> dict[str, Tensor]: ...
