@@ -21,6 +21,7 @@ class Part:
         cite: arXiv ids or a specification.
         fixed: options that the name itself fixes; a recipe cannot set them.
         short: the option that `name:value` sets.
+        wants: axis → the parts of it that this one works through; any other beside it is a contradiction.
     """
 
     path: str
@@ -28,6 +29,7 @@ class Part:
     cite: str = ""
     fixed: Mapping[str, object] = field(default_factory=dict)
     short: str = ""
+    wants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _ints() -> dict[str, Part]:
@@ -97,6 +99,7 @@ AXES: Mapping[str, Mapping[str, Part]] = {
         "importance": Part(
             "regauge.rounding.rounders:ImportanceNearest",
             "nearest, with the step fitted where the inputs are large (E[x²])",
+            wants={"ranger": ("search",)},
         ),
         "gptq": Part(
             "regauge.rounding.rounders:GPTQ",

@@ -11,6 +11,10 @@ from regauge.errors import RecipeError, nearest
 from regauge.parts import Option
 
 
+class PlacedError(RecipeError):
+    """A recipe error whose message already says where."""
+
+
 @dataclass(frozen=True)
 class Node:
     """A value of a recipe with its place.
@@ -23,8 +27,8 @@ class Node:
     value: Option | tuple[Node, ...] | Mapping[str, Node] | None
     place: str
 
-    def error(self, message: str) -> RecipeError:
-        return RecipeError(f"{self.place}: {message}")
+    def error(self, message: str) -> PlacedError:
+        return PlacedError(f"{self.place}: {message}")
 
     def mapping(self, what: str) -> Mapping[str, Node]:
         if not isinstance(self.value, Mapping):

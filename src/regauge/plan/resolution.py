@@ -79,7 +79,7 @@ def _error(plan: Plan, reasons: list[str]) -> RecipeError:
 
 
 def _reasons_of_parts(plan: Plan) -> list[str]:
-    """Parts that cannot be built, each once."""
+    """Parts that contradict each other or cannot be built, each once."""
     wanted: dict[tuple[str, Spec], None] = {("rewrite", spec): None for spec in plan.rewrites}
     for rule in plan.rules:
         if rule.choice is not None:
@@ -87,13 +87,26 @@ def _reasons_of_parts(plan: Plan) -> list[str]:
             wanted |= {(axis, getattr(choice, axis)): None for axis in ("grid", "grain", "ranger", "scale", "rounder")}
             wanted |= {("compensator", spec): None for spec in [choice.compensator] if spec is not None}
             wanted |= {("grid", spec): None for spec in [choice.activations] if spec is not None}
-    reasons = []
+    reasons = _contradictions(plan)
     for axis, spec in wanted:
         try:
             parts.build(axis, spec)
         except RecipeError as error:
             reasons.append(str(error))
     return reasons
+
+
+def _contradictions(plan: Plan) -> list[str]:
+    """Parts that cannot do their work beside each other."""
+    reasons: dict[str, None] = {}
+    for choice in (rule.choice for rule in plan.rules if rule.choice is not None):
+        for axis in ("rounder", "ranger", "scale"):
+            name = getattr(choice, axis).part
+            for other, allowed in parts.part(axis, name).wants.items():
+                seen = getattr(choice, other).part
+                if seen not in allowed and not parts.foreign(seen):
+                    reasons[f"{axis} {name!r} works through {other} {' or '.join(allowed)}, and {seen!r} is set"] = None
+    return list(reasons)
 
 
 def _sample(anatomy: Anatomy, selector: str) -> str:

@@ -25,7 +25,7 @@ from regauge import parts
 from regauge.errors import RecipeError
 from regauge.parts import Choice, Option, Spec
 from regauge.plan.model import Plan, Rule
-from regauge.plan.nodes import Node, keys, read
+from regauge.plan.nodes import Node, PlacedError, keys, read
 
 KEYS = ("name", "title", "cite", "differs", "calibration", "rewrites", "rules")
 COORDINATES = ("grid", "grain", "ranger", "scale", "rounder", "compensator", "activations")
@@ -78,24 +78,26 @@ def _choice(node: Node) -> Choice | None:
 
 def _spec(axis: str, node: Node) -> Spec:
     try:
-        if not isinstance(node.value, Mapping):
-            return parts.read(axis, node.text(axis))
-        found = node.value
-        if "part" not in found:
-            raise node.error(f"write the name of the {axis} or {{part: name, option: value}}")
-        named = parts.read(axis, found["part"].text("part"))
-        more = {key: _number(value) for key, value in found.items() if key != "part"}
-        both = sorted(more.keys() & dict(named.options).keys())
-        if both:
-            raise node.error(f"{both[0]!r} is set twice")
-        spec = Spec(named.part, tuple(sorted((dict(named.options) | more).items())))
-        if more and not parts.foreign(spec.part):
+        spec = _named(axis, node)
+        if not parts.foreign(spec.part) and (spec.options or parts.part(axis, spec.part).short):
             parts.check(axis, spec)
+    except PlacedError:
+        raise
     except RecipeError as error:
-        if str(error).startswith(node.place.split(",")[0]):
-            raise
         raise node.error(str(error)) from error
     return spec
+
+
+def _named(axis: str, node: Node) -> Spec:
+    if not isinstance(node.value, Mapping):
+        return parts.read(axis, node.text(axis))
+    if "part" not in node.value:
+        raise node.error(f"write the name of the {axis} or {{part: name, option: value}}")
+    named = parts.read(axis, node.value["part"].text("part"))
+    more = {key: _number(value) for key, value in node.value.items() if key != "part"}
+    for key in sorted(more.keys() & dict(named.options).keys()):
+        raise node.error(f"{key!r} is set twice")
+    return Spec(named.part, tuple(sorted((dict(named.options) | more).items())))
 
 
 def _number(node: Node) -> Option:

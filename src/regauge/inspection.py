@@ -1,0 +1,133 @@
+"""What a model is made of, before anything is done to it: sites, bytes, streams, and the moves each stream admits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from regauge.anatomy.model import Anatomy, Site, Stream
+from regauge.hosts.transformers.source import Source
+
+
+@dataclass(frozen=True)
+class SiteGroup:
+    """Sites that differ in their block or expert alone. `select` matches them in a recipe."""
+
+    select: str
+    kind: str
+    shape: tuple[int, int]
+    count: int
+    bytes_bf16: int
+    share: float  # of the model's bytes
+
+
+@dataclass(frozen=True)
+class StreamGroup:
+    """Streams that differ in their block, head or expert alone. `admits` and `stops`: move → condition or reason."""
+
+    name: str
+    kind: str
+    size: int
+    count: int
+    admits: Mapping[str, str]
+    stops: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model as counted. Bytes are as bf16, every number two, tied ones once."""
+
+    model: str
+    family: str
+    blocks: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tied: bool
+    dtype: str
+    parameters: int
+    bytes_stored: int
+    bytes_bf16: int
+    block_bytes_bf16: tuple[int, ...]
+    cache_bytes_a_token: int | None  # keys and values in bf16 over all blocks, from shapes; None: no cache
+    sites: tuple[SiteGroup, ...]
+    streams: tuple[StreamGroup, ...]
+    notes: tuple[str, ...]
+
+
+def inspect(model: str | Path, revision: str | None = None) -> Inspection:
+    """Counts a model. Reads its configuration and the headers of its files, not its weights."""
+    source = Source.open(model, revision)
+    anatomy = source.anatomy
+    return Inspection(
+        model=str(model),
+        family=anatomy.family,
+        blocks=anatomy.blocks,
+        hidden=anatomy.hidden,
+        heads=anatomy.heads,
+        kv_heads=anatomy.kv_heads,
+        head_dim=anatomy.head_dim,
+        tied=anatomy.tied,
+        dtype=str(source.dtype).removeprefix("torch."),
+        parameters=source.parameters(),
+        bytes_stored=sum(path.stat().st_size for path in source.files),
+        bytes_bf16=source.bytes_bf16(),
+        block_bytes_bf16=tuple(sum(map(_bytes, anatomy.in_block(block))) for block in range(anatomy.blocks)),
+        cache_bytes_a_token=cache_bytes(anatomy),
+        sites=_site_groups(anatomy, source.bytes_bf16()),
+        streams=_stream_groups(anatomy.streams),
+        notes=anatomy.notes,
+    )
+
+
+def cache_bytes(anatomy: Anatomy) -> int | None:
+    """Keys and values of one token in bf16 over all blocks, where a window does not cut them."""
+    return 2 * 2 * anatomy.kv_heads * anatomy.head_dim * anatomy.blocks if anatomy.causal else None
+
+
+def _bytes(site: Site) -> int:
+    return 2 * (site.shape[0] * site.shape[1] + (site.shape[0] if site.bias is not None else 0))
+
+
+def _pattern(name: str) -> str:
+    """`blocks.3.moe.5.up` → `blocks.*.moe.*.up`."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def _site_groups(anatomy: Anatomy, total: int) -> tuple[SiteGroup, ...]:
+    grouped: dict[tuple[str, str, tuple[int, int]], list[Site]] = {}
+    for site in anatomy.sites:
+        if site.name == "head" and anatomy.tied:
+            continue
+        grouped.setdefault((_pattern(site.name), site.kind, site.shape), []).append(site)
+    return tuple(
+        SiteGroup(*key, len(sites), sum(map(_bytes, sites)), sum(map(_bytes, sites)) / total)
+        for key, sites in grouped.items()
+    )
+
+
+def _stream_groups(streams: Iterable[Stream]) -> tuple[StreamGroup, ...]:
+    grouped: dict[tuple[object, ...], list[Stream]] = {}
+    for stream in streams:
+        stops = {move: _pattern_in(why) for move, why in stream.stops.items()}
+        key = (_pattern(stream.name), stream.kind, stream.size, tuple(stream.admits.items()), tuple(stops.items()))
+        grouped.setdefault(key, []).append(stream)
+    return tuple(
+        StreamGroup(
+            _pattern(found[0].name),
+            found[0].kind,
+            found[0].size,
+            len(found),
+            dict(found[0].admits),
+            {move: _pattern_in(why) for move, why in found[0].stops.items()},
+        )
+        for found in grouped.values()
+    )
+
+
+def _pattern_in(sentence: str) -> str:
+    """A reason with the numbers of blocks taken out, so that reasons of different blocks are the same."""
+    return re.sub(r"\bblocks\.\d+(\.moe\.\d+)?", lambda found: "blocks.*.moe.*" if found[1] else "blocks.*", sentence)
