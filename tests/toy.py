@@ -7,6 +7,8 @@ Legend: B batch, T tokens, D residual, H heads, G KV heads, S channels of a head
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -148,8 +150,23 @@ def normalise(anatomy: Anatomy, w: Weights, name: str, x: Tensor) -> Tensor:
     return x + w[f"{name}.bias"] if norm.bias is not None else x
 
 
+SEEN: list[Callable[[str, Tensor], Tensor]] = []
+
+
+@contextmanager
+def seeing(look: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """Within, every site's input goes through `look`, which may note it or change it."""
+    SEEN.append(look)
+    try:
+        yield
+    finally:
+        SEEN.pop()
+
+
 def linear(w: Weights, name: str, x: Tensor) -> Tensor:
     """A site, with its bias if it has one now."""
+    for look in SEEN:
+        x = look(name, x)
     y = x @ w[f"{name}.weight"].T
     return y + w[f"{name}.bias"] if f"{name}.bias" in w else y
 
