@@ -114,9 +114,7 @@ def test_names_cannot_break_out_of_the_page() -> None:
 
 
 def test_everything_that_was_not_done_is_on_the_page() -> None:
-    page = render(
-        of_receipt(a_receipt(notes=("blocks.3.moe.1: 4 tokens only",), refusals=("nf4 is unknown",)))
-    )
+    page = render(of_receipt(a_receipt(notes=("blocks.3.moe.1: 4 tokens only",), refusals=("nf4 is unknown",))))
     for said in (
         "group 128 does not divide 172",
         "the plan does not name it",
@@ -150,9 +148,7 @@ def test_frontier_never_mixes_predicted_and_measured() -> None:
     assert list(traces["uniform presets"].x) == [2.1]
 
 
-@pytest.mark.parametrize(
-    ("count", "said"), [(0, "0 B"), (999, "999 B"), (1500, "1.50 kB"), (2.2e12, "2200.00 GB")]
-)
+@pytest.mark.parametrize(("count", "said"), [(0, "0 B"), (999, "999 B"), (1500, "1.50 kB"), (2.2e12, "2200.00 GB")])
 def test_human(count: float, said: str) -> None:
     assert human(count) == said
 

@@ -35,9 +35,7 @@ FLAGS = (
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     view = of_receipt(a_receipt())
-    sample = Sample(
-        "def area(", "width, height):\n    return width * height", "w, h):\n    return w * h" + "x" * 300
-    )
+    sample = Sample("def area(", "width, height):\n    return width * height", "w, h):\n    return w * h" + "x" * 300)
     full = type(view)(**{**vars(view), "points": POINTS, "samples": (sample,)})
     return write(full, tmp_path_factory.mktemp("report") / "report.html")
 
