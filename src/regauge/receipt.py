@@ -57,6 +57,7 @@ class Receipt(_Record):
     calibration: dict[str, object] = Field(default_factory=dict)
     sites: tuple[SiteReceipt, ...] = ()
     moves: tuple[MoveReceipt, ...] = ()
+    searched: tuple[dict[str, object], ...] = ()  # strengths chosen by the whole model's loss, with the grid tried
     logits_error: float | None = None  # whole model after all exact moves, before rounding, relative maximum
     notes: tuple[str, ...] = ()
     bytes_bf16: int = 0  # the source, every tensor counted as bf16

@@ -1,0 +1,296 @@
+"""`apply` and `dry_run`: one recipe on one model.
+
+    receipt = apply("gptq-w4g128", "path/or/hub-id", "OUT", calibration="novels/")
+    print(dry_run("gptq-w4g128", "path/or/hub-id").seconds)
+
+OUT holds an ordinary transformers checkpoint with `regauge/recipe.yaml` and `regauge/receipt.json` in it. Two runs with
+the same inputs give the same bytes, but for `regauge/run-log.json`: seconds, memory and machine of the run that ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regauge import __version__
+from regauge.artifact.staging import Staging, check_disk
+from regauge.engine.driver import Drive
+from regauge.engine.estimate import DryRun, disk_needed, record, seconds
+from regauge.engine.job import Job, Refusals, plan_of, prepare
+from regauge.engine.reading import Reading, reading, sampled
+from regauge.engine.strengths import settle
+from regauge.engine.texts import Where
+from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
+from regauge.engine.windows import Windows
+from regauge.errors import BudgetError, OutputError
+from regauge.hosts.transformers.source import Source
+from regauge.plan import Plan, digest, dump
+from regauge.receipt import MoveReceipt, Receipt, SiteReceipt
+
+RECEIPT, RECIPE, RUN_LOG = "regauge/receipt.json", "regauge/recipe.yaml", "regauge/run-log.json"
+VOLATILE = ("command", "seconds", "peak_bytes", "machine")
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """A job with its text, after every refusal was looked for."""
+
+    job: Job | None
+    read: Reading | None
+    refusals: Refusals
+
+
+def apply(
+    recipe: str | Path | Plan,
+    model: str | Path,
+    out: str | Path,
+    *,
+    calibration: Where | None = None,
+    tokens: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    force: bool = False,
+    time_limit: float | None = None,
+    progress: Watcher | None = None,
+    wire: str | None = None,
+    command: str = "",
+) -> Receipt:
+    """Compresses a model as a recipe says and writes the artifact to OUT.
+
+    Args:
+        recipe: a preset's name, a recipe file, or a plan.
+        model: a transformers directory or hub id; safetensors only.
+        out: the directory to make. It must not exist, unless `force`.
+        calibration: text (see `texts.py`), images as .npz, or None: the model samples its own where the recipe reads
+            text.
+        tokens, length: how much is read, in windows of which length; the recipe says where the user does not.
+        time_limit: seconds. Refuses up front, or stops where it can go on later, when it will not suffice.
+        progress: is called with `Progress` events.
+        wire: `compressed-tensors` or `regauge`; None takes the first that can say the recipe.
+        command: what the user typed, for the run log.
+
+    Raises:
+        RegaugeError: any refusal, all of them at once and before any work; what was finished stays for the next run.
+    """
+    clock = Clock(progress or nobody, time_limit)
+    with quiet_torch(), PeakMemory() as memory:
+        clock.say("open")
+        source = Source.open(model, revision)
+        plan = plan_of(recipe)
+        ready = _ready(plan, source, calibration, tokens, length, seed, wire)
+        ready.refusals.attempt(lambda: _refuse_out(Path(out), force), None)
+        ready.refusals.settle()
+        job, read = ready.job, ready.read
+        assert job is not None and read is not None, "nothing was refused"  # noqa: PT018  # not a test
+        check_disk(Path(out), disk_needed(job, read))
+        _in_time(job, read, clock)
+        identity = _identity(job, read)
+        with Staging(out, identity, force=force) as staging, _threads(staging):
+            receipt = _run(job, read, staging, clock, str(model), str(identity["source"]))
+            log = _log(clock, memory, command or _command())
+            final = receipt.model_copy(update=log)
+            staging.finish(_files(job, receipt, log, staging))
+        clock.say("finish", f"{out} is written")
+    return final
+
+
+def dry_run(
+    recipe: str | Path | Plan,
+    model: str | Path,
+    out: str | Path | None = None,
+    *,
+    calibration: Where | None = None,
+    tokens: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    force: bool = False,
+    wire: str | None = None,
+) -> DryRun:
+    """What `apply` would do with the same arguments: each site, bytes, passes, time and disk, and every refusal.
+
+    Raises:
+        ModelError, RecipeError: the model cannot be opened or the recipe not read; there is nothing to say then.
+    """
+    with quiet_torch():
+        source = Source.open(model, revision)
+        plan = plan_of(recipe)
+        ready = _ready(plan, source, calibration, tokens, length, seed, wire)
+        target = None if out is None else Path(out)
+        if target is not None:
+            ready.refusals.attempt(lambda: _refuse_out(target, force), None)
+        told = [str(error) for error in ready.refusals.errors]
+        if ready.job is None:
+            return DryRun(
+                plan=plan.name,
+                plan_hash=digest(plan),
+                source=str(model),
+                family=source.anatomy.family,
+                refusals=tuple(told),
+                bytes_bf16=source.bytes_bf16(),
+            )
+        read = ready.read or Reading(None, None, {"kind": "none"})
+        found = record(ready.job, read, str(model), target, told)
+        if target is not None and found.disk_needed > found.disk_free:
+            why = f"{target} needs {found.disk_needed:,} bytes and its disk has {found.disk_free:,} free."
+            found = found.model_copy(update={"refusals": (*found.refusals, why)})
+        return found
+
+
+def read_receipt(artifact: str | Path) -> Receipt:
+    """The receipt of an artifact, with the run log's figures where it has one."""
+    path = Path(artifact)
+    try:
+        data = json.loads((path / RECEIPT).read_text())
+        log = path / RUN_LOG
+        data |= json.loads(log.read_text()) if log.exists() else {}
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} has no receipt that can be read ({error}); it was not made by regauge.") from error
+    return Receipt.model_validate(data)
+
+
+def _ready(
+    plan: Plan,
+    source: Source,
+    calibration: Where | None,
+    tokens: int | None,
+    length: int | None,
+    seed: int,
+    wire: str | None,
+) -> _Ready:
+    refusals = Refusals()
+    job = prepare(plan, source, wire, seed, refusals)
+    read = None
+    if job is not None:
+        made = job
+        read = refusals.attempt(lambda: reading(made, calibration, tokens, length), None)
+    return _Ready(job, read, refusals)
+
+
+def _refuse_out(out: Path, force: bool) -> None:
+    if os.path.lexists(out) and not force:
+        raise OutputError(f"{out} exists; choose another directory, or replace it with --force.")
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{out} cannot be written: {parent} is no directory that you may write to.")
+
+
+def _in_time(job: Job, read: Reading, clock: Clock) -> None:
+    if clock.limit is None:
+        return
+    tokens = read.windows.tokens if read.windows is not None else 0
+    needed = seconds(job, tokens)
+    if needed > 3 * clock.limit:  # an estimate may be off by this much; the clock stops the run where it was right
+        raise BudgetError(
+            f"the time limit is {clock.limit:.0f} s and this job is estimated at {needed:.0f} s; give more time, or "
+            "fewer --tokens."
+        )
+
+
+def _threads(staging: Staging) -> Any:
+    """A resumed run computes with as many threads as the run that began: sums depend on them."""
+    known = staging.notes.get("threads")
+    if known is None:
+        staging.note("threads", torch.get_num_threads())
+    return quiet_torch(known if isinstance(known, int) else None)
+
+
+def versions() -> dict[str, str]:
+    """What decides the bytes beside the inputs."""
+    found = {name: version(name) for name in ("torch", "transformers", "compressed-tensors")}
+    return {"regauge": __version__, "python": sys.version.split()[0], **found}
+
+
+def _identity(job: Job, read: Reading) -> dict[str, Any]:
+    return {
+        "plan": digest(job.plan),
+        "source": job.source.digest(),
+        "calibration": read.identity,
+        "seed": job.seed,
+        "wire": job.wire.name,
+        "versions": versions(),
+    }
+
+
+def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, source_hash: str) -> Receipt:
+    windows = sampled(job, read, staging, clock)
+    job, searched = settle(job, windows, staging, clock)
+    drive = Drive(job, windows, staging, clock)
+    logits_error = drive.run()
+    sites, moves, notes = drive.receipts()
+    return _receipt(job, read, windows, staging, source, source_hash, (sites, moves, notes), logits_error, searched)
+
+
+def _receipt(
+    job: Job,
+    read: Reading,
+    windows: Windows | None,
+    staging: Staging,
+    source: str,
+    source_hash: str,
+    found: tuple[list[SiteReceipt], list[MoveReceipt], list[str]],
+    logits_error: float | None,
+    searched: list[dict[str, object]],
+) -> Receipt:
+    sites, moves, notes = found
+    metadata: Any = staging.index()["metadata"]
+    after, before = int(metadata["total_size"]), job.source.bytes_bf16()
+    return Receipt(
+        regauge=__version__,
+        plan=job.plan.name,
+        plan_hash=digest(job.plan),
+        source=source,
+        source_hash=source_hash,
+        family=job.source.anatomy.family,
+        wire=job.wire.name,
+        refusals=job.refusals,
+        seed=job.seed,
+        calibration=windows.record() if windows is not None else {},
+        sites=tuple(sites),
+        moves=tuple(moves),
+        searched=tuple(searched),
+        logits_error=logits_error,
+        notes=tuple(dict.fromkeys([*job.resolution.notes, *notes, *read.notes])),
+        bytes_bf16=before,
+        bytes_after=after,
+        ratio=after / before,
+        versions=versions(),
+    )
+
+
+def _log(clock: Clock, memory: PeakMemory, command: str) -> dict[str, Any]:
+    from regauge.measure.machine import machine
+
+    return {
+        "command": command,
+        "seconds": round(clock.seconds, 3),
+        "peak_bytes": memory.peak,
+        "machine": machine().model_dump(mode="json"),
+    }
+
+
+def _command() -> str:
+    return " ".join(Path(word).name if number == 0 else word for number, word in enumerate(sys.argv))
+
+
+def _files(job: Job, receipt: Receipt, log: Mapping[str, Any], staging: Staging) -> dict[str, bytes | str | Path]:
+    from regauge.artifact.config import checkpoint_files
+
+    kept = receipt.model_dump(mode="json", exclude=set(VOLATILE))
+    return {
+        **checkpoint_files(job.source, job.wire, staging.index()),
+        RECIPE: dump(job.plan),
+        RECEIPT: json.dumps(kept, indent=1, ensure_ascii=False) + "\n",
+        RUN_LOG: json.dumps(dict(log), indent=1) + "\n",
+    }

@@ -1,0 +1,163 @@
+"""The pure pass over the tensors of one block: moves, codes, what runs afterwards, and the figures of each site.
+
+Nothing here reads or writes a file or runs a model. Legend: O output channels, I input channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from regauge import parts
+from regauge.anatomy.model import Anatomy, Site, Weights
+from regauge.engine.statistics import output_error
+from regauge.formats.base import Codes, Format
+from regauge.parts import Choice
+from regauge.receipt import SiteReceipt
+from regauge.rounding.base import Stats
+
+Choices = Mapping[str, Choice | None]
+
+
+def as_stored(anatomy: Anatomy, weights: Weights, like: Weights, default: torch.dtype) -> Weights:
+    """Tensors rounded to the dtype in which they will be stored: that of `like`, where it has them.
+
+    A gain to which the module adds an offset is rounded without it.
+    """
+    offsets = {f"{norm.name}.gain": norm.offset for norm in anatomy.norms if norm.offset}
+    out: Weights = {}
+    for name, tensor in weights.items():
+        if name in offsets:
+            stored = (tensor.double() - offsets[name]).to(default)
+            out[name] = stored.float() + offsets[name]
+        else:
+            out[name] = tensor.to(like[name].dtype if name in like else default)
+    return out
+
+
+def round_sites(
+    sites: Iterable[Site], weights: Weights, choices: Choices, stats: Mapping[str, Stats]
+) -> dict[str, Codes]:
+    """Codes of every site that has a choice, with what its compensator adds."""
+    codes: dict[str, Codes] = {}
+    for site in sites:
+        choice = choices.get(site.name)
+        if choice is not None:
+            codes[site.name] = round_site(weights[f"{site.name}.weight"], choice, stats.get(site.name, {}))
+    return codes
+
+
+def round_site(w_OI: Tensor, choice: Choice, stats: Stats) -> Codes:
+    """One matrix through its rounder and compensator."""
+    fmt = parts.format_of(choice)
+    w_OI = w_OI.float() if w_OI.dtype is torch.float64 else w_OI
+    codes = parts.rounder_of(choice)(w_OI, fmt, stats)
+    compensator = parts.compensator_of(choice)
+    if compensator is None:
+        return codes
+    return replace(codes, extra={**codes.extra, **compensator(w_OI.float(), fmt.decode(codes), stats)})
+
+
+def rebuilt(codes: Codes, fmt: Format) -> Tensor:
+    """Ŵ, float32, with what the compensator adds."""
+    w_OI = fmt.decode(codes)
+    extra = codes.extra
+    if "left" in extra:
+        w_OI = w_OI + extra["left"].float() @ extra["right"].float()
+    return w_OI
+
+
+def effective(stored: Weights, codes: Mapping[str, Codes], choices: Choices) -> Weights:
+    """What the compressed block computes with: rebuilt matrices, and the rest as stored."""
+    out = dict(stored)
+    for name, found in codes.items():
+        choice = choices[name]
+        assert choice is not None, f"{name} has codes and no choice"
+        out[f"{name}.weight"] = rebuilt(found, parts.format_of(choice))
+    return out
+
+
+def full_precision(stored: Weights, codes: Mapping[str, Codes]) -> Weights:
+    """The tensors that are not replaced by codes."""
+    gone = {f"{name}.weight" for name in codes}
+    return {name: tensor for name, tensor in stored.items() if name not in gone}
+
+
+def activation_grids(sites: Iterable[Site], choices: Choices) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Site → fake quantisation of its input, for the sites whose activations are quantised."""
+    from regauge.formats.activations import simulate
+
+    out: dict[str, Callable[[Tensor], Tensor]] = {}
+    made: dict[str, Callable[[Tensor], Tensor]] = {}
+    for site in sites:
+        choice = choices.get(site.name)
+        if choice is None or choice.activations is None:
+            continue
+        name = choice.activations.part
+        if name not in made:
+            grid = parts.build("grid", choice.activations)
+            made[name] = lambda x, grid=grid: simulate(x, grid)  # type: ignore[misc]  # a default argument binds it
+        out[site.name] = made[name]
+    return out
+
+
+def site_receipts(
+    sites: Iterable[Site],
+    source: Weights,
+    exact: Weights,
+    stored: Weights,
+    codes: Mapping[str, Codes],
+    choices: Choices,
+    stats: Mapping[str, Stats],
+    fallbacks: Mapping[str, str],
+    kept: Mapping[str, str],
+) -> list[SiteReceipt]:
+    """The figures of each site. Bytes count the weight with its steps, zero points, low-rank factors and bias."""
+    found = []
+    for site in sites:
+        name, weight, bias = site.name, f"{site.name}.weight", f"{site.name}.bias"
+        if weight not in exact:
+            continue
+        seen = stats.get(name, {})
+        count = site.shape[0] * site.shape[1]
+        after = _bytes(stored[bias]) if bias in stored else 0
+        error = None
+        told = [fallbacks[name]] if name in fallbacks else []
+        choice = choices.get(name)
+        if name in codes and choice is not None:
+            fmt = parts.format_of(choice)
+            after += fmt.bytes(site.shape) + sum(_bytes(extra) for extra in codes[name].extra.values())
+            told += codes[name].notes
+            error = output_error(exact[weight], rebuilt(codes[name], fmt), seen)
+        else:
+            after += _bytes(stored[weight])
+        found.append(
+            SiteReceipt(
+                name=name,
+                kind=site.kind,
+                shape=site.shape,
+                choice=None if choice is None else spelled(choice),
+                bits=8 * after / count,
+                bytes_before=sum(source[n].numel() * 2 for n in (weight, bias) if n in source),
+                bytes_after=after,
+                error=error,
+                tokens=int(seen["count"]) if "count" in seen else None,
+                fallback="; ".join(told) or None,
+                kept=kept.get(name),
+            )
+        )
+    return found
+
+
+def spelled(choice: Choice) -> dict[str, object]:
+    """A choice as flat data, each coordinate in its one-line spelling where it has one."""
+    from regauge.plan.text import coordinates
+
+    return dict(coordinates(choice))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,295 @@
+"""The driver: streams a model through a plan, block by block, into a staged artifact.
+
+For each block: read its tensors, move them, certify, run it to see what is needed, round, run the compressed block for
+the next states, write the shard. A plan that needs no text runs nothing and works tensor by tensor. Every finished
+block is committed with its figures and the states behind it, so a run that was killed goes on there and ends with the
+same bytes. Peak memory: one block, its statistics and the states (mapped files where they are large).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regauge.anatomy import moves as algebra
+from regauge.anatomy.model import Site, Weights
+from regauge.anatomy.moves import Move
+from regauge.artifact.staging import STATES, Staging
+from regauge.engine.block import (
+    activation_grids,
+    as_stored,
+    effective,
+    full_precision,
+    round_sites,
+    site_receipts,
+)
+from regauge.engine.certify import Moved, Prover
+from regauge.engine.job import Job, outer_names
+from regauge.engine.statistics import collection
+from regauge.engine.watchdog import Clock
+from regauge.engine.windows import Windows
+from regauge.formats.base import Codes
+from regauge.hosts.transformers.runner import Runner
+from regauge.hosts.transformers.states import States
+from regauge.receipt import MoveReceipt, SiteReceipt
+from regauge.rounding.base import Stats
+
+BATCH = 4096  # tokens a batch
+SPILL = 256 << 20  # bytes of states from which they go to mapped files
+
+
+class Pass:
+    """The work on blocks, without files: read, move, see, round, run. The driver and the search for strengths share it.
+
+    Attributes:
+        states: what the compressed model has made of the text so far; None where no text is needed.
+    """
+
+    def __init__(self, job: Job, windows: Windows | None, batch: int = BATCH) -> None:
+        self.job = job
+        self.batches = windows.batches(batch) if windows is not None else []
+        self.runner = Runner(job.source, anatomy=job.anatomy) if windows is not None else None
+        self.states: States | None = None
+
+    def read(self, block: int | None) -> Moved:
+        """The tensors of a block, after the moves of the whole model."""
+        job = self.job
+        source = job.source.block(block)
+        if job.source.anatomy.tied and block is None:
+            source.pop("head.weight", None)
+        if not job.moves:
+            return Moved(source, source, source, ())
+        exact = algebra.apply(job.moves, job.source.anatomy, source, dtype=torch.float64)
+        return self._moved(source, exact, job.moves)
+
+    def _moved(self, source: Weights, exact: Weights, moves: Sequence[Move]) -> Moved:
+        stored = as_stored(self.job.anatomy, exact, source, self.job.source.dtype)
+        return Moved(source, exact, stored, tuple(moves))
+
+    def local(self, block: int, moved: Moved) -> tuple[Moved, list[str]]:
+        """The block after the rewrites that work block by block, and what they noted."""
+        job, notes = self.job, []
+        for recast in job.local:
+            stats: dict[str, Stats] = {}
+            if recast.rewrite.needs:
+                needs = {site.name: recast.rewrite.needs for site in job.sites(block) if site.tap is not None}
+                stats, _ = self.see(block, moved.exact, needs)
+            anatomy, made = recast.rewrite(job.anatomy, moved.exact, stats, None, block)
+            notes += [note for note in anatomy.notes if note not in job.anatomy.notes]
+            exact = algebra.apply(made, job.anatomy, moved.exact, dtype=torch.float64)
+            moved = self._moved(moved.source, exact, (*moved.moves, *made))
+        return moved, notes
+
+    def see(
+        self, block: int, weights: Weights, needs: Mapping[str, frozenset[str]], sample: bool = False
+    ) -> tuple[dict[str, Stats], dict[str, str]]:
+        """Statistics of a block's inputs under some weights, and the sites whose expert was rare."""
+        sites = self.job.sites(block)
+        found = collection(sites, needs, sample)
+        runner, states = self.running()
+        if found.watch:
+            run = runner.bind(block, weights, states, watch=found.watch)
+            for batch, hidden in enumerate(states.hidden):
+                run(hidden, batch)
+        return found.finish(sites)
+
+    def begin(self, outer: Weights) -> None:
+        """States behind the embeddings."""
+        if self.runner is None:
+            return
+        self.states = self.runner.begin(self.batches, outer)
+
+    def advance(self, block: int, weights: Weights, sample: Sequence[Site] = ()) -> dict[str, Stats]:
+        """Runs the compressed block for the next states; keeps rows of the inputs of some sites on the way."""
+        runner, states = self.running()
+        found = collection(sample, {site.name: frozenset() for site in sample}, sample=True)
+        inputs = activation_grids(self.job.sites(block), self.job.choices)
+        self.states = runner.block(block, weights, states, watch=found.watch, inputs=inputs)
+        return found.finish(sample)[0]
+
+    def round(self, sites: Sequence[Site], moved: Moved, stats: Mapping[str, Stats]) -> dict[str, Codes]:
+        """Codes of the sites whose weight is there."""
+        present = [site for site in sites if f"{site.name}.weight" in moved.exact]
+        return round_sites(present, moved.exact, self.job.choices, stats)
+
+    def see_head(self, outer: Weights) -> tuple[dict[str, Stats], dict[str, str]]:
+        """Statistics of what the head reads, where its parts need them."""
+        job = self.job
+        sites = [site for site in job.sites(None) if site.name in job.needs]
+        if not sites:
+            return {}, {}
+        found = collection(sites, job.needs, sample=True)
+        runner, states = self.running()
+        for _ in runner.tail(outer, states, watch=found.watch):
+            pass
+        return found.finish(sites)
+
+    def running(self) -> tuple[Runner, States]:
+        """The runner and the states, which are there once text is read."""
+        assert self.runner is not None, "a plan that needs text runs with text"
+        assert self.states is not None, "begin comes first"
+        return self.runner, self.states
+
+
+class Drive:
+    """One run into a staged output: what `Pass` does, committed shard by shard."""
+
+    def __init__(self, job: Job, windows: Windows | None, staging: Staging, clock: Clock) -> None:
+        self.job, self.staging, self.clock = job, staging, clock
+        self.work = Pass(job, windows)
+        self.prover = Prover(job) if job.certified else None
+        total = job.anatomy.blocks + 2
+        self.shards = [job.wire.shard(index, total) for index in range(total)]
+
+    def run(self) -> float | None:
+        """Every shard that is not there yet; the error of the whole model's logits, where moves are certified."""
+        finished = self._finished()
+        self.clock.start("blocks", self.job.anatomy.blocks, max(finished - 1, 0))
+        before = self._embeddings(finished)
+        for block in range(max(finished - 1, 0), self.job.anatomy.blocks):
+            self._block(block)
+            self.clock.tick("blocks", block + 1, self.job.anatomy.blocks)
+        return self._tail(before)
+
+    def receipts(self) -> tuple[list[SiteReceipt], list[MoveReceipt], list[str]]:
+        """What every shard noted, in order."""
+        sites, moves, notes = [], [], []
+        for shard in self.shards:
+            note: Any = self.staging.notes[shard]
+            sites += [SiteReceipt.model_validate(entry) for entry in note["sites"]]
+            moves += [MoveReceipt.model_validate(entry) for entry in note["moves"]]
+            notes += note["notes"]
+        return sites, moves, list(dict.fromkeys(notes))
+
+    def _finished(self) -> int:
+        """How many shards are whole and can be gone on from. Without its states a block cannot be, so it is redone."""
+        count = 0
+        while count < len(self.shards) and self.staging.has(self.shards[count]):
+            count += 1
+        blocks = min(count - 1, self.job.anatomy.blocks)
+        if blocks < 1 or not (self.work.runner or self.prover) or self.staging.kept(_behind(blocks)) is not None:
+            return count
+        return 1
+
+    def _embeddings(self, finished: int) -> Weights:
+        """Writes the embeddings' shard; begins the states. Returns the tensors that the compressed model runs with."""
+        first, last = outer_names(self.job.anatomy)
+        moved = self.work.read(None)
+        sites = [site for site in self.job.sites(None) if f"{site.name}.weight" in first]
+        head = _only(moved, first)
+        codes = self._codes_of(0) if finished else self.work.round(sites, head, {})
+        running = effective(head.stored, codes, self.job.choices) | _only(moved, last).stored
+        blocks = min(finished - 1, self.job.anatomy.blocks)
+        kept = self.staging.kept(_behind(blocks)) if blocks > 0 else None
+        proof = self._prove(None, moved, kept)
+        if not finished:
+            self._write(0, sites, head, codes, {}, {}, proof, list(self.job.anatomy.notes))
+        self.work.begin(running)
+        if self.work.states is not None:
+            if kept is not None:
+                hidden = [kept[f"hidden.{n}"] for n in range(len(self.work.states))]
+                self.work.states = self.work.states.with_hidden(hidden)
+            self._spill()
+        return running
+
+    def _block(self, block: int) -> None:
+        work, job, index = self.work, self.job, block + 1
+        moved, notes = work.local(block, work.read(block))
+        sites = job.sites(block)
+        needs = {site.name: job.needs[site.name] for site in sites if site.name in job.needs}
+        stats, rare = work.see(block, moved.exact, needs, sample=True) if needs else ({}, {})
+        codes = work.round(sites, moved, stats)
+        proof = self._prove(block, moved, None)
+        unseen = [site for site in sites if site.name in codes and site.name not in stats]
+        if work.states is not None and (unseen or job.reads_head or index < job.anatomy.blocks):
+            stats |= work.advance(block, effective(moved.stored, codes, job.choices), unseen)
+        self._keep(index)
+        self._write(index, sites, moved, codes, stats, rare, proof, notes)
+        self.staging.drop(_behind(block))
+
+    def _tail(self, running: Weights) -> float | None:
+        index = len(self.shards) - 1
+        _, last = outer_names(self.job.anatomy)
+        moved = self.work.read(None)
+        error = self.prover.logits(moved) if self.prover is not None else None
+        if self.staging.has(self.shards[index]):
+            return error
+        stats, rare = self.work.see_head(running)
+        tail = _only(moved, last)
+        sites = [site for site in self.job.sites(None) if f"{site.name}.weight" in last]
+        self._write(index, sites, tail, self.work.round(sites, tail, stats), stats, rare, [], [])
+        return error
+
+    def _prove(self, block: int | None, moved: Moved, kept: Mapping[str, Tensor] | None) -> list[MoveReceipt]:
+        if self.prover is None:
+            return []
+        if block is not None:
+            return [self.prover.block(block, moved)]
+        if kept is not None:
+            self.prover.resume(moved, kept)
+            return []
+        return [self.prover.begin(moved)]
+
+    def _keep(self, blocks: int) -> None:
+        """The states behind so many blocks, for a run that goes on from here."""
+        kept = self.prover.keep() if self.prover is not None else {}
+        if self.work.states is not None:
+            kept |= {f"hidden.{n}": hidden for n, hidden in enumerate(self.work.states.hidden)}
+        if kept:
+            self.staging.keep(_behind(blocks), kept)
+
+    def _spill(self) -> None:
+        states = self.work.states
+        if states is not None and sum(h.numel() * h.element_size() for h in states.hidden) > SPILL:
+            folder = self.staging.root / STATES
+            folder.mkdir(exist_ok=True)
+            self.work.states = states.spill(folder)
+
+    def _codes_of(self, index: int) -> dict[str, Codes]:
+        """The codes in a shard written by an earlier run."""
+        return self.job.wire.unpack(self.staging.read(self.shards[index]))[1]
+
+    def _write(
+        self,
+        index: int,
+        sites: Sequence[Site],
+        moved: Moved,
+        codes: Mapping[str, Codes],
+        stats: Mapping[str, Stats],
+        rare: Mapping[str, str],
+        proof: Sequence[MoveReceipt],
+        notes: Sequence[str],
+    ) -> None:
+        """One shard with its figures, committed together."""
+        job, resolution = self.job, self.job.resolution
+        fallbacks = {**resolution.fallbacks}
+        for name, told in rare.items():
+            fallbacks[name] = f"{fallbacks[name]}; {told}" if name in fallbacks else told
+        figures = site_receipts(
+            sites, moved.source, moved.exact, moved.stored, codes, job.choices, stats, fallbacks, resolution.kept
+        )
+        tensors = job.wire.pack(full_precision(moved.stored, codes), codes)
+        last = len(self.shards) - 1
+        if index:
+            tensors |= job.source.extras(None if index == last else index - 1)
+        note = {
+            "sites": [figure.model_dump(mode="json") for figure in figures],
+            "moves": [receipt.model_dump(mode="json") for receipt in proof],
+            "notes": list(notes),
+        }
+        self.staging.write(self.shards[index], tensors, note=note)
+
+
+def _behind(blocks: int) -> str:
+    """Name of the states behind so many blocks."""
+    return f"behind-{blocks}"
+
+
+def _only(moved: Moved, names: Sequence[str]) -> Moved:
+    """The same with some tensors only."""
+    pick: Callable[[Weights], Weights] = lambda weights: {n: weights[n] for n in names if n in weights}  # noqa: E731  # three times the same line
+    return replace(moved, source=pick(moved.source), exact=pick(moved.exact), stored=pick(moved.stored))

@@ -1,0 +1,232 @@
+"""What a job would do, before it does it: `--dry-run`, and the checks of disk and time at the start of a run.
+
+Bytes are computed from formats. Seconds are an estimate: a small matrix of the recipe's format is rounded and a small
+product is run on this machine, and both are scaled up. Nothing here is a measurement of the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from regauge import parts
+from regauge.anatomy.model import Site
+from regauge.artifact.staging import free_bytes
+from regauge.engine.block import round_site, spelled
+from regauge.engine.job import Job
+from regauge.engine.reading import Reading
+from regauge.parts import Choice
+from regauge.plan import digest
+
+EDGE = 512  # of the matrix that is tried: a multiple of every group
+SAMPLE_TOKENS = 4096
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SitePlan(_Record):
+    """What a site would get. Bytes before count bf16; `kept` and `fallback` say why."""
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    choice: dict[str, object] | None
+    bytes_before: int
+    bytes_after: int
+    kept: str | None = None
+    fallback: str | None = None
+
+
+class DryRun(_Record):
+    """What `apply` would do. Where `refusals` is not empty it would refuse, for all of these reasons.
+
+    Attributes:
+        passes: how often the model is streamed, and for what.
+        seconds: estimate of the time, or None where the job cannot be made.
+        disk_needed: bytes while it works; disk_free: bytes free where OUT will lie.
+        wire_refusals: why the artifact is not compressed-tensors.
+    """
+
+    plan: str
+    plan_hash: str
+    source: str
+    family: str
+    wire: str = ""
+    wire_refusals: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
+    sites: tuple[SitePlan, ...] = ()
+    notes: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()
+    calibration: dict[str, object] = {}
+    bytes_bf16: int = 0
+    bytes_after: int = 0
+    ratio: float = 0.0
+    seconds: float | None = None
+    disk_needed: int = 0
+    disk_free: int = 0
+
+
+def site_plans(job: Job) -> list[SitePlan]:
+    """Every site with what it would get."""
+    out = []
+    for site in job.anatomy.sites:
+        choice = job.choices[site.name]
+        tied = site.name == "head" and job.anatomy.tied
+        bias = site.shape[0] * job.source.dtype.itemsize if site.bias is not None else 0
+        count = site.shape[0] * site.shape[1]
+        after = count * job.source.dtype.itemsize if choice is None else parts.format_of(choice).bytes(site.shape)
+        known = not tied
+        out.append(
+            SitePlan(
+                name=site.name,
+                kind=site.kind,
+                shape=site.shape,
+                choice=None if choice is None else spelled(choice),
+                bytes_before=known * (2 * count + (2 * site.shape[0] if site.bias is not None else 0)),
+                bytes_after=known * (after + bias),
+                kept=job.resolution.kept.get(site.name),
+                fallback=job.resolution.fallbacks.get(site.name),
+            )
+        )
+    return out
+
+
+def other_bytes(job: Job) -> int:
+    """Bytes of what is no site: norms, and what stays as it is."""
+    norms = sum(n.size * ((n.gain is not None) + (n.bias is not None)) for n in job.anatomy.norms)
+    described = sum(
+        s.shape[0] * s.shape[1] + (s.shape[0] if s.bias is not None else 0) for s in job.source.anatomy.sites
+    )
+    if job.source.anatomy.tied:
+        head = job.source.anatomy.site("head").shape
+        described -= head[0] * head[1]
+    own = sum(n.size * ((n.gain is not None) + (n.bias is not None)) for n in job.source.anatomy.norms)
+    outside = job.source.parameters() - described - own
+    return (norms + max(outside, 0)) * job.source.dtype.itemsize
+
+
+def bytes_after(job: Job) -> int:
+    """Bytes of the artifact's tensors, from formats."""
+    return sum(plan.bytes_after for plan in site_plans(job)) + other_bytes(job)
+
+
+def passes(job: Job, read: Reading) -> list[str]:
+    """How often the model is streamed, and for what."""
+    if not job.calibrated:
+        told = ["one pass over the weights, tensor by tensor; no text is read and nothing is run"]
+    else:
+        told = []
+        if read.sampled is not None:
+            told.append(f"the model samples {read.sampled[0]} windows of {read.sampled[1]} tokens from itself")
+        told += [f"one pass for the statistics that {recast.name} needs" for recast in job.waiting]
+        for recast in job.recasts:
+            points = 1
+            for grid in recast.rewrite.search.values():
+                points *= len(grid)
+            if recast.rewrite.search:
+                told.append(f"{points + 1} passes on a part of the text to search {', '.join(recast.rewrite.search)}")
+        seen = sum(1 for recast in job.local if recast.rewrite.needs) + bool(job.needs)
+        told.append(f"one pass that runs each block {seen + 1} times: to see what it reads, and compressed")
+    if job.certified:
+        told.append("alongside, certificates of the moves in float64 on two dozen tokens")
+    return told
+
+
+def seconds(job: Job, tokens: int) -> float:
+    """Estimate: time of rounding, of reading and hashing, and of running the blocks on so many tokens."""
+    began = time.perf_counter()
+    generator = torch.Generator().manual_seed(0)
+    w_OI = torch.randn(EDGE, EDGE, generator=generator)
+    x_TI = torch.randn(EDGE, EDGE, generator=generator)
+    x_TI @ w_OI.T
+    started = time.perf_counter()
+    for _ in range(4):
+        x_TI @ w_OI.T
+    flop = (time.perf_counter() - started) / 4 / (2 * EDGE**3)
+    stats = {"hessian": (x_TI.T @ x_TI).double() / EDGE, "second_moment": x_TI.square().mean(0)}
+    each: dict[Choice, float] = {}
+    total, inner = 0.0, 0
+    for site in job.anatomy.sites:
+        inner += site.shape[0] * site.shape[1] if site.block is not None and site.expert in (None, 0, 1) else 0
+        choice = job.choices[site.name]
+        if choice is None:
+            continue
+        if choice not in each:
+            tried = w_OI if parts.format_of(choice).grain.refuses((EDGE, EDGE)) is None else w_OI[:, : EDGE - 2]
+            if parts.format_of(choice).grain.refuses((tried.shape[0], tried.shape[1])) is not None:
+                continue
+            started = time.perf_counter()
+            round_site(tried, choice, stats)
+            each[choice] = (time.perf_counter() - started) / tried.numel()
+        total += each[choice] * site.shape[0] * site.shape[1] * _steeper(site, choice)
+    total += job.source.bytes_bf16() * 2e-9  # reading, hashing and writing
+    if job.calibrated:
+        runs = 1 + bool(job.needs) + len(job.local)
+        total += runs * 2 * inner * tokens * flop * 1.5
+        if job.needs:
+            wide = {site.tap: site.shape[1] for site in job.anatomy.sites if "hessian" in job.needs.get(site.name, ())}
+            total += sum(2 * tokens * width**2 * flop for width in wide.values())
+        for recast in job.recasts:
+            points = sum(len(grid) for grid in recast.rewrite.search.values())
+            total += points * (2 * runs * 2 * inner * min(tokens, 8192) * flop + each_total(job, each))
+    if job.certified:
+        total += job.source.parameters() * 60 * flop * 4
+    return total + (time.perf_counter() - began)
+
+
+def each_total(job: Job, each: dict[Choice, float]) -> float:
+    """Seconds to round the whole model once."""
+    sizes = ((site.shape[0] * site.shape[1], job.choices[site.name]) for site in job.anatomy.sites)
+    return sum(each.get(choice, 0.0) * size for size, choice in sizes if choice is not None)
+
+
+def _steeper(site: Site, choice: Choice) -> float:
+    """Error feedback costs O·I² + I³/3, not O·I: longer rows cost more for each weight."""
+    return max(1.0, site.shape[1] / EDGE) if "hessian" in parts.rounder_of(choice).needs else 1.0
+
+
+def disk_needed(job: Job, read: Reading) -> int:
+    """Bytes on disk while the job works: the artifact and two generations of states."""
+    tokens = read.windows.tokens if read.windows is not None else 0
+    if read.sampled is not None:
+        tokens = read.sampled[0] * read.sampled[1]
+    states = tokens * job.anatomy.hidden * 4
+    return int(bytes_after(job) * 1.02) + 3 * states + (4 << 20)
+
+
+def record(
+    job: Job, read: Reading, source: str, out: Path | None, refusals: Sequence[str] = (), timed: bool = True
+) -> DryRun:
+    """The dry run of a job."""
+    sites = site_plans(job)
+    after = bytes_after(job)
+    before = job.source.bytes_bf16()
+    tokens = read.windows.tokens if read.windows is not None else 0
+    if read.sampled is not None:
+        tokens = read.sampled[0] * read.sampled[1]
+    notes = [*job.resolution.notes, *read.notes]
+    return DryRun(
+        plan=job.plan.name,
+        plan_hash=digest(job.plan),
+        source=source,
+        family=job.source.anatomy.family,
+        wire=job.wire.name,
+        wire_refusals=job.refusals,
+        refusals=tuple(refusals),
+        sites=tuple(sites),
+        notes=tuple(dict.fromkeys(notes)),
+        passes=tuple(passes(job, read)),
+        calibration=read.windows.record() if read.windows is not None else dict(read.identity),
+        bytes_bf16=before,
+        bytes_after=after,
+        ratio=after / before if before else 0.0,
+        seconds=seconds(job, tokens) if timed else None,
+        disk_needed=disk_needed(job, read),
+        disk_free=free_bytes(out) if out is not None else 0,
+    )

@@ -1,0 +1,202 @@
+"""Everything that is decided before any work: the plan on this model, its moves, its wire, and what it needs to see.
+
+`prepare` finds every refusal first and raises them together; what it returns is what `--dry-run` prints and what the
+driver carries out. Cost: reading headers; no weight is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from regauge import parts
+from regauge.anatomy.model import Anatomy, Site
+from regauge.anatomy.moves import Move
+from regauge.artifact.wire import Layout, Wire, choose
+from regauge.errors import RecipeError, RegaugeError
+from regauge.formats.base import Format
+from regauge.hosts.transformers.source import Source
+from regauge.parts import Choice, Spec
+from regauge.plan import Plan, load
+from regauge.plan.resolution import Resolution, resolve
+from regauge.rewrites.base import Rewrite
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Recast:
+    """A rewrite with its name.
+
+    Attributes:
+        moves: those it made for the whole model; empty where it works block by block or waits for statistics.
+    """
+
+    spec: Spec
+    rewrite: Rewrite
+    moves: tuple[Move, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return parts.spell("rewrite", self.spec) or self.spec.part
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A plan on a model.
+
+    Attributes:
+        anatomy: after the rewrites of the whole model.
+        recasts: every rewrite in order, those of the whole model first.
+        resolution: what each site gets.
+        wire: how the artifact is laid out; `refusals` says why it is not compressed-tensors.
+        needs: site → statistics that its rounder and compensator need; sites that need none are absent.
+    """
+
+    plan: Plan
+    source: Source
+    anatomy: Anatomy
+    recasts: tuple[Recast, ...]
+    resolution: Resolution
+    wire: Wire
+    refusals: tuple[str, ...]
+    needs: Mapping[str, frozenset[str]]
+    seed: int = 0
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """Moves of the whole model, in order."""
+        return tuple(move for recast in self.recasts for move in recast.moves)
+
+    @property
+    def local(self) -> tuple[Recast, ...]:
+        """Rewrites that work block by block."""
+        return tuple(recast for recast in self.recasts if recast.rewrite.scope == "block")
+
+    @property
+    def waiting(self) -> tuple[Recast, ...]:
+        """Rewrites of the whole model that need statistics of every site first."""
+        return tuple(recast for recast in self.recasts if recast.rewrite.scope == "model" and recast.rewrite.needs)
+
+    @property
+    def choices(self) -> Mapping[str, Choice | None]:
+        return self.resolution.choices
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any part wants to see text."""
+        return bool(self.needs) or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)
+
+    @property
+    def certified(self) -> bool:
+        """Whether there are moves to certify."""
+        return bool(self.recasts)
+
+    @property
+    def reads_head(self) -> bool:
+        """Whether statistics of the head's input are wanted."""
+        return any(name in self.needs for name in ("head",))
+
+    def sites(self, block: int | None) -> list[Site]:
+        return list(self.anatomy.in_block(block))
+
+    def format(self, site: str) -> Format:
+        choice = self.choices[site]
+        assert choice is not None, f"{site} is kept in full precision"
+        return parts.format_of(choice)
+
+
+class Refusals:
+    """Collects errors of independent checks, so that a user sees all of them at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[RegaugeError] = []
+
+    def attempt(self, check: Callable[[], T], otherwise: T) -> T:
+        """The value of a check, or `otherwise` with its error kept."""
+        try:
+            return check()
+        except RegaugeError as error:
+            self.errors.append(error)
+            return otherwise
+
+    def settle(self) -> None:
+        """Raises the only error as it is, or one that lists them all."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            listed = " ".join(f"({number}) {error}" for number, error in enumerate(self.errors, 1))
+            raise RegaugeError(f"{len(self.errors)} things stand in the way: {listed}")
+
+
+def plan_of(recipe: str | Path | Plan) -> Plan:
+    """A plan as it is, a preset by name, or a recipe file."""
+    return recipe if isinstance(recipe, Plan) else load(recipe)
+
+
+def prepare(
+    plan: Plan, source: Source, wire: str | None = None, seed: int = 0, refusals: Refusals | None = None
+) -> Job | None:
+    """Decides everything. With `refusals` given, errors go there and None comes back where no job can be made.
+
+    Raises:
+        RecipeError, MoveError, RefusedError: what stands in the way.
+    """
+    told = refusals or Refusals()
+    known = len(told.errors)
+    nothing: tuple[Recast, ...] = ()
+    anatomy, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, nothing))
+    resolution = told.attempt(lambda: resolve(plan, anatomy), None)
+    chosen = None
+    if resolution is not None:
+        layout = Layout(source.anatomy, anatomy, resolution.choices, source.dtype)
+        chosen = told.attempt(lambda: choose(layout, wire), None)
+    if refusals is None:
+        told.settle()
+    if resolution is None or chosen is None or len(told.errors) > known:
+        return None
+    needs = {site.name: wanted for site in anatomy.sites if (wanted := _needs(site, resolution.choices[site.name]))}
+    return Job(plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed)
+
+
+def _needs(site: Site, choice: Choice | None) -> frozenset[str]:
+    if choice is None or site.tap is None:
+        return frozenset()
+    compensator = parts.compensator_of(choice)
+    return parts.rounder_of(choice).needs | (frozenset() if compensator is None else compensator.needs)
+
+
+def _recast(plan: Plan, anatomy: Anatomy) -> tuple[Anatomy, tuple[Recast, ...]]:
+    """The anatomy after the rewrites of the whole model that need no statistics, and every rewrite."""
+    recasts: list[Recast] = []
+    for spec in plan.rewrites:
+        recast = Recast(spec, parts.build("rewrite", spec))
+        earlier = [r for r in recasts if r.rewrite.scope == "block"]
+        if recast.rewrite.scope == "model" and earlier:
+            raise RecipeError(
+                f"recipe {plan.name!r}: rewrite {recast.name!r} works on the whole model and {earlier[0].name!r} block "
+                f"by block; put {recast.name!r} first"
+            )
+        if recast.rewrite.scope == "model" and not recast.rewrite.needs:
+            anatomy, moves = recast.rewrite(anatomy, {}, {}, None, None)
+            recast = replace(recast, moves=tuple(moves))
+        recasts.append(recast)
+    return anatomy, tuple(recasts)
+
+
+def outer_names(anatomy: Anatomy) -> tuple[list[str], list[str]]:
+    """Canonical tensors outside the blocks: those before the first block, and those after the last (norm and head)."""
+    names = list(anatomy.slots(None))
+    last = [name for name in names if name.startswith(("norm.", "head."))]
+    if anatomy.tied:
+        last = [name for name in last if name != "head.weight"]
+    return [name for name in names if not name.startswith(("norm.", "head."))], last
+
+
+def storage(source: Source, name: str) -> torch.dtype:
+    """The dtype in which a canonical tensor leaves in full precision: that of the source."""
+    return source.dtype

@@ -1,0 +1,157 @@
+"""Which text a job reads: the user's, images, or what the model samples from itself; and what identifies it.
+
+The recipe says how many tokens in which windows; the user may say otherwise; the model's context caps the length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regauge.artifact.staging import Staging
+from regauge.engine.job import Job
+from regauge.engine.texts import Where, corpus
+from regauge.engine.watchdog import Clock
+from regauge.engine.windows import Windows, images, noted, windows
+from regauge.errors import ModelError, TextError
+from regauge.hosts.transformers.probe import context, image_shape, reads_images
+from regauge.hosts.transformers.source import Source
+
+TOKENS, LENGTH = 65536, 512  # where neither recipe nor user says
+SAMPLED = 32768  # most tokens that a model samples from itself unless it is told to
+KEPT = "self-sampled"
+MEAN, SPREAD = (0.5,), (0.5,)  # of pixels, where a vision model has no preprocessor_config.json
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is read.
+
+    Attributes:
+        exact: the user gave the number, so less is an error.
+        notes: what differs from what was asked for.
+    """
+
+    tokens: int
+    length: int
+    exact: bool
+    notes: tuple[str, ...] = ()
+
+
+def amount(job: Job, source: Source, tokens: int | None, length: int | None) -> Amount:
+    """Tokens and window length.
+
+    Raises:
+        TextError: the user asks for windows longer than the model reads, or for a number that is none.
+    """
+    for name, value in (("tokens", tokens), ("length", length)):
+        if value is not None and value < 1:
+            raise TextError(f"{name} must be 1 or more; you wrote {value}.")
+    most, notes = context(source), []
+    wanted = length or job.plan.calibration.get("length", LENGTH)
+    if most is not None and wanted > most:
+        if length is not None:
+            raise TextError(f"windows of {length} tokens are longer than the {most} that the model reads at once.")
+        notes.append(f"windows have {most} tokens, the most the model reads at once; the recipe asks for {wanted}")
+        wanted = most
+    return Amount(tokens or job.plan.calibration.get("tokens", TOKENS), wanted, tokens is not None, tuple(notes))
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """The text of a job, or the promise of one.
+
+    Attributes:
+        windows: what is read; None where the model still has to sample it, or reads nothing.
+        sampled: windows and length that the model samples from itself, or None.
+        identity: what it hashes to; JSON.
+        notes: a sentence each.
+    """
+
+    windows: Windows | None
+    sampled: tuple[int, int] | None
+    identity: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def reading(job: Job, calibration: Where | None, tokens: int | None = None, length: int | None = None) -> Reading:
+    """Opens, checks and cuts the text; nothing is sampled yet.
+
+    Raises:
+        TextError: missing, empty, binary or too short text, or none where the model cannot sample it.
+        ModelError: there is no tokenizer.
+    """
+    source = job.source
+    if not job.calibrated:
+        notes = ("the recipe reads no text, so the calibration text was not used",) if calibration is not None else ()
+        return Reading(None, None, {"kind": "none"}, notes)
+    if reads_images(source):
+        found = _images(job, calibration, tokens)
+        return Reading(found, None, {"kind": "images", "sha256": found.sha256})
+    much = amount(job, source, tokens, length)
+    if calibration is None:
+        return _promise(job, much)
+    found = windows(corpus(calibration), source.tokenizer(), much.tokens, much.length, job.seed, much.exact)
+    found = noted(found, *much.notes)
+    return Reading(found, None, {"kind": "text", "sha256": found.sha256}, found.notes)
+
+
+def _promise(job: Job, much: Amount) -> Reading:
+    anatomy = job.source.anatomy
+    if not anatomy.causal or "head" not in {site.name for site in anatomy.sites}:
+        raise TextError(
+            f"recipe {job.plan.name!r} reads calibration text, and {anatomy.family} does not generate text to "
+            "sample its own; give --calibration a file or directory."
+        )
+    job.source.tokenizer()
+    total, notes = much.tokens, list(much.notes)
+    if total > SAMPLED and not much.exact:
+        notes.append(f"{SAMPLED:,} calibration tokens are sampled; the recipe asks for {total:,}")
+        total = SAMPLED
+    count = -(-total // much.length)
+    notes.append(
+        "no calibration text was given: the model samples its own, at temperature 1; text of your own kind is better"
+    )
+    return Reading(None, (count, much.length), {"kind": KEPT, "windows": count, "length": much.length}, tuple(notes))
+
+
+def sampled(job: Job, promised: Reading, staging: Staging, clock: Clock) -> Windows | None:
+    """The windows: those read, or those that the model samples now (once; a resumed run finds them)."""
+    if promised.sampled is None:
+        return promised.windows
+    from regauge.hosts.transformers.sampling import sample
+
+    count, length = promised.sampled
+    kept = staging.kept(KEPT)
+    if kept is None:
+        clock.say("text", "; ".join(promised.notes))
+        ids_NT, told = sample(
+            job.source,
+            job.source.tokenizer(),
+            count,
+            length,
+            job.seed,
+            lambda done, total: clock.show("text", done, total),
+        )
+        staging.keep(KEPT, {"ids": ids_NT})
+        staging.note(f"{KEPT} from", told)
+    else:
+        ids_NT, told = kept["ids"], str(staging.notes[f"{KEPT} from"])
+    where = f"sampled from the model itself, from {told}"
+    return Windows(ids_NT, where, kind=KEPT, notes=promised.notes, details={"temperature": 1.0, "seed": job.seed})
+
+
+def _images(job: Job, calibration: Where | None, tokens: int | None) -> Windows:
+    if calibration is None or not isinstance(calibration, str | Path) or Path(calibration).suffix != ".npz":
+        raise TextError(
+            f"recipe {job.plan.name!r} reads calibration data, and {job.source.anatomy.family} reads images; give "
+            "--calibration an .npz whose array 'x' is (N, H, W, 3) of uint8."
+        )
+    try:
+        channels, side = image_shape(job.source)
+    except AttributeError as error:
+        raise ModelError(f"{job.source.path}: the config does not say how large its images are.") from error
+    each = max(1, (side // 16) ** 2)
+    count = max(1, (tokens or job.plan.calibration.get("tokens", TOKENS)) // each)
+    return images(Path(calibration), min(count, 512), side, channels, MEAN * channels, SPREAD * channels)
