@@ -1,0 +1,353 @@
+"""The output directory while it is being made: `OUT.partial/`, shard by shard, then one rename to OUT.
+
+Every shard is written under another name, fsynced, renamed, and entered with its hash into a manifest that is itself
+replaced atomically. A run that is killed at any moment leaves a directory from which the same run goes on, and never
+an OUT that is not whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor
+
+from regauge.errors import OutputError, ResumeError
+from regauge.hosts.transformers.wire import files
+
+Json = object
+"""Anything that `json` writes: dict, list, str, int, float, bool, None."""
+
+MANIFEST = "manifest.json"
+STATES = "states"
+LOCK = ".lock"
+TEMPORARY = ".tmp-"
+
+
+@contextlib.contextmanager
+def one_sentence(doing: str, path: Path) -> Iterator[None]:
+    """Turns a failure of the file system into one sentence that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else (error.strerror or str(error)).lower()
+        todo = "free some space" if full else "check the path and its permissions"
+        raise OutputError(
+            f"{doing} {path} failed: {what}. What was finished is kept; {todo} and run the same command again."
+        ) from error
+
+
+def free_bytes(out: Path) -> int:
+    """Bytes free where OUT will lie."""
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def check_disk(out: Path, needed: int) -> None:
+    """Refuses before any work where `needed` bytes would not fit."""
+    free = free_bytes(out)
+    if free < needed:
+        raise OutputError(
+            f"{out} needs about {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
+            "free some space or choose another directory."
+        )
+
+
+def differences(was: Mapping[str, Json], now: Mapping[str, Json], under: str = "") -> list[str]:
+    """What differs between two identities, by dotted name: `plan (was 1a2b3c4d…, now 5e6f7a8b…)`."""
+    found: list[str] = []
+    for key in sorted(set(was) | set(now)):
+        a, b = was.get(key), now.get(key)
+        if type(a) is dict and type(b) is dict:
+            found += differences(a, b, f"{under}{key}.")
+        elif a != b:
+            found.append(f"{under}{key} (was {_short(a)}, now {_short(b)})")
+    return found
+
+
+def _short(value: Json) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+class Staging:
+    """One output in the making. Use as a context manager; leaving it releases the lock and keeps what is there.
+
+    Attributes:
+        out: where the artifact will be.
+        root: `OUT.partial`, where it grows.
+        resumed: True where an earlier run of the same identity had begun.
+    """
+
+    def __init__(self, out: Path | str, identity: Mapping[str, Json], force: bool = False) -> None:
+        """Opens or resumes `OUT.partial`.
+
+        Args:
+            out: the directory to make. Where it exists it is refused, unless `force`.
+            identity: what decides the bytes: hashes of plan, source and calibration, seed, versions. JSON.
+            force: replace an OUT that holds an artifact of ours (or nothing), and discard a partial output of another
+                identity. The old OUT stays until the new one is whole.
+
+        Raises:
+            OutputError: OUT exists, cannot be written, or another run is writing it.
+            ResumeError: `OUT.partial` belongs to a run with another identity.
+        """
+        self.out = Path(out).absolute()
+        self.root = self.out.with_name(self.out.name + ".partial")
+        self._old = self.out.with_name(self.out.name + ".replaced")
+        self._force = force
+        self._refuse_existing(force)
+        plain: dict[str, Json] = json.loads(json.dumps(identity))
+        with one_sentence("making", self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_lock()
+        try:
+            with one_sentence("opening", self.root):
+                self._manifest = self._open(plain, force)
+        except BaseException:
+            self.close()
+            raise
+        self.resumed = bool(self._manifest["shards"] or self._manifest["notes"])
+        self._verified: set[str] = set()
+
+    def _refuse_existing(self, force: bool) -> None:
+        if not os.path.lexists(self.out):
+            return
+        if not force:
+            raise OutputError(f"{self.out} exists; choose another directory, or replace it with --force.")
+        ours = self.out.is_dir() and ((self.out / "regauge").is_dir() or not any(self.out.iterdir()))
+        if not ours or self.out.is_symlink():
+            raise OutputError(
+                f"{self.out} exists and was not made by regauge, so --force does not replace it; "
+                "choose another directory or remove it yourself."
+            )
+
+    def _take_lock(self) -> int:
+        handle = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise OutputError(
+                f"another run is writing {self.root}; wait for it to end or choose another directory."
+            ) from error
+        except OSError:
+            return handle  # a file system without locks: two runs at once are then the user's to avoid
+        return handle
+
+    def _open(self, identity: dict[str, Json], force: bool) -> dict[str, dict[str, Json]]:
+        fresh: dict[str, dict[str, Json]] = {"identity": identity, "shards": {}, "notes": {}}
+        path = self.root / MANIFEST
+        if path.exists():
+            try:
+                manifest = json.loads(path.read_text())
+                different = differences(manifest["identity"], identity)
+            except (ValueError, KeyError, TypeError):
+                manifest, different = fresh, ["its manifest, which cannot be read"]
+            if different and not force:
+                raise ResumeError(
+                    f"{self.root} belongs to another run: different {', '.join(different)}. Give the same inputs to "
+                    "go on with it, or remove it (or use --force) to begin again."
+                )
+            if not different:
+                for left in self.root.glob(f"**/{TEMPORARY}*"):
+                    left.unlink()
+                return dict(manifest)
+        self._clear()
+        self._manifest = fresh
+        self._save()
+        return fresh
+
+    def _clear(self) -> None:
+        for entry in self.root.iterdir():
+            if entry.name == LOCK:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Releases the lock. Safe to repeat."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Names of the shards written so far, in order of writing."""
+        return tuple(self._manifest["shards"])
+
+    @property
+    def notes(self) -> Mapping[str, Json]:
+        """Everything noted so far, by key; a resumed run finds what the earlier one noted."""
+        return dict(self._manifest["notes"])
+
+    def note(self, key: str, value: Json) -> None:
+        """Keeps a JSON value for a later run of the same identity (a block's part of the receipt)."""
+        self._manifest["notes"][key] = json.loads(json.dumps(value))
+        self._save()
+
+    def has(self, shard: str) -> bool:
+        """Whether a shard is written and is, byte for byte, what was written. A spoilt one is forgotten."""
+        entry = self._manifest["shards"].get(shard)
+        if entry is None:
+            return False
+        if shard not in self._verified:
+            path = self.root / shard
+            if not path.is_file() or files.sha256(path) != entry["sha256"]:  # type: ignore[index]  # JSON
+                del self._manifest["shards"][shard]
+                return False
+            self._verified.add(shard)
+        return True
+
+    def write(
+        self,
+        shard: str,
+        tensors: Mapping[str, Tensor],
+        meta: Mapping[str, str] | None = None,
+        note: Json = None,
+    ) -> int:
+        """Writes a shard; after a crash it is there whole, with its note under `notes[shard]`, or not at all.
+
+        Returns:
+            bytes of its tensors.
+        """
+        path = self.root / shard
+        with one_sentence("writing", path):
+            temporary = path.with_name(TEMPORARY + path.name)
+            try:
+                digest = files.write(temporary, tensors, meta)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_directory(self.root)
+        sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+        self._manifest["shards"][shard] = {"sha256": digest, "tensors": sizes}
+        if note is not None:
+            self._manifest["notes"][shard] = json.loads(json.dumps(note))
+        self._verified.add(shard)
+        self._save()
+        return sum(sizes.values())
+
+    def read(self, shard: str) -> dict[str, Tensor]:
+        """The tensors of a shard written before."""
+        return files.read(self.root / shard)
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps tensors (boundary states) for a later run; `finish` removes them. Not synced: only `note` commits."""
+        folder = self.root / STATES
+        with one_sentence("writing", folder / name):
+            folder.mkdir(exist_ok=True)
+            temporary = folder / (TEMPORARY + name)
+            try:
+                digest = files.write(temporary, tensors)
+                os.replace(temporary, folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+        self.note(f"{STATES}/{name}", digest)
+
+    def kept(self, name: str) -> dict[str, Tensor] | None:
+        """Tensors kept under this name, or None where there are none or they are spoilt."""
+        path = self.root / STATES / name
+        digest = self._manifest["notes"].get(f"{STATES}/{name}")
+        if digest is None or not path.is_file() or files.sha256(path) != digest:
+            return None
+        return files.read(path)
+
+    def drop(self, name: str) -> None:
+        """Forgets tensors kept under this name."""
+        if self._manifest["notes"].pop(f"{STATES}/{name}", None) is not None:
+            self._save()
+        (self.root / STATES / name).unlink(missing_ok=True)
+
+    def index(self) -> dict[str, Json]:
+        """`{"metadata": {"total_size": bytes}, "weight_map": {tensor: shard}}`, as transformers reads it."""
+        weight_map: dict[str, Json] = {}
+        total = 0
+        for shard, entry in sorted(self._manifest["shards"].items()):
+            for name, size in entry["tensors"].items():  # type: ignore[index]  # JSON
+                weight_map[name] = shard
+                total += size
+        return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+    def finish(self, extra: Mapping[str, bytes | str | Path]) -> Path:
+        """Adds the small files, checks and syncs everything, and renames `OUT.partial` to OUT.
+
+        Args:
+            extra: path within OUT → its content, or a file to copy.
+        """
+        for shard in self.shards:
+            if not self.has(shard):
+                raise OutputError(f"{self.root / shard} has changed since it was written; run the command again.")
+        with one_sentence("finishing", self.root):
+            for name, content in extra.items():
+                target = self.root / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _put(target, content)
+            shutil.rmtree(self.root / STATES, ignore_errors=True)
+            wanted = {MANIFEST, LOCK, *self.shards, *(name.split("/")[0] for name in extra)}
+            for entry in self.root.iterdir():
+                if entry.name not in wanted:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            for folder, _, _ in os.walk(self.root):
+                _sync_directory(Path(folder))
+            if self.out.exists():
+                self._refuse_existing(self._force)
+                shutil.rmtree(self._old, ignore_errors=True)
+                os.replace(self.out, self._old)
+            (self.root / MANIFEST).unlink()
+            os.replace(self.root, self.out)
+            _sync_directory(self.out.parent)
+            (self.out / LOCK).unlink(missing_ok=True)  # last, so that nobody else takes the directory before
+            shutil.rmtree(self._old, ignore_errors=True)
+        self.close()
+        return self.out
+
+    def _save(self) -> None:
+        path = self.root / MANIFEST
+        with one_sentence("writing", path):
+            _put(path, json.dumps(self._manifest, sort_keys=False))
+            _sync_directory(self.root)
+
+
+def _put(path: Path, content: bytes | str | Path) -> None:
+    """Writes or copies one small file atomically."""
+    data = content.read_bytes() if isinstance(content, Path) else content
+    raw = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(TEMPORARY + path.name)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

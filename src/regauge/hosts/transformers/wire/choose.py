@@ -1,0 +1,35 @@
+"""Which wire: compressed-tensors where it can say everything, else regauge's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from regauge.errors import RefusedError, nearest
+from regauge.hosts.transformers.wire.base import COMPRESSED_TENSORS, REGAUGE, WIRES, Layout, Wire
+from regauge.hosts.transformers.wire.compressed import CompressedTensors
+from regauge.hosts.transformers.wire.packed import Packed
+from regauge.hosts.transformers.wire.schemes import refusals
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The wire, and every reason why it is not compressed-tensors (empty where it is, or was not asked)."""
+
+    wire: Wire
+    refusals: tuple[str, ...]
+
+
+def choose(layout: Layout, prefer: str | None = None) -> Chosen:
+    """compressed-tensors where the layout can be said in it, else regauge's packed format.
+
+    Raises:
+        RefusedError: `prefer` is `compressed-tensors` and it cannot say the layout; carries every reason.
+    """
+    if prefer is not None and prefer not in WIRES:
+        raise RefusedError(prefer, [f"there is no such format{nearest(prefer, WIRES)}"])
+    reasons = tuple(refusals(layout))
+    if prefer == COMPRESSED_TENSORS and reasons:
+        raise RefusedError(COMPRESSED_TENSORS, reasons)
+    if prefer == REGAUGE or reasons:
+        return Chosen(Packed(layout), reasons)
+    return Chosen(CompressedTensors(layout), ())

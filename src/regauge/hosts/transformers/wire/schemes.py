@@ -1,0 +1,195 @@
+"""What compressed-tensors can say of a plan, and every reason where it cannot. Tried with stock transformers 5.23 and
+compressed-tensors 0.20; where the loaders are narrower than the format, the loaders decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from regauge.anatomy.model import Anatomy, Site
+from regauge.formats.base import Format
+from regauge.hosts.transformers.wire.base import Layout, decoder
+from regauge.parts import Choice
+
+CASTS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+LOOKED_UP = ("embed", "position", "type", "patch")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How compressed-tensors says one format.
+
+    Attributes:
+        format: its name for the layout of the tensors.
+        weights, activations: fields of its `QuantizationArgs`, as sorted pairs; None: not quantised.
+    """
+
+    format: str
+    weights: tuple[tuple[str, object], ...]
+    activations: tuple[tuple[str, object], ...] | None = None
+
+    @property
+    def symmetric(self) -> bool:
+        return bool(dict(self.weights)["symmetric"])
+
+    def json(self, targets: list[str]) -> dict[str, object]:
+        """A config group."""
+        return {
+            "targets": targets,
+            "weights": dict(self.weights),
+            "input_activations": None if self.activations is None else dict(self.activations),
+            "output_activations": None,
+            "format": self.format,
+        }
+
+
+def _weights(**changes: object) -> tuple[tuple[str, object], ...]:
+    fields: dict[str, object] = {"dynamic": False, "group_size": None, "symmetric": True, **changes}
+    return tuple(sorted(fields.items()))
+
+
+def _token(kind: str) -> tuple[tuple[str, object], ...]:
+    fields: dict[str, object] = {"num_bits": 8, "type": kind, "strategy": "token", "dynamic": True, "symmetric": True}
+    return tuple(sorted(fields.items()))
+
+
+def scheme_of(choice: Choice, shape: tuple[int, int]) -> Scheme | str:
+    """The scheme of a site, or why there is none."""
+    if choice.compensator is not None:
+        return f"it has no field for what {choice.compensator.part!r} adds back"
+    fmt = decoder(choice)
+    inputs = None if choice.activations is None else choice.activations.part
+    grain = fmt.grain.taken(shape).name
+    if fmt.grid.name.startswith("int"):
+        return _integers(fmt, grain, inputs)
+    if fmt.grid.name == "fp8":
+        return _fp8(fmt, grain, inputs)
+    if fmt.grid.name == "fp4":
+        return _fp4(fmt, grain, inputs)
+    return f"it has no {fmt.grid.name} weights"
+
+
+def _integers(fmt: Format, grain: str, inputs: str | None) -> Scheme | str:
+    kind, _, size = grain.partition(":")
+    if kind not in ("channel", "group"):
+        return f"integers with one step a {kind} were not tried"
+    if fmt.scale.name not in CASTS:
+        return f"integer steps cannot be stored as {fmt.scale.name}"
+    if inputs not in (None, "int8"):
+        return f"integer weights with {inputs} activations were not tried"
+    if inputs is not None and not fmt.grid.symmetric:
+        return "its loader drops the quantisation of activations where weights have zero points"
+    weights = _weights(
+        num_bits=fmt.grid.bits,
+        type="int",
+        strategy=kind,
+        group_size=int(size) if size else None,
+        symmetric=fmt.grid.symmetric,
+    )
+    wide = inputs is not None and fmt.grid.bits == 8
+    return Scheme("int-quantized" if wide else "pack-quantized", weights, None if inputs is None else _token("int"))
+
+
+def _fp8(fmt: Format, grain: str, inputs: str | None) -> Scheme | str:
+    if grain != "channel":
+        return f"fp8 with one step a {grain.partition(':')[0]} was not tried"
+    if fmt.scale.name not in CASTS:
+        return f"fp8 steps cannot be stored as {fmt.scale.name}"
+    if inputs not in (None, "fp8"):
+        return f"fp8 weights with {inputs} activations were not tried"
+    weights = _weights(num_bits=8, type="float", strategy="channel")
+    return Scheme("float-quantized", weights, None if inputs is None else _token("float"))
+
+
+def _fp4(fmt: Format, grain: str, inputs: str | None) -> Scheme | str:
+    if inputs is not None:
+        return f"fp4 weights with {inputs} activations were not tried"
+    if (fmt.scale.name, grain) == ("nv", "group:16"):
+        weights = _weights(
+            num_bits=4, type="float", strategy="tensor_group", group_size=16, scale_dtype="torch.float8_e4m3fn"
+        )
+        return Scheme("nvfp4-pack-quantized", weights)
+    if (fmt.scale.name, grain) == ("e8m0", "group:32"):
+        weights = _weights(num_bits=4, type="float", strategy="group", group_size=32, scale_dtype="torch.uint8")
+        return Scheme("mxfp4-pack-quantized", weights)
+    return f"its fp4 has e4m3 steps in groups of 16 or powers of two in groups of 32, not {fmt.scale.name} in {grain}"
+
+
+def schemes(layout: Layout) -> dict[str, Scheme]:
+    """Module path → scheme, of a layout without refusals."""
+    quantised = layout.quantised
+    found: dict[str, Scheme] = {}
+    for path, sites in layout.modules().items():
+        scheme = scheme_of(quantised[sites[0].name], sites[0].shape)
+        assert type(scheme) is Scheme, f"{path}: {scheme}"
+        found[path] = scheme
+    return found
+
+
+def refusals(layout: Layout) -> list[str]:
+    """Every reason why compressed-tensors cannot say the layout; the same reason of many sites once."""
+    reasons: dict[str, list[str]] = {}
+    for where, why in _all(layout):
+        reasons.setdefault(why, []).append(where)
+    return [f"{_names(where)}: {why}" for why, where in reasons.items()]
+
+
+def _all(layout: Layout) -> Iterator[tuple[str, str]]:
+    yield from _changed(layout.source, layout.anatomy)
+    quantised = layout.quantised
+    found: list[Scheme] = []
+    for sites in layout.modules().values():
+        for site in sites:
+            why = _module(site, sites, quantised, layout.anatomy)
+            if why:
+                yield site.name, why
+        choice = quantised.get(sites[0].name)
+        scheme = None if choice is None else scheme_of(choice, sites[0].shape)
+        if type(scheme) is str:
+            yield sites[0].name, scheme
+        elif type(scheme) is Scheme:
+            found.append(scheme)
+            if scheme.format in ("nvfp4-pack-quantized", "mxfp4-pack-quantized") and layout.dtype != torch.bfloat16:
+                yield sites[0].name, f"its loader makes fp4 weights bfloat16, and the model is {layout.dtype}"
+    if len(set(found)) > 1 and not all(scheme.symmetric for scheme in found):
+        yield "zero points", "its loader reads them only where every quantised matrix has the same format"
+
+
+def _changed(source: Anatomy, anatomy: Anatomy) -> Iterator[tuple[str, str]]:
+    """What stock modules do not have."""
+    norms, sites = {norm.name: norm for norm in source.norms}, {site.name: site for site in source.sites}
+    for norm in anatomy.norms:
+        before = norms[norm.name]
+        if norm.kind != before.kind:
+            yield norm.name, f"stock modules have a norm of kind {before.kind} there, and it became {norm.kind}"
+        elif (norm.gain is None, norm.bias is None) != (before.gain is None, before.bias is None):
+            yield norm.name, "it gained or lost a gain or bias, which stock modules do not expect"
+    for site in anatomy.sites:
+        if (site.bias is None) != (sites[site.name].bias is None):
+            yield site.name, "it gained or lost a bias, which stock modules do not expect"
+
+
+def _module(site: Site, sites: list[Site], quantised: Mapping[str, Choice], anatomy: Anatomy) -> str:
+    choice = quantised.get(site.name)
+    if site.expert is not None:
+        return "stacks of experts are not linear layers"
+    if site.kind in LOOKED_UP:
+        return "stock transformers cannot load a quantised embedding"
+    if site.kind == "router":
+        return "routers are not linear layers"
+    if site.weight.transposed:
+        return "it is a Conv1D, not a linear layer"
+    if site.name == "head" and anatomy.tied:
+        return "the head is tied to the embedding"
+    if choice != quantised.get(sites[0].name):
+        return f"it shares a matrix with {sites[0].name} and has another choice"
+    if len(sites) > 1 and choice is not None and choice.scale.part == "nv":
+        return "it shares a matrix with others, and the global step of NVFP4 is one a matrix"
+    return ""
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]} ({len(names)} of them)"
