@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from regauge.receipt import Receipt, SiteReceipt
 
 Row = tuple[str, ...]
+Card = tuple[str, str, str]
+"""Label, value, small print."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class View:
 
     title: str
     subtitle: str
-    cards: tuple[tuple[str, str, str], ...]  # label, value, small print
+    cards: tuple[Card, ...]
     points: tuple[Point, ...]
     sites: tuple[SiteReceipt, ...]
     tables: tuple[Table, ...]

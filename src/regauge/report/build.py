@@ -1,0 +1,35 @@
+"""From a directory that `apply` or `fit` wrote to its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from regauge.errors import ArtifactError
+from regauge.receipt import Receipt
+from regauge.report import page
+from regauge.report.run import of_run
+from regauge.report.view import of_receipt
+from regauge.search import record
+
+
+def write(run: str | Path, out: str | Path | None = None) -> Path:
+    """Writes the page of a run (or of a single `apply`); beside the receipt unless `out` names a file.
+
+    Raises:
+        ArtifactError: the directory holds no receipt, or one that this version does not read.
+        OutputError: the page cannot be written.
+    """
+    path = Path(run)
+    kept = path / "regauge"
+    try:
+        receipt = Receipt.model_validate_json((kept / "receipt.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{path} holds no receipt (regauge/receipt.json); give a directory that `apply` or `fit` wrote."
+        ) from error
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise ArtifactError(f"{kept / 'receipt.json'} is not a receipt that this version of regauge reads.") from error
+    view = of_run(record.read(path), receipt) if (kept / "run.json").exists() else of_receipt(receipt)
+    return page.write(view, Path(out) if out is not None else kept / "report.html")

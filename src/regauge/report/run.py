@@ -1,0 +1,203 @@
+"""The page of a search: what `fit` found, what it built, and what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from regauge.measure.cost import Costs, Speed, verdict
+from regauge.measure.quality import Quality
+from regauge.receipt import Receipt
+from regauge.report.view import Card, Point, Row, Sample, Table, View, human, of_receipt
+from regauge.search import record
+from regauge.search.record import Run
+
+
+def of_run(run: Run, receipt: Receipt) -> View:
+    """The page of a run: the receipt's page, and around it the frontier, the budgets and what was measured."""
+    base = of_receipt(receipt)
+    tables = (_budgets(run), _quality(run), _costs(run), _uniforms(run), *base.tables, _builds(run), _texts(run))
+    return replace(
+        base,
+        title=f"{run.source.rstrip('/').rsplit('/', 1)[-1]} at {receipt.ratio:.3f}× of its bytes",
+        subtitle=f"regauge {run.regauge}, family {run.family}, {run.parameters:,} parameters. "
+        + _sentence(run.chosen_why),
+        cards=_cards(run, receipt),
+        points=_points(run),
+        tables=tables,
+        samples=tuple(Sample(s.prompt, s.original, s.compressed) for s in run.samples),
+        notes=run.notes + base.notes,
+        command=run.command,
+        facts=base.facts + _facts(run),
+    )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
+
+
+def _cards(run: Run, receipt: Receipt) -> tuple[Card, ...]:
+    cards: list[Card] = [
+        ("size", f"{receipt.ratio:.3f}×", f"{human(receipt.bytes_after)} of {human(receipt.bytes_bf16)} as bf16")
+    ]
+    if run.quality is not None:
+        kl = run.quality.kl
+        cards.append(("KL to the original", f"{kl.value:.4f}", f"nats a token, {kl.low:.4f} to {kl.high:.4f}"))
+        agreement = run.quality.agreement
+        cards.append(("same next token", f"{100 * agreement.value:.1f} %", f"of {run.quality.tokens:,} tokens"))
+        if run.original is not None:
+            before, after = run.original.bits_per_byte.value, run.quality.bits_per_byte.value
+            cards.append(("bits a byte", f"{after:.3f}", f"the original has {before:.3f}"))
+    old, new = run.costs.get("original"), run.costs.get("compressed")
+    if old and new and old.decode and new.decode:
+        cards.append(("decoding", verdict(new.decode, old.decode), "measured, turn about, against bf16"))
+    return tuple(cards)
+
+
+def _points(run: Run) -> tuple[Point, ...]:
+    return tuple(
+        _point(point, index == run.chosen and point.kind == "searched")
+        for points in (run.points, run.uniforms)
+        for index, point in enumerate(points)
+    )
+
+
+def _point(point: record.Point, chosen: bool) -> Point:
+    measured = point.measured
+    return Point(
+        label=point.name,
+        kind=point.kind,
+        bytes=point.bytes_measured or point.bytes_predicted,
+        predicted=point.kl_predicted if point.kind == "searched" else None,
+        measured=None if measured is None else measured.kl.value,
+        interval=None if measured is None else (measured.kl.low, measured.kl.high),
+        chosen=chosen,
+    )
+
+
+def _budgets(run: Run) -> Table:
+    rows = tuple(
+        (v.text, _amount(v.limit, v.unit), _amount(v.measured, v.unit), "met" if v.met else "missed", v.how)
+        for v in run.verdicts
+    )
+    return Table(
+        "Budgets",
+        "Every budget is held against a measurement of what was built, not against a prediction.",
+        ("asked", "limit", "measured", "", "how it was measured"),
+        rows,
+        "No budget was given: the knee of the frontier was built.",
+    )
+
+
+def _amount(value: float, unit: str) -> str:
+    return human(value) if unit == "bytes" else f"{value:.4g} {unit}".strip()
+
+
+def _quality(run: Run) -> Table:
+    named = (("original", run.original), ("compressed", run.quality))
+    rows = tuple(_quality_row(name, quality) for name, quality in named if quality is not None)
+    return Table(
+        "Quality on text that the search never saw",
+        "95 % bootstrap intervals over documents in brackets. KL in nats a token to the original.",
+        ("model", "perplexity", "bits a byte", "KL, mean", "KL, 99th percentile", "same next token"),
+        rows,
+        "Quality was not measured.",
+    )
+
+
+def _quality_row(name: str, quality: Quality) -> Row:
+    shown = [name]
+    for interval, places in (
+        (quality.perplexity, 3),
+        (quality.bits_per_byte, 4),
+        (quality.kl, 5),
+        (quality.kl99, 4),
+        (quality.agreement, 4),
+    ):
+        shown.append(f"{interval.value:.{places}f} [{interval.low:.{places}f}, {interval.high:.{places}f}]")
+    return tuple(shown)
+
+
+def _costs(run: Run) -> Table:
+    rows = tuple(_cost_row(name, costs) for name, costs in run.costs.items())
+    caption = "Tokens a second at batch 1 as medians with quartiles, the two models turn about in one run. "
+    if run.bandwidth:
+        caption += f"Beside them this machine read memory at {run.bandwidth / 1e9:.1f} GB/s."
+    return Table(
+        "Measured costs",
+        caption,
+        ("model", "decode, tokens/s", "prefill, tokens/s", "resident memory", "cache a token", "files"),
+        rows,
+        "Costs were not measured.",
+    )
+
+
+def _cost_row(name: str, costs: Costs) -> Row:
+    return (
+        name,
+        _speed(costs.decode),
+        _speed(costs.prefill),
+        "–" if costs.memory is None else human(costs.memory.anonymous),
+        "–" if costs.cache_bytes is None else human(costs.cache_bytes),
+        "–" if costs.bytes is None else human(costs.bytes),
+    )
+
+
+def _speed(speed: Speed | None) -> str:
+    return "–" if speed is None else f"{speed.median:.1f} [{speed.low:.1f}, {speed.high:.1f}]"
+
+
+def _uniforms(run: Run) -> Table:
+    rows = []
+    for point in run.uniforms:
+        paired = run.against_uniform.get(point.name)
+        kl = point.measured.kl if point.measured is not None else None
+        rows.append(
+            (
+                point.name,
+                human(point.bytes_measured or point.bytes_predicted),
+                "–" if kl is None else f"{kl.value:.5f} [{kl.low:.5f}, {kl.high:.5f}]",
+                "–"
+                if paired is None
+                else f"{paired.difference.value:+.5f} [{paired.difference.low:+.5f}, {paired.difference.high:+.5f}]",
+                "–" if paired is None else {"first": "better", "second": "worse"}.get(paired.verdict, "undecided"),
+            )
+        )
+    return Table(
+        "Against spending evenly",
+        "Uniform presets with the same rounder and text. The difference in KL is what was built less the preset, on "
+        "the same documents drawn together; where its interval holds 0, nothing is claimed.",
+        ("preset", "bytes", "KL", "difference", "what was built is"),
+        tuple(rows),
+        "No uniform preset was measured beside it.",
+    )
+
+
+def _builds(run: Run) -> Table:
+    return Table(
+        "Built on the way",
+        "The search builds, measures and corrects; every artifact that it built is here.",
+        ("point", "bytes", "KL", "decode", "why"),
+        tuple((b.point, human(b.bytes), f"{b.kl:.5f}", b.decode or "–", b.why) for b in run.builds),
+    )
+
+
+def _texts(run: Run) -> Table:
+    return Table(
+        "Text",
+        "The search never sees the text that the final figures are measured on.",
+        ("role", "what", "tokens", "documents", "sha256"),
+        tuple((t.role, t.description, f"{t.tokens:,}", f"{t.documents:,}", t.sha256[:12]) for t in run.texts),
+    )
+
+
+def _facts(run: Run) -> tuple[Row, ...]:
+    found: list[Row] = [(f"seconds: {step}", f"{value:.1f}") for step, value in run.seconds.items()]
+    if run.check is not None:
+        check = run.check
+        found.append(
+            (
+                "prediction against true KL",
+                f"rank correlation {check.rank:.3f} over {check.variants} single-site variants, before correction",
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,115 @@
+"""The page of a search: predicted and measured apart, budgets and baselines told as they came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from regauge.errors import ArtifactError
+from regauge.measure.bootstrap import Interval
+from regauge.measure.cost import Costs, Speed
+from regauge.measure.quality import Paired, Quality
+from regauge.report import write
+from regauge.report.page import render
+from regauge.report.run import of_run
+from regauge.search import record
+from regauge.search.record import Build, Point, Run, Sample, Text, Verdict
+from tests.units.test_report import a_receipt
+
+
+def an_interval(value: float) -> Interval:
+    return Interval(value=value, low=value * 0.9, high=value * 1.1)
+
+
+def a_quality(kl: float) -> Quality:
+    return Quality(
+        tokens=4096,
+        documents=7,
+        bytes=12000,
+        perplexity=an_interval(5.0),
+        bits_per_byte=an_interval(1.25),
+        kl=an_interval(kl),
+        kl99=an_interval(kl * 8),
+        agreement=an_interval(0.9),
+    )
+
+
+def a_point(name: str, size: int, kl: float, kind: str = "searched", measured: float | None = None) -> Point:
+    return Point(
+        name=name,
+        kind=kind,
+        picks={"blocks.0.attn.q": "int4-g128"},
+        bits=4.1,
+        bytes_predicted=size,
+        kl_predicted=kl,
+        bytes_measured=None if measured is None else size + 7,
+        measured=None if measured is None else a_quality(measured),
+        measured_on=None if measured is None else "artifact",
+    )
+
+
+def a_run() -> Run:
+    fast, slow = Speed(median=60, low=58, high=62, rounds=5), Speed(median=59, low=57, high=61, rounds=5)
+    return Run(
+        regauge="0.1.0",
+        command="regauge fit model --budget memory=0.30x",
+        seed=0,
+        source="models/code",
+        source_hash="b" * 64,
+        family="llama",
+        parameters=5_000_000,
+        bytes_bf16=10_000_000,
+        budgets=(),
+        floor={},
+        texts=(Text(role="evaluation", description="held out", tokens=4096, documents=7, sha256="c" * 64),),
+        points=(a_point("0", 2_000_000, 0.2), a_point("1", 3_000_000, 0.05, measured=0.06)),
+        chosen=1,
+        chosen_why="the best within memory=0.30x",
+        uniforms=(a_point("gptq-w4g128", 3_100_000, 0.0, "uniform", measured=0.09),),
+        against_uniform={
+            "gptq-w4g128": Paired(difference=Interval(value=-0.03, low=-0.04, high=-0.02), verdict="first")
+        },
+        quality=a_quality(0.06),
+        original=a_quality(0.0),
+        costs={"original": Costs(decode=slow), "compressed": Costs(decode=fast, bytes=3_000_007)},
+        verdicts=(
+            Verdict(text="memory=0.30x", limit=3e6, measured=2.99e6, unit="bytes", met=True, how="tensors as stored"),
+            Verdict(text="decode=1.5x", limit=1.5, measured=1.02, unit="x", met=False, how="5 rounds, turn about"),
+        ),
+        builds=(Build(point="1", bytes=3_000_007, kl=0.06, why="first build"),),
+        samples=(Sample(prompt="def f(", original="a, b):", compressed="x):"),),
+    )
+
+
+def test_predicted_and_measured_points_stay_apart() -> None:
+    points = of_run(a_run(), a_receipt()).points
+    assert [(p.label, p.kind, p.bytes, p.predicted, p.measured, p.chosen) for p in points] == [
+        ("0", "searched", 2_000_000, 0.2, None, False),
+        ("1", "searched", 3_000_007, 0.05, 0.06, True),
+        ("gptq-w4g128", "uniform", 3_100_007, None, 0.09, False),
+    ]
+
+
+def test_the_page_says_what_was_met_missed_and_no_faster() -> None:
+    page = render(of_run(a_run(), a_receipt()))
+    for said in ("met", "missed", "no faster", "turn about", "first build", "better", "def f(", "held out"):
+        assert said in page
+
+
+def test_a_run_is_reported_from_its_directory(tmp_path: Path) -> None:
+    kept = tmp_path / "regauge"
+    kept.mkdir()
+    (kept / "receipt.json").write_text(a_receipt().model_dump_json())
+    assert "What was spent where" in write(tmp_path).read_text(encoding="utf-8")
+    record.write(a_run(), tmp_path)
+    assert "Against spending evenly" in write(tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_directory_without_a_receipt_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"holds no receipt \(regauge/receipt.json\)"):
+        write(tmp_path)
+    (tmp_path / "regauge").mkdir()
+    (tmp_path / "regauge" / "receipt.json").write_text("{")
+    with pytest.raises(ArtifactError, match="not a receipt that this version of regauge reads"):
+        write(tmp_path)
