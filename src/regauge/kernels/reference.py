@@ -58,7 +58,7 @@ def _pack_eights(codes_OI: Tensor, bits: int) -> Tensor:
             byte |= lanes[..., lane] << (bits * lane)
         return byte
     lanes = codes_OI.reshape(rows, -1, 8).long()
-    word = lanes[..., 0].clone()
+    word = lanes[..., 0].clone(memory_format=torch.contiguous_format)  # one element keeps its stride otherwise
     for lane in range(1, 8):
         word |= lanes[..., lane] << (bits * lane)
     return word.view(torch.uint8).reshape(rows, -1, 8)[..., :bits].reshape(rows, -1)
