@@ -82,6 +82,11 @@ def preset_text(name: str) -> str:
     return string.Template(pattern.text).substitute({key: str(value) for key, value in point.items()})
 
 
+@cache
+def _preset(name: str) -> Plan:
+    return parse(preset_text(name), name)
+
+
 def near(name: str) -> str:
     """A hint for a mistyped preset: the nearest name, or where to look."""
     hint = nearest(name, presets())
@@ -92,7 +97,7 @@ def load(recipe: str | Path) -> Plan:
     """A preset by its name, or a recipe file by its path. A name that is a preset's is never read as a path."""
     name = str(recipe)
     if name in _names():
-        return parse(preset_text(name), name)
+        return _preset(name)
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml") and path.parent == Path() and not path.exists():
         raise RecipeError(f"there is no preset {name!r}{near(name)}; a recipe file ends in .yaml")

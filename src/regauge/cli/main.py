@@ -1,0 +1,80 @@
+"""The entry point, and the boundary where every exception becomes one sentence and an exit code.
+
+Exit codes: 0 done; 1 the work failed (exactness, a full disk, a bug); 2 what was asked for cannot be done as written
+(usage, model, text, recipe, budget, output); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+from typer.main import get_command
+
+from regauge.errors import ExactnessError, RegaugeError
+
+_USAGE: type[Exception] = typer.BadParameter.__bases__[0]  # UsageError: typer does not name it in public
+INTERRUPTED = "interrupted; what was finished is kept, run the same command again to resume"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line. Returns the exit code."""
+    from regauge.cli.app import app
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--debug" in arguments:
+        return _run(app, arguments)
+    try:
+        return _run(app, arguments)
+    except _USAGE as error:
+        return _fail(_usage(error), 2)
+    except ExactnessError as error:
+        return _fail(str(error), 1)
+    except RegaugeError as error:
+        return _fail(str(error), 1 if _disk_full(error) else 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(INTERRUPTED, 130)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the reader left; the interpreter still flushes at exit
+        return 1
+    except OSError as error:
+        return _fail(_system(error), 1)
+    except MemoryError:
+        return _fail("out of memory; what was finished is kept, run the same command again to resume", 1)
+    except Exception as error:  # the boundary: a user sees a sentence, never a traceback
+        told = " ".join(str(error).split()) or "no message"
+        return _fail(f"this is a bug: {type(error).__name__}: {told[:300]}; run again with --debug for its place", 1)
+
+
+def _run(app: typer.Typer, arguments: list[str]) -> int:
+    code = get_command(app).main(args=arguments, prog_name="regauge", standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"regauge: {sentence}", file=sys.stderr)
+    return code
+
+
+def _usage(error: Exception) -> str:
+    told = str(getattr(error, "format_message", lambda: str(error))())
+    return f"{told.strip().rstrip('.')}. 'regauge --help' lists the commands, 'regauge COMMAND --help' their options."
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether an OutputError comes from a full disk: then the command was right and the machine was not."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _system(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; make room and run the same command again to resume"
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"

@@ -1,0 +1,62 @@
+"""The options that commands share, each declared once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A transformers directory or a hub id; safetensors only.")]
+OUT = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Where the artifact goes; must not exist yet.")]
+CALIBRATION = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Text that methods read: a file, a directory, a list of files (@LIST), or datasets:NAME:COLUMN. "
+        "Without it the model samples its own.",
+    ),
+]
+EVAL = Annotated[
+    str | None,
+    typer.Option("--eval", metavar="TEXT", help="Text that the final figures are measured on; never searched on."),
+]
+BUDGETS = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="NAME=AMOUNT",
+        help="memory=0.30x, memory=2GB, memory@32k=4GB, decode=1.5x; may be repeated.",
+    ),
+]
+FLOOR = Annotated[str | None, typer.Option(metavar="kl=0.05", help="Lose no more than this.")]
+SEED = Annotated[int, typer.Option(help="Two runs with one seed give the same bytes.")]
+REVISION = Annotated[str | None, typer.Option(help="Pins a hub model to a branch, tag or commit.")]
+FORCE = Annotated[bool, typer.Option("--force", help="Replace an OUT that exists.")]
+DRY_RUN = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done and what it would cost; write nothing.")
+]
+TIME = Annotated[
+    str | None, typer.Option("--time", metavar="30m", help="Stop searching after this long: 90s, 30m, 2h.")
+]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(text: str | None) -> float | None:
+    """`30m`, `1h30m`, `90` (seconds) → seconds."""
+    if text is None:
+        return None
+    told = text.strip().lower()
+    if re.fullmatch(r"\d+(\.\d+)?", told):
+        found = float(told)
+    elif re.fullmatch(r"(\d+(\.\d+)?[smhd])+", told):
+        found = sum(float(number) * _UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", told))
+    else:
+        raise typer.BadParameter(f"--time {text!r} is not a length of time: write 90s, 30m or 1h30m")
+    if found <= 0:
+        raise typer.BadParameter(f"--time {text!r} leaves no time")
+    return found

@@ -1,0 +1,120 @@
+"""Printing: JSON or tables on standard output, progress and remarks on standard error."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+WIDE = 160  # columns where the output is no terminal, so that a pipe gets whole rows
+
+
+def plain(value: object) -> object:
+    """Records and paths as JSON can hold them."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(inner) for inner in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def as_json(value: object) -> None:
+    """One JSON document on standard output; numbers that JSON lacks become null."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=True)
+    if "NaN" in text or "Infinity" in text:
+        text = json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2, ensure_ascii=False)
+    print(text)
+
+
+def line(text: str = "") -> None:
+    print(text)
+
+
+def remark(text: str) -> None:
+    """For a person, beside the output."""
+    print(text, file=sys.stderr)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table; columns whose cells all begin with a digit are set right."""
+    shown = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for index, head in enumerate(heads):
+        number = all(row[index][:1].isdigit() or row[index][:1] in "-−" for row in rows) and bool(rows)
+        shown.add_column(head, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
+    console.print(shown)
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them, in powers of ten."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def span(seconds: float) -> str:
+    """A length of time."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Event(Protocol):
+    """What long work says as it goes (`engine.watchdog.Progress`)."""
+
+    @property
+    def phase(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def message(self) -> str: ...
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Callable[[Event], None]]:
+    """Bars on standard error; where that is no terminal a line for each message; nothing where `quiet`."""
+    if quiet:
+        yield lambda event: None
+        return
+    if not sys.stderr.isatty():
+        yield lambda event: remark(f"{event.phase}: {event.message}") if event.message else None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True, highlight=False, markup=False), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def tick(event: Event) -> None:
+            if event.message:
+                bars.console.print(f"{event.phase}: {event.message}")
+            if event.total:
+                if event.phase not in tasks:
+                    tasks[event.phase] = bars.add_task(event.phase, total=event.total)
+                bars.update(tasks[event.phase], completed=event.done, total=event.total)
+
+        yield tick
+
+
+def where(path: Path | str) -> str:
+    """A path as it was meant: relative where it is below here."""
+    full, here = Path(path).resolve(), Path.cwd()
+    return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)

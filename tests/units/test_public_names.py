@@ -1,0 +1,106 @@
+"""Public names and command-line flags are frozen: a change here is a change for every user."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+import regauge
+from regauge.cli.app import app
+
+NAMES = [
+    "Plan",
+    "Receipt",
+    "apply",
+    "dry_run",
+    "errors",
+    "explain",
+    "fit",
+    "inspect",
+    "load",
+    "measure",
+    "pick",
+    "report",
+]
+
+FLAGS = {
+    "fit": [
+        "MODEL",
+        "--budget",
+        "--calibration",
+        "--debug",
+        "--dry-run",
+        "--eval",
+        "--floor",
+        "--force",
+        "--json",
+        "--out",
+        "--revision",
+        "--seed",
+        "--time",
+        "-o",
+    ],
+    "pick": ["RUN", "POINT", "--debug", "--force", "--json", "--out", "-o"],
+    "apply": [
+        "RECIPE",
+        "MODEL",
+        "--calibration",
+        "--debug",
+        "--dry-run",
+        "--force",
+        "--json",
+        "--out",
+        "--revision",
+        "--seed",
+        "--time",
+        "--tokens",
+        "--wire",
+        "-o",
+    ],
+    "inspect": ["MODEL", "--debug", "--json", "--revision"],
+    "explain": ["[NAME]", "--debug", "--json"],
+    "measure": ["A [B ...]", "--debug", "--eval", "--json", "--seed"],
+    "report": ["RUN", "--debug", "--out", "-o"],
+}
+
+
+def test_the_names() -> None:
+    assert regauge.__all__ == NAMES
+    assert dir(regauge) == sorted([*NAMES, "__version__"])
+    with pytest.raises(AttributeError, match="has no attribute 'applly'"):
+        _ = regauge.applly  # type: ignore[attr-defined]  # the point of the test
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_there(name: str) -> None:
+    assert getattr(regauge, name) is not None
+
+
+def commands() -> dict[str, Any]:
+    return dict(get_command(app).commands)  # type: ignore[attr-defined]  # a group has commands
+
+
+def test_the_commands() -> None:
+    assert list(commands()) == list(FLAGS)
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_the_flags(command: str) -> None:
+    found = commands()[command].params
+    words = [item.metavar or item.opts[0] for item in found if not item.opts[0].startswith("-")]
+    flags = sorted(flag for item in found for flag in item.opts if flag.startswith("-"))
+    assert [*words, *flags] == FLAGS[command]
+
+
+def test_importing_is_light() -> None:
+    code = (
+        "import sys, regauge, regauge.cli.app, regauge.plan\n"
+        "regauge.plan.presets(); regauge.plan.load('rtn-w4')\n"
+        "heavy = {'torch', 'transformers', 'pydantic', 'scipy', 'numpy', 'plotly'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
