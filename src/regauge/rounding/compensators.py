@@ -34,6 +34,10 @@ class LoRC:
     def needs(self) -> frozenset[str]:
         return frozenset()
 
+    def bytes(self, shape: tuple[int, int]) -> int:
+        """Both factors in bfloat16."""
+        return 2 * min(self.rank, *shape) * sum(shape)
+
     def __call__(self, w_OI: Tensor, w_hat_OI: Tensor, stats: Stats) -> dict[str, Tensor]:
         """`left` (O, R) and `right` (R, I), bfloat16: W ≈ Ŵ + left @ right."""
         left_OR, right_RI = low_rank(w_OI.float() - w_hat_OI.float(), self.rank)

@@ -45,34 +45,37 @@ class Factor:
 def factor(hessian_II: Tensor, damp: float, order_I: Tensor | None, dtype: torch.dtype | None = None) -> Factor:
     """Factor H, symmetric and not negative, in its own dtype.
 
-    Inputs that were always 0 get a diagonal of 1, so that they stand alone. Where the factor fails, or H is not finite,
-    damping is raised tenfold, `TRIES` times; entries that are not finite count as 0.
+    Inputs that were always 0 get a diagonal of 1, so that they stand alone. Where float32 fails, float64 is tried, then
+    ten times the damping, `TRIES` times. Entries that are not finite count as 0.
 
     Args:
         damp: share of the mean diagonal (of the inputs that live) added to the diagonal.
         order_I: the order in which columns will be rounded; None: left to right.
         dtype: of the result.
 
-    Cost: I³/3 multiply-adds, two copies of H.
+    Cost: I³/3 multiply-adds, four times as dear in float64; two copies of H.
     """
     notes = []
     h_II = hessian_II.clone() if order_I is None else hessian_II[order_I][:, order_I]
     if not bool(torch.isfinite(h_II).all()):
         h_II.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         notes.append("the Hessian had entries that are not finite; they count as 0")
-    diagonal = h_II.diagonal()
-    live = diagonal > 0
-    mean = float(diagonal[live].mean()) if bool(live.any()) else 1.0
-    diagonal[~live] = 1
-    original = diagonal.clone()
+    live_I = h_II.diagonal() > 0
+    mean = float(h_II.diagonal()[live_I].double().mean()) if bool(live_I.any()) else 1.0
+    h_II.diagonal()[~live_I] = 1
+    original_I = h_II.diagonal().double()
     share = damp
     for _ in range(TRIES):
-        diagonal.copy_(original + share * mean)
-        lower, failed = torch.linalg.cholesky_ex(h_II.flip(0, 1))
+        h_II.diagonal().copy_(original_I + share * mean)
+        lower_II, failed = torch.linalg.cholesky_ex(h_II.flip(0, 1))
+        if int(failed) and h_II.dtype is torch.float32:
+            h_II = h_II.double()
+            h_II.diagonal().copy_(original_I + share * mean)
+            lower_II, failed = torch.linalg.cholesky_ex(h_II.flip(0, 1))
         if not int(failed):
             if share != damp:
                 notes.append(f"the Hessian could not be factored at damp {damp:g}; {share:g} was used")
-            upper = lower.flip(0, 1)
-            return Factor((upper / upper.diagonal()).to(dtype or h_II.dtype), share, tuple(notes))
+            upper_II = lower_II.flip(0, 1)
+            return Factor((upper_II / upper_II.diagonal()).to(dtype or hessian_II.dtype), share, tuple(notes))
         share = max(share, 1e-4) * 10
     raise ValueError("the Hessian cannot be factored at any damping: it is not symmetric or not a second moment")

@@ -75,14 +75,15 @@ class GPTQ:
         static_groups: steps are fitted to the original weights. Else a group's step is fitted when its first column is
             reached, to weights that carry the feedback.
         block: columns of one block of feedback; a matter of speed only.
-        precision: "float64" or "float32" of the factor; "double" makes the sweep float64 too.
+        precision: "float32" of the factor, with float64 where that fails; "float64" from the start; "double" makes the
+            sweep float64 too, for comparisons.
     """
 
     damp: float = 0.01
     order: str = "none"
     static_groups: bool = False
     block: int = 128
-    precision: str = "float64"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -249,5 +250,5 @@ def _together(fitted: Sequence[Step], fmt: Format) -> Step:
     scale_G1 = torch.cat([step.scale_G1 for step in fitted], 1).view(-1, 1)
     zeros = [step.zero_G1 for step in fitted if step.zero_G1 is not None]
     zero_G1 = torch.cat(zeros, 1).view(-1, 1) if zeros else None
-    scale_G1, fields = fmt.scale.store(scale_G1)
+    scale_G1, fields = fmt.scale.bind(scale_G1, fmt.grid, 1).store(scale_G1)
     return Step(scale_G1, zero_G1, fields if zero_G1 is None else {**fields, "zero": fmt.grid.encode(zero_G1)})
