@@ -29,13 +29,14 @@ class Recipe:
     context: int = 512
     context_decay: int = 1024
     tokens_per_step: int = 4096
-    steps: int = 5000
+    steps: int = 4000
     warmup: int = 100
-    decay: float = 0.25
+    decay: float = 0.35
     lr_muon: float = 4e-3
     lr_adamw: float = 3e-3
-    weight_decay: float = 0.1
+    weight_decay: float = 0.3
     weight_decay_embedding: float = 0.01
+    dropout: float = 0.1
     clip: float = 1.0
     autocast: bool = True
     seed: int = 20260
@@ -84,7 +85,11 @@ def encode_files(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
 
 
 def build_model(recipe: Recipe) -> LlamaForCausalLM:
-    """Random weights in float32: std 0.02, residual outputs smaller by sqrt(2 * layers)."""
+    """Random weights in float32: std 0.02, residual outputs smaller by sqrt(2 * layers).
+
+    While training, what each attention and MLP adds to the residual is dropped
+    out (arXiv:1207.0580); transformers' llama has no such place, so hooks do it.
+    """
     config = LlamaConfig(
         vocab_size=recipe.vocab,
         hidden_size=recipe.hidden,
@@ -105,6 +110,11 @@ def build_model(recipe: Recipe) -> LlamaForCausalLM:
         for name, parameter in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter /= (2 * recipe.layers) ** 0.5
+    for name, module in model.named_modules():
+        if recipe.dropout and name.endswith(("o_proj", "down_proj")):
+            module.register_forward_hook(
+                lambda module, _, out: torch.nn.functional.dropout(out, recipe.dropout, module.training)
+            )
     return model
 
 

@@ -4,7 +4,7 @@ A byte-level BPE of 4,096 tokens and a llama-shaped model of about 5M
 parameters, from random weights, on two cores, in about an hour and a half:
 
     python scripts/train_bundled.py --time-steps 100      # speed and estimate only
-    python scripts/train_bundled.py --steps 5000 --resume # the run; may be repeated
+    python scripts/train_bundled.py --steps 4000 --resume # the run; may be repeated
     python scripts/evaluate_bundled.py                    # fills in training.json
 
 glibc hands every large tensor back to the system at once; with
@@ -159,6 +159,7 @@ def one_step(model, opts, windows: Windows, step: int, recipe: Recipe) -> tuple[
     context = recipe.context if step < recipe.decay_from else recipe.context_decay
     window = windows.batch(step, context)
     dtype = torch.bfloat16 if recipe.autocast else torch.float32
+    torch.manual_seed(recipe.seed * 1_000_003 + step)
     loss = loss_of(model, window, dtype)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -183,8 +184,11 @@ def save_state(path: Path, model, opts, step: int, seconds: float) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
-def record(recipe: Recipe, model, tokens: int, done: int, seconds: float, log: list) -> dict:
-    """What ``training.json`` says about the run; the evaluation adds its own part."""
+def record(recipe: Recipe, model, tokens: int, done: int, seconds: float, log: list, starts: list) -> dict:
+    """What ``training.json`` says about the run; the evaluation adds its own part.
+
+    ``starts``: the step, the settings and the command line of every start of this run.
+    """
     return {
         "architecture": "llama",
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -198,11 +202,7 @@ def record(recipe: Recipe, model, tokens: int, done: int, seconds: float, log: l
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "watch_loss_nats_per_token": log,
-        "commands": [
-            "python scripts/train_bundled.py --time-steps 100",
-            f"python scripts/train_bundled.py --steps {recipe.steps} --resume",
-            "python scripts/evaluate_bundled.py",
-        ],
+        "starts": starts,
     }
 
 
@@ -220,7 +220,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     opts = optimizers(model, recipe)
     windows = Windows(ids, recipe)
     state_path, step, spent, log = args.work / "state.pt", 0, 0.0, []
-    log_path = args.work / "watch.json"
+    log_path, starts_path = args.work / "watch.json", args.work / "starts.json"
     if args.resume and state_path.exists():
         state = torch.load(state_path)
         model.load_state_dict(state["model"])
@@ -231,6 +231,8 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
                 group.update(values)
         step, spent = state["step"], state["seconds"]
         log = [row for row in json.loads(log_path.read_text()) if row[0] <= step]
+    starts = json.loads(starts_path.read_text()) if step else []
+    starts.append({"from_step": step, "command": [Path(sys.argv[0]).name, *args.told], "recipe": recipe.as_dict()})
     print(f"{len(ids):,} tokens in train, {len(watch_ids):,} in watch, from step {step}")
     last = min(recipe.steps, step + args.time_steps) if args.time_steps else recipe.steps
     forward = torch.compile(model) if args.compile else model
@@ -255,7 +257,8 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         if now - saved_at > args.save_seconds or step == last or step == args.save_at:
             save_state(state_path, model, opts, step, spent + now - started)
             log_path.write_text(json.dumps(log))
-            facts = record(recipe, model, len(ids), step, spent + now - started, log)
+            starts_path.write_text(json.dumps(starts))
+            facts = record(recipe, model, len(ids), step, spent + now - started, log, starts)
             for folder in [args.early, args.out if step == last else None]:
                 if folder is not None:
                     save_folder(folder, model, tokenizer, recipe, files, facts)
@@ -279,6 +282,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=NUMBER", help="another recipe")
     args = parser.parse_args()
+    paths = {"--work", "--out", "--early"}
+    told = sys.argv[1:]
+    args.told = [word for at, word in enumerate(told) if word not in paths and told[at - 1] not in paths]
     torch.set_num_threads(args.threads)
     sys.stdout.reconfigure(line_buffering=True)
     changes = {field: json.loads(value) for field, value in (item.split("=") for item in args.set)}
