@@ -120,18 +120,29 @@ def covered_bytes(ids: Sequence[int], tokenizer: Tokenizer) -> int:
 
 
 def cut(
-    documents: Sequence[str], tokenizer: Tokenizer, length: int, shortest: int = 16, description: str = ""
+    documents: Sequence[str],
+    tokenizer: Tokenizer,
+    length: int,
+    shortest: int = 16,
+    description: str = "",
+    before: Sequence[int] = (),
 ) -> Windows:
-    """Documents → windows of at most `length` tokens. Tails shorter than `shortest` tokens are left out."""
-    if length < 2:
-        raise TextError(f"a window needs two tokens or more; you asked for {length}.")
+    """Documents → windows of at most `length` tokens. Tails shorter than `shortest` tokens are left out.
+
+    Args:
+        tokenizer: must add no special tokens of its own.
+        before: special tokens that open every window (BOS). They are given, not predicted.
+    """
+    if length < len(before) + 2:
+        raise TextError(f"a window needs {len(before) + 2} tokens or more; you asked for {length}.")
     ids: list[Tensor] = []
     owner: list[int] = []
     size: list[int] = []
     found = 0
     for text in documents:
         tokens = tokenizer.encode(text)
-        pieces = [tokens[start : start + length] for start in range(0, len(tokens), length)]
+        room = length - len(before)
+        pieces = [[*before, *tokens[start : start + room]] for start in range(0, len(tokens), room)]
         pieces = [piece for piece in pieces if len(piece) >= min(shortest, length)]
         for piece in pieces:
             ids.append(torch.tensor(piece, dtype=torch.int64))

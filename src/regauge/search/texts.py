@@ -1,0 +1,219 @@
+"""The three texts of a search, which never share a stretch: calibration, search, evaluation.
+
+Calibration text is what rounders see. Search text is where variants are compared. Evaluation text is read once, by the
+final figures. Where the user gives one text it is cut into stretches and split; where none, the model samples one from
+itself, and the notes say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from regauge.engine.texts import Corpus, Where, corpus
+from regauge.engine.windows import frame
+from regauge.errors import ModelError, TextError
+from regauge.hosts.transformers.probe import context
+from regauge.hosts.transformers.sampling import sample
+from regauge.hosts.transformers.source import Source
+from regauge.measure.windows import Windows, cut, stretches
+from regauge.search.record import Text
+
+READ = 24 * 2**20  # bytes of a text that are looked at
+SHARES = (0.6, 0.15, 0.25)  # calibration, search, evaluation, where one text has to serve for all
+LARGE = 100_000_000  # parameters from which windows have 512 tokens
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens wanted of each text, and the length of a window."""
+
+    calibration: int = 32768
+    search: int = 4096
+    evaluation: int = 16384
+    length: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """What the search reads. `calibration` is text, for `apply`; the others are windows with documents."""
+
+    calibration: tuple[str, ...]
+    tokens: int  # calibration tokens to be read
+    length: int
+    search: Windows
+    evaluation: Windows
+    prompts: tuple[str, ...]  # of the evaluation text, for samples side by side
+    records: tuple[Text, ...]
+    notes: tuple[str, ...]
+
+
+class Plain:
+    """A tokenizer that adds nothing of its own."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return found
+
+    def decode(self, ids: list[int]) -> str:
+        found: str = self.tokenizer.decode(ids)
+        return found
+
+
+def prepare(source: Source, calibration: Where | None, evaluation: Where | None, sizes: Sizes, seed: int = 0) -> Texts:
+    """Opens, checks, splits and cuts the texts.
+
+    Raises:
+        TextError: a text is missing, empty, binary or too short.
+        ModelError: the model writes no text, or has no tokenizer.
+    """
+    if not source.anatomy.causal or "head" not in {site.name for site in source.anatomy.sites}:
+        raise ModelError(
+            f"fit measures next-token KL, and {source.anatomy.family} predicts no next token; use apply with a recipe."
+        )
+    tokenizer = source.tokenizer()
+    length = window_length(source, sizes.length)
+    notes: list[str] = []
+    seen, held_out, same = _apart(calibration, evaluation)
+    if same:
+        notes.append("--calibration and --eval are one text: it was cut into stretches and split between them")
+    if seen is None and held_out is None:
+        pieces, said = _sampled(source, tokenizer, sizes, length, seed)
+        first, second, third = _split(pieces, SHARES, seed)
+        named = (said,) * 3
+        notes.append(f"no text was given: {said}. Figures on it say how near the models are, not how good they are")
+    elif seen is not None and held_out is not None:
+        pieces, third = _pieces(seen), _shuffled(_pieces(held_out), seed)
+        share = min(0.3, max(0.05, sizes.search * 12 / max(sum(map(len, pieces)), 1)))
+        first, second = _split(pieces, (1 - share, share), seed)
+        named = (seen.description, seen.description, held_out.description)
+    else:
+        one = seen if seen is not None else held_out
+        assert one is not None, "the case of no text was taken above"
+        first, second, third = _split(_pieces(one), SHARES, seed)
+        named = (one.description,) * 3
+        if not same:
+            notes.append("one text was given: it was cut into stretches and split; none serves twice")
+    plain, before = Plain(tokenizer), frame(tokenizer)[0]
+    search = _windows(second, plain, before, length, sizes.search, f"search: {named[1]}")
+    held = _windows(third, plain, before, length, sizes.evaluation, f"evaluation: {named[2]}")
+    texts = _enough(first, sizes.calibration)
+    tokens = min(sizes.calibration, _count(texts, plain) // length * length)
+    if tokens < 2 * length:
+        raise TextError(
+            f"{named[0]} leaves {tokens} tokens to calibrate on; give a longer text ({2 * length} or more)."
+        )
+    cal = cut(texts, plain, length, description=named[0])
+    record = Text(role="calibration", description=named[0], tokens=tokens, documents=len(texts), sha256=cal.hash())
+    return Texts(
+        calibration=tuple(texts),
+        tokens=tokens,
+        length=length,
+        search=search,
+        evaluation=held,
+        prompts=tuple(_prompt(text) for text in third[:6]),
+        records=(record, _record("search", search), _record("evaluation", held)),
+        notes=tuple(notes),
+    )
+
+
+def window_length(source: Source, length: int | None) -> int:
+    """256 tokens for small models, 512 for others, never more than the model reads."""
+    most = context(source)
+    wanted = length or (512 if source.parameters() >= LARGE else 256)
+    return wanted if most is None else min(wanted, most)
+
+
+def _apart(calibration: Where | None, evaluation: Where | None) -> tuple[Corpus | None, Corpus | None, bool]:
+    first = None if calibration is None else corpus(calibration)
+    second = None if evaluation is None else corpus(evaluation)
+    if first is not None and second is not None and first.sha256 == second.sha256:
+        return first, None, True
+    return first, second, False
+
+
+def _pieces(text: Corpus) -> list[str]:
+    """Documents; long ones in stretches, so that a bootstrap over documents has some to draw from."""
+    each = max(1, READ // len(text.documents))
+    texts = [document.read(0, each) for document in text.documents]
+    total = sum(map(len, texts))
+    size = max(400, min(4000, total // 60))
+    return [
+        piece for one in texts for piece in (stretches(one, size) if len(one) > 2 * size else [one]) if piece.strip()
+    ]
+
+
+def _sampled(source: Source, tokenizer: Any, sizes: Sizes, length: int, seed: int) -> tuple[list[str], str]:
+    count = -(-(sizes.calibration // 2 + sizes.search + sizes.evaluation // 2) // length)
+    ids_NT, told = sample(source, tokenizer, count, length, seed)
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in ids_NT.tolist()]
+    texts = [text for text in texts if text.strip()]
+    return texts, f"{len(texts)} texts of up to {length} tokens that the model sampled from itself, from {told}"
+
+
+def _shuffled(pieces: Sequence[str], seed: int) -> list[str]:
+    order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [pieces[index] for index in order]
+
+
+def _split(pieces: Sequence[str], shares: Sequence[float], seed: int) -> list[list[str]]:
+    """Shuffled pieces in parts of about these shares of their characters, each piece in one part."""
+    if len(pieces) < 2 * len(shares):
+        raise TextError(
+            f"the text has {len(pieces)} stretches, too few to keep calibration, search and evaluation apart; "
+            "give a longer text."
+        )
+    mixed, total = _shuffled(pieces, seed), sum(map(len, pieces))
+    parts: list[list[str]] = [[] for _ in shares]
+    edge, index, seen = shares[0], 0, 0
+    for place, piece in enumerate(mixed):
+        left = len(mixed) - place
+        if parts[index] and index + 1 < len(shares) and (seen >= edge * total or left <= 2 * (len(shares) - 1 - index)):
+            index += 1
+            edge += shares[index]
+        parts[index].append(piece)
+        seen += len(piece)
+    return parts
+
+
+def _enough(texts: Sequence[str], tokens: int) -> list[str]:
+    """Texts until they surely hold so many tokens (12 bytes a token is generous)."""
+    found: list[str] = []
+    size = 0
+    for text in texts:
+        if size >= 12 * tokens:
+            break
+        found.append(text)
+        size += len(text.encode())
+    return found
+
+
+def _count(texts: Sequence[str], plain: Plain) -> int:
+    return sum(len(plain.encode(text)) for text in texts)
+
+
+def _windows(texts: Sequence[str], plain: Plain, before: list[int], length: int, tokens: int, said: str) -> Windows:
+    found = cut(_enough(texts, tokens), plain, length, description=said, before=before)
+    return found.take(tokens)
+
+
+def _record(role: str, windows: Windows) -> Text:
+    return Text(
+        role=role,
+        description=windows.description.partition(": ")[2],
+        tokens=windows.predicted,
+        documents=windows.documents,
+        sha256=windows.hash(),
+    )
+
+
+def _prompt(text: str) -> str:
+    """The first words of a stretch, ended at a space."""
+    start = text.strip()[:120]
+    return start.rsplit(" ", 1)[0] if " " in start else start
