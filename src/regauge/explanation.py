@@ -109,11 +109,7 @@ def _line(axis: str, role: str, spec: Spec) -> dict[str, str]:
 
 def bits(choice: Choice, shape: tuple[int, int] = SHAPE) -> float:
     """Stored bits a weight on a matrix of this shape, steps and zero points included, added low rank too."""
-    stored = parts.format_of(choice).bytes(shape)
-    compensator = parts.compensator_of(choice)
-    if compensator is not None:
-        stored += compensator.bytes(shape)
-    return stored * 8 / (shape[0] * shape[1])
+    return parts.bytes_of(choice, shape) * 8 / (shape[0] * shape[1])
 
 
 def _of_part(axis: str, name: str) -> Facts:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from regauge.anatomy.model import Anatomy, Site, Stream
 from regauge.hosts.transformers.source import Source
+from regauge.plan.select import pattern
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,12 @@ def _bytes(site: Site) -> int:
     return 2 * (site.shape[0] * site.shape[1] + (site.shape[0] if site.bias is not None else 0))
 
 
-def _pattern(name: str) -> str:
-    """`blocks.3.moe.5.up` → `blocks.*.moe.*.up`."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
-
-
 def _site_groups(anatomy: Anatomy, total: int) -> tuple[SiteGroup, ...]:
     grouped: dict[tuple[str, str, tuple[int, int]], list[Site]] = {}
     for site in anatomy.sites:
         if site.name == "head" and anatomy.tied:
             continue
-        grouped.setdefault((_pattern(site.name), site.kind, site.shape), []).append(site)
+        grouped.setdefault((pattern(site.name), site.kind, site.shape), []).append(site)
     return tuple(
         SiteGroup(*key, len(sites), sum(map(_bytes, sites)), sum(map(_bytes, sites)) / total)
         for key, sites in grouped.items()
@@ -112,22 +108,22 @@ def _site_groups(anatomy: Anatomy, total: int) -> tuple[SiteGroup, ...]:
 def _stream_groups(streams: Iterable[Stream]) -> tuple[StreamGroup, ...]:
     grouped: dict[tuple[object, ...], list[Stream]] = {}
     for stream in streams:
-        stops = {move: _pattern_in(why) for move, why in stream.stops.items()}
-        key = (_pattern(stream.name), stream.kind, stream.size, tuple(stream.admits.items()), tuple(stops.items()))
+        stops = {move: _general(why) for move, why in stream.stops.items()}
+        key = (pattern(stream.name), stream.kind, stream.size, tuple(stream.admits.items()), tuple(stops.items()))
         grouped.setdefault(key, []).append(stream)
     return tuple(
         StreamGroup(
-            _pattern(found[0].name),
+            pattern(found[0].name),
             found[0].kind,
             found[0].size,
             len(found),
             dict(found[0].admits),
-            {move: _pattern_in(why) for move, why in found[0].stops.items()},
+            {move: _general(why) for move, why in found[0].stops.items()},
         )
         for found in grouped.values()
     )
 
 
-def _pattern_in(sentence: str) -> str:
-    """A reason with the numbers of blocks taken out, so that reasons of different blocks are the same."""
+def _general(sentence: str) -> str:
+    """A reason without the numbers of its block and expert, so that those of different blocks are alike."""
     return re.sub(r"\bblocks\.\d+(\.moe\.\d+)?", lambda found: "blocks.*.moe.*" if found[1] else "blocks.*", sentence)

@@ -144,7 +144,7 @@ def apply(
             wire=wire,
         )
         show.as_json(plan) if json else tell.dry_run(plan)
-        return
+        raise typer.Exit(2 if plan.refusals else 0)
     with show.progress(quiet=json) as watch:
         done = engine.apply(
             recipe,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regauge.cli.show import line, size, span, table, where
+from regauge.plan.select import pattern
 
 if TYPE_CHECKING:
+    from regauge.engine.estimate import DryRun, SitePlan
     from regauge.inspection import Inspection
     from regauge.receipt import Receipt
+    from regauge.search.record import Run
 
 
 def inspection(found: Inspection) -> None:
@@ -41,9 +45,7 @@ def inspection(found: Inspection) -> None:
         admits = ", ".join(f"{move} ({how})" if how else move for move, how in g.admits.items()) or "nothing"
         rows.append([g.name, str(g.size), str(g.count), admits])
     table(["streams", "channels", "how many", "moves that keep the function"], rows)
-    line(
-        "  nonzero: any but 0; pairs: alike for the two channels that rotary turns together; free: channels without rotary"
-    )
+    line("  nonzero: any but 0; pairs: alike for both channels of a rotary pair; free: channels without rotary")
     stops: dict[str, dict[str, list[str]]] = {}
     for g in found.streams:
         for move, why in g.stops.items():
@@ -76,3 +78,69 @@ def receipt(done: Receipt, out: Path) -> None:
     for note in done.notes:
         line(f"  note: {note}")
     line(f"  {span(done.seconds)}, peak memory {size(done.peak_bytes)} (anonymous), plan {done.plan_hash[:12]}")
+
+
+def dry_run(plan: DryRun) -> None:
+    """What would be done, site by site, and what it would cost. Estimates are called so."""
+    line(f"{plan.plan} on {plan.source} ({plan.family}): nothing is written")
+    if plan.sites:
+        table(
+            ["sites", "out × in", "bf16", "after", "what"], [_site_row(name, some) for name, some in _alike(plan.sites)]
+        )
+        line(f"  {size(plan.bytes_after)} of {size(plan.bytes_bf16)} as bf16: {plan.ratio:.3f}, counted from formats")
+        line(f"  format: {plan.wire}" + (f", because {'; '.join(plan.wire_refusals)}" if plan.wire_refusals else ""))
+    for number, told in enumerate(plan.passes, 1):
+        line(f"  pass {number}: {told}" if len(plan.passes) > 1 else f"  {told}")
+    if plan.seconds is not None:
+        disk = f"{size(plan.disk_needed)} of disk ({size(plan.disk_free)} free)"
+        line(f"  about {span(plan.seconds)} on this machine, {disk}")
+    for note in plan.notes:
+        line(f"  note: {note}")
+    if plan.refusals:
+        line("refused, for every one of these reasons:")
+        for reason in plan.refusals:
+            line(f"  {reason}")
+
+
+def _alike(sites: Sequence[SitePlan]) -> list[tuple[str, list[SitePlan]]]:
+    """Sites that differ in block or expert alone and get the same."""
+    grouped: dict[tuple[str, tuple[int, int], str], list[SitePlan]] = {}
+    for site in sites:
+        key = (pattern(site.name), site.shape, f"{site.choice}{site.kept}{site.fallback}")
+        grouped.setdefault(key, []).append(site)
+    return [(key[0], some) for key, some in grouped.items()]
+
+
+def _site_row(name: str, some: Sequence[SitePlan]) -> list[str]:
+    first = some[0]
+    what = f"full: {first.kept}" if first.choice is None else " ".join(str(value) for value in first.choice.values())
+    if first.fallback:
+        what += f" ({first.fallback})"
+    before, after = (sum(getattr(site, field) for site in some) for field in ("bytes_before", "bytes_after"))
+    return [name, f"{len(some)} of {first.shape[0]} × {first.shape[1]}", size(before), size(after), what]
+
+
+def run(found: Run, out: Path) -> None:
+    """The chosen point, the budgets against what was measured, and the frontier."""
+    point = found.point
+    line(f"{where(out)}: point {point.name} of {len(found.points)}, {found.chosen_why}")
+    for verdict in found.verdicts:
+        word = "met" if verdict.met else "NOT met"
+        line(f"  {word}: {verdict.text}: {verdict.measured:.4g} {verdict.unit} ({verdict.how})")
+    rows = []
+    for index, one in enumerate(found.points):
+        kl = "" if one.measured is None else f"{one.measured.kl.value:.4f}"
+        rows.append(
+            [
+                f"{one.name}{' ←' if index == found.chosen else ''}",
+                f"{one.bits:.2f}",
+                size(one.bytes_predicted),
+                "" if one.bytes_measured is None else size(one.bytes_measured),
+                f"{one.kl_predicted:.4f}",
+                kl,
+            ]
+        )
+    table(["point", "bits", "bytes predicted", "bytes measured", "KL predicted", "KL measured"], rows)
+    for note in found.notes:
+        line(f"  note: {note}")
+    line(f"  {span(sum(found.seconds.values()))}; the page: {where(out)}/regauge/report.html")

@@ -80,7 +80,7 @@ def site_plans(job: Job) -> list[SitePlan]:
         tied = site.name == "head" and job.anatomy.tied
         bias = site.shape[0] * job.source.dtype.itemsize if site.bias is not None else 0
         count = site.shape[0] * site.shape[1]
-        after = count * job.source.dtype.itemsize if choice is None else parts.format_of(choice).bytes(site.shape)
+        after = count * job.source.dtype.itemsize if choice is None else parts.bytes_of(choice, site.shape)
         known = not tied
         out.append(
             SitePlan(

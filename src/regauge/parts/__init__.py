@@ -8,6 +8,7 @@ A part is named in a recipe by one word (`gptq`), by a word with its main option
 from regauge.parts.build import (
     OTHERWISE,
     build,
+    bytes_of,
     check,
     compensator_of,
     describe,
@@ -29,6 +30,7 @@ __all__ = [
     "Part",
     "Spec",
     "build",
+    "bytes_of",
     "check",
     "compensator_of",
     "describe",

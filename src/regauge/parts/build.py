@@ -142,6 +142,12 @@ def compensator_of(choice: Choice) -> Compensator | None:
     return made
 
 
+def bytes_of(choice: Choice, shape: tuple[int, int]) -> int:
+    """Bytes stored for a matrix of this shape: codes, steps, zero points, and what a compensator adds."""
+    compensator = compensator_of(choice)
+    return format_of(choice).bytes(shape) + (0 if compensator is None else compensator.bytes(shape))
+
+
 def describe(axis: str, name: str) -> str:
     """The one-line description."""
     return part(axis, name).what

@@ -58,3 +58,8 @@ def matches(selector: str, site: Site) -> bool:
         ):
             return True
     return False
+
+
+def pattern(name: str) -> str:
+    """The selector of a site and its like in other blocks and experts: `blocks.3.moe.5.up` → `blocks.*.moe.*.up`."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
