@@ -1,0 +1,171 @@
+"""`fit`, the main job: search, build, measure, correct, until every budget is met by measurement; and `pick`.
+
+    run = fit("path/or/hub-id", "OUT", budgets=["memory=0.30x"], calibration="novels/")
+    pick("OUT", 3, "OUT2")
+
+Steps: three texts; every option rounded on one forward pass; one backward pass for sensitivity; true KL of single
+changes where the decision hangs on them; allocations by mixed-integer program; whole allocations compared by true KL;
+the winner built by the engine, loaded, measured; limits corrected by what was measured. What was rounded and measured
+lies in `OUT.search/` until OUT is whole, so a run that was killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from regauge.artifact.staging import one_sentence
+from regauge.engine.api import _refuse_out as refuse_out
+from regauge.engine.texts import Where
+from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
+from regauge.errors import ArtifactError, ResumeError
+from regauge.hosts.transformers.source import Source
+from regauge.receipt import Receipt
+from regauge.search import budgets as written
+from regauge.search import record
+from regauge.search.effort import Effort, Stopwatch
+from regauge.search.finish import assemble, plan_for
+from regauge.search.model import Subject
+from regauge.search.record import Run
+from regauge.search.steps import Desk, begin, estimate, reachable
+from regauge.search.texts import Sizes, prepare
+from regauge.search.verdict import settle
+
+
+def fit(
+    model: str | Path,
+    out: str | Path,
+    budgets: Sequence[str] = (),
+    floor: str | None = None,
+    calibration: Where | None = None,
+    eval: Where | None = None,
+    time_limit: float | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Watcher | None = None,
+    command: str = "",
+) -> Run:
+    """Finds, builds and measures the cheapest form of a model within budgets.
+
+    Args:
+        budgets: `memory=0.30x`, `memory=2GB`, `memory@32k=3GB`, `decode=1.5x`, `prefill=1.2x`. None: the knee.
+        floor: `kl=0.05`: no worse than, nats a token.
+        calibration, eval: text; see `texts.prepare` for what happens where one is not given.
+        time_limit: seconds; fewer candidates are tried.
+
+    Raises:
+        BudgetError: a budget is malformed, or out of reach; says how near it came.
+        RegaugeError: any other refusal, before any work.
+    """
+    watch = Stopwatch(time_limit)
+    asked, floors = written.parse(budgets), written.parse_floor(floor)
+    target = Path(out).absolute()
+    refuse_out(target, force)
+    clock = Clock(progress or nobody)
+    effort = Effort.of(time_limit)
+    with quiet_torch():
+        clock.say("open")
+        source = Source.open(model, revision)
+        reachable(source, asked)
+        started = time.monotonic()
+        sizes = Sizes(effort.calibration, effort.search, effort.evaluation)
+        if dry_run:
+            return estimate(source, str(model), asked, floors, effort, seed)
+        clock.say("text")
+        texts = prepare(source, calibration, eval, sizes, seed)
+        watch.lap("text", started)
+        subject = Subject.of(source)
+        folder = target.with_name(target.name + ".search")
+        identity = {
+            "source": source.digest(),
+            "texts": [text.sha256 for text in texts.records],
+            "seed": seed,
+            "effort": repr(effort),
+        }
+        with Desk.open(folder, identity, force) as desk:
+            problem = begin(subject, texts, desk, effort, seed, clock, watch)
+            found = settle(problem, asked, floors, texts, desk, effort, seed, clock, watch, command or _command())
+            run = assemble(
+                found, asked, floors, texts, effort, seed, clock, watch, str(model), command or _command(),
+                {"calibration": _spell(calibration), "eval": _spell(eval), "revision": revision},
+            )  # fmt: skip
+            record.write(run, found.built.folder)
+            _move(found.built.folder, target, force)
+        shutil.rmtree(folder, ignore_errors=True)
+        clock.say("finish", f"{out} is written")
+    return run
+
+
+def pick(run: str | Path, index: int, out: str | Path, force: bool = False, progress: Watcher | None = None) -> Receipt:
+    """Builds another point of the frontier that `fit` found, from the same text, without searching again.
+
+    Raises:
+        ArtifactError: `run` holds no record, or there is no such point.
+        ResumeError: the source or the text is not what the search read.
+    """
+    from regauge.engine import apply
+
+    found = record.read(run)
+    if not 0 <= index < len(found.points):
+        raise ArtifactError(
+            f"{run} has points 0 to {len(found.points) - 1}, and you asked for {index}; `regauge report` shows them."
+        )
+    refuse_out(Path(out).absolute(), force)
+    given = found.calibration
+    with quiet_torch():
+        revision = given.get("revision")
+        source = Source.open(found.source, str(revision) if revision is not None else None)
+        if source.digest() != found.source_hash:
+            raise ResumeError(f"{found.source} has changed since the search; run fit again.")
+        sizes = Sizes(**{name: int(str(value)) for name, value in dict(given["sizes"]).items()})  # type: ignore[call-overload]  # JSON of our own writing
+        texts = prepare(source, _unspell(given["calibration"]), _unspell(given["eval"]), sizes, found.seed)
+        was, now = found.texts[0].sha256, texts.records[0].sha256
+        if was != now:
+            raise ResumeError("the calibration text has changed since the search; run fit again.")
+        point = found.points[index]
+        plan = plan_for(point.picks, source, point.name, texts)
+        return apply(
+            plan,
+            source.path,
+            out,
+            calibration=list(texts.calibration),
+            tokens=texts.tokens,
+            length=texts.length,
+            seed=found.seed,
+            force=force,
+            progress=progress,
+        )
+
+
+def _move(folder: Path, target: Path, force: bool) -> None:
+    """The finished artifact into its place by one rename; an old one is put aside first and removed after."""
+    old = target.with_name(target.name + ".replaced")
+    with one_sentence("writing", target):
+        if force and target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        folder.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _spell(text: Where | None) -> object:
+    """A text as the record keeps it, so that `pick` can read it again."""
+    if text is None or isinstance(text, str | Path):
+        return None if text is None else str(text)
+    paths = [str(item) for item in text if isinstance(item, Path)]
+    return {"paths": paths} if paths else {"texts": [str(item) for item in text]}
+
+
+def _unspell(kept: object) -> Where | None:
+    if type(kept) is dict:
+        return [Path(path) for path in kept["paths"]] if "paths" in kept else list(kept["texts"])
+    return None if kept is None else str(kept)
+
+
+def _command() -> str:
+    return " ".join(Path(word).name if place == 0 else word for place, word in enumerate(sys.argv))
