@@ -37,10 +37,11 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
+def _version(value: bool) -> bool:
     if value:
         typer.echo(f"regauge {__version__}")
         raise typer.Exit
+    return value
 
 
 @app.callback()
@@ -68,10 +69,11 @@ def fit(
     debug: DEBUG = False,
 ) -> None:
     """The main job: search, build, measure, report."""
+    limit = seconds(time)
+    from regauge import report as pages
     from regauge.cli import show, tell
     from regauge.search.fit import fit as search
 
-    limit = seconds(time)
     with show.progress(quiet=json) as watch:
         run = search(
             model,
@@ -87,6 +89,8 @@ def fit(
             dry_run=dry_run,
             progress=watch,
         )
+        if not dry_run:
+            pages.write(out)
     show.as_json(run) if json else tell.run(run, out)
 
 
@@ -127,10 +131,10 @@ def apply(
     debug: DEBUG = False,
 ) -> None:
     """One preset or recipe, without a search."""
+    limit = seconds(time)
     from regauge import engine
     from regauge.cli import show, tell
 
-    limit = seconds(time)
     if dry_run:
         plan = engine.dry_run(
             recipe,

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(app: typer.Typer, arguments: list[str]) -> int:
     code = get_command(app).main(args=arguments, prog_name="regauge", standalone_mode=False)
+    if code == 130:  # typer turns the exception into an exit of its own
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 
