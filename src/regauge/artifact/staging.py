@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from torch import Tensor
 
@@ -178,7 +177,7 @@ class Staging:
             else:
                 entry.unlink()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Staging:
         return self
 
     def __exit__(
