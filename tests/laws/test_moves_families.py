@@ -111,6 +111,7 @@ def test_stops_of_the_families_say_why(opened: Callable[[str], Opened]) -> None:
         ("gemma2", Move("rotate", "residual"), "the post-norm .* writes the residual channel by channel"),
         ("llama", Move("rotate", "residual"), "has a gain: fold it into its readers first"),
         ("gpt2", Move("rotate", "residual"), "is a LayerNorm: centre the writers of the residual first"),
+        ("bert", Move("rotate", "residual"), "the norm's output is the residual, so its gain acts channel by channel"),
         ("bert", Move("centre", "residual"), "the norm's output is the residual"),
         ("bert", Move("scale", "blocks.0.mlp.in"), "the norm's output is the residual"),
         ("llama", Move("centre", "residual"), "RMSNorm already"),

@@ -62,7 +62,8 @@ class SmoothStreams:
     ReLU's positive scales) into down. α is searched over 0, 0.05, …, 1 by the engine (see `rewrites/base.py`) with the
     model quantised as the plan says, so errors that add up across layers count. Give a number to skip the search.
 
-    Where we differ: the paper's released code smooths norms only; its text smooths every linear of the block.
+    Where we differ: the authors' released code smooths behind norms only, and which other linears the paper smooths we
+    could not check; this smooths them all. Set `streams: norm` for the released form.
     """
 
     alpha: float | str = "search"
