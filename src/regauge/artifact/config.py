@@ -1,0 +1,91 @@
+"""The small files of an artifact: config.json, what is carried over from the source, recipe and receipt, the shim."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from regauge.hosts.transformers.wire.base import REGAUGE, Wire
+
+SHIM = "regauge_loader.py"
+CLASSES = (
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForImageClassification",
+)
+CARRIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "*processor_config.json",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "COPYING*",
+    "USE_POLICY*",
+    # a sentence encoder's pooling, for sentence-transformers
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "1_*/config.json",
+    "2_*/config.json",
+)
+"""What is copied from the source, as globs. Weights, caches and code are not; README.md goes to regauge/."""
+
+
+def carried(source: Path) -> dict[str, bytes | str | Path]:
+    """Tokenizer, chat template, generation settings and licence of the source; its card under another name."""
+    found: dict[str, bytes | str | Path] = {}
+    for pattern in CARRIED:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file():
+                found[path.relative_to(source).as_posix()] = path
+    if (source / "README.md").is_file():
+        found["regauge/SOURCE_README.md"] = source / "README.md"
+    return found
+
+
+def config_json(source: Path, wire: Wire) -> str:
+    """config.json of the source with what the artifact changes."""
+    raw = json.loads((source / "config.json").read_text())
+    if raw.get("tie_word_embeddings") or wire.layout.source.tied:
+        raw["tie_word_embeddings"] = wire.layout.anatomy.tied
+    quantisation = wire.config()
+    if quantisation:
+        raw["quantization_config"] = quantisation
+    if wire.name == REGAUGE:
+        raw["auto_map"] = {name: f"{SHIM.removesuffix('.py')}.RegaugeModel" for name in CLASSES}
+    return json.dumps(raw, indent=2, sort_keys=True) + "\n"
+
+
+def artifact_files(
+    source: Path, wire: Wire, index: Mapping[str, object], recipe: str, receipt: str
+) -> dict[str, bytes | str | Path]:
+    """Everything beside the shards, for `Staging.finish`.
+
+    Args:
+        source: directory of the source model.
+        index: `Staging.index()`.
+        recipe: YAML that prints back to the plan.
+        receipt: JSON.
+    """
+    found = carried(source)
+    found["config.json"] = config_json(source, wire)
+    found["regauge/recipe.yaml"] = recipe
+    found["regauge/receipt.json"] = receipt
+    if wire.name == REGAUGE:
+        found[SHIM] = Path(__file__).with_name("shim.py.txt")
+    else:
+        found["model.safetensors.index.json"] = json.dumps(index, indent=1, sort_keys=True) + "\n"
+    return found

@@ -1,0 +1,86 @@
+"""Puts packed modules where a skeleton's full ones stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regauge import parts
+from regauge.anatomy.model import Site
+from regauge.errors import ArtifactError
+from regauge.formats.base import Codes
+from regauge.hosts.transformers.adapt import _put as put
+from regauge.hosts.transformers.packed.modules import (
+    FullMatrix,
+    PackedExperts,
+    PackedLinear,
+    PackedLookup,
+    PackedMatrix,
+    pack_parameter,
+)
+from regauge.hosts.transformers.scatter import Place, take
+from regauge.hosts.transformers.wire.base import Layout, decoder, rows_of
+
+
+def install(
+    model: Any, layout: Layout, codes: Mapping[str, Codes], full: dict[str, Tensor], dtype: torch.dtype, device: str
+) -> None:
+    """Replaces every module some of whose sites have codes. Takes from `full` what a fused or expert module needs.
+
+    Args:
+        codes: of the sites of one shard; a module's sites lie in one shard.
+        full: full-precision parameters by module key, and `{site}.weight` of sites beside packed ones.
+    """
+    quantised = layout.quantised
+    for path, all_sites in layout.modules().items():
+        if not any(site.name in codes for site in all_sites):
+            continue
+        module = model.get_submodule(path)
+        expert = all_sites[0].expert is not None
+        keys = {site.weight.key for site in all_sites if site.name in quantised}
+        sites = [site for site in all_sites if expert or site.weight.key in keys]
+        made = {site.name: _matrix(site, layout, codes, full, dtype, device) for site in sites}
+        if expert:
+            for key in {site.weight.key for site in sites}:
+                full.pop(key, None)
+            put(model, path, _experts(sites, made, module))
+        elif isinstance(module, nn.Embedding):
+            PackedLookup.pack(module, made[sites[0].name])
+        elif isinstance(module, nn.Linear) or sites[0].weight.transposed:
+            put(model, path, _linear(sites, made, full.pop(f"{path}.bias", None), dtype))
+        else:
+            for site in sites:
+                pack_parameter(module, site.weight.key.rpartition(".")[2], made[site.name])
+
+
+def _matrix(
+    site: Site, layout: Layout, codes: Mapping[str, Codes], full: dict[str, Tensor], dtype: torch.dtype, device: str
+) -> Any:
+    choice = layout.quantised.get(site.name)
+    if choice is None:
+        weight = full.pop(f"{site.name}.weight", None)
+        if weight is None and site.weight.key in full:
+            weight = take(full[site.weight.key], Place(site.weight, site.shape))
+        if weight is None or tuple(weight.shape) != site.shape:
+            raise ArtifactError(f"the artifact lacks the weights of {site.name}, or they have another shape.")
+        return FullMatrix(weight, dtype)
+    if site.name not in codes:
+        raise ArtifactError(f"the artifact lacks the codes of {site.name}.")
+    inputs = None if choice.activations is None else parts.build("grid", choice.activations)
+    return PackedMatrix(codes[site.name], decoder(choice), dtype, device, inputs)
+
+
+def _linear(sites: list[Site], made: Mapping[str, Any], bias: Tensor | None, dtype: torch.dtype) -> PackedLinear:
+    total = sum(site.shape[0] for site in sites)
+    order = torch.cat([rows_of(site.weight, total) for site in sites])
+    return PackedLinear([made[site.name] for site in sites], order, bias, dtype)
+
+
+def _experts(sites: list[Site], made: Mapping[str, Any], old: Any) -> PackedExperts:
+    experts: dict[int, dict[str, Any]] = {}
+    for site in sites:
+        experts.setdefault(site.expert or 0, {})[site.kind] = made[site.name]
+    return PackedExperts([experts[number] for number in sorted(experts)], old.act_fn)

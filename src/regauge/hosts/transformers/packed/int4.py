@@ -1,0 +1,105 @@
+"""torch's int4 kernel for CPUs, and its layout read back.
+
+Rows are laid in blocks of `size` (64 with AVX-512, 32 with AVX2, 16 without). A block holds, column after column,
+half as many bytes as it has rows; which nibble is which row depends on the machine and on the length of the block (the
+last one may be shorter), so it is read off a probe whose codes spell the number of their row.
+
+Legend: O rows, I columns, n rows asked for.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def convert(codes_OI: Tensor) -> Tensor:
+    """Codes 0 … 15 in torch's layout, half a byte each. O divides by 16, I by 2."""
+    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes_OI.to(torch.int32), 1)
+    return packed
+
+
+def product(x_TI: Tensor, packed: Tensor, size: int, steps_NO2: Tensor) -> Tensor:
+    """x Wᵀ with w = (code − 8) · step[0] + step[1] in groups of `size` columns; bfloat16 alone is fast."""
+    y_TO: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x_TI, packed, size, steps_NO2)
+    return y_TO
+
+
+@lru_cache
+def _order(rows: int) -> Tensor:
+    """(2, rows / 2): the row of each low nibble and of each high one, in a block of `rows` rows."""
+    numbers = torch.arange(rows).unsqueeze(1).expand(rows, 2).contiguous()
+    order = torch.zeros(2, rows // 2, dtype=torch.int64)
+    for digit in (0, 1):
+        flat = convert((numbers >> (4 * digit)) & 15).reshape(-1)[: rows // 2]
+        order += torch.stack([flat & 15, flat >> 4]).long() << (4 * digit)
+    return order
+
+
+@lru_cache
+def block_size() -> int:
+    """Rows of a whole block here; 0 where this torch lays codes out in a way we cannot read back."""
+    codes_OI = torch.randint(16, (208, 6), generator=torch.Generator().manual_seed(0))
+    packed = convert(codes_OI)
+    for size in (64, 32, 16):
+        if torch.equal(_read(packed, (208, 6), 0, 208, size), codes_OI.to(torch.uint8)):
+            return size
+    return 0
+
+
+def usable() -> bool:
+    """Whether the kernel's layout is one that we can read back."""
+    return block_size() > 0
+
+
+def rows(packed: Tensor, shape: tuple[int, int], start: int, stop: int) -> Tensor:
+    """Codes of rows [start, stop), uint8."""
+    return _read(packed, shape, start, stop, block_size())
+
+
+def _read(packed: Tensor, shape: tuple[int, int], start: int, stop: int, size: int) -> Tensor:
+    total, columns = shape
+    flat, pieces = packed.reshape(-1), []
+    for begin in range(start // size * size, stop, size):
+        count = min(size, total - begin)
+        block = flat[begin * columns // 2 :][: count * columns // 2].view(columns, count // 2)
+        order, codes = _order(count), torch.empty(count, columns, dtype=torch.uint8)
+        codes[order[0]] = (block & 15).t()
+        codes[order[1]] = (block >> 4).t()
+        pieces.append(codes)
+    offset = start % size
+    return torch.cat(pieces)[offset : offset + stop - start]
+
+
+def take(packed: Tensor, shape: tuple[int, int], index: Tensor) -> Tensor:
+    """Codes of some rows (n, I), uint8: only their bytes are touched."""
+    total, columns = shape
+    size = block_size()
+    places = torch.empty(total, 3, dtype=torch.int64)  # first byte, bytes to the next column, shift
+    for count, first, last in _runs(total, size):
+        order = _order(count)
+        byte_of = torch.empty(count, dtype=torch.int64).index_put_((order.reshape(-1),), _numbers(count))
+        shift_of = torch.zeros(count, dtype=torch.int64)
+        shift_of[order[1]] = 4
+        begin = torch.arange(first, last, count).repeat_interleave(count)
+        repeats = (last - first) // count
+        places[first:last, 0] = begin * columns // 2 + byte_of.repeat(repeats)
+        places[first:last, 1] = count // 2
+        places[first:last, 2] = shift_of.repeat(repeats)
+    chosen = places[index]
+    at = chosen[:, :1] + torch.arange(columns) * chosen[:, 1:2]
+    return (packed.reshape(-1)[at] >> chosen[:, 2:].to(torch.uint8)) & 15
+
+
+def _numbers(count: int) -> Tensor:
+    """Place in its column of each nibble of a block, low ones first."""
+    return torch.arange(count // 2).repeat(2)
+
+
+def _runs(total: int, size: int) -> list[tuple[int, int, int]]:
+    """(rows a block, first row, last row) of the whole blocks, and of the shorter last one."""
+    whole = total // size * size
+    runs = [(size, 0, whole)] if whole else []
+    return runs + ([(total - whole, whole, total)] if total > whole else [])

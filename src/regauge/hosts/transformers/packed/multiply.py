@@ -1,0 +1,201 @@
+"""How a packed matrix is held and multiplied: torch's own packed CPU kernels where they fit, else decoding on the fly.
+
+Every way computes x @ decode(codes)ᵀ up to the rounding of the dtype of x. Which is fast (one core of a Zen 5, bf16,
+2048 x 2048, milliseconds; `benchmarks/packed.py` measures yours):
+
+| tokens | bf16 | int8, torch | int8 x int8 | int4, torch | decoded 4 bits |
+|--|--|--|--|--|--|
+| 1 | 0.54 | 0.25 | 0.20 | 0.12 | 3.5 |
+| 16 | 0.76 | 0.91 | 0.91 | 0.82 | 3.8 |
+| 512 | 9.5 | 25 | 6.3 | 25 | 12.4 |
+
+torch's kernels are for few tokens and for bfloat16 only (in float32 and float16 they take fifty times as long), so from
+`FEW` tokens on, and in other dtypes, weights are decoded a block of rows at a time.
+
+Legend: O output channels, I input channels, N groups along a row, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regauge.formats.activations import quantise, simulate
+from regauge.formats.base import Codes, Format, Grid
+from regauge.hosts.transformers.packed import int4
+from regauge.kernels.reference import pack, unpack
+
+FEW = 16
+"""Tokens up to which torch's packed kernels beat decoding."""
+BLOCK = 1 << 18
+"""Weights decoded at a time: a few temporaries of them stay in a core's second-level cache."""
+GROUPS = (256, 128, 64, 32)
+"""Group sizes of torch's int4 kernel."""
+
+Held = dict[str, Tensor]
+"""A matrix as it is held: buffers by name."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to hold and multiply a matrix.
+
+    Attributes:
+        name: of the way, for benchmarks and receipts.
+        hold: codes → buffers.
+        rows: buffers, rows [start, stop) → weights in a dtype.
+        take: buffers, row numbers (n,) → those rows in a dtype.
+        product: x_TI, buffers → y_TO in the dtype of x.
+    """
+
+    name: str
+    hold: Callable[[Codes], Held]
+    rows: Callable[[Mapping[str, Tensor], int, int, torch.dtype], Tensor]
+    take: Callable[[Mapping[str, Tensor], Tensor, torch.dtype], Tensor]
+    product: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+
+
+def way(fmt: Format, shape: tuple[int, int], dtype: torch.dtype, device: str, inputs: Grid | None) -> Way:
+    """The fastest way that fits."""
+    grain = fmt.grain.taken(shape).name
+    cpu, signed8 = device == "cpu", fmt.grid.name == "int8" and grain == "channel"
+    if cpu and signed8 and inputs is not None and inputs.name == "int8":
+        return _bytes_by_bytes(shape, inputs)
+    if inputs is not None:
+        return _quantised_inputs(way(fmt, shape, dtype, device, None), inputs)
+    if cpu and dtype == torch.bfloat16:
+        if signed8:
+            return _int8(shape)
+        size = fmt.grain.span(shape)
+        fits = [g for g in GROUPS if size % g == 0]
+        grouped = grain.startswith("group:") or grain == "channel"
+        if fmt.grid.name in ("int4", "int4-asym") and grouped and fits and shape[0] % 16 == 0 and int4.usable():
+            return _int4(fmt, shape, fits[0])
+    return _decoded(fmt, shape)
+
+
+def blocks(shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """Runs of rows of about `BLOCK` weights; whole blocks of torch's int4 layout."""
+    step = max(64, BLOCK // max(shape[1], 1) // 64 * 64)
+    return [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def by_blocks(x_TI: Tensor, shape: tuple[int, int], rows: Callable[[int, int], Tensor]) -> Tensor:
+    """x Wᵀ, decoding a block of rows at a time."""
+    out_TO = x_TI.new_empty(x_TI.shape[0], shape[0])
+    for start, stop in blocks(shape):
+        out_TO[:, start:stop] = torch.nn.functional.linear(x_TI, rows(start, stop))
+    return out_TO
+
+
+def _decoded(fmt: Format, shape: tuple[int, int]) -> Way:
+    """Any format: dense rows of bits, and the fields of the steps as stored."""
+    bits, columns = fmt.grid.bits, shape[1]
+
+    def hold(codes: Codes) -> Held:
+        return {"codes": pack(codes.codes_OI, bits), **codes.step.fields}
+
+    def cut(tensor: Tensor, index: slice | Tensor) -> Tensor:
+        """The part of a field that belongs to some rows; what all rows share has one entry."""
+        if tensor.shape[0] % shape[0]:
+            return tensor
+        return tensor.view(shape[0], -1, *tensor.shape[1:])[index].flatten(0, 1)
+
+    def some(held: Mapping[str, Tensor], index: slice | Tensor, dtype: torch.dtype) -> Tensor:
+        step = fmt.load({name: cut(tensor, index) for name, tensor in held.items() if name != "codes"})
+        return fmt.decode(Codes(unpack(held["codes"][index], bits, columns), step)).to(dtype)
+
+    def rows(held: Mapping[str, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        return some(held, slice(start, stop), dtype)
+
+    def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
+        return by_blocks(x_TI, shape, lambda start, stop: rows(held, start, stop, x_TI.dtype))
+
+    return Way("decoded", hold, rows, some, product)
+
+
+def _int8(shape: tuple[int, int]) -> Way:
+    """torch's `_weight_int8pack_mm`: a byte a weight, one step a channel."""
+
+    def hold(codes: Codes) -> Held:
+        signed = codes.codes_OI.to(torch.int16).sub_(128).to(torch.int8)
+        return {"weight": signed, "scale": codes.step.scale_G1.reshape(-1).to(torch.bfloat16)}
+
+    def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
+        if x_TI.shape[0] <= FEW // 2:
+            return torch.ops.aten._weight_int8pack_mm(x_TI, held["weight"], held["scale"])  # type: ignore[no-any-return]  # an op
+        return torch.nn.functional.linear(x_TI, held["weight"].to(x_TI.dtype)).mul_(held["scale"])
+
+    return Way("int8", hold, _signed_rows, _signed_take, product)
+
+
+def _signed_rows(held: Mapping[str, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    return (held["weight"][start:stop].float() * held["scale"][start:stop, None].float()).to(dtype)
+
+
+def _signed_take(held: Mapping[str, Tensor], index: Tensor, dtype: torch.dtype) -> Tensor:
+    return (held["weight"][index].float() * held["scale"][index, None].float()).to(dtype)
+
+
+def _bytes_by_bytes(shape: tuple[int, int], inputs: Grid) -> Way:
+    """Activations quantised a token at a time, then an integer product: `torch._int_mm`. Any float dtype."""
+
+    def hold(codes: Codes) -> Held:
+        signed = codes.codes_OI.to(torch.int16).sub_(128).to(torch.int8)
+        return {"weight": signed, "scale": codes.step.scale_G1.reshape(-1).float()}
+
+    def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
+        if not x_TI.shape[0]:
+            return x_TI.new_empty(0, shape[0])
+        tokens = quantise(x_TI, inputs)
+        sums_TO = torch._int_mm(tokens.z_TI.to(torch.int8), held["weight"].t())
+        return sums_TO.float().mul_(tokens.scale_T1).mul_(held["scale"]).to(x_TI.dtype)
+
+    return Way("int8 x int8", hold, _signed_rows, _signed_take, product)
+
+
+def _quantised_inputs(plain: Way, inputs: Grid) -> Way:
+    """Activations through their codes and back, then the way of the weights alone."""
+    return Way(
+        f"{plain.name}, {inputs.name} inputs simulated",
+        plain.hold,
+        plain.rows,
+        plain.take,
+        lambda x_TI, held: plain.product(simulate(x_TI, inputs), held),
+    )
+
+
+def _int4(fmt: Format, shape: tuple[int, int], size: int) -> Way:
+    """torch's `_weight_int4pack_mm_for_cpu`: w = (code − 8) · scale + zero, in groups of `size`."""
+    rows_, columns = shape
+    groups = columns // size
+
+    def hold(codes: Codes) -> Held:
+        scale_ON = codes.step.scale_G1.reshape(rows_, -1)
+        zero_ON = torch.zeros_like(scale_ON)
+        if codes.step.zero_G1 is not None:
+            zero_ON = scale_ON * (8.0 - codes.step.zero_G1.reshape(rows_, -1))
+        steps = torch.stack([scale_ON, zero_ON], dim=-1).repeat_interleave(groups // scale_ON.shape[1], dim=1)
+        steps_NO2 = steps.transpose(0, 1).to(torch.bfloat16).contiguous()
+        return {"packed": int4.convert(codes.codes_OI), "steps": steps_NO2}
+
+    def decode(codes_OI: Tensor, steps_NO2: Tensor, dtype: torch.dtype) -> Tensor:
+        steps = steps_NO2.transpose(0, 1).to(dtype).unsqueeze(-2)
+        z_ONK = codes_OI.view(-1, groups, size).to(dtype).sub_(8)
+        return torch.addcmul(steps[..., 1], z_ONK, steps[..., 0]).view(-1, columns)
+
+    def rows(held: Mapping[str, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        return decode(int4.rows(held["packed"], shape, start, stop), held["steps"][:, start:stop], dtype)
+
+    def take(held: Mapping[str, Tensor], index: Tensor, dtype: torch.dtype) -> Tensor:
+        return decode(int4.take(held["packed"], shape, index), held["steps"][:, index], dtype)
+
+    def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
+        if x_TI.shape[0] <= 4 * FEW:
+            return int4.product(x_TI, held["packed"], size, held["steps"])
+        return by_blocks(x_TI, shape, lambda start, stop: rows(held, start, stop, x_TI.dtype))
+
+    return Way("int4", hold, rows, take, product)

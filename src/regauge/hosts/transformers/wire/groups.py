@@ -1,0 +1,71 @@
+"""config_groups of compressed-tensors → a choice for each site: of our artifacts, and of others as far as we read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from regauge.anatomy.model import Anatomy
+from regauge.errors import ArtifactError
+from regauge.parts import Choice, Spec
+
+NEAREST, ABSMAX = Spec("nearest"), Spec("absmax")
+
+
+def read_groups(raw: Mapping[str, Any], anatomy: Anatomy, linear: set[str]) -> dict[str, Choice | None]:
+    """Site → choice.
+
+    Args:
+        raw: `quantization_config`.
+        linear: paths of the linear modules, which the target `Linear` means.
+
+    Raises:
+        ArtifactError: a group that regauge cannot read.
+    """
+    found: dict[str, Choice | None] = {}
+    if raw.get("kv_cache_scheme") or raw.get("transform_config"):
+        raise ArtifactError("the checkpoint quantises its cache or transforms its inputs, which regauge does not read.")
+    try:
+        groups = [(group, _choice(group, raw["format"])) for group in raw["config_groups"].values()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"quantization_config cannot be read: {type(error).__name__} {error}.") from error
+    ignore = raw.get("ignore") or []
+    for site in anatomy.sites:
+        if any(_hits(site.module, site.module in linear, target) for target in ignore):
+            continue
+        for group, choice in groups:
+            if any(_hits(site.module, site.module in linear, target) for target in group["targets"]):
+                found[site.name] = choice
+                break
+    return found
+
+
+def _hits(path: str, linear: bool, target: str) -> bool:
+    if target.startswith("re:"):
+        return re.match(target[3:], path) is not None
+    return target == path or (target == "Linear" and linear)
+
+
+def _choice(group: Mapping[str, Any], form: str) -> Choice:
+    weights, inputs = group["weights"], group.get("input_activations")
+    form, size = group.get("format") or form, weights.get("group_size")
+    symmetric, bits = weights.get("symmetric", True), weights["num_bits"]
+    grain = Spec("group", (("size", size),)) if size and size > 0 else Spec("channel")
+    scale = {"nvfp4-pack-quantized": "nv", "mxfp4-pack-quantized": "e8m0"}.get(form, "f32")
+    if weights["type"] == "int":
+        grid = f"int{bits}" if symmetric else f"int{bits}-asym"
+    else:
+        grid = {8: "fp8", 4: "fp4"}.get(bits, "")
+    known = ("pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
+    strategy = weights.get("strategy")
+    if form not in known or not grid or strategy not in ("channel", "group", "tensor_group"):
+        raise ArtifactError(
+            f"regauge does not read the format {form!r} with {bits}-bit {weights['type']} weights a {strategy}."
+        )
+    activations = None
+    if inputs:
+        if not inputs.get("dynamic") or inputs.get("strategy") != "token" or inputs["num_bits"] != 8:
+            raise ArtifactError("activations with fixed steps are not read by regauge, only those of 8 bits a token.")
+        activations = Spec("int8" if inputs["type"] == "int" else "fp8")
+    return Choice(Spec(grid), grain, ABSMAX, Spec(scale), NEAREST, None, activations)
