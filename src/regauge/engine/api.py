@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from regauge import __version__
+from regauge.artifact.config import artifact_files
 from regauge.artifact.staging import Staging, check_disk
 from regauge.engine.driver import Drive
 from regauge.engine.estimate import DryRun, disk_needed, record, seconds
@@ -35,7 +36,7 @@ from regauge.hosts.transformers.source import Source
 from regauge.plan import Plan, digest, dump
 from regauge.receipt import MoveReceipt, Receipt, SiteReceipt
 
-RECEIPT, RECIPE, RUN_LOG = "regauge/receipt.json", "regauge/recipe.yaml", "regauge/run-log.json"
+RECEIPT, RUN_LOG = "regauge/receipt.json", "regauge/run-log.json"
 VOLATILE = ("command", "seconds", "peak_bytes", "machine")
 
 
@@ -285,12 +286,7 @@ def _command() -> str:
 
 
 def _files(job: Job, receipt: Receipt, log: Mapping[str, Any], staging: Staging) -> dict[str, bytes | str | Path]:
-    from regauge.artifact.config import checkpoint_files
-
     kept = receipt.model_dump(mode="json", exclude=set(VOLATILE))
-    return {
-        **checkpoint_files(job.source, job.wire, staging.index()),
-        RECIPE: dump(job.plan),
-        RECEIPT: json.dumps(kept, indent=1, ensure_ascii=False) + "\n",
-        RUN_LOG: json.dumps(dict(log), indent=1) + "\n",
-    }
+    text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
+    files = artifact_files(job.source.path, job.wire, staging.index(), dump(job.plan), text)
+    return {**files, RUN_LOG: json.dumps(dict(log), indent=1) + "\n"}

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
@@ -153,7 +151,7 @@ def prepare(
     resolution = told.attempt(lambda: resolve(plan, anatomy), None)
     chosen = None
     if resolution is not None:
-        layout = Layout(source.anatomy, anatomy, resolution.choices, source.dtype)
+        layout = Layout(source.anatomy, anatomy, resolution.choices, source.dtype, source.shapes)
         chosen = told.attempt(lambda: choose(layout, wire), None)
     if refusals is None:
         told.settle()
@@ -195,8 +193,3 @@ def outer_names(anatomy: Anatomy) -> tuple[list[str], list[str]]:
     if anatomy.tied:
         last = [name for name in last if name != "head.weight"]
     return [name for name in names if not name.startswith(("norm.", "head."))], last
-
-
-def storage(source: Source, name: str) -> torch.dtype:
-    """The dtype in which a canonical tensor leaves in full precision: that of the source."""
-    return source.dtype

@@ -30,7 +30,7 @@ from regauge.hosts.transformers.states import States
 from regauge.rewrites.base import fixed
 from regauge.rounding.base import Stats
 
-TOKENS = 8192  # of the text, for each value of a grid
+TOKENS = 4096  # of the text, for each value of a grid
 
 
 @dataclass(frozen=True, eq=False)
