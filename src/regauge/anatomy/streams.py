@@ -82,7 +82,7 @@ def _residual(anatomy: Anatomy) -> Stream:
         "affine": "a norm reads the residual, and only an orthogonal map keeps the root mean square (use rotate)",
         "fold": "fold the norms' outputs: blocks.N.attn.in, blocks.N.mlp.in, head.in",
     }
-    turn, centre = fixed or _why_not_rotate(anatomy), _why_not_centre(anatomy)
+    turn, centre = _why_not_rotate(anatomy), _why_not_centre(anatomy)
     for kind, why in (("permute", fixed), ("select", fixed), ("rotate", turn), ("centre", centre)):
         (stops if why else admits)[kind] = why
     return Stream(
@@ -105,6 +105,8 @@ def _why_not_rotate(anatomy: Anatomy) -> str:
             return f"the LayerNorm {norm.name} writes the residual, and its mean is taken channel by channel"
         if not _is_plain(norm):
             return f"the gain of the post-norm {norm.name} writes the residual channel by channel"
+    if anatomy.plumbing.fixed:
+        return anatomy.plumbing.fixed
     for norm in input_norms(anatomy):
         if norm.kind == "layer":
             return f"{norm.name} is a LayerNorm: centre the writers of the residual first (rewrite `layernorm-to-rms`)"
