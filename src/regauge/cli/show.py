@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
@@ -75,6 +75,7 @@ def span(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+@runtime_checkable
 class Event(Protocol):
     """What long work says as it goes (`engine.watchdog.Progress`)."""
 

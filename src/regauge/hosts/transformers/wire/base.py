@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class Layout:
         return {path: sites for path, sites in found.items() if any(site.name in quantised for site in sites)}
 
 
+@runtime_checkable
 class Wire(Protocol):
     """One way to lay tensors out."""
 
