@@ -38,7 +38,7 @@ def quantise(x_TI: Tensor, grid: Grid) -> Tokens:
 
     Works in float32 whatever the dtype of `x_TI`. A token of zeros, or one too small for a float32 step, gets the least
     positive step. Differs: compressed-tensors works in the dtype of the activations, so in bf16 its steps and quotients
-    are rounded to bf16; in float32 the two agree to the bit.
+    are rounded to bf16; in float32 the two agree to the bit (asymmetric: but for quotients that lie on a tie).
     """
     x = x_TI.float()
     low_T1, high_T1 = (end.view(*x.shape[:-1], 1) for end in ends(x.reshape(-1, x.shape[-1])))
@@ -48,7 +48,7 @@ def quantise(x_TI: Tensor, grid: Grid) -> Tokens:
         scale_T1 = (reach_T1 / ((grid.high - grid.low) / 2)).clamp_(min=least)
         return Tokens(grid.snap(x / scale_T1), scale_T1, None)
     low_T1, high_T1, width = low_T1.clamp(max=0), high_T1.clamp(min=0), grid.high - grid.low
-    scale_T1 = (high_T1 / width - low_T1 / width).clamp_(min=least)
+    scale_T1 = ((high_T1 - low_T1) / width).clamp_(min=least)
     zero_T1 = (grid.low - low_T1 / scale_T1).round_().clamp_(grid.low, grid.high)
     return Tokens(grid.snap(x / scale_T1 + zero_T1), scale_T1, zero_T1)
 

@@ -63,7 +63,7 @@ def factor(hessian_II: Tensor, damp: float, order_I: Tensor | None, dtype: torch
     live_I = h_II.diagonal() > 0
     mean = float(h_II.diagonal()[live_I].double().mean()) if bool(live_I.any()) else 1.0
     h_II.diagonal()[~live_I] = 1
-    original_I = h_II.diagonal().double()
+    original_I = h_II.diagonal().to(torch.float64, copy=True)
     share = damp
     for _ in range(TRIES):
         h_II.diagonal().copy_(original_I + share * mean)

@@ -1,0 +1,312 @@
+"""Laws of every grid, grain, ranger and scale in the table of parts, alone and combined."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from regauge import parts
+from regauge.formats import activations
+from regauge.formats.base import Format, Grain, Grid, Ranger, Scale
+from regauge.formats.grains import Block, Fallback, Group, Token
+from regauge.formats.rangers import AbsMax, squared_error
+from regauge.kernels.reference import pack, packed_bytes, unpack
+
+GRIDS = sorted(parts.AXES["grid"])
+RANGERS = sorted(parts.AXES["ranger"])
+SCALES = sorted(parts.AXES["scale"])
+GRAINS = ["channel", "tensor", "group:1", "group:7", "group:13 else channel", "group:5 else group:7 else tensor"]
+# Each grid with one scale, each scale with an integer, a float and an asymmetric grid.
+PAIRS = [*((grid, "bf16") for grid in GRIDS), *itertools.product(["int3", "int4-asym", "fp4"], SCALES)]
+SHAPE = (11, 91)  # 91 = 7 · 13
+
+
+def grid_of(name: str) -> Grid:
+    made: Grid = parts.build("grid", parts.read("grid", name))
+    return made
+
+
+def grain_of(name: str) -> Grain:
+    made: Grain = parts.build("grain", parts.read("grain", name))
+    return made
+
+
+def ranger_of(name: str) -> Ranger:
+    made: Ranger = parts.build("ranger", parts.read("ranger", name))
+    return made
+
+
+def scale_of(name: str) -> Scale:
+    made: Scale = parts.build("scale", parts.read("scale", name))
+    return made
+
+
+def draws(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# Grids
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_snap_is_idempotent_monotone_and_saturates(name: str, dtype: torch.dtype) -> None:
+    grid = grid_of(name)
+    z = torch.cat([torch.linspace(1.3 * grid.low - 1, 1.3 * grid.high + 1, 40_001), grid.table.nan_to_num(0.0)])
+    z = z.sort().values.to(dtype)
+    snapped = grid.snap(z.clone())
+    assert snapped.dtype is dtype
+    assert torch.equal(grid.snap(snapped.clone()), snapped)
+    assert bool((snapped.diff() >= 0).all())
+    assert snapped.min() == grid.low
+    assert snapped.max() == grid.high
+    assert torch.equal(grid.snap(torch.tensor([-1e30, 1e30], dtype=dtype)).float(), torch.tensor([grid.low, grid.high]))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_snap_takes_the_nearest_value(name: str) -> None:
+    grid = grid_of(name)
+    values = grid.table[~grid.table.isnan()].double()
+    z = torch.linspace(1.1 * grid.low - 0.3, 1.1 * grid.high + 0.3, 10_007, dtype=torch.float64)
+    gap = (z[:, None] - values).abs().amin(1)
+    assert torch.allclose((grid.snap(z.clone()) - z).abs(), gap, rtol=0, atol=1e-7 * grid.high)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_snap_leaves_its_argument_alone(name: str) -> None:
+    z = draws(1, 5, 7) * 3
+    before = z.clone()
+    grid_of(name).snap(z)
+    assert torch.equal(z, before)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_code_that_can_be_written_decodes_and_encodes_to_itself(name: str) -> None:
+    grid = grid_of(name)
+    codes = torch.arange(len(grid.table), dtype=torch.uint8)[~grid.table.isnan()]
+    values = grid.decode(codes)
+    assert torch.equal(values, grid.table[codes.int()])
+    assert torch.equal(grid.encode(values), codes)
+    assert torch.equal(grid.encode(values.double()), codes)
+    assert torch.equal(grid.snap(values), values)
+    assert len(grid.table) <= 1 << grid.bits
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_zero_is_on_the_grid_and_the_ends_are_the_table_s(name: str) -> None:
+    grid = grid_of(name)
+    values = grid.table[~grid.table.isnan()]
+    assert bool((values == 0).any())
+    assert (float(values.min()), float(values.max())) == (grid.low, grid.high)
+
+
+# Grains
+
+
+@pytest.mark.parametrize("name", GRAINS)
+def test_join_undoes_split_and_spread_follows_it(name: str) -> None:
+    grain = grain_of(name)
+    assert grain.name == name
+    w_OI = draws(2, *SHAPE)
+    w_GK = grain.split(w_OI)
+    groups, size = grain.groups(SHAPE)
+    assert tuple(w_GK.shape) == (groups, size)
+    assert torch.equal(grain.join(w_GK, w_OI), w_OI)
+    step_G1 = torch.arange(1.0, groups + 1).view(-1, 1)
+    assert torch.equal(grain.spread(step_G1, SHAPE), grain.join(step_G1.expand(groups, size).clone(), w_OI))
+    assert torch.equal(grain.taken(SHAPE).split(w_OI), w_GK)
+    assert SHAPE[1] % grain.span(SHAPE) == 0
+
+
+@given(rows=st.integers(1, 3), columns=st.integers(1, 4), high=st.integers(1, 5), wide=st.integers(1, 5))
+def test_blocks_are_blocks(rows: int, columns: int, high: int, wide: int) -> None:
+    shape = (rows * high, columns * wide)
+    grain = Block(high, wide)
+    w_OI = torch.arange(float(shape[0] * shape[1])).view(shape)
+    w_GK = grain.split(w_OI)
+    assert tuple(w_GK.shape) == grain.groups(shape) == (rows * columns, high * wide)
+    assert torch.equal(w_GK[0].view(high, wide), w_OI[:high, :wide])
+    assert torch.equal(w_GK[-1].view(high, wide), w_OI[-high:, -wide:])
+    assert torch.equal(grain.join(w_GK, w_OI), w_OI)
+    step_G1 = torch.arange(1.0, rows * columns + 1).view(-1, 1)
+    assert torch.equal(grain.spread(step_G1, shape), grain.join(step_G1.expand_as(w_GK).clone(), w_OI))
+
+
+def test_a_fallback_says_which_branch_it_takes() -> None:
+    grain = grain_of("group:13 else channel")
+    assert grain.taken((4, 26)) == Group(13)
+    assert grain.taken((4, 27)).name == "channel"
+    nested = Fallback(Group(5), Fallback(Group(7), Token()))
+    assert [nested.taken((2, width)).name for width in (10, 14, 11)] == ["group:5", "group:7", "token"]
+
+
+def test_a_grain_that_does_not_divide_says_so() -> None:
+    assert Group(128).refuses((3, 100)) == "groups of 128 do not divide a width of 100"
+    assert Block(2, 3).refuses((5, 9)) == "blocks of 2 x 3 do not divide 5 x 9"
+    both = Fallback(Group(3), Group(4)).refuses((1, 10))
+    assert both == "groups of 3 do not divide a width of 10; groups of 4 do not divide a width of 10"
+    with pytest.raises(ValueError, match="groups of 128 do not divide a width of 100"):
+        Group(128).split(torch.zeros(3, 100))
+    with pytest.raises(ValueError, match="at least one weight"):
+        Group(0)
+
+
+# Scales
+
+STEPS = {
+    "normal": [0.013, 0.5, 1.7, 1e-4, 3.0, 0.26],
+    "zeros": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+    "one zero": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5],
+    "tiny": [1e-45, 1e-40, 1e-38, 1e-37, 2e-39, 0.0],
+    "huge": [1e38, 3e38, 1e30, 1.0, 0.0, 1e-30],
+    "equal": [0.1] * 6,
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS.keys())
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_a_stored_step_is_positive_finite_and_stays(name: str, steps: list[float], rows: int) -> None:
+    raw_G1 = torch.tensor(steps).view(-1, 1)
+    scale = scale_of(name).bind(raw_G1, grid_of("fp4"), rows)
+    assert scale.bind(raw_G1 * 3, grid_of("fp4"), rows).store(raw_G1)[0].equal(scale.store(raw_G1)[0])  # bound once
+    stored_G1, fields = scale.store(raw_G1)
+    assert stored_G1.dtype is torch.float32
+    assert bool((stored_G1 > 0).all())
+    assert bool(stored_G1.isfinite().all())
+    assert torch.equal(scale.load(fields), stored_G1)
+    again_G1, again = scale.store(stored_G1)
+    assert torch.equal(again_G1, stored_G1)
+    assert all(torch.equal(again[key].float(), fields[key].float()) for key in fields)
+    size = sum(field.numel() * field.element_size() for field in fields.values())
+    assert size == scale.bytes(len(steps), rows)
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_an_ordinary_step_is_stored_near_itself(name: str) -> None:
+    raw_G1 = draws(3, 30, 1).abs() * 0.02 + 0.005
+    scale = scale_of(name).bind(raw_G1, grid_of("int4"), 3)
+    ratio = scale.store(raw_G1)[0] / raw_G1
+    assert bool((ratio > 0.49).all())
+    assert bool((ratio < 2.01).all())
+    if name in ("m1", "m2"):
+        assert bool((ratio > 0.999).all())  # never smaller: nothing is clipped
+
+
+# Formats
+
+
+@pytest.mark.parametrize(("grid", "scale"), PAIRS)
+@pytest.mark.parametrize("ranger", RANGERS)
+def test_a_format_decodes_to_its_grid_and_encodes_it_again(grid: str, scale: str, ranger: str) -> None:
+    for grain in ("group:13 else channel", "tensor"):
+        fmt = Format(grid_of(grid), grain_of(grain), ranger_of(ranger), scale_of(scale))
+        w_OI = draws(4, *SHAPE) * 0.03
+        codes = fmt.encode(w_OI)
+        step = codes.step
+        assert codes.codes_OI.dtype is torch.uint8
+        assert codes.codes_OI.shape == w_OI.shape
+        assert int(codes.codes_OI.max()) < 1 << fmt.grid.bits
+        w_hat_OI = fmt.decode(codes)
+        assert w_hat_OI.dtype is torch.float32
+        assert torch.equal(fmt.encode(w_hat_OI, step).codes_OI, codes.codes_OI) or fmt.grid.decode(
+            fmt.encode(w_hat_OI, step).codes_OI
+        ).equal(fmt.grid.decode(codes.codes_OI))  # a code of −0 may come back as 0
+        loaded = fmt.load(step.fields)
+        assert torch.equal(loaded.scale_G1, step.scale_G1)
+        assert (loaded.zero_G1 is None) == (step.zero_G1 is None) == fmt.grid.symmetric
+        if loaded.zero_G1 is not None and step.zero_G1 is not None:
+            assert torch.equal(loaded.zero_G1, step.zero_G1)
+        assert torch.equal(fmt.unscaled(fmt.grid.decode(codes.codes_OI), step), w_hat_OI)
+        assert torch.equal(fmt.grid.encode(fmt.grid.snap(fmt.scaled(w_OI, step))), codes.codes_OI)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_bytes_are_those_that_are_stored(data: st.DataObject) -> None:
+    shape = (data.draw(st.integers(1, 13)), data.draw(st.integers(1, 40)))
+    grain: Grain = Fallback(
+        Group(data.draw(st.integers(1, 12))), grain_of(data.draw(st.sampled_from(["channel", "tensor"])))
+    )
+    fmt = Format(
+        grid_of(data.draw(st.sampled_from(GRIDS))),
+        grain,
+        ranger_of(data.draw(st.sampled_from(["absmax", "minmax"]))),
+        scale_of(data.draw(st.sampled_from(SCALES))),
+    )
+    codes = fmt.encode(draws(data.draw(st.integers(0, 99)), *shape))
+    stored = [pack(codes.codes_OI, fmt.grid.bits)]
+    for name, field in codes.step.fields.items():
+        stored.append(pack(field.view(1, -1), fmt.grid.bits) if name == "zero" else field)
+    assert fmt.bytes(shape) == sum(tensor.numel() * tensor.element_size() for tensor in stored)
+    assert torch.equal(unpack(stored[0], fmt.grid.bits, shape[1]), codes.codes_OI)
+
+
+GROUPS = {
+    "zeros": [0.0] * 8,
+    "constant": [0.3] * 8,
+    "negative constant": [-2.0] * 8,
+    "subnormal": [1e-44, -1e-42, 0, 0, 3e-40, 0, 0, 0],
+    "huge": [3e38, -3e38, 1.0, 0, 0, 0, 0, 2e38],
+    "one outlier": [1e-6, 2e-6, -1e-6, 1e4, 0, 0, 0, 0],
+}
+
+
+@pytest.mark.parametrize("ranger", RANGERS)
+@pytest.mark.parametrize(("grid", "scale"), PAIRS)
+def test_degenerate_groups_get_finite_positive_steps_and_weights(ranger: str, grid: str, scale: str) -> None:
+    w_OI = torch.tensor(list(GROUPS.values()))
+    fmt = Format(grid_of(grid), grain_of("channel"), ranger_of(ranger), scale_of(scale))
+    for part_OI in (w_OI, *(row_I[None] for row_I in w_OI)):
+        codes = fmt.encode(part_OI)
+        assert bool((codes.step.scale_G1 > 0).all())
+        assert bool(codes.step.scale_G1.isfinite().all())
+        w_hat_OI = fmt.decode(codes)
+        assert not bool(w_hat_OI.isnan().any())
+        assert torch.equal(w_hat_OI[0], torch.zeros(8)) or len(part_OI) == 1
+    assert torch.equal(fmt.decode(fmt.encode(torch.zeros(1, 8))), torch.zeros(1, 8))
+
+
+@pytest.mark.parametrize(("grid", "scale"), PAIRS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_search_is_never_worse_than_the_plain_rangers(scale: str, grid: str, weighted: bool) -> None:
+    x_GK = draws(5, 60, 17)
+    x_GK[::3, 0] *= 9
+    x_GK[1::3] = x_GK[1::3].abs() + 0.2
+    weight_GK = draws(6, 60, 17).square() if weighted else None
+    made, bound = (
+        grid_of(grid),
+        scale_of(scale).bind(AbsMax()(x_GK, grid_of(grid), scale_of("f32")).scale_G1, grid_of(grid), 1),
+    )
+    best = squared_error(x_GK, ranger_of("search")(x_GK, made, bound, weight_GK), made, weight_GK)
+    for name in ("absmax", "minmax"):
+        plain = squared_error(x_GK, ranger_of(name)(x_GK, made, bound, weight_GK), made, weight_GK)
+        assert bool((best <= plain).all())
+
+
+# Activations
+
+
+@pytest.mark.parametrize("grid", ["int8", "int8-asym", "fp8", "int4", "fp4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_keep_shape_dtype_and_independence(grid: str, dtype: torch.dtype) -> None:
+    made = grid_of(grid)
+    x = draws(7, 2, 5, 19).to(dtype)
+    x[0, 1] = 0
+    x[1, 2] *= 1e-3
+    out = activations.simulate(x, made)
+    assert out.shape == x.shape
+    assert out.dtype is dtype
+    assert torch.equal(out[0, 1], torch.zeros(19, dtype=dtype))
+    assert torch.equal(activations.simulate(x[1, 2], made), out[1, 2])  # a token's own range, no other's
+    worst = {"int8": 1 / 127, "int8-asym": 1 / 200, "fp8": 1 / 16, "int4": 1 / 7, "fp4": 1 / 4}[grid]
+    assert float(((out - x).abs().amax(-1) / x.abs().amax(-1).clamp(min=1e-9)).max()) <= worst * 1.01 + 2**-8
+
+
+def test_packed_bytes_of_a_row() -> None:
+    assert [packed_bytes(11, bits) for bits in range(1, 9)] == [2, 3, 5, 6, 7, 9, 10, 11]
