@@ -60,6 +60,7 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "opt": ("opt", "OPTForCausalLM", OPT),
     "opt-nobias": ("opt", "OPTForCausalLM", OPT | {"enable_bias": False}),
+    "opt-plain": ("opt", "OPTForCausalLM", OPT | {"layer_norm_elementwise_affine": False}),
     "bert": ("bert", "BertModel", ENCODER),
     "bert-mlm": ("bert", "BertForMaskedLM", ENCODER),
     "vit": ("vit", "ViTForImageClassification", VIT | {"num_labels": 7}),

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from regauge.anatomy.model import Anatomy, Slot
 from regauge.anatomy.streams import KINDS
 from regauge.errors import ModelError, UnknownArchitecture
+from regauge.hosts.transformers.columns import FAMILIES as FOLDER
+from regauge.hosts.transformers.columns import Table, table_for, tables
 from regauge.hosts.transformers.scatter import gather, scatter
 from regauge.hosts.transformers.skeleton import parameters, skeleton
-from regauge.hosts.transformers.table import FAMILIES as FOLDER
-from regauge.hosts.transformers.table import Table, anatomy_of, table_for, tables
+from regauge.hosts.transformers.table import anatomy_of
 from tests.pico import CONFIGS, FAMILIES, PICOS, pico
 
 
@@ -35,7 +36,7 @@ def test_tables_describe_every_parameter_once(name: str) -> None:
     found = anatomy_of(model.config)
     total = sum(site.shape[0] * site.shape[1] for site in found.sites if not (found.tied and site.name == "head"))
     total += sum(site.shape[0] for site in found.sites if site.bias is not None)
-    total += sum(norm.size * (1 + (norm.bias is not None)) for norm in found.norms)
+    total += sum(norm.size * ((norm.gain is not None) + (norm.bias is not None)) for norm in found.norms)
     outside = {note.split()[0] for note in found.notes}
     total += sum(p.numel() for key, p in model.named_parameters() if key in outside)
     assert total == sum(p.numel() for p in model.parameters())

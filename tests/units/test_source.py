@@ -230,6 +230,22 @@ def test_an_unknown_architecture(llama: Path) -> None:
         Source.open(llama)
 
 
+def test_a_config_that_names_no_class_gets_a_language_model_or_an_encoder(tmp_path: Path) -> None:
+    for name, wanted in (("llama", "LlamaForCausalLM"), ("bert", "BertModel")):
+        folder = save(pico(name), tmp_path / name)
+        edit(folder, architectures=None)
+        assert type(Source.open(folder).model).__name__ == wanted
+
+
+def test_a_file_that_may_not_be_read(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ModelError, match=r"config\.json cannot be read: Permission denied"):
+        Source.open(llama)
+
+
 def test_pickle_weights_only(llama: Path) -> None:
     (llama / WEIGHTS).rename(llama / "pytorch_model.bin")
     with pytest.raises(UnsafeWeights, match=r"only pytorch_model\.bin.*save_pretrained"):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from regauge.errors import ModelError, UnsafeWeights
+from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.skeleton import skeleton
-from regauge.hosts.transformers.table import table_for
 
 
 def first_line(error: BaseException) -> str:

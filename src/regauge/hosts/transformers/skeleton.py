@@ -14,16 +14,17 @@ import torch
 from torch import nn
 
 from regauge.errors import ModelError, UnknownArchitecture, nearest
+from regauge.hosts.transformers.columns import table_for
 
 
 def model_class(config: Any) -> Any:
-    """The transformers class that the config asks for (`architectures[0]`), else the plain model of its type."""
+    """The transformers class that the config asks for (`architectures[0]`), else the language model or encoder."""
     import transformers
 
     names = list(getattr(config, "architectures", None) or [])
     if not names:
-        found = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
-        return found or transformers.AutoModel._model_mapping[type(config)]
+        auto = transformers.AutoModelForCausalLM if table_for(config.model_type).causal else transformers.AutoModel
+        return auto._model_mapping[type(config)]
     found = getattr(transformers, names[0], None)
     if found is None:
         known = [name for name in dir(transformers) if name.startswith(names[0][:3])]

@@ -22,11 +22,12 @@ from regauge.anatomy.model import Anatomy, Weights
 from regauge.errors import CorruptWeights, ModelError
 from regauge.hosts.transformers import checkpoint
 from regauge.hosts.transformers.checkpoint import Piece
+from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.configs import build_skeleton, first_line, read_config
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.scatter import Place, places, scatter, take
 from regauge.hosts.transformers.skeleton import body_prefix
-from regauge.hosts.transformers.table import anatomy_of, table_for
+from regauge.hosts.transformers.table import anatomy_of
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
@@ -64,7 +65,13 @@ class Source:
     @staticmethod
     def open(model: str | Path, revision: str | None = None) -> Source:
         """Opens a directory or hub id, or raises the `ModelError` that says what is wrong with it."""
-        folder = model_folder(str(model), revision)
+        try:
+            return Source._open(model_folder(str(model), revision))
+        except OSError as error:
+            raise ModelError(f"{error.filename or model} cannot be read: {error.strerror or error}") from error
+
+    @staticmethod
+    def _open(folder: Path) -> Source:
         config = read_config(folder)
         files = checkpoint.weight_files(folder)
         stored = checkpoint.stored_tensors(folder, files)

@@ -3,130 +3,21 @@
 A table says which module has which role, how fused storage splits, what kind of norm there is and what is added to its
 gain, how positions enter, and which attributes of the config hold the sizes. Rows whose module the skeleton lacks are
 left out (a dense layer of a mixture of experts, a bias, a last norm); in return every parameter of the body must be
-described by some row or be named in `outside`, so that a mistyped row cannot pass. Columns: see `Table`.
+described by some row or be named in `outside`, so that a mistyped row cannot pass. Columns: see `columns.Table`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
 
 from regauge.anatomy.model import Anatomy, Norm, Plumbing, Site, Slot
 from regauge.anatomy.streams import TABLES, with_streams
-from regauge.errors import ModelError, UnknownArchitecture, nearest
-
-FAMILIES = Path(__file__).parent / "families"
-
-
-class _Columns(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Row(_Columns):
-    """Where the matrix of a site lies.
-
-    Attributes:
-        at: path of the module, from the block (or from the body for the outer sites).
-        parameter: its parameter; a `*` in the site's name runs over the first axis of a stacked one.
-        part: how several sites share it: `rows` one after another, `heads` interleaved a head at a time.
-        transposed: stored (in, out).
-    """
-
-    at: str
-    parameter: str = "weight"
-    part: Literal["rows", "heads"] | None = None
-    transposed: bool = False
-
-
-class Attributes(_Columns):
-    """Names of the config's attributes. Where `head_dim` is absent it is hidden / heads."""
-
-    hidden: str
-    heads: str
-    kv_heads: str
-    activation: str
-    head_dim: str = "head_dim"
-    blocks: str = "num_hidden_layers"
-
-
-class NormColumns(_Columns):
-    """Kind, epsilon (an attribute of the config, or the number) and what the module adds to its stored gain."""
-
-    kind: Literal["rms", "layer"]
-    eps: str | float
-    offset: float = 0.0
-
-
-class Rotary(_Columns):
-    """Which channels turn together, and where the config says what share of a head turns (absent: all of it)."""
-
-    pairing: Literal["half", "interleaved"]
-    fraction: str
-
-
-class Refusal(_Columns):
-    """A setting that the table does not describe."""
-
-    attribute: str
-    why: str
-    must_be: bool | int | str | None = None
-    must_match: str | None = None
-
-
-class Table(_Columns):
-    """One family.
-
-    Attributes:
-        types: values of `model_type`.
-        arrangement: `pre`, `post` or `sandwich`; see `Plumbing`.
-        blocks: path of the list of blocks in the body.
-        outer, outer_norms: sites and norms outside the blocks; paths from the body.
-        head: path of the head, from the top.
-        sites, norms: of a block; paths from the block. Several names before one row share its storage.
-        outside: prefixes of parameters of the body that are no site and stay as they are.
-        refuse: settings refused with their reason.
-    """
-
-    types: list[str]
-    config: Attributes
-    norm: NormColumns
-    blocks: str
-    outer: dict[str, Row | str]
-    sites: dict[str, Row | str]
-    norms: dict[str, str]
-    outer_norms: dict[str, str] = Field(default_factory=dict)
-    arrangement: Literal["pre", "post", "sandwich"] = "pre"
-    causal: bool = True
-    rotary: Rotary | None = None
-    head: str | None = None
-    outside: list[str] = Field(default_factory=list)
-    refuse: list[Refusal] = Field(default_factory=list)
-
-
-@cache
-def tables() -> Mapping[str, Table]:
-    """Every table by `model_type`."""
-    found: dict[str, Table] = {}
-    for path in sorted(FAMILIES.glob("*.yaml")):
-        table = Table.model_validate(yaml.safe_load(path.read_text()))
-        found |= dict.fromkeys(table.types, table)
-    return found
-
-
-def table_for(model_type: str) -> Table:
-    """The table of an architecture, or an error that names the file to write."""
-    if model_type not in tables():
-        raise UnknownArchitecture(
-            f"no family table describes model_type {model_type!r}{nearest(model_type, tables())}; "
-            f"to add it, write src/regauge/hosts/transformers/families/{model_type}.yaml"
-        )
-    return tables()[model_type]
+from regauge.errors import ModelError
+from regauge.hosts.transformers.columns import Row, Table, table_for
+from regauge.hosts.transformers.skeleton import body_prefix, parameters, skeleton
 
 
 def anatomy_of(config: Any, model: Any = None) -> Anatomy:
@@ -135,12 +26,10 @@ def anatomy_of(config: Any, model: Any = None) -> Anatomy:
     Args:
         model: its meta skeleton, where the caller has one already.
     """
-    from regauge.hosts.transformers.skeleton import body_prefix, parameters, skeleton
-
     table = table_for(config.model_type)
     _refuse(table, config)
     model = skeleton(config) if model is None else model
-    return _Reader(table, config, body_prefix(model), parameters(model), dict(model.all_tied_weights_keys)).anatomy()
+    return _Reader(table, config, body_prefix(model), parameters(model), model).anatomy()
 
 
 def _refuse(table: Table, config: Any) -> None:
@@ -167,10 +56,10 @@ def _lookup(config: Any, path: str, default: Any) -> Any:
 class _Reader:
     """Reads one table against one config and the shapes of one skeleton."""
 
-    def __init__(
-        self, table: Table, config: Any, body: str, shapes: dict[str, torch.Tensor], tied: dict[str, str]
-    ) -> None:
-        self.table, self.config, self.body, self.shapes, self.tied = table, config, body, shapes, tied
+    def __init__(self, table: Table, config: Any, body: str, shapes: dict[str, torch.Tensor], model: Any) -> None:
+        self.table, self.config, self.body, self.shapes = table, config, body, shapes
+        self.tied = dict(model.all_tied_weights_keys)
+        self.modules = {path for path, _ in model.named_modules()}
         names = table.config
         self.hidden: int = getattr(config, names.hidden)
         self.heads: int = getattr(config, names.heads)
@@ -278,15 +167,15 @@ class _Reader:
     def _norm(self, name: str, path: str, block: int | None) -> list[Norm]:
         columns = self.table.norm
         gain, bias = f"{path}.weight", f"{path}.bias"
-        if gain not in self.shapes:
+        if path not in self.modules:
             return []
         return [
             Norm(
                 name=name,
                 kind=columns.kind,
-                size=self.shapes[gain].shape[0],
+                size=self.shapes[gain].shape[0] if gain in self.shapes else self.hidden,
                 module=path,
-                gain=Slot(gain),
+                gain=Slot(gain) if gain in self.shapes else None,
                 bias=Slot(bias) if bias in self.shapes else None,
                 offset=columns.offset,
                 eps=columns.eps if isinstance(columns.eps, float) else getattr(self.config, columns.eps),
