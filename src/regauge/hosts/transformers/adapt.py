@@ -93,7 +93,7 @@ def adapt_modules(model: Any, source: Anatomy, anatomy: Anatomy) -> None:
     for norm in anatomy.norms:
         if _form(norm) != _form(before[norm.name]):
             old = model.get_submodule(norm.module)
-            _put(model, norm.module, _norm_like(norm, old))
+            put(model, norm.module, _norm_like(norm, old))
     sites = {site.name: site for site in source.sites}
     for site in anatomy.sites:
         had, has = sites[site.name].bias is not None, site.bias is not None
@@ -108,7 +108,7 @@ def adapt_modules(model: Any, source: Anatomy, anatomy: Anatomy) -> None:
 def loop_experts(model: Any, anatomy: Anatomy) -> None:
     """Replaces, in place, every stack of experts by an `ExpertLoop` with the same parameters."""
     for path in dict.fromkeys(site.module for site in anatomy.sites if site.expert is not None):
-        _put(model, path, ExpertLoop(model.get_submodule(path)))
+        put(model, path, ExpertLoop(model.get_submodule(path)))
 
 
 def _form(norm: Norm) -> tuple[str, bool, bool]:
@@ -129,6 +129,7 @@ def _give_bias(module: Any, site: Site) -> None:
         module.bias = nn.Parameter(zeros, requires_grad=False)
 
 
-def _put(model: Any, path: str, new: nn.Module) -> None:
+def put(model: Any, path: str, new: nn.Module) -> None:
+    """Puts a module in the place of another, in place."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, new)

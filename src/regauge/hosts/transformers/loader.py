@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from regauge.anatomy.model import Anatomy
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
-from regauge.hosts.transformers.adapt import _put as put
-from regauge.hosts.transformers.adapt import adapt_modules
+from regauge.hosts.transformers.adapt import adapt_modules, put
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.packed.install import install
 from regauge.hosts.transformers.packed.modules import PackedLinear
@@ -150,7 +149,8 @@ def _as_stock(codes: Codes, dtype: torch.dtype, layout: Layout, name: str) -> Co
     from regauge.hosts.transformers.wire.base import decoder
 
     fields = dict(codes.step.fields)
-    if fields["scale"].dtype in (torch.float32, torch.float16, torch.bfloat16):
+    decoded_at_once = codes.step.zero_G1 is not None  # then stock code multiplies in the dtype of the steps
+    if fields["scale"].dtype in (torch.float32, torch.float16, torch.bfloat16) and not decoded_at_once:
         fields["scale"] = fields["scale"].to(dtype)
     choice = layout.quantised[name]
     return replace(codes, step=decoder(choice).load(fields))
@@ -178,7 +178,7 @@ def _assign(model: Any, key: str, tensor: Tensor, dtype: torch.dtype, path: Path
 
 
 def _tie(model: Any) -> None:
-    """Parameters that no file has and that transformers ties to others: one tensor, or one packed table read by both."""
+    """Parameters that no file has, tied by transformers to others: one tensor, or one packed table read by both."""
     packed = []
     for target, source in model.all_tied_weights_keys.items():
         path, _, own = target.rpartition(".")

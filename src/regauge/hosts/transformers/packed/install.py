@@ -12,7 +12,7 @@ from regauge import parts
 from regauge.anatomy.model import Site
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
-from regauge.hosts.transformers.adapt import _put as put
+from regauge.hosts.transformers.adapt import put
 from regauge.hosts.transformers.packed.modules import (
     FullMatrix,
     PackedExperts,
