@@ -19,7 +19,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from regauge.errors import OutputError, ResumeError
+from regauge.errors import ExactnessError, ModelError, MoveError, OutputError, RecipeError, ResumeError, TextError
 from regauge.hosts.transformers.wire import files
 
 Json = object
@@ -29,6 +29,8 @@ MANIFEST = "manifest.json"
 STATES = "states"
 LOCK = ".lock"
 TEMPORARY = ".tmp-"
+HOPELESS = (ModelError, TextError, RecipeError, MoveError, ExactnessError)
+"""Errors of what was given: the same run would end in the same way, so nothing of it is kept."""
 
 
 @contextlib.contextmanager
@@ -183,6 +185,8 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, HOPELESS) and self._lock >= 0:
+            shutil.rmtree(self.root, ignore_errors=True)
         self.close()
 
     def close(self) -> None:

@@ -90,8 +90,8 @@ def read(text: str, where: str) -> Node:
     return _node(root, where, "", frozenset())
 
 
-def _node(node: yaml.Node, where: str, path: str, above: frozenset[int]) -> Node:
-    place = f"{where}, line {node.start_mark.line + 1}" + (f": {path}" if path else "")
+def _node(node: yaml.Node, where: str, path: str, above: frozenset[int], key: yaml.Node | None = None) -> Node:
+    place = f"{where}, line {(key or node).start_mark.line + 1}" + (f": {path}" if path else "")
     if id(node) in above:
         raise RecipeError(f"{place}: an alias that holds itself")
     above = above | {id(node)}
@@ -103,7 +103,7 @@ def _node(node: yaml.Node, where: str, path: str, above: frozenset[int]) -> Node
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else ""
             if not name:
                 raise RecipeError(f"{place}: a key must be a word")
-            inner = _node(value, where, f"{path} › {name}" if path else name, above)
+            inner = _node(value, where, f"{path} › {name}" if path else name, above, key)
             if name in found:
                 raise inner.error(f"{name!r} is written twice")
             found[name] = inner

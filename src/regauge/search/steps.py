@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from torch import Tensor
 
@@ -66,7 +65,7 @@ class Desk:
             path.write_text(json.dumps(plain), encoding="utf-8")
         return Desk(folder)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Desk:
         return self
 
     def __exit__(
