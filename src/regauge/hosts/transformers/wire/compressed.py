@@ -149,6 +149,9 @@ def _write_packed(sites: list[Site], codes: Mapping[str, Codes], layout: Layout)
         rows = {site.name: codes[site.name].step.fields["zero"].reshape(site.shape[0], -1) for site in sites}
         zero_ON = join(sites, rows)
         found["weight_zero_point"] = _words(pack(zero_ON.t().contiguous(), bits)).t().contiguous()
+        # Its loader multiplies in the dtype of these steps, so they must not be narrower than the model.
+        scale = found["weight_scale"]
+        found["weight_scale"] = scale.to(torch.promote_types(scale.dtype, layout.dtype))
     return found
 
 
