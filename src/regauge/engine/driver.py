@@ -49,10 +49,12 @@ class Pass:
         states: what the compressed model has made of the text so far; None where no text is needed.
     """
 
-    def __init__(self, job: Job, windows: Windows | None, batch: int = BATCH) -> None:
+    def __init__(self, job: Job, windows: Windows | None, runner: Runner | None = None) -> None:
         self.job = job
-        self.batches = windows.batches(batch) if windows is not None else []
-        self.runner = Runner(job.source, anatomy=job.anatomy) if windows is not None else None
+        self.batches = windows.batches(BATCH) if windows is not None else []
+        self.runner = runner
+        if windows is not None and runner is None:
+            self.runner = Runner(job.source, anatomy=job.anatomy)
         self.states: States | None = None
 
     def read(self, block: int | None) -> Moved:
@@ -70,19 +72,20 @@ class Pass:
         stored = as_stored(self.job.anatomy, exact, source, self.job.source.dtype)
         return Moved(source, exact, stored, tuple(moves))
 
-    def local(self, block: int, moved: Moved) -> tuple[Moved, list[str]]:
-        """The block after the rewrites that work block by block, and what they noted."""
-        job, notes = self.job, []
+    def local(self, block: int, moved: Moved) -> tuple[Moved, list[str], dict[str, str]]:
+        """The block after the rewrites that work block by block, what they noted, and sites of rare experts."""
+        job, notes = self.job, list[str]()
+        rare: dict[str, str] = {}
         for recast in job.local:
             stats: dict[str, Stats] = {}
             if recast.rewrite.needs:
                 needs = {site.name: recast.rewrite.needs for site in job.sites(block) if site.tap is not None}
-                stats, _ = self.see(block, moved.exact, needs)
+                stats, rare = self.see(block, moved.exact, needs)
             anatomy, made = recast.rewrite(job.anatomy, moved.exact, stats, None, block)
             notes += [note for note in anatomy.notes if note not in job.anatomy.notes]
             exact = algebra.apply(made, job.anatomy, moved.exact, dtype=torch.float64)
             moved = self._moved(moved.source, exact, (*moved.moves, *made))
-        return moved, notes
+        return moved, notes, rare
 
     def see(
         self, block: int, weights: Weights, needs: Mapping[str, frozenset[str]], sample: bool = False
@@ -198,10 +201,13 @@ class Drive:
 
     def _block(self, block: int) -> None:
         work, job, index = self.work, self.job, block + 1
-        moved, notes = work.local(block, work.read(block))
+        moved, notes, rare = work.local(block, work.read(block))
         sites = job.sites(block)
         needs = {site.name: job.needs[site.name] for site in sites if site.name in job.needs}
-        stats, rare = work.see(block, moved.exact, needs, sample=True) if needs else ({}, {})
+        stats: dict[str, Stats] = {}
+        if needs:
+            stats, rarer = work.see(block, moved.exact, needs, sample=True)
+            rare |= rarer
         codes = work.round(sites, moved, stats)
         proof = self._prove(block, moved, None)
         unseen = [site for site in sites if site.name in codes and site.name not in stats]

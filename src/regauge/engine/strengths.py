@@ -19,7 +19,7 @@ from torch import Tensor
 
 from regauge.artifact.staging import Staging
 from regauge.engine.block import effective
-from regauge.engine.driver import Pass
+from regauge.engine.driver import BATCH, Pass
 from regauge.engine.job import Job
 from regauge.engine.statistics import collection
 from regauge.engine.watchdog import Clock
@@ -65,9 +65,9 @@ def settle(job: Job, windows: Windows | None, staging: Staging, clock: Clock) ->
     return job, searched
 
 
-def whole_loss(job: Job, original: Original, windows: Windows) -> float:
+def whole_loss(job: Job, original: Original, windows: Windows, runner: Runner | None = None) -> float:
     """Loss of the model compressed as the job says, against the original."""
-    work = Pass(job, windows)
+    work = Pass(job, windows, runner)
     outer = work.read(None)
     sites = job.sites(None)
     early = [site for site in sites if site.name != "head"]
@@ -75,7 +75,7 @@ def whole_loss(job: Job, original: Original, windows: Windows) -> float:
     running = effective(outer.stored, codes, job.choices)
     work.begin(running)
     for block in range(job.anatomy.blocks):
-        moved, _ = work.local(block, work.read(block))
+        moved, *_ = work.local(block, work.read(block))
         inner = job.sites(block)
         needs = {site.name: job.needs[site.name] for site in inner if site.name in job.needs}
         stats = work.see(block, moved.exact, needs)[0] if needs else {}
@@ -111,10 +111,11 @@ def _searched(job: Job, index: int, windows: Windows, staging: Staging, clock: C
     losses: list[float] = list(told["losses"]) if isinstance(told, dict) else []
     if len(losses) < len(points):
         few = replace(windows, inputs=windows.inputs[: max(1, -(-TOKENS // windows.inputs[0].numel()))])
-        original = Original.of(job, few.batches(4096))
+        original = Original.of(job, few.batches(BATCH))
+        runner = Runner(job.source, anatomy=job.anatomy)
         clock.start(f"search of {recast.name}", len(points), len(losses))
         for point in points[len(losses) :]:
-            losses.append(whole_loss(_set(job, index, point), original, few))
+            losses.append(whole_loss(_set(job, index, point), original, few, runner))
             staging.note(key, {"losses": losses})
             clock.tick(f"search of {recast.name}", len(losses), len(points))
     best = min(range(len(points)), key=lambda i: losses[i])

@@ -24,6 +24,8 @@ class _Float64(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if func is torch.Tensor.view:  # with a dtype it reinterprets bytes, as loading a file does
+            return func(*args, **(kwargs or {}))
         func = torch.Tensor.double if func is torch.Tensor.float else func
         args = [_widen(value) for value in args]
         return func(*args, **{key: _widen(value) for key, value in (kwargs or {}).items()})
