@@ -24,7 +24,7 @@ from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.hooks import Change, Taps, Watch, tapped
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.source import Source
-from regauge.hosts.transformers.states import Call, States, intern
+from regauge.hosts.transformers.states import Call, Pool, States
 
 Inputs = Sequence[Tensor | Mapping[str, Any]]
 
@@ -109,7 +109,7 @@ class Runner:
         """
         parameters = self._parameters(None, weights)
         taps = Taps(watch or {}, inputs_at or {})
-        pool: dict[tuple[Any, ...], list[Tensor]] = {}
+        pool = Pool()
         calls: list[tuple[Call, ...]] = []
         hidden: list[Tensor] = []
         batches: list[dict[str, Any]] = []
@@ -119,7 +119,7 @@ class Runner:
             session.put, session.calls, session.hidden = None, [], None
             with tapped(self.shell, "", list(self.anatomy.in_block(None)), taps, None), suppress(_Enough):
                 functional_call(self.shell, parameters, (), kwargs, tie_weights=False)
-            calls.append(tuple(Call(intern(c.args, pool), intern(dict(c.kwargs), pool)) for c in session.calls))
+            calls.append(pool.share(session.calls))
             hidden += [session.hidden] if session.hidden is not None else []
             batches.append(kwargs)
             session.calls, session.hidden = [], None
@@ -228,4 +228,7 @@ class Runner:
             if other in found and key not in found:
                 found[key] = found[other]
         prefix = "" if index is None else f"{self.stem}.{index}."
-        return {key.removeprefix(prefix): self._cast(tensor) for key, tensor in found.items()}
+        cast = {}
+        for key in list(found):  # each let go once it is cast: a stack of experts is most of a model's block
+            cast[key.removeprefix(prefix)] = self._cast(found.pop(key))
+        return cast

@@ -86,18 +86,33 @@ class States:
         return replace(self, hidden=tuple(store(h) for h in self.hidden), store=store)
 
 
-def intern(value: Any, pool: dict[tuple[Any, ...], list[Tensor]]) -> Any:
-    """The value with every tensor replaced by an equal one met before, where there is one."""
-    if isinstance(value, Tensor):
-        known = pool.setdefault((value.shape, value.dtype), [])
+class Pool:
+    """Keeps equal tensors of many calls once: most batches have the same masks and rotary tables."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], list[Tensor]] = {}
+
+    def share(self, calls: Sequence[Call]) -> tuple[Call, ...]:
+        """The calls of one batch with every tensor replaced by an equal one met before, where there is one."""
+        done: dict[int, Tensor] = {}
+        return tuple(Call(self._share(call.args, done), self._share(dict(call.kwargs), done)) for call in calls)
+
+    def _share(self, value: Any, done: dict[int, Tensor]) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in done:
+                done[id(value)] = self._one(value)
+            return done[id(value)]
+        if type(value) in (tuple, list):
+            return type(value)(self._share(item, done) for item in value)
+        if type(value) is dict:
+            return {key: self._share(item, done) for key, item in value.items()}
+        return value
+
+    def _one(self, tensor: Tensor) -> Tensor:
+        known = self._kept.setdefault((tensor.shape, tensor.dtype), [])
         for other in known:
-            if other is value or torch.equal(other, value):
+            if torch.equal(other, tensor):
                 return other
         if len(known) < POOL:
-            known.append(value)
-        return value
-    if type(value) in (tuple, list):
-        return type(value)(intern(item, pool) for item in value)
-    if type(value) is dict:
-        return {key: intern(item, pool) for key, item in value.items()}
-    return value
+            known.append(tensor)
+        return tensor
