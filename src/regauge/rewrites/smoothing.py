@@ -121,9 +121,13 @@ def _smooth(
     for stream in anatomy.streams:
         if stream.block != block or stream.kind not in kinds:
             continue
-        why = stream.stops.get("scale") or _nothing_seen(stream, stats)
-        if why:
-            notes.append(f"{who}: {stream.name} is left as it is: {why}")
+        stop = stream.stops.get("scale", "")
+        unheard = "" if stop else _nothing_seen(stream, stats)
+        if stop:  # the same words for every block, so that a receipt holds them once
+            notes.append(f"{who}: {stream.kind} streams are left as they are: {stop}")
+        elif unheard:
+            notes.append(f"{who}: {stream.name} is left as it is: {unheard}")
+        if stop or unheard:
             continue
         x, w = _input(stream, stats, who), _columns(stream, weights)
         scales[stream.name] = strength(x, w, alpha)
