@@ -18,6 +18,9 @@ def _classes() -> tuple[Any, Any]:
     class RegaugeConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is untyped here
         """Names the method; there is nothing else to configure."""
 
+        def __init__(self, method: str) -> None:
+            self.quant_method = method
+
     class RegaugeQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untyped here
         """Neither saved nor trained by transformers."""
 
@@ -36,4 +39,4 @@ def _classes() -> tuple[Any, Any]:
 def mark(model: Any, method: str) -> None:
     """Marks a loaded model."""
     config_class, quantizer_class = _classes()
-    model.hf_quantizer = quantizer_class(config_class(quant_method=method))
+    model.hf_quantizer = quantizer_class(config_class(method))
