@@ -34,10 +34,11 @@ def attempt(name, load):
     except Exception as error:
         told[name] = f"{type(error).__name__}: {error}"
 path = sys.argv[1]
+classes = {"auto": "AutoModelForCausalLM", "body": "AutoModel", "class": "LlamaForCausalLM"}
 for trust in (True, False):
-    attempt(f"auto trust={trust}", lambda: transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=trust))
-    attempt(f"body trust={trust}", lambda: transformers.AutoModel.from_pretrained(path, trust_remote_code=trust))
-    attempt(f"class trust={trust}", lambda: transformers.LlamaForCausalLM.from_pretrained(path, trust_remote_code=trust))
+    for name, kind in classes.items():
+        open_it = getattr(transformers, kind).from_pretrained
+        attempt(f"{name} trust={trust}", lambda: open_it(path, trust_remote_code=trust))
 attempt("class plain", lambda: transformers.LlamaForCausalLM.from_pretrained(path))
 attempt("serve", lambda: transformers.LlamaForCausalLM.from_pretrained(path, dtype="auto", device_map="cpu"))
 attempt("base class", lambda: transformers.LlamaModel.from_pretrained(path))

@@ -7,13 +7,11 @@ an OUT that is not whole.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -22,47 +20,16 @@ from torch import Tensor
 from regauge.errors import ExactnessError, ModelError, MoveError, OutputError, RecipeError, ResumeError, TextError
 from regauge.hosts.transformers.wire import files
 
+__all__ = ["STATES", "Json", "Staging", "check_disk", "differences", "free_bytes", "one_sentence"]
+
 Json = object
 """Anything that `json` writes: dict, list, str, int, float, bool, None."""
 
 MANIFEST = "manifest.json"
 STATES = "states"
 LOCK = ".lock"
-TEMPORARY = ".tmp-"
 HOPELESS = (ModelError, TextError, RecipeError, MoveError, ExactnessError)
 """Errors of what was given: the same run would end in the same way, so nothing of it is kept."""
-
-
-@contextlib.contextmanager
-def one_sentence(doing: str, path: Path) -> Iterator[None]:
-    """Turns a failure of the file system into one sentence that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else (error.strerror or str(error)).lower()
-        todo = "free some space" if full else "check the path and its permissions"
-        raise OutputError(
-            f"{doing} {path} failed: {what}. What was finished is kept; {todo} and run the same command again."
-        ) from error
-
-
-def free_bytes(out: Path) -> int:
-    """Bytes free where OUT will lie."""
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
-
-
-def check_disk(out: Path, needed: int) -> None:
-    """Refuses before any work where `needed` bytes would not fit."""
-    free = free_bytes(out)
-    if free < needed:
-        raise OutputError(
-            f"{out} needs about {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
-            "free some space or choose another directory."
-        )
 
 
 def differences(was: Mapping[str, Json], now: Mapping[str, Json], under: str = "") -> list[str]:
@@ -243,7 +210,7 @@ class Staging:
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
-            _sync_directory(self.root)
+            sync_directory(self.root)
         sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
         self._manifest["shards"][shard] = {"sha256": digest, "tensors": sizes}
         if note is not None:
@@ -306,21 +273,21 @@ class Staging:
             for name, content in extra.items():
                 target = self.root / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _put(target, content)
+                put(target, content)
             shutil.rmtree(self.root / STATES, ignore_errors=True)
             wanted = {MANIFEST, LOCK, *self.shards, *(name.split("/")[0] for name in extra)}
             for entry in self.root.iterdir():
                 if entry.name not in wanted:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             for folder, _, _ in os.walk(self.root):
-                _sync_directory(Path(folder))
+                sync_directory(Path(folder))
             if self.out.exists():
                 self._refuse_existing(self._force)
                 shutil.rmtree(self._old, ignore_errors=True)
                 os.replace(self.out, self._old)
             (self.root / MANIFEST).unlink()
             os.replace(self.root, self.out)
-            _sync_directory(self.out.parent)
+            sync_directory(self.out.parent)
             (self.out / LOCK).unlink(missing_ok=True)  # last, so that nobody else takes the directory before
             shutil.rmtree(self._old, ignore_errors=True)
         self.close()
@@ -329,28 +296,5 @@ class Staging:
     def _save(self) -> None:
         path = self.root / MANIFEST
         with one_sentence("writing", path):
-            _put(path, json.dumps(self._manifest, sort_keys=False))
-            _sync_directory(self.root)
-
-
-def _put(path: Path, content: bytes | str | Path) -> None:
-    """Writes or copies one small file atomically."""
-    data = content.read_bytes() if isinstance(content, Path) else content
-    raw = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(TEMPORARY + path.name)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            put(path, json.dumps(self._manifest, sort_keys=False))
+            sync_directory(self.root)
