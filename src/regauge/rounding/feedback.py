@@ -53,10 +53,12 @@ def factor(hessian_II: Tensor, damp: float, order_I: Tensor | None, dtype: torch
         order_I: the order in which columns will be rounded; None: left to right.
         dtype: of the result.
 
-    Cost: I³/3 multiply-adds, four times as dear in float64; two copies of H.
+    Cost: I³/3 multiply-adds, four times as dear in float64; two more matrices of the size of H at a time.
     """
     notes = []
-    h_II = hessian_II.clone() if order_I is None else hessian_II[order_I][:, order_I]
+    # H from its last row and column on: the lower factor of that, turned back, is the upper factor of H.
+    turned_I = None if order_I is None else order_I.flip(0)
+    h_II = hessian_II.flip(0, 1) if turned_I is None else hessian_II[turned_I][:, turned_I]
     if not bool(torch.isfinite(h_II).all()):
         h_II.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         notes.append("the Hessian had entries that are not finite; they count as 0")
@@ -67,15 +69,18 @@ def factor(hessian_II: Tensor, damp: float, order_I: Tensor | None, dtype: torch
     share = damp
     for _ in range(TRIES):
         h_II.diagonal().copy_(original_I + share * mean)
-        lower_II, failed = torch.linalg.cholesky_ex(h_II.flip(0, 1))
+        lower_II, failed = torch.linalg.cholesky_ex(h_II)
         if int(failed) and h_II.dtype is torch.float32:
             h_II = h_II.double()
             h_II.diagonal().copy_(original_I + share * mean)
-            lower_II, failed = torch.linalg.cholesky_ex(h_II.flip(0, 1))
+            lower_II, failed = torch.linalg.cholesky_ex(h_II)
         if not int(failed):
             if share != damp:
                 notes.append(f"the Hessian could not be factored at damp {damp:g}; {share:g} was used")
+            del h_II
             upper_II = lower_II.flip(0, 1)
-            return Factor((upper_II / upper_II.diagonal()).to(dtype or hessian_II.dtype), share, tuple(notes))
+            del lower_II
+            upper_II.div_(upper_II.diagonal().clone())
+            return Factor(upper_II.to(dtype or hessian_II.dtype), share, tuple(notes))
         share = max(share, 1e-4) * 10
     raise ValueError("the Hessian cannot be factored at any damping: it is not symmetric or not a second moment")
