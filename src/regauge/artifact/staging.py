@@ -17,6 +17,7 @@ from types import TracebackType
 
 from torch import Tensor
 
+from regauge.artifact.disk import TEMPORARY, check_disk, free_bytes, one_sentence, put, sync_directory
 from regauge.errors import ExactnessError, ModelError, MoveError, OutputError, RecipeError, ResumeError, TextError
 from regauge.hosts.transformers.wire import files
 
@@ -25,9 +26,7 @@ __all__ = ["STATES", "Json", "Staging", "check_disk", "differences", "free_bytes
 Json = object
 """Anything that `json` writes: dict, list, str, int, float, bool, None."""
 
-MANIFEST = "manifest.json"
-STATES = "states"
-LOCK = ".lock"
+MANIFEST, STATES, LOCK = "manifest.json", "states", ".lock"
 HOPELESS = (ModelError, TextError, RecipeError, MoveError, ExactnessError)
 """Errors of what was given: the same run would end in the same way, so nothing of it is kept."""
 
