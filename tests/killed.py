@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +45,11 @@ def attempt(out: Path, kill_after: float | None, arguments: dict[str, Any]) -> t
     return time.monotonic() - began, False
 
 
-def inodes(root: Path) -> dict[str, int]:
-    """The shards that a killed run committed; a shard that is written again is another file."""
-    manifest = root / "manifest.json"
-    if not manifest.exists():
-        return {}
-    names = json.loads(manifest.read_text())["shards"]
+def inodes(root: Path, names: Iterable[str] | None = None) -> dict[str, int]:
+    """The shards that a run has committed, or those named; a shard that is written again is another file."""
+    if names is None:
+        manifest = root / "manifest.json"
+        names = json.loads(manifest.read_text())["shards"] if manifest.exists() else ()
     return {name: (root / name).stat().st_ino for name in names}
 
 
@@ -70,20 +71,23 @@ def main() -> None:
     arguments = {"recipe": recipe, "model": model, "calibration": text, "tokens": 512, "length": 32}
     whole, cut = Path(out) / "whole", Path(out) / "cut"
     seconds, _ = attempt(whole, None, arguments)
-    landed, kept = [], 0
-    while len(landed) < int(kills):
-        _, ended = attempt(cut, chance.uniform(0.02, 0.8) * seconds, arguments)
-        if ended:
-            raise SystemExit("the run ended before it was killed often enough")
-        partial = inodes(cut.with_name("cut.partial"))
-        landed.append(len(partial))
-        kept = max(kept, len(partial))
-    before = inodes(cut.with_name("cut.partial"))
-    attempt(cut, None, arguments)
-    after = {name: (cut / name).stat().st_ino for name in before}
-    one, other = contents(whole), contents(cut)
-    different = sorted(n for n in one.keys() | other.keys() if one.get(n) != other.get(n))
-    print(json.dumps({"shards at each kill": landed, "rewritten": before != after, "different": different}))
+    landed: list[int] = []
+    rewritten = False
+    different: set[str] = set()
+    partial = cut.with_name("cut.partial")
+    while True:
+        before = inodes(partial)
+        _, ended = attempt(cut, chance.uniform(0.05, 0.9) * seconds if len(landed) < int(kills) else None, arguments)
+        rewritten |= not before.items() <= inodes(cut if ended else partial, before).items()
+        if not ended:
+            landed.append(len(inodes(partial)))
+            continue
+        one, other = contents(whole), contents(cut)
+        different |= {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+        if len(landed) == int(kills):
+            break
+        shutil.rmtree(cut)
+    print(json.dumps({"shards at each kill": landed, "rewritten": rewritten, "different": sorted(different)}))
 
 
 if __name__ == "__main__":

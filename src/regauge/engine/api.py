@@ -22,7 +22,8 @@ import torch
 
 from regauge import __version__
 from regauge.artifact.config import artifact_files
-from regauge.artifact.staging import Staging, check_disk
+from regauge.artifact.disk import check_disk
+from regauge.artifact.staging import Staging
 from regauge.engine.driver import Drive
 from regauge.engine.estimate import DryRun, disk_needed, record, seconds
 from regauge.engine.job import Job, Refusals, plan_of, prepare

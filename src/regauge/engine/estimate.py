@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from regauge import parts
 from regauge.anatomy.model import Site
-from regauge.artifact.staging import free_bytes
+from regauge.artifact.disk import free_bytes
 from regauge.engine.block import round_site, spelled
 from regauge.engine.job import Job
 from regauge.engine.reading import Reading
