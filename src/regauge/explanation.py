@@ -68,6 +68,7 @@ def _of_plan(plan: Plan) -> Facts:
         row: Facts = {"select": rule.select, "keeps": rule.choice is None}
         if rule.choice is not None:
             row["bits"] = bits(rule.choice)
+            row["stored"] = stored(rule.choice)
             row["parts"] = [_line(axis_of(key), key, spec) for key, spec in _specs(rule.choice).items()]
             needs = sorted({*needs, *_needs(rule.choice)})
         rules.append(row)
@@ -110,6 +111,14 @@ def _line(axis: str, role: str, spec: Spec) -> dict[str, str]:
 def bits(choice: Choice, shape: tuple[int, int] = SHAPE) -> float:
     """Stored bits a weight on a matrix of this shape, steps and zero points included, added low rank too."""
     return parts.bytes_of(choice, shape) * 8 / (shape[0] * shape[1])
+
+
+def stored(choice: Choice, shape: tuple[int, int] = SHAPE) -> str:
+    """The format on disk of a matrix that every grain divides. What the rest of a model asks for may change it."""
+    from regauge.hosts.transformers.wire.schemes import scheme_of
+
+    scheme = scheme_of(choice, shape)
+    return f"regauge's packed format: {scheme}" if isinstance(scheme, str) else f"compressed-tensors, {scheme.format}"
 
 
 def _of_part(axis: str, name: str) -> Facts:
@@ -161,7 +170,8 @@ def _plan_text(found: Facts) -> str:
         if rule["keeps"]:
             lines += ["", f"{rule['select']}: full precision"]
             continue
-        lines += ["", f"{rule['select']}: {rule['bits']:.2f} bits a weight (on {SHAPE[0]} × {SHAPE[1]})"]
+        lines += ["", f"{rule['select']}: {rule['bits']:.2f} bits a weight on {SHAPE[0]} × {SHAPE[1]}"]
+        lines += textwrap.wrap(f"stored as {rule['stored']}", 100, initial_indent="  ", subsequent_indent="    ")
         lines += _columns([[row["axis"], row["name"], row["what"]] for row in _rows(rule["parts"])])
     return "\n".join([*lines, "", "as a recipe", *(f"  {line}" for line in str(found["recipe"]).splitlines())])
 

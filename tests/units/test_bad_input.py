@@ -21,28 +21,15 @@ from safetensors.torch import load_file, save_file
 
 from regauge.cli import main
 from tests.pico import pico, save
+from tests.words import save_tokenizer
 
 Capture = pytest.CaptureFixture[str]
-WORDS = ["def", "return", "self", "import", "for", "in", "if", "else", "not", "None", "True", "class", "with", "as"]
-
-
-def tokenizer(folder: Path) -> None:
-    """A word-level tokenizer of fewer words than the pico's vocabulary."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: index for index, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]  # as the library documents it
-    fast = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    fast.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save(pico("qwen3"), tmp_path_factory.mktemp("pristine") / "model")
-    tokenizer(folder)
-    return folder
+    return save_tokenizer(folder)
 
 
 @dataclass

@@ -1,0 +1,91 @@
+"""Golden receipts: every preset file on one pico model. A refactor gives the same receipts; a change of method shows.
+
+To accept a change: `REGAUGE_GOLDEN=write python -m pytest tests/golden`, and read the difference before committing it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regauge import apply
+from regauge.plan import digest, load, patterns
+from regauge.receipt import Receipt, SiteReceipt
+from tests.pico import pico, save
+from tests.words import save_tokenizer, text
+
+STORED = Path(__file__).with_name("receipts.json")
+WRITE = os.environ.get("REGAUGE_GOLDEN") == "write"
+NAMES = [
+    next((name for name, point in pattern.points().items() if point.get("bits", 4) == 4), next(iter(pattern.points())))
+    for pattern in patterns()
+]
+SETTINGS = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "head_dim": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tokenizer(save(pico("llama", **SETTINGS), tmp_path_factory.mktemp("golden") / "model"))
+
+
+def told(receipt: Receipt) -> dict[str, Any]:
+    """What must not change, and the figures that may by rounding on another machine (`errors`)."""
+    return {
+        "plan_hash": receipt.plan_hash,
+        "wire": receipt.wire,
+        "refusals": list(receipt.refusals),
+        "notes": list(receipt.notes),
+        "bytes_after": receipt.bytes_after,
+        "bytes_bf16": receipt.bytes_bf16,
+        "sites": {site.name: row(site) for site in receipt.sites},
+        "moves": [f"{move.rewrite} {move.block} {len(move.streams)} streams" for move in receipt.moves],
+        "errors": {site.name: float(f"{site.error:.4g}") for site in receipt.sites if site.error is not None},
+    }
+
+
+def row(site: SiteReceipt) -> str:
+    """One site in one line, so that a difference reads well."""
+    choice = "full" if site.choice is None else " ".join(str(value) for value in site.choice.values())
+    why = site.fallback or site.kept or ""
+    return f"{choice} | {site.bits:.4f} bits, {site.bytes_after} bytes | {site.tokens} tokens | {why}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_receipt(name: str, model: Path, tmp_path: Path) -> None:
+    receipt = apply(name, model, tmp_path / "out", calibration=[text(3000)], tokens=512, length=32)
+    for move in receipt.moves:
+        assert move.exact <= move.tolerance
+        assert move.stored <= move.tolerance_stored
+    found = json.loads(json.dumps(told(receipt)))
+    stored = json.loads(STORED.read_text()) if STORED.exists() else {}
+    if WRITE:
+        stored[name] = json.loads(json.dumps(found))
+        STORED.write_text(json.dumps(dict(sorted(stored.items())), indent=1, ensure_ascii=False) + "\n")
+    assert name in stored, "a new preset: write its golden receipt"
+    expected = stored[name]
+    errors, now = expected.pop("errors"), found.pop("errors")
+    assert found == expected
+    assert now == pytest.approx(errors, rel=0.02, abs=1e-9)
+
+
+def test_no_golden_receipt_is_left_over() -> None:
+    assert set(json.loads(STORED.read_text())) == set(NAMES)
+
+
+def test_plans_of_all_names_are_frozen() -> None:
+    """The hash of every preset's plan, so that no number in a file moves unseen."""
+    stored = STORED.with_name("plans.json")
+    found = {name: digest(load(name)) for pattern in patterns() for name in pattern.points()}
+    if WRITE:
+        stored.write_text(json.dumps(found, indent=1) + "\n")
+    assert found == json.loads(stored.read_text())
