@@ -183,9 +183,9 @@ def _int4(fmt: Format, shape: tuple[int, int], size: int) -> Way:
         return {"packed": int4.convert(codes.codes_OI), "steps": steps_NO2}
 
     def decode(codes_OI: Tensor, steps_NO2: Tensor, dtype: torch.dtype) -> Tensor:
-        steps = steps_NO2.transpose(0, 1).to(dtype).unsqueeze(-2)
+        scale_ON1, zero_ON1 = steps_NO2.to(dtype).permute(2, 1, 0).contiguous().unsqueeze(-1)
         z_ONK = codes_OI.view(-1, groups, size).to(dtype).sub_(8)
-        return torch.addcmul(steps[..., 1], z_ONK, steps[..., 0]).view(-1, columns)
+        return torch.addcmul(zero_ON1, z_ONK, scale_ON1).view(-1, columns)
 
     def rows(held: Mapping[str, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
         return decode(int4.rows(held["packed"], shape, start, stop), held["steps"][:, start:stop], dtype)
