@@ -72,10 +72,8 @@ def table(run: Run) -> str:
     if old and new and old.decode and new.decode:
         told.append(f"Decoding against bf16, turn about in one run: {verdict(new.decode, old.decode)}.")
     for name, paired in run.against_uniform.items():
-        difference = paired.difference
-        told.append(
-            f"KL of `fit` less that of `{name}`: {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]."
-        )
+        gap = paired.difference
+        told.append(f"KL of `fit` less that of `{name}`: {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}].")
     machine = run.machine.get("cpu") or run.machine.get("model") or ""
     told.append(f"Machine: {machine}; {sum(run.seconds.values()):.0f} s in all. Printed by `make demo`.")
     return "\n".join(rows + told)
