@@ -199,6 +199,14 @@ def test_alpha_one_levels_the_inputs() -> None:
     assert torch.allclose(values, values.mean().expand_as(values))
 
 
+def test_alpha_zero_levels_the_weights_of_all_readers_together() -> None:
+    anatomy, weights = planted()
+    _, moved, _ = rewrite_all([SmoothStreams(0.0)], anatomy, weights)
+    for names in (("attn.q", "attn.k", "attn.v"), ("mlp.gate", "mlp.up"), ("mlp.down",)):
+        columns = torch.stack([moved[f"blocks.1.{name}.weight"].abs().amax(0) for name in names])
+        assert torch.allclose(columns.amax(0), columns.max().expand(columns.shape[1])), names
+
+
 def test_smoothing_every_stream_beats_norms_alone() -> None:
     anatomy, weights = planted()
     target = forward(anatomy, weights, IDS)

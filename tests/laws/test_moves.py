@@ -41,7 +41,7 @@ def test_every_admitted_move_alone_keeps_the_function(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**31), count=st.integers(2, 10))
 def test_sequences_of_moves_keep_the_function(name: str, seed: int, count: int) -> None:
     anatomy, weights = build(SHAPES[name], seed % 7)
@@ -195,4 +195,4 @@ def test_composed_moves_are_one() -> None:
 def test_exact_kinds_are_all_met_somewhere() -> None:
     """The laws above draw from what is admitted; this keeps them from growing empty."""
     met = {kind for shape in SHAPES.values() for _, kind in admitted(build(shape)[0])}
-    assert met == set(EXACT) - {"rotate"} | {"rotate"}
+    assert met == set(EXACT)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Port, Stream, Weights
-from regauge.anatomy.moves import Move, transform
+from regauge.anatomy.moves import Move, apply, transform
 from regauge.errors import RecipeError
 from regauge.rewrites.base import NOTHING, Moved, Objective, Statistics, statistic, unseen
 
@@ -115,40 +115,40 @@ def _smooth(
     kinds: Sequence[str],
     who: str,
 ) -> Moved:
+    """Moves of one block. Values and neurons come first: they scale rows of matrices whose columns a norm then sees.
+
+    (The other order, norms first, lost a tenth to a quarter more at the best α on models with planted outliers.)
+    """
     notes: list[str] = []
-    scales: dict[str, Tensor] = {}
-    readers: dict[str, str] = {}
-    for stream in anatomy.streams:
-        if stream.block != block or stream.kind not in kinds:
-            continue
-        stop = stream.stops.get("scale", "")
-        unheard = "" if stop else _nothing_seen(stream, stats)
-        if stop:  # the same words for every block, so that a receipt holds them once
-            notes.append(f"{who}: {stream.kind} streams are left as they are: {stop}")
-        elif unheard:
-            notes.append(f"{who}: {stream.name} is left as it is: {unheard}")
-        if stop or unheard:
-            continue
-        x, w = _input(stream, stats, who), _columns(stream, weights)
-        scales[stream.name] = strength(x, w, alpha)
-        readers[stream.name] = stream.readers[0].tensor
-    moves = [
-        Move("scale", name, _mean(scales, readers, name) / s)  # y′ = y / s
-        for name, s in scales.items()
-    ]
-    after = transform(moves, anatomy)
-    return (after.with_(notes=(*after.notes, *notes)) if notes else after), moves
+    moves: list[Move] = []
+    for round_ in (("value", "ffn"), ("norm",)):
+        here = [s for s in anatomy.streams if s.block == block and s.kind in round_ and s.kind in kinds]
+        notes += [note for stream in here if (note := _why_not(stream, stats, who))]
+        found = [stream for stream in here if not _why_not(stream, stats, who)]
+        scales = {s.name: strength(_input(s, stats, who), _columns(s, weights), alpha) for s in found}
+        readers = {stream.name: stream.readers[0].tensor for stream in found}
+        made = [Move("scale", name, _mean(scales, readers, name) / s) for name, s in scales.items()]  # y′ = y / s
+        weights = apply(made, anatomy, weights, torch.float64)
+        anatomy = transform(made, anatomy)
+        moves += made
+    return (anatomy.with_(notes=(*anatomy.notes, *notes)) if notes else anatomy), moves
+
+
+def _why_not(stream: Stream, stats: Statistics, who: str) -> str:
+    """Why a stream is left alone, or "". Stops have the same words for every block, so a receipt holds them once."""
+    stop = stream.stops.get("scale", "")
+    if stop:
+        return f"{who}: {stream.kind} streams are left as they are: {stop}"
+    sites = {port.tensor.removesuffix(".weight") for port in stream.readers}
+    if all(unseen(stats, site) for site in sites):
+        return f"{who}: {stream.name} is left as it is: no calibration token reached it"
+    return ""
 
 
 def _mean(scales: Mapping[str, Tensor], readers: Mapping[str, str], name: str) -> Tensor:
     """Geometric mean of the scales of all streams that the same tensor reads."""
     together = [s for other, s in scales.items() if readers[other] == readers[name]]
     return torch.cat(together).log().mean().exp()
-
-
-def _nothing_seen(stream: Stream, stats: Statistics) -> str:
-    sites = {port.tensor.removesuffix(".weight") for port in stream.readers}
-    return "no calibration token reached it" if all(unseen(stats, site) for site in sites) else ""
 
 
 def _input(stream: Stream, stats: Statistics, who: str) -> Tensor:
