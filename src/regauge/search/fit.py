@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from regauge.artifact.staging import one_sentence
+from regauge.artifact.disk import one_sentence
 from regauge.engine.api import _refuse_out as refuse_out
 from regauge.engine.texts import Where
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch

@@ -13,7 +13,8 @@ from types import TracebackType
 from torch import Tensor
 
 from regauge import __version__
-from regauge.artifact.staging import check_disk, differences, one_sentence
+from regauge.artifact.disk import check_disk, one_sentence
+from regauge.artifact.staging import differences
 from regauge.engine.watchdog import Clock
 from regauge.engine.windows import frame
 from regauge.errors import BudgetError, OutputError, ResumeError
