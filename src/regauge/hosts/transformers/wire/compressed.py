@@ -29,7 +29,9 @@ VERSION = "0.20.0"
 
 def _words(packed_OB: Tensor) -> Tensor:
     """Packed rows, padded to whole 32-bit words, as int32."""
-    return torch.nn.functional.pad(packed_OB, (0, -packed_OB.shape[1] % 4)).contiguous().view(torch.int32)
+    padded_OB = torch.nn.functional.pad(packed_OB, (0, -packed_OB.shape[1] % 4))
+    # a single row keeps any stride and still counts as contiguous, so it is flattened before it is read as words
+    return padded_OB.reshape(-1).view(torch.int32).reshape(packed_OB.shape[0], -1)
 
 
 def _from_words(words: Tensor, bits: int, columns: int) -> Tensor:
