@@ -161,18 +161,23 @@ def _refitted(w_OI: Tensor, fmt: Format, made: Factor, block: int) -> Codes:
     fmt = replace(fmt.bound(w_OI), grain=fmt.grain.taken((rows, columns)))
     span = fmt.grain.span((rows, columns))
     codes_OI = torch.empty(rows, columns, dtype=torch.uint8, device=w_OI.device)
+    wide = max(1, block // span) * span  # feedback from earlier blocks comes for several groups at once
     fitted: list[Step] = []
-    for start in range(0, columns, span):
-        end = start + span
-        target_BO = _targets(w_OI, made.feedback_II, start, end)
-        step = fmt.fit(made.conditional(w_OI[:, start:end], target_BO.T, start, end))
-        steps = _Columns.of(step, fmt, (rows, span), w_OI.dtype)
-        fitted.append(step)
-        for top in range(0, rows, ROWS):
-            part = slice(top, top + ROWS)
-            codes_OI[part, start:end] = _sweep(
-                w_OI[part], target_BO[:, part].contiguous(), made.feedback_II, start, steps, [0] * span, part, fmt
-            )
+    for first in range(0, columns, wide):
+        target_WO = _targets(w_OI, made.feedback_II, first, min(first + wide, columns))
+        for start in range(first, min(first + wide, columns), span):
+            end = start + span
+            target_BO = target_WO[start - first : end - first]
+            if start > first:
+                target_BO.addmm_(made.feedback_II[first:start, start:end].T, w_OI[:, first:start].T)
+            step = fmt.fit(made.conditional(w_OI[:, start:end], target_BO.T, start, end))
+            steps = _Columns.of(step, fmt, (rows, span), w_OI.dtype)
+            fitted.append(step)
+            for top in range(0, rows, ROWS):
+                part = slice(top, top + ROWS)
+                codes_OI[part, start:end] = _sweep(
+                    w_OI[part], target_BO[:, part].contiguous(), made.feedback_II, start, steps, [0] * span, part, fmt
+                )
     return Codes(codes_OI, _together(fitted, fmt))
 
 
