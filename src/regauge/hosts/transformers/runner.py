@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from regauge.anatomy.model import Anatomy, Weights
+from regauge.errors import ModelError
 from regauge.hosts.transformers.adapt import adapt_modules, loop_experts
 from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.hooks import Change, Taps, Watch, tapped
@@ -93,6 +94,7 @@ class Runner:
         self.stem = f"{body_prefix(self.shell)}{table_for(source.config.model_type).blocks}"
         layers = self.shell.get_submodule(self.stem)
         self.layers: list[Any] = list(layers)
+        self._own_head = not self.anatomy.tied and any(site.name == "head" for site in self.anatomy.sites)
         self._session = _Session(len(self.layers))
         for index in range(len(self.layers)):
             layers[index] = _Port(self._session)
@@ -221,8 +223,8 @@ class Runner:
 
     def _parameters(self, index: int | None, weights: Weights) -> dict[str, Tensor]:
         """The parameters of one layer (None: of the shell), cast, by name inside it."""
-        if index is None and self.anatomy.tied and "head.weight" not in weights:
-            weights = {**weights, "head.weight": weights["embed.weight"]}
+        if index is None and self._own_head and "head.weight" not in weights:
+            raise ModelError("the weights given lack head.weight, and the head is not tied to the embeddings")
         found = self.source.extras(index) | self.source.scatter(self.anatomy, weights)
         for key, other in self.source.tied.items():
             if other in found and key not in found:
