@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from regauge.engine.estimate import DryRun, SitePlan
     from regauge.inspection import Inspection
     from regauge.receipt import Receipt
+    from regauge.search.compare import Comparison
     from regauge.search.record import Run
 
 
@@ -122,6 +123,11 @@ def _site_row(name: str, some: Sequence[SitePlan]) -> list[str]:
 
 def run(found: Run, out: Path) -> None:
     """The chosen point, the budgets against what was measured, and the frontier."""
+    if not found.points:  # a dry run
+        line(f"{found.source}: {found.parameters:,} parameters, {found.bytes_bf16:,} bytes as bf16; nothing is written")
+        for note in found.notes:
+            line(f"  {note}")
+        return
     point = found.point
     line(f"{where(out)}: point {point.name} of {len(found.points)}, {found.chosen_why}")
     for verdict in found.verdicts:
@@ -144,3 +150,51 @@ def run(found: Run, out: Path) -> None:
     for note in found.notes:
         line(f"  note: {note}")
     line(f"  {span(sum(found.seconds.values()))}; the page: {where(out)}/regauge/report.html")
+
+
+def measurement(found: Comparison) -> None:
+    """Models side by side: quality with intervals, then cost; the first is what the others are held to."""
+    line(f"{found.text}: {found.tokens:,} tokens; 95% intervals over documents")
+    rows = []
+    for row in found.rows:
+        q = row.quality
+        if q is not None:
+            rows.append(
+                [
+                    row.name,
+                    f"{q.perplexity.value:.3f}",
+                    f"{q.bits_per_byte.value:.4f}",
+                    f"{q.kl.value:.5f} [{q.kl.low:.5f}, {q.kl.high:.5f}]",
+                    f"{q.kl99.value:.4f}",
+                    f"{100 * q.agreement.value:.1f} %",
+                ]
+            )
+    if rows:
+        table(["model", "perplexity", "bits a byte", "KL a token", "KL 99%", "same next token"], rows)
+    for row in found.rows:
+        if row.cosine is not None:
+            line(f"  {row.name}: mean cosine of embeddings {row.cosine:.5f}")
+    table(
+        ["model", "decode tokens/s", "", "prefill tokens/s", "", "resident", "mapped", "cache a token", "files"],
+        [
+            [
+                row.name,
+                "" if row.costs.decode is None else f"{row.costs.decode.median:.1f}",
+                row.decode or "",
+                "" if row.costs.prefill is None else f"{row.costs.prefill.median:.0f}",
+                row.prefill or "",
+                "" if row.costs.memory is None else size(row.costs.memory.anonymous),
+                "" if row.costs.memory is None else size(row.costs.memory.file),
+                "" if row.costs.cache_bytes is None else size(round(row.costs.cache_bytes)),
+                "" if row.costs.bytes is None else size(row.costs.bytes),
+            ]
+            for row in found.rows
+        ],
+    )
+    for name, pair in found.pairs.items():
+        d = pair.difference
+        said = {"first": "lower", "second": "higher"}.get(pair.verdict, "no difference that the text can show")
+        line(f"  {name}: KL {d.value:+.5f} [{d.low:+.5f}, {d.high:+.5f}]: {said}")
+    line(f"  memory moved at {found.bandwidth / 1e9:.1f} GB/s at this minute; {span(found.seconds)}")
+    for note in found.notes:
+        line(f"  note: {note}")

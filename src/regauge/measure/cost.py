@@ -8,6 +8,7 @@ process after loading; cache bytes a token are read from the cache's tensors.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -41,7 +42,7 @@ class Speed(_Record):
 class Memory(_Record):
     """Resident bytes of a fresh process that loaded the model and ran one token."""
 
-    anonymous: int  # RssAnon after loading, less that of the same process before loading
+    anonymous: int  # RssAnon with the model, less that of the same process without it
     file: int  # RssFile gained: pages of mapped weight files
     process: int  # RssAnon of the whole process, libraries and all
 
@@ -135,28 +136,41 @@ def cache_bytes_a_token(model: nn.Module, prompt_BT: Tensor) -> float:
 
 
 _CHILD = """
-import gc, json, sys
+import ctypes, gc, json, sys
 import torch
 from regauge.hosts.transformers.loader import load
 def resident():
+    gc.collect()
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
     with open("/proc/self/status") as lines:
         found = dict(line.split(":", 1) for line in lines)
     return [int(found[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile")]
-torch.nn.functional.linear(torch.ones(8, 8), torch.ones(8, 8))
+def ready():
+    model = load(sys.argv[1], dtype=None if sys.argv[2] == "stored" else getattr(torch, sys.argv[2]))
+    with torch.inference_mode():
+        model(input_ids=torch.ones(1, 1, dtype=torch.int64))
+    return model
+ready()  # imports, thread pools and look-up tables stay; the model goes
 before = resident()
-model = load(sys.argv[1], dtype=None if sys.argv[2] == "stored" else getattr(torch, sys.argv[2]))
-with torch.inference_mode():
-    model(input_ids=torch.ones(1, 1, dtype=torch.int64))
-gc.collect()
+model = ready()
 after = resident()
 print(json.dumps({"anonymous": after[0] - before[0], "file": max(after[1] - before[1], 0), "process": after[0]}))
 """
 
 
 def memory(path: str | Path, dtype: str = "stored", timeout: float = 600.0) -> Memory:
-    """Loads the model in a fresh process, runs one token, and reads the kernel's count (Linux)."""
+    """Loads the model in a fresh process, runs one token, and reads the kernel's count (Linux).
+
+    The process loads it twice and lets the first go, so that what libraries keep for themselves does not count.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(path), dtype], capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, "-c", _CHILD, str(path), dtype],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},  # tensors go back to the system when they are freed
     )
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]

@@ -84,19 +84,19 @@ def prepare(source: Source, calibration: Where | None, evaluation: Where | None,
     if same:
         notes.append("--calibration and --eval are one text: it was cut into stretches and split between them")
     if seen is None and held_out is None:
-        pieces, said = _sampled(source, tokenizer, sizes, length, seed)
-        first, second, third = _split(pieces, SHARES, seed)
+        drawn, said = _sampled(source, tokenizer, sizes, length, seed)
+        first, second, third = _split(drawn, SHARES, seed)
         named = (said,) * 3
         notes.append(f"no text was given: {said}. Figures on it say how near the models are, not how good they are")
     elif seen is not None and held_out is not None:
-        pieces, third = _pieces(seen), _shuffled(_pieces(held_out), seed)
-        share = min(0.3, max(0.05, sizes.search * 12 / max(sum(map(len, pieces)), 1)))
-        first, second = _split(pieces, (1 - share, share), seed)
+        given, third = pieces(seen), _shuffled(pieces(held_out), seed)
+        share = min(0.3, max(0.05, sizes.search * 12 / max(sum(map(len, given)), 1)))
+        first, second = _split(given, (1 - share, share), seed)
         named = (seen.description, seen.description, held_out.description)
     else:
         one = seen if seen is not None else held_out
         assert one is not None, "the case of no text was taken above"
-        first, second, third = _split(_pieces(one), SHARES, seed)
+        first, second, third = _split(pieces(one), SHARES, seed)
         named = (one.description,) * 3
         if not same:
             notes.append("one text was given: it was cut into stretches and split; none serves twice")
@@ -138,7 +138,7 @@ def _apart(calibration: Where | None, evaluation: Where | None) -> tuple[Corpus 
     return first, second, False
 
 
-def _pieces(text: Corpus) -> list[str]:
+def pieces(text: Corpus) -> list[str]:
     """Documents; long ones in stretches, so that a bootstrap over documents has some to draw from."""
     each = max(1, READ // len(text.documents))
     texts = [document.read(0, each) for document in text.documents]
@@ -157,19 +157,19 @@ def _sampled(source: Source, tokenizer: Any, sizes: Sizes, length: int, seed: in
     return texts, f"{len(texts)} texts of up to {length} tokens that the model sampled from itself, from {told}"
 
 
-def _shuffled(pieces: Sequence[str], seed: int) -> list[str]:
-    order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [pieces[index] for index in order]
+def _shuffled(texts: Sequence[str], seed: int) -> list[str]:
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [texts[index] for index in order]
 
 
-def _split(pieces: Sequence[str], shares: Sequence[float], seed: int) -> list[list[str]]:
+def _split(texts: Sequence[str], shares: Sequence[float], seed: int) -> list[list[str]]:
     """Shuffled pieces in parts of about these shares of their characters, each piece in one part."""
-    if len(pieces) < 2 * len(shares):
+    if len(texts) < 2 * len(shares):
         raise TextError(
-            f"the text has {len(pieces)} stretches, too few to keep calibration, search and evaluation apart; "
+            f"the text has {len(texts)} stretches, too few to keep calibration, search and evaluation apart; "
             "give a longer text."
         )
-    mixed, total = _shuffled(pieces, seed), sum(map(len, pieces))
+    mixed, total = _shuffled(texts, seed), sum(map(len, texts))
     parts: list[list[str]] = [[] for _ in shares]
     edge, index, seen = shares[0], 0, 0
     for place, piece in enumerate(mixed):

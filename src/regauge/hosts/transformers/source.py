@@ -164,17 +164,7 @@ class Source:
 
     def tokenizer(self) -> Any:
         """The tokenizer; an error where there is none."""
-        from transformers import AutoTokenizer
-
-        if not any((self.path / name).exists() for name in TOKENIZERS):
-            raise ModelError(
-                f"{self.path} has no tokenizer (looked for {', '.join(TOKENIZERS[:3])}, …), and text needs one; "
-                f"copy the tokenizer files of the model there"
-            )
-        try:
-            return AutoTokenizer.from_pretrained(str(self.path), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise ModelError(f"the tokenizer in {self.path} cannot be read: {first_line(error)}") from error
+        return read_tokenizer(self.path)
 
     def _places(self, block: int | None) -> dict[str, Place]:
         return places(self.anatomy, block)
@@ -245,6 +235,21 @@ class Source:
                 f"the tensor {stored} ({name}) in {self.path} holds NaN or infinity in {bad} of {tensor.numel()} places"
             )
         self._checked.add(name)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model's directory; an error where there is none."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        raise ModelError(
+            f"{folder} has no tokenizer (looked for {', '.join(TOKENIZERS[:3])}, …), and text needs one; "
+            f"copy the tokenizer files of the model there"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
 
 
 def blocks_in(names: Iterable[str]) -> list[int | None]:
