@@ -73,6 +73,59 @@ def test_the_receipt_accounts_for_every_byte_and_every_site(model: Path, text: P
     assert load(out / "regauge" / "recipe.yaml") == load("gptq-w4g32")
 
 
+@pytest.mark.parametrize("recipe", ["gptq-w4g32", "quarot-gptq-w4g32", "rtn-w8", "smoothquant", "zeroquant-fp"])
+def test_the_states_it_streams_are_those_of_the_loaded_artifact(
+    recipe: str, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each block was calibrated on is what the compressed model really computes: the two never share code."""
+    from regauge.engine import api
+    from regauge.hosts.transformers.loader import load as open_artifact
+
+    drives: list[api.Drive] = []
+
+    def watched(*arguments: object) -> api.Drive:
+        drives.append(api_drive(*arguments))  # type: ignore[arg-type]  # handed on as given
+        return drives[-1]
+
+    api_drive = api.Drive
+    monkeypatch.setattr(api, "Drive", watched)
+    plan = load(recipe)
+    if recipe == "rtn-w8":  # the head too: its statistics are what the last block made
+        plan = parse(WITH_HEAD)
+    apply(plan, model, tmp_path / "out", calibration=text, **READ)
+    states = drives[0].work.states
+    assert states is not None
+    loaded = open_artifact(tmp_path / "out", dtype=torch.float32)
+    seen: list[torch.Tensor] = []
+    last = loaded.get_submodule("model.layers")[1 if recipe in ("rtn-w8", "smoothquant") else 0]  # others stop there
+    last.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        for batch in drives[0].work.batches:
+            loaded(batch)
+    for ours, theirs in zip(states.hidden, seen, strict=True):
+        assert float((ours - theirs).abs().max() / theirs.abs().max()) < STATES[recipe]
+
+
+WITH_HEAD = """
+name: with-head
+rules:
+  blocks.*: {grid: int8, grain: channel, ranger: absmax, scale: f32, rounder: nearest}
+  head: {grid: int4, grain: channel, ranger: minmax, scale: f32, rounder: gptq}
+"""
+STATES = {"gptq-w4g32": 1e-5, "quarot-gptq-w4g32": 1e-5, "rtn-w8": 1e-5, "smoothquant": 0.02, "zeroquant-fp": 0.02}
+"""Where activations are quantised, float32 sums in another order put some on the other side of a step."""
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_width_of_channels_is_written(bits: int, tmp_path: Path) -> None:
+    """Sizes that need no padding, as real models have them."""
+    model = save(pico("llama", hidden_size=64, intermediate_size=96, head_dim=8, num_attention_heads=8), tmp_path / "m")
+    receipt = apply(f"rtn-w{bits}", model, tmp_path / "out")
+    assert receipt.wire == "compressed-tensors"
+    zero = 0 if bits == 8 else bits  # the int8 of a channel is symmetric
+    assert receipt.sites[1].bits == pytest.approx(bits + (16 + zero) / 64)
+
+
 def test_text_lowers_the_error_that_the_receipt_states(model: Path, text: Path, tmp_path: Path) -> None:
     """Error feedback beats rounding to nearest on the same text: the figures are of the same kind, on real inputs."""
     nearest = parse(NEAREST_BESIDE_TEXT)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from regauge.formats.activations import simulate
 from regauge.formats.base import Codes, Format, Grid
 from regauge.hosts.transformers.packed.multiply import Way, way
 
@@ -25,6 +26,7 @@ class PackedMatrix(nn.Module):
         shape: (O, I).
         dtype: of the activations it is made for.
         way: how it is held and multiplied.
+        inputs: grid of the quantised input, or None.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class PackedMatrix(nn.Module):
         super().__init__()
         rows, columns = codes.codes_OI.shape
         self.shape, self.dtype = (rows, columns), dtype
+        self.inputs = inputs
         self.way: Way = way(fmt, self.shape, dtype, device, inputs)
         for name, tensor in self.way.hold(codes).items():
             self.register_buffer(name, tensor, persistent=False)
@@ -64,6 +67,8 @@ class PackedMatrix(nn.Module):
         x_TI = x.reshape(-1, self.shape[1])
         y_TO = self.way.product(x_TI, self._bytes())
         if self.left_OR is not None and self.right_RI is not None:
+            # The site's input is what is quantised, so the low rank reads it quantised too, as calibration did.
+            x_TI = x_TI if self.inputs is None else simulate(x_TI, self.inputs)
             y_TO = torch.addmm(y_TO, x_TI @ self.right_RI.t(), self.left_OR.t())
         return y_TO.view(*x.shape[:-1], self.shape[0])
 
