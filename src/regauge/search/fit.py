@@ -34,6 +34,8 @@ from regauge.search.steps import Desk, begin, estimate, reachable
 from regauge.search.texts import Sizes, prepare
 from regauge.search.verdict import settle
 
+KEPT = 2**20  # characters of a list of texts that the record keeps
+
 
 def fit(
     model: str | Path,
@@ -158,11 +160,19 @@ def _spell(text: Where | None) -> object:
     if text is None or isinstance(text, str | Path):
         return None if text is None else str(text)
     paths = [str(item) for item in text if isinstance(item, Path)]
-    return {"paths": paths} if paths else {"texts": [str(item) for item in text]}
+    texts = [str(item) for item in text]
+    if paths:
+        return {"paths": paths}
+    return {"texts": texts} if sum(map(len, texts)) <= KEPT else {"list": len(texts)}
 
 
 def _unspell(kept: object) -> Where | None:
     if type(kept) is dict:
+        if "list" in kept:
+            raise ArtifactError(
+                f"the search read a list of {kept['list']} texts, too many to keep; give fit a file or a "
+                "directory if you mean to pick later."
+            )
         return [Path(path) for path in kept["paths"]] if "paths" in kept else list(kept["texts"])
     return None if kept is None else str(kept)
 
