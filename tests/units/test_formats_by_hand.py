@@ -107,6 +107,15 @@ def test_search_finds_the_exact_step_of_a_group_that_lies_on_a_grid() -> None:
     assert step.scale_G1.item() == pytest.approx(0.37, rel=1e-6)
 
 
+def test_the_polished_step_of_search_counts_by_weight() -> None:
+    x_GK, weight_GK = torch.tensor([[7.5, 2.4]]), torch.tensor([[1.0, 100.0]])
+    # MinMax gives the codes 7 and 2; the step with the least weighted error for these is (7.5·7 + 240·2) / (49 + 400).
+    step = Search(steps=1, least=1.0)(x_GK, Int(4), Float32(), weight_GK)
+    assert step.scale_G1.item() == pytest.approx(532.5 / 449)
+    step = Search(steps=1, least=1.0)(x_GK, Int(4), Float32())
+    assert step.scale_G1.item() == pytest.approx((7.5 * 7 + 2.4 * 2) / 53)
+
+
 def test_a_format_by_hand() -> None:
     w_OI = torch.tensor([[0.1, 0.2, -1.5, 0.7], [3.0, -0.4, 0.0, 0.05]])
     fmt = Format(Int(4), Group(2), AbsMax(), Float32())
