@@ -61,7 +61,7 @@ FLAGS = {
         "--wire",
         "-o",
     ],
-    "inspect": ["MODEL", "--debug", "--json", "--revision"],
+    "inspect": ["MODEL", "--calibration", "--debug", "--json", "--revision", "--seed", "--sensitivity"],
     "explain": ["[NAME]", "--debug", "--json"],
     "measure": ["A [B ...]", "--debug", "--eval", "--json", "--seed"],
     "report": ["RUN", "--debug", "--out", "-o"],

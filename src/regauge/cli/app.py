@@ -169,6 +169,11 @@ def apply(
 @app.command()
 def inspect(
     model: MODEL,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Also predict what rounding each matrix to 4 bits would cost.")
+    ] = False,
+    calibration: CALIBRATION = None,
+    seed: SEED = 0,
     revision: REVISION = None,
     json: JSON = False,
     debug: DEBUG = False,
@@ -178,7 +183,18 @@ def inspect(
     from regauge.cli import show, tell
 
     found = inspection.inspect(model, revision)
-    show.as_json(found) if json else tell.inspection(found)
+    if not json:
+        tell.inspection(found)
+    sensed = None
+    if sensitivity:
+        from regauge.search.sense import sensitivity as sense
+
+        with show.progress(quiet=json) as watch:
+            sensed = sense(model, calibration=calibration, seed=seed, revision=revision, progress=watch)
+    if json:
+        show.as_json(show.plain(found) | {"sensitivity": show.plain(sensed)})
+    elif sensed is not None:
+        tell.sensitivity(sensed)
 
 
 @app.command()

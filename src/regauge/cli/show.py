@@ -18,7 +18,7 @@ from rich.table import Table
 WIDE = 160  # columns where the output is no terminal, so that a pipe gets whole rows
 
 
-def plain(value: object) -> object:
+def plain(value: object) -> Any:
     """Records and paths as JSON can hold them."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from regauge.receipt import Receipt
     from regauge.search.compare import Comparison
     from regauge.search.record import Run
+    from regauge.search.sense import Sensitivity
 
 
 def inspection(found: Inspection) -> None:
@@ -58,6 +59,21 @@ def inspection(found: Inspection) -> None:
             alike.setdefault(", ".join(moves), []).append(name)
         told = "; ".join(f"{moves} on {', '.join(names)}" for moves, names in alike.items())
         line(f"  {told}: {why}")
+
+
+def sensitivity(found: Sensitivity) -> None:
+    """Predicted KL of rounding each matrix alone: a row a block, a column a kind."""
+    kinds = list(dict.fromkeys(site.kind for site in found.sites))
+    blocks = sorted({site.block for site in found.sites if site.block is not None})
+    rows = []
+    for block in blocks:
+        some = {kind: sum(s.kl for s in found.sites if s.block == block and s.kind == kind) for kind in kinds}
+        rows.append([f"blocks.{block}", *(f"{some[kind]:.1e}" for kind in kinds), f"{sum(some.values()):.1e}"])
+    table(["KL predicted", *kinds, "block"], rows)
+    option = ", ".join(dict.fromkeys(site.option for site in found.sites))
+    line(f"  nats a token were each alone rounded to {option}; predicted from {found.tokens:,} tokens of {found.text}")
+    for note in found.notes:
+        line(f"  note: {note}")
 
 
 def receipt(done: Receipt, out: Path) -> None:
