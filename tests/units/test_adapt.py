@@ -1,4 +1,4 @@
-"""Replaced modules: what a rewrite changed becomes true of transformers' modules, in skeletons and loaded models alike."""
+"""Replaced modules: what a rewrite changed becomes true of transformers' modules, in skeletons and loaded models."""
 
 from __future__ import annotations
 
