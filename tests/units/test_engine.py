@@ -185,7 +185,7 @@ def test_a_chat_template_opens_the_windows(tmp_path: Path) -> None:
 
 
 def test_a_plan_without_text_runs_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regauge.engine.driver.Runner", None)
+    monkeypatch.setattr("regauge.engine.work.Runner", None)
     receipt = apply("rtn-w4", model, tmp_path / "out", calibration="never read")
     assert receipt.calibration == {}
     assert "the recipe reads no text, so the calibration text was not used" in receipt.notes
@@ -413,7 +413,7 @@ def test_an_exact_move_that_is_not_is_caught(model: Path, tmp_path: Path, monkey
         found = honest(moves, anatomy, weights, dtype=dtype)  # type: ignore[arg-type]  # handed on as given
         return {n: weights[n].to(t.dtype) if n == "blocks.1.attn.q.weight" else t for n, t in found.items()}
 
-    monkeypatch.setattr("regauge.engine.driver.algebra.apply", forgetful)
+    monkeypatch.setattr("regauge.engine.work.algebra.apply", forgetful)
     plan = parse("name: fold\nrewrites: [fold-norm]\nrules:\n  blocks.*: {grid: int8, grain: channel}\n")
     with pytest.raises(ExactnessError, match=r"fold-norm on blocks\.1\.attn\.in.* of block 1"):
         apply(plan, model, tmp_path / "out")

@@ -191,8 +191,7 @@ def _refuse_out(out: Path, force: bool) -> None:
 def _in_time(job: Job, read: Reading, clock: Clock) -> None:
     if clock.limit is None:
         return
-    tokens = read.windows.tokens if read.windows is not None else 0
-    needed = seconds(job, tokens)
+    needed = seconds(job, read.tokens, read.sampled is not None)
     if needed > 3 * clock.limit:  # an estimate may be off by this much; the clock stops the run where it was right
         raise BudgetError(
             f"the time limit is {clock.limit:.0f} s and this job is estimated at {needed:.0f} s; give more time, or "

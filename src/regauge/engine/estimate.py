@@ -138,8 +138,12 @@ def passes(job: Job, read: Reading) -> list[str]:
     return told
 
 
-def seconds(job: Job, tokens: int) -> float:
-    """Estimate: time of rounding, of reading and hashing, and of running the blocks on so many tokens."""
+def seconds(job: Job, tokens: int, sampled: bool = False) -> float:
+    """Estimate: time of rounding, of reading and hashing, and of running the blocks on so many tokens.
+
+    Args:
+        sampled: the model samples those tokens first.
+    """
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(0)
     w_OI = torch.randn(EDGE, EDGE, generator=generator)
@@ -175,6 +179,8 @@ def seconds(job: Job, tokens: int) -> float:
         for recast in job.recasts:
             points = sum(len(grid) for grid in recast.rewrite.search.values())
             total += points * (2 * runs * 2 * inner * min(tokens, 8192) * flop + each_total(job, each))
+    if sampled:
+        total += 2 * job.source.parameters() * tokens * flop * 2  # a token at a time: slower than a long product
     if job.certified:
         total += job.source.parameters() * 60 * flop * 4
     return total + (time.perf_counter() - began)
@@ -193,9 +199,7 @@ def _steeper(site: Site, choice: Choice) -> float:
 
 def disk_needed(job: Job, read: Reading) -> int:
     """Bytes on disk while the job works: the artifact and two generations of states."""
-    tokens = read.windows.tokens if read.windows is not None else 0
-    if read.sampled is not None:
-        tokens = read.sampled[0] * read.sampled[1]
+    tokens = read.tokens
     states = tokens * job.anatomy.hidden * 4
     return int(bytes_after(job) * 1.02) + 3 * states + (4 << 20)
 
@@ -207,9 +211,7 @@ def record(
     sites = site_plans(job)
     after = bytes_after(job)
     before = job.source.bytes_bf16()
-    tokens = read.windows.tokens if read.windows is not None else 0
-    if read.sampled is not None:
-        tokens = read.sampled[0] * read.sampled[1]
+    tokens = read.tokens
     notes = [*job.resolution.notes, *read.notes]
     return DryRun(
         plan=job.plan.name,
@@ -226,7 +228,7 @@ def record(
         bytes_bf16=before,
         bytes_after=after,
         ratio=after / before if before else 0.0,
-        seconds=seconds(job, tokens) if timed else None,
+        seconds=seconds(job, tokens, read.sampled is not None) if timed else None,
         disk_needed=disk_needed(job, read),
         disk_free=free_bytes(out) if out is not None else 0,
     )

@@ -74,6 +74,13 @@ class Reading:
     identity: dict[str, Any]
     notes: tuple[str, ...] = ()
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that will be read; for images, images."""
+        if self.sampled is not None:
+            return self.sampled[0] * self.sampled[1]
+        return self.windows.tokens if self.windows is not None else 0
+
 
 def reading(job: Job, calibration: Where | None, tokens: int | None = None, length: int | None = None) -> Reading:
     """Opens, checks and cuts the text; nothing is sampled yet.

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from regauge.artifact.staging import Staging
 from regauge.engine.block import effective
-from regauge.engine.driver import BATCH, Pass
 from regauge.engine.job import Job
 from regauge.engine.statistics import collection
 from regauge.engine.watchdog import Clock
 from regauge.engine.windows import Windows
+from regauge.engine.work import BATCH, Pass
 from regauge.errors import RecipeError
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.states import States
