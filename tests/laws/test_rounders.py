@@ -117,3 +117,21 @@ def test_compensators_name_what_they_add_and_lower_the_error(name: str, dtype: t
     added = terms["left"].float() @ terms["right"].float()
     assert added.shape == w_OI.shape
     assert (w_OI.float() - w_hat_OI - added).norm() < (w_OI.float() - w_hat_OI).norm()
+
+
+@pytest.mark.parametrize("rounder", [parts.build("rounder", parts.read("rounder", n)) for n in ROUNDERS] + GPTQS)
+def test_codes_do_not_depend_on_how_a_weight_lies_in_memory(rounder: Rounder) -> None:
+    """A transposed weight (Conv1D, a rotated writer) or a single row gives the codes of a row-major copy, unchanged."""
+    for rows in (7, 1):
+        w_OI, stats = draws(1, rows, 96), stats_of(correlated(5, 300, 96))
+        fmt = format_of("int3-asym", "group:32", "bf16", "minmax")
+        turned_OI = w_OI.T.contiguous().T
+        found, kept = rounder(turned_OI, fmt, stats), turned_OI.clone()
+        expected = rounder(w_OI, fmt, stats)
+        assert torch.equal(found.codes_OI, expected.codes_OI)
+        assert torch.equal(fmt.decode(found), fmt.decode(expected))
+        assert torch.equal(turned_OI, kept)
+        better = w_OI - fmt.decode(expected)
+        plain = w_OI - fmt.decode(fmt.encode(w_OI))
+        loss, null = (float(((e @ stats["hessian"]) * e).sum()) for e in (better, plain))
+        assert loss <= null * (1 + 1e-5)

@@ -77,7 +77,7 @@ def apply(moves: Iterable[Move], anatomy: Anatomy, weights: Weights, dtype: torc
             _act(move, anatomy.stream(move.stream), after.stream(move.stream), work)
         anatomy = after
     return {
-        name: tensor if tensor is weights.get(name) else tensor.to(dtype or stored[name])
+        name: tensor if tensor is weights.get(name) else tensor.to(dtype or stored[name]).contiguous()
         for name, tensor in work.items()
     }
 

@@ -182,14 +182,14 @@ def _refitted(w_OI: Tensor, fmt: Format, made: Factor, block: int) -> Codes:
 
 
 def _targets(work_RI: Tensor, feedback_II: Tensor, start: int, end: int) -> Tensor:
-    """What columns start … end would round given the errors of all before `start`: (B, R), contiguous.
+    """What columns start … end would round given the errors of all before `start`: (B, R), contiguous, never a view.
 
     Columns of `work_RI` before `start` hold errors w − ŵ, the others weights.
     """
     columns_RB = work_RI[:, start:end]
     if start:
         columns_RB = torch.addmm(columns_RB, work_RI[:, :start], feedback_II[:start, start:end])
-    return columns_RB.T.contiguous()
+    return columns_RB.T.clone(memory_format=torch.contiguous_format)
 
 
 def _sweep(
