@@ -378,14 +378,14 @@ def test_ctrl_c_and_the_same_command_again(desk: Desk) -> None:
     command = ["apply", "gptq-w4", str(desk.model), "-o", "out", "--calibration", text, "--tokens", "8192"]
     code = (
         "import signal, sys, os\n"
-        "from regauge.engine import driver\n"
+        "from regauge.artifact.staging import Staging\n"
         "from regauge.cli import main\n"
-        "rounds, n = driver.round_sites, [0]\n"
+        "write, n = Staging.write, [0]\n"
         "def slow(*a, **k):\n"
         "    n[0] += 1\n"
         "    if n[0] == 2: print('ready', flush=True); import time; time.sleep(60)\n"
-        "    return rounds(*a, **k)\n"
-        "driver.round_sites = slow\n"
+        "    return write(*a, **k)\n"
+        "Staging.write = slow\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     with subprocess.Popen(
