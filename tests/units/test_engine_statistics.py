@@ -86,35 +86,34 @@ def test_sites_of_one_input_share_a_collector() -> None:
 
 
 def experts() -> list[Site]:
-    return [site(f"moe.{e}.up", f"moe.{e}.in", 2, e) for e in range(3)]
+    return [site(f"moe.{e}.up", f"moe.{e}.in", 4, e) for e in range(3)]
 
 
 def test_a_rare_expert_leans_on_the_others_and_says_so() -> None:
-    """Expert 0 saw plenty, expert 1 one token of the two it has channels for, expert 2 none."""
+    """Expert 0 saw four tokens, expert 1 one of the four it has channels for, expert 2 none."""
     needs = frozenset({"hessian", "absmax", "minimum", "second_moment"})
     made = collection(experts(), dict.fromkeys(("moe.0.up", "moe.1.up", "moe.2.up"), needs))
-    made.watch["moe.0.up"](torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]))
-    made.watch["moe.1.up"](torch.tensor([[0.0, 2.0]]))
+    made.watch["moe.0.up"](torch.tensor([[1.0, 0.0, 0.0, 0.0]]).repeat(4, 1))
+    made.watch["moe.1.up"](torch.tensor([[0.0, 2.0, 0.0, 0.0]]))
     stats, rare = made.finish(experts())
-    pooled = torch.diag(torch.tensor([3 / 4, 4 / 4], dtype=torch.float64))
-    own = torch.diag(torch.tensor([0.0, 4.0], dtype=torch.float64))
-    assert torch.allclose(stats["moe.0.up"]["hessian"], torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64)))
-    assert torch.allclose(stats["moe.1.up"]["hessian"], (own + pooled) / 2)
-    assert torch.allclose(stats["moe.2.up"]["hessian"], pooled)
-    assert stats["moe.1.up"]["absmax"].tolist() == [1.0, 2.0]
-    assert stats["moe.1.up"]["minimum"].tolist() == [0.0, 0.0]
-    assert [int(stats[f"moe.{e}.up"]["count"]) for e in range(3)] == [3, 1, 0]
+    assert stats["moe.0.up"]["hessian"].diagonal().tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert stats["moe.2.up"]["hessian"].diagonal().tolist() == [0.8, 0.8, 0.0, 0.0]  # of all five tokens
+    assert stats["moe.1.up"]["hessian"].diagonal().tolist() == pytest.approx([0.6, 1.6, 0.0, 0.0])  # ¼ own + ¾ of all
+    assert stats["moe.1.up"]["second_moment"].tolist() == pytest.approx([0.6, 1.6, 0.0, 0.0])
+    assert stats["moe.1.up"]["absmax"].tolist() == [1.0, 2.0, 0.0, 0.0]
+    assert stats["moe.1.up"]["minimum"].tolist() == [0.0] * 4
+    assert [int(stats[f"moe.{e}.up"]["count"]) for e in range(3)] == [4, 1, 0]
     assert rare.keys() == {"moe.1.up", "moe.2.up"}
-    assert "saw 0 tokens, fewer than its 2 input channels" in rare["moe.2.up"]
-    assert "blended with those of all experts (4 tokens)" in rare["moe.1.up"]
+    assert "saw 0 tokens, fewer than its 4 input channels" in rare["moe.2.up"]
+    assert "blended with those of all experts (5 tokens)" in rare["moe.1.up"]
     assert all(bool(torch.isfinite(t.double()).all()) for found in stats.values() for t in found.values())
 
 
 def test_where_no_expert_saw_a_token_inputs_count_as_white_noise() -> None:
     made = collection(experts(), dict.fromkeys(("moe.0.up", "moe.1.up"), frozenset({"hessian", "second_moment"})))
     stats, rare = made.finish(experts())
-    assert torch.equal(stats["moe.0.up"]["hessian"], torch.eye(2, dtype=torch.float64))
-    assert stats["moe.1.up"]["second_moment"].tolist() == [1.0, 1.0]
+    assert torch.equal(stats["moe.0.up"]["hessian"], torch.eye(4, dtype=torch.float64))
+    assert stats["moe.1.up"]["second_moment"].tolist() == [1.0] * 4
     assert "white noise" in rare["moe.0.up"]
 
 
