@@ -9,6 +9,7 @@ Legend: O rows, I columns, n rows asked for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -71,6 +72,23 @@ def _read(packed: Tensor, shape: tuple[int, int], start: int, stop: int, size: i
         pieces.append(codes)
     offset = start % size
     return torch.cat(pieces)[offset : offset + stop - start]
+
+
+def columns(packed: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+    """Codes less 8, block by block and turned: first row, last, (I, n) in a float dtype."""
+    total, width = shape
+    flat, size = packed.reshape(-1), block_size()
+    for start in range(0, total, size):
+        count = min(size, total - start)
+        half = count // 2
+        block = flat[start * width // 2 :][: count * width // 2].view(width, half)
+        z_In = torch.empty(width, count, dtype=dtype)
+        z_In[:, :half] = block & 15
+        z_In[:, half:] = block >> 4
+        order = _order(count).reshape(-1)
+        if not torch.equal(order, torch.arange(count)):
+            z_In = z_In[:, torch.argsort(order)]
+        yield start, start + count, z_In.sub_(8)
 
 
 def take(packed: Tensor, shape: tuple[int, int], index: Tensor) -> Tensor:

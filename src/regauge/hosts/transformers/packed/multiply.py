@@ -3,14 +3,14 @@
 Every way computes x @ decode(codes)ᵀ up to the rounding of the dtype of x. Which is fast (one core of a Zen 5, bf16,
 2048 x 2048, milliseconds; `benchmarks/packed.py` measures yours):
 
-| tokens | bf16 | int8, torch | int8 x int8 | int4, torch | decoded 4 bits |
+| tokens | bf16 | int8, torch | int8 x int8 | int4, torch | 2-8 bits, decoded by table |
 |--|--|--|--|--|--|
-| 1 | 0.54 | 0.25 | 0.20 | 0.12 | 3.5 |
-| 16 | 0.76 | 0.91 | 0.91 | 0.82 | 3.8 |
-| 512 | 9.5 | 25 | 6.3 | 25 | 12.4 |
+| 1 | 0.54 | 0.25 | 0.20 | 0.12 | 3-5 |
+| 16 | 0.76 | 0.91 | 0.91 | 0.82 | 3-5 |
+| 512 | 9.5 | 25 | 6.3 | 25 | 13-17 |
 
-torch's kernels are for few tokens and for bfloat16 only (in float32 and float16 they take fifty times as long), so from
-`FEW` tokens on, and in other dtypes, weights are decoded a block of rows at a time.
+torch's kernels are for few tokens and for bfloat16 only (in float32 and float16 they take fifty times as long), so with
+more tokens, and in other dtypes, weights are decoded a block of rows at a time.
 
 Legend: O output channels, I input channels, N groups along a row, T tokens.
 """
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from regauge.formats.activations import quantise, simulate
-from regauge.formats.base import Codes, Format, Grid
-from regauge.hosts.transformers.packed import int4
+from regauge.formats.base import Codes, Format, Grid, Step
+from regauge.hosts.transformers.packed import int4, lookup
 from regauge.kernels.reference import pack, unpack
 
 FEW = 16
@@ -92,11 +92,14 @@ def by_blocks(x_TI: Tensor, shape: tuple[int, int], rows: Callable[[int, int], T
 
 
 def _decoded(fmt: Format, shape: tuple[int, int]) -> Way:
-    """Any format: dense rows of bits, and the fields of the steps as stored."""
-    bits, columns = fmt.grid.bits, shape[1]
+    """Any format: dense bits, and the fields of the steps as stored. Decoded by table where rows are whole bytes."""
+    grid, columns, span = fmt.grid, shape[1], fmt.grain.span(shape)
+    by_table = lookup.divides(grid, columns) and fmt.grain.groups(shape)[0] % shape[0] == 0
+    table_dtype = torch.bfloat16 if lookup.exact(grid, torch.bfloat16) else torch.float32
 
     def hold(codes: Codes) -> Held:
-        return {"codes": pack(codes.codes_OI, bits), **codes.step.fields}
+        planes = lookup.split(codes.codes_OI, grid) if by_table else [pack(codes.codes_OI, grid.bits)]
+        return {f"codes{number}": plane for number, plane in enumerate(planes)} | dict(codes.step.fields)
 
     def cut(tensor: Tensor, index: slice | Tensor) -> Tensor:
         """The part of a field that belongs to some rows; what all rows share has one entry."""
@@ -105,8 +108,18 @@ def _decoded(fmt: Format, shape: tuple[int, int]) -> Way:
         return tensor.view(shape[0], -1, *tensor.shape[1:])[index].flatten(0, 1)
 
     def some(held: Mapping[str, Tensor], index: slice | Tensor, dtype: torch.dtype) -> Tensor:
-        step = fmt.load({name: cut(tensor, index) for name, tensor in held.items() if name != "codes"})
-        return fmt.decode(Codes(unpack(held["codes"][index], bits, columns), step)).to(dtype)
+        planes = [tensor[index] for name, tensor in held.items() if name.startswith("codes")]
+        step = fmt.load({name: cut(tensor, index) for name, tensor in held.items() if not name.startswith("codes")})
+        if not by_table or dtype == torch.float64:
+            codes_OI = unpack(planes[0], grid.bits, columns) if not by_table else _codes(planes, grid, columns)
+            return fmt.decode(Codes(codes_OI, step)).to(dtype)
+        work = dtype if lookup.exact(grid, dtype) and _exact(step, dtype) else torch.float32
+        z_OI = lookup.decode(planes, grid, columns, table_dtype).to(work)
+        z_GK = z_OI.view(-1, span)
+        if step.zero_G1 is not None:
+            z_GK.sub_(step.zero_G1.to(work))
+        z_GK.mul_(step.scale_G1.to(work))
+        return z_OI.to(dtype)
 
     def rows(held: Mapping[str, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
         return some(held, slice(start, stop), dtype)
@@ -117,6 +130,18 @@ def _decoded(fmt: Format, shape: tuple[int, int]) -> Way:
     return Way("decoded", hold, rows, some, product)
 
 
+def _codes(planes: list[Tensor], grid: Grid, columns: int) -> Tensor:
+    """Codes of planes."""
+    shifted = zip(lookup.planes(grid), planes, strict=True)
+    whole = [unpack(plane, bits, columns) << shift for (bits, shift), plane in shifted]
+    return torch.stack(whole).sum(0, dtype=torch.uint8)
+
+
+def _exact(step: Step, dtype: torch.dtype) -> bool:
+    """Whether the steps are numbers of this dtype, so that a product with a grid value is rounded once."""
+    return torch.equal(step.scale_G1.to(dtype).float(), step.scale_G1)
+
+
 def _int8(shape: tuple[int, int]) -> Way:
     """torch's `_weight_int8pack_mm`: a byte a weight, one step a channel."""
 
@@ -125,7 +150,7 @@ def _int8(shape: tuple[int, int]) -> Way:
         return {"weight": signed, "scale": codes.step.scale_G1.reshape(-1).to(torch.bfloat16)}
 
     def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
-        if x_TI.shape[0] <= FEW // 2:
+        if x_TI.shape[0] <= FEW:
             return torch.ops.aten._weight_int8pack_mm(x_TI, held["weight"], held["scale"])  # type: ignore[no-any-return]  # an op
         return torch.nn.functional.linear(x_TI, held["weight"].to(x_TI.dtype)).mul_(held["scale"])
 
@@ -185,7 +210,7 @@ def _int4(fmt: Format, shape: tuple[int, int], size: int) -> Way:
     def decode(codes_OI: Tensor, steps_NO2: Tensor, dtype: torch.dtype) -> Tensor:
         scale_ON1, zero_ON1 = steps_NO2.to(dtype).permute(2, 1, 0).contiguous().unsqueeze(-1)
         z_ONK = codes_OI.view(-1, groups, size).to(dtype).sub_(8)
-        return torch.addcmul(zero_ON1, z_ONK, scale_ON1).view(-1, columns)
+        return z_ONK.mul_(scale_ON1).add_(zero_ON1).view(-1, columns)
 
     def rows(held: Mapping[str, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
         return decode(int4.rows(held["packed"], shape, start, stop), held["steps"][:, start:stop], dtype)
@@ -196,6 +221,14 @@ def _int4(fmt: Format, shape: tuple[int, int], size: int) -> Way:
     def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
         if x_TI.shape[0] <= 4 * FEW:
             return int4.product(x_TI, held["packed"], size, held["steps"])
-        return by_blocks(x_TI, shape, lambda start, stop: rows(held, start, stop, x_TI.dtype))
+        out_TO = x_TI.new_empty(x_TI.shape[0], rows_)
+        for start, stop, z_IO in int4.columns(held["packed"], shape, x_TI.dtype):
+            scale_N1O, zero_N1O = held["steps"][:, start:stop].permute(2, 0, 1).contiguous().unsqueeze(2)
+            w_NKO = z_IO.view(groups, size, stop - start).mul_(scale_N1O)
+            if fmt.grid.symmetric:
+                out_TO[:, start:stop] = x_TI @ z_IO
+            else:
+                out_TO[:, start:stop] = x_TI @ w_NKO.add_(zero_N1O).view(columns, stop - start)
+        return out_TO
 
     return Way("int4", hold, rows, take, product)
