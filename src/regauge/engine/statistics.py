@@ -224,8 +224,12 @@ def output_error(w_OI: Tensor, w_hat_OI: Tensor, stats: Stats | None) -> float:
         h_II = stats["hessian"].float()
         top, base = ((m @ h_II).mul_(m).sum(dtype=torch.float64) for m in (e_OI, w_OI))
     elif stats and "sample" in stats and len(stats["sample"]):
-        x_TI = stats["sample"]
-        top, base = ((x_TI @ m.T).square_().sum(dtype=torch.float64) for m in (e_OI, w_OI))
+        top, base = (_energy(stats["sample"] @ m.T) for m in (e_OI, w_OI))
     else:
-        top, base = (m.square().sum(dtype=torch.float64) for m in (e_OI, w_OI))
+        top, base = (_energy(m) for m in (e_OI, w_OI))
     return float((top.clamp_min(0) / base).sqrt()) if float(base) > 0 else 0.0
+
+
+def _energy(m: Tensor) -> Tensor:
+    """Sum of squares: rows in float32, which is one pass without a copy, and their sum in float64."""
+    return torch.linalg.vector_norm(m, dim=1).double().square().sum()
