@@ -232,4 +232,5 @@ def output_error(w_OI: Tensor, w_hat_OI: Tensor, stats: Stats | None) -> float:
 
 def _energy(m: Tensor) -> Tensor:
     """Sum of squares: rows in float32, which is one pass without a copy, and their sum in float64."""
-    return torch.linalg.vector_norm(m, dim=1).double().square().sum()
+    norms_O: Tensor = torch.linalg.vector_norm(m, dim=1)
+    return norms_O.double().square().sum()
