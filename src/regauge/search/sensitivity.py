@@ -58,13 +58,15 @@ def forward(
     """One pass over the calibration text: rounds every option on the way, keeps the states of `keep` batches."""
     outer = subject.read(None)
     states = subject.runner.begin(inputs, outer)
+    last = max((-1, *(block for block in range(subject.blocks) if not shelf.has(block))))
+    last = last if shelf.has(None) else subject.blocks  # up to here every batch is wanted, after it only those kept
     borders = [first(states, keep)]
     for block in range(subject.blocks):
         progress("rounding", block / subject.blocks)
         weights = subject.read(block)
         watched = _collect(shelf, block)
-        if shelf.has(block):  # a killed run: only the states are wanted
-            states = subject.runner.block(block, weights, first(states, keep))
+        if shelf.has(block):  # by a run that was killed
+            states = subject.runner.block(block, weights, states if block < last else first(states, keep))
         else:
             states = subject.runner.block(block, weights, states, watch=watched.watch)
             shelf.fill(block, weights, watched.finish(subject.anatomy.sites)[0])

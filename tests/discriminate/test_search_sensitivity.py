@@ -1,0 +1,107 @@
+"""Predicted KL ranks options as true KL does, on models where the answer can be had; true KL is transformers' own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from regauge.hosts.transformers.source import Source
+from regauge.measure.quality import compare
+from regauge.measure.windows import Windows
+from regauge.search.model import Subject
+from regauge.search.options import Option, site_groups
+from regauge.search.sensitivity import fisher, forward
+from regauge.search.shelf import Shelf
+from regauge.search.trials import true_kl
+from tests.pico import pico, save
+
+WIDE = {"hidden_size": 96, "intermediate_size": 70, "vocab_size": 61}
+
+
+def subject(folder: Path, name: str, **changes: object) -> Subject:
+    model = pico(name, 0, **{**WIDE, **changes})
+    with torch.no_grad():  # confident predictions, as trained models have
+        for key, tensor in model.named_parameters():
+            if key.endswith(("lm_head.weight", "embed_out.weight")):
+                tensor.mul_(4)
+    return Subject.of(Source.open(save(model, folder)))
+
+
+def ids(rows: int, length: int = 32, vocabulary: int = 61, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def windows(ids_BT: torch.Tensor) -> Windows:
+    return Windows(tuple(ids_BT), tuple(range(len(ids_BT))), (1,) * len(ids_BT))
+
+
+def shelf_of(found: Subject, folder: Path) -> Shelf:
+    (folder / "shelf").mkdir()
+    return Shelf(folder / "shelf", site_groups(found.anatomy, bits=(2, 3, 4, 8)))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "mixtral"])
+def test_predictions_rank_as_true_kl_does(name: str, tmp_path: Path) -> None:
+    more = {"intermediate_size": 110} if name == "gpt_neox" else {}
+    found = subject(tmp_path / "model", name, **more)
+    shelf = shelf_of(found, tmp_path)
+    borders = forward(found, shelf, [ids(16), ids(16, seed=1)], 2)
+    predicted = fisher(found, shelf, borders)
+    assert set(predicted) == {group.name for group in shelf.groups if group.block is not None}
+    variants = [(g, o) for g in shelf.groups if g.block is not None for o in g.options if o.bits < 8]
+    true = true_kl(found, shelf, windows(ids(16, seed=2)), [{g.name: o} for g, o in variants])
+    guess = [predicted[g.name][o.name] for g, o in variants]
+    assert spearmanr(guess, true).statistic > 0.9
+    ratios = sorted(a / b for a, b in zip(guess, true, strict=True))
+    assert 0.6 < ratios[len(ratios) // 2] < 1.7
+    assert all(predicted[g.name]["full"] == 0.0 for g in shelf.groups if g.block is not None)
+
+
+def test_trials_are_what_transformers_computes(tmp_path: Path) -> None:
+    """Two single-site variants, one of both and none, against the module with its weights overwritten."""
+    from transformers import AutoModelForCausalLM
+
+    found = subject(tmp_path / "model", "llama-tied")
+    shelf = shelf_of(found, tmp_path)
+    forward(found, shelf, [ids(8)], 1)
+    text = windows(ids(6, seed=3))
+    embed, other = shelf.groups[0], shelf.groups[-1]
+    assert (embed.name, other.block) == ("embed", 1)
+    few, low = embed.option("int3-g32"), other.options[0]
+    variants: list[dict[str, Option]] = [{}, {embed.name: few}, {other.name: low}, {embed.name: few, other.name: low}]
+    measured = true_kl(found, shelf, text, variants)
+    inputs = [batch.ids_BT for batch in text.batches(2048)]
+
+    def logits(picks: dict[str, Option]) -> list[torch.Tensor]:
+        model = AutoModelForCausalLM.from_pretrained(found.source.path, dtype=torch.float32).eval()
+        with torch.no_grad():
+            for group in shelf.groups:
+                if group.name in picks:
+                    site = group.sites[0]
+                    key = found.anatomy.site(site.name).weight.key
+                    model.get_parameter(key).copy_(shelf.weight(site.name, picks[group.name], group.block))
+            return [model(batch).logits for batch in inputs]
+
+    base = logits({})
+    expected = [float(compare(text, base, logits(picks), 2048).kl_N.mean()) for picks in variants]
+    assert measured[0] == pytest.approx(0.0, abs=1e-7)
+    assert measured[1:] == pytest.approx(expected[1:], rel=1e-3)
+    assert min(expected[1:]) > 1e-6
+
+
+def test_a_killed_forward_pass_rounds_nothing_twice(tmp_path: Path) -> None:
+    found = subject(tmp_path / "model", "llama")
+    shelf = shelf_of(found, tmp_path)
+    inputs = [ids(8), ids(8, seed=1)]
+    whole = forward(found, shelf, inputs, 1)
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in shelf.folder.iterdir()}
+    again = forward(found, Shelf(shelf.folder, shelf.groups), inputs, 1)
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in shelf.folder.iterdir()} == before
+    shelf.path(1).unlink()
+    forward(found, Shelf(shelf.folder, shelf.groups), inputs, 1)
+    assert shelf.path(1).read_bytes() == before[shelf.path(1).name][1]
+    for one, other in zip(whole.states, again.states, strict=True):
+        assert torch.equal(one.hidden[0], other.hidden[0])
