@@ -227,3 +227,28 @@ def test_names_on_disk_are_those_of_compressed_tensors() -> None:
         "_shape": (torch.int64, (2,)),
         "_zero_point": (torch.int32, (8, 1)),
     }
+
+
+def test_a_checkpoint_that_compressed_tensors_itself_wrote(tmp_path: Path) -> None:
+    """Its packer, its targets (`Linear`), its config: we compute what stock transformers does."""
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+
+    model = pico("llama", **SMALL)
+    weights = {"num_bits": 3, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
+    groups = {"g": {"targets": ["Linear"], "weights": weights}}
+    with contextlib.redirect_stderr(io.StringIO()):
+        apply_quantization_config(model, QuantizationConfig(config_groups=groups, ignore=["lm_head"]))
+        for name, parameter in model.named_parameters():
+            if name.endswith("weight_scale"):
+                w_OI = model.get_parameter(name.removesuffix("_scale")).detach()
+                parameter.data = w_OI.view(w_OI.shape[0], -1, 32).abs().amax(-1) / 3.5
+        compressor = ModelCompressor.from_pretrained_model(model)
+        compressor.compress_model(model)
+        model.save_pretrained(tmp_path / "theirs")
+        compressor.update_config(str(tmp_path / "theirs"))
+    ids = batches(model)[0]
+    ours = load(tmp_path / "theirs")
+    assert ours.model.layers[0].mlp.up_proj.parts[0].way.name == "decoded"
+    assert ours.lm_head.weight.shape == (53, 64)
+    torch.testing.assert_close(outputs(ours, ids), outputs(stock(tmp_path / "theirs"), ids), rtol=1e-4, atol=1e-5)
