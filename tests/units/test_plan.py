@@ -41,6 +41,7 @@ def named(rule: str) -> list[str]:
 
 
 BAD = [
+    ("name: x\nrulez:\n  a: full", "recipe, line 2: rulez: unknown key 'rulez'"),
     ("ruls: {a: full}", "recipe, line 1: ruls: unknown key 'ruls' in a recipe (did you mean 'rules'?)"),
     (
         "name: x\nrules:\n  blocks.*: {gird: int4}",

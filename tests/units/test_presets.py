@@ -101,13 +101,17 @@ def test_bits_a_weight_by_hand() -> None:
 
 
 def test_how_it_is_stored() -> None:
-    assert "4.16 bits a weight on 4096 × 4096\n  stored as compressed-tensors, pack-quantized\n" in explain("gptq-w4g128")
+    assert "4.16 bits a weight on 4096 × 4096\n  stored as compressed-tensors, pack-quantized\n" in explain(
+        "gptq-w4g128"
+    )
     assert "compressed-tensors, int-quantized" in explain("smoothquant")
     assert "compressed-tensors, float-quantized" in explain("fp8")
     assert "compressed-tensors, nvfp4-pack-quantized" in explain("nvfp4")
     assert "compressed-tensors, mxfp4-pack-quantized" in explain("mxfp4")
     assert "regauge's packed format: it has no nf4 weights" in explain("nf4")
-    assert "regauge's packed format: it has no field for what 'lorc' adds back" in " ".join(explain("zeroquant-fp").split())
+    assert "regauge's packed format: it has no field for what 'lorc' adds back" in " ".join(
+        explain("zeroquant-fp").split()
+    )
 
 
 def test_explain_a_preset() -> None:

@@ -65,7 +65,10 @@ AXES: Mapping[str, Mapping[str, Part]] = {
         ),
     },
     "ranger": {
-        "absmax": Part("regauge.formats.rangers:AbsMax", "the range [-a, a] of a group, a its largest magnitude, over the whole grid"),
+        "absmax": Part(
+            "regauge.formats.rangers:AbsMax",
+            "the range [-a, a] of a group, a its largest magnitude, over the whole grid",
+        ),
         "minmax": Part("regauge.formats.rangers:MinMax", "least and greatest value land on the ends of the grid"),
         "search": Part(
             "regauge.formats.rangers:Search", "the shrink of the range with the least (weighted) squared error"
