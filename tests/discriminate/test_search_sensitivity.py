@@ -40,7 +40,7 @@ def windows(ids_BT: torch.Tensor) -> Windows:
 
 def shelf_of(found: Subject, folder: Path) -> Shelf:
     (folder / "shelf").mkdir()
-    return Shelf(folder / "shelf", site_groups(found.anatomy, bits=(2, 3, 4, 8)))
+    return Shelf(folder / "shelf", site_groups(found.anatomy, bits=(2, 4)))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "mixtral"])
@@ -48,11 +48,11 @@ def test_predictions_rank_as_true_kl_does(name: str, tmp_path: Path) -> None:
     more = {"intermediate_size": 110} if name == "gpt_neox" else {}
     found = subject(tmp_path / "model", name, **more)
     shelf = shelf_of(found, tmp_path)
-    borders = forward(found, shelf, [ids(16), ids(16, seed=1)], 2)
+    borders = forward(found, shelf, [ids(12), ids(12, seed=1)], 2)
     predicted = fisher(found, shelf, borders)
     assert set(predicted) == {group.name for group in shelf.groups if group.block is not None}
-    variants = [(g, o) for g in shelf.groups if g.block is not None for o in g.options if o.bits < 8]
-    true = true_kl(found, shelf, windows(ids(16, seed=2)), [{g.name: o} for g, o in variants])
+    variants = [(g, o) for g in shelf.groups if g.block is not None for o in g.options if o.bits <= 4]
+    true = true_kl(found, shelf, windows(ids(12, seed=2)), [{g.name: o} for g, o in variants])
     guess = [predicted[g.name][o.name] for g, o in variants]
     assert spearmanr(guess, true).statistic > 0.9
     ratios = sorted(a / b for a, b in zip(guess, true, strict=True))
@@ -70,7 +70,7 @@ def test_trials_are_what_transformers_computes(tmp_path: Path) -> None:
     text = windows(ids(6, seed=3))
     embed, other = shelf.groups[0], shelf.groups[-1]
     assert (embed.name, other.block) == ("embed", 1)
-    few, low = embed.option("int3-g32"), other.options[0]
+    few, low = embed.option("int2-g32"), other.options[0]
     variants: list[dict[str, Option]] = [{}, {embed.name: few}, {other.name: low}, {embed.name: few, other.name: low}]
     measured = true_kl(found, shelf, text, variants)
     inputs = [batch.ids_BT for batch in text.batches(2048)]
