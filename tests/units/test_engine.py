@@ -156,13 +156,40 @@ def test_moves_are_certified_block_by_block_and_as_a_whole(
 
 
 def test_a_searched_strength_has_the_least_loss_of_its_grid(model: Path, text: Path, tmp_path: Path) -> None:
+    """Stopped in the middle of its search, a run goes on with the losses that it has."""
     plan = parse(NEAREST_BESIDE_TEXT.replace("{part: smooth-norms, alpha: 0.0}", "smooth-streams"))
-    (entry,) = apply(plan, model, tmp_path / "out", calibration=text, tokens=256, length=32).searched
+    phase = "search of smooth-streams"
+    seen: list[Progress] = []
+
+    def stop(event: Progress) -> None:
+        if event.phase == phase and event.done == 8:
+            raise Stop
+
+    with pytest.raises(Stop):
+        apply(plan, model, tmp_path / "out", calibration=text, tokens=128, length=32, progress=stop)
+    receipt = apply(plan, model, tmp_path / "out", calibration=text, tokens=128, length=32, progress=seen.append)
+    (entry,) = receipt.searched
     grid = entry["grid"]
     assert isinstance(grid, list)
+    assert next(event.done for event in seen if event.phase == phase) == 8
     assert len(grid) == 21
     assert entry["loss"] == min(point["loss"] for point in grid)
     assert len({point["loss"] for point in grid}) > 10
+
+
+def test_a_rewrite_of_the_whole_model_may_want_statistics_first(model: Path, text: Path, tmp_path: Path) -> None:
+    plan = parse(NEAREST_BESIDE_TEXT.replace("{part: smooth-norms, alpha: 0.0}", "{part: permute, streams: residual}"))
+    receipt = apply(plan, model, tmp_path / "out", calibration=text, **READ)
+    assert [move.streams for move in receipt.moves] == [("residual",)] * 3
+    assert receipt.logits_error is not None
+    assert receipt.logits_error < 1e-12
+    plain = apply("rtn-w4", model, tmp_path / "plain")
+    assert [site.bytes_after for site in receipt.sites] == [site.bytes_after for site in plain.sites]
+    moved, kept = (
+        load_file(next(tmp_path.glob(f"{name}/*-00001-of-*")))["model.embed_tokens.weight"] for name in ("out", "plain")
+    )
+    assert not torch.equal(moved, kept)
+    assert torch.equal(moved.sort(dim=1).values, kept.sort(dim=1).values)
 
 
 def test_without_text_the_model_samples_its_own(model: Path, tmp_path: Path) -> None:
