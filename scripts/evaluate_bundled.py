@@ -87,6 +87,21 @@ def load(folder: Path):
     return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
+def complete(model, tokenizer, train_text: str, sample: bool) -> dict:
+    """The completions' part: how many parse, how many were in the training text, and all of them."""
+    greedy = completions.run(model, tokenizer)
+    sampled = completions.run(model, tokenizer, temperature=0.8) if sample else None
+    return {
+        "prompts": len(greedy),
+        "parse, greedy": sum(row["parses"] for row in greedy),
+        "parse, temperature 0.8": sampled and sum(row["parses"] for row in sampled),
+        "greedy, kept text is in train word for word": sum(
+            len(row["kept"]) > 40 and row["kept"] in train_text for row in greedy
+        ),
+        "rows": greedy,
+    }
+
+
 def evaluate(folder: Path, sample: bool = False) -> dict:
     """All measurements, as they go into ``training.json``."""
     files = stdlib_files()
@@ -101,9 +116,6 @@ def evaluate(folder: Path, sample: bool = False) -> dict:
     train_text, held_text = joined(train), joined(heldout)
     xz_alone = xz_bytes(held_text)
     xz_after = xz_bytes(train_text + held_text) - xz_bytes(train_text)
-    greedy = completions.run(model, tokenizer)
-    sampled = completions.run(model, tokenizer, temperature=0.8) if sample else None
-    copied = sum(len(row["kept"]) > 40 and row["kept"] in train_text.decode() for row in greedy)
     return {
         "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
         "heldout_files": len(heldout),
@@ -116,13 +128,7 @@ def evaluate(folder: Path, sample: bool = False) -> dict:
             "xz -9e": round(8 * xz_alone / n_bytes, 4),
             "xz -9e after train": round(8 * xz_after / n_bytes, 4),
         },
-        "completions": {
-            "prompts": len(greedy),
-            "parse, greedy": sum(row["parses"] for row in greedy),
-            "parse, temperature 0.8": sampled and sum(row["parses"] for row in sampled),
-            "greedy, kept text is in train word for word": copied,
-            "rows": greedy,
-        },
+        "completions": complete(model, tokenizer, train_text.decode("utf-8"), sample),
         "bits_per_byte_by_file": {file.module: round(bits[512][file.module] / file.n_bytes, 4) for file in heldout},
     }
 
@@ -132,12 +138,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Held-out bits per byte and completions of the bundled model.")
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--completions-only", action="store_true", help="keep the recorded bits per byte")
     parser.add_argument("--sample", action="store_true", help="complete once more at temperature 0.8")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = evaluate(args.model, args.sample)
     path = args.model / "training.json"
     facts = json.loads(path.read_text())
+    if args.completions_only:
+        train_text = joined(of_split(stdlib_files(), "train")).decode("utf-8")
+        found = facts["evaluation"] | {"completions": complete(*load(args.model), train_text, args.sample)}
+    else:
+        found = evaluate(args.model, args.sample)
     facts["evaluation"] = found
     path.write_text(json.dumps(facts, indent=1) + "\n")
     print(f"held-out: {found['heldout_files']} files, {found['heldout_bytes']:,} bytes")

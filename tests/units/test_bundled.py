@@ -278,6 +278,8 @@ def test_ngram_that_does_not_fit_is_refused():
         ("def f(x):\n", "", True, "", False),
         ("def f(x):\n", "    try:\n        g()\n    except", False, "    try:\n        g()\n", False),
         ("x = 1\n", "# nothing but a comment\n", True, "# nothing but a comment\n", False),
+        ('def f(x):\n    """Doc."""', "\n    return x\n", True, "\n    return x\n", True),
+        ('def f(x):\n    """Doc."""', "\n\ndef", False, "\n", False),
         ("class A:\n", '    """Doc.\n\n    More', False, "", False),
     ],
 )
