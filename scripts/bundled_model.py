@@ -17,7 +17,11 @@ END = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Shape and schedule. Rates are per step; ``decay`` is the share of steps that decays."""
+    """Shape and schedule. Rates are per step; ``decay`` is the share of steps that decays.
+
+    The defaults are for an idle machine and have not been run from start to end;
+    the settings of each start of the committed run are in ``training.json``.
+    """
 
     vocab: int = 4096
     hidden: int = 256
