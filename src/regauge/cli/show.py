@@ -91,12 +91,19 @@ class Event(Protocol):
 
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Callable[[Event], None]]:
-    """Bars on standard error; where that is no terminal a line for each message; nothing where `quiet`."""
+    """Bars on standard error; where that is no terminal a line for each phase and message; nothing where `quiet`."""
     if quiet:
         yield lambda event: None
         return
     if not sys.stderr.isatty():
-        yield lambda event: remark(f"{event.phase}: {event.message}") if event.message else None
+        seen: set[str] = set()
+
+        def told(event: Event) -> None:
+            if event.message or event.phase not in seen:
+                remark(f"{event.phase}: {event.message}" if event.message else f"{event.phase} …")
+            seen.add(event.phase)
+
+        yield told
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -247,9 +247,12 @@ def read_tokenizer(folder: Path) -> Any:
             f"copy the tokenizer files of the model there"
         )
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
+    # Texts are encoded whole and cut into windows afterwards; the model's own limit would only be warned about.
+    tokenizer.model_max_length = 10**30
+    return tokenizer
 
 
 def blocks_in(names: Iterable[str]) -> list[int | None]:
