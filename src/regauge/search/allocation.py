@@ -9,7 +9,10 @@ Lower = better throughout. Legend: G groups, C candidates (all options of all gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,8 +60,8 @@ def total(groups: Sequence[Sequence[Candidate]], picks: Sequence[int]) -> Alloca
     return Allocation(tuple(picks), float(sum(candidate.loss for candidate in chosen)), takes)
 
 
-def allocate(groups: Sequence[Sequence[Candidate]], bounds: Sequence[Bound]) -> Allocation:
-    """The least predicted loss within every bound; BudgetError says how near one can come."""
+def allocate(groups: Sequence[Sequence[Candidate]], bounds: Sequence[Bound], gap: float = 1e-6) -> Allocation:
+    """The least predicted loss within every bound, to a relative `gap`; BudgetError says how near one can come."""
     for bound in bounds:
         _reachable(groups, bound)
     flat = [candidate for group in groups for candidate in group]
@@ -66,16 +69,31 @@ def allocate(groups: Sequence[Sequence[Candidate]], bounds: Sequence[Bound]) -> 
         return Allocation((), 0.0, {})
     loss_C = np.array([candidate.loss for candidate in flat])
     scale = float(np.abs(loss_C).max()) or 1.0
-    found = milp(
-        loss_C / scale,
-        constraints=_rows(groups, flat, bounds),
-        integrality=np.ones(len(flat)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 1e-6, "time_limit": 30.0},
-    )
+    with _silent():
+        found = milp(
+            loss_C / scale,
+            constraints=_rows(groups, flat, bounds),
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": gap, "time_limit": 30.0},
+        )
     if found.x is None:
         raise BudgetError(_clash(groups, bounds))
     return total(groups, _picks(groups, found.x))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """HiGHS leaves a debugging line on standard output now and then, past Python; it would break `--json`."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _rows(
@@ -123,13 +141,14 @@ def _clash(groups: Sequence[Sequence[Candidate]], bounds: Sequence[Bound]) -> st
         others = [other for other in bounds if other is not bound]
         flat = [candidate for group in groups for candidate in group]
         takes_C = np.array([candidate.takes.get(bound.resource, 0.0) for candidate in flat])
-        found = milp(
-            takes_C / (float(np.abs(takes_C).max()) or 1.0),
-            constraints=_rows(groups, flat, others),
-            integrality=np.ones(len(flat)),
-            bounds=Bounds(0, 1),
-            options={"time_limit": 30.0},
-        )
+        with _silent():
+            found = milp(
+                takes_C / (float(np.abs(takes_C).max()) or 1.0),
+                constraints=_rows(groups, flat, others),
+                integrality=np.ones(len(flat)),
+                bounds=Bounds(0, 1),
+                options={"time_limit": 30.0},
+            )
         if found.x is not None:
             reached = total(groups, _picks(groups, found.x)).takes.get(bound.resource, 0.0) + bound.fixed
             near.append(f"{bound.resource} {reached:,.6g} of {bound.limit:,.6g} {bound.unit}")

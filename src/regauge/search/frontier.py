@@ -26,7 +26,7 @@ def sweep(
     found: dict[tuple[int, ...], Allocation] = {}
     for limit in sorted(limits):
         try:
-            point = allocate(groups, [Bound("bytes", limit, fixed), *others])
+            point = allocate(groups, [Bound("bytes", limit, fixed), *others], gap=1e-4)
         except BudgetError:
             continue
         found.setdefault(point.picks, point)

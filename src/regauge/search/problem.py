@@ -25,6 +25,7 @@ from regauge.search.shelf import Shelf
 from regauge.search.trials import Picks, true_kl
 
 Say = Callable[[str, int, int], None]
+ROUGH = 1e-3  # relative gap where losses are less certain than that
 CHUNK = 16  # variants measured between two writes of the ledger
 
 
@@ -167,7 +168,7 @@ class Problem:
                     }
                     for group in self.groups
                 }
-                found = allocate(self.candidates(jittered), bounds)
+                found = allocate(self.candidates(jittered), bounds, ROUGH)
                 near.setdefault(found.picks, found)
             points = list(near.values())
             measured = self.measure([self.picks(one) for one in points])
