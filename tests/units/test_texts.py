@@ -45,6 +45,22 @@ def test_lists_and_jsonl_are_documents(tmp_path: Path) -> None:
     assert corpus([path, whole]).texts() == ["one", "two", "one", "two"]
 
 
+def test_a_list_file_names_files_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.txt").write_text("first")
+    listed = tmp_path / "list.txt"
+    listed.write_text("b.txt\n\na.txt\n")
+    assert corpus(f"@{listed}").texts() == ["second", "first"]
+    listed.write_text("b.txt\nmissing.txt\n")
+    with pytest.raises(TextError, match=r"no text at .*missing\.txt"):
+        corpus(f"@{listed}")
+    listed.write_text("\n")
+    with pytest.raises(TextError, match="is empty; name one file a line"):
+        corpus(f"@{listed}")
+    with pytest.raises(TextError, match="cannot be read"):
+        corpus(f"@{tmp_path / 'none.txt'}")
+
+
 def test_a_document_is_read_in_parts_whatever_the_cut_splits(tmp_path: Path) -> None:
     path = tmp_path / "umlaut.txt"
     path.write_text("aäb", encoding="utf-8")

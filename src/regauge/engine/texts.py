@@ -6,6 +6,7 @@ pieces, and never held in memory. Windows of tokens are cut from it in `windows.
     corpus("novels/")            every text file below, in order of path
     corpus("notes.txt")          one document; .jsonl and .json: one document an entry (a string, or its "text")
     corpus(["one", "two"])       the texts themselves; a list of `Path` names files
+    corpus("@list.txt")                files named one a line, relative to the list
     corpus("datasets:wikitext:text")   a column of a Hugging Face dataset (split `train`, or a third `:split`)
 """
 
@@ -100,6 +101,8 @@ def corpus(where: Where) -> Corpus:
         return _from_list(where)
     if str(where).startswith("datasets:"):
         return _from_dataset(str(where))
+    if str(where).startswith("@"):
+        return _from_names(Path(str(where)[1:]).expanduser())
     path = Path(where).expanduser()
     if path.is_dir():
         return _from_directory(path)
@@ -145,6 +148,18 @@ def _from_list(items: Sequence[str] | Sequence[Path]) -> Corpus:
     if not documents:
         raise TextError(f"the list of {len(items)} texts holds no text; give at least one that is not blank.")
     return _made(documents, "a list")
+
+
+def _from_names(path: Path) -> Corpus:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TextError(f"the list {path} cannot be read: {error}; name one file a line.") from error
+    if not names:
+        raise TextError(f"the list {path} is empty; name one file a line.")
+    found = [corpus(path.parent / name) for name in names]
+    documents = [document for each in found for document in each.documents]
+    return _made(documents, f"@{path}", tuple(note for each in found for note in each.notes))
 
 
 def _from_directory(path: Path) -> Corpus:
