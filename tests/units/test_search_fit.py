@@ -40,6 +40,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Effort, "of", staticmethod(lambda limit: SMALL))
     monkeypatch.setattr(finish, "costs", lambda *_: {})  # timed once, in `done`
     monkeypatch.setattr(finish, "bandwidth", lambda: 1e9)
+    monkeypatch.setattr(finish, "_samples", lambda *_: ())
 
 
 @pytest.fixture(scope="module")
