@@ -54,7 +54,8 @@ def inodes(root: Path, names: Iterable[str] | None = None) -> dict[str, int]:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 def main() -> None:
@@ -78,6 +79,7 @@ def main() -> None:
     while True:
         before = inodes(partial)
         _, ended = attempt(cut, chance.uniform(0.05, 0.9) * seconds if len(landed) < int(kills) else None, arguments)
+        ended |= cut.exists()  # killed when it had just renamed its output
         rewritten |= not before.items() <= inodes(cut if ended else partial, before).items()
         if not ended:
             landed.append(len(inodes(partial)))
@@ -85,7 +87,7 @@ def main() -> None:
         one, other = contents(whole), contents(cut)
         different |= {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
         if len(landed) == int(kills):
-            break
+            break  # the last run was left alone
         shutil.rmtree(cut)
     print(json.dumps({"shards at each kill": landed, "rewritten": rewritten, "different": sorted(different)}))
 

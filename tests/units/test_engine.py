@@ -352,6 +352,33 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
     )
 
 
+@pytest.mark.parametrize("recipe", ["gptq-w4g32", "quarot-gptq-w4g32"])
+def test_stopped_while_finishing_nothing_is_done_again(
+    recipe: str, deep: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states are gone by then, and are not needed."""
+    from regauge.engine import api
+
+    whole = apply(recipe, deep, tmp_path / "whole", calibration=text, **READ)
+
+    def killed(staging: api.Staging, files: object) -> None:
+        shutil.rmtree(staging.root / "states")
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api.Staging, "finish", killed)
+        with pytest.raises(Stop):
+            apply(recipe, deep, tmp_path / "cut", calibration=text, **READ)
+    monkeypatch.setattr("regauge.engine.work.round_sites", None)
+    cut = apply(recipe, deep, tmp_path / "cut", calibration=text, **READ)
+    assert cut.logits_error == whole.logits_error
+    one, two = contents(tmp_path / "whole"), contents(tmp_path / "cut")
+    assert [name for name in one.keys() | two.keys() if one.get(name) != two.get(name)] in (
+        [],
+        ["regauge/run-log.json"],
+    )
+
+
 def test_spoilt_states_begin_again_at_the_first_block(deep: Path, text: Path, tmp_path: Path) -> None:
     apply("gptq-w4g32", deep, tmp_path / "whole", calibration=text, **READ)
     partial = stopped(deep, text, tmp_path / "cut")

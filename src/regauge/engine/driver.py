@@ -46,6 +46,9 @@ class Drive:
     def run(self) -> float | None:
         """Every shard that is not there yet; the error of the whole model's logits, where moves are certified."""
         finished = self._finished()
+        if finished == len(self.shards):  # killed while the output was being finished: nothing is left to compute
+            last: Any = self.staging.notes[self.shards[-1]]
+            return None if last["logits_error"] is None else float(last["logits_error"])
         self.clock.start("blocks", self.job.anatomy.blocks, max(finished - 1, 0))
         before = self._embeddings(finished)
         for block in range(max(finished - 1, 0), self.job.anatomy.blocks):
@@ -69,6 +72,8 @@ class Drive:
         while count < len(self.shards) and self.staging.has(self.shards[count]):
             count += 1
         blocks = min(count - 1, self.job.anatomy.blocks)
+        if count == len(self.shards):
+            return count
         if blocks < 1 or not (self.work.runner or self.prover) or self.staging.kept(_behind(blocks)) is not None:
             return count
         return 1
@@ -117,12 +122,10 @@ class Drive:
         _, last = outer_names(self.job.anatomy)
         moved = self.work.read(None)
         error = self.prover.logits(moved) if self.prover is not None else None
-        if self.staging.has(self.shards[index]):
-            return error
         stats, rare = self.work.see_head(running)
         tail = _only(moved, last)
         sites = [site for site in self.job.sites(None) if f"{site.name}.weight" in last]
-        self._write(index, sites, tail, self.work.round(sites, tail, stats), stats, rare, [], [])
+        self._write(index, sites, tail, self.work.round(sites, tail, stats), stats, rare, [], [], error)
         return error
 
     def _prove(self, block: int | None, moved: Moved, kept: Mapping[str, Tensor] | None) -> list[MoveReceipt]:
@@ -164,6 +167,7 @@ class Drive:
         rare: Mapping[str, str],
         proof: Sequence[MoveReceipt],
         notes: Sequence[str],
+        logits_error: float | None = None,
     ) -> None:
         """One shard with its figures, committed together."""
         job, resolution = self.job, self.job.resolution
@@ -181,6 +185,7 @@ class Drive:
             "sites": [figure.model_dump(mode="json") for figure in figures],
             "moves": [receipt.model_dump(mode="json") for receipt in proof],
             "notes": list(notes),
+            "logits_error": logits_error,
         }
         self.staging.write(self.shards[index], tensors, note=note)
 
