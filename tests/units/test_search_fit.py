@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regauge.errors import ArtifactError, BudgetError, ModelError, OutputError, ResumeError, TextError
-from regauge.search import build, finish, record, sensitivity, steps
+from regauge.search import build, finish, profile, record, sensitivity, steps
 from regauge.search.effort import Effort
 from regauge.search.fit import fit, pick
 from tests.pico import pico, save
@@ -38,6 +38,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Effort, "of", staticmethod(lambda limit: SMALL))
+    monkeypatch.setattr(profile, "SPREAD", 2**16)
+    monkeypatch.setattr(profile, "REPEATS", 1)
+    monkeypatch.setattr(profile, "read_costs", lambda _: {})
+    monkeypatch.setattr(profile, "write_costs", lambda *_: None)
     monkeypatch.setattr(finish, "costs", lambda *_: {})  # timed once, in `done`
     monkeypatch.setattr(finish, "bandwidth", lambda: 1e9)
     monkeypatch.setattr(finish, "_samples", lambda *_: ())
@@ -156,8 +160,16 @@ def test_what_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(BudgetError, match=r"'memory=0.01x' allows .* bytes, and the smallest that we can make is"):
         fit(model, tmp_path / "out", budgets=["memory=0.01x"], calibration=text)
+    with pytest.raises(BudgetError, match=r"'decode=90x' cannot be had here: .* would reach .*x"):
+        fit(model, tmp_path / "out", budgets=["decode=90x"], calibration=text)
     with pytest.raises(OutputError, match="exists"):
         fit(model, done[1], budgets=["memory=0.5x"], calibration=text)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="was not made by regauge"):
+        fit(model, precious, calibration=text, force=True)
+    assert (precious / "thesis.txt").read_text() == "mine"
     with pytest.raises(TextError):
         fit(model, tmp_path / "out", calibration=tmp_path / "nothing.txt")
     encoder = save(pico("bert"), tmp_path / "bert")

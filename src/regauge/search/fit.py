@@ -11,6 +11,7 @@ lies in `OUT.search/` until OUT is whole, so a run that was killed goes on from 
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -18,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regauge.artifact.disk import one_sentence
-from regauge.engine.api import _refuse_out as refuse_out
+from regauge.engine.api import _refuse_out as refuse_writing
 from regauge.engine.texts import Where
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
-from regauge.errors import ArtifactError, ResumeError
+from regauge.errors import ArtifactError, OutputError, ResumeError
 from regauge.hosts.transformers.source import Source
 from regauge.receipt import Receipt
 from regauge.search import budgets as written
@@ -29,6 +30,8 @@ from regauge.search import record
 from regauge.search.effort import Effort, Stopwatch
 from regauge.search.finish import assemble, plan_for
 from regauge.search.model import Subject
+from regauge.search.options import site_groups
+from regauge.search.profile import within_reach
 from regauge.search.record import Run
 from regauge.search.steps import Desk, begin, estimate, reachable
 from regauge.search.texts import Sizes, prepare
@@ -78,10 +81,14 @@ def fit(
         sizes = Sizes(effort.calibration, effort.search, effort.evaluation)
         if dry_run:
             return estimate(source, str(model), asked, floors, effort, seed)
+        subject = Subject.of(source)
+        clock.say("profile")
+        timing = within_reach(subject, site_groups(source.anatomy), asked, effort.turns)
+        watch.lap("profile", started)
+        started = time.monotonic()
         clock.say("text")
         texts = prepare(source, calibration, eval, sizes, seed)
         watch.lap("text", started)
-        subject = Subject.of(source)
         folder = target.with_name(target.name + ".search")
         identity = {
             "source": source.digest(),
@@ -91,7 +98,9 @@ def fit(
         }
         with Desk.open(folder, identity, force) as desk:
             problem = begin(subject, texts, desk, effort, seed, clock, watch)
-            found = settle(problem, asked, floors, texts, desk, effort, seed, clock, watch, command or _command())
+            found = settle(
+                problem, asked, floors, timing, texts, desk, effort, seed, clock, watch, command or _command()
+            )
             run = assemble(
                 found, asked, floors, texts, effort, seed, clock, watch, str(model), command or _command(),
                 {"calibration": _spell(calibration), "eval": _spell(eval), "revision": revision},
@@ -144,11 +153,29 @@ def pick(run: str | Path, index: int, out: str | Path, force: bool = False, prog
         )
 
 
+def refuse_out(target: Path, force: bool) -> None:
+    """An output that exists, cannot be written, or (even with force) holds what is not ours.
+
+    Raises:
+        OutputError: says which.
+    """
+    refuse_writing(target, force)
+    if not os.path.lexists(target):
+        return
+    ours = target.is_dir() and ((target / "regauge").is_dir() or not any(target.iterdir()))
+    if not ours or target.is_symlink():
+        raise OutputError(
+            f"{target} exists and was not made by regauge, so --force does not replace it; choose another directory or "
+            "remove it yourself."
+        )
+
+
 def _move(folder: Path, target: Path, force: bool) -> None:
     """The finished artifact into its place by one rename; an old one is put aside first and removed after."""
     old = target.with_name(target.name + ".replaced")
+    refuse_out(target, force)
     with one_sentence("writing", target):
-        if force and target.exists():
+        if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
         folder.rename(target)

@@ -11,16 +11,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from regauge import parts
+from regauge.errors import BudgetError
 from regauge.hosts.transformers.packed.modules import PackedMatrix
 from regauge.measure.cost import decode_rate, interleave, prefill_rate
 from regauge.measure.machine import cost, machine, read_costs, write_costs
 from regauge.parts import Spec
+from regauge.search.budgets import Budget
 from regauge.search.build import DECODE, PREFILL, PROMPT, in_bf16
 from regauge.search.model import Subject
 from regauge.search.options import Option, SiteGroup
@@ -29,6 +31,49 @@ SPREAD = 64 * 2**20  # bytes of weights that a timing walks through, larger than
 REPEATS = 9
 Costs = dict[str, dict[str, dict[str, float]]]
 """`decode` or `prefill` → group → option → ms a token."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the machine said: costs of every option, and the source's own ms a token in bf16."""
+
+    costs: Costs
+    source: Mapping[str, float]
+
+    def fixed(self, resource: str) -> float:
+        """ms a token that no choice changes: the source's time less its sites', never below 0."""
+        return max(0.0, self.source[resource] - sum(options["full"] for options in self.costs[resource].values()))
+
+    def least(self, resource: str) -> float:
+        """ms a token with every site at its fastest."""
+        return self.fixed(resource) + sum(min(options.values()) for options in self.costs[resource].values())
+
+
+def timed(asked: Sequence[Budget]) -> list[str]:
+    """The speeds that are asked for."""
+    return [budget.resource for budget in asked if budget.resource != "memory"]
+
+
+def within_reach(subject: Subject, groups: Sequence[SiteGroup], asked: Sequence[Budget], turns: int) -> Timing | None:
+    """The machine profiled, where a speed is asked for.
+
+    Raises:
+        BudgetError: not even every site at its fastest would do; says how near it would come.
+    """
+    if not timed(asked):
+        return None
+    costs, before = profile(subject, groups, turns)
+    timing = Timing(costs, before)
+    for budget in asked:
+        if budget.resource != "memory":
+            best = before[budget.resource] / timing.least(budget.resource)
+            if best < budget.amount:
+                raise BudgetError(
+                    f"{budget.text!r} cannot be had here: with every weight at its fastest this machine would reach "
+                    f"{best:.2f}x ({timing.fixed(budget.resource):.3g} of the source's {before[budget.resource]:.3g} "
+                    "ms a token are spent outside the weights); ask for less."
+                )
+    return timing
 
 
 def profile(subject: Subject, groups: Sequence[SiteGroup], turns: int) -> tuple[Costs, dict[str, float]]:
@@ -65,11 +110,6 @@ def source_ms(subject: Subject, turns: int) -> dict[str, float]:
     prompt = torch.randint(0, subject.anatomy.site("embed").shape[0], (1, most), generator=generator)
     runs = {"decode": decode_rate(model, prompt[:, :PROMPT], DECODE), "prefill": prefill_rate(model, prompt)}
     return {name: 1000 / speed.median for name, speed in interleave(runs, turns).items()}
-
-
-def overhead(whole: float, costs: Mapping[str, Mapping[str, float]], groups: Sequence[SiteGroup]) -> float:
-    """ms a token that no choice changes: the source's time less its sites', never below 0."""
-    return max(0.0, whole - sum(costs[group.name]["full"] for group in groups))
 
 
 def _key(shape: tuple[int, int], option: Option, tokens: int, whole: int) -> str:

@@ -23,7 +23,7 @@ from regauge.search.effort import Effort, Stopwatch
 from regauge.search.finish import plan_for
 from regauge.search.frontier import knee, sizes, span, sweep
 from regauge.search.problem import Problem
-from regauge.search.profile import overhead, profile
+from regauge.search.profile import Timing, timed
 from regauge.search.record import Build
 from regauge.search.steps import Desk
 from regauge.search.texts import Texts
@@ -49,6 +49,7 @@ def settle(
     problem: Problem,
     asked: Sequence[Budget],
     floors: Mapping[str, float],
+    timing: Timing | None,
     texts: Texts,
     desk: Desk,
     effort: Effort,
@@ -63,7 +64,7 @@ def settle(
         BudgetError: the budgets cannot be met, or what was built misses them after every correction.
     """
     started = time.monotonic()
-    bounds, problem = _bounds(problem, asked, effort)
+    bounds, problem = _bounds(problem, asked, timing)
     frontier = _frontier(problem, bounds, effort)
     watch.lap("frontier", started)
     builds: list[Build] = []
@@ -83,30 +84,30 @@ def settle(
         built = build(plan, problem.subject, texts, desk.folder / "build", seed, command, clock.watcher)
         watch.lap("build", started)
         started = time.monotonic()
-        timed = speeds(problem.subject.source, built.folder, effort.turns) if _timed(asked) else None
+        spent = speeds(problem.subject.source, built.folder, effort.turns) if timed(asked) else None
         watch.lap("timing", started)
         problem = replace(problem, fixed=problem.fixed + built.bytes - problem.size(problem.picks(point)))
-        missed, bounds, floors_missed = _held(problem, bounds, asked, floors, built, timed)
+        missed, bounds, floors_missed = _held(problem, bounds, asked, floors, built, spent)
         builds.append(
             Build(
                 point=f"{problem.size(problem.picks(point)):,.0f} bytes",
                 bytes=built.bytes,
                 kl=built.kl,
-                decode=None if timed is None else f"{timed['decode']['compressed'].median:.1f} tokens/s",
+                decode=None if spent is None else f"{spent['decode']['compressed'].median:.1f} tokens/s",
                 why=missed or "kept",
             )
         )
         if not missed:
             frontier = _with(problem, frontier, point)
-            return Settled(problem, point, frontier, built, tuple(builds), why, timed, tuple(bounds))
+            return Settled(problem, point, frontier, built, tuple(builds), why, spent, tuple(bounds))
         nearest = missed
         if floors_missed:
             floors = {name: limit * floors_missed for name, limit in floors.items()}
     raise BudgetError(f"after {effort.builds} artifacts the budgets are still missed: {nearest}. Ask for less.")
 
 
-def _bounds(problem: Problem, asked: Sequence[Budget], effort: Effort) -> tuple[list[Bound], Problem]:
-    """Budgets as rows; the machine is profiled where a speed is asked for."""
+def _bounds(problem: Problem, asked: Sequence[Budget], timing: Timing | None) -> tuple[list[Bound], Problem]:
+    """Budgets as rows."""
     source = problem.subject.source
     whole = source.bytes_bf16()
     bounds: list[Bound] = []
@@ -121,18 +122,15 @@ def _bounds(problem: Problem, asked: Sequence[Budget], effort: Effort) -> tuple[
                         f"{budget.context:,} tokens; ask for a shorter context or more."
                     )
             bounds.append(Bound("bytes", budget.bytes(whole) - cache, problem.fixed))
-    if _timed(asked):
-        costs, before = profile(problem.subject, problem.groups, effort.turns)
-        problem = replace(problem, costs={name: costs[name] for name in _timed(asked)})
+    if timing is not None:
+        problem = replace(problem, costs={name: timing.costs[name] for name in timed(asked)})
         for budget in asked:
             if budget.resource != "memory":
-                fixed = overhead(before[budget.resource], costs[budget.resource], problem.groups)
-                bounds.append(Bound(budget.resource, before[budget.resource] / budget.amount, fixed, "ms a token"))
+                before = timing.source[budget.resource]
+                bounds.append(
+                    Bound(budget.resource, before / budget.amount, timing.fixed(budget.resource), "ms a token")
+                )
     return bounds, problem
-
-
-def _timed(asked: Sequence[Budget]) -> list[str]:
-    return [budget.resource for budget in asked if budget.resource != "memory"]
 
 
 def _frontier(problem: Problem, bounds: Sequence[Bound], effort: Effort) -> tuple[Allocation, ...]:
@@ -203,7 +201,7 @@ def _held(
     asked: Sequence[Budget],
     floors: Mapping[str, float],
     built: Built,
-    timed: Mapping[str, Mapping[str, Speed]] | None,
+    spent: Mapping[str, Mapping[str, Speed]] | None,
 ) -> tuple[str, list[Bound], float]:
     """What the artifact misses in words (empty: nothing), bounds moved by it, and the factor for the floor."""
     missed: list[str] = []
@@ -214,9 +212,9 @@ def _held(
                 missed.append(f"{built.bytes:,} bytes where {bound.limit:,.0f} are allowed")
             moved.append(replace(bound, fixed=problem.fixed))
             continue
-        assert timed is not None, "a speed is asked for"
+        assert spent is not None, "a speed is asked for"
         ratio = next(budget.amount for budget in asked if budget.resource == bound.resource)
-        pair = timed[bound.resource]
+        pair = spent[bound.resource]
         reached = pair["compressed"].median / pair["original"].median
         if reached < ratio:
             missed.append(f"{bound.resource} at {reached:.2f}x where {ratio:g}x is asked")
