@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,19 +90,25 @@ class Event(Protocol):
     def message(self) -> str: ...
 
 
+PATIENCE = 5.0  # seconds of a run without a terminal before its steps are told
+
+
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Callable[[Event], None]]:
-    """Bars on standard error; where that is no terminal a line for each phase and message; nothing where `quiet`."""
+    """Bars on standard error; where that is no terminal messages, and in long runs each step; nothing where `quiet`."""
     if quiet:
         yield lambda event: None
         return
     if not sys.stderr.isatty():
         seen: set[str] = set()
+        began = time.monotonic()
 
         def told(event: Event) -> None:
-            if event.message or event.phase not in seen:
-                remark(f"{event.phase}: {event.message}" if event.message else f"{event.phase} …")
-            seen.add(event.phase)
+            if event.message:
+                remark(f"{event.phase}: {event.message}")
+            elif event.total and event.phase not in seen and time.monotonic() - began > PATIENCE:
+                remark(f"{event.phase}: {event.total} to do")
+                seen.add(event.phase)
 
         yield told
         return
