@@ -21,12 +21,12 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## make the bundled model smaller, measure it, write the report page
 	$(BIN)/python scripts/stdlib_text.py $(OUT)/text
 	$(BIN)/regauge fit $(MODEL) --budget memory=0.30x \
-		--calibration $(OUT)/text/train --eval $(OUT)/text/heldout -o $(OUT)/demo --force
+		--calibration $(OUT)/text/train --eval $(OUT)/text/heldout --time 5m -o $(OUT)/demo --force
 	@echo "The report: $(OUT)/demo/regauge/report.html"
 	@echo "The model:  $(BIN)/python -c 'import regauge as rg; print(rg.load(\"$(OUT)/demo\"))'"
 
 test: $(READY)  ## the default suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
