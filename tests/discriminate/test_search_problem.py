@@ -64,6 +64,17 @@ def test_sharpen_finds_the_sensitive_group(problem: Problem, monkeypatch: pytest
     assert told.scale == pytest.approx(1.0)  # the median: one group of many is off
 
 
+def test_what_weighs_most_is_measured_first(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    hot = problem.groups[4]
+    seen: list[str] = []
+    problem.predicted[hot.name].update({option.name: 4.0 for option in hot.options if option.choice is not None})
+    cheap = Bound("bytes", problem.size({g.name: g.options[0] for g in problem.groups}), problem.fixed)
+    monkeypatch.setattr(module, "true_kl", truth(problem, {}, seen))
+    problem.sharpen([cheap], most=1)
+    assert len(seen) == 1
+    assert seen[0] in {key({hot.name: option}) for option in hot.options}
+
+
 def test_refine_takes_the_best_of_what_it_measured(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = {group.name: 1.0 + 0.3 * (place % 3) for place, group in enumerate(problem.groups)}
     seen: list[str] = []

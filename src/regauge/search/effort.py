@@ -24,12 +24,12 @@ class Effort:
 
     calibration: int = 32768
     search: int = 2048
-    evaluation: int = 16384
+    evaluation: int = 12288
     gradient: int = 4096
-    checks: int = 48
+    checks: int = 32
     neighbours: int = 6
     rounds: int = 2
-    points: int = 9
+    points: int = 7
     builds: int = 4
     turns: int = 7
     memory: bool = True  # fresh processes that load the model
@@ -39,9 +39,9 @@ class Effort:
         if limit is None or limit >= 4 * SHORT:
             return Effort()
         if limit >= SHORT:
-            return Effort(calibration=16384, checks=24, neighbours=4, rounds=1, evaluation=12288, turns=5)
+            return Effort(calibration=16384, checks=20, neighbours=4, rounds=1, evaluation=8192, points=6, turns=5)
         return Effort(
-            calibration=8192, evaluation=8192, gradient=2048, checks=8, neighbours=2, rounds=1, points=6, builds=3,
+            calibration=8192, evaluation=6144, gradient=2048, checks=8, neighbours=2, rounds=1, points=6, builds=3,
             turns=5, memory=False,
         )  # fmt: skip
 
