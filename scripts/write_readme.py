@@ -25,9 +25,9 @@ RUN = ROOT / "out" / "demo"
 def marked(name: str, body: str, text: str) -> str:
     """`text` with everything between the marks of `name` replaced by `body`."""
     block = f"<!-- {name} -->\n\n{body.strip()}\n\n<!-- end -->"
-    found = re.compile(rf"<!-- {re.escape(name)} -->(?:\n.*?<!-- end -->)?", re.DOTALL)
+    found = re.compile(rf"<!-- {re.escape(name)} -->\n.*?<!-- end -->", re.DOTALL)
     if not found.search(text):
-        raise SystemExit(f"README.md has no mark <!-- {name} -->")
+        raise SystemExit(f"README.md has no marks <!-- {name} --> … <!-- end -->")
     return found.sub(lambda _: block, text, count=1)
 
 
