@@ -120,6 +120,9 @@ def _quality_row(name: str, quality: Quality) -> Row:
 def _costs(run: Run) -> Table:
     rows = tuple(_cost_row(name, costs) for name, costs in run.costs.items())
     caption = "Tokens a second at batch 1 as medians with quartiles, the two models turn about in one run. "
+    caption += (
+        "Resident memory is what a fresh process gained by loading the model; the original's pages are its file's. "
+    )
     if run.bandwidth:
         caption += f"Beside them this machine read memory at {run.bandwidth / 1e9:.1f} GB/s."
     return Table(
@@ -136,7 +139,9 @@ def _cost_row(name: str, costs: Costs) -> Row:
         name,
         _speed(costs.decode),
         _speed(costs.prefill),
-        "–" if costs.memory is None else human(costs.memory.anonymous),
+        "–"
+        if costs.memory is None
+        else f"{human(costs.memory.anonymous + costs.memory.file)} ({human(costs.memory.file)} mapped)",
         "–" if costs.cache_bytes is None else human(costs.cache_bytes),
         "–" if costs.bytes is None else human(costs.bytes),
     )
