@@ -26,7 +26,7 @@ demo: $(READY)  ## make the bundled model smaller, measure it, write the report 
 	@echo "The model:  $(BIN)/python -c 'import regauge as rg; print(rg.load(\"$(OUT)/demo\"))'"
 
 test: $(READY)  ## the default suite
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
