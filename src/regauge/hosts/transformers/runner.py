@@ -30,7 +30,7 @@ from regauge.hosts.transformers.states import Call, Pool, States
 Inputs = Sequence[Tensor | Mapping[str, Any]]
 
 
-class _Enough(Exception):  # noqa: N818  # not an error: the way out of a forward whose rest is not wanted
+class _Enough(Exception):  # not an error: the way out of a forward whose rest is not wanted
     """Every layer has been called once."""
 
 
