@@ -89,7 +89,7 @@ def apply(
         source = Source.open(model, revision)
         plan = plan_of(recipe)
         ready = _ready(plan, source, calibration, tokens, length, seed, wire)
-        ready.refusals.attempt(lambda: _refuse_out(Path(out), force), None)
+        ready.refusals.attempt(lambda: refuse_out(Path(out), force), None)
         ready.refusals.settle()
         job, read = ready.job, ready.read
         assert job is not None and read is not None, "nothing was refused"  # noqa: PT018  # not a test
@@ -129,7 +129,7 @@ def dry_run(
         ready = _ready(plan, source, calibration, tokens, length, seed, wire)
         target = None if out is None else Path(out)
         if target is not None:
-            ready.refusals.attempt(lambda: _refuse_out(target, force), None)
+            ready.refusals.attempt(lambda: refuse_out(target, force), None)
         told = [str(error) for error in ready.refusals.errors]
         if ready.job is None:
             return DryRun(
@@ -178,7 +178,7 @@ def _ready(
     return _Ready(job, read, refusals)
 
 
-def _refuse_out(out: Path, force: bool) -> None:
+def refuse_out(out: Path, force: bool) -> None:
     if os.path.lexists(out) and not force:
         raise OutputError(f"{out} exists; choose another directory, or replace it with --force.")
     parent = out.absolute().parent

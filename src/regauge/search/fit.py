@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regauge.artifact.disk import one_sentence
-from regauge.engine.api import _refuse_out as refuse_writing
+from regauge.engine.api import refuse_out as refuse_writing
 from regauge.engine.texts import Where
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import ArtifactError, OutputError, ResumeError
