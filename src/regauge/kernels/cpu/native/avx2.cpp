@@ -1,0 +1,2 @@
+#define RG_LEVEL avx2
+#include "level.h"

@@ -1,0 +1,194 @@
+// Which level runs, and everything that is the same at every level.
+#include <sys/mman.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+
+#include "codes.h"
+#include "kernels.h"
+#include "pool.h"
+
+namespace {
+
+struct Level {
+  const char *name;
+  const rg::Kernels *kernels;
+  bool (*here)();
+};
+
+bool always() { return true; }
+#if defined(__x86_64__)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+const Level LEVELS[] = {{"vnni", &rg::vnni, has_vnni}, {"avx512", &rg::avx512, has_avx512}, {"avx2", &rg::avx2, has_avx2}, {"portable", &rg::portable, always}};
+#elif defined(__aarch64__)
+const Level LEVELS[] = {{"neon", &rg::neon, always}, {"portable", &rg::portable, always}};
+#else
+const Level LEVELS[] = {{"portable", &rg::portable, always}};
+#endif
+
+std::atomic<const Level *> chosen{nullptr};
+
+const Level &level() {
+  const Level *now = chosen.load();
+  if (now) return *now;
+  for (const Level &one : LEVELS)
+    if (one.here()) {
+      chosen.store(&one);
+      return one;
+    }
+  return LEVELS[0];
+}
+
+const rg::Kernels &kernels() { return *level().kernels; }
+
+bool sound(const rg_matrix *m) {
+  return m && m->rows > 0 && m->columns > 0 && m->bits >= 1 && m->bits <= 8 && m->group > 0 &&
+         m->group % unit_of(m->bits) == 0 && (m->value != RG_TABLE || (m->bits <= 4 && m->table));
+}
+
+}  // namespace
+
+extern "C" {
+
+int rg_abi(void) { return 1; }
+const char *rg_level(void) { return level().name; }
+
+int rg_set_level(const char *name) {
+  for (const Level &one : LEVELS) {
+    if (std::strcmp(one.name, name) != 0) continue;
+    if (!one.here()) return 2;
+    chosen.store(&one);
+    return 0;
+  }
+  const char *const all[] = {"vnni", "avx512", "avx2", "portable", "neon"};
+  for (const char *other : all)
+    if (std::strcmp(other, name) == 0) return 2;
+  return 1;
+}
+
+void rg_touch(void *memory, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  madvise(memory, bytes, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
+double rg_bandwidth(int threads, size_t bytes, double seconds) {
+  const size_t huge = size_t{2} << 20;
+  bytes = bytes / huge * huge;
+  if (bytes == 0) return 0;
+  void *raw = mmap(nullptr, bytes + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) return 0;
+  uint8_t *memory = reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(raw) + huge - 1) & ~(huge - 1));
+  rg_touch(memory, bytes);
+  std::memset(memory, 1, bytes);
+  using Clock = std::chrono::steady_clock;
+  double best = 0;
+  std::atomic<uint64_t> sink{0};
+  const auto begin = Clock::now();
+  do {
+    rg::Share share;
+    const auto start = Clock::now();
+    rg::parallel(threads, [&](int, rg::Team &) {
+      int64_t from, to;
+      uint64_t sum = 0;
+      while (share.take(static_cast<int64_t>(bytes), int64_t{256} << 10, from, to)) sum += kernels().read(memory + from, static_cast<size_t>(to - from));
+      sink += sum;
+    });
+    const double rate = static_cast<double>(bytes) / std::chrono::duration<double>(Clock::now() - start).count();
+    best = rate > best ? rate : best;
+  } while (std::chrono::duration<double>(Clock::now() - begin).count() < seconds);
+  munmap(raw, bytes + huge);
+  return best;
+}
+
+int rg_unit(int bits) { return bits >= 1 && bits <= 8 ? unit_of(bits) : 0; }
+size_t rg_panel_bytes(const rg_matrix *m) { return sound(m) ? Layout(*m).panel : 0; }
+
+int rg_pack(const rg_matrix *m, const uint8_t *codes, const void *steps, const uint8_t *zeros, uint8_t *panels, int threads) {
+  if (!sound(m) || (m->zero && !zeros) || (m->step != RG_STEP_NONE && !steps)) return 1;
+  const Layout l(*m);
+  const int size = step_bytes(m->step);
+  rg::Share share;
+  rg::parallel(threads, [&](int, rg::Team &) {
+    int64_t start, stop;
+    while (share.take(l.panels, 1, start, stop)) {
+      uint8_t *at = panels + l.panel * static_cast<size_t>(start);
+      std::memset(at, 0, l.panel);
+      for (int g = 0; g < l.groups; ++g, at += l.record) {
+        for (int r = 0; r < PANEL; ++r) {
+          const int64_t row = start * PANEL + r;
+          if (row >= m->rows) break;
+          const size_t entry = static_cast<size_t>(row) * l.groups + g;
+          std::memcpy(at + r * size, static_cast<const uint8_t *>(steps) + entry * size, static_cast<size_t>(size));
+          for (int bit = 0; m->zero && bit < m->bits; ++bit)
+            if (zeros[entry] >> bit & 1) at[l.steps_bytes + (r * m->bits + bit) / 8] |= static_cast<uint8_t>(1 << ((r * m->bits + bit) % 8));
+          const uint8_t *from = codes + static_cast<size_t>(row) * m->columns + static_cast<size_t>(g) * m->group;
+          const int left = m->columns - g * m->group, count = left < m->group ? left : m->group;
+          const int unit = unit_of(m->bits);
+          uint8_t *block = at + l.steps_bytes + l.zeros_bytes;
+          for (int i = 0; i < count; ++i)
+            put_code(block + i / unit * block_bytes(m->bits), m->bits, i % unit / 4, r * 4 + i % 4, from[i]);
+        }
+      }
+    }
+  });
+  return 0;
+}
+
+int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads) {
+  if (!sound(m)) return 1;
+  const Layout l(*m);
+  rg::Share share;
+  rg::parallel(threads, [&](int, rg::Team &) {
+    int64_t start, stop;
+    while (share.take(m->rows, 1, start, stop)) {
+      const int r = static_cast<int>(start % PANEL), unit = unit_of(m->bits);
+      const uint8_t *at = m->panels + l.panel * static_cast<size_t>(start / PANEL);
+      for (int g = 0; g < l.groups; ++g, at += l.record) {
+        const int left = m->columns - g * m->group, count = left < m->group ? left : m->group;
+        for (int i = 0; i < count; ++i) {
+          const uint8_t *block = at + l.steps_bytes + l.zeros_bytes + i / unit * block_bytes(m->bits);
+          const int place = r * 4 + i % 4, step = i % unit / 4, steps = block_steps(m->bits);
+          unsigned code = 0, up = 0;
+          if (m->bits == 8) code = block[place];
+          else {
+            if (m->bits & 4) code |= (block[step / 2 * STEP + place] >> (step % 2 * 4)) & 15u, block += steps / 2 * STEP, up += 4;
+            if (m->bits & 2) code |= ((block[step / 4 * STEP + place] >> (step % 4 * 2)) & 3u) << up, block += steps / 4 * STEP, up += 2;
+            if (m->bits & 1) code |= ((block[place] >> step) & 1u) << up;
+          }
+          codes[static_cast<size_t>(start) * m->columns + static_cast<size_t>(g) * m->group + i] = static_cast<uint8_t>(code);
+        }
+      }
+    }
+  });
+  return 0;
+}
+
+int rg_decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t *index, void *out, int dtype, int threads) {
+  if (!sound(m)) return 1;
+  for (int64_t i = start; index && i < stop; ++i)
+    if (index[i] < 0 || index[i] >= m->rows) return 2;
+  if (!index && (start < 0 || stop > m->rows)) return 2;
+  return kernels().decode(m, start, stop, index, out, dtype, threads);
+}
+
+int rg_linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dtype, int activations, int threads) {
+  return sound(m) ? kernels().linear(m, x, y, tokens, dtype, activations, threads) : 1;
+}
+
+int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const float *token_steps, void *y, int64_t tokens, int dtype, int threads) {
+  return sound(m) ? kernels().gemm(m, x, xq, token_steps, y, tokens, dtype, threads) : 1;
+}
+
+int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads) {
+  return sound(m) ? kernels().integers(m, x, y, tokens, threads) : 1;
+}
+}

@@ -1,0 +1,17 @@
+// One dispatch level: everything that is compiled once for each kind of CPU, as a table of functions.
+#pragma once
+#include "regauge.h"
+
+namespace rg {
+
+struct Kernels {
+  int (*linear)(const rg_matrix *, const void *, void *, int64_t, int, int, int);
+  int (*gemm)(const rg_matrix *, const void *, const int8_t *, const float *, void *, int64_t, int, int);
+  int (*decode)(const rg_matrix *, int64_t, int64_t, const int64_t *, void *, int, int);
+  int (*integers)(const rg_matrix *, const int8_t *, int32_t *, int64_t, int);
+  uint64_t (*read)(const uint8_t *, size_t);
+};
+
+extern const Kernels portable, avx2, avx512, vnni, neon;
+
+}  // namespace rg

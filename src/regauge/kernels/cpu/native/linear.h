@@ -1,0 +1,200 @@
+// Products for a few tokens: who rounds, who multiplies, where results go.
+#pragma once
+#include "floats.h"
+#include "pool.h"
+#include "product.h"
+
+namespace {
+
+// Memory of the calling thread that grows and stays.
+inline uint8_t *scratch(size_t bytes) {
+  struct Buffer {
+    uint8_t *data = nullptr;
+    size_t size = 0;
+    ~Buffer() { __builtin_free(data); }
+  };
+  static thread_local Buffer buffer;
+  if (buffer.size < bytes) {
+    __builtin_free(buffer.data);
+    buffer.data = static_cast<uint8_t *>(__builtin_malloc(bytes));
+    buffer.size = buffer.data ? bytes : 0;
+  }
+  return buffer.data;
+}
+
+RG_INLINE void load_row(const void *x, int64_t at, int count, int dtype, float *out) {
+  int i = 0;
+  if (dtype == RG_F32) {
+    std::memcpy(out, static_cast<const float *>(x) + at, static_cast<size_t>(count) * 4);
+    return;
+  }
+  const uint16_t *half = static_cast<const uint16_t *>(x) + at;
+  for (; i + PANEL <= count; i += PANEL) store_floats(out + i, dtype == RG_BF16 ? load_bf16(half + i) : load_half(half + i));
+  for (; i < count; ++i) out[i] = dtype == RG_BF16 ? bf16_to_float(half[i]) : half_to_float(half[i]);
+}
+
+RG_INLINE void store_row(void *y, int64_t at, int count, int dtype, const float *values) {
+  int i = 0;
+  if (dtype == RG_F32) {
+    std::memcpy(static_cast<float *>(y) + at, values, static_cast<size_t>(count) * 4);
+    return;
+  }
+  uint16_t *half = static_cast<uint16_t *>(y) + at;
+  for (; i + PANEL <= count; i += PANEL) {
+    if (dtype == RG_BF16) store_bf16(half + i, load_floats(values + i));
+    else store_half(half + i, load_floats(values + i));
+  }
+  for (; i < count; ++i) half[i] = dtype == RG_BF16 ? float_to_bf16(values[i]) : float_to_half(values[i]);
+}
+
+// A few tokens ready to be multiplied by one matrix, or by several of the same columns and group.
+struct Inputs {
+  Rounded rounded[FEW];
+  const float *floats[FEW];  // unrounded, `padded` long
+  const float *sums[FEW];    // of each group, of the unrounded
+};
+
+inline size_t inputs_bytes(const Layout &l) {
+  return rounded_bytes(l) + static_cast<size_t>(l.padded) * 4 + static_cast<size_t>(l.groups) * 4 + 256;
+}
+
+// Rounds one token into `memory` (inputs_bytes). `x` has `columns` floats.
+inline void prepare(const float *x, const rg_matrix &m, const Layout &l, int activations, uint8_t *memory, Inputs &in, int slot) {
+  if (activations == RG_INT8) in.rounded[slot] = round_token<false>(x, m.columns, m.group, l, memory);
+  else if (activations == RG_INT16) in.rounded[slot] = round_token<true>(x, m.columns, m.group, l, memory);
+  else {
+    float *copy = reinterpret_cast<float *>(aligned(memory)), *sums = copy + l.padded;
+    std::memcpy(copy, x, static_cast<size_t>(m.columns) * 4);
+    std::memset(copy + m.columns, 0, static_cast<size_t>(l.padded - m.columns) * 4);
+    for (int g = 0; g < l.groups; ++g) {
+      Floats sum = zero_floats();
+      float rest = 0;
+      int i = 0;
+      for (; i + PANEL <= m.group; i += PANEL) sum = sum + load_floats(copy + g * m.group + i);
+      for (; i < m.group; ++i) rest += copy[g * m.group + i];
+      sums[g] = total(sum) + rest;
+    }
+    in.floats[slot] = copy;
+    in.sums[slot] = sums;
+  }
+}
+
+// A matrix with what the choice of its kernel needs.
+struct Ready {
+  const rg_matrix *m;
+  Layout l;
+  int activations;
+  IntegerTable integers{};
+  float table[16]{};
+  int kind;  // 0 integers, 1 narrow table, 2 wide table; 3 ... 5 floats of INT, TABLE, FLOAT
+
+  Ready(const rg_matrix &matrix, int wanted) : m(&matrix), l(matrix), activations(wanted) {
+    if (m->value == RG_TABLE) {
+      for (int i = 0; i < 1 << m->bits; ++i) table[i] = m->table[i];
+      integers = integer_table(table, 1 << m->bits);
+    }
+    if (m->value == RG_FLOAT) activations = RG_FLOAT32;
+    kind = activations == RG_FLOAT32 ? 3 + m->value : m->value == RG_INT ? 0 : integers.wide ? 2 : 1;
+  }
+};
+
+template <int B, int MR>
+inline void one_panel(const Ready &a, const uint8_t *panel, const Inputs &in, int first, Floats (&out)[MR]) {
+  const Rounded *x = in.rounded + first;
+  const rg_matrix &m = *a.m;
+  if (a.activations == RG_INT16) {
+    if (a.kind == 0) return panel_product<B, MR, true, 0>(m, a.l, nullptr, panel, x, out);
+    if constexpr (B <= 4) {
+      if (a.kind == 1) return panel_product<B, MR, true, 1>(m, a.l, &a.integers, panel, x, out);
+      return panel_product<B, MR, true, 2>(m, a.l, &a.integers, panel, x, out);
+    }
+  } else if (a.activations == RG_INT8) {
+    if (a.kind == 0) return panel_product<B, MR, false, 0>(m, a.l, nullptr, panel, x, out);
+    if constexpr (B <= 4) {
+      if (a.kind == 1) return panel_product<B, MR, false, 1>(m, a.l, &a.integers, panel, x, out);
+      return panel_product<B, MR, false, 2>(m, a.l, &a.integers, panel, x, out);
+    }
+  } else {
+    const float *const *floats = in.floats + first, *const *sums = in.sums + first;
+    if (a.kind == 3 + RG_INT) return panel_floats<B, MR, RG_INT>(m, a.l, a.table, panel, floats, sums, out);
+    if constexpr (B <= 4)
+      if (a.kind == 3 + RG_TABLE) return panel_floats<B, MR, RG_TABLE>(m, a.l, a.table, panel, floats, sums, out);
+    return panel_floats<B, MR, RG_FLOAT>(m, a.l, a.table, panel, floats, sums, out);
+  }
+}
+
+// Rows of one panel for `count` <= FEW tokens: out[t * 16 ... ], scaled.
+template <int B>
+inline void panel_of(const Ready &a, const uint8_t *panel, const Inputs &in, int count, int64_t number, float *out) {
+  int t = 0;
+  Floats scale = a.m->row_scale ? load_floats(a.m->row_scale + number * PANEL) : set_floats(1.0f);
+  if (count == 4) {
+    Floats sum[4];
+    one_panel<B, 4>(a, panel, in, 0, sum);
+    for (int r = 0; r < 4; ++r) store_floats(out + r * PANEL, sum[r] * scale);
+    return;
+  }
+  for (; t + 2 <= count; t += 2) {
+    Floats sum[2];
+    one_panel<B, 2>(a, panel, in, t, sum);
+    for (int r = 0; r < 2; ++r) store_floats(out + (t + r) * PANEL, sum[r] * scale);
+  }
+  if (t < count) {
+    Floats sum[1];
+    one_panel<B, 1>(a, panel, in, t, sum);
+    store_floats(out + t * PANEL, sum[0] * scale);
+  }
+}
+
+inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int count, float *out) {
+  const uint8_t *panel = a.m->panels + a.l.panel * static_cast<size_t>(number);
+  switch (a.m->bits) {
+    case 1: return panel_of<1>(a, panel, in, count, number, out);
+    case 2: return panel_of<2>(a, panel, in, count, number, out);
+    case 3: return panel_of<3>(a, panel, in, count, number, out);
+    case 4: return panel_of<4>(a, panel, in, count, number, out);
+    case 5: return panel_of<5>(a, panel, in, count, number, out);
+    case 6: return panel_of<6>(a, panel, in, count, number, out);
+    case 7: return panel_of<7>(a, panel, in, count, number, out);
+    default: return panel_of<8>(a, panel, in, count, number, out);
+  }
+}
+
+// Panels a thread takes at a time: enough bytes to read on without a gap, few enough to even out.
+inline int64_t panels_at_once(const Layout &l, int threads) {
+  const int64_t by_bytes = 1 + static_cast<int64_t>(49152 / (l.panel + 1));
+  const int64_t even = (l.panels + threads - 1) / threads;
+  return by_bytes < even ? by_bytes : even > 0 ? even : 1;
+}
+
+inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dtype, int activations, int threads) {
+  const Ready a(*m, activations);
+  const size_t each = inputs_bytes(a.l), row = (static_cast<size_t>(m->columns) * 4 + 127) / 64 * 64;
+  uint8_t *memory = scratch(FEW * each + FEW * row + 64);
+  if (!memory) return 1;
+  for (int64_t first = 0; first < tokens; first += FEW) {
+    const int count = static_cast<int>(tokens - first < FEW ? tokens - first : FEW);
+    Inputs in;
+    rg::Share share;
+    rg::parallel(threads, [&](int thread, rg::Team &team) {
+      for (int t = thread; t < count; t += team.threads) {
+        float *floats = reinterpret_cast<float *>(aligned(memory + FEW * each + static_cast<size_t>(t) * row));
+        load_row(x, (first + t) * m->columns, m->columns, dtype, floats);
+        prepare(floats, *m, a.l, a.activations, memory + static_cast<size_t>(t) * each, in, t);
+      }
+      team.barrier();
+      alignas(64) float out[FEW * PANEL];
+      int64_t start, stop;
+      while (share.take(a.l.panels, panels_at_once(a.l, team.threads), start, stop)) {
+        for (int64_t p = start; p < stop; ++p) {
+          panel_values(a, p, in, count, out);
+          const int rows = static_cast<int>(m->rows - p * PANEL < PANEL ? m->rows - p * PANEL : PANEL);
+          for (int t = 0; t < count; ++t) store_row(y, (first + t) * m->rows + p * PANEL, rows, dtype, out + t * PANEL);
+        }
+      }
+    });
+  }
+  return 0;
+}
+
+}  // namespace

@@ -1,0 +1,2 @@
+#define RG_LEVEL neon
+#include "level.h"

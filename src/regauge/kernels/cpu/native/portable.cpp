@@ -1,0 +1,2 @@
+#define RG_LEVEL portable
+#include "level.h"

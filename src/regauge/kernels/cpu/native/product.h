@@ -1,0 +1,183 @@
+// y = W x for a few tokens: weights are read once, in order; activations are bytes in cache.
+//
+// Floor: the bytes of the panels. Each 64 codes cost one four-way dot product a token and 8 bits of activation, plus
+// one to five operations to pull them out of their planes.
+//
+// Activations are rounded a group at a time, to 8 bits, or to 16 in two bytes (x = 256 high + low): then the error is
+// 2^-16 of the group's largest, below that of bfloat16, and integers stay exact: nothing is lost in the sums.
+#pragma once
+#include "codes.h"
+
+namespace {
+
+constexpr int FEW = 4;  // tokens that share one reading of the weights
+
+// One token, rounded. Arrays have `padded` bytes and `groups` entries.
+struct Rounded {
+  const int32_t *high, *low;          // four bytes a word; `low` only with 16 bits
+  const int32_t *sum_high, *sum_low;  // sums of a group
+  const float *step, *sum;            // step of a group; sum of the rounded integers, as a float
+};
+
+// Scratch for `tokens` rounded tokens: bytes needed.
+inline size_t rounded_bytes(const Layout &l) {
+  return static_cast<size_t>(l.padded) * 2 + static_cast<size_t>(l.groups) * 16 + 64 * 6;
+}
+
+RG_INLINE uint8_t *aligned(uint8_t *p) {
+  return reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(p) + 63) & ~static_cast<uintptr_t>(63));
+}
+
+// Rounds one token. `x` has `columns` floats; everything up to `padded` becomes 0.
+template <bool TWO>
+inline Rounded round_token(const float *x, int columns, int group, const Layout &l, uint8_t *scratch) {
+  uint8_t *at = aligned(scratch);
+  int8_t *high = reinterpret_cast<int8_t *>(at);
+  at += (l.padded + 63) / 64 * 64;
+  int8_t *low = reinterpret_cast<int8_t *>(at);
+  if (TWO) at += (l.padded + 63) / 64 * 64;
+  int32_t *sum_high = reinterpret_cast<int32_t *>(at), *sum_low = sum_high + l.groups;
+  float *step = reinterpret_cast<float *>(sum_low + l.groups), *sum = step + l.groups;
+  constexpr float TOP = TWO ? 32639.0f : 127.0f;
+  for (int g = 0; g < l.groups; ++g) {
+    const int begin = g * group, count = columns - begin < group ? columns - begin : group;
+    const float *part = x + begin;
+    int i = 0;
+    Floats top = zero_floats();
+    for (; i + PANEL <= count; i += PANEL) top = maximum(top, absolute(load_floats(part + i)));
+    float reach = largest(top);
+    for (int k = i; k < count; ++k) reach = std::fabs(part[k]) > reach ? std::fabs(part[k]) : reach;
+    // A group so small that its inverse step overflows counts as zeros.
+    const float inverse = reach > 1e-30f ? TOP / reach : 0.0f;
+    const Floats by = set_floats(inverse);
+    Ints highs = zero_ints(), lows = zero_ints();
+    int32_t tail_high = 0, tail_low = 0;
+    for (i = 0; i + PANEL <= count; i += PANEL) {
+      const Ints q = rounded(load_floats(part + i) * by);
+      if constexpr (TWO) {
+        const Ints h = shifted_right(q + set_ints(128), 8);
+        const Ints l8 = q - shifted_left(h, 8);
+        store_low_bytes(high + begin + i, h);
+        store_low_bytes(low + begin + i, l8);
+        highs = highs + h;
+        lows = lows + l8;
+      } else {
+        store_low_bytes(high + begin + i, q);
+        highs = highs + q;
+      }
+    }
+    for (; i < group; ++i) {
+      const int32_t q = i < count ? static_cast<int32_t>(std::nearbyint(part[i] * inverse)) : 0;
+      const int32_t h = TWO ? (q + 128) >> 8 : q;
+      high[begin + i] = static_cast<int8_t>(h);
+      tail_high += h;
+      if (TWO) {
+        low[begin + i] = static_cast<int8_t>(q - h * 256);
+        tail_low += q - h * 256;
+      }
+    }
+    sum_high[g] = total(highs) + tail_high;
+    sum_low[g] = total(lows) + tail_low;
+    step[g] = reach > 1e-30f ? reach / TOP : 0.0f;
+    sum[g] = (TWO ? 256.0f : 1.0f) * static_cast<float>(sum_high[g]) + static_cast<float>(sum_low[g]);
+  }
+  return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum};
+}
+
+// What a table of at most 16 values looks like in integers: value = scale * (256 high + low - offset).
+struct IntegerTable {
+  alignas(16) uint8_t high[16];
+  alignas(16) uint8_t low[16];
+  float scale;
+  int offset;
+  bool wide;  // needs both bytes
+};
+
+inline IntegerTable integer_table(const float *values, int count) {
+  IntegerTable t{};
+  float top = 0;
+  for (int i = 0; i < count; ++i) top = std::fabs(values[i]) > top ? std::fabs(values[i]) : top;
+  // Small integers after a power of two (fp4: halves; ternary) are exact in a byte; anything else gets 16 bits.
+  for (float unit = 1.0f; unit >= 1.0f / 16; unit /= 2) {
+    bool whole = top / unit <= 127;
+    for (int i = 0; i < count && whole; ++i) whole = std::nearbyint(values[i] / unit) == values[i] / unit;
+    if (!whole) continue;
+    t.scale = unit;
+    t.offset = 127;
+    for (int i = 0; i < count; ++i) t.low[i] = static_cast<uint8_t>(127 + static_cast<int>(values[i] / unit));
+    return t;
+  }
+  t.wide = true;
+  t.offset = 32767;
+  t.scale = top / 32767;
+  for (int i = 0; i < count; ++i) {
+    const int whole = 32767 + static_cast<int>(std::nearbyint(values[i] / t.scale));
+    t.high[i] = static_cast<uint8_t>(whole >> 8);
+    t.low[i] = static_cast<uint8_t>(whole & 255);
+  }
+  return t;
+}
+
+// 16 rows times MR tokens. TWO: 16-bit activations. TABLE: 0 codes are integers, 1 a byte each, 2 two bytes each.
+template <int B, int MR, bool TWO, int TABLE>
+inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTable *table, const uint8_t *panel,
+                          const Rounded *x, Floats (&out)[MR]) {
+  constexpr int CHAINS = MR == 1 && TABLE < 2 ? 2 : 1;  // sums side by side, so that one waits less for itself
+  constexpr bool SMALL = B < 8 && TABLE == 0;
+  ByteTable high_table{}, low_table{};
+  if constexpr (TABLE > 0) low_table = byte_table(table->low);
+  if constexpr (TABLE > 1) high_table = byte_table(table->high);
+  const int offset = TABLE ? table->offset : m.offset, blocks = m.group / unit_of(B);
+  for (int r = 0; r < MR; ++r) out[r] = zero_floats();
+  int word = 0;
+  for (int g = 0; g < l.groups; ++g) {
+    const uint8_t *codes = panel + l.steps_bytes + l.zeros_bytes;
+    Ints high[MR][CHAINS], low[MR][CHAINS], top_high[MR], top_low[MR];  // top_*: with the table's high byte
+    for (int r = 0; r < MR; ++r) {
+      for (int c = 1; c < CHAINS; ++c) high[r][c] = low[r][c] = zero_ints();
+      high[r][0] = set_ints(-offset * x[r].sum_high[g]);
+      low[r][0] = TWO ? set_ints(-offset * x[r].sum_low[g]) : zero_ints();
+      top_high[r] = top_low[r] = zero_ints();
+    }
+    for (int b = 0; b < blocks; ++b) {
+      each_step<B>(codes, [&](int i, Bytes code) __attribute__((always_inline)) {
+        const Bytes lower = TABLE ? look_up(low_table, code) : code;
+        const int c = i % CHAINS;
+        for (int r = 0; r < MR; ++r) {
+          high[r][c] = dot4<SMALL>(high[r][c], lower, x[r].high[word + i]);
+          if constexpr (TWO) low[r][c] = dot4<SMALL>(low[r][c], lower, x[r].low[word + i]);
+          if constexpr (TABLE > 1) {
+            const Bytes upper = look_up(high_table, code);
+            top_high[r] = dot4<false>(top_high[r], upper, x[r].high[word + i]);
+            if constexpr (TWO) top_low[r] = dot4<false>(top_low[r], upper, x[r].low[word + i]);
+          }
+        }
+      });
+      codes += block_bytes(B);
+      word += block_steps(B);
+    }
+    const Floats step = load_steps(panel, m.step);
+    Floats zeros = zero_floats();
+    if (m.zero) zeros = load_zeros(panel + l.steps_bytes, B);
+    for (int r = 0; r < MR; ++r) {
+      for (int c = 1; c < CHAINS; ++c) {
+        high[r][0] = high[r][0] + high[r][c];
+        if constexpr (TWO) low[r][0] = low[r][0] + low[r][c];
+      }
+      Floats whole = to_floats(high[r][0]);
+      if constexpr (TABLE > 1) whole = fma(set_floats(256.0f), to_floats(top_high[r]), whole);
+      if constexpr (TWO) {
+        Floats rest = to_floats(low[r][0]);
+        if constexpr (TABLE > 1) rest = fma(set_floats(256.0f), to_floats(top_low[r]), rest);
+        whole = fma(set_floats(256.0f), whole, rest);
+      }
+      if (m.zero) whole = whole - zeros * set_floats(x[r].sum[g]);
+      out[r] = fma(whole, step * set_floats(x[r].step[g]), out[r]);
+    }
+    panel += l.record;
+  }
+  if constexpr (TABLE > 0)
+    for (int r = 0; r < MR; ++r) out[r] = out[r] * set_floats(table->scale);
+}
+
+}  // namespace

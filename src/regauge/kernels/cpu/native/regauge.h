@@ -1,0 +1,78 @@
+// The plain C interface of the CPU kernels. Python opens the library with ctypes; nothing here knows torch or Python.
+//
+// A packed matrix is cut into panels of 16 output rows. A panel is one run of bytes, read once from front to back: for
+// each group of inputs [16 steps][16 zero points, dense bits][codes]. Codes lie in steps of 64 bytes: 16 rows x 4
+// inputs, row r in bytes 4r ... 4r+3, which is one operand of a 4-way byte dot product; planes of 4, 2 and 1 bits pack
+// 2, 4 and 8 steps into 64 bytes. Rows are padded to 16, inputs to whole groups (codes and activations of 0).
+//
+// w = step * (value(code) - zero) * row_scale.   Nothing here throws or allocates on the way back to the caller; a
+// function that can refuse returns 0 for done and a number > 0 otherwise.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define RG_API __attribute__((visibility("default")))
+#else
+#define RG_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum rg_dtype { RG_F32 = 0, RG_BF16 = 1, RG_F16 = 2 };
+
+// How a group's step is stored. NONE: there is only `row_scale`.
+enum rg_step_kind { RG_STEP_NONE = 0, RG_STEP_F16 = 1, RG_STEP_BF16 = 2, RG_STEP_F32 = 3, RG_STEP_E8M0 = 4, RG_STEP_E4M3 = 5 };
+
+// What a code stands for. INT: code - offset. TABLE: table[code] (at most 16 codes). FLOAT: sign, exponent, mantissa.
+// FULL: no codes; `panels` is a row-major matrix of dtype `bits` (an rg_dtype).
+enum rg_value_kind { RG_INT = 0, RG_TABLE = 1, RG_FLOAT = 2, RG_FULL = 3 };
+
+// How activations are rounded before they are multiplied: one step a group, 8 or 16 bits; or not at all (slow).
+enum rg_activations { RG_INT8 = 0, RG_INT16 = 1, RG_FLOAT32 = 2 };
+
+typedef struct rg_matrix {
+  const uint8_t *panels;
+  const float *row_scale;  // a multiplier a row, `rows` padded to 16; or NULL
+  const float *table;      // RG_TABLE: 2^bits values
+  int32_t rows, columns;
+  int32_t bits;            // 1 ... 8 a code
+  int32_t group;           // inputs a group: a multiple of rg_unit(bits)
+  int32_t step;            // rg_step_kind
+  int32_t zero;            // 1: every group has zero points
+  int32_t value;           // rg_value_kind
+  int32_t offset;          // RG_INT: what is taken from a code
+  int32_t mantissa;        // RG_FLOAT: bits of mantissa
+  int32_t bias;            // RG_FLOAT: value = (1 + fraction) * 2^(exponent - bias)
+} rg_matrix;
+
+// ---- the machine -----------------------------------------------------------------------------------------------
+RG_API int rg_abi(void);
+RG_API const char *rg_level(void);              // portable, avx2, avx512, vnni, neon
+RG_API int rg_set_level(const char *name);      // 0; 1 unknown name; 2 this CPU lacks it
+RG_API double rg_bandwidth(int threads, size_t bytes, double seconds);  // bytes a second, read once in order; <= 0: no memory
+RG_API void rg_touch(void *memory, size_t bytes);  // asks for huge pages
+
+// ---- layout ----------------------------------------------------------------------------------------------------
+RG_API int rg_unit(int bits);                   // inputs in the smallest block of codes
+RG_API size_t rg_panel_bytes(const rg_matrix *m);
+// codes (rows, columns) bytes; steps: (rows, groups) of the stored kind; zeros (rows, groups) bytes or NULL.
+RG_API int rg_pack(const rg_matrix *m, const uint8_t *codes, const void *steps, const uint8_t *zeros, uint8_t *panels, int threads);
+RG_API int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads);  // codes (rows, columns) again
+// Decoded rows [start, stop) or, where `index` is given, rows index[start ... stop): out (stop - start, columns).
+RG_API int rg_decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t *index, void *out, int dtype, int threads);
+
+// ---- products --------------------------------------------------------------------------------------------------
+// y (tokens, rows) = x (tokens, columns) W^T. Few tokens: weights are read once for at most 4 of them.
+RG_API int rg_linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dtype, int activations, int threads);
+// Blocked, for many tokens: 8-bit activations. `token_steps`: NULL, or a ready step a token whose integers are in `x`
+// (signed bytes) as rg_quantise or the caller rounded them.
+RG_API int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const float *token_steps, void *y, int64_t tokens, int dtype, int threads);
+// Exact: y (tokens, rows) int32 = sum over columns of (code - offset) * x. False where 32 bits could overflow.
+RG_API int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads);
+
+#ifdef __cplusplus
+}
+#endif
