@@ -3,33 +3,50 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+NATIVE := $(VENV)/.native
+SOURCE := CMakeLists.txt $(wildcard src/regauge/kernels/cpu/native/*)
+CXX    ?= c++
+# Both pip's own and its older way of holding what a build fetches to the same pins.
+PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 MODEL  := bundled/code-llama-5m
 OUT    := out
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check format bench clean
+.PHONY: help native demo test slow sanitize check format bench clean
 
 help:           ## what can be made
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
+# Editable, and without the kernels: those have a rule of their own, which builds only what changed and fails aloud.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "regauge needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,check]'
+	$(PINNED) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--config-settings=wheel.cmake=false --editable '.[test,check]'
 	@touch $@
 
-demo: $(READY)  ## make the bundled model smaller, measure it, write the report page
+$(NATIVE): $(READY) $(SOURCE)
+	@if command -v $(CXX) >/dev/null; then scripts/build_native.sh $(BIN)/python build/native; \
+	else echo 'no C++ compiler ($(CXX)): the kernels are not built, the reference in torch computes'; fi
+	@touch $@
+
+native: $(NATIVE) ## build the C++ kernels (the targets below do so themselves)
+
+demo: $(NATIVE)  ## make the bundled model smaller, measure it, write the report page
 	$(BIN)/python scripts/stdlib_text.py $(OUT)/text
 	$(BIN)/regauge fit $(MODEL) --budget memory=0.30x \
 		--calibration $(OUT)/text/train --eval $(OUT)/text/heldout --time 5m -o $(OUT)/demo --force
 	@echo "The report: $(OUT)/demo/regauge/report.html"
 	@echo "The model:  $(BIN)/python -c 'import regauge as rg; print(rg.load(\"$(OUT)/demo\"))'"
 
-test: $(READY)  ## the default suite
+test: $(NATIVE)  ## the default suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-slow: $(READY)  ## the tests that take minutes
+slow: $(NATIVE)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+sanitize: $(NATIVE) ## the kernel tests under the address and undefined-behaviour sanitisers
+	scripts/sanitize.sh $(BIN)/python
 
 check: $(READY) ## format, lint, types, imports
 	$(BIN)/ruff format --check .
@@ -41,7 +58,7 @@ format: $(READY) ## rewrite the sources as `check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## the benchmarks, one after another
+bench: $(NATIVE) ## the benchmarks, one after another
 	$(BIN)/python benchmarks/run_all.py
 
 clean:          ## remove what was made here

@@ -13,7 +13,10 @@ RegaugeError                 anything that regauge raises on purpose; the comman
 ├── RefusedError             a target cannot say this plan; carries every reason
 ├── OutputError              the output directory exists, cannot be written, or the disk is full
 │   └── ResumeError          the staged output belongs to another run
-└── ArtifactError            an artifact cannot be read: newer version, truncated, contradicting itself
+├── ArtifactError            an artifact cannot be read: newer version, truncated, contradicting itself
+└── SettingError             an environment variable has a value that means nothing, or cannot be had here
+
+FallbackWarning              a slower way computes than the one that was meant; said once a process
 """
 
 from __future__ import annotations
@@ -84,6 +87,14 @@ class ResumeError(OutputError):
 
 class ArtifactError(RegaugeError):
     """An artifact cannot be read."""
+
+
+class SettingError(RegaugeError):
+    """An environment variable has a value that means nothing, or that this machine cannot give."""
+
+
+class FallbackWarning(UserWarning):
+    """A slower way computes than the one that was meant, with the same results."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
