@@ -30,8 +30,8 @@ inline void tile(const Layout &l, int steps_a_group, int offset, const uint8_t *
       codes += 2 * STEP;
 #pragma GCC unroll 12
       for (int r = 0; r < MR; ++r) {
-        a[r][0] = dot4<SMALL>(a[r][0], one, x[r]);
-        a[r][1] = dot4<SMALL>(a[r][1], two, x[r]);
+        a[r][0] = dot4<SMALL>(a[r][0], one, x + r);
+        a[r][1] = dot4<SMALL>(a[r][1], two, x + r);
       }
       x += TILE;
     }

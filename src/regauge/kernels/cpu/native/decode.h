@@ -104,7 +104,7 @@ inline void integer_panel(const rg_matrix &m, const Layout &l, const uint8_t *pa
   for (int g = 0; g < l.groups; ++g, at += l.record) {
     const uint8_t *codes = at + l.steps_bytes + l.zeros_bytes;
     for (int b = 0; b < m.group / unit_of(B); ++b) {
-      each_step<B>(codes, [&](int i, Bytes code) __attribute__((always_inline)) { acc = dot4<(B < 8)>(acc, code, x[i]); });
+      each_step<B>(codes, [&](int i, Bytes code) __attribute__((always_inline)) { acc = dot4<(B < 8)>(acc, code, x + i); });
       codes += block_bytes(B);
       x += block_steps(B);
     }

@@ -162,7 +162,7 @@ inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int c
 
 // Panels a thread takes at a time: enough bytes to read on without a gap, few enough to even out.
 inline int64_t panels_at_once(const Layout &l, int threads) {
-  const int64_t by_bytes = 1 + static_cast<int64_t>(49152 / (l.panel + 1));
+  const int64_t by_bytes = 1 + static_cast<int64_t>(262144 / (l.panel + 1));
   const int64_t even = (l.panels + threads - 1) / threads;
   return by_bytes < even ? by_bytes : even > 0 ? even : 1;
 }

@@ -118,11 +118,18 @@ inline IntegerTable integer_table(const float *values, int count) {
   return t;
 }
 
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
 // 16 rows times MR tokens. TWO: 16-bit activations. TABLE: 0 codes are integers, 1 a byte each, 2 two bytes each.
 template <int B, int MR, bool TWO, int TABLE>
 inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTable *table, const uint8_t *panel,
                           const Rounded *x, Floats (&out)[MR]) {
-  constexpr int CHAINS = MR == 1 && TABLE < 2 ? 2 : 1;  // sums side by side, so that one waits less for itself
+  // Sums side by side: a dot product takes four cycles and two can start in each, so one sum alone would wait for itself.
+  constexpr int CHAINS = TABLE > 1 ? 1 : 4 / MR;
+  constexpr int UNROLLED = block_steps(B) < CHAINS ? CHAINS / block_steps(B) : 1;
   constexpr bool SMALL = B < 8 && TABLE == 0;
   ByteTable high_table{}, low_table{};
   if constexpr (TABLE > 0) low_table = byte_table(table->low);
@@ -139,23 +146,29 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
       low[r][0] = TWO ? set_ints(-offset * x[r].sum_low[g]) : zero_ints();
       top_high[r] = top_low[r] = zero_ints();
     }
-    for (int b = 0; b < blocks; ++b) {
+    const auto block = [&](auto first) __attribute__((always_inline)) {
       each_step<B>(codes, [&](int i, Bytes code) __attribute__((always_inline)) {
         const Bytes lower = TABLE ? look_up(low_table, code) : code;
-        const int c = i % CHAINS;
+        const int c = (first.value + i) % CHAINS;
         for (int r = 0; r < MR; ++r) {
-          high[r][c] = dot4<SMALL>(high[r][c], lower, x[r].high[word + i]);
-          if constexpr (TWO) low[r][c] = dot4<SMALL>(low[r][c], lower, x[r].low[word + i]);
+          high[r][c] = dot4<SMALL>(high[r][c], lower, x[r].high + word + i);
+          if constexpr (TWO) low[r][c] = dot4<SMALL>(low[r][c], lower, x[r].low + word + i);
           if constexpr (TABLE > 1) {
             const Bytes upper = look_up(high_table, code);
-            top_high[r] = dot4<false>(top_high[r], upper, x[r].high[word + i]);
-            if constexpr (TWO) top_low[r] = dot4<false>(top_low[r], upper, x[r].low[word + i]);
+            top_high[r] = dot4<false>(top_high[r], upper, x[r].high + word + i);
+            if constexpr (TWO) top_low[r] = dot4<false>(top_low[r], upper, x[r].low + word + i);
           }
         }
       });
       codes += block_bytes(B);
       word += block_steps(B);
-    }
+    };
+    int b = 0;
+    if constexpr (UNROLLED == 4)
+      for (; b + 4 <= blocks; b += 4) block(Constant<0>{}), block(Constant<1>{}), block(Constant<2>{}), block(Constant<3>{});
+    if constexpr (UNROLLED == 2)
+      for (; b + 2 <= blocks; b += 2) block(Constant<0>{}), block(Constant<block_steps(B)>{});
+    for (; b < blocks; ++b) block(Constant<0>{});
     const Floats step = load_steps(panel, m.step);
     Floats zeros = zero_floats();
     if (m.zero) zeros = load_zeros(panel + l.steps_bytes, B);

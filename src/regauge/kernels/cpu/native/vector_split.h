@@ -67,7 +67,8 @@ RG_INLINE void store_ints(int32_t *p, Ints a) { RG_EACH std::memcpy(p + i * LANE
 RG_INLINE Ints shifted_left(Ints a, int n) { RG_EACH a.v[i] <<= n; return a; }
 RG_INLINE Ints shifted_right(Ints a, int n) { RG_EACH a.v[i] >>= n; return a; }
 template <bool SMALL>
-RG_INLINE Ints dot4(Ints a, Bytes codes, int32_t x) {
+RG_INLINE Ints dot4(Ints a, Bytes codes, const int32_t *word) {
+  const int32_t x = *word;
 #if defined(__AVX2__)
   const __m256i four = _mm256_set1_epi32(x), ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
   RG_EACH {
