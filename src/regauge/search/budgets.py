@@ -14,20 +14,13 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from regauge import amounts
 from regauge.errors import BudgetError, nearest
 
-UNITS = {
-    "B": 1,
-    "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
-}  # fmt: skip
 RESOURCES = ("memory", "decode", "prefill")
 FLOORS = ("kl",)
 
-_NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 _BUDGET = re.compile(r"(?P<name>[^=@\s]*)(?:@(?P<context>[^=\s]*))?\s*=\s*(?P<value>.*)")
-_AMOUNT = re.compile(rf"(?P<sign>[-+]?)(?P<number>{_NUMBER})\s*(?P<unit>[A-Za-z/]*)")
-_CONTEXT = re.compile(r"(?P<number>[0-9]+)(?P<unit>[kK]?)")
 
 
 class Budget(BaseModel):
@@ -73,20 +66,17 @@ def parse_one(text: str) -> Budget:
         raise BudgetError(f"{name!r} in {text!r} is not a budget{nearest(name, RESOURCES)}.")
     if context is not None and name != "memory":
         raise BudgetError(f"{text!r}: only memory takes a context; write {name}={value}.")
-    amount, unit = _amount(value, text)
+    number, unit = amounts.amount(value, text)
     relative = unit == "x"
     if name != "memory" and not relative:
         raise BudgetError(f"{text!r}: a speed is a ratio to the source in bf16; write {name}=1.5x.")
     if name == "memory" and not relative:
-        if unit not in UNITS:
-            hint = nearest(unit, [*UNITS, "x"]) if unit else " (write a unit: 0.30x, 2GB, 500MiB)"
-            raise BudgetError(f"{text!r} has no unit that we know{hint}.")
-        amount *= UNITS[unit]
+        number *= amounts.factor(unit, text)
     return Budget(
         resource=name,
-        amount=amount,
+        amount=number,
         relative=relative,
-        context=None if context is None else _context(context, text),
+        context=None if context is None else amounts.context(context, text),
         text=text,
     )
 
@@ -106,26 +96,7 @@ def parse_floor(floor: str | Mapping[str, float] | None) -> dict[str, float]:
 
 def _floor_pair(text: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
-    match = _AMOUNT.fullmatch(value.strip())
+    match = amounts.AMOUNT.fullmatch(value.strip())
     if not equals or match is None or match["unit"]:
         raise BudgetError(f"{text!r} is not a floor; write kl=0.05 (nats a token).")
     return name.strip(), float(match["sign"] + match["number"])
-
-
-def _amount(value: str, text: str) -> tuple[float, str]:
-    match = _AMOUNT.fullmatch(value)
-    if match is None:
-        raise BudgetError(f"{value!r} in {text!r} is not an amount; write a number and a unit, such as 0.30x or 2GB.")
-    number = float(match["number"])
-    if match["sign"] == "-":
-        raise BudgetError(f"{text!r} is negative; a budget is a positive amount.")
-    if number == 0:
-        raise BudgetError(f"{text!r} is zero; a budget is a positive amount.")
-    return number, match["unit"]
-
-
-def _context(context: str, text: str) -> int:
-    match = _CONTEXT.fullmatch(context)
-    if match is None or int(match["number"]) == 0:
-        raise BudgetError(f"{context!r} in {text!r} is not a context; write tokens, such as memory@32k=2GB.")
-    return int(match["number"]) * (1024 if match["unit"] else 1)

@@ -1,0 +1,77 @@
+"""Amounts as a user writes them: `2GB`, `500MiB`, `0.30x`, and contexts: `4096`, `32k`.
+
+GB is 10⁹ and GiB is 2³⁰; `k` of a context is 1024 tokens. `x` is left to the caller: it is a ratio to something.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from regauge.errors import BudgetError, nearest
+
+UNITS = {
+    "B": 1,
+    "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
+
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+AMOUNT = re.compile(rf"(?P<sign>[-+]?)(?P<number>{_NUMBER})\s*(?P<unit>[A-Za-z/]*)")
+_CONTEXT = re.compile(r"(?P<number>[0-9]+)(?P<unit>[kK]?)")
+
+
+def amount(value: str, text: str) -> tuple[float, str]:
+    """(number, unit) of `value`, which stands in `text`; the number is positive.
+
+    Raises:
+        BudgetError: it is no amount, negative or zero.
+    """
+    match = AMOUNT.fullmatch(value)
+    if match is None:
+        raise BudgetError(f"{value!r} in {text!r} is not an amount; write a number and a unit, such as 0.30x or 2GB.")
+    number = float(match["number"])
+    if match["sign"] == "-":
+        raise BudgetError(f"{text!r} is negative; a budget is a positive amount.")
+    if number == 0:
+        raise BudgetError(f"{text!r} is zero; a budget is a positive amount.")
+    return number, match["unit"]
+
+
+def factor(unit: str, text: str) -> int:
+    """Bytes of a unit of memory.
+
+    Raises:
+        BudgetError: there is none, or one that we do not know.
+    """
+    if unit not in UNITS:
+        hint = nearest(unit, [*UNITS, "x"]) if unit else " (write a unit: 0.30x, 2GB, 500MiB)"
+        raise BudgetError(f"{text!r} has no unit that we know{hint}.")
+    return UNITS[unit]
+
+
+def context(value: str, text: str) -> int:
+    """Tokens of `32k` or `4096`, which stands in `text`."""
+    match = _CONTEXT.fullmatch(value)
+    if match is None or int(match["number"]) == 0:
+        raise BudgetError(f"{value!r} in {text!r} is not a context; write tokens, such as memory@32k=2GB.")
+    return int(match["number"]) * (1024 if match["unit"] else 1)
+
+
+def told(count: float) -> str:
+    """Bytes for a sentence: `1.87 GB`, `640 kB`; three digits."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        if count >= UNITS[unit]:
+            number = count / UNITS[unit]
+            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def enough(count: float) -> str:
+    """At least so many bytes, as they would be typed: `1.88GB`; three digits, rounded up."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        size = UNITS[unit]
+        if count >= size:
+            places = 0 if count >= 100 * size else 1 if count >= 10 * size else 2
+            return f"{math.ceil(count / size * 10**places) / 10**places:.{places}f}{unit}"
+    return f"{math.ceil(count)}B"
