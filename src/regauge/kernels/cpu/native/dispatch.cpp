@@ -191,4 +191,6 @@ int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const float *to
 int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads) {
   return sound(m) ? kernels().integers(m, x, y, tokens, threads) : 1;
 }
+
+int rg_step(const rg_program *program, const rg_call *call, int threads) { return kernels().step(program, call, threads); }
 }

@@ -9,6 +9,7 @@ struct Kernels {
   int (*gemm)(const rg_matrix *, const void *, const int8_t *, const float *, void *, int64_t, int, int);
   int (*decode)(const rg_matrix *, int64_t, int64_t, const int64_t *, void *, int, int);
   int (*integers)(const rg_matrix *, const int8_t *, int32_t *, int64_t, int);
+  int (*step)(const rg_program *, const rg_call *, int);
   uint64_t (*read)(const uint8_t *, size_t);
 };
 

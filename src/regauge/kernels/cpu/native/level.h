@@ -2,6 +2,7 @@
 #pragma once
 #include "blocked.h"
 #include "kernels.h"
+#include "step.h"
 
 namespace {
 
@@ -24,5 +25,5 @@ inline uint64_t read_all(const uint8_t *p, size_t bytes) {
 }  // namespace
 
 namespace rg {
-const Kernels RG_LEVEL = {linear, gemm, decode, integers, read_all};
+const Kernels RG_LEVEL = {linear, gemm, decode, integers, step, read_all};
 }

@@ -6,7 +6,8 @@
 
 namespace {
 
-// Memory of the calling thread that grows and stays.
+// Memory of the calling thread that grows and stays; WHICH: of several in use at once.
+template <int WHICH = 0>
 inline uint8_t *scratch(size_t bytes) {
   struct Buffer {
     uint8_t *data = nullptr;
@@ -16,6 +17,7 @@ inline uint8_t *scratch(size_t bytes) {
   static thread_local Buffer buffer;
   if (buffer.size < bytes) {
     __builtin_free(buffer.data);
+    bytes += bytes / 2;
     buffer.data = static_cast<uint8_t *>(__builtin_malloc(bytes));
     buffer.size = buffer.data ? bytes : 0;
   }
@@ -86,9 +88,13 @@ struct Ready {
   int activations;
   IntegerTable integers{};
   float table[16]{};
-  int kind;  // 0 integers, 1 narrow table, 2 wide table; 3 ... 5 floats of INT, TABLE, FLOAT
+  int kind;  // 0 integers, 1 narrow table, 2 wide table; 3 ... 6 floats of INT, TABLE, FLOAT, FULL
 
   Ready(const rg_matrix &matrix, int wanted) : m(&matrix), l(matrix), activations(wanted) {
+    if (m->value == RG_FULL) {
+      l.panel = static_cast<size_t>(PANEL) * m->columns * (m->bits == RG_F32 ? 4 : 2);
+      activations = RG_FLOAT32;
+    }
     if (m->value == RG_TABLE) {
       for (int i = 0; i < 1 << m->bits; ++i) table[i] = m->table[i];
       integers = integer_table(table, 1 << m->bits);
@@ -146,7 +152,53 @@ inline void panel_of(const Ready &a, const uint8_t *panel, const Inputs &in, int
   }
 }
 
+// Sixteen rows of a matrix that is not packed: four sums a row, so that additions do not wait for each other.
+inline void full_rows(const Ready &a, int64_t number, const Inputs &in, int count, float *out) {
+  const rg_matrix &m = *a.m;
+  const int columns = m.columns, size = m.bits == RG_F32 ? 4 : 2;
+  const int64_t left = m.rows - number * PANEL;
+  for (int row = 0; row < PANEL; ++row) {
+    if (row >= left) {
+      for (int t = 0; t < count; ++t) out[t * PANEL + row] = 0;
+      continue;
+    }
+    const uint8_t *w = m.panels + (static_cast<size_t>(number) * PANEL + row) * columns * size;
+    const auto load = [&](int i) __attribute__((always_inline)) {
+      return m.bits == RG_F32    ? load_floats(reinterpret_cast<const float *>(w) + i)
+             : m.bits == RG_BF16 ? load_bf16(w + 2 * i)
+                                 : load_half(w + 2 * i);
+    };
+    Floats sum[FEW][4];
+    for (int t = 0; t < count; ++t) sum[t][0] = sum[t][1] = sum[t][2] = sum[t][3] = zero_floats();
+    int i = 0;
+    for (; i + 4 * PANEL <= columns; i += 4 * PANEL)
+      for (int k = 0; k < 4; ++k) {
+        const Floats part = load(i + k * PANEL);
+        for (int t = 0; t < count; ++t) sum[t][k] = fma(part, load_floats(in.floats[t] + i + k * PANEL), sum[t][k]);
+      }
+    for (; i + PANEL <= columns; i += PANEL) {
+      const Floats part = load(i);
+      for (int t = 0; t < count; ++t) sum[t][0] = fma(part, load_floats(in.floats[t] + i), sum[t][0]);
+    }
+    for (int t = 0; t < count; ++t) {
+      float rest = 0;
+      for (int k = i; k < columns; ++k) {
+        uint16_t half = 0;
+        float value;
+        if (m.bits == RG_F32) std::memcpy(&value, w + 4 * k, 4);
+        else {
+          std::memcpy(&half, w + 2 * k, 2);
+          value = m.bits == RG_BF16 ? bf16_to_float(half) : half_to_float(half);
+        }
+        rest += value * in.floats[t][k];
+      }
+      out[t * PANEL + row] = total((sum[t][0] + sum[t][1]) + (sum[t][2] + sum[t][3])) + rest;
+    }
+  }
+}
+
 inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int count, float *out) {
+  if (a.m->value == RG_FULL) return full_rows(a, number, in, count, out);
   const uint8_t *panel = a.m->panels + a.l.panel * static_cast<size_t>(number);
   switch (a.m->bits) {
     case 1: return panel_of<1>(a, panel, in, count, number, out);
@@ -163,7 +215,7 @@ inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int c
 // Panels a thread takes at a time: enough bytes to read on without a gap, few enough to even out.
 inline int64_t panels_at_once(const Layout &l, int threads) {
   const int64_t by_bytes = 1 + static_cast<int64_t>(262144 / (l.panel + 1));
-  const int64_t even = (l.panels + threads - 1) / threads;
+  const int64_t even = (l.panels + 2 * threads - 1) / (2 * threads);
   return by_bytes < even ? by_bytes : even > 0 ? even : 1;
 }
 

@@ -73,6 +73,57 @@ RG_API int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const fl
 // Exact: y (tokens, rows) int32 = sum over columns of (code - offset) * x. False where 32 bits could overflow.
 RG_API int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads);
 
+// ---- one decode step of a whole transformer ----------------------------------------------------------------------
+enum rg_norm_kind { RG_NO_NORM = 0, RG_RMS = 1, RG_LAYER = 2 };
+enum rg_activation { RG_SILU = 0, RG_GELU = 1, RG_GELU_TANH = 2, RG_RELU = 3, RG_RELU2 = 4, RG_QUICK_GELU = 5 };
+
+typedef struct rg_norm {
+  const float *gain, *bias;  // `size` floats each, or NULL
+  int32_t kind, size;
+  float eps;
+} rg_norm;
+
+// A matrix with its bias. rows 0: there is none.
+typedef struct rg_site {
+  rg_matrix matrix;
+  const float *bias;
+  int32_t activations;
+} rg_site;
+
+typedef struct rg_block {
+  rg_norm attn_norm, q_norm, k_norm, attn_post, mlp_norm, mlp_post;  // q_norm, k_norm: of one head
+  rg_site q, k, v, o, gate, up, down, router;  // gate: only of gated units; router: only where there are experts
+  const rg_site *experts;                      // gate, up, down of each
+  int32_t expert_count, experts_used, normalise;  // normalise: weights of the experts used sum to 1
+  int32_t heads, kv_heads, head_dim;
+  int32_t rotary, interleaved, rope;  // channels that turn; pairs 2i, 2i + 1 instead of i, i + rotary / 2; which table
+  int32_t parallel;                   // attention and feed-forward read the same residual
+  int32_t activation;
+  int32_t window;                     // 0, or how many tokens attention looks back, itself included
+  float scale, softcap;               // of scores; softcap 0: none
+  void *keys, *values;                // (batch, kv_heads, capacity, head_dim) of the cache's dtype
+} rg_block;
+
+typedef struct rg_program {
+  const rg_block *blocks;
+  rg_norm norm;
+  rg_site head;
+  int32_t block_count, hidden, rope_count;
+  float head_softcap;
+} rg_program;
+
+typedef struct rg_call {
+  const float *x;            // (batch, hidden) embedded tokens
+  float *logits;             // (batch, rows of head)
+  const int32_t *positions;  // of each sequence: the row of the tables
+  const int32_t *starts;     // first cached token of each sequence that counts
+  const float *const *cosines, *const *sines;  // rope_count tables (positions, rotary / 2)
+  int32_t batch, past, capacity, dtype;        // past: tokens cached; the new ones are written at `past`; dtype of the cache
+} rg_call;
+
+// 0 done; 1 out of memory; 2 the program is unsound.
+RG_API int rg_step(const rg_program *program, const rg_call *call, int threads);
+
 #ifdef __cplusplus
 }
 #endif
