@@ -70,6 +70,36 @@ class Refusal(_Columns):
     must_match: str | None = None
 
 
+class Step(_Columns):
+    """What the native decode step must know besides sites and norms.
+
+    Paths lead to attributes of modules, from a block; `positions` and `rotary` lead to modules, from the body.
+
+    Attributes:
+        scaling: of scores.
+        softcap: of scores, where there is one.
+        window: how many tokens attention looks back, where it is bounded.
+        parallel: whether attention and feed-forward read the same residual, where that is a choice.
+        rotary: the module that makes cosines and sines.
+        rotary_kinds: attribute of the config that says which kind each block has, where there are several.
+        positions: the table of learned positions, and `positions_from`, the row of the first.
+        head_softcap: attribute of the config.
+        experts_used, normalise: of a mixture of experts; `normalise` may be the answer itself.
+    """
+
+    scaling: str = "self_attn.scaling"
+    softcap: str | None = None
+    window: str | None = None
+    parallel: str | None = None
+    rotary: str | None = None
+    rotary_kinds: str | None = None
+    positions: str | None = None
+    positions_from: int = 0
+    head_softcap: str | None = None
+    experts_used: str | None = None
+    normalise: str | bool = True
+
+
 class Table(_Columns):
     """One family.
 
@@ -82,6 +112,7 @@ class Table(_Columns):
         sites, norms: of a block; paths from the block. Several names before one row share its storage.
         outside: prefixes of parameters of the body that are no site and stay as they are.
         refuse: settings refused with their reason.
+        step: what the native decode step needs; absent: the family has none.
     """
 
     types: list[str]
@@ -98,6 +129,7 @@ class Table(_Columns):
     head: str | None = None
     outside: list[str] = Field(default_factory=list)
     refuse: list[Refusal] = Field(default_factory=list)
+    step: Step | None = None
 
 
 @cache

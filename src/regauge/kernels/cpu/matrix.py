@@ -16,7 +16,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from regauge.kernels.cpu.library import library
+from regauge.kernels.cpu.interface import META, Struct, kernels, struct_of
+
+__all__ = [
+    "META",
+    "Matrix",
+    "Value",
+    "blocked",
+    "blocked_integers",
+    "decode",
+    "group_of",
+    "integers",
+    "linear",
+    "pack",
+    "struct_of",
+    "take",
+    "unpack",
+]
 
 PANEL = 16
 """Rows of a panel."""
@@ -27,13 +43,6 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 STEPS = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.uint8: 4, torch.float8_e4m3fn: 5}
 INT, TABLE, FLOAT, FULL = 0, 1, 2, 3
 """What a code stands for: see `rg_value_kind`."""
-META = ("rows", "columns", "bits", "group", "step", "zero", "value", "offset", "mantissa", "bias")
-
-
-class _Struct(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("panels", "row_scale", "table")] + [
-        (name, ctypes.c_int32) for name in META
-    ]
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Matrix:
     row_scale_O: Tensor | None
     table: Tensor | None
     meta: tuple[int, ...]
-    struct: _Struct = field(init=False, repr=False)
+    struct: Struct = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "struct", struct_of(self.panels, self.row_scale_O, self.table, self.meta))
@@ -84,23 +93,6 @@ class Matrix:
     def nbytes(self) -> int:
         """Bytes held: panels and row scales."""
         return self.panels.nbytes + (0 if self.row_scale_O is None else self.row_scale_O.nbytes)
-
-
-def struct_of(panels: Tensor, row_scale_O: Tensor | None, table: Tensor | None, meta: tuple[int, ...]) -> _Struct:
-    """The C view of a matrix; its tensors must outlive it."""
-    pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (panels, row_scale_O, table)]
-    return _Struct(*pointers, *meta)
-
-
-def _kernels() -> ctypes.CDLL:
-    found = library()
-    if found is None:
-        raise RuntimeError("the C++ kernels are not here; ask regauge.kernels.cpu.library.available() first")
-    if found.rg_panel_bytes.restype is not ctypes.c_size_t:
-        found.rg_bandwidth.argtypes = [ctypes.c_int, ctypes.c_size_t, ctypes.c_double]
-        found.rg_bandwidth.restype = ctypes.c_double
-        found.rg_panel_bytes.restype = ctypes.c_size_t
-    return found
 
 
 def unit(bits: int) -> int:
@@ -146,9 +138,7 @@ def pack(
     """
     rows, columns = codes_OI.shape
     scale_ON = None if scale_ON is None else scale_ON.contiguous()
-    step = 0 if scale_ON is None else STEPS[scale_ON.dtype]
-    meta = (rows, columns, bits, group, step, int(zero_ON is not None), value.kind, value.offset)
-    meta += (value.mantissa, value.bias)
+    meta = meta_of((rows, columns), bits, value, group, scale_ON, zero_ON is not None)
     table = torch.tensor(value.table, dtype=torch.float32) if value.kind == TABLE else None
     if table is not None and len(table) < 1 << bits:
         table = torch.cat([table, table.new_zeros((1 << bits) - len(table))])
@@ -158,18 +148,31 @@ def pack(
             raise ValueError(f"{rows} x {columns} in groups of {group} has {rows} x {groups} {name}, not {given.shape}")
     if row_scale_O is not None:
         row_scale_O = torch.nn.functional.pad(row_scale_O.float(), (0, -rows % PANEL), value=1.0).contiguous()
-    shape = struct_of(torch.empty(0), None, table, meta)
-    need = math.ceil(rows / PANEL) * _kernels().rg_panel_bytes(ctypes.byref(shape))
+    need = panel_bytes(meta)
     if not need:
         raise ValueError(f"panels cannot hold {bits} bits in groups of {group}")
     panels = (allocate or aligned)(need)
     codes_OI, zero_ON = codes_OI.contiguous(), None if zero_ON is None else zero_ON.contiguous()
-    refused = _kernels().rg_pack(
-        ctypes.byref(shape), *map(_pointer, (codes_OI, scale_ON, zero_ON, panels)), torch.get_num_threads()
-    )
-    if refused:
+    matrix = Matrix(panels, row_scale_O, table, meta)
+    given = map(_pointer, (codes_OI, scale_ON, zero_ON, panels))
+    if kernels().rg_pack(ctypes.byref(matrix.struct), *given, torch.get_num_threads()):
         raise ValueError(f"panels cannot hold {bits} bits in groups of {group}")
-    return Matrix(panels, row_scale_O, table, meta)
+    return matrix
+
+
+def meta_of(
+    shape: tuple[int, int], bits: int, value: Value, group: int, scale_ON: Tensor | None, zero: bool
+) -> tuple[int, ...]:
+    """The integers of `META` for a matrix with such steps, with or without zero points."""
+    step = 0 if scale_ON is None else STEPS[scale_ON.dtype]
+    return (*shape, bits, group, step, int(zero), value.kind, value.offset, value.mantissa, value.bias)
+
+
+def panel_bytes(meta: tuple[int, ...]) -> int:
+    """Bytes of all panels of such a matrix; 0 where panels cannot hold it."""
+    room = (ctypes.c_float * 16)()  # a table is only asked for, not read
+    struct = Struct(0, 0, ctypes.addressof(room), *meta)
+    return math.ceil(meta[0] / PANEL) * int(kernels().rg_panel_bytes(ctypes.byref(struct)))
 
 
 def aligned(size: int) -> Tensor:
@@ -185,16 +188,21 @@ def linear(x_TI: Tensor, matrix: Matrix, activations: str = "int16") -> Tensor:
     Args:
         activations: a name of `ACTIVATIONS`. Grids of floats (fp8, fp6) always take float32.
     """
-    x_TI = _tokens(x_TI, matrix)
-    y_TO = x_TI.new_empty(x_TI.shape[0], matrix.shape[0])
+    return linear_of(x_TI, matrix.struct, ACTIVATIONS[activations])
+
+
+def linear_of(x_TI: Tensor, struct: Struct, activations: int) -> Tensor:
+    """`linear` by a C view."""
+    x_TI = _tokens(x_TI, struct.columns)
+    y_TO = x_TI.new_empty(x_TI.shape[0], struct.rows)
     _done(
-        _kernels().rg_linear(
-            ctypes.byref(matrix.struct),
-            _pointer(x_TI),
-            _pointer(y_TO),
-            ctypes.c_int64(x_TI.shape[0]),
+        kernels().rg_linear(
+            ctypes.byref(struct),
+            x_TI.data_ptr(),
+            y_TO.data_ptr(),
+            x_TI.shape[0],
             DTYPES[x_TI.dtype],
-            ACTIVATIONS[activations],
+            activations,
             torch.get_num_threads(),
         )
     )
@@ -204,28 +212,36 @@ def linear(x_TI: Tensor, matrix: Matrix, activations: str = "int16") -> Tensor:
 def blocked(x_TI: Tensor, matrix: Matrix) -> Tensor:
     """x Wᵀ (T, O) for many tokens, activations rounded to 8 bits a group. Not for grids of floats, nor tables that
     need 16 bits (nf4)."""
-    x_TI = _tokens(x_TI, matrix)
-    return _gemm(x_TI, None, None, matrix, x_TI.dtype)
+    return blocked_of(x_TI, matrix.struct)
+
+
+def blocked_of(x_TI: Tensor, struct: Struct) -> Tensor:
+    """`blocked` by a C view."""
+    x_TI = _tokens(x_TI, struct.columns)
+    return _gemm(x_TI, None, None, struct, x_TI.dtype)
 
 
 def blocked_integers(z_TI: Tensor, scale_T: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
     """(scale z) Wᵀ (T, O) of ready signed bytes with one float32 step a token; integer sums are exact."""
-    return _gemm(None, z_TI.contiguous(), scale_T.float().contiguous(), matrix, dtype)
+    return blocked_integers_of(z_TI, scale_T, matrix.struct, dtype)
+
+
+def blocked_integers_of(z_TI: Tensor, scale_T: Tensor, struct: Struct, dtype: torch.dtype) -> Tensor:
+    """`blocked_integers` by a C view."""
+    _signed(z_TI, struct.columns)
+    if scale_T.shape != z_TI.shape[:1]:
+        raise ValueError(f"{z_TI.shape[0]} tokens have as many steps, not {tuple(scale_T.shape)}")
+    return _gemm(None, z_TI.contiguous(), scale_T.float().contiguous(), struct, dtype)
 
 
 def _gemm(
-    x_TI: Tensor | None, z_TI: Tensor | None, scale_T: Tensor | None, matrix: Matrix, dtype: torch.dtype
+    x_TI: Tensor | None, z_TI: Tensor | None, scale_T: Tensor | None, struct: Struct, dtype: torch.dtype
 ) -> Tensor:
     given = x_TI if x_TI is not None else z_TI
     assert given is not None
-    y_TO = torch.empty(given.shape[0], matrix.shape[0], dtype=dtype)
-    refused = _kernels().rg_gemm(
-        ctypes.byref(matrix.struct),
-        *map(_pointer, (x_TI, z_TI, scale_T, y_TO)),
-        ctypes.c_int64(given.shape[0]),
-        DTYPES[dtype],
-        torch.get_num_threads(),
-    )
+    y_TO = torch.empty(given.shape[0], struct.rows, dtype=dtype)
+    pointers = map(_pointer, (x_TI, z_TI, scale_T, y_TO))
+    refused = kernels().rg_gemm(ctypes.byref(struct), *pointers, given.shape[0], DTYPES[dtype], torch.get_num_threads())
     _done(refused)
     return y_TO
 
@@ -237,14 +253,10 @@ def integers(z_TI: Tensor, matrix: Matrix) -> Tensor:
         ValueError: the sums could pass 32 bits, or codes are no integers.
     """
     y_TO = torch.empty(z_TI.shape[0], matrix.shape[0], dtype=torch.int32)
-    if z_TI.dtype != torch.int8 or z_TI.shape[1] != matrix.shape[1]:
-        raise ValueError(f"signed bytes (T, {matrix.shape[1]}) are wanted, not {z_TI.dtype} {tuple(z_TI.shape)}")
-    refused = _kernels().rg_integers(
-        ctypes.byref(matrix.struct),
-        _pointer(z_TI.contiguous()),
-        _pointer(y_TO),
-        ctypes.c_int64(z_TI.shape[0]),
-        torch.get_num_threads(),
+    _signed(z_TI, matrix.shape[1])
+    z_TI = z_TI.contiguous()
+    refused = kernels().rg_integers(
+        ctypes.byref(matrix.struct), z_TI.data_ptr(), y_TO.data_ptr(), z_TI.shape[0], torch.get_num_threads()
     )
     if refused:
         raise ValueError(f"sums over {matrix.shape[1]} products of {matrix.bits} bits do not fit 32 bits")
@@ -253,27 +265,26 @@ def integers(z_TI: Tensor, matrix: Matrix) -> Tensor:
 
 def decode(matrix: Matrix, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """Weights of rows [start, stop), computed in float32 and rounded once to `dtype`."""
-    return _decode(matrix, start, stop, None, dtype)
+    return decode_of(matrix.struct, start, stop, None, dtype)
 
 
 def take(matrix: Matrix, index: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights of rows by number (n,)."""
-    return _decode(matrix, 0, index.numel(), index.long().contiguous(), dtype)
+    """Weights of rows by number (n,).
+
+    Raises:
+        IndexError: there is no such row.
+    """
+    return decode_of(matrix.struct, 0, index.numel(), index.long().contiguous(), dtype)
 
 
-def _decode(matrix: Matrix, start: int, stop: int, index: Tensor | None, dtype: torch.dtype) -> Tensor:
-    out_OI = torch.empty(stop - start, matrix.shape[1], dtype=dtype)
-    refused = _kernels().rg_decode(
-        ctypes.byref(matrix.struct),
-        ctypes.c_int64(start),
-        ctypes.c_int64(stop),
-        _pointer(index),
-        _pointer(out_OI),
-        DTYPES[dtype],
-        torch.get_num_threads(),
+def decode_of(struct: Struct, start: int, stop: int, index: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`decode`, or `take` where there is an index, by a C view."""
+    out_OI = torch.empty(max(stop - start, 0), struct.columns, dtype=dtype)
+    refused = kernels().rg_decode(
+        ctypes.byref(struct), start, stop, _pointer(index), out_OI.data_ptr(), DTYPES[dtype], torch.get_num_threads()
     )
     if refused == 2:
-        raise IndexError(f"a row was asked for that is not in 0 … {matrix.shape[0] - 1}")
+        raise IndexError(f"a row was asked for that is not in 0 … {struct.rows - 1}")
     _done(refused)
     return out_OI
 
@@ -281,23 +292,28 @@ def _decode(matrix: Matrix, start: int, stop: int, index: Tensor | None, dtype: 
 def unpack(matrix: Matrix) -> Tensor:
     """codes_OI, uint8, again."""
     codes_OI = torch.empty(matrix.shape, dtype=torch.uint8)
-    _done(_kernels().rg_unpack(ctypes.byref(matrix.struct), _pointer(codes_OI), torch.get_num_threads()))
+    _done(kernels().rg_unpack(ctypes.byref(matrix.struct), codes_OI.data_ptr(), torch.get_num_threads()))
     return codes_OI
 
 
 def bandwidth(threads: int, size: int = 512 << 20, seconds: float = 0.1) -> float:
     """GB/s at which `threads` threads read `size` bytes once each, in order: the best of as many passes as fit."""
-    return float(_kernels().rg_bandwidth(threads, size, seconds)) / 1e9
+    return float(kernels().rg_bandwidth(threads, size, seconds)) / 1e9
 
 
-def _tokens(x_TI: Tensor, matrix: Matrix) -> Tensor:
-    if x_TI.ndim != 2 or x_TI.shape[1] != matrix.shape[1] or x_TI.dtype not in DTYPES:
-        raise ValueError(f"(T, {matrix.shape[1]}) floats are wanted, not {x_TI.dtype} {tuple(x_TI.shape)}")
+def _tokens(x_TI: Tensor, columns: int) -> Tensor:
+    if x_TI.ndim != 2 or x_TI.shape[1] != columns or x_TI.dtype not in DTYPES:
+        raise ValueError(f"(T, {columns}) floats are wanted, not {x_TI.dtype} {tuple(x_TI.shape)}")
     return x_TI.contiguous()
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
+def _signed(z_TI: Tensor, columns: int) -> None:
+    if z_TI.dtype != torch.int8 or z_TI.ndim != 2 or z_TI.shape[1] != columns:
+        raise ValueError(f"signed bytes (T, {columns}) are wanted, not {z_TI.dtype} {tuple(z_TI.shape)}")
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _done(refused: int) -> None:

@@ -62,7 +62,8 @@ inline size_t inputs_bytes(const Layout &l) {
 
 // Rounds one token into `memory` (inputs_bytes). `x` has `columns` floats.
 inline void prepare(const float *x, const rg_matrix &m, const Layout &l, int activations, uint8_t *memory, Inputs &in, int slot) {
-  if (activations == RG_INT8) in.rounded[slot] = round_token<false>(x, m.columns, m.group, l, memory);
+  if (activations >= RG_TOKEN) in.rounded[slot] = round_whole_token(x, m.columns, m.group, activations - RG_TOKEN, l, memory);
+  else if (activations == RG_INT8) in.rounded[slot] = round_token<false>(x, m.columns, m.group, l, memory);
   else if (activations == RG_INT16) in.rounded[slot] = round_token<true>(x, m.columns, m.group, l, memory);
   else {
     float *copy = reinterpret_cast<float *>(aligned(memory)), *sums = copy + l.padded;
@@ -114,7 +115,7 @@ inline void one_panel(const Ready &a, const uint8_t *panel, const Inputs &in, in
       if (a.kind == 1) return panel_product<B, MR, true, 1>(m, a.l, &a.integers, panel, x, out);
       return panel_product<B, MR, true, 2>(m, a.l, &a.integers, panel, x, out);
     }
-  } else if (a.activations == RG_INT8) {
+  } else if (a.activations != RG_FLOAT32) {
     if (a.kind == 0) return panel_product<B, MR, false, 0>(m, a.l, nullptr, panel, x, out);
     if constexpr (B <= 4) {
       if (a.kind == 1) return panel_product<B, MR, false, 1>(m, a.l, &a.integers, panel, x, out);

@@ -31,7 +31,8 @@ enum rg_step_kind { RG_STEP_NONE = 0, RG_STEP_F16 = 1, RG_STEP_BF16 = 2, RG_STEP
 enum rg_value_kind { RG_INT = 0, RG_TABLE = 1, RG_FLOAT = 2, RG_FULL = 3 };
 
 // How activations are rounded before they are multiplied: one step a group, 8 or 16 bits; or not at all (slow).
-enum rg_activations { RG_INT8 = 0, RG_INT16 = 1, RG_FLOAT32 = 2 };
+// RG_TOKEN + b: one step a token and b signed bits (2 ... 8), the rounding that the artifact asks for.
+enum rg_activations { RG_INT8 = 0, RG_INT16 = 1, RG_FLOAT32 = 2, RG_TOKEN = 16 };
 
 typedef struct rg_matrix {
   const uint8_t *panels;

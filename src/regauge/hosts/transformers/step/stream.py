@@ -1,0 +1,77 @@
+"""The thin loop over the native step, for those who want every millisecond."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regauge.errors import SettingError
+
+
+def stream(
+    model: Any,
+    prompt: str | Sequence[int] | Tensor,
+    max_new_tokens: int = 256,
+    choose: Callable[[Tensor], int] | None = None,
+    stop: Sequence[int] | None = None,
+) -> Iterator[int]:
+    """Token ids, one at a time, as the model makes them.
+
+        for token in rg.stream(model, "def mean(values):", max_new_tokens=64):
+            print(tokenizer.decode([token]), end="", flush=True)
+
+    Nothing of `generate` runs in between: no logits processors, no stopping criteria but `stop`.
+
+    Args:
+        model: of `rg.load`.
+        prompt: text (the tokenizer is read from the model's directory), or token ids of one sequence.
+        choose: logits (V,) float32 → the next id; None: the largest.
+        stop: ids that end the text, and are not given; None: the generation config's.
+
+    Raises:
+        SettingError: the prompt is empty or of several sequences, or `max_new_tokens` is below 1.
+    """
+    ids = _ids(model, prompt)
+    if max_new_tokens < 1:
+        raise SettingError(f"max_new_tokens={max_new_tokens} asks for nothing; give 1 or more")
+    return _loop(model, ids, max_new_tokens, choose or _largest, set(_ends(model) if stop is None else stop))
+
+
+def _largest(logits_V: Tensor) -> int:
+    return int(logits_V.argmax())
+
+
+def _loop(
+    model: Any, ids: Tensor, max_new_tokens: int, choose: Callable[[Tensor], int], ends: set[int]
+) -> Iterator[int]:
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    for _ in range(max_new_tokens):
+        with torch.inference_mode():
+            logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            token = choose(logits[0, -1].float())
+        if token in ends:
+            return
+        yield token
+        ids = torch.tensor([[token]])
+
+
+def _ids(model: Any, prompt: str | Sequence[int] | Tensor) -> Tensor:
+    if isinstance(prompt, str):
+        from transformers import AutoTokenizer
+
+        prompt = AutoTokenizer.from_pretrained(model.config._name_or_path)(prompt).input_ids
+    ids = torch.as_tensor(prompt, dtype=torch.long)
+    ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
+    if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
+        raise SettingError(f"a prompt is one sequence of at least one token, not ids of shape {list(ids.shape)}")
+    return ids
+
+
+def _ends(model: Any) -> Sequence[int]:
+    found = getattr(model.generation_config, "eos_token_id", None)
+    return [] if found is None else [found] if isinstance(found, int) else found

@@ -1,0 +1,56 @@
+"""The C interface of `native/regauge.h` as ctypes sees it."""
+
+from __future__ import annotations
+
+import ctypes
+
+from torch import Tensor
+
+from regauge.kernels.cpu.library import library
+
+META = ("rows", "columns", "bits", "group", "step", "zero", "value", "offset", "mantissa", "bias")
+"""The integers of an `rg_matrix`, in its order."""
+
+_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_ARGUMENTS = {
+    "rg_bandwidth": (_INT, ctypes.c_size_t, ctypes.c_double),
+    "rg_panel_bytes": (_POINTER,),
+    "rg_pack": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
+    "rg_unpack": (_POINTER, _POINTER, _INT),
+    "rg_decode": (_POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT, _INT),
+    "rg_linear": (_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT, _INT),
+    "rg_gemm": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
+    "rg_integers": (_POINTER, _POINTER, _POINTER, _LONG, _INT),
+}
+_RESULTS = {"rg_bandwidth": ctypes.c_double, "rg_panel_bytes": ctypes.c_size_t}
+
+
+class Struct(ctypes.Structure):
+    """`rg_matrix`."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("panels", "row_scale", "table")] + [
+        (name, ctypes.c_int32) for name in META
+    ]
+
+
+def struct_of(panels: Tensor, row_scale_O: Tensor | None, table: Tensor | None, meta: tuple[int, ...]) -> Struct:
+    """The C view of a matrix; its tensors must outlive it."""
+    pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (panels, row_scale_O, table)]
+    return Struct(*pointers, *meta)
+
+
+def kernels() -> ctypes.CDLL:
+    """The library, with the types of what it takes and gives.
+
+    Raises:
+        RuntimeError: it is not here.
+    """
+    found = library()
+    if found is None:
+        raise RuntimeError("the C++ kernels are not here; ask regauge.kernels.cpu.library.available() first")
+    if found.rg_linear.argtypes is None:
+        for name, types in _ARGUMENTS.items():
+            function = getattr(found, name)
+            function.restype = _RESULTS.get(name, ctypes.c_int)
+            function.argtypes = types
+    return found
