@@ -16,8 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from regauge.kernels.cpu.matrix import ACTIVATIONS, DTYPES, FULL, Matrix, _kernels, _pointer, _Struct, struct_of
+from regauge.kernels.cpu.interface import Struct, kernels, struct_of
+from regauge.kernels.cpu.matrix import ACTIVATIONS, DTYPES, Matrix
 
+FULL = 3
+"""`rg_value_kind` of a matrix that is not packed."""
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
 TOKEN = 16
@@ -37,7 +40,7 @@ class _Norm(ctypes.Structure):
 
 
 class _Site(ctypes.Structure):
-    _fields_ = [("matrix", _Struct), ("bias", ctypes.c_void_p), ("activations", ctypes.c_int32)]
+    _fields_ = [("matrix", Struct), ("bias", ctypes.c_void_p), ("activations", ctypes.c_int32)]
 
 
 _NORM_FIELDS = ("attn_norm", "q_norm", "k_norm", "attn_post", "mlp_norm", "mlp_post")
@@ -216,7 +219,7 @@ class Program:
             capacity,
             DTYPES[dtype],
         )
-        refused = _kernels().rg_step(ctypes.byref(self._program), ctypes.byref(call), torch.get_num_threads())
+        refused = kernels().rg_step(ctypes.byref(self._program), ctypes.byref(call), torch.get_num_threads())
         if refused == 1:
             raise MemoryError("the decode step could not have the memory that it works in")
         if refused:
@@ -225,4 +228,4 @@ class Program:
 
 
 def _address(tensor: Tensor | None) -> int | None:
-    return _pointer(tensor).value
+    return None if tensor is None else tensor.data_ptr()
