@@ -1,0 +1,114 @@
+"""Compiles every kernel for GPUs that need not be here, with the arguments that the operators pass; prints one a line.
+
+    python -m gpu.compiling sm_80 sm_90 gfx942
+
+The interpreter takes programs that a compiler refuses (products too narrow, dtypes a GPU lacks). Triton brings its own
+assemblers, so machine code is made without a driver or a GPU; that it is right, only a GPU can show.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction, mangle_type
+
+from regauge.kernels import attention, reference
+from regauge.kernels import triton as kernels
+from regauge.kernels.triton import floats, launch
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+BINARY = {"cuda": "cubin", "hip": "hsaco"}
+
+
+def compile_for(kernel: JITFunction[Any], target: GPUTarget, args: tuple[object, ...], options: dict[str, Any]) -> int:
+    """Bytes of the machine code of one launch, its arguments specialised as triton does: 1 and None are constants."""
+    named = dict(zip(kernel.arg_names, args, strict=False))
+    settings = {key: options.pop(key) for key in ("num_warps", "num_stages") if key in options}
+    signature, constants, attributes = {}, {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        value = options[name] if name in options else named[name]
+        if name in options or value is None or (isinstance(value, int) and value == 1):
+            signature[name], constants[(place,)] = "constexpr", value
+        else:
+            signature[name] = mangle_type(value)
+            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+                attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    return len(triton.compile(source, target=target, options=settings).asm[BINARY[target.backend]])
+
+
+def every_launch() -> None:
+    """Each operator with each of its ways: few and many tokens, whole and split rows, every width and dtype."""
+    ops, on = torch.ops.regauge_triton, {}
+    for bits in range(1, 9):
+        on[bits] = torch.zeros(64, reference.packed_bytes(384, bits), dtype=torch.uint8)
+    step, row = torch.ones(64, 1), torch.ones(64)
+    for tokens, dtype in itertools.product((1, 17, 70), (torch.float16, torch.bfloat16, torch.float32)):
+        x = torch.ones(tokens, 384, dtype=dtype)
+        ops.linear(x, on[4], 4, step, -8, None, None, None, 1)
+        ops.linear(x, on[4], 4, torch.ones(64, 12), 0, torch.ones(16), None, row, 3)
+        ops.fp8(x, torch.zeros(64, 384, dtype=torch.uint8), step, None, row, dtype, 1)
+    x = torch.ones(1, 384, dtype=torch.float16)
+    for bits, groups in itertools.product(range(1, 9), (3, 12)):
+        ops.linear(x, on[bits], bits, torch.ones(64, groups), 0, None, torch.ones(64, groups), row, 2)
+        ops.dequantise(on[bits], bits, 384, torch.ones(64, groups), 0, None, torch.ones(64, groups), torch.float16)
+    x = torch.ones(17, 384, dtype=torch.int8)
+    for bits in range(1, 9):
+        ops.integer(x, row[:17], [on[bits]], [bits], -1, row, None, torch.float16, 2)
+    for tokens in (1, 17, 70):
+        x = torch.ones(tokens, 384, dtype=torch.int8)
+        ops.integer(x, None, [on[4], on[2]], [4, 2], -32, None, None, torch.float32, 1)
+        ops.integer(x, torch.ones(tokens), [torch.ones(64, 384, dtype=torch.int8)], [], 0, row, row, torch.bfloat16, 1)
+        x = torch.zeros(tokens, 384, dtype=torch.uint8).view(launch.E4M3)
+        w = torch.zeros(64, 384, dtype=torch.uint8)
+        for groups in (1, 3, 12):
+            ops.fp8(x, w, torch.ones(64, groups), torch.ones(tokens), None, torch.float16, 2)
+    for dtype, (k_bits, v_bits), channels in itertools.product(
+        (torch.float16, torch.bfloat16, torch.float32), ((4, 4), (8, 4), (8, 8), (2, 1)), (64, 80)
+    ):
+        keys = attention.encode(torch.zeros(2, 2, 130, channels), k_bits)
+        values = attention.encode(torch.zeros(2, 2, 130, channels), v_bits, groups=2)
+        ops.decode_attention(
+            *(torch.zeros(2, 8, channels, dtype=dtype), keys.packed_SKCB, keys.scale_SKCN, None, k_bits),
+            *(
+                values.packed_SKCB,
+                values.scale_SKCN,
+                values.zero_SKCN,
+                v_bits,
+                channels,
+                torch.tensor([130, 3]),
+                0.1,
+                2,
+            ),
+        )
+
+
+def main(names: list[str]) -> None:
+    assert kernels.linear is not None
+    assert not launch.interpreted(), "unset TRITON_INTERPRET: the interpreter compiles nothing"
+    for name in names:
+        target = TARGETS[name]
+        found: dict[str, list[int]] = {}
+
+        def run(kernel: JITFunction[Any], *args: object, grid: Any, warmup: bool, **options: Any) -> None:
+            found.setdefault(kernel.__name__, []).append(compile_for(kernel, target, args, options))  # noqa: B023
+
+        JITFunction.run = run
+        floats.native_fp8 = lambda _, on=target: on == TARGETS["sm_90"]
+        every_launch()
+        for kernel, sizes in sorted(found.items()):
+            print(f"{name} {kernel.lstrip('_')}: {len(sizes)} launches, {max(sizes)} bytes at most")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
