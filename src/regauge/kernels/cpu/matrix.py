@@ -17,48 +17,43 @@ import torch
 from torch import Tensor
 
 from regauge.kernels.cpu.interface import META, Struct, kernels, struct_of
+from regauge.kernels.cpu.layout import (
+    FLOAT,
+    FULL,
+    INT,
+    PANEL,
+    STEPS,
+    TABLE,
+    Value,
+    aligned,
+    group_of,
+    meta_of,
+    panel_bytes,
+    unit,
+)
+
+_Struct, _kernels = Struct, kernels
 
 __all__ = [
+    "FLOAT",
+    "FULL",
+    "INT",
     "META",
+    "PANEL",
+    "STEPS",
+    "TABLE",
     "Matrix",
     "Value",
-    "blocked",
-    "blocked_integers",
-    "decode",
+    "aligned",
     "group_of",
-    "integers",
-    "linear",
-    "pack",
     "struct_of",
-    "take",
-    "unpack",
+    "unit",
 ]
 
-PANEL = 16
-"""Rows of a panel."""
 FEW = 16
 """Tokens up to which a product reads codes as it goes; above, whole blocks are decoded or the blocked product runs."""
 ACTIVATIONS = {"int8": 0, "int16": 1, "float32": 2}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-STEPS = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.uint8: 4, torch.float8_e4m3fn: 5}
-INT, TABLE, FLOAT, FULL = 0, 1, 2, 3
-"""What a code stands for: see `rg_value_kind`."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """What codes stand for.
-
-    Attributes:
-        kind: INT: code − offset. TABLE: table[code]. FLOAT: sign, exponent and `mantissa` bits, and the exponent less
-            `bias`, without infinities.
-    """
-
-    kind: int = INT
-    offset: int = 0
-    table: tuple[float, ...] = ()
-    mantissa: int = 0
-    bias: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,26 +88,6 @@ class Matrix:
     def nbytes(self) -> int:
         """Bytes held: panels and row scales."""
         return self.panels.nbytes + (0 if self.row_scale_O is None else self.row_scale_O.nbytes)
-
-
-def unit(bits: int) -> int:
-    """Inputs in the smallest block of codes; a group is a multiple of it."""
-    return 32 if bits & 1 else 16 if bits & 2 else 8 if bits & 4 else 4
-
-
-def group_of(columns: int, bits: int, span: int) -> int:
-    """Inputs a group in panels, where `span` neighbouring inputs share a step; 0 where panels cannot say it.
-
-    A span of whole rows is cut into groups of about 128, and long groups too, because activations are rounded a group
-    at a time. The last group may be padded, and padding may cost 3 % of the codes at most where the matrix is large.
-    """
-    least = unit(bits)
-    if span < columns:
-        if span % least or columns % span:
-            return 0
-        return next((size for size in (128, 96, 64) if span > 128 and span % size == 0 and size % least == 0), span)
-    sizes = [size for size in range(32, 161, 4) if size % least == 0]
-    return min(sizes, key=lambda size: (-columns % size, abs(size - 128)))
 
 
 def pack(
@@ -158,28 +133,6 @@ def pack(
     if kernels().rg_pack(ctypes.byref(matrix.struct), *given, torch.get_num_threads()):
         raise ValueError(f"panels cannot hold {bits} bits in groups of {group}")
     return matrix
-
-
-def meta_of(
-    shape: tuple[int, int], bits: int, value: Value, group: int, scale_ON: Tensor | None, zero: bool
-) -> tuple[int, ...]:
-    """The integers of `META` for a matrix with such steps, with or without zero points."""
-    step = 0 if scale_ON is None else STEPS[scale_ON.dtype]
-    return (*shape, bits, group, step, int(zero), value.kind, value.offset, value.mantissa, value.bias)
-
-
-def panel_bytes(meta: tuple[int, ...]) -> int:
-    """Bytes of all panels of such a matrix; 0 where panels cannot hold it."""
-    room = (ctypes.c_float * 16)()  # a table is only asked for, not read
-    struct = Struct(0, 0, ctypes.addressof(room), *meta)
-    return math.ceil(meta[0] / PANEL) * int(kernels().rg_panel_bytes(ctypes.byref(struct)))
-
-
-def aligned(size: int) -> Tensor:
-    """uint8 (size,), aligned to 64 bytes."""
-    memory = torch.empty(size + 63, dtype=torch.uint8)
-    start = -memory.data_ptr() % 64
-    return memory[start : start + size]
 
 
 def linear(x_TI: Tensor, matrix: Matrix, activations: str = "int16") -> Tensor:
@@ -312,8 +265,8 @@ def _signed(z_TI: Tensor, columns: int) -> None:
         raise ValueError(f"signed bytes (T, {columns}) are wanted, not {z_TI.dtype} {tuple(z_TI.shape)}")
 
 
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
 
 
 def _done(refused: int) -> None:

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from regauge.kernels.cpu.interface import Struct, kernels, struct_of
-from regauge.kernels.cpu.matrix import ACTIVATIONS, DTYPES, Matrix
+from regauge.kernels.cpu.matrix import ACTIVATIONS, DTYPES, FULL, Matrix
 
-FULL = 3
-"""`rg_value_kind` of a matrix that is not packed."""
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
 TOKEN = 16

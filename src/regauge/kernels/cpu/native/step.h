@@ -260,8 +260,8 @@ struct Stepper {
   }
 
   void dense(const rg_block &b, const float *x, float *residual, float *spare, Prepared &own, rg::Share *next, rg::Team &team) {
-    const Site gate(b.gate), up(b.up), down(b.down);
     const bool gated = b.gate.matrix.rows > 0;
+    const Site gate(gated ? b.gate : b.up), up(b.up), down(b.down);
     own.restart();
     const int up_kind = own.of(up.ready, x, static_cast<size_t>(p.hidden), c.batch);
     const int gate_kind = gated ? own.of(gate.ready, x, static_cast<size_t>(p.hidden), c.batch) : 0;
@@ -298,7 +298,7 @@ struct Stepper {
         const int64_t pair = n / panels;
         const int t = static_cast<int>(pair / used);
         const rg_site *expert = b.experts + 3 * which[pair];
-        const Site gate(expert[0]), up(expert[1]);
+        const Site gate(expert[expert[0].matrix.rows ? 0 : 1]), up(expert[1]);
         if (own.kinds > DISTINCT - 2) own.restart();
         const Inputs gate_in = alone(own.in[own.of(gate.ready, x, static_cast<size_t>(p.hidden), c.batch)][t / FEW], t % FEW);
         const Inputs up_in = alone(own.in[own.of(up.ready, x, static_cast<size_t>(p.hidden), c.batch)][t / FEW], t % FEW);
