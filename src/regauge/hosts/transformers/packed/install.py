@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from regauge import parts
 from regauge.anatomy.model import Site
-from regauge.errors import ArtifactError
+from regauge.errors import ArtifactError, SettingError, nearest
 from regauge.formats.base import Codes
 from regauge.hosts.transformers.adapt import put
+from regauge.hosts.transformers.packed.arena import Arena
 from regauge.hosts.transformers.packed.modules import (
     FullMatrix,
     PackedExperts,
@@ -23,17 +27,47 @@ from regauge.hosts.transformers.packed.modules import (
 )
 from regauge.hosts.transformers.scatter import Place, take
 from regauge.hosts.transformers.wire.base import Layout, decoder, rows_of
+from regauge.kernels.cpu.matrix import ACTIVATIONS
+
+
+@dataclass
+class _Loading:
+    """Where the matrices of a model lie, and the sites that have theirs."""
+
+    arena: Arena = field(default_factory=Arena)
+    done: set[str] = field(default_factory=set)
+
+
+_loading: WeakKeyDictionary[nn.Module, _Loading] = WeakKeyDictionary()
+"""Models between their first shard and their last."""
 
 
 def install(
-    model: Any, layout: Layout, codes: Mapping[str, Codes], full: dict[str, Tensor], dtype: torch.dtype, device: str
+    model: Any,
+    layout: Layout,
+    codes: Mapping[str, Codes],
+    full: dict[str, Tensor],
+    dtype: torch.dtype,
+    device: str,
+    activations: str | None = None,
 ) -> None:
     """Replaces every module some of whose sites have codes. Takes from `full` what a fused or expert module needs.
 
     Args:
         codes: of the sites of one shard; a module's sites lie in one shard.
         full: full-precision parameters by module key, and `{site}.weight` of sites beside packed ones.
+        activations: how products of panels round activations: `int8`, `int16`, `float32` (not at all, and slow);
+            None: 16 bits, or 8 beside weights of 3 bits and fewer in a model of 16-bit floats.
+
+    Raises:
+        SettingError: `activations` is no such name.
     """
+    if activations is not None and activations not in ACTIVATIONS:
+        hint = nearest(activations, tuple(ACTIVATIONS))
+        raise SettingError(f"activations={activations!r} is not one of {', '.join(ACTIVATIONS)}{hint}.")
+    loading = _loading.setdefault(model, _Loading())
+    make = partial(_matrix, layout=layout, codes=codes, full=full, dtype=dtype, device=device)
+    make = partial(make, activations=activations, allocate=loading.arena.allocate)
     quantised = layout.quantised
     for path, all_sites in layout.modules().items():
         if not any(site.name in codes for site in all_sites):
@@ -42,7 +76,7 @@ def install(
         expert = all_sites[0].expert is not None
         keys = {site.weight.key for site in all_sites if site.name in quantised}
         sites = [site for site in all_sites if expert or site.weight.key in keys]
-        made = {site.name: _matrix(site, layout, codes, full, dtype, device) for site in sites}
+        made = {site.name: make(site) for site in sites}
         if expert:
             for key in {site.weight.key for site in sites}:
                 full.pop(key, None)
@@ -54,10 +88,21 @@ def install(
         else:
             for site in sites:
                 pack_parameter(module, site.weight.key.rpartition(".")[2], made[site.name])
+    loading.done |= codes.keys()
+    if loading.done >= quantised.keys():
+        loading.arena.trim()
+        del _loading[model]
 
 
 def _matrix(
-    site: Site, layout: Layout, codes: Mapping[str, Codes], full: dict[str, Tensor], dtype: torch.dtype, device: str
+    site: Site,
+    layout: Layout,
+    codes: Mapping[str, Codes],
+    full: dict[str, Tensor],
+    dtype: torch.dtype,
+    device: str,
+    activations: str | None,
+    allocate: Callable[[int], Tensor],
 ) -> Any:
     choice = layout.quantised.get(site.name)
     if choice is None:
@@ -70,7 +115,7 @@ def _matrix(
     if site.name not in codes:
         raise ArtifactError(f"the artifact lacks the codes of {site.name}.")
     inputs = None if choice.activations is None else parts.build("grid", choice.activations)
-    return PackedMatrix(codes[site.name], decoder(choice), dtype, device, inputs)
+    return PackedMatrix(codes[site.name], decoder(choice), dtype, device, inputs, activations, allocate)
 
 
 def _linear(sites: list[Site], made: Mapping[str, Any], bias: Tensor | None, dtype: torch.dtype) -> PackedLinear:

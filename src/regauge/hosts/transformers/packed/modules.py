@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from regauge.formats.activations import simulate
 from regauge.formats.base import Codes, Format, Grid
 from regauge.hosts.transformers.packed.multiply import Way, way
+from regauge.hosts.transformers.packed.native import panels
+from regauge.kernels.cpu.matrix import Matrix
 
 
 class PackedMatrix(nn.Module):
@@ -27,16 +29,27 @@ class PackedMatrix(nn.Module):
         dtype: of the activations it is made for.
         way: how it is held and multiplied.
         inputs: grid of the quantised input, or None.
+        activations: how panels round activations, a name of `matrix.ACTIVATIONS`; None: as `operators.few` says.
+        meta: `matrix.META` of panels; None where another way holds the matrix.
     """
 
     def __init__(
-        self, codes: Codes, fmt: Format, dtype: torch.dtype, device: str = "cpu", inputs: Grid | None = None
+        self,
+        codes: Codes,
+        fmt: Format,
+        dtype: torch.dtype,
+        device: str = "cpu",
+        inputs: Grid | None = None,
+        activations: str | None = None,
+        allocate: Callable[[int], Tensor] | None = None,
     ) -> None:
         super().__init__()
         rows, columns = codes.codes_OI.shape
         self.shape, self.dtype = (rows, columns), dtype
-        self.inputs = inputs
-        self.way: Way = way(fmt, self.shape, dtype, device, inputs)
+        self.inputs, self.activations = inputs, activations
+        fits = panels(codes, fmt, dtype, inputs, activations, allocate) if device == "cpu" else None
+        self.way: Way = way(fmt, self.shape, dtype, device, inputs) if fits is None else fits[0]
+        self.meta = None if fits is None else fits[1]
         for name, tensor in self.way.hold(codes).items():
             self.register_buffer(name, tensor, persistent=False)
         self.held = tuple(self._buffers)
@@ -44,6 +57,14 @@ class PackedMatrix(nn.Module):
         self.register_buffer("right_RI", _owned(codes.extra.get("right"), dtype), persistent=False)
         self.left_OR: Tensor | None
         self.right_RI: Tensor | None
+
+    @property
+    def native(self) -> Matrix | None:
+        """The matrix as the C++ kernels see it; None where another way holds it. It shares the buffers."""
+        if self.meta is None:
+            return None
+        held = self._bytes()
+        return Matrix(held["panels"], held.get("row_scale"), held.get("table"), self.meta)
 
     def _bytes(self) -> Mapping[str, Tensor]:
         return {name: cast(Tensor, self._buffers[name]) for name in self.held}

@@ -65,7 +65,7 @@ def way(fmt: Format, shape: tuple[int, int], dtype: torch.dtype, device: str, in
     if cpu and signed8 and inputs is not None and inputs.name == "int8":
         return _bytes_by_bytes(shape, inputs)
     if inputs is not None:
-        return _quantised_inputs(way(fmt, shape, dtype, device, None), inputs)
+        return quantised_inputs(way(fmt, shape, dtype, device, None), inputs)
     if cpu and dtype == torch.bfloat16:
         if signed8:
             return _int8(shape)
@@ -182,7 +182,7 @@ def _bytes_by_bytes(shape: tuple[int, int], inputs: Grid) -> Way:
     return Way("int8 x int8", hold, _signed_rows, _signed_take, product)
 
 
-def _quantised_inputs(plain: Way, inputs: Grid) -> Way:
+def quantised_inputs(plain: Way, inputs: Grid) -> Way:
     """Activations through their codes and back, then the way of the weights alone."""
     return Way(
         f"{plain.name}, {inputs.name} inputs simulated",

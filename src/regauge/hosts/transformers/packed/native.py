@@ -1,0 +1,163 @@
+"""Packed matrices in the panels of the C++ kernels: which formats fit, and how they are held and multiplied.
+
+Weights are always the ones that the codes stand for (`matrix.decode` is `Format.decode` to the bit, but for `nv`, whose
+steps are one float32 rounding away). Activations are rounded (`operators.few`): against exact products the error is
+about 2e-5 of the output's size with 16 bits and 6e-3 with 8.
+
+Legend: O output channels, I input channels, N groups along a row, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from regauge.formats.base import Codes, Format, Grid
+from regauge.hosts.transformers.packed import operators
+from regauge.hosts.transformers.packed.multiply import Held, Way, quantised_inputs
+from regauge.kernels.cpu import matrix
+from regauge.kernels.cpu.layout import Value, group_of, meta_of, panel_bytes
+from regauge.kernels.cpu.library import available
+
+NAME = "panels"
+SMALL = 64 << 10
+"""Bytes up to which padding is of no account."""
+PADDING = 1.03
+"""What panels may take, as a multiple of the artifact's packed bytes."""
+OPS = torch.ops.regauge
+Meta = tuple[int, ...]
+"""The integers of `matrix.META`."""
+
+
+@lru_cache(maxsize=64)
+def value_of(grid: Grid) -> Value | None:
+    """What the codes of a grid stand for; None where panels cannot say it. Codes that are never written count as 0."""
+    table, bits = grid.table, grid.bits
+    if torch.equal(table, torch.arange(1 << bits) + table[0]):
+        offset = -int(table[0]) if grid.symmetric else 0
+        return Value(matrix.INT, offset=offset)
+    if not grid.symmetric or len(table) > 1 << bits:
+        return None
+    if bits <= 4:
+        return Value(matrix.TABLE, table=tuple(table.nan_to_num(0.0).tolist()))
+    for mantissa in range(1, bits - 1):
+        if len(table) == 1 << bits and (least := float(table[1])) > 0:
+            bias = 1 - mantissa - round(math.log2(least))
+            seen = ~table.isnan()
+            if torch.equal(floats(bits, mantissa, bias)[seen], table[seen]):
+                return Value(matrix.FLOAT, mantissa=mantissa, bias=bias)
+    return None
+
+
+def floats(bits: int, mantissa: int, bias: int) -> Tensor:
+    """The value of every code of a small float, float64 as it may pass float32."""
+    code = torch.arange(1 << (bits - 1))
+    exponent, fraction = code >> mantissa, (code & ((1 << mantissa) - 1)).double() / (1 << mantissa)
+    size = torch.where(
+        exponent > 0, (1 + fraction) * torch.exp2((exponent - bias).double()), fraction * 2.0 ** (1 - bias)
+    )
+    return torch.cat([size, -size]).float()
+
+
+def panels(
+    codes: Codes,
+    fmt: Format,
+    dtype: torch.dtype,
+    inputs: Grid | None = None,
+    activations: str | None = None,
+    allocate: Callable[[int], Tensor] | None = None,
+) -> tuple[Way, Meta] | None:
+    """The way of a matrix in panels, and its `matrix.META`; None where format, shape or machine rule panels out.
+
+    Args:
+        dtype: of the activations.
+        activations: a name of `matrix.ACTIVATIONS`; None: as `operators.few` says.
+        allocate: memory for the panels.
+    """
+    rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
+    if dtype not in matrix.DTYPES or not rows or not columns or not available():
+        return None
+    value, span, groups = value_of(fmt.grid), fmt.grain.span(shape), fmt.grain.groups(shape)[0]
+    group = group_of(columns, fmt.grid.bits, span)
+    if value is None or not group or groups not in (1, rows * (columns // span)):
+        return None
+    scale_ON, zero_ON, _ = _steps(codes, fmt, group)
+    meta = meta_of(shape, fmt.grid.bits, value, group, scale_ON, zero_ON is not None)
+    need = panel_bytes(meta)
+    if not need or (need > SMALL and need > PADDING * fmt.bytes(shape)):
+        return None
+
+    def hold(codes: Codes) -> Held:
+        made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *_steps(codes, fmt, group), allocate)
+        held = {"panels": made.panels, "row_scale": made.row_scale_O, "table": made.table}
+        return {name: tensor for name, tensor in held.items() if tensor is not None}
+
+    number = operators.AUTOMATIC if activations is None else matrix.ACTIVATIONS[activations]
+    return _way(meta, value, hold, inputs, number), meta
+
+
+def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Steps and zero points of every group of the panels, and a float32 multiplier a row."""
+    rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
+    across, whole = math.ceil(columns / group), fmt.grain.groups(shape)[0] == 1
+
+    def spread(field_G: Tensor) -> Tensor:
+        """(G,) or (G, 1) → (O, N)."""
+        field_ON = field_G.reshape(1, 1).expand(rows, 1) if whole else field_G.reshape(rows, -1)
+        return field_ON.repeat_interleave(across // field_ON.shape[1], dim=1)
+
+    fields, zero_G1 = codes.step.fields, codes.step.zero_G1
+    zero_ON = None if zero_G1 is None else spread((zero_G1 - fmt.grid.low).to(torch.uint8))
+    if fmt.grain.span(shape) >= columns:  # one step a row, or one for all
+        return None, zero_ON, codes.step.scale_G1.float().reshape(-1).expand(rows)
+    stored, names = fields["scale"], fields.keys() - {"zero"}
+    if names == {"scale", "row_scale"}:  # m2: powers of two below the row's largest
+        return spread(127 - stored), zero_ON, fields["row_scale"].float().reshape(-1).expand(rows)
+    if names == {"scale", "global_scale"}:  # nv
+        scale_ON = spread(stored.view(torch.uint8)).view(torch.float8_e4m3fn)
+        return scale_ON, zero_ON, (1.0 / fields["global_scale"].float()).reshape(-1).expand(rows)
+    if names == {"scale"} and stored.dtype in matrix.STEPS and stored.dtype != torch.float8_e4m3fn:
+        return spread(stored), zero_ON, None
+    return spread(codes.step.scale_G1.float()), zero_ON, None
+
+
+def _way(meta: Meta, value: Value, hold: Callable[[Codes], Held], inputs: Grid | None, activations: int) -> Way:
+    arguments = list(meta)
+
+    def rows(held: Mapping[str, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        found: Tensor = OPS.packed_rows(*_tensors(held), arguments, start, stop, matrix.DTYPES[dtype])
+        return found
+
+    def take(held: Mapping[str, Tensor], index: Tensor, dtype: torch.dtype) -> Tensor:
+        found: Tensor = OPS.packed_take(index, *_tensors(held), arguments, matrix.DTYPES[dtype])
+        return found
+
+    def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
+        found: Tensor = OPS.packed_linear(x_TI, *_tensors(held), arguments, activations)
+        return found
+
+    plain = Way(NAME, hold, rows, take, product)
+    if inputs is None:
+        return plain
+    read = value_of(inputs)
+    if not inputs.symmetric or read is None or read.kind != matrix.INT or not whole_bytes(value):
+        return quantised_inputs(plain, inputs)
+
+    def integers(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
+        found: Tensor = OPS.packed_integers(x_TI, *_tensors(held), arguments, inputs.bits)
+        return found
+
+    return Way(f"{NAME}, {inputs.name} inputs", hold, rows, take, integers)
+
+
+def whole_bytes(value: Value) -> bool:
+    """Whether codes stand for multiples of one step that fit a byte, as the blocked product wants."""
+    return value.kind == matrix.INT or (value.kind == matrix.TABLE and operators.narrow(torch.tensor(value.table)))
+
+
+def _tensors(held: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return held["panels"], held.get("row_scale"), held.get("table")

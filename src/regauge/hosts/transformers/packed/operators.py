@@ -1,0 +1,161 @@
+"""The products of the C++ kernels as operators of torch, so that `torch.compile` and `torch.export` see through them.
+
+They are registered on import. A matrix comes as its tensors and the integers of its `rg_matrix`; the C view of it is
+built once and kept by the addresses that it holds, so a copied or moved matrix gets a view of its own.
+
+Legend: O output channels, I input channels, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from regauge.kernels.cpu import matrix
+from regauge.kernels.cpu.interface import Struct, struct_of
+from regauge.kernels.cpu.library import level
+
+AUTOMATIC = 3
+"""Of activations, beside `matrix.ACTIVATIONS`: the model's dtype, the bits and the tokens decide."""
+BLOCK = 1 << 18
+"""Weights decoded at a time, which a core's second-level cache holds."""
+VIEWS = 1 << 16
+"""C views kept before all are dropped: some 200 bytes each."""
+LEAST = torch.finfo(torch.float32).eps * torch.finfo(torch.float32).tiny ** 0.5
+"""Least step of a token, as `formats.activations.quantise` has it."""
+NUMBERED = tuple(matrix.DTYPES)
+_BITS, _VALUE = matrix.META.index("bits"), matrix.META.index("value")
+
+_views: dict[tuple[int, ...], Struct] = {}
+_library = torch.library.Library("regauge", "FRAGMENT")
+_MATRIX = "Tensor panels, Tensor? row_scale, Tensor? table, int[] meta"
+_library.define(f"packed_linear(Tensor x, {_MATRIX}, int activations) -> Tensor")
+_library.define(f"packed_integers(Tensor x, {_MATRIX}, int bits) -> Tensor")
+_library.define(f"packed_rows({_MATRIX}, SymInt start, SymInt stop, int dtype) -> Tensor")
+_library.define(f"packed_take(Tensor index, {_MATRIX}, int dtype) -> Tensor")
+
+
+def view(panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: Sequence[int]) -> Struct:
+    """The C view of a matrix. A view is nothing but the addresses and integers that it is found by."""
+    key = (
+        panels.data_ptr(),
+        0 if row_scale is None else row_scale.data_ptr(),
+        0 if table is None else table.data_ptr(),
+        *meta,
+    )
+    found = _views.get(key)
+    if found is None:
+        if len(_views) >= VIEWS:
+            _views.clear()
+        found = _views[key] = struct_of(panels, row_scale, table, tuple(meta))
+    return found
+
+
+def few(bits: int, dtype: torch.dtype, activations: int) -> int:
+    """How the activations of a few tokens are rounded: a number of `matrix.ACTIVATIONS`.
+
+    Automatic: 16 bits, whose error is below that of bfloat16; 8 for weights of 3 bits and fewer, whose own error is
+    far larger, in models of 16-bit floats.
+    """
+    if activations != AUTOMATIC:
+        return activations
+    return matrix.ACTIVATIONS["int8" if bits <= 3 and dtype != torch.float32 else "int16"]
+
+
+def _by_bytes(struct: Struct, dtype: torch.dtype, activations: int, table: Tensor | None) -> bool:
+    """Whether many tokens are rounded to 8 bits and multiplied by the blocked product, which is asked for or faster."""
+    if struct.value == matrix.FLOAT or (table is not None and not narrow(table)):
+        return False
+    automatic = activations == AUTOMATIC and dtype != torch.float32 and struct.bits <= 4 and level() == "vnni"
+    return automatic or activations == matrix.ACTIVATIONS["int8"]
+
+
+def narrow(table: Tensor) -> bool:
+    """Whether the values are integers of 8 bits after some power of two (fp4, ternary; not nf4)."""
+    return any(
+        bool((table / unit == (table / unit).round()).all()) and bool((table.abs() / unit <= 127).all())
+        for unit in (1, 0.5, 0.25, 0.125, 0.0625)
+    )
+
+
+def _linear(
+    x_TI: Tensor, panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: Sequence[int], activations: int
+) -> Tensor:
+    struct = view(panels, row_scale, table, meta)
+    if x_TI.shape[0] <= matrix.FEW:
+        return matrix.linear_of(x_TI, struct, few(struct.bits, x_TI.dtype, activations))
+    if _by_bytes(struct, x_TI.dtype, activations, table):
+        return matrix.blocked_of(x_TI, struct)
+    y_TO = x_TI.new_empty(x_TI.shape[0], struct.rows)
+    step = max(matrix.PANEL, BLOCK // struct.columns // matrix.PANEL * matrix.PANEL)
+    for start in range(0, struct.rows, step):
+        stop = min(start + step, struct.rows)
+        w_OI = matrix.decode_of(struct, start, stop, None, x_TI.dtype)
+        y_TO[:, start:stop] = torch.nn.functional.linear(x_TI, w_OI)
+    return y_TO
+
+
+def _integers(
+    x_TI: Tensor, panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: Sequence[int], bits: int
+) -> Tensor:
+    struct, top = view(panels, row_scale, table, meta), (1 << (bits - 1)) - 1
+    x = x_TI.float()
+    # `formats.activations.quantise` on a symmetric grid, in half as many operations.
+    scale_T1 = torch.linalg.vector_norm(x, torch.inf, -1, True).div_(top + 0.5).clamp_(min=LEAST)
+    z_TI = (x / scale_T1).round_().clamp_(-top - 1, top).to(torch.int8)
+    return matrix.blocked_integers_of(z_TI, scale_T1.view(-1), struct, x_TI.dtype)
+
+
+def _rows(
+    panels: Tensor,
+    row_scale: Tensor | None,
+    table: Tensor | None,
+    meta: Sequence[int],
+    start: int,
+    stop: int,
+    dtype: int,
+) -> Tensor:
+    return matrix.decode_of(view(panels, row_scale, table, meta), start, stop, None, NUMBERED[dtype])
+
+
+def _take(
+    index: Tensor, panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: Sequence[int], dtype: int
+) -> Tensor:
+    struct = view(panels, row_scale, table, meta)
+    return matrix.decode_of(struct, 0, index.numel(), index.long().contiguous(), NUMBERED[dtype])
+
+
+def _linear_shape(
+    x_TI: Tensor, panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: Sequence[int], activations: int
+) -> Tensor:
+    return x_TI.new_empty(x_TI.shape[0], meta[0])
+
+
+def _rows_shape(
+    panels: Tensor,
+    row_scale: Tensor | None,
+    table: Tensor | None,
+    meta: Sequence[int],
+    start: int,
+    stop: int,
+    dtype: int,
+) -> Tensor:
+    return panels.new_empty(stop - start, meta[1], dtype=NUMBERED[dtype])
+
+
+def _take_shape(
+    index: Tensor, panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: Sequence[int], dtype: int
+) -> Tensor:
+    return panels.new_empty(index.shape[0], meta[1], dtype=NUMBERED[dtype])
+
+
+for _name, _compute, _shape in (
+    ("packed_linear", _linear, _linear_shape),
+    ("packed_integers", _integers, _linear_shape),
+    ("packed_rows", _rows, _rows_shape),
+    ("packed_take", _take, _take_shape),
+):
+    _library.impl(_name, _compute, "CPU")
+    torch.library.register_fake(f"regauge::{_name}", _shape, lib=_library)

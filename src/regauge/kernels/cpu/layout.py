@@ -1,0 +1,79 @@
+"""How the panels of a matrix are laid out: sizes, groups, what a code and a step are. See `native/regauge.h`.
+
+Legend: O output channels, I input channels, N groups along a row.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regauge.kernels.cpu.interface import Struct, kernels
+
+PANEL = 16
+"""Rows of a panel."""
+STEPS = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.uint8: 4, torch.float8_e4m3fn: 5}
+INT, TABLE, FLOAT, FULL = 0, 1, 2, 3
+"""What a code stands for: see `rg_value_kind`."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """What codes stand for.
+
+    Attributes:
+        kind: INT: code − offset. TABLE: table[code]. FLOAT: sign, exponent and `mantissa` bits, and the exponent less
+            `bias`, without infinities.
+    """
+
+    kind: int = INT
+    offset: int = 0
+    table: tuple[float, ...] = ()
+    mantissa: int = 0
+    bias: int = 0
+
+
+def unit(bits: int) -> int:
+    """Inputs in the smallest block of codes; a group is a multiple of it."""
+    return 32 if bits & 1 else 16 if bits & 2 else 8 if bits & 4 else 4
+
+
+def group_of(columns: int, bits: int, span: int) -> int:
+    """Inputs a group in panels, where `span` neighbouring inputs share a step; 0 where panels cannot say it.
+
+    A span of whole rows is cut into groups of about 128, and long groups too, because activations are rounded a group
+    at a time. The last group may be padded, and padding may cost 3 % of the codes at most where the matrix is large.
+    """
+    least = unit(bits)
+    if span < columns:
+        if span % least or columns % span:
+            return 0
+        return next((size for size in (128, 96, 64) if span > 128 and span % size == 0 and size % least == 0), span)
+    sizes = [size for size in range(32, 161, 4) if size % least == 0]
+    return min(sizes, key=lambda size: (-columns % size, abs(size - 128)))
+
+
+def meta_of(
+    shape: tuple[int, int], bits: int, value: Value, group: int, scale_ON: Tensor | None, zero: bool
+) -> tuple[int, ...]:
+    """The integers of `META` for a matrix with such steps, with or without zero points."""
+    step = 0 if scale_ON is None else STEPS[scale_ON.dtype]
+    return (*shape, bits, group, step, int(zero), value.kind, value.offset, value.mantissa, value.bias)
+
+
+def panel_bytes(meta: tuple[int, ...]) -> int:
+    """Bytes of all panels of such a matrix; 0 where panels cannot hold it."""
+    room = (ctypes.c_float * 16)()  # a table is only asked for, not read
+    struct = Struct(0, 0, ctypes.addressof(room), *meta)
+    return math.ceil(meta[0] / PANEL) * int(kernels().rg_panel_bytes(ctypes.byref(struct)))
+
+
+def aligned(size: int) -> Tensor:
+    """uint8 (size,), aligned to 64 bytes."""
+    memory = torch.empty(size + 63, dtype=torch.uint8)
+    start = -memory.data_ptr() % 64
+    return memory[start : start + size]
