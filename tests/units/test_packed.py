@@ -11,9 +11,11 @@ from artifacts import choice, decode, encode
 from regauge import parts
 from regauge.formats.activations import simulate
 from regauge.formats.grids import E4M3, Int
-from regauge.hosts.transformers.packed import int4, lookup
+from regauge.hosts.transformers.packed import int4, lookup, native
 from regauge.hosts.transformers.packed.modules import PackedLinear, PackedMatrix
 from regauge.hosts.transformers.packed.multiply import blocks, way
+from regauge.kernels.cpu.library import available, level
+from regauge.kernels.cpu.matrix import FEW
 from regauge.parts import Choice
 
 FORMS = {
@@ -45,6 +47,21 @@ FORMS = {
     "fp8 inputs": choice("fp8", "channel", "f32", inputs="fp8"),
 }
 ROUNDING = {torch.float64: 1e-6, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
+"""Of one number, relative to the largest: what a dtype brings."""
+SIXTEEN, EIGHT = 4e-5, 1e-2
+"""Of a product, relative to its norm: what rounding activations to 16 bits a group brings (2e-5 measured; 3e-5 with nf4,\nwhose table is rounded too), and to 8 (6e-3)."""
+
+
+def expected(packed: PackedMatrix, tokens: int) -> float:
+    """The error that this product may have, relative to its norm."""
+    own = ROUNDING[packed.dtype]
+    if not packed.way.name.startswith("panels"):
+        return own
+    assert packed.native is not None
+    half, bits = packed.dtype != torch.float32, packed.native.bits
+    if tokens <= FEW:
+        return own + (EIGHT if half and bits <= 3 else SIXTEEN)
+    return own + (EIGHT if half and bits <= 4 and level() == "vnni" else 0)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -67,7 +84,7 @@ def test_the_product_is_that_of_the_decoded_weights(form: str, dtype: torch.dtyp
         x = random(tokens, 192, seed=1).to(dtype)
         seen = x if how.activations is None else simulate(x, parts.build("grid", how.activations))
         wanted = seen.double() @ w_OI.double().T
-        assert (packed(x).double() - wanted).norm() <= ROUNDING[dtype] * wanted.norm(), packed.way.name
+        assert (packed(x).double() - wanted).norm() <= expected(packed, tokens) * wanted.norm(), packed.way.name
     weights = packed.rows(7, 150)
     assert (weights.double() - w_OI[7:150]).abs().max() <= ROUNDING[dtype] * w_OI.abs().max()
     some = torch.tensor([207, 0, 63, 64, 129, 0])
@@ -76,11 +93,13 @@ def test_the_product_is_that_of_the_decoded_weights(form: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("form", [form for form in FORMS if "group" not in form])
 def test_odd_shapes(form: str) -> None:
-    how = choice(FORMS[form].grid.part, "channel", "f32", "minmax" if "asym" in form else "absmax")
+    inputs = None if FORMS[form].activations is None else "int8"
+    how = choice(FORMS[form].grid.part, "channel", "f32", "minmax" if "asym" in form else "absmax", inputs)
     packed, w_OI = matrix(how, 31, 29, torch.float32)
     x = random(2, 5, 29, seed=1)
     assert packed(x).shape == (2, 5, 31)
-    torch.testing.assert_close(packed(x), x @ w_OI.T, rtol=1e-4, atol=1e-4)
+    wanted = (x if how.activations is None else simulate(x, parts.build("grid", how.activations))) @ w_OI.T
+    assert (packed(x) - wanted).norm() <= expected(packed, 10) * wanted.norm()
 
 
 @pytest.mark.parametrize(
@@ -97,11 +116,18 @@ def test_odd_shapes(form: str) -> None:
         ("w4a8", "int4, int8 inputs simulated"),
     ],
 )
-def test_which_way_is_taken(form: str, name: str) -> None:
+def test_which_way_is_taken(form: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     how = FORMS[form]
-    assert matrix(how, 64, 128, torch.bfloat16)[0].way.name == name
+    if available():
+        inputs = {"w8a8": ", int8 inputs", "w4a8": ", int8 inputs"}.get(form, "")
+        for dtype in (torch.bfloat16, torch.float32, torch.float16):
+            assert matrix(how, 64, 128, dtype)[0].way.name == f"panels{inputs}"
+    monkeypatch.setattr(native, "available", lambda: False)
+    packed, _ = matrix(how, 64, 128, torch.bfloat16)
+    assert packed.way.name == name
+    assert packed.native is None
     if how.activations is None:
-        assert matrix(how, 64, 128, torch.float32)[0].way.name == "decoded"  # the kernels are slow in float32
+        assert matrix(how, 64, 128, torch.float32)[0].way.name == "decoded"  # torch's kernels are slow in float32
         inputs, fmt = None, parts.format_of(how)
         assert way(fmt, (64, 128), torch.bfloat16, "cuda", inputs).name == "decoded"
 
@@ -154,7 +180,8 @@ def test_a_linear_of_several_matrices_keeps_the_order_of_its_rows() -> None:
     two, b = matrix(choice("nf4"), 1, 8, torch.float32)
     linear = PackedLinear([one, two], torch.tensor([2, 0, 1]), torch.tensor([1.0, 2.0, 3.0]), torch.float32)
     x = random(4, 8, seed=1)
-    torch.testing.assert_close(linear(x), x @ torch.stack([a[1], b[0], a[0]]).T + torch.tensor([1.0, 2.0, 3.0]))
+    wanted = x @ torch.stack([a[1], b[0], a[0]]).T + torch.tensor([1.0, 2.0, 3.0])
+    torch.testing.assert_close(linear(x), wanted, rtol=1e-3, atol=1e-3)
     assert linear.weight.shape == (3, 8)
     assert linear.weight.is_meta
 

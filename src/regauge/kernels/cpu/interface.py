@@ -48,9 +48,9 @@ def kernels() -> ctypes.CDLL:
     found = library()
     if found is None:
         raise RuntimeError("the C++ kernels are not here; ask regauge.kernels.cpu.library.available() first")
-    if found.rg_linear.argtypes is None:
+    if not vars(found).get("typed"):
         for name, types in _ARGUMENTS.items():
             function = getattr(found, name)
-            function.restype = _RESULTS.get(name, ctypes.c_int)
-            function.argtypes = types
+            function.argtypes, function.restype = types, _RESULTS.get(name, ctypes.c_int)
+        vars(found)["typed"] = True
     return found

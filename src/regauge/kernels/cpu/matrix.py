@@ -129,8 +129,8 @@ def pack(
     panels = (allocate or aligned)(need)
     codes_OI, zero_ON = codes_OI.contiguous(), None if zero_ON is None else zero_ON.contiguous()
     matrix = Matrix(panels, row_scale_O, table, meta)
-    given = map(_pointer, (codes_OI, scale_ON, zero_ON, panels))
-    if kernels().rg_pack(ctypes.byref(matrix.struct), *given, torch.get_num_threads()):
+    pointers = map(_pointer, (codes_OI, scale_ON, zero_ON, panels))
+    if kernels().rg_pack(ctypes.byref(matrix.struct), *pointers, torch.get_num_threads()):
         raise ValueError(f"panels cannot hold {bits} bits in groups of {group}")
     return matrix
 

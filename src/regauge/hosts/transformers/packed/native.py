@@ -33,9 +33,13 @@ Meta = tuple[int, ...]
 """The integers of `matrix.META`."""
 
 
-@lru_cache(maxsize=64)
 def value_of(grid: Grid) -> Value | None:
     """What the codes of a grid stand for; None where panels cannot say it. Codes that are never written count as 0."""
+    return _value_of(grid)  # type: ignore[arg-type]  # grids are frozen
+
+
+@lru_cache(maxsize=64)
+def _value_of(grid: Grid) -> Value | None:
     table, bits = grid.table, grid.bits
     if torch.equal(table, torch.arange(1 << bits) + table[0]):
         offset = -int(table[0]) if grid.symmetric else 0

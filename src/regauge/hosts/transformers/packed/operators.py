@@ -9,6 +9,7 @@ Legend: O output channels, I input channels, T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ NUMBERED = tuple(matrix.DTYPES)
 _BITS, _VALUE = matrix.META.index("bits"), matrix.META.index("value")
 
 _views: dict[tuple[int, ...], Struct] = {}
-_library = torch.library.Library("regauge", "FRAGMENT")
+_library: Any = torch.library.Library("regauge", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's own
 _MATRIX = "Tensor panels, Tensor? row_scale, Tensor? table, int[] meta"
 _library.define(f"packed_linear(Tensor x, {_MATRIX}, int activations) -> Tensor")
 _library.define(f"packed_integers(Tensor x, {_MATRIX}, int bits) -> Tensor")
