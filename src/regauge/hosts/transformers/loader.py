@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regauge.anatomy.model import Anatomy
 from regauge.errors import ArtifactError
-from regauge.formats.base import Codes
-from regauge.hosts.transformers.adapt import adapt_modules, put
+from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.hub import model_folder
-from regauge.hosts.transformers.packed.install import install
-from regauge.hosts.transformers.packed.modules import PackedLinear
+from regauge.hosts.transformers.placing import place, tie
 from regauge.hosts.transformers.skeleton import model_class, skeleton
 from regauge.hosts.transformers.table import anatomy_of
+from regauge.hosts.transformers.window.figure import Figure, check_room, read_figure
+from regauge.hosts.transformers.window.sources import window_of_artifact, window_of_checkpoint
 from regauge.hosts.transformers.wire import files
 from regauge.hosts.transformers.wire.base import COMPRESSED_TENSORS, REGAUGE, Layout, Wire
 from regauge.hosts.transformers.wire.compressed import CompressedTensors
@@ -37,23 +37,36 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
 
-def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
+def load(
+    path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None, memory: str | int | None = None
+) -> Any:
     """The model of an artifact: a `PreTrainedModel` whose quantised weights stay packed in memory.
+
+    With `memory="2GB"` a model may be larger than memory: as many blocks as fit stay, and the others are read from disk
+    for each token, ahead of the computation. `print(model.regauge_window.report())` tells first-token time, steady
+    rate, bytes read and the most memory in use; where everything fits, the model is an ordinary one without it.
 
     Args:
         path: an artifact, or any transformers directory or hub id (safetensors only).
         device: where it goes. torch's packed kernels are for `cpu`; elsewhere weights are decoded on the fly.
         dtype: of activations and full-precision tensors; None: as the config says.
+        memory: the most anonymous memory that loading and running may add to the process: `"2GB"`, `"500MB"`, bytes, or
+            `"0.5x"` of the model's bytes as bf16. It covers weights, the window, and the cache and activations of 1024
+            tokens, batch 1 (`"2GB@8k"`: of 8192); a longer context comes on top. None: everything is resident.
 
     Raises:
-        ArtifactError: a file is missing, truncated or of a newer format, or contradicts the config.
+        ArtifactError: a file is missing, truncated or of a newer format, or contradicts the config; with `memory` also
+            while the model runs, where a file is cut off then.
+        BudgetError: `memory` is malformed, too little (it names the least that works) or more than there is; or the
+            model needs more than is available.
         ModelError: it is no model directory, or not one that can be loaded safely.
     """
+    figure = None if memory is None else read_figure(memory, device)
     folder = model_folder(str(path), None)
     raw = _config(folder)
     quantisation = raw.pop("quantization_config", None)
     if not quantisation:
-        return _plain(folder, device, dtype)
+        return _plain(folder, device, dtype, figure)
     raw.pop("auto_map", None)
     dtype = dtype or DTYPES[str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")]
     config = _config_object(raw, folder)
@@ -61,17 +74,29 @@ def load(path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
     source = replace(anatomy_of(config, model), tied=bool(model.all_tied_weights_keys))
     wire = _wire(quantisation, source, dtype, model)
     shards = _shards(folder, wire)
+    if figure is None and device == "cpu":
+        check_room(str(folder), sum(path.stat().st_size for path in shards))
     adapt_modules(model, wire.layout.source, wire.layout.anatomy)
-    _fill(model, wire, shards, dtype, device)
+    if figure is None or not window_of_artifact(model, wire, shards, folder, dtype, figure):
+        _fill(model, wire, shards, dtype, device)
     _finish(model, folder, wire.name)
     return model.to(device)
 
 
-def _plain(folder: Path, device: str, dtype: torch.dtype | None) -> Any:
+def _plain(folder: Path, device: str, dtype: torch.dtype | None, figure: Figure | None) -> Any:
     """An unquantised checkpoint, after the checks that `Source` makes (no pickles, no remote code, nothing missing)."""
     from regauge.hosts.transformers.source import Source
 
-    config = Source.open(folder).config
+    source = Source.open(folder)
+    if figure is not None:
+        model = window_of_checkpoint(source, dtype, figure)
+        if model is not None:
+            _finish(model, folder, None)
+            return model
+    elif device == "cpu":
+        check_room(str(folder), source.parameters() * (dtype or source.dtype).itemsize)
+    config = source.config
+    del source
     found = model_class(config).from_pretrained(
         str(folder), dtype=dtype or "auto", use_safetensors=True, local_files_only=True
     )
@@ -126,77 +151,19 @@ def _shards(folder: Path, wire: Wire) -> list[Path]:
 
 
 def _fill(model: Any, wire: Wire, shards: list[Path], dtype: torch.dtype, device: str) -> None:
-    """Packed modules first, then every parameter and persistent buffer by its key."""
-    layout, missing = wire.layout, set(wire.layout.quantised)
+    """Every shard, one after another."""
+    missing = set(wire.layout.quantised)
     for path in shards:
-        full, codes = wire.unpack(files.read(path))
-        if wire.name == COMPRESSED_TENSORS:
-            codes = {name: _as_stock(found, dtype, layout, name) for name, found in codes.items()}
-        missing -= codes.keys()
-        install(model, layout, codes, full, dtype, device)
-        for key, tensor in full.items():
-            _assign(model, key, tensor, dtype, path)
+        missing -= place(model, wire, files.read(path), dtype, device, path)
     if missing:
         raise ArtifactError(f"the artifact lacks the codes of {sorted(missing)[0]}; build or fetch it again.")
-    _tie(model)
+    tie(model)
     lost = [key for key, tensor in model.state_dict().items() if tensor.is_meta]
     if lost:
         raise ArtifactError(f"the artifact lacks the tensor {lost[0]} ({len(lost)} in all); build or fetch it again.")
 
 
-def _as_stock(codes: Codes, dtype: torch.dtype, layout: Layout, name: str) -> Codes:
-    """Steps in the dtype of the model, as stock transformers has them after loading."""
-    from regauge.hosts.transformers.wire.base import decoder
-
-    fields = dict(codes.step.fields)
-    decoded_at_once = codes.step.zero_G1 is not None  # then stock code multiplies in the dtype of the steps
-    if fields["scale"].dtype in (torch.float32, torch.float16, torch.bfloat16) and not decoded_at_once:
-        fields["scale"] = fields["scale"].to(dtype)
-    choice = layout.quantised[name]
-    return replace(codes, step=decoder(choice).load(fields))
-
-
-def _assign(model: Any, key: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> None:
-    """Puts one full-precision tensor where the skeleton has a place for it."""
-    parent, _, name = key.rpartition(".")
-    try:
-        module = model.get_submodule(parent)
-    except AttributeError:
-        return  # a tensor that no module takes, as in the source
-    place = module._parameters.get(name, module._buffers.get(name))
-    if place is None:
-        return
-    if place.shape != tensor.shape:
-        raise ArtifactError(
-            f"{path.name}: {key} has shape {list(tensor.shape)}, and the config asks for {list(place.shape)}."
-        )
-    value = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    if name in module._parameters:
-        module._parameters[name] = nn.Parameter(value, requires_grad=False)
-    else:
-        module._buffers[name] = value
-
-
-def _tie(model: Any) -> None:
-    """Parameters that no file has, tied by transformers to others: one tensor, or one packed table read by both."""
-    packed = []
-    for target, source in model.all_tied_weights_keys.items():
-        path, _, own = target.rpartition(".")
-        owner, _, name = source.rpartition(".")
-        head, module = model.get_submodule(path), model.get_submodule(owner)
-        place = head._parameters.get(own)
-        if place is None or not place.is_meta:
-            continue
-        if module._parameters.get(name) is not None:
-            head._parameters[own] = module._parameters[name]
-        elif "matrix" in module._modules:
-            packed.append((path, module.matrix))
-    for path, matrix in packed:
-        bias = model.get_submodule(path)._parameters.get("bias")
-        put(model, path, PackedLinear([matrix], None, bias, matrix.dtype))
-
-
-def _finish(model: Any, folder: Path, method: str) -> None:
+def _finish(model: Any, folder: Path, method: str | None) -> None:
     """Generation settings, and a mark that keeps `save_pretrained` from writing what stock code would misread."""
     from transformers import GenerationConfig
 
@@ -204,5 +171,6 @@ def _finish(model: Any, folder: Path, method: str) -> None:
 
     if (folder / "generation_config.json").exists() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
-    mark(model, method)
+    if method is not None:
+        mark(model, method)
     model.eval().requires_grad_(False)

@@ -1,0 +1,90 @@
+"""Puts tensors of the files where a skeleton has a place for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regauge.errors import ArtifactError
+from regauge.formats.base import Codes
+from regauge.hosts.transformers.adapt import put
+from regauge.hosts.transformers.packed.install import install
+from regauge.hosts.transformers.packed.modules import PackedLinear
+from regauge.hosts.transformers.wire.base import COMPRESSED_TENSORS, Layout, Wire, decoder
+
+
+def place(
+    model: Any, wire: Wire, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: str, path: Path
+) -> set[str]:
+    """Packed modules first, then every parameter and persistent buffer by its key.
+
+    Args:
+        tensors: of one shard, or of some of its modules.
+        path: where they come from, for messages.
+
+    Returns:
+        the quantised sites that are now there.
+    """
+    layout = wire.layout
+    full, codes = wire.unpack(tensors)
+    if wire.name == COMPRESSED_TENSORS:
+        codes = {name: as_stock(found, dtype, layout, name) for name, found in codes.items()}
+    install(model, layout, codes, full, dtype, device)
+    for key, tensor in full.items():
+        assign(model, key, tensor, dtype, path)
+    return set(codes)
+
+
+def as_stock(codes: Codes, dtype: torch.dtype, layout: Layout, name: str) -> Codes:
+    """Steps in the dtype of the model, as stock transformers has them after loading."""
+    fields = dict(codes.step.fields)
+    decoded_at_once = codes.step.zero_G1 is not None  # then stock code multiplies in the dtype of the steps
+    if fields["scale"].dtype in (torch.float32, torch.float16, torch.bfloat16) and not decoded_at_once:
+        fields["scale"] = fields["scale"].to(dtype)
+    choice = layout.quantised[name]
+    return replace(codes, step=decoder(choice).load(fields))
+
+
+def assign(model: Any, key: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> None:
+    """Puts one full-precision tensor where the skeleton has a place for it."""
+    parent, _, name = key.rpartition(".")
+    try:
+        module = model.get_submodule(parent)
+    except AttributeError:
+        return  # a tensor that no module takes, as in the source
+    place = module._parameters.get(name, module._buffers.get(name))
+    if place is None:
+        return
+    if place.shape != tensor.shape:
+        raise ArtifactError(
+            f"{path.name}: {key} has shape {list(tensor.shape)}, and the config asks for {list(place.shape)}."
+        )
+    value = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    if name in module._parameters:
+        module._parameters[name] = nn.Parameter(value, requires_grad=False)
+    else:
+        module._buffers[name] = value
+
+
+def tie(model: Any) -> None:
+    """Parameters that no file has, tied by transformers to others: one tensor, or one packed table read by both."""
+    packed = []
+    for target, source in model.all_tied_weights_keys.items():
+        path, _, own = target.rpartition(".")
+        owner, _, name = source.rpartition(".")
+        head, module = model.get_submodule(path), model.get_submodule(owner)
+        place = head._parameters.get(own)
+        if place is None or not place.is_meta:
+            continue
+        if module._parameters.get(name) is not None:
+            head._parameters[own] = module._parameters[name]
+        elif "matrix" in module._modules:
+            packed.append((path, module.matrix))
+    for path, matrix in packed:
+        bias = model.get_submodule(path)._parameters.get("bias")
+        put(model, path, PackedLinear([matrix], None, bias, matrix.dtype))
