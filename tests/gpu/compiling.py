@@ -1,6 +1,7 @@
 """Compiles every kernel for GPUs that need not be here, with the arguments that the operators pass; prints one a line.
 
-    python -m gpu.compiling sm_80 sm_90 gfx942
+    PYTHONPATH=tests python -m gpu.compiling sm_80 sm_90 gfx942     one or two minutes each
+    PYTHONPATH=tests python -m gpu.compiling --brief sm_90          one launch of each kernel
 
 The interpreter takes programs that a compiler refuses (products too narrow, dtypes a GPU lacks). Triton brings its own
 assemblers, so machine code is made without a driver or a GPU; that it is right, only a GPU can show.
@@ -93,10 +94,29 @@ def every_launch() -> None:
         )
 
 
+def a_launch_of_each() -> None:
+    ops = torch.ops.regauge_triton
+    x, w = torch.ones(1, 256, dtype=torch.bfloat16), torch.zeros(32, 256, dtype=torch.uint8)
+    ops.linear(x, w[:, :96].contiguous(), 3, torch.ones(32, 8), 0, None, torch.ones(32, 8), None, 2)
+    ops.dequantise(w[:, :96].contiguous(), 3, 256, torch.ones(32, 8), 0, None, torch.ones(32, 8), torch.bfloat16)
+    planes = [w[:, :128].contiguous(), w[:, :64].contiguous()]
+    ops.integer(x.to(torch.int8), None, planes, [4, 2], -32, None, None, torch.float32, 1)
+    ops.integer(x.to(torch.int8), torch.ones(1), [w.to(torch.int8)], [], 0, torch.ones(32), None, torch.float32, 1)
+    ops.fp8(w.view(launch.E4M3)[:1], w, torch.ones(32, 1), torch.ones(1), None, torch.bfloat16, 1)
+    ops.fp8(x, w, torch.ones(32, 8), None, None, torch.bfloat16, 1)
+    keys = attention.encode(torch.zeros(1, 1, 64, 64), 4)
+    one = (keys.packed_SKCB, keys.scale_SKCN, keys.zero_SKCN, 4)
+    q = torch.zeros(1, 4, 64, dtype=torch.bfloat16)
+    ops.decode_attention(q, *one, *one, 64, torch.tensor([64]), 0.1, 2)
+
+
 def main(names: list[str]) -> None:
     assert kernels.linear is not None
     assert not launch.interpreted(), "unset TRITON_INTERPRET: the interpreter compiles nothing"
+    launches = a_launch_of_each if "--brief" in names else every_launch
     for name in names:
+        if name == "--brief":
+            continue
         target = TARGETS[name]
         found: dict[str, list[int]] = {}
 
@@ -105,7 +125,7 @@ def main(names: list[str]) -> None:
 
         JITFunction.run = run
         floats.native_fp8 = lambda _, on=target: on == TARGETS["sm_90"]
-        every_launch()
+        launches()
         for kernel, sizes in sorted(found.items()):
             print(f"{name} {kernel.lstrip('_')}: {len(sizes)} launches, {max(sizes)} bytes at most")
 

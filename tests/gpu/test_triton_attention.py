@@ -49,12 +49,20 @@ def cache(
     return keys, attention.encode(random(*shape[:3], value_channels, seed=2) + 1, bits[1], groups[1], symmetric)
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("groups", [(1, 1), (4, 2)])
-@pytest.mark.parametrize("bits", [(4, 4), (8, 4), (8, 8), (2, 2)])
+@pytest.mark.parametrize(
+    ("bits", "groups", "symmetric"),
+    [
+        ((4, 4), (1, 1), False),
+        ((4, 4), (4, 2), True),
+        ((8, 4), (1, 8), False),
+        ((8, 8), (2, 1), False),
+        ((8, 8), (1, 1), True),
+        ((2, 1), (4, 4), False),
+    ],
+)
 def test_packed_states(bits: tuple[int, int], groups: tuple[int, int], symmetric: bool, device: torch.device) -> None:
-    lengths = [150, 1, 0, 77]
-    keys, values = cache(bits, groups, (4, 2, 150, 32), 32, symmetric)
+    lengths = [131, 1, 0, 65]
+    keys, values = cache(bits, groups, (4, 2, 131, 32), 32, symmetric)
     keys, values = poisoned(keys, lengths), poisoned(values, lengths)
     q = random(4, 6, 32)
     held = torch.tensor(lengths)
