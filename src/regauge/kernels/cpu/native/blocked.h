@@ -107,7 +107,7 @@ inline int gemm(const rg_matrix *given, const void *x, const int8_t *xq, const f
   std::memset(t.words, 0, (words + entries * 2) * 4);
   rg::Share rounding, multiplying;
   std::atomic<int> failed{0};
-  rg::parallel(threads, [&](int, rg::Team &team) {
+  rg::parallel(threads, [&](int thread, rg::Team &team) {
     const size_t codes_bytes = static_cast<size_t>(l.padded) * 2 * PANEL, steps_bytes = static_cast<size_t>(l.groups) * 2 * 64;
     const size_t spread_bytes = static_cast<size_t>(m.group) * PANEL;
     uint8_t *own = scratch(codes_bytes + 2 * steps_bytes + spread_bytes + static_cast<size_t>(l.padded) * 4 + rounded_bytes(l) + 1024);
@@ -118,7 +118,7 @@ inline int gemm(const rg_matrix *given, const void *x, const int8_t *xq, const f
     uint8_t *one = reinterpret_cast<uint8_t *>(zero + 2 * l.groups);
     float *floats = reinterpret_cast<float *>(one + spread_bytes);
     uint8_t *rest = reinterpret_cast<uint8_t *>(floats + l.padded);
-    while (own && rounding.take(tokens, 1, start, stop)) {
+    while (own && rounding.take(thread, team.threads, tokens, 1, start, stop)) {
       const int64_t tile_number = start / TILE;
       if (!xq) load_row(x, start * m.columns, m.columns, dtype, floats);
       round_into_tile(floats, xq ? xq + start * m.columns : nullptr, token_steps ? token_steps[start] : 1.0f, m.columns, m.group, l,
@@ -128,7 +128,7 @@ inline int gemm(const rg_matrix *given, const void *x, const int8_t *xq, const f
     team.barrier();
     if (failed.load()) return;
     const int64_t pairs = (l.panels + 1) / 2;
-    while (multiplying.take(pairs, 1, start, stop)) {
+    while (multiplying.take(thread, team.threads, pairs, 1, start, stop)) {
       for (int h = 0; h < 2; ++h) {
         const int64_t p = start * 2 + h;
         if (p >= l.panels) {  // half a pair

@@ -61,21 +61,23 @@ inline int decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t
   const Layout l(*m);
   float values[256];
   value_table(*m, values);
+  if (stop <= start) return 0;
   rg::Share share;
-  const int64_t total_rows = stop - start, chunk = index ? 1 : PANEL;
-  rg::parallel(threads, [&](int, rg::Team &) {
+  // A piece is one row by number, or what is wanted of one panel.
+  const int64_t first_panel = start / PANEL, pieces = index ? stop - start : (stop - 1) / PANEL - first_panel + 1;
+  rg::parallel(threads, [&](int thread, rg::Team &team) {
     uint8_t *memory = scratch(static_cast<size_t>(m->group) * PANEL + static_cast<size_t>(l.padded) * PANEL * 4 + 256);
     if (!memory) return;
     uint8_t *steps = aligned(memory);
     float *rows = reinterpret_cast<float *>(aligned(steps + static_cast<size_t>(m->group) * PANEL));
-    int64_t from, to;
-    // Without an index, pieces end where panels do.
-    const int64_t lead = index ? 0 : start % PANEL;
-    while (share.take(total_rows + lead, chunk, from, to)) {
-      if (!index) from = from < lead ? 0 : from - lead, to -= lead;
-      const int64_t first = index ? index[start + from] : start + from;
+    int64_t piece, after;
+    while (share.take(thread, team.threads, pieces, 1, piece, after)) {
+      const int64_t top = (first_panel + piece) * PANEL;
+      const int64_t first = index ? index[start + piece] : top < start ? start : top;
+      const int64_t from = index ? piece : first - start;
       const int64_t panel_number = first / PANEL;
-      const int begin = static_cast<int>(first % PANEL), count = static_cast<int>(to - from);
+      const int begin = static_cast<int>(first % PANEL);
+      const int count = index ? 1 : static_cast<int>((top + PANEL < stop ? top + PANEL : stop) - first);
       const uint8_t *at = m->panels + l.panel * static_cast<size_t>(panel_number);
       for (int g = 0; g < l.groups; ++g, at += l.record) {
         alignas(64) float scale[PANEL], zero[PANEL];
@@ -125,11 +127,11 @@ inline int integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tok
     int32_t sum = 0;
     for (int i = 0; i < m->columns; ++i) sum += row[i];
     rg::Share share;
-    rg::parallel(threads, [&](int, rg::Team &team) {
+    rg::parallel(threads, [&](int thread, rg::Team &team) {
       alignas(64) int32_t out[PANEL];
       const int32_t *words = reinterpret_cast<const int32_t *>(row);
       int64_t start, stop;
-      while (share.take(l.panels, panels_at_once(l, team.threads), start, stop)) {
+      while (share.take(thread, team.threads, l.panels, panels_at_once(l, team.threads), start, stop)) {
         for (int64_t p = start; p < stop; ++p) {
           const uint8_t *panel = m->panels + l.panel * static_cast<size_t>(p);
           switch (m->bits) {

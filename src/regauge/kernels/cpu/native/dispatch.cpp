@@ -96,10 +96,10 @@ double rg_bandwidth(int threads, size_t bytes, double seconds) {
   do {
     rg::Share share;
     const auto start = Clock::now();
-    rg::parallel(threads, [&](int, rg::Team &) {
+    rg::parallel(threads, [&](int thread, rg::Team &team) {
       int64_t from, to;
       uint64_t sum = 0;
-      while (share.take(static_cast<int64_t>(bytes), int64_t{256} << 10, from, to)) sum += kernels().read(memory + from, static_cast<size_t>(to - from));
+      while (share.take(thread, team.threads, static_cast<int64_t>(bytes >> 12), 64, from, to)) sum += kernels().read(memory + (from << 12), static_cast<size_t>(to - from) << 12);
       sink += sum;
     });
     const double rate = static_cast<double>(bytes) / std::chrono::duration<double>(Clock::now() - start).count();
@@ -117,9 +117,9 @@ int rg_pack(const rg_matrix *m, const uint8_t *codes, const void *steps, const u
   const Layout l(*m);
   const int size = step_bytes(m->step);
   rg::Share share;
-  rg::parallel(threads, [&](int, rg::Team &) {
+  rg::parallel(threads, [&](int thread, rg::Team &team) {
     int64_t start, stop;
-    while (share.take(l.panels, 1, start, stop)) {
+    while (share.take(thread, team.threads, l.panels, 1, start, stop)) {
       uint8_t *at = panels + l.panel * static_cast<size_t>(start);
       std::memset(at, 0, l.panel);
       for (int g = 0; g < l.groups; ++g, at += l.record) {
@@ -147,9 +147,9 @@ int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads) {
   if (!sound(m)) return 1;
   const Layout l(*m);
   rg::Share share;
-  rg::parallel(threads, [&](int, rg::Team &) {
+  rg::parallel(threads, [&](int thread, rg::Team &team) {
     int64_t start, stop;
-    while (share.take(m->rows, 1, start, stop)) {
+    while (share.take(thread, team.threads, m->rows, 1, start, stop)) {
       const int r = static_cast<int>(start % PANEL), unit = unit_of(m->bits);
       const uint8_t *at = m->panels + l.panel * static_cast<size_t>(start / PANEL);
       for (int g = 0; g < l.groups; ++g, at += l.record) {

@@ -238,7 +238,7 @@ inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, in
       team.barrier();
       alignas(64) float out[FEW * PANEL];
       int64_t start, stop;
-      while (share.take(a.l.panels, panels_at_once(a.l, team.threads), start, stop)) {
+      while (share.take(thread, team.threads, a.l.panels, panels_at_once(a.l, team.threads), start, stop)) {
         for (int64_t p = start; p < stop; ++p) {
           panel_values(a, p, in, count, out);
           const int rows = static_cast<int>(m->rows - p * PANEL < PANEL ? m->rows - p * PANEL : PANEL);

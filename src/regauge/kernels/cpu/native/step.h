@@ -154,7 +154,7 @@ struct Stepper {
   }
 
   // y (tokens, rows) of several sites that read one input, panels shared out over all of them.
-  void products(const Site *const *sites, float *const *out, int count, const float *x, size_t row, Prepared &own, rg::Share &share) {
+  void products(const Site *const *sites, float *const *out, int count, const float *x, size_t row, Prepared &own, rg::Share &share, int thread, rg::Team &team) {
     own.restart();
     int kind[4];
     int64_t ends[4], all = 0, chunk = INT64_MAX;
@@ -168,7 +168,7 @@ struct Stepper {
       chunk = some < chunk ? some : chunk;
     }
     int64_t start, stop;
-    while (share.take(all, chunk, start, stop))
+    while (share.take(thread, team.threads, all, chunk, start, stop))
       for (int64_t n = start; n < stop; ++n) {
         int i = 0;
         while (n >= ends[i]) ++i;
@@ -193,10 +193,10 @@ struct Stepper {
     });
   }
 
-  void attention(const rg_block &b, rg::Share &share, float *scores) {
+  void attention(const rg_block &b, rg::Share &share, float *scores, int thread, rg::Team &team) {
     const int group = b.heads / b.kv_heads, size = c.dtype == RG_F32 ? 4 : 2, d = b.head_dim;
     int64_t item, stop;
-    while (share.take(static_cast<int64_t>(c.batch) * b.kv_heads, 1, item, stop)) {
+    while (share.take(thread, team.threads, static_cast<int64_t>(c.batch) * b.kv_heads, 1, item, stop)) {
       const int t = static_cast<int>(item / b.kv_heads), h = static_cast<int>(item % b.kv_heads);
       const float *cosines = nullptr, *sines = nullptr;
       if (b.rotary) {
@@ -259,7 +259,7 @@ struct Stepper {
     for (int t = 0; t < c.batch; ++t) normalised(n, x + static_cast<size_t>(t) * p.hidden, out + static_cast<size_t>(t) * p.hidden);
   }
 
-  void dense(const rg_block &b, const float *x, float *residual, float *spare, Prepared &own, rg::Share *next, rg::Team &team) {
+  void dense(const rg_block &b, const float *x, float *residual, float *spare, Prepared &own, rg::Share *next, int thread, rg::Team &team) {
     const bool gated = b.gate.matrix.rows > 0;
     const Site gate(gated ? b.gate : b.up), up(b.up), down(b.down);
     own.restart();
@@ -267,21 +267,21 @@ struct Stepper {
     const int gate_kind = gated ? own.of(gate.ready, x, static_cast<size_t>(p.hidden), c.batch) : 0;
     int64_t start, stop;
     const int64_t chunk = (panels_at_once(up.ready.l, threads) + 1) / (gated ? 2 : 1);
-    while (next[0].take(up.ready.l.panels, chunk > 0 ? chunk : 1, start, stop))
+    while (next[0].take(thread, team.threads, up.ready.l.panels, chunk > 0 ? chunk : 1, start, stop))
       for (int64_t n = start; n < stop; ++n) hidden_layer(gated ? &gate : nullptr, up, b.activation, own.in[gate_kind], own.in[up_kind], c.batch, hidden, n);
     team.barrier();
     const Site *sites[] = {&down};
     float *out[] = {second};
-    products(sites, out, 1, hidden, static_cast<size_t>(up.ready.m->rows), own, next[1]);
+    products(sites, out, 1, hidden, static_cast<size_t>(up.ready.m->rows), own, next[1], thread, team);
     team.barrier();
     add(residual, second, b.mlp_post, spare);
   }
 
-  void mixture(const rg_block &b, const float *x, float *residual, float *spare, Prepared &own, rg::Share *next, rg::Team &team) {
+  void mixture(const rg_block &b, const float *x, float *residual, float *spare, Prepared &own, rg::Share *next, int thread, rg::Team &team) {
     const Site router(b.router);
     const Site *sites[] = {&router};
     float *out[] = {routed};
-    products(sites, out, 1, x, static_cast<size_t>(p.hidden), own, next[0]);
+    products(sites, out, 1, x, static_cast<size_t>(p.hidden), own, next[0], thread, team);
     team.barrier();
     const int used = b.experts_used;
     const rg_site &like = b.experts[1];
@@ -293,7 +293,7 @@ struct Stepper {
     own.restart();
     int64_t start, stop;
     const int64_t all = static_cast<int64_t>(c.batch) * used;
-    while (next[1].take(all * panels, 4, start, stop))
+    while (next[1].take(thread, team.threads, all * panels, 4, start, stop))
       for (int64_t n = start; n < stop; ++n) {
         const int64_t pair = n / panels;
         const int t = static_cast<int>(pair / used);
@@ -307,7 +307,7 @@ struct Stepper {
     team.barrier();
     int64_t pair = -1;
     Inputs in{};
-    while (next[2].take(all * down_panels, 4, start, stop))
+    while (next[2].take(thread, team.threads, all * down_panels, 4, start, stop))
       for (int64_t n = start; n < stop; ++n) {
         const Site down(b.experts[3 * which[n / down_panels] + 2]);
         if (n / down_panels != pair) {
@@ -354,23 +354,23 @@ struct Stepper {
         const Site sq(b.q), sk(b.k), sv(b.v);
         const Site *sites[] = {&sq, &sk, &sv};
         float *out[] = {q, k, v};
-        products(sites, out, 3, normed, static_cast<size_t>(p.hidden), own, next[0]);
+        products(sites, out, 3, normed, static_cast<size_t>(p.hidden), own, next[0], thread, team);
       }
       team.barrier();
-      attention(b, next[1], scores);
+      attention(b, next[1], scores, thread, team);
       team.barrier();
       {
         const Site so(b.o);
         const Site *sites[] = {&so};
         float *out[] = {first};
-        products(sites, out, 1, mixed, static_cast<size_t>(b.heads) * b.head_dim, own, next[2]);
+        products(sites, out, 1, mixed, static_cast<size_t>(b.heads) * b.head_dim, own, next[2], thread, team);
       }
       if (b.parallel) norm_all(b.mlp_norm, x, normed);
       team.barrier();
       add(x, first, b.attn_post, spare);
       if (!b.parallel) norm_all(b.mlp_norm, x, normed);
-      if (b.expert_count) mixture(b, normed, x, spare, own, next + 3, team);
-      else dense(b, normed, x, spare, own, next + 3, team);
+      if (b.expert_count) mixture(b, normed, x, spare, own, next + 3, thread, team);
+      else dense(b, normed, x, spare, own, next + 3, thread, team);
     }
     norm_all(p.norm, x, normed);
     if (!p.head.matrix.rows) {
@@ -380,12 +380,12 @@ struct Stepper {
     const Site head(p.head);
     const Site *sites[] = {&head};
     float *out[] = {c.logits};
-    products(sites, out, 1, normed, static_cast<size_t>(p.hidden), own, shares[static_cast<size_t>(p.block_count) * SHARES]);
+    products(sites, out, 1, normed, static_cast<size_t>(p.hidden), own, shares[static_cast<size_t>(p.block_count) * SHARES], thread, team);
     if (p.head_softcap > 0) {
       team.barrier();
       int64_t start, stop;
       const int64_t all = static_cast<int64_t>(c.batch) * p.head.matrix.rows;
-      while (shares[static_cast<size_t>(p.block_count) * SHARES + 1].take(all, 1024, start, stop))
+      while (shares[static_cast<size_t>(p.block_count) * SHARES + 1].take(thread, team.threads, all, 1024, start, stop))
         for (int64_t n = start; n < stop; ++n) c.logits[n] = softcapped(c.logits[n], p.head_softcap);
     }
   }
