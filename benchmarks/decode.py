@@ -5,13 +5,12 @@
     python benchmarks/decode.py --list                       # the rows, without running them
 
 The first run writes checkpoints, artifacts and GGUF files under out/bench/models (some 12 GB); peers are installed by
-`benchmarks/peers/setup.py`, and one that is missing is a row that says so. Greedy, after a short prompt; the first token
-pays for the prompt and does not count. Results: out/bench/decode.json, read by scripts/write_speed.py.
+`benchmarks/peers/setup.py`, and one that is missing is a row that says so. Greedy, after a short prompt; the first
+token pays for the prompt and does not count. Results: out/bench/decode.json, read by scripts/write_speed.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import models, run
+from common import artifacts, models, run
 from common.rounds import Entry
 from common.shapes import SHAPES, Shape, prompt
 
@@ -23,10 +23,10 @@ QUICK = {
     "torch": ("bf16", "torch int4"),
 }
 FULL = {
-    "regauge": ("int8 x int8", "int8 channel", "int6 g32", "int4 g32", "int4-asym g128", "int3-asym g64", "int2-asym g64"),
+    "regauge": tuple(artifacts.BODY),
     "llama": ("BF16", "Q8_0", "Q6_K", "Q4_0", "Q4_K_M", "Q3_K_M", "Q2_K"),
     "torch": ("bf16", "torch int8", "torch int4", "torchao int8", "torchao int4"),
-}  # fmt: skip
+}
 PROFILES = {"quick": (QUICK, 3), "full": (FULL, 7)}
 
 

@@ -1,7 +1,7 @@
 """Runs every benchmark of this folder, one after another, and says which failed.
 
     make bench
-    python benchmarks/run_all.py rounding packed      # only these
+    python benchmarks/run_all.py linear decode      # only these
 
 Each is a command of its own and prints its own table; what needs models that are not on this machine says so.
 """
@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(names: list[str]) -> int:
-    found = {path.stem: path for path in sorted(HERE.glob("*.py")) if path.stem not in {"run_all", "common"}}
+    found = {path.stem: path for path in sorted(HERE.glob("*.py")) if path.stem != "run_all"}
     unknown = [name for name in names if name not in found]
     if unknown:
         print(f"no benchmark named {', '.join(unknown)}; there are {', '.join(found)}", file=sys.stderr)

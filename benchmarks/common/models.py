@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from peers.setup import python
+
 from common import artifacts
 from common.records import Row
 from common.rounds import Entry
 from common.shapes import Shape
-from peers.setup import python
 
 LLAMA = "llama.cpp"
 WAYS = {"bf16": "transformers", "torch": "torch in transformers", "torchao": "torchao in transformers"}

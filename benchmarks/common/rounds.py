@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
@@ -35,15 +36,18 @@ class Entry:
 class Peer:
     """A process that loads and runs on request and sleeps in between."""
 
-    def __init__(self, name: str, python: Path, log: IO[str] | None) -> None:
+    def __init__(self, name: str, python: Path, log: Path | None) -> None:
         self.name = name
+        errors = None if log is None else log.open("a")
         self.child = subprocess.Popen(
             [str(python), str(PEERS / f"{name}.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=errors,
             text=True,
         )
+        if errors is not None:
+            errors.close()
         self.process = psutil.Process(self.child.pid)
 
     def ask(self, do: str, name: str, **more: object) -> dict[str, Any]:
@@ -70,8 +74,10 @@ class Peer:
         return float(times.user + times.system)
 
     def close(self) -> None:
-        if self.child.stdin is not None:
-            self.child.stdin.close()
+        for stream in (self.child.stdin, self.child.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
         self.child.wait()
 
 
@@ -91,10 +97,9 @@ class Rounds:
     def __post_init__(self) -> None:
         found = native()
         self.probing = "native" if found is not None else "torch, by summing a buffer"
-        self.printed: IO[str] | None = None
         if self.log is not None:
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            self.printed = self.log.open("w")
+            self.log.write_text("")
         self.probe: Callable[[], float] = found if found is not None else Fallback()
 
     def run(self, entries: list[Entry], rounds: int, warm: int = 1, tell: Callable[[str], None] = print) -> None:
@@ -161,7 +166,7 @@ class Rounds:
             return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         peer = self.peers.get(entry.peer)
         if peer is None or peer.child.poll() is not None:
-            peer = self.peers[entry.peer] = Peer(entry.peer, python, self.printed)
+            peer = self.peers[entry.peer] = Peer(entry.peer, python, self.log)
         return peer.ask("load", _key(entry), options=options)
 
     def _spinning(self, idle: dict[str, float], wall: float, entries: list[Entry]) -> None:

@@ -68,6 +68,10 @@ def _speed(bench: str, row: Row) -> str:
     return shown(spread([1e6 * second / row.items for second in row.seconds]))
 
 
+def _disturbed(row: Row) -> bool:
+    return bool(row.busy) and spread(row.busy).median > BUSY
+
+
 def rows(bench: str, found: list[Row]) -> str:
     """One table: the rows of one model or shape and batch."""
     speed = "µs a matrix" if bench == "linear" else "tokens/s"
@@ -79,7 +83,7 @@ def rows(bench: str, found: list[Row]) -> str:
         if not row.seconds:
             lines.append(f"| {name} | {row.variant} | | – | {row.skipped or 'not run'} | | |")
             continue
-        second, mark = spread(row.seconds).median, " *" if spread(row.busy).median > BUSY else ""
+        second, mark = spread(row.seconds).median, " *" if _disturbed(row) else ""
         end = row.bytes / second / 1e9 if bench == "linear" else row.bytes / 1e6
         tail = f"{row.operations / second / 1e12:.2f}" if bench == "prefill" else _digits(end, 3)
         fraction = "" if bench == "prefill" else shown(row.fractions(), 3)
@@ -118,7 +122,7 @@ def notes(result: Result) -> list[str]:
     """What must be said below the tables."""
     said = list(result.notes)
     said += [f"{row.model} {row.name}: {note}" for row in result.rows for note in row.notes]
-    if any(row.busy and spread(row.busy).median > BUSY for row in result.rows):
+    if any(_disturbed(row) for row in result.rows):
         said.append(f"* others kept more than {BUSY:g} cores busy while this row was measured")
     if result.probe != "native":
         said.append(f"the bandwidth was probed by {result.probe}: fractions are too high")

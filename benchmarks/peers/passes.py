@@ -1,4 +1,4 @@
-"""How linear layers are timed, for every peer: passes over many unique matrices of one shape, so that memory is read."""
+"""How linear layers are timed, for every peer: passes over unique matrices of one shape, so that memory is read."""
 
 from __future__ import annotations
 
