@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,7 +48,7 @@ def run(bench: str, given: argparse.Namespace, groups: list[list[Entry]], rounds
         bench=bench,
         profile=given.profile,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=" ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
+        command=shlex.join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
         machine=machine().model_dump(),
         versions=versions(),
         probe=taking.probing,
