@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from regauge.errors import ModelError
 from regauge.formats.activations import simulate
 from regauge.formats.base import Codes, Format, Grid
 from regauge.hosts.transformers.packed.multiply import Way, way
@@ -67,7 +68,8 @@ class PackedMatrix(nn.Module):
         return Matrix(held["panels"], held.get("row_scale"), held.get("table"), self.meta)
 
     def _bytes(self) -> Mapping[str, Tensor]:
-        return {name: cast(Tensor, self._buffers[name]) for name in self.held}
+        buffers = cast(dict[str, Tensor], self._buffers)
+        return buffers if self.meta is not None else {name: buffers[name] for name in self.held}
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Weights of some rows, with what a compensator adds."""
@@ -87,11 +89,34 @@ class PackedMatrix(nn.Module):
         """x Wᵀ; any leading dimensions."""
         x_TI = x.reshape(-1, self.shape[1])
         y_TO = self.way.product(x_TI, self._bytes())
-        if self.left_OR is not None and self.right_RI is not None:
+        left_OR, right_RI = (
+            self._buffers["left_OR"],
+            self._buffers["right_RI"],
+        )  # an attribute takes three times as long
+        if left_OR is not None and right_RI is not None:
             # The site's input is what is quantised, so the low rank reads it quantised too, as calibration did.
             x_TI = x_TI if self.inputs is None else simulate(x_TI, self.inputs)
-            y_TO = torch.addmm(y_TO, x_TI @ self.right_RI.t(), self.left_OR.t())
+            y_TO = torch.addmm(y_TO, x_TI @ right_RI.t(), left_OR.t())
         return y_TO.view(*x.shape[:-1], self.shape[0])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedMatrix:
+        """Panels stay on the CPU, and their float32 steps and tables float32."""
+        if self.meta is None:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+            return self
+        where = fn(torch.empty(0, dtype=torch.uint8)).device
+        if where.type not in ("cpu", "meta"):
+            raise ModelError(
+                f"a model that was loaded for the CPU holds its weights as its kernels want them, and cannot go to "
+                f"{where}; load it there: rg.load(path, device='{where}')."
+            )
+        before = {name: self._buffers[name] for name in self.held}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        for name, tensor in before.items():
+            now = self._buffers[name]
+            if tensor is not None and now is not None and now.dtype != tensor.dtype:
+                self._buffers[name] = tensor.to(now.device)
+        return self
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]} x {self.shape[1]}, {self.way.name}"

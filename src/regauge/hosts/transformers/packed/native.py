@@ -28,7 +28,6 @@ SMALL = 64 << 10
 """Bytes up to which padding is of no account."""
 PADDING = 1.03
 """What panels may take, as a multiple of the artifact's packed bytes."""
-OPS = torch.ops.regauge
 Meta = tuple[int, ...]
 """The integers of `matrix.META`."""
 
@@ -133,16 +132,13 @@ def _way(meta: Meta, value: Value, hold: Callable[[Codes], Held], inputs: Grid |
     arguments = list(meta)
 
     def rows(held: Mapping[str, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        found: Tensor = OPS.packed_rows(*_tensors(held), arguments, start, stop, matrix.DTYPES[dtype])
-        return found
+        return operators.rows(held, arguments, start, stop, dtype)
 
     def take(held: Mapping[str, Tensor], index: Tensor, dtype: torch.dtype) -> Tensor:
-        found: Tensor = OPS.packed_take(index, *_tensors(held), arguments, matrix.DTYPES[dtype])
-        return found
+        return operators.take(index, held, arguments, dtype)
 
     def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
-        found: Tensor = OPS.packed_linear(x_TI, *_tensors(held), arguments, activations)
-        return found
+        return operators.linear(x_TI, held, arguments, activations)
 
     plain = Way(NAME, hold, rows, take, product)
     if inputs is None:
@@ -152,8 +148,7 @@ def _way(meta: Meta, value: Value, hold: Callable[[Codes], Held], inputs: Grid |
         return quantised_inputs(plain, inputs)
 
     def integers(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
-        found: Tensor = OPS.packed_integers(x_TI, *_tensors(held), arguments, inputs.bits)
-        return found
+        return operators.integers(x_TI, held, arguments, inputs.bits)
 
     return Way(f"{NAME}, {inputs.name} inputs", hold, rows, take, integers)
 
@@ -161,7 +156,3 @@ def _way(meta: Meta, value: Value, hold: Callable[[Codes], Held], inputs: Grid |
 def whole_bytes(value: Value) -> bool:
     """Whether codes stand for multiples of one step that fit a byte, as the blocked product wants."""
     return value.kind == matrix.INT or (value.kind == matrix.TABLE and operators.narrow(torch.tensor(value.table)))
-
-
-def _tensors(held: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return held["panels"], held.get("row_scale"), held.get("table")

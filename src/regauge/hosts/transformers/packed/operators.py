@@ -8,7 +8,7 @@ Legend: O output channels, I input channels, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from regauge.kernels.cpu.library import level
 
 AUTOMATIC = 3
 """Of activations, beside `matrix.ACTIVATIONS`: the model's dtype, the bits and the tokens decide."""
+Held = Mapping[str, Tensor]
+"""`panels`, and `row_scale` and `table` where there are any."""
 BLOCK = 1 << 18
 """Weights decoded at a time, which a core's second-level cache holds."""
 VIEWS = 1 << 16
@@ -152,6 +154,19 @@ def _take_shape(
     return panels.new_empty(index.shape[0], meta[1], dtype=NUMBERED[dtype])
 
 
+def _gradient(context: Any, y_TO: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x alone: dy W, through rounded activations straight."""
+    panels, row_scale, table = context.saved_tensors
+    w_OI = torch.ops.regauge.packed_rows(panels, row_scale, table, context.meta, 0, context.meta[0], context.dtype)
+    return (y_TO @ w_OI, None, None, None, None, None)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x_TI, panels, row_scale, table, meta, _ = inputs
+    ctx.save_for_backward(panels, row_scale, table)
+    ctx.meta, ctx.dtype = meta, matrix.DTYPES[x_TI.dtype]
+
+
 for _name, _compute, _shape in (
     ("packed_linear", _linear, _linear_shape),
     ("packed_integers", _integers, _linear_shape),
@@ -160,3 +175,43 @@ for _name, _compute, _shape in (
 ):
     _library.impl(_name, _compute, "CPU")
     torch.library.register_fake(f"regauge::{_name}", _shape, lib=_library)
+for _name in ("packed_linear", "packed_integers"):
+    torch.library.register_autograd(f"regauge::{_name}", _gradient, setup_context=_remember, lib=_library)
+
+
+def plain(x_TI: Tensor) -> bool:
+    """Whether the kernels may be called at once, past torch's dispatcher: nothing traces, nothing wants a gradient."""
+    return (
+        type(x_TI) is Tensor
+        and x_TI.is_cpu
+        and not torch.compiler.is_compiling()
+        and not (x_TI.requires_grad and torch.is_grad_enabled())
+    )
+
+
+def linear(x_TI: Tensor, held: Held, meta: list[int], activations: int) -> Tensor:
+    """x Wᵀ (T, O)."""
+    product = _linear if plain(x_TI) else torch.ops.regauge.packed_linear
+    found: Tensor = product(x_TI, held["panels"], held.get("row_scale"), held.get("table"), meta, activations)
+    return found
+
+
+def integers(x_TI: Tensor, held: Held, meta: list[int], bits: int) -> Tensor:
+    """x Wᵀ (T, O), each token of x rounded to signed integers of so many bits; sums of integers are exact."""
+    product = _integers if plain(x_TI) else torch.ops.regauge.packed_integers
+    found: Tensor = product(x_TI, held["panels"], held.get("row_scale"), held.get("table"), meta, bits)
+    return found
+
+
+def rows(held: Held, meta: list[int], start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Weights of rows [start, stop)."""
+    tensors = held["panels"], held.get("row_scale"), held.get("table")
+    found: Tensor = torch.ops.regauge.packed_rows(*tensors, meta, start, stop, matrix.DTYPES[dtype])
+    return found
+
+
+def take(index: Tensor, held: Held, meta: list[int], dtype: torch.dtype) -> Tensor:
+    """Weights of rows by number."""
+    tensors = held["panels"], held.get("row_scale"), held.get("table")
+    found: Tensor = torch.ops.regauge.packed_take(index, *tensors, meta, matrix.DTYPES[dtype])
+    return found
