@@ -23,6 +23,7 @@ from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.placing import place, tie
 from regauge.hosts.transformers.skeleton import model_class, skeleton
+from regauge.hosts.transformers.step.plug import plug
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.window.figure import Figure, check_room, read_figure
 from regauge.hosts.transformers.window.sources import window_of_artifact, window_of_checkpoint
@@ -80,7 +81,10 @@ def load(
     if figure is None or not window_of_artifact(model, wire, shards, folder, dtype, figure):
         _fill(model, wire, shards, dtype, device)
     _finish(model, folder, wire.name)
-    return model.to(device)
+    model = model.to(device)
+    if torch.device(device).type == "cpu":
+        plug(model, wire.layout.anatomy)
+    return model
 
 
 def _plain(folder: Path, device: str, dtype: torch.dtype | None, figure: Figure | None) -> Any:

@@ -15,8 +15,11 @@ from regauge.anatomy import model as anatomy_model
 from regauge.anatomy.model import Anatomy
 from regauge.hosts.transformers.columns import Step, table_for
 from regauge.hosts.transformers.packed.modules import FullMatrix, PackedExperts, PackedLinear, PackedMatrix
+from regauge.hosts.transformers.packed.operators import AUTOMATIC, few
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.wire.base import rows_of
+from regauge.kernels.cpu.matrix import ACTIVATIONS, META
+from regauge.kernels.cpu.step import FUNCTIONS as CODES
 from regauge.kernels.cpu.step import Block, Norm, Program, Site
 
 FUNCTIONS = {
@@ -96,8 +99,6 @@ class _Builder:
             raise Unservable(f"the activation {plumbing.activation!r} is not one of the step's")
         if plumbing.arrangement == "post":
             raise Unservable("norms after the sum are not described in the step")
-        from regauge.kernels.cpu.step import FUNCTIONS as CODES
-
         integers = {
             "heads": anatomy.heads,
             "kv_heads": anatomy.kv_heads,
@@ -199,7 +200,9 @@ class _Builder:
 def _rounding(name: str, part: PackedMatrix) -> str:
     """How the step rounds what a matrix reads: as the artifact says, or as the packed module does by itself."""
     if part.inputs is None:
-        return part.rounding()
+        wanted = AUTOMATIC if part.activations is None else ACTIVATIONS[part.activations]
+        number = few(part.meta[META.index("bits")] if part.meta else 8, part.dtype, wanted)
+        return next(name for name, known in ACTIVATIONS.items() if known == number)
     if not part.inputs.name.startswith("int") or not part.inputs.symmetric or part.inputs.bits < 2:
         raise Unservable(f"{name} reads {part.inputs.name} inputs, which the step does not round")
     return f"token{part.inputs.bits}"
