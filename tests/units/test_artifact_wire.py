@@ -20,6 +20,7 @@ from regauge.errors import RefusedError
 from regauge.hosts.transformers.loader import load
 from regauge.hosts.transformers.scatter import gather
 from regauge.hosts.transformers.table import anatomy_of
+from regauge.kernels.cpu.library import available, level
 from regauge.parts import Choice
 
 SMALL = {"hidden_size": 64, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
@@ -122,7 +123,8 @@ NOVEL = {
 
 @pytest.mark.parametrize("form", [*NOVEL, "mixed"])
 def test_a_trained_model_in_stock_transformers(form: str, shared: Path, tmp_path: Path) -> None:
-    """In bfloat16 the two differ by no more than bfloat16 itself makes stock transformers differ from its float32."""
+    """In bfloat16 the two differ by no more than bfloat16 itself makes stock transformers differ from its float32; a
+    prompt through weights of 4 bits and fewer, whose activations have 8 bits a group then, by less than twice that."""
     pick: Callable[[Site], Choice | None] = lambda site: NOVEL[form] if site.block is not None else None  # noqa: E731  # one of two
     made = make(shared / "models" / "novel-llama-8m", tmp_path / "out", mixed_novel if form == "mixed" else pick)
     assert (made.wire.name, made.refusals) == ("compressed-tensors", ())
@@ -130,8 +132,9 @@ def test_a_trained_model_in_stock_transformers(form: str, shared: Path, tmp_path
     theirs, ours = outputs(stock(made.path), ids), outputs(load(made.path), ids)
     exact = outputs(load(made.path, dtype=torch.float32), ids)
     noise = (theirs - exact).abs().mean()
-    assert (ours - theirs).abs().mean() <= 1.5 * noise
-    assert (ours - exact).abs().mean() <= 1.25 * noise
+    eight_bits = level() == "vnni" and form in ("int4 g128", "int4 asym", "nvfp4", "mxfp4")
+    assert (ours - theirs).abs().mean() <= (2 if eight_bits else 1.5) * noise
+    assert (ours - exact).abs().mean() <= (1.75 if eight_bits else 1.25) * noise
     assert noise < 0.05 * exact.std()
     if form not in ("nvfp4", "mxfp4", "w8a8", "fp8", "mixed"):
         wide = outputs(stock(made.path, dtype=torch.float32), ids)
@@ -249,6 +252,6 @@ def test_a_checkpoint_that_compressed_tensors_itself_wrote(tmp_path: Path) -> No
         compressor.update_config(str(tmp_path / "theirs"))
     ids = batches(model)[0]
     ours = load(tmp_path / "theirs")
-    assert ours.model.layers[0].mlp.up_proj.parts[0].way.name == "decoded"
+    assert ours.model.layers[0].mlp.up_proj.parts[0].way.name == ("panels" if available() else "decoded")
     assert ours.lm_head.weight.shape == (53, 64)
     torch.testing.assert_close(outputs(ours, ids), outputs(stock(tmp_path / "theirs"), ids), rtol=1e-4, atol=1e-5)

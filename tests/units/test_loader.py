@@ -20,6 +20,7 @@ from regauge.hosts.transformers.loader import load
 from regauge.hosts.transformers.packed.modules import PackedLinear, PackedLookup
 from regauge.hosts.transformers.scatter import scatter
 from regauge.hosts.transformers.wire import files
+from regauge.kernels.cpu.library import available
 from regauge.parts import Choice
 
 INT4 = choice("int4-asym", "channel", "f32", "minmax")
@@ -46,7 +47,8 @@ def test_every_family_computes_what_its_codes_stand_for(name: str, tmp_path: Pat
     assert not loaded.training
     assert not any(p.requires_grad or p.is_meta for p in loaded.parameters())
     ids = batches(model)[0]
-    torch.testing.assert_close(outputs(loaded, ids), outputs(rebuilt(model, made), ids), rtol=1e-4, atol=1e-5)
+    # Activations are rounded to 16 bits a group: some 2e-5 of the largest, in every product.
+    torch.testing.assert_close(outputs(loaded, ids), outputs(rebuilt(model, made), ids), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["phi3", "gpt_neox", "gpt2", "mixtral", "vit"])
@@ -149,11 +151,10 @@ def test_bytes_are_packed_in_memory(tmp_path: Path) -> None:
     _, path = source(tmp_path, "llama", hidden_size=96, head_dim=16, intermediate_size=128)
     loaded = load(make(path, tmp_path / "out", lambda site: choice("int3"), prefer="regauge").path)
     layer = loaded.model.layers[0].mlp.up_proj.parts[0]
-    assert {name: tuple(b.shape) for name, b in layer.named_buffers()} == {
-        "codes0": (128, 24),
-        "codes1": (128, 12),
-        "scale": (128, 1),
-    }
+    by_torch = {"codes0": (128, 24), "codes1": (128, 12), "scale": (128, 1)}
+    by_kernels = {"panels": (128 * 36,), "row_scale": (128,)}
+    found = {name: tuple(b.shape) for name, b in layer.named_buffers()}
+    assert found == (by_kernels if available() else by_torch)
     assert not [name for name, p in loaded.named_parameters() if p.dim() > 1]
 
 

@@ -49,7 +49,8 @@ FORMS = {
 ROUNDING = {torch.float64: 1e-6, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
 """Of one number, relative to the largest: what a dtype brings."""
 SIXTEEN, EIGHT = 4e-5, 1e-2
-"""Of a product, relative to its norm: what rounding activations to 16 bits a group brings (2e-5 measured; 3e-5 with nf4,\nwhose table is rounded too), and to 8 (6e-3)."""
+"""Of a product, relative to its norm: what rounding activations to 16 bits a group brings (2e-5 measured; 3e-5 with
+nf4, whose table is rounded too), and to 8 (6e-3)."""
 
 
 def expected(packed: PackedMatrix, tokens: int) -> float:

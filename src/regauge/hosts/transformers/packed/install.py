@@ -63,8 +63,7 @@ def install(
         SettingError: `activations` is no such name.
     """
     if activations is not None and activations not in ACTIVATIONS:
-        hint = nearest(activations, tuple(ACTIVATIONS))
-        raise SettingError(f"activations={activations!r} is not one of {', '.join(ACTIVATIONS)}{hint}.")
+        raise SettingError(f"there are no activations {activations!r}{nearest(activations, tuple(ACTIVATIONS))}")
     loading = _loading.setdefault(model, _Loading())
     make = partial(_matrix, layout=layout, codes=codes, full=full, dtype=dtype, device=device)
     make = partial(make, activations=activations, allocate=loading.arena.allocate)
