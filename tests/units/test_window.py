@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -467,3 +468,68 @@ def test_cgroups_of_both_versions_count(tmp_path: Path, monkeypatch: pytest.Monk
     assert machine_memory() == (8_000_000, 1_000_000)
     own.unlink()
     assert machine_memory()[0] > 8_000_000
+
+
+# -- the figure, measured
+
+MEASURED = """
+import json, sys, threading, time
+from pathlib import Path
+import torch
+from regauge.hosts.transformers.loader import load
+
+def resident():
+    _, pages, shared, *_ = Path("/proc/self/statm").read_text().split()
+    return (int(pages) - int(shared)) * 4096
+
+def run(model):
+    prompt = torch.arange(200).remainder(251).view(1, -1)
+    model.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0)
+
+small, path, memory = sys.argv[1:]
+run(load(small))  # libraries and thread pools are not the model's
+before, peak, done = resident(), 0, threading.Event()
+
+def watch():
+    global peak
+    while not done.is_set():
+        peak = max(peak, resident())
+        time.sleep(0.001)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = load(path, memory=int(memory))
+run(model)
+done.set()
+watcher.join()
+print(json.dumps([peak - before, model.regauge_window.report().resident_peak]))
+"""
+
+
+def measured(small: Path, path: Path, memory: int) -> list[int]:
+    command = [sys.executable, "-c", MEASURED, str(small), str(path), str(memory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found: list[int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the kernel's count of anonymous pages")
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_figure_is_never_passed(packed: bool, tmp_path: Path) -> None:
+    """119M parameters in bf16, and the same with 4-bit blocks, in a bit more than the least figure."""
+    sizes = {"hidden_size": 768, "num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 2048}
+    changes = {**sizes, "head_dim": 64, "num_hidden_layers": 16, "vocab_size": 4000, "max_position_embeddings": 512}
+    path = save(pico("llama", dtype=torch.bfloat16, **changes), tmp_path / "large")
+    small = save(pico("llama", dtype=torch.bfloat16, vocab_size=251, max_position_embeddings=512), tmp_path / "small")
+    if packed:
+        small, path = (
+            make(folder, tmp_path / f"{folder.name}-4", lambda site: INT4 if site.block is not None else None).path
+            for folder in (small, path)
+        )
+    figure = least(path) * 11 // 10
+    assert sum(file.stat().st_size for file in path.glob("*.safetensors")) > figure * 1.2
+    peak, told = measured(small, path, figure)
+    assert 0.5 * figure < peak <= figure
+    assert told <= peak + (1 << 20)

@@ -39,6 +39,7 @@ class Loading:
         loading: bytes that one matrix needs while it is converted, beside what is outside the blocks.
         near: directory of the model.
         dtype: of activations.
+        packed: sites that are held in a layout of ours.
         before: anonymous bytes before anything was read.
     """
 
@@ -50,6 +51,7 @@ class Loading:
     near: Path
     dtype: torch.dtype
     loading: int = 0
+    packed: frozenset[str] = frozenset()
     before: int = field(default_factory=anonymous_bytes)
 
     def __post_init__(self) -> None:
@@ -69,16 +71,17 @@ class Loading:
         return None
 
     def workspace(self) -> int:
-        """Bytes of cache and activations at the context of the figure, batch 1, with room for one matrix in the layout
-        that the library multiplies in, and for sampling (float32 copies of a token's logits)."""
+        """Bytes of cache and activations at the context of the figure, batch 1, with room for the largest full matrix
+        (oneDNN multiplies by a reordered copy of it) and for sampling (float32 copies of a token's logits)."""
         anatomy, item = self.anatomy, self.dtype.itemsize
         limit = getattr(self.model.config, "max_position_embeddings", None) or self.figure.context
         tokens = min(self.figure.context, int(limit))
         inside = [site.shape for site in anatomy.sites if site.block is not None]
+        full = [s.shape for s in anatomy.sites if s.tap is not None and s.name not in self.packed]
         cache = 2 * anatomy.blocks * anatomy.kv_heads * anatomy.head_dim if anatomy.causal else 0
         widest = max(rows for rows, _ in inside)
         vocabulary = max((site.shape[0] for site in anatomy.sites if site.kind == "head"), default=0)
-        matrix = max(rows * columns for rows, columns in inside)
+        matrix = max((rows * columns for rows, columns in full), default=0)
         return item * (tokens * (cache + 8 * anatomy.hidden + 3 * widest) + matrix) + 32 * vocabulary
 
     def outer(self) -> int:

@@ -49,7 +49,7 @@ def window_of_artifact(
     bytes_bf16 = 2 * sum(tensor.numel() for key, tensor in model.state_dict().items() if key not in tied)
     loading = Loading(
         model, _stem(model), layout.anatomy, figure, figure.bytes(bytes_bf16), folder, dtype,
-        loading=CONVERT * max(weights, default=0),
+        loading=CONVERT * max(weights, default=0), packed=frozenset(layout.quantised),
     )  # fmt: skip
     headers = {path: files.header(path) for path in shards}
     stored = sum(last - first for header in headers.values() for *_, first, last in header.values())
