@@ -1,8 +1,10 @@
-"""Random operands for the kernels, each between poisoned neighbours: a read past an edge shows in the result."""
+"""Random operands for the kernels, each beside poison: a read past an edge shows in the result, or crashes."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 
 import torch
 from torch import Tensor
@@ -10,15 +12,30 @@ from torch import Tensor
 from regauge.kernels import reference
 
 PAD = 64
-"""Elements of poison on each side."""
+"""Elements of poison before, and on a GPU after."""
 
 
 def guarded(values: Tensor, device: torch.device) -> Tensor:
-    """The same values inside a buffer of NaN, or of the greatest integer."""
+    """The same values after NaN, or the greatest integer. On a CPU memory ends with them: a read past them crashes."""
     poison = math.nan if values.is_floating_point() else torch.iinfo(values.dtype).max
-    buffer = torch.full((values.numel() + 2 * PAD,), poison, dtype=values.dtype, device=device)
-    buffer[PAD:-PAD] = values.reshape(-1).to(device)
-    return buffer[PAD:-PAD].view(values.shape)
+    after = 0 if device.type == "cpu" else PAD
+    count = PAD + values.numel() + after
+    buffer = before_a_wall(count, values.dtype) if device.type == "cpu" else torch.empty(count, dtype=values.dtype)
+    buffer.fill_(poison)[PAD : count - after] = values.reshape(-1)
+    return buffer.to(device)[PAD : count - after].view(values.shape)
+
+
+def before_a_wall(count: int, dtype: torch.dtype) -> Tensor:
+    """A CPU tensor whose last byte is the last that may be read."""
+    size = count * dtype.itemsize
+    held = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = mmap.mmap(-1, held + mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    forbid = ctypes.CDLL(None, use_errno=True).mprotect
+    forbid.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    if forbid(address + held, mmap.PAGESIZE, 0):
+        raise OSError(ctypes.get_errno(), "mprotect")
+    return torch.frombuffer(pages, dtype=dtype, count=count, offset=held - size)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

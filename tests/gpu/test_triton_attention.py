@@ -61,7 +61,7 @@ def cache(
     ],
 )
 def test_packed_states(bits: tuple[int, int], groups: tuple[int, int], symmetric: bool, device: torch.device) -> None:
-    lengths = [131, 1, 0, 65]
+    lengths = [65, 1, 0, 131]
     keys, values = cache(bits, groups, (4, 2, 131, 32), 32, symmetric)
     keys, values = poisoned(keys, lengths), poisoned(values, lengths)
     q = random(4, 6, 32)
@@ -83,7 +83,7 @@ def test_odd_heads_and_channels(
     heads: int, kv_heads: int, channels: int, value_channels: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     keys, values = cache((4, 8), (1, 1), (2, kv_heads, 71, channels), value_channels, False)
-    q, held = random(2, heads, channels).to(dtype), torch.tensor([71, 13], dtype=torch.int32)
+    q, held = random(2, heads, channels).to(dtype), torch.tensor([13, 71], dtype=torch.int32)
     wanted = attention.decode_attention(q.float(), keys, values, held, scaling=0.3)
     y = triton.decode_attention(
         *(guarded(q, device), moved(keys, device), moved(values, device), held.to(device)), scaling=0.3, parts=2

@@ -38,7 +38,7 @@ def _states(packed, scale, zero, row, d, mask, width, group, groups, BITS: tl.co
     at = row * groups + d // group
     origin = 1 << (BITS - 1) if zero is None else tl.load(zero + at, mask=mask, other=0.0).to(tl.float32)
     step = tl.load(scale + at, mask=mask, other=0.0).to(tl.float32)
-    return tl.where(mask, (code.to(tl.float32) - origin) * step, 0.0)
+    return (code.to(tl.float32) - origin) * step
 
 
 @triton.jit
