@@ -18,7 +18,9 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.errors import BudgetError
+from regauge.hosts.transformers.packed.arena import Arena
 from regauge.hosts.transformers.packed.modules import PackedMatrix
+from regauge.kernels.cpu.library import ABI, level
 from regauge.measure.cost import decode_rate, interleave, prefill_rate
 from regauge.measure.machine import cost, machine, read_costs, write_costs
 from regauge.parts import Spec
@@ -113,7 +115,7 @@ def source_ms(subject: Subject, turns: int) -> dict[str, float]:
 
 
 def _key(shape: tuple[int, int], option: Option, tokens: int, whole: int) -> str:
-    return f"bf16:{shape[0]}x{shape[1]}:{option.name}:{tokens}:{whole >> 20}MiB"
+    return f"bf16:{level()}.{ABI}:{shape[0]}x{shape[1]}:{option.name}:{tokens}:{whole >> 20}MiB"
 
 
 def _timer(shape: tuple[int, int], option: Option, tokens: int, whole: int) -> Callable[[], float]:
@@ -127,7 +129,8 @@ def seconds(shape: tuple[int, int], option: Option, tokens: int, whole: int) -> 
     x_TI = torch.randn(tokens, shape[1], generator=generator).to(torch.bfloat16)
     size = 2 * w_OI.numel()
     copies = max(1, min(16, whole // size))
-    products = [_product(w_OI, option) for _ in range(copies)]
+    arena = Arena()
+    products = [_product(w_OI, option, arena) for _ in range(copies)]
     with torch.inference_mode():
         for product in products:
             product(x_TI)
@@ -140,9 +143,9 @@ def seconds(shape: tuple[int, int], option: Option, tokens: int, whole: int) -> 
     return statistics.median(times)
 
 
-def _product(w_OI: Tensor, option: Option) -> Callable[[Tensor], Tensor]:
+def _product(w_OI: Tensor, option: Option, arena: Arena) -> Callable[[Tensor], Tensor]:
     if option.choice is None:
         weight = w_OI.to(torch.bfloat16)
         return lambda x_TI: torch.nn.functional.linear(x_TI, weight)
     fmt = parts.format_of(replace(option.choice, ranger=Spec("minmax")))
-    return PackedMatrix(fmt.encode(w_OI), fmt, torch.bfloat16)
+    return PackedMatrix(fmt.encode(w_OI), fmt, torch.bfloat16, allocate=arena.allocate)
