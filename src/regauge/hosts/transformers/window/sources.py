@@ -19,10 +19,11 @@ from regauge.hosts.transformers.window.disk import Disk, Extent, drop_all
 from regauge.hosts.transformers.window.figure import Figure
 from regauge.hosts.transformers.wire import files
 from regauge.hosts.transformers.wire.base import Wire
+from regauge.kernels.cpu.library import available
 
-CONVERT = 6
-"""Bytes for each weight of a matrix while it is converted: 0.5 packed, 1 as codes, 4 as int32 for torch's int4 kernel,
-0.5 as held."""
+CONVERT = {True: 4, False: 6}
+"""Bytes for each weight of a matrix while it is converted, with the C++ kernels and without: packed, as codes, as held,
+and in between; torch's int4 kernel wants four bytes a code."""
 SLACK = 1.1
 """Bytes held in memory for each byte stored, at most, before they are known."""
 
@@ -44,16 +45,18 @@ def window_of_artifact(
         BudgetError: the figure is too little, or more than there is.
     """
     layout = wire.layout
-    weights = [s.shape[0] * s.shape[1] for s in layout.anatomy.sites if s.name in layout.quantised]
+    weights = [
+        CONVERT[available()] * s.shape[0] * s.shape[1] for s in layout.anatomy.sites if s.name in layout.quantised
+    ]
     tied = model.all_tied_weights_keys
     bytes_bf16 = 2 * sum(tensor.numel() for key, tensor in model.state_dict().items() if key not in tied)
     loading = Loading(
         model, _stem(model), layout.anatomy, figure, figure.bytes(bytes_bf16), folder, dtype,
-        loading=CONVERT * max(weights, default=0), packed=frozenset(layout.quantised),
+        loading=max(weights, default=0), packed=frozenset(layout.quantised),
     )  # fmt: skip
     headers = {path: files.header(path) for path in shards}
     stored = sum(last - first for header in headers.values() for *_, first, last in header.values())
-    if SLACK * stored + loading.workspace() + CONVERT * max(weights, default=0) <= loading.size:
+    if SLACK * stored + loading.workspace() + loading.loading <= loading.size:
         return False
     where: dict[int | None, dict[Path, list[str]]] = {}
     for path, header in headers.items():
