@@ -99,11 +99,24 @@ inline void normalised(const rg_norm &n, const float *x, float *out) {
 
 inline void turned(float *head, const rg_block &b, const float *cosines, const float *sines) {
   const int half = b.rotary / 2;
-  for (int i = 0; i < half; ++i) {
-    float &first = head[b.interleaved ? 2 * i : i], &second = head[b.interleaved ? 2 * i + 1 : i + half];
-    const float x = first, y = second;
-    first = x * cosines[i] - y * sines[i];
-    second = y * cosines[i] + x * sines[i];
+  if (b.interleaved) {
+    for (int i = 0; i < half; ++i) {
+      const float x = head[2 * i], y = head[2 * i + 1];
+      head[2 * i] = x * cosines[i] - y * sines[i];
+      head[2 * i + 1] = y * cosines[i] + x * sines[i];
+    }
+    return;
+  }
+  int i = 0;
+  for (; i + PANEL <= half; i += PANEL) {
+    const Floats x = load_floats(head + i), y = load_floats(head + half + i), c = load_floats(cosines + i), s = load_floats(sines + i);
+    store_floats(head + i, x * c - y * s);
+    store_floats(head + half + i, y * c + x * s);
+  }
+  for (; i < half; ++i) {
+    const float x = head[i], y = head[half + i];
+    head[i] = x * cosines[i] - y * sines[i];
+    head[half + i] = y * cosines[i] + x * sines[i];
   }
 }
 
@@ -119,60 +132,151 @@ RG_INLINE Floats load_cached(const uint8_t *row, int at, int count, int dtype) {
   return dtype == RG_F32 ? load_floats(reinterpret_cast<const float *>(p)) : dtype == RG_BF16 ? load_bf16(p) : load_half(p);
 }
 
-constexpr int TOGETHER = 4;  // query heads that share one reading of keys and values
+template <int DTYPE>
+RG_INLINE Floats load_sixteen(const uint8_t *p) {
+  if constexpr (DTYPE == RG_F32) return load_floats(reinterpret_cast<const float *>(p));
+  else if constexpr (DTYPE == RG_BF16) return load_bf16(p);
+  else return load_half(p);
+}
 
-// Attention of `heads` query heads over the tokens [from, to) of one key-value head. q is scaled. `scores`: heads rows
-// of `to` floats; `out`: heads rows of head_dim.
-inline void attend(const rg_block &b, const float *q, int heads, const uint8_t *keys, const uint8_t *values, int dtype, int from, int to,
-                   float *scores, size_t score_row, float *out) {
-  const int d = b.head_dim;
-  const size_t row = static_cast<size_t>(d) * (dtype == RG_F32 ? 4 : 2);
-  for (int first = 0; first < heads; first += TOGETHER) {
-    const int some = heads - first < TOGETHER ? heads - first : TOGETHER;
-    for (int t = from; t < to; ++t) {
-      Floats sum[TOGETHER];
-      for (int r = 0; r < TOGETHER; ++r) sum[r] = zero_floats();
-      for (int i = 0; i < d; i += PANEL) {
-        const int count = d - i < PANEL ? d - i : PANEL;
-        const Floats key = load_cached(keys + row * static_cast<size_t>(t), i, count, dtype);
-        for (int r = 0; r < some; ++r) {
-          // Rows of q are padded: what follows a head is multiplied by zeros of the key.
-          sum[r] = fma(key, load_floats(q + static_cast<size_t>(first + r) * d + i), sum[r]);
-        }
-      }
-      for (int r = 0; r < some; ++r) scores[static_cast<size_t>(first + r) * score_row + t] = softcapped(total(sum[r]), b.softcap);
-    }
-    for (int r = 0; r < some; ++r) {
-      float *s = scores + static_cast<size_t>(first + r) * score_row;
-      float top = s[from];
-      for (int t = from; t < to; ++t) top = s[t] > top ? s[t] : top;
-      Floats sums = zero_floats();
-      float all = 0;
-      int t = from;
-      for (; t + PANEL <= to; t += PANEL) {
-        const Floats e = exponential(load_floats(s + t) - set_floats(top));
-        store_floats(s + t, e);
-        sums = sums + e;
-      }
-      for (; t < to; ++t) all += s[t] = std::exp(s[t] - top);
-      all = 1.0f / (all + total(sums));
-      for (t = from; t < to; ++t) s[t] *= all;
-    }
+// The sums of four vectors.
+RG_INLINE void four_totals(Floats a, Floats b, Floats c, Floats d, float *out) {
+#if defined(RG_WIDE)
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
+  const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#else
+  out[0] = total(a), out[1] = total(b), out[2] = total(c), out[3] = total(d);
+#endif
+}
+
+// scores[r][t] = q_r . key_t for R heads, where the head size is a multiple of 16: four tokens at a time.
+template <int R, int DTYPE>
+inline void score_heads(const float *q, int d, const uint8_t *keys, int from, int to, float *scores, size_t score_row) {
+  const size_t size = DTYPE == RG_F32 ? 4 : 2, row = static_cast<size_t>(d) * size;
+  int t = from;
+  for (; t + 4 <= to; t += 4) {
+    Floats sum[R][4];
+    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = sum[r][2] = sum[r][3] = zero_floats();
+    const uint8_t *at = keys + row * static_cast<size_t>(t);
     for (int i = 0; i < d; i += PANEL) {
-      const int count = d - i < PANEL ? d - i : PANEL;
-      Floats sum[TOGETHER];
-      for (int r = 0; r < TOGETHER; ++r) sum[r] = zero_floats();
-      for (int t = from; t < to; ++t) {
-        const Floats value = load_cached(values + row * static_cast<size_t>(t), i, count, dtype);
-        for (int r = 0; r < some; ++r) sum[r] = fma(value, set_floats(scores[static_cast<size_t>(first + r) * score_row + t]), sum[r]);
+      const Floats a = load_sixteen<DTYPE>(at + i * size), b = load_sixteen<DTYPE>(at + row + i * size);
+      const Floats c = load_sixteen<DTYPE>(at + 2 * row + i * size), e = load_sixteen<DTYPE>(at + 3 * row + i * size);
+      for (int r = 0; r < R; ++r) {
+        const Floats part = load_floats(q + static_cast<size_t>(r) * d + i);
+        sum[r][0] = fma(a, part, sum[r][0]);
+        sum[r][1] = fma(b, part, sum[r][1]);
+        sum[r][2] = fma(c, part, sum[r][2]);
+        sum[r][3] = fma(e, part, sum[r][3]);
       }
-      for (int r = 0; r < some; ++r) {
-        alignas(64) float part[PANEL];
-        store_floats(part, sum[r]);
-        std::memcpy(out + static_cast<size_t>(first + r) * d + i, part, static_cast<size_t>(count) * 4);
-      }
+    }
+    for (int r = 0; r < R; ++r) four_totals(sum[r][0], sum[r][1], sum[r][2], sum[r][3], scores + static_cast<size_t>(r) * score_row + t);
+  }
+  for (; t < to; ++t)
+    for (int r = 0; r < R; ++r) {
+      Floats sum = zero_floats();
+      for (int i = 0; i < d; i += PANEL)
+        sum = fma(load_sixteen<DTYPE>(keys + row * static_cast<size_t>(t) + i * size), load_floats(q + static_cast<size_t>(r) * d + i), sum);
+      scores[static_cast<size_t>(r) * score_row + t] = total(sum);
+    }
+}
+
+// out_r = sum over t of scores[r][t] value_t, W vectors of channels at a time.
+template <int R, int DTYPE, int W>
+inline void mix_channels(int at, int d, const uint8_t *values, int from, int to, const float *scores, size_t score_row, float *out) {
+  const size_t size = DTYPE == RG_F32 ? 4 : 2, row = static_cast<size_t>(d) * size;
+  Floats sum[R][W];
+  for (int r = 0; r < R; ++r)
+    for (int w = 0; w < W; ++w) sum[r][w] = zero_floats();
+  for (int t = from; t < to; ++t) {
+    const uint8_t *value = values + row * static_cast<size_t>(t) + static_cast<size_t>(at) * size;
+    Floats part[W];
+    for (int w = 0; w < W; ++w) part[w] = load_sixteen<DTYPE>(value + w * PANEL * size);
+    for (int r = 0; r < R; ++r) {
+      const Floats by = set_floats(scores[static_cast<size_t>(r) * score_row + t]);
+      for (int w = 0; w < W; ++w) sum[r][w] = fma(part[w], by, sum[r][w]);
     }
   }
+  for (int r = 0; r < R; ++r)
+    for (int w = 0; w < W; ++w) store_floats(out + static_cast<size_t>(r) * d + at + w * PANEL, sum[r][w]);
+}
+
+inline void soften(const rg_block &b, float *s, int from, int to) {
+  if (b.softcap > 0)
+    for (int t = from; t < to; ++t) s[t] = softcapped(s[t], b.softcap);
+  float top = s[from], all = 0;
+  for (int t = from; t < to; ++t) top = s[t] > top ? s[t] : top;
+  Floats sums = zero_floats();
+  int t = from;
+  for (; t + PANEL <= to; t += PANEL) {
+    const Floats e = exponential(load_floats(s + t) - set_floats(top));
+    store_floats(s + t, e);
+    sums = sums + e;
+  }
+  for (; t < to; ++t) all += s[t] = std::exp(s[t] - top);
+  all = 1.0f / (all + total(sums));
+  for (t = from; t < to; ++t) s[t] *= all;
+}
+
+template <int R, int DTYPE>
+inline void attend_heads(const rg_block &b, const float *q, const uint8_t *keys, const uint8_t *values, int from, int to,
+                         float *scores, size_t score_row, float *out) {
+  const int d = b.head_dim;
+  score_heads<R, DTYPE>(q, d, keys, from, to, scores, score_row);
+  for (int r = 0; r < R; ++r) soften(b, scores + static_cast<size_t>(r) * score_row, from, to);
+  int i = 0;
+  for (; i + 4 * PANEL <= d; i += 4 * PANEL) mix_channels<R, DTYPE, 4>(i, d, values, from, to, scores, score_row, out);
+  for (; i < d; i += PANEL) mix_channels<R, DTYPE, 1>(i, d, values, from, to, scores, score_row, out);
+}
+
+// Heads of any size: the end of a row is read into a buffer.
+inline void attend_any(const rg_block &b, const float *q, const uint8_t *keys, const uint8_t *values, int dtype, int from, int to,
+                       float *scores, float *out) {
+  const int d = b.head_dim;
+  const size_t row = static_cast<size_t>(d) * (dtype == RG_F32 ? 4 : 2);
+  for (int t = from; t < to; ++t) {
+    Floats sum = zero_floats();
+    // Rows of q are padded: what follows a head is multiplied by zeros of the key.
+    for (int i = 0; i < d; i += PANEL)
+      sum = fma(load_cached(keys + row * static_cast<size_t>(t), i, d - i < PANEL ? d - i : PANEL, dtype), load_floats(q + i), sum);
+    scores[t] = total(sum);
+  }
+  soften(b, scores, from, to);
+  for (int i = 0; i < d; i += PANEL) {
+    const int count = d - i < PANEL ? d - i : PANEL;
+    Floats sum = zero_floats();
+    for (int t = from; t < to; ++t)
+      sum = fma(load_cached(values + row * static_cast<size_t>(t), i, count, dtype), set_floats(scores[t]), sum);
+    alignas(64) float part[PANEL];
+    store_floats(part, sum);
+    std::memcpy(out + i, part, static_cast<size_t>(count) * 4);
+  }
+}
+
+template <int DTYPE>
+inline void attend_sixteens(const rg_block &b, const float *q, int heads, const uint8_t *keys, const uint8_t *values, int from, int to,
+                            float *scores, size_t score_row, float *out) {
+  int r = 0;
+  for (; r + 4 <= heads; r += 4) attend_heads<4, DTYPE>(b, q + static_cast<size_t>(r) * b.head_dim, keys, values, from, to, scores, score_row, out + static_cast<size_t>(r) * b.head_dim);
+  const float *rest = q + static_cast<size_t>(r) * b.head_dim;
+  float *rest_out = out + static_cast<size_t>(r) * b.head_dim;
+  if (heads - r == 3) attend_heads<3, DTYPE>(b, rest, keys, values, from, to, scores, score_row, rest_out);
+  if (heads - r == 2) attend_heads<2, DTYPE>(b, rest, keys, values, from, to, scores, score_row, rest_out);
+  if (heads - r == 1) attend_heads<1, DTYPE>(b, rest, keys, values, from, to, scores, score_row, rest_out);
+}
+
+// Attention of `heads` query heads over the tokens [from, to) of one key-value head; four heads share one reading of keys
+// and values. q is scaled. `scores`: four rows of `to` floats; `out`: heads rows of head_dim.
+inline void attend(const rg_block &b, const float *q, int heads, const uint8_t *keys, const uint8_t *values, int dtype, int from, int to,
+                   float *scores, size_t score_row, float *out) {
+  if (b.head_dim % PANEL) {
+    for (int r = 0; r < heads; ++r)
+      attend_any(b, q + static_cast<size_t>(r) * b.head_dim, keys, values, dtype, from, to, scores, out + static_cast<size_t>(r) * b.head_dim);
+  } else if (dtype == RG_F32) attend_sixteens<RG_F32>(b, q, heads, keys, values, from, to, scores, score_row, out);
+  else if (dtype == RG_BF16) attend_sixteens<RG_BF16>(b, q, heads, keys, values, from, to, scores, score_row, out);
+  else attend_sixteens<RG_F16>(b, q, heads, keys, values, from, to, scores, score_row, out);
 }
 
 }  // namespace

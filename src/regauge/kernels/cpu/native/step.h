@@ -106,9 +106,7 @@ struct Stepper {
     widest = at_least(at_least(widest, heads_width), ffn);
     prepared_bytes = most * DISTINCT * static_cast<size_t>(c.batch) * static_cast<size_t>(pairs) + 64;
     const size_t rows = static_cast<size_t>(c.batch) * (2 * static_cast<size_t>(p.hidden) + 64);
-    int most_heads = 1;
-    for (int i = 0; i < p.block_count; ++i) most_heads = at_least(most_heads, p.blocks[i].heads / p.blocks[i].kv_heads);
-    const size_t attention = static_cast<size_t>(most_heads) * (static_cast<size_t>(c.past) + 1 + PANEL) + 2 * PANEL;
+    const size_t attention = 4 * (static_cast<size_t>(c.past) + 1 + PANEL) + 2 * PANEL;
     private_bytes = rows * 4 + attention * 4 + prepared_bytes + 1024;
     return true;
   }
@@ -340,9 +338,7 @@ struct Stepper {
     const size_t rows = static_cast<size_t>(c.batch) * p.hidden;
     float *x = reinterpret_cast<float *>(aligned(memory)), *normed = x + rows + PANEL, *spare = normed + rows + PANEL;
     float *scores = spare + p.hidden + PANEL;
-    int most_heads = 1;
-    for (int i = 0; i < p.block_count; ++i) most_heads = at_least(most_heads, p.blocks[i].heads / p.blocks[i].kv_heads);
-    uint8_t *rest = aligned(reinterpret_cast<uint8_t *>(scores + static_cast<size_t>(most_heads) * (static_cast<size_t>(c.past) + 1 + PANEL)));
+    uint8_t *rest = aligned(reinterpret_cast<uint8_t *>(scores + 4 * (static_cast<size_t>(c.past) + 1 + PANEL)));
     Prepared own;
     own.memory = rest;
     std::memcpy(x, c.x, rows * 4);
