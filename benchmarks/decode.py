@@ -34,9 +34,9 @@ PROFILES = {"quick": (QUICK, 5), "full": (FULL, 9)}
 TOKENS = {"smollm-135m": 128, "tinyllama-1.1b": 64, "pico": 16}
 
 
-def entries(shape: Shape, variants: dict[str, tuple[str, ...]]) -> list[Entry]:
+def entries(shape: Shape, variants: dict[str, tuple[str, ...]], tokens: int) -> list[Entry]:
     """A row each; ours twice, once a route."""
-    options: dict[str, Any] = {"prompt": prompt(shape, PROMPT), "tokens": TOKENS[shape.name]}
+    options: dict[str, Any] = {"prompt": prompt(shape, PROMPT), "tokens": tokens or TOKENS[shape.name]}
     found = []
     for variant in variants["torch"]:
         found.append(models.transformers(shape, variant, {**options, "route": "generate"}))
@@ -52,9 +52,12 @@ def main() -> int:
     words = run.words(__doc__)
     words.add_argument("--models", nargs="+", choices=SHAPES, default=["smollm-135m", "tinyllama-1.1b"])
     words.add_argument("--only", nargs="+", default=[], help="rows whose name contains one of these")
+    words.add_argument(
+        "--tokens", type=int, default=0, help="new tokens a sample; 0: 128 of the small, 64 of the large"
+    )
     given = words.parse_args()
     variants, rounds = PROFILES[given.profile]
-    groups = [entries(SHAPES[name], variants) for name in given.models]
+    groups = [entries(SHAPES[name], variants, given.tokens) for name in given.models]
     return run.run("decode", given, groups, given.rounds or rounds, Path(__file__))
 
 
