@@ -29,10 +29,14 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 BINARY = {"cuda": "cubin", "hip": "hsaco"}
+SHARED = {"cuda": 99 << 10, "hip": 64 << 10}
+"""Bytes of shared memory that a program may take: the least of compute capability 8.x, and of CDNA."""
 
 
-def compile_for(kernel: JITFunction[Any], target: GPUTarget, args: tuple[object, ...], options: dict[str, Any]) -> int:
-    """Bytes of the machine code of one launch, its arguments specialised as triton does: 1 and None are constants."""
+def compile_for(
+    kernel: JITFunction[Any], target: GPUTarget, args: tuple[object, ...], options: dict[str, Any]
+) -> tuple[int, int]:
+    """Bytes of machine code and of shared memory of one launch, with 1 and None as constants."""
     named = dict(zip(kernel.arg_names, args, strict=False))
     settings = {key: options.pop(key) for key in ("num_warps", "num_stages") if key in options}
     signature, constants, attributes = {}, {}, {}
@@ -45,7 +49,8 @@ def compile_for(kernel: JITFunction[Any], target: GPUTarget, args: tuple[object,
             if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
                 attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    return len(triton.compile(source, target=target, options=settings).asm[BINARY[target.backend]])
+    made = triton.compile(source, target=target, options=settings)
+    return len(made.asm[BINARY[target.backend]]), made.metadata.shared
 
 
 def every_launch() -> None:
@@ -118,7 +123,7 @@ def main(names: list[str]) -> None:
         if name == "--brief":
             continue
         target = TARGETS[name]
-        found: dict[str, list[int]] = {}
+        found: dict[str, list[tuple[int, int]]] = {}
 
         def run(kernel: JITFunction[Any], *args: object, grid: Any, warmup: bool, **options: Any) -> None:
             found.setdefault(kernel.__name__, []).append(compile_for(kernel, target, args, options))  # noqa: B023
@@ -127,7 +132,11 @@ def main(names: list[str]) -> None:
         floats.native_fp8 = lambda _, on=target: on == TARGETS["sm_90"]
         launches()
         for kernel, sizes in sorted(found.items()):
-            print(f"{name} {kernel.lstrip('_')}: {len(sizes)} launches, {max(sizes)} bytes at most")
+            code, memory = (max(size) for size in zip(*sizes, strict=True))
+            print(
+                f"{name} {kernel.lstrip('_')}: {len(sizes)} launches, code {code}, shared memory {memory} bytes at most"
+            )
+            assert memory <= SHARED[target.backend], f"{kernel} needs {memory} bytes of shared memory"
 
 
 if __name__ == "__main__":

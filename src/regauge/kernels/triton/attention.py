@@ -24,20 +24,24 @@ from regauge.kernels.reference import packed_bytes
 from regauge.kernels.triton.launch import FLOATS, check, check_device, compute_dtype, launch, need, processors
 
 TOKENS = 64
-"""Tokens of context in a tile."""
+"""Tokens of context in a tile; a quarter where steps or products in float32 fill the registers."""
 WHOLE = (1, 2, 4, 8)
 """Bits at which no code straddles a byte."""
 
 
 @triton.jit
 @no_type_check
-def _states(packed, scale, zero, row, d, mask, width, group, groups, BITS: tl.constexpr):
-    """Keys or values of the tokens whose rows are `row`, float32; 0 where masked. `d` and `mask` give the shape."""
+def _states(packed, scale, zero, row, d, known, mask, width, group, groups, BITS: tl.constexpr, ONE: tl.constexpr):
+    """Keys or values, float32, of the rows `row` and channels `d`; 0 where `mask` or, by rows alone, `known` is false.
+
+    ONE: one step a row, read once for all its channels.
+    """
     byte = tl.load(packed + row * width + d * BITS // 8, mask=mask, other=0).to(tl.int32)
     code = (byte >> (d * BITS % 8)) & ((1 << BITS) - 1)
-    at = row * groups + d // group
-    origin = 1 << (BITS - 1) if zero is None else tl.load(zero + at, mask=mask, other=0.0).to(tl.float32)
-    step = tl.load(scale + at, mask=mask, other=0.0).to(tl.float32)
+    at = row if ONE else row * groups + d // group
+    held = known if ONE else mask
+    origin = 1 << (BITS - 1) if zero is None else tl.load(zero + at, mask=held, other=0.0).to(tl.float32)
+    step = tl.load(scale + at, mask=held, other=0.0).to(tl.float32)
     return (code.to(tl.float32) - origin) * step
 
 
@@ -73,6 +77,8 @@ def _attend(
     DV: tl.constexpr,
     K_BITS: tl.constexpr,
     V_BITS: tl.constexpr,
+    K_ONE: tl.constexpr,
+    V_ONE: tl.constexpr,
     TILE: tl.constexpr,
     PARTS: tl.constexpr,
 ):
@@ -100,7 +106,10 @@ def _attend(
         row = own * room + token
         held = token < last
         k_mask = (d < channels)[:, None] & held[None, :]
-        k_DC = _states(k_packed, k_scale, k_zero, row[None, :], d[:, None], k_mask, k_width, k_group, k_groups, K_BITS)
+        at, known = row[None, :], held[None, :]
+        k_DC = _states(
+            k_packed, k_scale, k_zero, at, d[:, None], known, k_mask, k_width, k_group, k_groups, K_BITS, K_ONE
+        )
         score = tl.dot(q_RD.to(COMPUTE), k_DC.to(COMPUTE), input_precision="ieee") * scaling
         score = tl.where(held[None, :], score, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
@@ -108,7 +117,10 @@ def _attend(
         shrink = tl.exp2(top - higher)
         total = total * shrink + tl.sum(weight, 1)
         v_mask = held[:, None] & (dv < v_channels)[None, :]
-        v_CD = _states(v_packed, v_scale, v_zero, row[:, None], dv[None, :], v_mask, v_width, v_group, v_groups, V_BITS)
+        at, known = row[:, None], held[:, None]
+        v_CD = _states(
+            v_packed, v_scale, v_zero, at, dv[None, :], known, v_mask, v_width, v_group, v_groups, V_BITS, V_ONE
+        )
         acc = acc * shrink[:, None] + tl.dot(weight.to(COMPUTE), v_CD.to(COMPUTE), input_precision="ieee")
         top = higher
     at = query * PARTS + part
@@ -221,6 +233,7 @@ def _decode_op(
     sums = q_SHD.new_empty((sequences, heads, parts, v_channels), dtype=torch.float32)
     tops, totals = sums.new_empty((2, sequences, heads, parts))
     k_groups, v_groups = k_scale_SKCN.shape[-1], v_scale_SKCN.shape[-1]
+    tile = TOKENS if k_groups == v_groups == 1 and q_SHD.dtype != torch.float32 else TOKENS // 4
     shared, wide = heads // kv_heads, max(16, triton.next_power_of_2(v_channels))
     launch(
         *(q_SHD.device, _attend, (sequences, kv_heads, parts), q_SHD),
@@ -234,8 +247,11 @@ def _decode_op(
         DV=wide,
         K_BITS=k_bits,
         V_BITS=v_bits,
-        TILE=TOKENS,
+        K_ONE=k_groups == 1,
+        V_ONE=v_groups == 1,
+        TILE=tile,
         PARTS=parts,
+        num_stages=2 if tile == TOKENS else 1,
     )
     constants = {"P": triton.next_power_of_2(parts), "PARTS": parts, "DV": wide}
     launch(q_SHD.device, _join, (sequences * heads,), sums, tops, totals, y_SHD, v_channels, **constants)

@@ -152,8 +152,9 @@ def _fp8_op(
     y_TO = x_TI.new_empty((x_TI.shape[0], outputs), dtype=dtype)
     if not y_TO.numel():
         return y_TO.view(*x.shape[:-1], outputs)
-    tile = CHANNELS if groups == 1 else min(CHANNELS, inputs // groups)
-    block = blocks(x.device, x_TI.shape[0], outputs, triton.cdiv(inputs, tile), split)
+    wide = x.dtype == torch.float32
+    tile = 32 if wide else CHANNELS if groups == 1 else min(CHANNELS, inputs // groups)
+    block = blocks(x.device, x_TI.shape[0], outputs, triton.cdiv(inputs, tile), split, wide)
     row_scale, group_scale = (w_scale_ON.view(-1), None) if groups == 1 else (None, w_scale_ON)
     operands = (x_TI, w_OI.view(torch.uint8), group_scale, inputs, inputs // groups, groups)
     multiply(

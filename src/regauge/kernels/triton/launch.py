@@ -61,33 +61,35 @@ def compute_dtype(dtype: torch.dtype) -> Any:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Tile of outputs, programs sharing each row, warps of a program."""
+    """Tile of outputs, programs sharing each row, warps of a program, tiles on their way from memory at once."""
 
     m: int
     n: int
     split: int
     warps: int
+    stages: int
 
     def constants(self) -> Size:
         return {"M": self.m, "N": self.n, "SPLIT": self.split}
 
 
-def blocks(device: torch.device, tokens: int, outputs: int, steps: int, split: int) -> Blocks:
+def blocks(device: torch.device, tokens: int, outputs: int, steps: int, split: int, wide: bool = False) -> Blocks:
     """Small tiles for few tokens, where reading the weights is the cost; large ones for many, where products are.
 
     Args:
         steps: tiles along a row. split: 0 chooses so that two programs fall on each multiprocessor, up to 16.
+        wide: operands are float32, so tiles are small.
     """
     if tokens <= 16:
-        m, n, warps = 16, 32, 4
-    elif tokens <= 64:
-        m, n, warps = triton.next_power_of_2(tokens), 64, 4
+        m, n, warps, stages = 16, 32, 4, 3
+    elif tokens <= 64 or wide:
+        m, n, warps, stages = 32 if wide else triton.next_power_of_2(tokens), 32 if wide else 64, 4, 2
     else:
-        m, n, warps = 64, 128, 8
+        m, n, warps, stages = 64, 128, 8, 2
     if not split:
         programs = triton.cdiv(tokens, m) * triton.cdiv(outputs, n)
         split = min(16, steps, max(1, 2 * processors(device) // programs))
-    return Blocks(m, n, max(1, min(split, steps)), warps)
+    return Blocks(m, n, max(1, min(split, steps)), warps, 1 if wide else stages)
 
 
 def multiply(
@@ -109,7 +111,9 @@ def multiply(
     tokens, outputs = y_TO.shape
     grid = (triton.cdiv(tokens, block.m), triton.cdiv(outputs, block.n))
     per_row = w_scale is not None and w_scale.shape[0] > 1
-    constants = constants | block.constants() | {"PER_ROW": per_row, "num_warps": block.warps}
+    constants = (
+        constants | block.constants() | {"PER_ROW": per_row, "num_warps": block.warps, "num_stages": block.stages}
+    )
     finish = (x_scale, w_scale, bias)
     sizes = (tokens, outputs, tokens * outputs)
     if block.split == 1:
