@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from regauge.engine import apply, dry_run
     from regauge.explanation import explain
     from regauge.hosts.transformers.loader import load
+    from regauge.hosts.transformers.step.stream import stream
     from regauge.inspection import inspect
     from regauge.plan import Plan
     from regauge.receipt import Receipt
@@ -38,6 +39,7 @@ __all__ = [
     "measure",
     "pick",
     "report",
+    "stream",
 ]
 
 _HOMES = {
@@ -50,6 +52,7 @@ _HOMES = {
     "inspect": "inspection",
     "load": "hosts.transformers.loader",
     "pick": "search.fit",
+    "stream": "hosts.transformers.step.stream",
 }
 _MODULES = ("errors", "measure", "parts", "plan", "report")
 

@@ -25,6 +25,7 @@ NAMES = [
     "measure",
     "pick",
     "report",
+    "stream",
 ]
 
 FLAGS = {

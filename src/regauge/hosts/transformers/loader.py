@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from regauge.anatomy.model import Anatomy
-from regauge.errors import ArtifactError
+from regauge.errors import ArtifactError, SettingError, nearest
 from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.placing import place, tie
@@ -33,13 +33,18 @@ from regauge.hosts.transformers.wire.compressed import CompressedTensors
 from regauge.hosts.transformers.wire.groups import read_groups
 from regauge.hosts.transformers.wire.header import read_header
 from regauge.hosts.transformers.wire.packed import Packed
+from regauge.kernels.cpu.matrix import ACTIVATIONS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
 
 def load(
-    path: str | Path, device: str = "cpu", dtype: torch.dtype | None = None, memory: str | int | None = None
+    path: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    memory: str | int | None = None,
+    activations: str | None = None,
 ) -> Any:
     """The model of an artifact: a `PreTrainedModel` whose quantised weights stay packed in memory.
 
@@ -54,6 +59,10 @@ def load(
         memory: the most anonymous memory that loading and running may add to the process: `"2GB"`, `"500MB"`, bytes, or
             `"0.5x"` of the model's bytes as bf16. It covers weights, the window, and the cache and activations of 1024
             tokens, batch 1 (`"2GB@8k"`: of 8192); a longer context comes on top. None: everything is resident.
+        activations: how what packed weights are multiplied by is rounded on a CPU, one step a group of channels:
+            `"int8"` (fastest, an error of some 6e-3 of a product's size), `"int16"` (2e-5), `"float32"` (not at all,
+            and slow). None: `int16`, or `int8` beside weights of 3 bits and fewer in a model of 16-bit floats. What
+            the artifact itself says of its inputs (W8A8) is kept.
 
     Raises:
         ArtifactError: a file is missing, truncated or of a newer format, or contradicts the config; with `memory` also
@@ -61,7 +70,12 @@ def load(
         BudgetError: `memory` is malformed, too little (it names the least that works) or more than there is; or the
             model needs more than is available.
         ModelError: it is no model directory, or not one that can be loaded safely.
+        SettingError: there are no such `activations`, or they cannot be had together with `memory`.
     """
+    if activations is not None and activations not in ACTIVATIONS:
+        raise SettingError(f"there are no activations {activations!r}{nearest(activations, ACTIVATIONS)}")
+    if activations is not None and memory is not None:
+        raise SettingError(f"activations={activations!r} is not for models in a window; leave it or memory= out")
     figure = None if memory is None else read_figure(memory, device)
     folder = model_folder(str(path), None)
     raw = _config(folder)
@@ -79,7 +93,7 @@ def load(
         check_room(str(folder), sum(path.stat().st_size for path in shards))
     adapt_modules(model, wire.layout.source, wire.layout.anatomy)
     if figure is None or not window_of_artifact(model, wire, shards, folder, dtype, figure):
-        _fill(model, wire, shards, dtype, device)
+        _fill(model, wire, shards, dtype, device, activations)
     _finish(model, folder, wire.name)
     model = model.to(device)
     if torch.device(device).type == "cpu":
@@ -154,11 +168,11 @@ def _shards(folder: Path, wire: Wire) -> list[Path]:
     return found
 
 
-def _fill(model: Any, wire: Wire, shards: list[Path], dtype: torch.dtype, device: str) -> None:
+def _fill(model: Any, wire: Wire, shards: list[Path], dtype: torch.dtype, device: str, activations: str | None) -> None:
     """Every shard, one after another."""
     missing = set(wire.layout.quantised)
     for path in shards:
-        missing -= place(model, wire, files.read(path), dtype, device, path)
+        missing -= place(model, wire, files.read(path), dtype, device, path, activations)
     if missing:
         raise ArtifactError(f"the artifact lacks the codes of {sorted(missing)[0]}; build or fetch it again.")
     tie(model)

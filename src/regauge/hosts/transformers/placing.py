@@ -19,13 +19,20 @@ from regauge.hosts.transformers.wire.base import COMPRESSED_TENSORS, Layout, Wir
 
 
 def place(
-    model: Any, wire: Wire, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: str, path: Path
+    model: Any,
+    wire: Wire,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: str,
+    path: Path,
+    activations: str | None = None,
 ) -> set[str]:
     """Packed modules first, then every parameter and persistent buffer by its key.
 
     Args:
         tensors: of one shard, or of some of its modules.
         path: where they come from, for messages.
+        activations: as `install` says.
 
     Returns:
         the quantised sites that are now there.
@@ -34,7 +41,7 @@ def place(
     full, codes = wire.unpack(tensors)
     if wire.name == COMPRESSED_TENSORS:
         codes = {name: as_stock(found, dtype, layout, name) for name, found in codes.items()}
-    install(model, layout, codes, full, dtype, device)
+    install(model, layout, codes, full, dtype, device, activations)
     for key, tensor in full.items():
         assign(model, key, tensor, dtype, path)
     return set(codes)

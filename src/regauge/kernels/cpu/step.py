@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +44,8 @@ class _Site(ctypes.Structure):
 
 _NORM_FIELDS = ("attn_norm", "q_norm", "k_norm", "attn_post", "mlp_norm", "mlp_post")
 _SITE_FIELDS = ("q", "k", "v", "o", "gate", "up", "down", "router")
-_INT_FIELDS = ("expert_count", "experts_used", "normalise", "heads", "kv_heads", "head_dim", "rotary", "interleaved")
-_INT_FIELDS += ("rope", "parallel", "activation", "window")
+_INT_FIELDS: tuple[str, ...] = ("expert_count", "experts_used", "normalise", "heads", "kv_heads", "head_dim")
+_INT_FIELDS += ("rotary", "interleaved", "rope", "parallel", "activation", "window")
 
 
 class _Block(ctypes.Structure):
@@ -76,8 +77,8 @@ class _Call(ctypes.Structure):
     _fields_ = [
         ("x", ctypes.c_void_p),
         ("logits", ctypes.c_void_p),
-        ("positions", ctypes.c_void_p),
-        ("starts", ctypes.c_void_p),
+        ("positions", ctypes.POINTER(ctypes.c_int32)),
+        ("starts", ctypes.POINTER(ctypes.c_int32)),
         ("cosines", ctypes.POINTER(ctypes.c_void_p)),
         ("sines", ctypes.POINTER(ctypes.c_void_p)),
         ("batch", ctypes.c_int32),
@@ -150,7 +151,8 @@ class Program:
     """A model as one call.
 
     Attributes:
-        hidden, vocabulary: channels of the residual, rows of the head.
+        vocabulary: rows of the head.
+        cached: KV heads and head size of every block's cache; None where blocks differ.
     """
 
     def __init__(
@@ -159,8 +161,9 @@ class Program:
         self._keep: list[object] = [blocks, norm, head]
         self._blocks = (_Block * len(blocks))()
         for place, block in zip(self._blocks, blocks, strict=True):
-            for name, part in (*block.norms.items(), *block.sites.items()):
-                setattr(place, name, part.struct())
+            for parts in (block.norms, block.sites):
+                for name, part in parts.items():
+                    setattr(place, name, part.struct())
             for name, number in block.integers.items():
                 setattr(place, name, number)
             place.scale, place.softcap = block.scale, block.softcap
@@ -173,8 +176,12 @@ class Program:
                 place.experts = experts
                 self._keep.append(experts)
         self._program = _Program(self._blocks, norm.struct(), head.struct(), len(blocks), hidden, ropes, head_softcap)
-        self.hidden, self.ropes = hidden, ropes
         self.vocabulary = head.matrix.shape[0]
+        caches = {(block.integers["kv_heads"], block.integers["head_dim"]) for block in blocks}
+        self.cached = caches.pop() if len(caches) == 1 else None
+        self._ropes = ropes
+        self._tables: Sequence[tuple[Tensor, Tensor]] | None = None
+        self._run = kernels().rg_step
 
     def caches(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         """Where each block keeps its cache: (B, KV heads, capacity, head size), contiguous. The caller owns them."""
@@ -204,25 +211,37 @@ class Program:
         batch = x_BH.shape[0]
         logits_BV = torch.empty(batch, self.vocabulary)
         integers = ctypes.c_int32 * batch
-        pointers = ctypes.c_void_p * max(len(tables), 1)
+        if tables is not self._tables:
+            self._tables, self._pointers = tables, self._point(tables)
         call = _Call(
             x_BH.data_ptr(),
             logits_BV.data_ptr(),
-            ctypes.cast(integers(*positions), ctypes.c_void_p),
-            ctypes.cast(integers(*starts), ctypes.c_void_p),
-            pointers(*(cosines.data_ptr() for cosines, _ in tables)),
-            pointers(*(sines.data_ptr() for _, sines in tables)),
+            integers(*positions),
+            integers(*starts),
+            *self._pointers,
             batch,
             past,
             capacity,
             DTYPES[dtype],
         )
-        refused = kernels().rg_step(ctypes.byref(self._program), ctypes.byref(call), torch.get_num_threads())
+        refused = self._run(ctypes.byref(self._program), ctypes.byref(call), torch.get_num_threads())
         if refused == 1:
             raise MemoryError("the decode step could not have the memory that it works in")
         if refused:
             raise ValueError("the decode step was given matrices or a cache whose shapes do not fit together")
         return logits_BV
+
+    def _point(self, tables: Sequence[tuple[Tensor, Tensor]]) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
+        """The addresses of cosines and of sines.
+
+        Raises:
+            ValueError: there are not as many tables as the blocks turn by.
+        """
+        if len(tables) != self._ropes:
+            raise ValueError(f"the decode step turns by {self._ropes} tables, not {len(tables)}")
+        pointers = ctypes.c_void_p * max(len(tables), 1)
+        cosines, sines = (pointers(*(pair[i].data_ptr() for pair in tables)) for i in (0, 1))
+        return cosines, sines
 
 
 def _address(tensor: Tensor | None) -> int | None:

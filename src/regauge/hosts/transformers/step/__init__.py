@@ -1,6 +1,1 @@
-"""The native decode step under a transformers model: `plug` puts it in, `stream` is the thin loop over it."""
-
-from regauge.hosts.transformers.step.plug import plug
-from regauge.hosts.transformers.step.stream import stream
-
-__all__ = ["plug", "stream"]
+"""The native decode step: `plug.plug` puts it under a transformers model, `stream.stream` is the thin loop over it."""

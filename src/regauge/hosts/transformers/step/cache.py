@@ -7,58 +7,72 @@ do the same. Legend: B sequences, H KV heads, T tokens, D head size.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 ROOM = 256
 """Tokens of room are made in multiples of this."""
+_stamps = itertools.count(1)
 
 
-class GrowingLayer(DynamicLayer):
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
     """transformers' dynamic layer over memory with room.
 
     Attributes:
         length: tokens held.
         keys_BHTD, values_BHTD: the memory, T with the room.
-        moves: counts how often the memory was replaced.
+        room: tokens that the memory holds.
+        stamp: the memory's number: no two memories of a process have the same.
     """
 
     def __init__(self) -> None:
         self.keys_BHTD: Tensor | None = None
         self.values_BHTD: Tensor | None = None
-        self.length = 0
-        self.moves = 0
+        self.length = self.room = 0
+        self.stamp = next(_stamps)
         super().__init__()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, whose memory is another."""
+        self.__dict__.update(state)
+        self.stamp = next(_stamps)
+
     @property
-    def keys(self) -> Tensor | None:  # type: ignore[override]  # transformers holds a tensor there
+    def keys(self) -> Tensor | None:
         """(B, H, T, D) of the tokens held: a view."""
         return None if self.keys_BHTD is None else self.keys_BHTD[:, :, : self.length]
 
     @keys.setter
     def keys(self, tensor: Tensor | None) -> None:
-        self.keys_BHTD = self._taken(self.keys_BHTD, tensor)
+        if tensor is None:
+            self.keys_BHTD = None
+        elif not _begins(self.keys_BHTD, tensor):
+            self._house(keys=_with_room(tensor, tensor.shape[-2]))
 
     @property
-    def values(self) -> Tensor | None:  # type: ignore[override]  # transformers holds a tensor there
+    def values(self) -> Tensor | None:
         """(B, H, T, D) of the tokens held: a view."""
         return None if self.values_BHTD is None else self.values_BHTD[:, :, : self.length]
 
     @values.setter
     def values(self, tensor: Tensor | None) -> None:
-        self.values_BHTD = self._taken(self.values_BHTD, tensor)
+        if tensor is None:
+            self.values_BHTD = None
+        elif not _begins(self.values_BHTD, tensor):
+            self._house(values=_with_room(tensor, tensor.shape[-2]))
         self.length = 0 if tensor is None else tensor.shape[-2]  # transformers sets keys, then values
 
-    def _taken(self, memory: Tensor | None, tensor: Tensor | None) -> Tensor | None:
-        """Memory that begins with `tensor`: the same where it is a prefix of it, as after a crop."""
-        if tensor is None:
-            return None
-        if memory is not None and tensor.data_ptr() == memory.data_ptr() and tensor.shape[0] == memory.shape[0]:
-            return memory
-        self.moves += 1
-        return _with_room(tensor, tensor.shape[-2])
+    def _house(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
+        """Takes new memory."""
+        self.keys_BHTD = self.keys_BHTD if keys is None else keys
+        self.values_BHTD = self.values_BHTD if values is None else values
+        memory = self.keys_BHTD if self.keys_BHTD is not None else self.values_BHTD
+        self.room = 0 if memory is None else memory.shape[2]
+        self.stamp = next(_stamps)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Memory for what comes first."""
@@ -84,13 +98,11 @@ class GrowingLayer(DynamicLayer):
         if self.keys_BHTD is None or self.values_BHTD is None:
             assert keys is not None
             assert values is not None
-            self.keys_BHTD, self.values_BHTD = _with_room(keys[:, :, :0], wanted), _with_room(values[:, :, :0], wanted)
-            self.moves += 1
+            self._house(_with_room(keys[:, :, :0], wanted), _with_room(values[:, :, :0], wanted))
         elif self.keys_BHTD.shape[2] < wanted:
             grown = max(wanted, self.length * 3 // 2)
-            self.keys_BHTD = _with_room(self.keys_BHTD[:, :, : self.length], grown)
-            self.values_BHTD = _with_room(self.values_BHTD[:, :, : self.length], grown)
-            self.moves += 1
+            keys_BHTD, values_BHTD = self.keys_BHTD[:, :, : self.length], self.values_BHTD[:, :, : self.length]
+            self._house(_with_room(keys_BHTD, grown), _with_room(values_BHTD, grown))
 
     def get_seq_length(self) -> int:
         """Tokens held."""
@@ -99,14 +111,26 @@ class GrowingLayer(DynamicLayer):
     def reset(self) -> None:
         """Forgets everything."""
         self.keys_BHTD = self.values_BHTD = None
-        self.length = 0
+        self.length = self.room = 0
+        self.stamp = next(_stamps)
         self.is_initialized = False
+
+
+def _begins(memory: Tensor | None, tensor: Tensor) -> bool:
+    """Whether `tensor` is the first tokens of `memory`, as after a crop."""
+    return (
+        memory is not None
+        and tensor.data_ptr() == memory.data_ptr()
+        and tensor.stride() == memory.stride()
+        and tensor.shape[:2] == memory.shape[:2]
+    )
 
 
 def _with_room(tensor: Tensor, tokens: int) -> Tensor:
     batch, heads, held, size = tensor.shape
     room = -(-(tokens + ROOM // 2) // ROOM) * ROOM
-    memory = tensor.new_empty(batch, heads, room, size)
+    with torch.inference_mode(False):  # memory that may be written outside of inference mode too
+        memory = torch.empty(batch, heads, room, size, dtype=tensor.dtype, device=tensor.device)
     memory[:, :, :held] = tensor
     return memory
 
@@ -134,11 +158,12 @@ def _grown(layer: Any) -> GrowingLayer:
         return new
     new.lazy_initialization(layer.keys, layer.values)
     held = layer.keys.shape[-2]  # fewer than `length` behind a window, whose older tokens nothing reads again
-    for name in ("keys", "values"):
-        old = getattr(layer, name)
+    memories = []
+    for old in (layer.keys, layer.values):
         memory = _with_room(old[:, :, :0], length)
         memory[:, :, : length - held] = 0
         memory[:, :, length - held : length] = old
-        setattr(new, f"{name}_BHTD", memory)
+        memories.append(memory)
+    new._house(*memories)
     new.length = length
     return new

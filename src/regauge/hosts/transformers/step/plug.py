@@ -8,52 +8,59 @@ token comes (the beginning of every text); the shapes of a call at every call.
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules import module as torch_module
 
 from regauge.anatomy.model import Anatomy
 from regauge.errors import FallbackWarning
 from regauge.hosts.transformers.columns import table_for
-from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.step.cache import GrowingLayer, adopt
-from regauge.hosts.transformers.step.program import Unservable, build, rotary_kinds, rotary_module, rotary_tables
+from regauge.hosts.transformers.step.inputs import Inputs, first_tokens
+from regauge.hosts.transformers.step.program import Unservable, build
 from regauge.kernels.cpu.library import available
 from regauge.kernels.cpu.step import MOST, Program
 
 SERVED = frozenset(("input_ids", "attention_mask", "position_ids", "past_key_values"))
 HARMLESS = {"use_cache": (True, None), "return_dict": (True, None), "logits_to_keep": (0, 1)}
-HARMLESS |= {"output_attentions": (False, None), "output_hidden_states": (False, None)}
-HARMLESS |= {"output_router_logits": (False, None)}
+HARMLESS |= dict.fromkeys(("output_attentions", "output_hidden_states", "output_router_logits"), (False, None))
 """Arguments that change nothing for one token while they have these values."""
 
 
 def plug(model: Any, anatomy: Anatomy) -> None:
     """Lets a loaded model decode natively. Changes `model.forward` alone; does nothing where it can never serve."""
-    step = table_for(model.config.model_type).step
-    if (
-        step is None
-        or not available()
-        or not model.can_generate()
-        or getattr(model, "regauge_window", None) is not None
-    ):
+    table = table_for(model.config.model_type).step
+    windowed = getattr(model, "regauge_window", None) is not None
+    if table is None or windowed or not model.can_generate() or not available():
         return
-    native = NativeStep(model, anatomy)
-    eager = model.forward
+    model.regauge_step = NativeStep(model, anatomy)
+    model.forward = Forward(model.forward, model.regauge_step)
 
-    @functools.wraps(eager)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            found = native.serve(args, kwargs)
-            if found is not None:
-                return found
-        return eager(*args, **kwargs)
 
-    model.forward = forward
-    model.regauge_step = native
+class Forward:
+    """A model's `forward` with the native step before it. A copied model's copy of it serves the copy.
+
+    Attributes:
+        __wrapped__: the model's own.
+    """
+
+    def __init__(self, eager: Any, native: NativeStep) -> None:
+        functools.update_wrapper(self, eager)
+        self._eager, self._native = eager, native
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self._eager(*args, **kwargs)
+        found = self._native.serve(args, kwargs)
+        if found is None:
+            found = self._eager(*args, **kwargs)
+            self._native.output = type(found)
+        return found
 
 
 class NativeStep:
@@ -62,17 +69,33 @@ class NativeStep:
     Attributes:
         program: what runs; None until the first text, and where it cannot.
         steps: tokens that went through it.
+        output: the class of what the model's own forward returns.
     """
 
     def __init__(self, model: Any, anatomy: Anatomy) -> None:
         self.model, self.anatomy = model, anatomy
-        self.program: Program | None = None
         self.steps = 0
-        self._signature: tuple[object, ...] | None = None
-        self._tables: list[tuple[Tensor, Tensor]] = []
+        self.output: Any = None
+        self._kinds = _kinds(model)
         self._said: set[str] = set()
-        self._cached: tuple[int, ...] = ()
-        self._starts: tuple[object, list[int]] = (None, [])
+        self._forget()
+
+    def _forget(self) -> None:
+        self.program: Program | None = None
+        self._inputs: Inputs | None = None
+        self._signature: object = None
+        self._stamps: list[int] = []
+        self._held: tuple[int, int, torch.dtype] = (0, 0, torch.float32)
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes with it: not the program, whose addresses are this model's."""
+        own = ("program", "_inputs", "_signature", "_stamps", "_held", "_lock")
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
 
     def serve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What `forward` returns for one new token a sequence, or None: let transformers compute."""
@@ -87,7 +110,7 @@ class NativeStep:
         for name, value in kwargs.items():
             if name not in SERVED and value is not None and not any(value is ok for ok in HARMLESS.get(name, ())):
                 return self._eager(f"the call has {name}={_short(value)}")
-        if self.program is None and not self._ready():
+        if self.model.training or (self.program is None and not self._ready()):
             return None
         layers = adopt(cache, self.anatomy.blocks)
         if layers is None:
@@ -95,99 +118,85 @@ class NativeStep:
         return self._step(ids, cache, layers, kwargs.get("attention_mask"), kwargs.get("position_ids"))
 
     def _step(self, ids: Tensor, cache: Any, layers: list[GrowingLayer], mask: Any, position_ids: Any) -> Any:
-        program, past, batch = self.program, layers[0].length, ids.shape[0]
-        assert program is not None
-        if batch > MOST or any(layer.length != past for layer in layers):
-            return self._eager(f"{batch} sequences at once, or layers of unequal length")
-        starts = self._first_tokens(mask, batch, past)
+        past, batch = layers[0].length, ids.shape[0]
+        if batch > MOST:
+            return self._eager(f"more than {MOST} sequences came at once")
+        if any([layer.length != past for layer in layers]):  # noqa: C419  # a generator takes twice as long
+            return self._eager("the layers of the cache hold unequal numbers of tokens")
+        starts = first_tokens(mask, batch, past)
         if starts is None:
             return self._eager("the attention mask is not one of padding on the left")
-        for layer in layers:
-            layer.reserve(1)
-        keys = [layer.keys_BHTD for layer in layers]
-        values = [layer.values_BHTD for layer in layers]
-        sizes = {None if held is None else held.shape for held in (*keys, *values)}
-        dtypes = {None if held is None else held.dtype for held in (*keys, *values)}
-        if len(sizes) > 1 or len(dtypes) > 1 or keys[0] is None or keys[0].shape[0] != batch:
-            return self._eager("the cache is of another shape than the model's")
-        addresses = tuple(held.data_ptr() for held in (*keys, *values) if held is not None)
-        if addresses != self._cached:
+        program, inputs = self.program, self._inputs
+        assert program is not None
+        assert inputs is not None
+        positions = inputs.positions(position_ids, mask, batch, past)
+        if positions is None:
+            return self._eager("the position_ids are not one position a sequence")
+        with self._lock:
+            if layers[0].room == past:
+                for layer in layers:
+                    layer.reserve(1)
+            stamps = [layer.stamp for layer in layers]
+            if stamps != self._stamps:
+                self._point(program, layers, stamps)
+            held, capacity, dtype = self._held
+            if held != batch:
+                return self._eager("the cache is of another shape than the model's, or than the tokens'")
+            tables = inputs.rotary(max(positions) + 1)
+            x_BH = inputs.embedded(ids, positions)
+            logits_BV = program(x_BH, positions, starts, tables, past, capacity, dtype)
+            for layer in layers:
+                layer.length += 1
+            self.steps += 1
+        return self._returned(logits_BV.unsqueeze(1), cache)
+
+    def _point(self, program: Program, layers: list[GrowingLayer], stamps: list[int]) -> None:
+        """Tells the program where the cache lies. A cache that it cannot read holds no sequence for it."""
+        keys, values = [layer.keys_BHTD for layer in layers], [layer.values_BHTD for layer in layers]
+        kinds = {None if held is None else (held.shape, held.dtype, held.device.type) for held in (*keys, *values)}
+        self._stamps, self._held = stamps, (0, 0, torch.float32)
+        if len(kinds) == 1 and keys[0] is not None and (keys[0].shape[1], keys[0].shape[3]) == program.cached:
             program.caches([k for k in keys if k is not None], [v for v in values if v is not None])
-            self._cached = addresses
-        positions = self._positions(position_ids, mask, batch, past)
-        x_BH = self._embedded(ids, positions)
-        tables = self._rotary(max(positions) + 1)
-        logits_BV = program(x_BH, positions, starts, tables, past, keys[0].shape[2], keys[0].dtype)
-        for layer in layers:
-            layer.length += 1
-        self.steps += 1
-        from transformers.modeling_outputs import CausalLMOutputWithPast
+            self._held = (keys[0].shape[0], keys[0].shape[2], keys[0].dtype)
 
-        return CausalLMOutputWithPast(logits=logits_BV.unsqueeze(1), past_key_values=cache)
+    def _returned(self, logits: Tensor, cache: Any) -> Any:
+        if not hasattr(self.output, "logits"):
+            from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    def _first_tokens(self, mask: Any, batch: int, past: int) -> list[int] | None:
-        """The first token of each sequence that counts; None where the mask says more than that."""
-        if mask is None:
-            return [0] * batch
-        if not isinstance(mask, Tensor) or mask.ndim != 2 or tuple(mask.shape) != (batch, past + 1):
-            return None
-        counted = mask.count_nonzero(1).tolist() if batch > 1 else [int(mask.count_nonzero())]
-        starts = [past + 1 - count for count in counted]
-        if any(start and bool(mask[row, :start].any()) for row, start in enumerate(starts)):
-            return None
-        return starts if all(start <= past for start in starts) else None
-
-    def _positions(self, position_ids: Any, mask: Any, batch: int, past: int) -> list[int]:
-        if position_ids is not None:
-            found = [int(position) for position in position_ids.reshape(-1).tolist()]
-            return found * batch if len(found) == 1 else found
-        table = table_for(self.model.config.model_type).step
-        if table is not None and table.positions_from and mask is not None:  # opt counts what the mask shows
-            return [int(count) - 1 for count in mask.count_nonzero(1).tolist()]
-        return [past] * batch
-
-    def _embedded(self, ids: Tensor, positions: list[int]) -> Tensor:
-        """(B, H), float32, by the model's own modules."""
-        x_BH: Tensor = self.model.get_input_embeddings()(ids)[:, 0].float()
-        step = table_for(self.model.config.model_type).step
-        if step is not None and step.positions:
-            rows = torch.tensor(positions) + step.positions_from
-            module = self.model.get_submodule(f"{body_prefix(self.model)}{step.positions}")
-            x_BH = (
-                x_BH + nn.Embedding.forward(module, rows).float()
-                if "matrix" not in module._modules
-                else (x_BH + module.matrix.take(rows).float())
-            )
-        return x_BH.contiguous()
-
-    def _rotary(self, rows: int) -> list[tuple[Tensor, Tensor]]:
-        step = table_for(self.model.config.model_type).step
-        if step is None or not step.rotary:
-            return []
-        if not self._tables or self._tables[0][0].shape[0] < rows:
-            room = max(256, 1 << (rows - 1).bit_length())
-            kinds = rotary_kinds(self.model.config, step)
-            self._tables = rotary_tables(rotary_module(self.model, step), kinds, room)
-        return self._tables
+            self.output = CausalLMOutputWithPast
+        found = self.output.__new__(self.output)  # its __init__ takes as long as a small model's step
+        found.logits, found.past_key_values = logits, cache
+        return found
 
     def _ready(self) -> bool:
         """Whether the program is the model as it now is; builds it anew where modules changed."""
-        if not torch.get_num_threads() or self.model.training:
+        if self.model.training:
             return False
         signature = _signature(self.model)
         if signature == self._signature:
             return self.program is not None
-        self._signature, self.program, self._cached = signature, None, ()
-        try:
-            if any(_hooked(module) for module in self.model.modules()):
-                raise Unservable("modules have hooks, which the step would not call")
-            step = table_for(self.model.config.model_type).step
-            if step is not None and step.rotary:
-                rotary_module(self.model, step)
-            self.program = build(self.model, self.anatomy)
-        except Unservable as why:
-            self._eager(str(why))
+        with self._lock:
+            self._signature, self.program, self._stamps = signature, None, []
+            try:
+                self._check()
+                table = table_for(self.model.config.model_type).step
+                assert table is not None
+                self._inputs = Inputs(self.model, table)
+                self.program = build(self.model, self.anatomy)
+            except Unservable as why:
+                self._eager(str(why))
         return self.program is not None
+
+    def _check(self) -> None:
+        """Everything that is called around the modules, and would not be by the step."""
+        config, kinds = self.model.config, _kinds(self.model)
+        if any(map(_hooked, self.model.modules())) or _hooked_everywhere():
+            raise Unservable("modules have hooks, which the step would not call")
+        if kinds != self._kinds:
+            changed = sorted(path for path in kinds.keys() | self._kinds if kinds.get(path) != self._kinds.get(path))
+            raise Unservable(f"{changed[0]} is not the module that was loaded")
+        if config.output_attentions or config.output_hidden_states or not config.return_dict:
+            raise Unservable("the config asks for attentions, hidden states or tuples")
 
     def _eager(self, why: str) -> None:
         """Says once that transformers computes, and why."""
@@ -198,16 +207,30 @@ class NativeStep:
             )
 
 
+def _kinds(model: Any) -> dict[str, type | None]:
+    """The class of every module below the top; None where its `forward` is not its class's."""
+    return {path: None if "forward" in vars(module) else type(module) for path, module in model.named_modules() if path}
+
+
 def _signature(model: Any) -> tuple[object, ...]:
-    """Changes whenever a module is replaced, a hook is set, or a full-precision tensor is."""
+    """Changes whenever a module is replaced or patched, a hook is set, or a tensor is."""
     modules = tuple(model.modules())
-    hooks = sum(_hooked(module) for module in modules)
-    tensors = tuple((tensor.data_ptr(), tensor._version) for tensor in model.parameters() if not tensor.is_meta)
-    return (tuple(map(id, modules)), hooks, tensors)
+    config, tensors = model.config, []
+    for module in modules:
+        for held in (*module._parameters.values(), *module._buffers.values()):
+            if held is not None and not held.is_meta:
+                tensors.append((held.data_ptr(), held._version if not held.is_inference() else 0))
+    hooks = [id(module) for module in modules if _hooked(module) or "forward" in vars(module)]
+    asked = config.output_attentions, config.output_hidden_states, config.return_dict
+    return (tuple(map(id, modules)), hooks, tensors, asked, _hooked_everywhere())
 
 
 def _hooked(module: Any) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _hooked_everywhere() -> bool:
+    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
 
 
 def _short(value: Any) -> str:

@@ -32,12 +32,15 @@ def stream(
         stop: ids that end the text, and are not given; None: the generation config's.
 
     Raises:
-        SettingError: the prompt is empty or of several sequences, or `max_new_tokens` is below 1.
+        SettingError: the prompt is empty, of several sequences, of ids that the model lacks or text without a
+            tokenizer; `max_new_tokens` is below 1; or the model makes no text. Before the first token.
     """
-    ids = _ids(model, prompt)
     if max_new_tokens < 1:
         raise SettingError(f"max_new_tokens={max_new_tokens} asks for nothing; give 1 or more")
-    return _loop(model, ids, max_new_tokens, choose or _largest, set(_ends(model) if stop is None else stop))
+    if not model.can_generate():
+        raise SettingError(f"{type(model).__name__} makes no text; load a causal language model")
+    ends = _ends(model) if stop is None else stop
+    return _loop(model, _ids(model, prompt), max_new_tokens, choose or _largest, frozenset(ends))
 
 
 def _largest(logits_V: Tensor) -> int:
@@ -45,7 +48,7 @@ def _largest(logits_V: Tensor) -> int:
 
 
 def _loop(
-    model: Any, ids: Tensor, max_new_tokens: int, choose: Callable[[Tensor], int], ends: set[int]
+    model: Any, ids: Tensor, max_new_tokens: int, choose: Callable[[Tensor], int], ends: frozenset[int]
 ) -> Iterator[int]:
     from transformers import DynamicCache
 
@@ -57,19 +60,26 @@ def _loop(
         if token in ends:
             return
         yield token
-        ids = torch.tensor([[token]])
+        ids = torch.tensor([[token]], device=ids.device)
 
 
 def _ids(model: Any, prompt: str | Sequence[int] | Tensor) -> Tensor:
     if isinstance(prompt, str):
         from transformers import AutoTokenizer
 
-        prompt = AutoTokenizer.from_pretrained(model.config._name_or_path)(prompt).input_ids
-    ids = torch.as_tensor(prompt, dtype=torch.long)
+        folder = model.config._name_or_path
+        try:
+            prompt = AutoTokenizer.from_pretrained(folder, local_files_only=True)(prompt).input_ids
+        except (OSError, ValueError) as error:
+            raise SettingError(f"{folder} has no tokenizer that can be read; give token ids as the prompt") from error
+    ids = torch.as_tensor(prompt)
     ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
     if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
         raise SettingError(f"a prompt is one sequence of at least one token, not ids of shape {list(ids.shape)}")
-    return ids
+    rows = model.get_input_embeddings().num_embeddings
+    if ids.is_floating_point() or int(ids.min()) < 0 or int(ids.max()) >= rows:
+        raise SettingError(f"the ids of a prompt are integers from 0 to {rows - 1}, as the model's vocabulary is")
+    return ids.long().to(model.device)
 
 
 def _ends(model: Any) -> Sequence[int]:

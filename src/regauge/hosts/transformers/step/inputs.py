@@ -1,0 +1,96 @@
+"""What the native step reads besides weights and cache: embedded tokens, positions, rotary tables, padding.
+
+Legend: B sequences, T tokens so far, H channels of the residual.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regauge.hosts.transformers.columns import Step
+from regauge.hosts.transformers.packed.modules import PackedLookup
+from regauge.hosts.transformers.skeleton import body_prefix
+from regauge.hosts.transformers.step.program import rotary_kinds, rotary_module, rotary_tables
+from regauge.kernels.cpu.matrix import decode_of
+
+ROWS = 256
+"""Least rows of a rotary table; it doubles as texts grow."""
+
+
+class Inputs:
+    """The model's own embeddings and rotary embedding, found once.
+
+    Raises:
+        Unservable: rotary embeddings change with the length of the text.
+    """
+
+    def __init__(self, model: Any, table: Step) -> None:
+        self._table = table
+        self._embed = model.get_input_embeddings()
+        self._places = (
+            model.get_submodule(f"{body_prefix(model)}{table.positions}") if table.positions is not None else None
+        )
+        self._rotary = None if table.rotary is None else rotary_module(model, table)
+        self._kinds = rotary_kinds(model.config, table)
+        self._tables: list[tuple[Tensor, Tensor]] = []
+
+    def embedded(self, ids: Tensor, positions: list[int]) -> Tensor:
+        """(B, H), float32, contiguous, by the model's own modules."""
+        x_BH = _looked_up(self._embed, ids)
+        if self._places is not None:
+            rows = torch.tensor(positions) + self._table.positions_from
+            if "matrix" in self._places._modules:
+                x_BH = x_BH + self._places.matrix.take(rows).float()
+            else:
+                x_BH = x_BH + nn.functional.embedding(rows, self._places.weight).float()
+        return x_BH.contiguous()
+
+    def positions(self, position_ids: Any, mask: Tensor | None, batch: int, past: int) -> list[int] | None:
+        """The position of each sequence's new token, as the model's own code takes it; None where it is no row of a
+        table."""
+        if position_ids is not None:
+            if position_ids.ndim != 2 or position_ids.shape[1] != 1:
+                return None
+            found: list[int] = position_ids.view(-1).tolist()
+            if len(found) == 1:
+                found = found * batch
+            return found if len(found) == batch and min(found) >= 0 else None
+        if self._table.positions_from and mask is not None:  # opt counts what the mask shows
+            return [int(count) - 1 for count in mask.count_nonzero(1).tolist()]
+        return [past] * batch
+
+    def rotary(self, rows: int) -> list[tuple[Tensor, Tensor]]:
+        """(cosines, sines) of each kind, of at least so many positions: the same list while it suffices."""
+        if self._rotary is not None and (not self._tables or self._tables[0][0].shape[0] < rows):
+            self._tables = rotary_tables(self._rotary, self._kinds, max(ROWS, 1 << (rows - 1).bit_length()))
+        return self._tables
+
+
+def _looked_up(module: Any, ids: Tensor) -> Tensor:
+    """(B, H), float32; a plain packed table is read past torch's dispatcher, which takes longer than the reading."""
+    if type(module) is PackedLookup:
+        matrix, native = module.matrix, module.matrix.native
+        if native is not None and matrix.left_OR is None and ids.dtype == torch.long:
+            return decode_of(native.struct, 0, ids.shape[0], ids.reshape(-1).contiguous(), matrix.dtype).float()
+    return module(ids)[:, 0].float()  # type: ignore[no-any-return]  # a module
+
+
+def first_tokens(mask: Any, batch: int, past: int) -> list[int] | None:
+    """The first token of each sequence that counts; None where the mask says more than padding on the left.
+
+    Args:
+        mask: (B, T) with T = past + 1, or None: all count.
+    """
+    if mask is None:
+        return [0] * batch
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape != (batch, past + 1):
+        return None
+    if batch == 1 and int(mask.count_nonzero()) == past + 1:
+        return [0]
+    shown_BT = (mask != 0).view(torch.uint8)
+    starts: list[int] = shown_BT.argmax(1).tolist()
+    counted: list[int] = shown_BT.count_nonzero(1).tolist()
+    return starts if all(start + count == past + 1 for start, count in zip(starts, counted, strict=True)) else None
