@@ -5,20 +5,36 @@
 
 namespace {
 
-// Planes of a code, lowest first: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1. A plane of p bits packs 8 / p steps
-// into 64 bytes; a block holds as many steps as its narrowest plane.
+// Planes of a code, lowest first: 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1. A plane of p bits packs 8 / p steps into 64
+// bytes; a block holds as many steps as its narrowest plane. Three bits lie otherwise, so that most codes come out by a
+// mask alone: bytes A, B, C hold codes 0 1, 2 3 and 4 5 in their low six bits; the top two of A and of B are the low
+// bits of codes 6 and 7, whose high bits are the top two of C.
 constexpr int block_steps(int bits) { return bits & 1 ? 8 : bits & 2 ? 4 : bits & 4 ? 2 : 1; }
 constexpr int unit_of(int bits) { return 4 * block_steps(bits); }  // inputs a block
 constexpr int block_bytes(int bits) { return block_steps(bits) * STEP * bits / 8; }
 
-// f(i, codes of step i) for every step of a block; i is a constant once inlined.
-template <int B, int I, class F>
+// By how many bits a code may stay shifted left, in a product that puts it right at the end of a group.
+template <int B>
+constexpr int raised(int i) {
+  return B == 4 ? i % 2 * 4 : B == 2 ? i % 4 * 2 : B == 1 ? i : B == 3 && i < 6 ? i % 2 * 3 : 0;
+}
+
+// f(i, codes of step i) for every step of a block; i is a constant once inlined. RAISED: codes come shifted left.
+template <int B, bool RAISED, int I, class F>
 RG_INLINE void step_of(const uint8_t *block, F &&f) {
   if constexpr (I < block_steps(B)) {
     constexpr int STEPS = block_steps(B);
+    constexpr int UP = RAISED ? raised<B>(I) : 0;
     Bytes code;
     if constexpr (B == 8) {
       code = load_bytes(block);
+    } else if constexpr (RAISED && B != 3) {
+      code = load_bytes(block) & set_bytes(((1 << B) - 1) << UP);
+    } else if constexpr (B == 3 && I < 6) {
+      code = shifted<I % 2 * 3 - UP>(load_bytes(block + I / 2 * STEP)) & set_bytes(7 << UP);
+    } else if constexpr (B == 3) {
+      const Bytes low = shifted<6>(load_bytes(block + (I - 6) * STEP)) & set_bytes(3);
+      code = low | (shifted<I - 2>(load_bytes(block + 2 * STEP)) & set_bytes(4));
     } else {
       const uint8_t *at = block;
       bool first = true;
@@ -43,13 +59,13 @@ RG_INLINE void step_of(const uint8_t *block, F &&f) {
       }
     }
     f(I, code);
-    step_of<B, I + 1>(block, f);
+    step_of<B, RAISED, I + 1>(block, f);
   }
 }
 
-template <int B, class F>
+template <int B, bool RAISED = false, class F>
 RG_INLINE void each_step(const uint8_t *block, F &&f) {
-  step_of<B, 0>(block, f);
+  step_of<B, RAISED, 0>(block, f);
 }
 
 // One code into a block that is zero there: the inverse of the above. `place` = byte in the step.
@@ -57,6 +73,15 @@ inline void put_code(uint8_t *block, int bits, int step, int place, unsigned cod
   const int steps = block_steps(bits);
   if (bits == 8) {
     block[place] = static_cast<uint8_t>(code);
+    return;
+  }
+  if (bits == 3) {
+    if (step < 6) {
+      block[step / 2 * STEP + place] |= static_cast<uint8_t>(code << (step % 2 * 3));
+    } else {
+      block[(step - 6) * STEP + place] |= static_cast<uint8_t>((code & 3u) << 6);
+      block[2 * STEP + place] |= static_cast<uint8_t>((code >> 2) << step);
+    }
     return;
   }
   if (bits & 4) {
@@ -70,6 +95,21 @@ inline void put_code(uint8_t *block, int bits, int step, int place, unsigned cod
     code >>= 2;
   }
   if (bits & 1) block[place] |= static_cast<uint8_t>((code & 1u) << step);
+}
+
+// The inverse: one code of a block.
+inline unsigned get_code(const uint8_t *block, int bits, int step, int place) {
+  const int steps = block_steps(bits);
+  if (bits == 8) return block[place];
+  if (bits == 3) {
+    if (step < 6) return (block[step / 2 * STEP + place] >> (step % 2 * 3)) & 7u;
+    return block[(step - 6) * STEP + place] >> 6 | (block[2 * STEP + place] >> step & 1u) << 2;
+  }
+  unsigned code = 0, up = 0;
+  if (bits & 4) code = (block[step / 2 * STEP + place] >> (step % 2 * 4)) & 15u, block += steps / 2 * STEP, up = 4;
+  if (bits & 2) code |= ((block[step / 4 * STEP + place] >> (step % 4 * 2)) & 3u) << up, block += steps / 4 * STEP, up += 2;
+  if (bits & 1) code |= ((block[place] >> step) & 1u) << up;
+  return code;
 }
 
 constexpr int step_bytes(int kind) {
@@ -107,9 +147,41 @@ RG_INLINE Floats load_steps(const uint8_t *p, int kind) {
   }
 }
 
-// The 16 zero points of a group: `bits` bits each, dense.
+// Where the 16 dense codes of a group's zero points lie, for shuffles that take two bytes into each 32-bit lane.
+struct ZeroPlaces {
+  alignas(64) uint8_t bytes[9][64];
+  alignas(64) int32_t shifts[9][PANEL];
+  constexpr ZeroPlaces() : bytes{}, shifts{} {
+    for (int bits = 1; bits < 8; ++bits)
+      for (int r = 0; r < PANEL; ++r) {
+        const int at = r * bits;
+        bytes[bits][4 * r] = static_cast<uint8_t>(at / 8);
+        bytes[bits][4 * r + 1] = static_cast<uint8_t>(at / 8 + 1);
+        bytes[bits][4 * r + 2] = bytes[bits][4 * r + 3] = 0x80;  // a zero
+        shifts[bits][r] = at % 8;
+      }
+  }
+};
+alignas(64) constexpr ZeroPlaces ZERO_PLACES;
+
+// The 16 zero points of a group: `bits` bits each, dense. Reads 16 bytes; codes follow.
 RG_INLINE Floats load_zeros(const uint8_t *p, int bits) {
   if (bits == 8) return to_floats(load_byte_ints(p));
+#if defined(RG_WIDE)
+  const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+  const __m512i two = _mm512_shuffle_epi8(all, _mm512_load_si512(ZERO_PLACES.bytes[bits]));
+  const __m512i low = _mm512_srlv_epi32(two, _mm512_load_si512(ZERO_PLACES.shifts[bits]));
+  return to_floats(Ints{_mm512_and_si512(low, _mm512_set1_epi32((1 << bits) - 1))});
+#elif defined(__AVX2__)
+  const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+  Ints zeros;
+  for (int i = 0; i < PARTS; ++i) {
+    const __m256i two = _mm256_shuffle_epi8(all, _mm256_load_si256(reinterpret_cast<const __m256i *>(ZERO_PLACES.bytes[bits]) + i));
+    const __m256i low = _mm256_srlv_epi32(two, _mm256_load_si256(reinterpret_cast<const __m256i *>(ZERO_PLACES.shifts[bits]) + i));
+    zeros.v[i] = (NativeInts)_mm256_and_si256(low, _mm256_set1_epi32((1 << bits) - 1));
+  }
+  return to_floats(zeros);
+#else
   uint8_t spread[PANEL];
   uint64_t low = 0, high = 0;  // 8 codes are `bits` bytes
   std::memcpy(&low, p, static_cast<size_t>(bits));
@@ -120,6 +192,7 @@ RG_INLINE Floats load_zeros(const uint8_t *p, int bits) {
     spread[8 + i] = static_cast<uint8_t>((high >> (i * bits)) & mask);
   }
   return to_floats(load_byte_ints(spread));
+#endif
 }
 
 }  // namespace

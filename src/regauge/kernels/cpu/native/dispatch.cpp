@@ -156,14 +156,7 @@ int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads) {
         const int left = m->columns - g * m->group, count = left < m->group ? left : m->group;
         for (int i = 0; i < count; ++i) {
           const uint8_t *block = at + l.steps_bytes + l.zeros_bytes + i / unit * block_bytes(m->bits);
-          const int place = r * 4 + i % 4, step = i % unit / 4, steps = block_steps(m->bits);
-          unsigned code = 0, up = 0;
-          if (m->bits == 8) code = block[place];
-          else {
-            if (m->bits & 4) code |= (block[step / 2 * STEP + place] >> (step % 2 * 4)) & 15u, block += steps / 2 * STEP, up += 4;
-            if (m->bits & 2) code |= ((block[step / 4 * STEP + place] >> (step % 4 * 2)) & 3u) << up, block += steps / 4 * STEP, up += 2;
-            if (m->bits & 1) code |= ((block[place] >> step) & 1u) << up;
-          }
+          const unsigned code = get_code(block, m->bits, i % unit / 4, r * 4 + i % 4);
           codes[static_cast<size_t>(start) * m->columns + static_cast<size_t>(g) * m->group + i] = static_cast<uint8_t>(code);
         }
       }

@@ -10,6 +10,11 @@
 
 namespace {
 
+#if defined(__AVX512VNNI__)
+constexpr bool UNSHIFTED = true;
+#else
+constexpr bool UNSHIFTED = false;  // sums of two products of 16 bits, or signed bytes: codes must stay small
+#endif
 constexpr int FEW = 4;  // tokens that share one reading of the weights
 
 // One token, rounded. Arrays have `padded` bytes and `groups` entries.
@@ -155,7 +160,12 @@ template <int B, int MR, bool TWO, int TABLE>
 inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTable *table, const uint8_t *panel,
                           const Rounded *x, Floats (&out)[MR]) {
   // Sums side by side: a dot product takes four cycles and two can start in each, so one sum alone would wait for itself.
-  constexpr int CHAINS = TABLE > 1 ? 1 : 4 / MR;
+  // With a product of unsigned bytes that cannot overflow, codes of one token stay where they lie in their bytes, and
+  // each place has sums of its own, which are shifted down once a group.
+  constexpr bool RAISED = UNSHIFTED && MR == 1 && TABLE == 0 && B <= 4;
+  constexpr int PLACES = !RAISED ? 1 : B == 3 ? 2 : 8 / B;
+  constexpr int WANTED = TABLE > 1 ? 1 : TWO ? 2 / MR : 4 / MR;  // 16-bit activations bring two sums of their own
+  constexpr int CHAINS = WANTED < PLACES ? PLACES : WANTED < 1 ? 1 : WANTED;
   constexpr int UNROLLED = block_steps(B) < CHAINS ? CHAINS / block_steps(B) : 1;
   constexpr bool SMALL = B < 8 && TABLE == 0;
   ByteTable high_table{}, low_table{};
@@ -174,9 +184,9 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
       top_high[r] = top_low[r] = zero_ints();
     }
     const auto block = [&](auto first) __attribute__((always_inline)) {
-      each_step<B>(codes, [&](int i, Bytes code) __attribute__((always_inline)) {
+      each_step<B, RAISED>(codes, [&](int i, Bytes code) __attribute__((always_inline)) {
         const Bytes lower = TABLE ? look_up(low_table, code) : code;
-        const int c = (first.value + i) % CHAINS;
+        const int c = RAISED && B == 3 ? (raised<B>(i) ? CHAINS / 2 : 0) + i / 2 % (CHAINS / 2) : (first.value + i) % CHAINS;
         for (int r = 0; r < MR; ++r) {
           high[r][c] = dot4<SMALL>(high[r][c], lower, x[r].high + word + i);
           if constexpr (TWO) low[r][c] = dot4<SMALL>(low[r][c], lower, x[r].low + word + i);
@@ -201,8 +211,9 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
     if (m.zero) zeros = load_zeros(panel + l.steps_bytes, B);
     for (int r = 0; r < MR; ++r) {
       for (int c = 1; c < CHAINS; ++c) {
-        high[r][0] = high[r][0] + high[r][c];
-        if constexpr (TWO) low[r][0] = low[r][0] + low[r][c];
+        const int up = !RAISED ? 0 : B == 3 ? c / (CHAINS / 2) * 3 : raised<B>(c % PLACES);
+        high[r][0] = high[r][0] + (up ? shifted_right(high[r][c], up) : high[r][c]);
+        if constexpr (TWO) low[r][0] = low[r][0] + (up ? shifted_right(low[r][c], up) : low[r][c]);
       }
       Floats whole = to_floats(high[r][0]);
       if constexpr (TABLE > 1) whole = fma(set_floats(256.0f), to_floats(top_high[r]), whole);
