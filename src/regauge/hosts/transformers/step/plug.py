@@ -30,6 +30,8 @@ SERVED = frozenset(("input_ids", "attention_mask", "position_ids", "past_key_val
 HARMLESS = {"use_cache": (True, None), "return_dict": (True, None), "logits_to_keep": (0, 1)}
 HARMLESS |= dict.fromkeys(("output_attentions", "output_hidden_states", "output_router_logits"), (False, None))
 """Arguments that change nothing for one token while they have these values."""
+COLLECTING = "transformers.utils.output_capturing"
+"""Its hooks stay where they were once wanted."""
 
 
 def plug(model: Any, anatomy: Anatomy) -> None:
@@ -226,7 +228,11 @@ def _signature(model: Any) -> tuple[object, ...]:
 
 
 def _hooked(module: Any) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether it has hooks, but for those by which transformers collects attentions and states when it is asked to."""
+    if not module._forward_hooks and not module._forward_pre_hooks:
+        return False
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(getattr(hook, "__module__", None) != COLLECTING for hook in hooks)
 
 
 def _hooked_everywhere() -> bool:
