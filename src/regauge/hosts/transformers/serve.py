@@ -1,0 +1,62 @@
+"""`transformers serve` for artifacts: transformers' own server and flags, with `rg.load` behind them.
+
+    python -m regauge.hosts.transformers.serve OUT --port 8000
+
+Everything is `transformers serve`'s (OpenAI's endpoints, streaming, `--help`); its packages are wanted
+(`pip install transformers[serving]`). Models that are no artifacts load as they always do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from regauge.errors import SettingError
+from regauge.hosts.transformers.hub import model_folder
+from regauge.hosts.transformers.loader import load
+from regauge.hosts.transformers.wire.base import COMPRESSED_TENSORS, REGAUGE
+
+
+@contextmanager
+def packed_models() -> Iterator[None]:
+    """Within, transformers' server loads artifacts packed; afterwards it is as it was."""
+    from transformers.cli.serving.model_manager import ModelManager
+
+    stock = ModelManager._load_model
+
+    def load_model(self: Any, model_id_and_revision: str, **rest: Any) -> Any:
+        from transformers import AutoConfig
+
+        name, revision = model_id_and_revision.rsplit("@", 1)
+        quantisation = getattr(AutoConfig.from_pretrained(name, revision=revision), "quantization_config", None) or {}
+        if quantisation.get("quant_method") not in (REGAUGE, COMPRESSED_TENSORS):
+            return stock(self, model_id_and_revision, **rest)
+        if self.quantization is not None:
+            raise SettingError(f"{name} is quantised; leave --quantization {self.quantization} out")
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else str(self.device)
+        folder = model_folder(name, revision)
+        return load(folder, device, self.dtype if isinstance(self.dtype, torch.dtype) else None)
+
+    ModelManager._load_model = load_model
+    try:
+        yield
+    finally:
+        ModelManager._load_model = stock
+
+
+def main() -> None:
+    """The command line of `transformers serve`."""
+    import typer
+    from transformers.cli.serve import Serve
+
+    app = typer.Typer(add_completion=False)
+    app.command()(Serve)
+    with packed_models():
+        app()
+
+
+if __name__ == "__main__":
+    main()
