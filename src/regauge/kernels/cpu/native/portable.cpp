@@ -1,2 +1,3 @@
+#define RG_LEAN 1
 #define RG_LEVEL portable
 #include "level.h"
