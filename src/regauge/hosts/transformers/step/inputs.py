@@ -14,7 +14,7 @@ from regauge.hosts.transformers.columns import Step
 from regauge.hosts.transformers.packed.modules import PackedLookup
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.step.program import rotary_kinds, rotary_module, rotary_tables
-from regauge.kernels.cpu.matrix import decode_of
+from regauge.kernels.cpu.matrix import Matrix, decode_of
 
 ROWS = 256
 """Least rows of a rotary table; it doubles as texts grow."""
@@ -30,6 +30,7 @@ class Inputs:
     def __init__(self, model: Any, table: Step) -> None:
         self._table = table
         self._embed = model.get_input_embeddings()
+        self._packed = _packed(self._embed)
         self._places = (
             model.get_submodule(f"{body_prefix(model)}{table.positions}") if table.positions is not None else None
         )
@@ -39,7 +40,11 @@ class Inputs:
 
     def embedded(self, ids: Tensor, positions: list[int]) -> Tensor:
         """(B, H), float32, contiguous, by the model's own modules."""
-        x_BH = _looked_up(self._embed, ids)
+        if self._packed is not None and ids.dtype == torch.long:  # past torch's dispatcher, which takes longer than it
+            found, dtype = self._packed
+            x_BH = decode_of(found.struct, 0, ids.shape[0], ids.reshape(-1).contiguous(), dtype).float()
+        else:
+            x_BH = self._embed(ids)[:, 0].float()
         if self._places is not None:
             rows = torch.tensor(positions) + self._table.positions_from
             if "matrix" in self._places._modules:
@@ -69,13 +74,12 @@ class Inputs:
         return self._tables
 
 
-def _looked_up(module: Any, ids: Tensor) -> Tensor:
-    """(B, H), float32; a plain packed table is read past torch's dispatcher, which takes longer than the reading."""
-    if type(module) is PackedLookup:
-        matrix, native = module.matrix, module.matrix.native
-        if native is not None and matrix.left_OR is None and ids.dtype == torch.long:
-            return decode_of(native.struct, 0, ids.shape[0], ids.reshape(-1).contiguous(), matrix.dtype).float()
-    return module(ids)[:, 0].float()  # type: ignore[no-any-return]  # a module
+def _packed(module: Any) -> tuple[Matrix, torch.dtype] | None:
+    """The table of a plain packed embedding, and the dtype of what it gives."""
+    if type(module) is not PackedLookup or module.matrix.left_OR is not None:
+        return None
+    native = module.matrix.native
+    return None if native is None else (native, module.matrix.dtype)
 
 
 def first_tokens(mask: Any, batch: int, past: int) -> list[int] | None:

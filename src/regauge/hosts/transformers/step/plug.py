@@ -167,7 +167,7 @@ class NativeStep:
 
             self.output = CausalLMOutputWithPast
         found = self.output.__new__(self.output)  # its __init__ takes as long as a small model's step
-        found.logits, found.past_key_values = logits, cache
+        found["logits"], found["past_key_values"] = logits, cache  # which sets the attributes too
         return found
 
     def _ready(self) -> bool:
