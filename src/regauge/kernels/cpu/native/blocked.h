@@ -84,6 +84,7 @@ inline void round_into_tile(const float *x, const int8_t *ready, float ready_ste
 }
 
 inline int gemm(const rg_matrix *given, const void *x, const int8_t *xq, const float *token_steps, void *y, int64_t tokens, int dtype, int threads) {
+  threads = worth(threads, static_cast<size_t>(given->rows) * given->columns * static_cast<size_t>(tokens) / 256);
   rg_matrix m = *given;
   const Layout stored(m);
   Layout l = stored;

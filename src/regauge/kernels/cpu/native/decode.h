@@ -62,6 +62,7 @@ inline int decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t
   float values[256];
   value_table(*m, values);
   if (stop <= start) return 0;
+  threads = worth(threads, static_cast<size_t>(stop - start) * m->columns / 4);
   rg::Share share;
   // A piece is one row by number, or what is wanted of one panel.
   const int64_t first_panel = start / PANEL, pieces = index ? stop - start : (stop - 1) / PANEL - first_panel + 1;
@@ -116,6 +117,7 @@ inline void integer_panel(const rg_matrix &m, const Layout &l, const uint8_t *pa
 
 inline int integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads) {
   const Layout l(*m);
+  threads = worth(threads, l.panel * static_cast<size_t>(l.panels));
   const int64_t top = static_cast<int64_t>(l.padded) * ((1 << m->bits) - 1) * 128;
   if (m->value != RG_INT || top > INT32_MAX / 2) return 1;
   uint8_t *memory = scratch(static_cast<size_t>(l.padded) + 128);

@@ -56,7 +56,7 @@ bool sound(const rg_matrix *m) {
 
 extern "C" {
 
-int rg_abi(void) { return 1; }
+int rg_abi(void) { return 2; }
 const char *rg_level(void) { return level().name; }
 
 int rg_set_level(const char *name) {

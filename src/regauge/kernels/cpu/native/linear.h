@@ -228,8 +228,15 @@ inline int64_t panels_at_once(const Layout &l, int threads) {
   return by_bytes < even ? by_bytes : even > 0 ? even : 1;
 }
 
+// As many threads as have some 32 KB each to read: waking one costs as much.
+inline int worth(int threads, size_t bytes) {
+  const size_t most = bytes / 32768 + 1;
+  return most < static_cast<size_t>(threads) ? static_cast<int>(most) : threads;
+}
+
 inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dtype, int activations, int threads) {
   const Ready a(*m, activations);
+  threads = worth(threads, a.l.panel * static_cast<size_t>(a.l.panels));
   const size_t each = inputs_bytes(a.l), row = (static_cast<size_t>(m->columns) * 4 + 127) / 64 * 64;
   uint8_t *memory = scratch(FEW * each + FEW * row + 64);
   if (!memory) return 1;

@@ -48,10 +48,17 @@ inline Rounded round_token(const float *x, int columns, int group, const Layout 
     const int begin = g * group, count = columns - begin < group ? columns - begin : group;
     const float *part = x + begin;
     int i = 0;
-    Floats top = zero_floats();
-    for (; i + PANEL <= count; i += PANEL) top = maximum(top, absolute(load_floats(part + i)));
-    float reach = largest(top);
-    for (int k = i; k < count; ++k) reach = std::fabs(part[k]) > reach ? std::fabs(part[k]) : reach;
+    Floats top = zero_floats(), none = zero_floats();  // `none` stays 0, or is NaN where an input is none or infinite
+    for (; i + PANEL <= count; i += PANEL) {
+      const Floats some = load_floats(part + i);
+      top = maximum(top, absolute(some));
+      none = fma(some, zero_floats(), none);
+    }
+    float reach = largest(top), nothing = total(none);
+    for (int k = i; k < count; ++k) {
+      reach = std::fabs(part[k]) > reach ? std::fabs(part[k]) : reach;
+      nothing += part[k] * 0.0f;
+    }
     // A group so small that its inverse step overflows counts as zeros.
     const float inverse = reach > 1e-30f ? TOP / reach : 0.0f;
     const Floats by = set_floats(inverse);
@@ -72,7 +79,8 @@ inline Rounded round_token(const float *x, int columns, int group, const Layout 
       }
     }
     for (; i < group; ++i) {
-      const int32_t q = i < count ? static_cast<int32_t>(std::nearbyint(part[i] * inverse)) : 0;
+      const float z = i < count ? std::nearbyint(part[i] * inverse) : 0;
+      const int32_t q = std::fabs(z) <= TOP ? static_cast<int32_t>(z) : 0;  // not so: none, or infinite
       const int32_t h = TWO ? (q + 128) >> 8 : q;
       high[begin + i] = static_cast<int8_t>(h);
       tail_high += h;
@@ -83,7 +91,7 @@ inline Rounded round_token(const float *x, int columns, int group, const Layout 
     }
     sum_high[g] = total(highs) + tail_high;
     sum_low[g] = total(lows) + tail_low;
-    step[g] = reach > 1e-30f ? reach / TOP : 0.0f;
+    step[g] = (reach > 1e-30f ? reach / TOP : 0.0f) + nothing;
     sum[g] = (TWO ? 256.0f : 1.0f) * static_cast<float>(sum_high[g]) + static_cast<float>(sum_low[g]);
   }
   return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum};
@@ -97,20 +105,23 @@ inline Rounded round_whole_token(const float *x, int columns, int group, int bit
   at += (l.padded + 63) / 64 * 64;
   int32_t *sums = reinterpret_cast<int32_t *>(at), *none = sums + l.groups;
   float *step = reinterpret_cast<float *>(none + l.groups), *sum = step + l.groups;
-  float reach = 0;
-  for (int i = 0; i < columns; ++i) reach = std::fabs(x[i]) > reach ? std::fabs(x[i]) : reach;
+  float reach = 0, nothing = 0;
+  for (int i = 0; i < columns; ++i) {
+    reach = std::fabs(x[i]) > reach ? std::fabs(x[i]) : reach;
+    nothing += x[i] * 0.0f;
+  }
   const float low = -std::ldexp(1.0f, bits - 1), high = -low - 1, least = 1.2930e-26f;
   const float own = reach / ((high - low) / 2), scale = own > least ? own : least;
   for (int i = 0; i < l.padded; ++i) {
     const float z = i < columns ? std::nearbyint(x[i] / scale) : 0;
-    whole[i] = static_cast<int8_t>(z < low ? low : z > high ? high : z);
+    whole[i] = static_cast<int8_t>(z > high ? high : z >= low ? z : low);
   }
   for (int g = 0; g < l.groups; ++g) {
     int32_t all = 0;
     for (int i = 0; i < group; ++i) all += whole[g * group + i];
     sums[g] = all;
     none[g] = 0;
-    step[g] = scale;
+    step[g] = scale + nothing;
     sum[g] = static_cast<float>(all);
   }
   return {reinterpret_cast<const int32_t *>(whole), reinterpret_cast<const int32_t *>(whole), sums, none, step, sum};

@@ -59,7 +59,8 @@ inline Inputs alone(const Inputs &in, int slot) {
 struct Stepper {
   const rg_program &p;
   const rg_call &c;
-  const int threads;
+  int threads;
+  size_t weights = 0;
   int ffn = 0, widest = 0, pairs = 1, heads_width = 0, kv_width = 0, experts = 0;
   size_t prepared_bytes = 0, private_bytes = 0;
   float *q = nullptr, *k = nullptr, *v = nullptr, *mixed = nullptr, *first = nullptr, *hidden = nullptr, *second = nullptr, *routed = nullptr;
@@ -77,7 +78,9 @@ struct Stepper {
     const auto site = [&](const rg_site &s, int columns) {
       if (!s.matrix.rows) return true;
       if (s.matrix.columns != columns) return false;
-      const size_t each = (inputs_bytes(Layout(s.matrix)) + 63) / 64 * 64;
+      const Layout l(s.matrix);
+      weights += s.matrix.value == RG_FULL ? static_cast<size_t>(s.matrix.rows) * s.matrix.columns * 2 : l.panel * static_cast<size_t>(l.panels);
+      const size_t each = (inputs_bytes(l) + 63) / 64 * 64;
       most = each > most ? each : most;
       return true;
     };
@@ -390,6 +393,7 @@ struct Stepper {
 inline int step(const rg_program *program, const rg_call *call, int threads) {
   Stepper s(*program, *call, threads);
   if (!s.measure()) return 2;
+  s.threads = threads = worth(threads, s.weights / (8 * static_cast<size_t>(program->block_count) + 1));
   const size_t count = static_cast<size_t>(program->block_count) * Stepper::SHARES + 2;
   const size_t floats = s.shared_floats() * 4 + 1024;
   uint8_t *memory = scratch<1>(floats + count * sizeof(rg::Share) + 128);
