@@ -127,7 +127,7 @@ int rg_pack(const rg_matrix *m, const uint8_t *codes, const void *steps, const u
           const int64_t row = start * PANEL + r;
           if (row >= m->rows) break;
           const size_t entry = static_cast<size_t>(row) * l.groups + g;
-          std::memcpy(at + r * size, static_cast<const uint8_t *>(steps) + entry * size, static_cast<size_t>(size));
+          if (size) std::memcpy(at + r * size, static_cast<const uint8_t *>(steps) + entry * size, static_cast<size_t>(size));
           for (int bit = 0; m->zero && bit < m->bits; ++bit)
             if (zeros[entry] >> bit & 1) at[l.steps_bytes + (r * m->bits + bit) / 8] |= static_cast<uint8_t>(1 << ((r * m->bits + bit) % 8));
           const uint8_t *from = codes + static_cast<size_t>(row) * m->columns + static_cast<size_t>(g) * m->group;

@@ -25,6 +25,7 @@ inline void panel_floats(const rg_matrix &m, const Layout &l, const float *table
   const Ints size_mask = set_ints((1 << (B - 1)) - 1), sign_mask = set_ints(1 << (B - 1));
   const Floats offset = set_floats(static_cast<float>(m.offset));
   const int up = 23 - m.mantissa;
+  const Floats up_again = set_floats(std::ldexp(1.0f, 127 - m.bias));  // before any sum: down there floats lose their bits
   for (int r = 0; r < MR; ++r) out[r] = zero_floats();
   int at = 0;
   for (int g = 0; g < l.groups; ++g) {
@@ -38,7 +39,7 @@ inline void panel_floats(const rg_matrix &m, const Layout &l, const float *table
           Floats w;
           if constexpr (VALUE == RG_INT) w = to_floats(c) - offset;
           else if constexpr (VALUE == RG_TABLE) w = look_up_floats(table, c);
-          else w = as_floats(shifted_left(c & size_mask, up) | shifted_left(c & sign_mask, 32 - B));
+          else w = as_floats(shifted_left(c & size_mask, up) | shifted_left(c & sign_mask, 32 - B)) * up_again;
           for (int r = 0; r < MR; ++r) sum[r] = fma(w, set_floats(x[r][at + 4 * i + k]), sum[r]);
         }
       });
@@ -51,10 +52,6 @@ inline void panel_floats(const rg_matrix &m, const Layout &l, const float *table
       out[r] = fma(sum[r], step, out[r]);
     }
     panel += l.record;
-  }
-  if constexpr (VALUE == RG_FLOAT) {
-    const Floats up_again = set_floats(std::ldexp(1.0f, 127 - m.bias));
-    for (int r = 0; r < MR; ++r) out[r] = out[r] * up_again;
   }
 }
 

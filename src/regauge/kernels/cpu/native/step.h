@@ -157,8 +157,8 @@ struct Stepper {
   // y (tokens, rows) of several sites that read one input, panels shared out over all of them.
   void products(const Site *const *sites, float *const *out, int count, const float *x, size_t row, Prepared &own, rg::Share &share, int thread, rg::Team &team) {
     own.restart();
-    int kind[4];
-    int64_t ends[4], all = 0, chunk = INT64_MAX;
+    int kind[4] = {};
+    int64_t ends[4] = {}, all = 0, chunk = INT64_MAX;
     for (int i = 0; i < count; ++i) {
       kind[i] = own.of(sites[i]->ready, x, row, c.batch);
       all += sites[i]->ready.l.panels;
