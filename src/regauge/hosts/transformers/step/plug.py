@@ -78,6 +78,7 @@ class NativeStep:
         self.model, self.anatomy = model, anatomy
         self.steps = 0
         self.output: Any = None
+        self._why = ""
         self._kinds = _kinds(model)
         self._said: set[str] = set()
         self._forget()
@@ -112,8 +113,10 @@ class NativeStep:
         for name, value in kwargs.items():
             if name not in SERVED and value is not None and not any(value is ok for ok in HARMLESS.get(name, ())):
                 return self._eager(f"the call has {name}={_short(value)}")
-        if self.model.training or (self.program is None and not self._ready()):
+        if self.model.training:
             return None
+        if self.program is None and not self._ready():
+            return self._eager(self._why)
         layers = adopt(cache, self.anatomy.blocks)
         if layers is None:
             return self._eager(f"the cache is a {type(cache).__name__} that the step does not write")
@@ -186,7 +189,7 @@ class NativeStep:
                 self._inputs = Inputs(self.model, table)
                 self.program = build(self.model, self.anatomy)
             except Unservable as why:
-                self._eager(str(why))
+                self._why = str(why)  # said when the step is missed: a text that is only read loses nothing
         return self.program is not None
 
     def _check(self) -> None:
