@@ -1,12 +1,18 @@
 #include "pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <cstring>
 #include <thread>
 #include <vector>
+
+#if defined(__linux__)
+#include <link.h>
+#endif
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -80,6 +86,58 @@ struct Pool {
   }
 };
 
+// The OpenMP runtime that torch brought into this process, where there is one. Its threads spin for milliseconds after
+// each of torch's own loops, so that a second pool on the same cores waits for them: 4 ms a token in the loop around a
+// small model. Nothing is linked: the runtime is asked for by name, once.
+struct OpenMP {
+  void (*parallel)(void (*)(void *), void *, unsigned, unsigned) = nullptr;
+  int (*thread)() = nullptr;
+  int (*threads)() = nullptr;
+
+  OpenMP() {
+#if defined(__linux__)
+    char path[4096] = "";
+    dl_iterate_phdr(
+        [](dl_phdr_info *info, size_t, void *found) {
+          const char *name = info->dlpi_name;
+          if (!name || !std::strstr(name, "libgomp") || !std::strstr(name, "torch") || std::strlen(name) >= 4096) return 0;
+          std::strcpy(static_cast<char *>(found), name);
+          return 1;
+        },
+        path);
+    void *library = path[0] ? dlopen(path, RTLD_LAZY | RTLD_NOLOAD) : nullptr;
+    if (!library) return;
+    thread = reinterpret_cast<int (*)()>(dlsym(library, "omp_get_thread_num"));
+    threads = reinterpret_cast<int (*)()>(dlsym(library, "omp_get_num_threads"));
+    if (thread && threads)
+      parallel = reinterpret_cast<void (*)(void (*)(void *), void *, unsigned, unsigned)>(dlsym(library, "GOMP_parallel"));
+#endif
+  }
+};
+
+// GNU's runtime hangs in a forked child, whose threads are gone: there our own pool serves.
+std::atomic<bool> forked{false};
+
+const OpenMP &openmp() {
+  static const OpenMP found;
+  static const int watched = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+  (void)watched;
+  return found;
+}
+
+struct Loop {
+  Task task;
+  void *context;
+  Team team;
+
+  static void go(void *data) {
+    Loop &loop = *static_cast<Loop *>(data);
+    const int threads = openmp().threads();  // fewer than asked for where the runtime has a limit, or inside another loop
+    __atomic_store_n(&loop.team.threads, threads, __ATOMIC_RELAXED);
+    loop.task(loop.context, openmp().thread(), loop.team);
+  }
+};
+
 // Never destroyed: workers may outlive static destruction. A forked child has no workers, so it gets a new pool.
 Pool *pool = nullptr;
 std::once_flag once;
@@ -104,6 +162,11 @@ void Team::wait_for(int mine) {
 }
 
 void run(int threads, Task task, void *context) {
+  if (threads > 1 && openmp().parallel && !forked.load(std::memory_order_relaxed)) {
+    Loop loop{task, context, {}};
+    openmp().parallel(&Loop::go, &loop, static_cast<unsigned>(threads), 0);
+    return;
+  }
   if (threads > 1) {
     Pool &shared = the_pool();
     std::unique_lock<std::mutex> mine(shared.busy, std::try_to_lock);

@@ -1,5 +1,5 @@
-// One pool of threads for the process. A second caller that finds it busy runs alone on its own thread, so two models
-// never wait for each other and never share a core more than the operating system makes them.
+// The threads of a run: those of torch's OpenMP where the process has it, so that two pools never wait for each other's
+// cores; else one pool of our own for the process, and a second caller that finds it busy runs alone on its own thread.
 #pragma once
 #include <atomic>
 #include <cstdint>
