@@ -65,8 +65,6 @@ class _Builder:
 
     def program(self) -> Program:
         anatomy, config = self.anatomy, self.model.config
-        if any("tensor" in note and "reads" in note for note in anatomy.notes):
-            raise Unservable(anatomy.notes[0])
         blocks = [self._block(number) for number in range(anatomy.blocks)]
         softcap = getattr(config, self.table.head_softcap) if self.table.head_softcap else None
         last = self._norm(self.norms["norm"]) if "norm" in self.norms else Norm("none", anatomy.hidden, 0.0)

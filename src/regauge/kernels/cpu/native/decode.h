@@ -99,7 +99,7 @@ inline int decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t
   return 0;
 }
 
-// Rounds the integers back out of `x` four tokens at a time: y = sum (code - offset) x over all columns.
+// Exact: sum of (code - offset) x over all columns, for 16 rows and one token.
 template <int B>
 inline void integer_panel(const rg_matrix &m, const Layout &l, const uint8_t *panel, const int32_t *x, int32_t sum, int32_t *out) {
   Ints acc = set_ints(-m.offset * sum);

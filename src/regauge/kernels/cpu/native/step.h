@@ -61,7 +61,7 @@ struct Stepper {
   const rg_call &c;
   int threads;
   size_t weights = 0;
-  int ffn = 0, widest = 0, pairs = 1, heads_width = 0, kv_width = 0, experts = 0;
+  int ffn = 0, pairs = 1, heads_width = 0, kv_width = 0, experts = 0;
   size_t prepared_bytes = 0, private_bytes = 0;
   float *q = nullptr, *k = nullptr, *v = nullptr, *mixed = nullptr, *first = nullptr, *hidden = nullptr, *second = nullptr, *routed = nullptr;
   rg::Share *shares = nullptr;
@@ -84,7 +84,6 @@ struct Stepper {
       most = each > most ? each : most;
       return true;
     };
-    widest = p.hidden;
     for (int i = 0; i < p.block_count; ++i) {
       const rg_block &b = p.blocks[i];
       if (!b.q.matrix.rows || !b.k.matrix.rows || !b.v.matrix.rows || !b.o.matrix.rows || b.kv_heads < 1 || b.heads % b.kv_heads) return false;
@@ -106,7 +105,6 @@ struct Stepper {
       }
     }
     if (!site(p.head, p.hidden)) return false;
-    widest = at_least(at_least(widest, heads_width), ffn);
     prepared_bytes = most * DISTINCT * static_cast<size_t>(c.batch) * static_cast<size_t>(pairs) + 64;
     const size_t rows = static_cast<size_t>(c.batch) * (2 * static_cast<size_t>(p.hidden) + 64);
     const size_t attention = 4 * (static_cast<size_t>(c.past) + 1 + PANEL) + 2 * PANEL;
