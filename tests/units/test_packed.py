@@ -61,7 +61,7 @@ def expected(packed: PackedMatrix, tokens: int) -> float:
     assert packed.native is not None
     half, bits = packed.dtype != torch.float32, packed.native.bits
     if tokens <= FEW:
-        return own + (EIGHT if half and bits <= 3 else SIXTEEN)
+        return own + (EIGHT if half and bits <= 4 else SIXTEEN)
     return own + (EIGHT if half and bits <= 4 and level() == "vnni" else 0)
 
 

@@ -1,19 +1,70 @@
-"""Measured costs are those of the modules and kernels that run."""
+"""Measured costs are those of the code that runs, and a budget of time is met by measurement."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from regauge.errors import BudgetError
+from regauge.hosts.transformers.source import Source
 from regauge.kernels.cpu import library
-from regauge.search import profile
-from regauge.search.options import Option
+from regauge.search import finish, profile
+from regauge.search.effort import Effort
+from regauge.search.fit import fit
+from regauge.search.model import Subject
+from regauge.search.options import Option, site_groups
+from tests.tiny import folder
+
+native = pytest.mark.skipif(not library.available(), reason="the C++ kernels are not built")
 
 
 def test_costs_are_kept_by_the_kernels_that_gave_them(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = set()
     for level in ("vnni", "avx2", library.REFERENCE):
         monkeypatch.setattr(profile, "level", lambda level=level: level)
-        keys.add(profile._key((64, 64), Option("full", None), 1, 1 << 20))
+        keys |= {profile._key((64, 64), Option("full", None), 1, native, 1 << 20) for native in (True, False)}
     monkeypatch.setattr(profile, "ABI", library.ABI + 1)
-    keys.add(profile._key((64, 64), Option("full", None), 1, 1 << 20))
-    assert len(keys) == 4
+    keys.add(profile._key((64, 64), Option("full", None), 1, True, 1 << 20))
+    assert len(keys) == 7
+
+
+@native
+def test_decoding_is_timed_as_the_native_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What transformers spends between its layers is no part of what a budget can reach."""
+    monkeypatch.setattr(profile, "read_costs", lambda _: {})
+    monkeypatch.setattr(profile, "write_costs", lambda *_: None)
+    source = Source.open(folder(tmp_path / "model", "llama-tied", hidden_size=96, intermediate_size=70))
+    timing = profile.profile(Subject.of(source), site_groups(source.anatomy), turns=3)
+    assert timing.base["decode"] < timing.source["decode"] / 2
+    assert timing.base["prefill"] == timing.source["prefill"]
+    assert timing.least("decode") < timing.source["decode"] / 2
+
+
+@native
+@pytest.mark.slow
+def test_a_decode_budget_is_met_by_measurement(
+    bundled: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times the source's speed, of a real model; and a sentence where the machine cannot."""
+    small = Effort(
+        calibration=2048, search=512, evaluation=1024, gradient=512, checks=4, neighbours=2, rounds=1, points=6,
+        builds=3, turns=5, memory=False,
+    )  # fmt: skip
+    monkeypatch.setattr(Effort, "of", staticmethod(lambda limit: small))
+    monkeypatch.setattr(profile, "read_costs", lambda _: {})
+    monkeypatch.setattr(profile, "write_costs", lambda *_: None)
+    monkeypatch.setattr(finish, "_samples", lambda *_: ())
+    text = tmp_path / "text"
+    text.mkdir()
+    for path in sorted((root / "src/regauge").rglob("*.py"))[:40]:
+        (text / f"{path.parent.name}-{path.name}.txt").write_text(path.read_text())
+    run = fit(bundled, tmp_path / "out", budgets=["decode=3x"], calibration=text)
+    (verdict,) = run.verdicts
+    before, after = run.costs["original"].decode, run.costs["compressed"].decode
+    assert before is not None
+    assert after is not None
+    assert verdict.met
+    assert after.median >= 3 * before.median
+    with pytest.raises(BudgetError, match=r"'decode=5000x' cannot be had here: .* would reach .*x"):
+        fit(bundled, tmp_path / "other", budgets=["decode=5000x"], calibration=text)

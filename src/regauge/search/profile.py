@@ -1,8 +1,10 @@
-"""What each option of each shape costs on this machine: timed on the packed modules that will run, cached by machine.
+"""What each option of each shape costs on this machine: timed on the code that will run, cached by machine.
 
 Every distinct (shape, option) is timed once, at one token (decode) and at a prefill, on several copies in turn,
-so that weights come from where the model's would: memory for large models, the cache for small ones. Medians. What a
-token costs besides the sites is the whole model's time less their sum, and no choice changes it.
+so that weights come from where the model's would: memory for large models, the cache for small ones. Medians. Decoding
+is timed as the native step multiplies, where the step serves the model, and by packed modules elsewhere; a prefill
+by packed modules. What a token costs besides the sites is the time of the whole model in bf16, run as the artifact
+will be, less their sum; no choice changes it.
 Units: ms a token. Legend: O outputs, I inputs.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,10 +20,13 @@ import torch
 from torch import Tensor
 
 from regauge import parts
-from regauge.errors import BudgetError
+from regauge.errors import BudgetError, FallbackWarning
 from regauge.hosts.transformers.packed.arena import Arena
-from regauge.hosts.transformers.packed.modules import PackedMatrix
+from regauge.hosts.transformers.packed.modules import FullMatrix, PackedMatrix
+from regauge.hosts.transformers.step.plug import plug
+from regauge.hosts.transformers.step.program import Unservable, site_of
 from regauge.kernels.cpu.library import ABI, level
+from regauge.kernels.cpu.step import Norm, Program, Site
 from regauge.measure.cost import decode_rate, interleave, prefill_rate
 from regauge.measure.machine import cost, machine, read_costs, write_costs
 from regauge.parts import Spec
@@ -31,20 +37,29 @@ from regauge.search.options import Option, SiteGroup
 
 SPREAD = 64 * 2**20  # bytes of weights that a timing walks through, larger than most last-level caches
 REPEATS = 9
+LEAST = 1e-8  # seconds: no product is free
 Costs = dict[str, dict[str, dict[str, float]]]
 """`decode` or `prefill` → group → option → ms a token."""
+Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What the machine said: costs of every option, and the source's own ms a token in bf16."""
+    """What the machine said.
+
+    Attributes:
+        costs: of every option.
+        source: ms a token of the source in bf16, by transformers: what a speed budget is a multiple of.
+        base: the same weights run as an artifact is: by the native step, where it serves the model.
+    """
 
     costs: Costs
     source: Mapping[str, float]
+    base: Mapping[str, float]
 
     def fixed(self, resource: str) -> float:
-        """ms a token that no choice changes: the source's time less its sites', never below 0."""
-        return max(0.0, self.source[resource] - sum(options["full"] for options in self.costs[resource].values()))
+        """ms a token that no choice changes: the base's time less its sites', never below 0."""
+        return max(0.0, self.base[resource] - sum(options["full"] for options in self.costs[resource].values()))
 
     def least(self, resource: str) -> float:
         """ms a token with every site at its fastest."""
@@ -64,8 +79,8 @@ def within_reach(subject: Subject, groups: Sequence[SiteGroup], asked: Sequence[
     """
     if not timed(asked):
         return None
-    costs, before = profile(subject, groups, turns)
-    timing = Timing(costs, before)
+    timing = profile(subject, groups, turns)
+    before = timing.source
     for budget in asked:
         if budget.resource != "memory":
             best = before[budget.resource] / timing.least(budget.resource)
@@ -78,18 +93,19 @@ def within_reach(subject: Subject, groups: Sequence[SiteGroup], asked: Sequence[
     return timing
 
 
-def profile(subject: Subject, groups: Sequence[SiteGroup], turns: int) -> tuple[Costs, dict[str, float]]:
+def profile(subject: Subject, groups: Sequence[SiteGroup], turns: int) -> Timing:
     """Costs of every option, and the source's own ms a token in bf16, both for decode and prefill."""
+    source, base, native = source_ms(subject, turns)
     here = machine()
     known = read_costs(here)
     before = dict(known)
-    tokens = {"decode": 1, "prefill": PREFILL}
     whole = min(subject.source.bytes_bf16(), SPREAD)
+    ways = {"decode": (1, native), "prefill": (PREFILL, False)}
     found: Costs = {
         resource: {
             group.name: {
                 option.name: sum(
-                    1000 * cost(_key(site.shape, option, count, whole), known, _timer(site.shape, option, count, whole))
+                    1000 * cost(_key(site.shape, option, *way, whole), known, _timer(site.shape, option, *way, whole))
                     for site in group.sites
                     if site.tap is not None or subject.anatomy.tied
                 )
@@ -97,55 +113,86 @@ def profile(subject: Subject, groups: Sequence[SiteGroup], turns: int) -> tuple[
             }
             for group in groups
         }
-        for resource, count in tokens.items()
+        for resource, way in ways.items()
     }
     if known != before:
         write_costs(here, known)
-    return found, source_ms(subject, turns)
+    return Timing(found, source, base)
 
 
-def source_ms(subject: Subject, turns: int) -> dict[str, float]:
-    """ms a token of the source in bf16."""
+def source_ms(subject: Subject, turns: int) -> tuple[dict[str, float], dict[str, float], bool]:
+    """ms a token of the source in bf16, by transformers and as an artifact runs, and whether the native step served."""
     model = in_bf16(subject.source)
     generator = torch.Generator().manual_seed(0)
     most = min(PREFILL, int(getattr(subject.source.config, "max_position_embeddings", PREFILL)) // 2)
     prompt = torch.randint(0, subject.anatomy.site("embed").shape[0], (1, most), generator=generator)
-    runs = {"decode": decode_rate(model, prompt[:, :PROMPT], DECODE), "prefill": prefill_rate(model, prompt)}
-    return {name: 1000 / speed.median for name, speed in interleave(runs, turns).items()}
+    decode = decode_rate(model, prompt[:, :PROMPT], DECODE)
+    found = interleave({"decode": decode, "prefill": prefill_rate(model, prompt)}, turns)
+    source = {name: 1000 / speed.median for name, speed in found.items()}
+    plug(model, subject.source.anatomy)
+    with warnings.catch_warnings():  # whoever loads the artifact is told, and may load it elsewhere
+        warnings.simplefilter("ignore", FallbackWarning)
+        again = 1000 / interleave({"decode": decode}, turns)["decode"].median
+    native = bool(getattr(getattr(model, "regauge_step", None), "steps", 0))
+    return source, {**source, "decode": again} if native else source, native
 
 
-def _key(shape: tuple[int, int], option: Option, tokens: int, whole: int) -> str:
-    return f"bf16:{level()}.{ABI}:{shape[0]}x{shape[1]}:{option.name}:{tokens}:{whole >> 20}MiB"
+def _key(shape: tuple[int, int], option: Option, tokens: int, native: bool, whole: int) -> str:
+    how = "step" if native else "modules"
+    return f"bf16:{how}:{level()}.{ABI}:{shape[0]}x{shape[1]}:{option.name}:{tokens}:{whole >> 20}MiB"
 
 
-def _timer(shape: tuple[int, int], option: Option, tokens: int, whole: int) -> Callable[[], float]:
-    return lambda: seconds(shape, option, tokens, whole)
+def _timer(shape: tuple[int, int], option: Option, tokens: int, native: bool, whole: int) -> Callable[[], float]:
+    return lambda: seconds(shape, option, tokens, native, whole)
 
 
-def seconds(shape: tuple[int, int], option: Option, tokens: int, whole: int) -> float:
-    """Seconds a token of one product, median over copies taken in turn."""
+def seconds(shape: tuple[int, int], option: Option, tokens: int, native: bool, whole: int) -> float:
+    """Seconds a token of one product, median over copies taken in turn. `native`: as the step multiplies."""
     generator = torch.Generator().manual_seed(0)
     w_OI = torch.randn(shape, generator=generator)
-    x_TI = torch.randn(tokens, shape[1], generator=generator).to(torch.bfloat16)
-    size = 2 * w_OI.numel()
-    copies = max(1, min(16, whole // size))
+    x_TI = torch.randn(tokens, shape[1], generator=generator)
+    copies = max(1, min(16, whole // (2 * w_OI.numel())))
     arena = Arena()
-    products = [_product(w_OI, option, arena) for _ in range(copies)]
+    products = [_product(w_OI, option, arena, native) for _ in range(copies)]
     with torch.inference_mode():
+        found = _median(products, x_TI if native else x_TI.bfloat16())
+        if native:  # a step calls once for all its sites
+            found = max(LEAST, found - _median([_native(Site(torch.zeros(1, 1)))], torch.zeros(1, 1)))
+    return found / tokens
+
+
+def _median(products: Sequence[Product], x_TI: Tensor) -> float:
+    """Seconds of one product."""
+    for product in products:
+        product(x_TI)
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
         for product in products:
             product(x_TI)
-        times = []
-        for _ in range(REPEATS):
-            start = time.perf_counter()
-            for product in products:
-                product(x_TI)
-            times.append((time.perf_counter() - start) / copies / tokens)
+        times.append((time.perf_counter() - start) / len(products))
     return statistics.median(times)
 
 
-def _product(w_OI: Tensor, option: Option, arena: Arena) -> Callable[[Tensor], Tensor]:
+def _product(w_OI: Tensor, option: Option, arena: Arena, native: bool) -> Product:
     if option.choice is None:
         weight = w_OI.to(torch.bfloat16)
+        if native:
+            return _native(site_of(option.name, FullMatrix(weight, torch.bfloat16)))
         return lambda x_TI: torch.nn.functional.linear(x_TI, weight)
     fmt = parts.format_of(replace(option.choice, ranger=Spec("minmax")))
-    return PackedMatrix(fmt.encode(w_OI), fmt, torch.bfloat16, allocate=arena.allocate)
+    inputs = None if option.choice.activations is None else parts.build("grid", option.choice.activations)
+    packed = PackedMatrix(fmt.encode(w_OI), fmt, torch.bfloat16, inputs=inputs, allocate=arena.allocate)
+    if native:
+        try:
+            return _native(site_of(option.name, packed))
+        except Unservable:  # one such site, and the whole model decodes by modules
+            return lambda x_TI: packed(x_TI.bfloat16())
+    return packed
+
+
+def _native(site: Site) -> Product:
+    """A program of the step with nothing in it but this matrix."""
+    width = site.matrix.shape[1]
+    program = Program((), Norm("none", width, 0.0), site, width, 0, 0.0)
+    return lambda x_BH: program(x_BH, (0,), (0,), (), 0, 1, torch.bfloat16)

@@ -61,7 +61,7 @@ def load(
             tokens, batch 1 (`"2GB@8k"`: of 8192); a longer context comes on top. None: everything is resident.
         activations: how what packed weights are multiplied by is rounded on a CPU, one step a group of channels:
             `"int8"` (fastest, an error of some 6e-3 of a product's size), `"int16"` (2e-5), `"float32"` (not at all,
-            and slow). None: `int16`, or `int8` beside weights of 3 bits and fewer in a model of 16-bit floats. What
+            and slow). None: `int16`, or `int8` beside weights of 4 bits and fewer in a model of 16-bit floats. What
             the artifact itself says of its inputs (W8A8) is kept.
 
     Raises:

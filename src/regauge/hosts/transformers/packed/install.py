@@ -57,7 +57,7 @@ def install(
         codes: of the sites of one shard; a module's sites lie in one shard.
         full: full-precision parameters by module key, and `{site}.weight` of sites beside packed ones.
         activations: how products of panels round activations: `int8`, `int16`, `float32` (not at all, and slow);
-            None: 16 bits, or 8 beside weights of 3 bits and fewer in a model of 16-bit floats.
+            None: 16 bits, or 8 beside weights of 4 bits and fewer in a model of 16-bit floats.
 
     Raises:
         SettingError: `activations` is no such name.

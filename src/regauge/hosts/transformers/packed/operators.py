@@ -59,12 +59,12 @@ def view(panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: S
 def few(bits: int, dtype: torch.dtype, activations: int) -> int:
     """How the activations of a few tokens are rounded: a number of `matrix.ACTIVATIONS`.
 
-    Automatic: 16 bits, whose error is below that of bfloat16; 8 for weights of 3 bits and fewer, whose own error is
+    Automatic: 16 bits, whose error is below that of bfloat16; 8 for weights of 4 bits and fewer, whose own error is
     far larger, in models of 16-bit floats.
     """
     if activations != AUTOMATIC:
         return activations
-    return matrix.ACTIVATIONS["int8" if bits <= 3 and dtype != torch.float32 else "int16"]
+    return matrix.ACTIVATIONS["int8" if bits <= 4 and dtype != torch.float32 else "int16"]
 
 
 def _by_bytes(struct: Struct, dtype: torch.dtype, activations: int, table: Tensor | None) -> bool:

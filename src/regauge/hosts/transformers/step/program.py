@@ -144,10 +144,10 @@ class _Builder:
             if module.bias is not None:
                 rows = rows_of(site.weight, module.out_features) if len(parts) > 1 else slice(None)
                 bias = module.bias.detach()[rows].float().contiguous()
-            return self._matrix(name, part, bias)
+            return site_of(name, part, bias)
         packed = module._modules.get("packed_weight")
         if packed is not None:
-            return self._matrix(name, packed, None)
+            return site_of(name, packed, None)
         return Site(self._full(name), self._bias(site, module))
 
     def _bias(self, site: anatomy_model.Site, module: Any) -> Tensor | None:
@@ -183,16 +183,26 @@ class _Builder:
         module = self.model.get_submodule(site.module)
         if not isinstance(module, PackedExperts):
             return Site(self._full(name))
-        return self._matrix(name, module.experts[site.expert or 0].get_submodule(site.kind), None)
+        return site_of(name, module.experts[site.expert or 0].get_submodule(site.kind), None)
 
-    def _matrix(self, name: str, part: Any, bias: Tensor | None) -> Site:
-        if isinstance(part, FullMatrix):
-            return Site(part.full_OI, bias)
-        if not isinstance(part, PackedMatrix) or part.native is None:
-            raise Unservable(f"{name} is held in a way that only torch's modules multiply")
-        if part.left_OR is not None:
-            raise Unservable(f"{name} has a low-rank term beside it")
-        return Site(part.native, bias, _rounding(name, part))
+
+def site_of(name: str, part: Any, bias: Tensor | None = None) -> Site:
+    """A matrix of the packed modules as the step reads it.
+
+    Args:
+        name: what an error calls it.
+        part: a `PackedMatrix` or `FullMatrix`.
+
+    Raises:
+        Unservable: torch's modules alone can multiply by it.
+    """
+    if isinstance(part, FullMatrix):
+        return Site(part.full_OI, bias)
+    if not isinstance(part, PackedMatrix) or part.native is None:
+        raise Unservable(f"{name} is held in a way that only torch's modules multiply")
+    if part.left_OR is not None:
+        raise Unservable(f"{name} has a low-rank term beside it")
+    return Site(part.native, bias, _rounding(name, part))
 
 
 def _rounding(name: str, part: PackedMatrix) -> str:

@@ -147,7 +147,8 @@ RG_INLINE Floats load_steps(const uint8_t *p, int kind) {
   }
 }
 
-// Where the 16 dense codes of a group's zero points lie, for shuffles that take two bytes into each 32-bit lane.
+// Where the 16 dense codes of a group's zero points lie, for shuffles that take two bytes into each 32-bit lane; of one or
+// two bits all lie in one lane already.
 struct ZeroPlaces {
   alignas(64) uint8_t bytes[9][64];
   alignas(64) int32_t shifts[9][PANEL];
@@ -158,7 +159,7 @@ struct ZeroPlaces {
         bytes[bits][4 * r] = static_cast<uint8_t>(at / 8);
         bytes[bits][4 * r + 1] = static_cast<uint8_t>(at / 8 + 1);
         bytes[bits][4 * r + 2] = bytes[bits][4 * r + 3] = 0x80;  // a zero
-        shifts[bits][r] = at % 8;
+        shifts[bits][r] = bits <= 2 ? at : at % 8;
       }
   }
 };
@@ -168,17 +169,31 @@ alignas(64) constexpr ZeroPlaces ZERO_PLACES;
 RG_INLINE Floats load_zeros(const uint8_t *p, int bits) {
   if (bits == 8) return to_floats(load_byte_ints(p));
 #if defined(RG_WIDE)
-  const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
-  const __m512i two = _mm512_shuffle_epi8(all, _mm512_load_si512(ZERO_PLACES.bytes[bits]));
-  const __m512i low = _mm512_srlv_epi32(two, _mm512_load_si512(ZERO_PLACES.shifts[bits]));
-  return to_floats(Ints{_mm512_and_si512(low, _mm512_set1_epi32((1 << bits) - 1))});
+  const __m512i shifts = _mm512_load_si512(ZERO_PLACES.shifts[bits]);
+  __m512i all;
+  if (bits <= 2) {
+    int32_t lane;
+    std::memcpy(&lane, p, 4);
+    all = _mm512_set1_epi32(lane);
+  } else {
+    all = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    all = _mm512_shuffle_epi8(all, _mm512_load_si512(ZERO_PLACES.bytes[bits]));
+  }
+  return to_floats(Ints{_mm512_and_si512(_mm512_srlv_epi32(all, shifts), _mm512_set1_epi32((1 << bits) - 1))});
 #elif defined(__AVX2__)
-  const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
   Ints zeros;
   for (int i = 0; i < PARTS; ++i) {
-    const __m256i two = _mm256_shuffle_epi8(all, _mm256_load_si256(reinterpret_cast<const __m256i *>(ZERO_PLACES.bytes[bits]) + i));
-    const __m256i low = _mm256_srlv_epi32(two, _mm256_load_si256(reinterpret_cast<const __m256i *>(ZERO_PLACES.shifts[bits]) + i));
-    zeros.v[i] = (NativeInts)_mm256_and_si256(low, _mm256_set1_epi32((1 << bits) - 1));
+    const __m256i shifts = _mm256_load_si256(reinterpret_cast<const __m256i *>(ZERO_PLACES.shifts[bits]) + i);
+    __m256i all;
+    if (bits <= 2) {
+      int32_t lane;
+      std::memcpy(&lane, p, 4);
+      all = _mm256_set1_epi32(lane);
+    } else {
+      all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+      all = _mm256_shuffle_epi8(all, _mm256_load_si256(reinterpret_cast<const __m256i *>(ZERO_PLACES.bytes[bits]) + i));
+    }
+    zeros.v[i] = (NativeInts)_mm256_and_si256(_mm256_srlv_epi32(all, shifts), _mm256_set1_epi32((1 << bits) - 1));
   }
   return to_floats(zeros);
 #else

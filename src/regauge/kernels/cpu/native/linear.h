@@ -82,6 +82,8 @@ inline void prepare(const float *x, const rg_matrix &m, const Layout &l, int act
   }
 }
 
+constexpr int LONGEST = 256;  // inputs a group, up to which its sums of 8-bit products are exact as floats
+
 // A matrix with what the choice of its kernel needs.
 struct Ready {
   const rg_matrix *m;
@@ -105,22 +107,29 @@ struct Ready {
   }
 };
 
+template <int B, int MR, bool TWO>
+inline void one_panel_of_integers(const Ready &a, const uint8_t *panel, const Rounded *x, Floats (&out)[MR]) {
+  const rg_matrix &m = *a.m;
+  if constexpr (MR == 1)
+    if (a.kind == 0 && m.group <= LONGEST) {
+      if (m.step == RG_STEP_F16 && m.zero) return panel_product<B, MR, TWO, 0, HALF_STEPS_AND_ZEROS>(m, a.l, nullptr, panel, x, out);
+      if (m.step == RG_STEP_F16) return panel_product<B, MR, TWO, 0, HALF_STEPS>(m, a.l, nullptr, panel, x, out);
+      if (m.step == RG_STEP_NONE && !m.zero) return panel_product<B, MR, TWO, 0, NO_STEPS>(m, a.l, nullptr, panel, x, out);
+    }
+  if (a.kind == 0) return panel_product<B, MR, TWO, 0>(m, a.l, nullptr, panel, x, out);
+  if constexpr (B <= 4) {
+    if (a.kind == 1) return panel_product<B, MR, TWO, 1>(m, a.l, &a.integers, panel, x, out);
+    return panel_product<B, MR, TWO, 2>(m, a.l, &a.integers, panel, x, out);
+  }
+}
+
 template <int B, int MR>
 inline void one_panel(const Ready &a, const uint8_t *panel, const Inputs &in, int first, Floats (&out)[MR]) {
-  const Rounded *x = in.rounded + first;
   const rg_matrix &m = *a.m;
   if (a.activations == RG_INT16) {
-    if (a.kind == 0) return panel_product<B, MR, true, 0>(m, a.l, nullptr, panel, x, out);
-    if constexpr (B <= 4) {
-      if (a.kind == 1) return panel_product<B, MR, true, 1>(m, a.l, &a.integers, panel, x, out);
-      return panel_product<B, MR, true, 2>(m, a.l, &a.integers, panel, x, out);
-    }
+    one_panel_of_integers<B, MR, true>(a, panel, in.rounded + first, out);
   } else if (a.activations != RG_FLOAT32) {
-    if (a.kind == 0) return panel_product<B, MR, false, 0>(m, a.l, nullptr, panel, x, out);
-    if constexpr (B <= 4) {
-      if (a.kind == 1) return panel_product<B, MR, false, 1>(m, a.l, &a.integers, panel, x, out);
-      return panel_product<B, MR, false, 2>(m, a.l, &a.integers, panel, x, out);
-    }
+    one_panel_of_integers<B, MR, false>(a, panel, in.rounded + first, out);
   } else {
     const float *const *floats = in.floats + first, *const *sums = in.sums + first;
     if (a.kind == 3 + RG_INT) return panel_floats<B, MR, RG_INT>(m, a.l, a.table, panel, floats, sums, out);

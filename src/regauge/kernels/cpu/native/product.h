@@ -166,8 +166,12 @@ struct Constant {
   static constexpr int value = N;
 };
 
+// How the steps of groups are kept: any way, asked at every group; or one of the usual ways, known beforehand, because a
+// short group's end is as long as its products: 16-bit floats, with zero points and without, or none, but of the row.
+enum { ANY_STEPS, HALF_STEPS, HALF_STEPS_AND_ZEROS, NO_STEPS };
+
 // 16 rows times MR tokens. TWO: 16-bit activations. TABLE: 0 codes are integers, 1 a byte each, 2 two bytes each.
-template <int B, int MR, bool TWO, int TABLE>
+template <int B, int MR, bool TWO, int TABLE, int KEPT = ANY_STEPS>
 inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTable *table, const uint8_t *panel,
                           const Rounded *x, Floats (&out)[MR]) {
   // Sums side by side: a dot product takes four cycles and two can start in each, so one sum alone would wait for itself.
@@ -183,15 +187,20 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
   if constexpr (TABLE > 0) low_table = byte_table(table->low);
   if constexpr (TABLE > 1) high_table = byte_table(table->high);
   const int offset = TABLE ? table->offset : m.offset, blocks = m.group / unit_of(B);
-  for (int r = 0; r < MR; ++r) out[r] = zero_floats();
+  const int groups = l.groups, steps_bytes = l.steps_bytes, head = l.steps_bytes + l.zeros_bytes, record = l.record;
+  const Floats centre = set_floats(static_cast<float>(offset));
+  Floats all[MR];
+  for (int r = 0; r < MR; ++r) all[r] = zero_floats();
   int word = 0;
-  for (int g = 0; g < l.groups; ++g) {
-    const uint8_t *codes = panel + l.steps_bytes + l.zeros_bytes;
+  for (int g = 0; g < groups; ++g) {
+    const uint8_t *codes = panel + head;
     Ints high[MR][CHAINS], low[MR][CHAINS], top_high[MR], top_low[MR];  // top_*: with the table's high byte
     for (int r = 0; r < MR; ++r) {
-      for (int c = 1; c < CHAINS; ++c) high[r][c] = low[r][c] = zero_ints();
-      high[r][0] = set_ints(-offset * x[r].sum_high[g]);
-      low[r][0] = TWO ? set_ints(-offset * x[r].sum_low[g]) : zero_ints();
+      for (int c = 0; c < CHAINS; ++c) high[r][c] = low[r][c] = zero_ints();
+      if constexpr (KEPT == ANY_STEPS) {  // in integers, as a group may be longer than floats are exact for
+        high[r][0] = set_ints(-offset * x[r].sum_high[g]);
+        if constexpr (TWO) low[r][0] = set_ints(-offset * x[r].sum_low[g]);
+      }
       top_high[r] = top_low[r] = zero_ints();
     }
     const auto block = [&](auto first) __attribute__((always_inline)) {
@@ -217,9 +226,9 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
     if constexpr (UNROLLED == 2)
       for (; b + 2 <= blocks; b += 2) block(Constant<0>{}), block(Constant<block_steps(B)>{});
     for (; b < blocks; ++b) block(Constant<0>{});
-    const Floats step = load_steps(panel, m.step);
-    Floats zeros = zero_floats();
-    if (m.zero) zeros = load_zeros(panel + l.steps_bytes, B);
+    const bool zeroed = KEPT == HALF_STEPS_AND_ZEROS || (KEPT == ANY_STEPS && m.zero);
+    const Floats step = KEPT == ANY_STEPS ? load_steps(panel, m.step) : KEPT == NO_STEPS ? set_floats(1.0f) : load_half(panel);
+    const Floats zeros = zeroed ? load_zeros(panel + steps_bytes, B) : centre;
     for (int r = 0; r < MR; ++r) {
       for (int c = 1; c < CHAINS; ++c) {
         const int up = !RAISED ? 0 : B == 3 ? c / (CHAINS / 2) * 3 : raised<B>(c % PLACES);
@@ -233,13 +242,13 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
         if constexpr (TABLE > 1) rest = fma(set_floats(256.0f), to_floats(top_low[r]), rest);
         whole = fma(set_floats(256.0f), whole, rest);
       }
-      if (m.zero) whole = whole - zeros * set_floats(x[r].sum[g]);
-      out[r] = fma(whole, step * set_floats(x[r].step[g]), out[r]);
+      if (KEPT != ANY_STEPS || zeroed) whole = whole - zeros * set_floats(x[r].sum[g]);
+      const Floats by = set_floats(x[r].step[g]);
+      all[r] = fma(whole, KEPT == NO_STEPS ? by : step * by, all[r]);
     }
-    panel += l.record;
+    panel += record;
   }
-  if constexpr (TABLE > 0)
-    for (int r = 0; r < MR; ++r) out[r] = out[r] * set_floats(table->scale);
+  for (int r = 0; r < MR; ++r) out[r] = TABLE > 0 ? all[r] * set_floats(table->scale) : all[r];
 }
 
 }  // namespace
