@@ -18,14 +18,16 @@ from regauge.hosts.transformers.packed.modules import PackedMatrix
 
 
 def format_of(options: Options) -> Format:
-    """`grid`: int3, int3-asym, nf4, fp4, fp8, ternary; `group`: inputs a step, 0 for a row; `scale`: how it is kept."""
+    """`grid`: int3, int3-asym, nf4, fp4, fp8, ternary; `group`: inputs a step, 0 for a row, half where it does not divide;
+    `scale`: how it is kept."""
     grids: dict[str, Any] = {"nf4": NF4, "fp4": E2M1, "fp8": E4M3, "ternary": Ternary}
     scales: dict[str, Any] = {
         "f16": Float16, "bf16": BFloat16, "f32": Float32, "e8m0": PowerOfTwo, "nv": TwoLevel
     }  # fmt: skip
     name = options["grid"]
     grid = grids[name]() if name in grids else Int(int(name[3]), not name.endswith("asym"))
-    grain: Grain = Group(options["group"]) if options["group"] else Channel()
+    group = options["group"] // (2 if options["group"] and options["columns"] % options["group"] else 1)
+    grain: Grain = Group(group) if group else Channel()
     scale: Scale = scales[options["scale"]]()
     return Format(grid, grain, AbsMax() if grid.symmetric else MinMax(), scale)
 
@@ -65,6 +67,8 @@ def load(options: Options) -> Loaded:
 
     held = sum(buffer.nbytes for buffer in matrices[0].buffers()) / stored
     notes = [f"holds {held:.3f} of the stored bytes"] if held > 1.03 else []
+    if fmt.grain != format_of({**options, "columns": 0}).grain:
+        notes.append(f"groups of {options['group'] // 2}, as {options['group']} does not divide {columns}")
     told = facts(options, count * stored, count, "int8")
     return Loaded(passing(once), {**told, "notes": notes})
 

@@ -1,5 +1,5 @@
-// The kernels against plain loops in double, over random shapes, groups, kinds of steps and values, at every dispatch
-// level of the CPU that runs it. Needs no Python, so that it also runs under an emulator and under sanitisers.
+// The kernels and the decode step against plain loops in double, over random shapes, groups, kinds of steps and values,
+// at every dispatch level of the CPU that runs it. Needs no Python, so that it also runs under an emulator and under sanitisers.
 //   selftest [CASES [SEED]]     exit status 0: every result agreed
 #include <cmath>
 #include <cstdio>
@@ -284,6 +284,8 @@ void check_refusals() {
 
 }  // namespace
 
+#include "step_test.h"
+
 int main(int argc, char **argv) {
   const int cases = argc > 1 ? std::atoi(argv[1]) : 200;
   const char *best = rg_level();
@@ -293,7 +295,7 @@ int main(int argc, char **argv) {
     state = argc > 2 ? static_cast<uint64_t>(std::atoll(argv[2])) : 1;
     const int before = failures;
     check_refusals();
-    for (int i = 0; i < cases; ++i) check(Case(1 + i % 8));
+    for (int i = 0; i < cases; ++i) check(Case(1 + i % 8)), check_step();
     std::printf("%s: %d cases, %d wrong\n", level, cases, failures - before);
   }
   std::printf("best level here: %s\n", best);

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
-from panels import ASYM, BOOKS, FLOATS, INTS, STEPS, TOP, VALUES, case, close, levels, random, tokens
+from panels import ASYM, BOOKS, FLOATS, INTS, STEPS, TOP, VALUES, case, close, random, tokens
 from regauge.formats.grids import NF4
 from regauge.kernels import reference
 from regauge.kernels.cpu import library, matrix
 from regauge.kernels.cpu.layout import Value, group_of, unit
 
-pytestmark = pytest.mark.skipif(not library.available(), reason="the C++ kernels were not built here")
-
-
-@pytest.fixture(params=levels())
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Computes on this level, and on the best one again afterwards."""
-    kernels, best = library.library(), library.level()
-    assert kernels is not None
-    assert kernels.rg_set_level(request.param.encode()) == 0
-    yield request.param
-    kernels.rg_set_level(best.encode())
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """One thread, where a test asks for no more: two would wait for each other beside other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.skipif(not library.available(), reason="the C++ kernels were not built here"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,26 +15,10 @@ from regauge.kernels.cpu import library, matrix
 from regauge.kernels.cpu.layout import FLOAT, unit
 from regauge.kernels.cpu.matrix import FEW
 
-pytestmark = pytest.mark.skipif(not library.available(), reason="the C++ kernels were not built here")
-
-
-@pytest.fixture(params=levels())
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Computes on this level, and on the best one again afterwards."""
-    kernels, best = library.library(), library.level()
-    assert kernels is not None
-    assert kernels.rg_set_level(request.param.encode()) == 0
-    yield request.param
-    kernels.rg_set_level(best.encode())
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """One thread, where a test asks for no more: two would wait for each other beside other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.skipif(not library.available(), reason="the C++ kernels were not built here"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def test_no_tokens_at_all(level: str) -> None:

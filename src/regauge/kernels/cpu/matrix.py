@@ -52,7 +52,11 @@ __all__ = [
 
 FEW = 16
 """Tokens up to which a product reads codes as it goes; above, whole blocks are decoded or the blocked product runs."""
+ONCE = 4
+"""Tokens up to which it reads them once."""
 ACTIVATIONS = {"int8": 0, "int16": 1, "float32": 2}
+TOKEN = 16
+"""One step a token instead of one a group: this plus the bits."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 

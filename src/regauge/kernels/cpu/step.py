@@ -18,12 +18,10 @@ import torch
 from torch import Tensor
 
 from regauge.kernels.cpu.interface import Struct, kernels, struct_of
-from regauge.kernels.cpu.matrix import ACTIVATIONS, DTYPES, FULL, Matrix
+from regauge.kernels.cpu.matrix import ACTIVATIONS, DTYPES, FULL, TOKEN, Matrix
 
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
-TOKEN = 16
-"""One step a token: this plus the bits."""
 MOST = 64
 """Sequences that one step takes."""
 

@@ -22,6 +22,10 @@ class Arena:
     """Hands out memory from chunks. `trim` once no more will be asked for."""
 
     def __init__(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Begins a new chunk with the next request: the last one then lives as long as what lies in it."""
         self._map: mmap.mmap | None = None
         self._bytes = torch.empty(0, dtype=torch.uint8)
         self._used = 0

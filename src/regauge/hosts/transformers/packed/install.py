@@ -42,6 +42,12 @@ _loading: WeakKeyDictionary[nn.Module, _Loading] = WeakKeyDictionary()
 """Models between their first shard and their last."""
 
 
+def release(model: nn.Module) -> None:
+    """Lets what is packed from now on lie apart from what was, so that parts of a model can leave memory."""
+    if model in _loading:
+        _loading[model].arena.release()
+
+
 def install(
     model: Any,
     layout: Layout,

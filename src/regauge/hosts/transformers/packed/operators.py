@@ -104,6 +104,8 @@ def _integers(
     x_TI: Tensor, panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: Sequence[int], bits: int
 ) -> Tensor:
     struct, top = view(panels, row_scale, table, meta), (1 << (bits - 1)) - 1
+    if x_TI.shape[0] <= matrix.ONCE:
+        return matrix.linear_of(x_TI, struct, matrix.TOKEN + bits)
     x = x_TI.float()
     # `formats.activations.quantise` on a symmetric grid, in half as many operations.
     scale_T1 = torch.linalg.vector_norm(x, torch.inf, -1, True).div_(top + 0.5).clamp_(min=LEAST)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from regauge.errors import ArtifactError
 from regauge.hosts.transformers.columns import table_for
-from regauge.hosts.transformers.packed.arena import Arena
-from regauge.hosts.transformers.packed.install import _loading
+from regauge.hosts.transformers.packed.install import release
 from regauge.hosts.transformers.placing import assign, place, tie
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.source import Source
@@ -65,7 +64,7 @@ def window_of_artifact(
         for key in header:
             where.setdefault(loading.owner(key), {}).setdefault(path, []).append(key)
     modules = _modules(wire)
-    missing, arenas = set(layout.quantised), list[Arena]()
+    missing = set(layout.quantised)
 
     def convert(number: int | None) -> None:
         for path, keys in where.get(number, {}).items():
@@ -75,10 +74,7 @@ def window_of_artifact(
             for names in parts.values():
                 missing.difference_update(place(model, wire, files.read(path, names), dtype, "cpu", path))
             drop_all(path)
-            if model in _loading:
-                arenas[:] = [_loading[model].arena]
-        for arena in arenas:  # its chunk, which what was packed refers to, would keep blocks that leave memory
-            arena.__init__()  # type: ignore[misc]  # an arena without a chunk
+        release(model)  # a chunk that two blocks share would keep the one that leaves memory
         lost = [site.name for site in layout.anatomy.in_block(number) if site.name in missing]
         if lost:
             raise ArtifactError(f"the artifact lacks the codes of {lost[0]}; build or fetch it again.")
