@@ -17,16 +17,17 @@ from regauge.formats.scales import BFloat16, Float16, Float32, PowerOfTwo, TwoLe
 from regauge.hosts.transformers.packed.modules import PackedMatrix
 
 
-def format_of(options: Options) -> Format:
-    """`grid`: int3, int3-asym, nf4, fp4, fp8, ternary; `group`: inputs a step, 0 for a row, half where it does not divide;
-    `scale`: how it is kept."""
+def format_of(options: Options, columns: int = 0) -> Format:
+    """`grid`: int3, int3-asym, nf4, fp4, fp8, ternary; `group`: inputs a step, 0 for a row; `scale`: how it is kept.
+    A group that does not divide `columns` is halved."""
     grids: dict[str, Any] = {"nf4": NF4, "fp4": E2M1, "fp8": E4M3, "ternary": Ternary}
     scales: dict[str, Any] = {
         "f16": Float16, "bf16": BFloat16, "f32": Float32, "e8m0": PowerOfTwo, "nv": TwoLevel
     }  # fmt: skip
     name = options["grid"]
     grid = grids[name]() if name in grids else Int(int(name[3]), not name.endswith("asym"))
-    group = options["group"] // (2 if options["group"] and options["columns"] % options["group"] else 1)
+    group = options["group"]
+    group //= 2 if group and columns % group else 1
     grain: Grain = Group(group) if group else Channel()
     scale: Scale = scales[options["scale"]]()
     return Format(grid, grain, AbsMax() if grid.symmetric else MinMax(), scale)
@@ -51,7 +52,7 @@ def random_codes(fmt: Format, rows: int, columns: int) -> Codes:
 def load(options: Options) -> Loaded:
     rows, columns = options["rows"], options["columns"]
     torch.manual_seed(0)
-    fmt = format_of(options)
+    fmt = format_of(options, columns)
     inputs = Int(8) if options.get("inputs") == "int8" else None
     stored = fmt.bytes((rows, columns))
     count = max(2, math.ceil(options["least"] / stored))
@@ -67,7 +68,7 @@ def load(options: Options) -> Loaded:
 
     held = sum(buffer.nbytes for buffer in matrices[0].buffers()) / stored
     notes = [f"holds {held:.3f} of the stored bytes"] if held > 1.03 else []
-    if fmt.grain != format_of({**options, "columns": 0}).grain:
+    if fmt.grain != format_of(options).grain:
         notes.append(f"groups of {options['group'] // 2}, as {options['group']} does not divide {columns}")
     told = facts(options, count * stored, count, "int8")
     return Loaded(passing(once), {**told, "notes": notes})
