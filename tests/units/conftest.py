@@ -1,4 +1,4 @@
-"""Fixtures of the kernels' tests: which level computes, and on how many threads."""
+"""Fixtures of the kernels' and the step's tests: which level computes, and on how many threads."""
 
 from __future__ import annotations
 

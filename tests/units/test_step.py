@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +89,6 @@ def difference(model: Any, batch: int = 1, tokens: int = 41, prompt: int = 7) ->
     theirs = forced(model.forward.__wrapped__, model, ids_BT, mask_BT, prompt)
     assert model.regauge_step.steps - before == tokens - prompt
     return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max())
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -1,14 +1,6 @@
 """How a packed matrix is held and multiplied: torch's own packed CPU kernels where they fit, else decoding on the fly.
 
-Every way computes x @ decode(codes)ᵀ up to the rounding of the dtype of x. Which is fast (one core of a Zen 5, bf16,
-2048 x 2048, milliseconds; `benchmarks/packed.py` measures yours):
-
-| tokens | bf16 | int8, torch | int8 x int8 | int4, torch | 2-8 bits, decoded by table |
-|--|--|--|--|--|--|
-| 1 | 0.54 | 0.25 | 0.20 | 0.12 | 3-5 |
-| 16 | 0.76 | 0.91 | 0.91 | 0.82 | 3-5 |
-| 512 | 9.5 | 25 | 6.3 | 25 | 13-17 |
-
+Every way computes x @ decode(codes)ᵀ up to the rounding of the dtype of x; `benchmarks/linear.py` measures which is fast.
 torch's kernels are for few tokens and for bfloat16 only (in float32 and float16 they take fifty times as long), so with
 more tokens, and in other dtypes, weights are decoded a block of rows at a time.
 
