@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,25 @@ def _plain(folder: Path, device: str, dtype: torch.dtype | None, figure: Figure 
         check_room(str(folder), source.parameters() * (dtype or source.dtype).itemsize)
     config = source.config
     del source
-    found = model_class(config).from_pretrained(
-        str(folder), dtype=dtype or "auto", use_safetensors=True, local_files_only=True
-    )
+    with _no_bar():
+        found = model_class(config).from_pretrained(
+            str(folder), dtype=dtype or "auto", use_safetensors=True, local_files_only=True
+        )
     return found.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """transformers' own bar of loading stays away: whoever measures has one for the whole."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -73,19 +73,22 @@ class Blocks:
         return {"M": self.m, "N": self.n, "SPLIT": self.split}
 
 
-def blocks(device: torch.device, tokens: int, outputs: int, steps: int, split: int, wide: bool = False) -> Blocks:
+def blocks(
+    device: torch.device, tokens: int, outputs: int, steps: int, split: int, wide: bool = False, narrow: bool = False
+) -> Blocks:
     """Small tiles for few tokens, where reading the weights is the cost; large ones for many, where products are.
 
     Args:
         steps: tiles along a row. split: 0 chooses so that two programs fall on each multiprocessor, up to 16.
         wide: operands are float32, so tiles are small.
+        narrow: codes are looked up in a table, for which a large tile would pass the 64 KB of a CDNA processor.
     """
     if tokens <= 16:
         m, n, warps, stages = 16, 32, 4, 3
     elif tokens <= 64 or wide:
         m, n, warps, stages = 32 if wide else triton.next_power_of_2(tokens), 32 if wide else 64, 4, 2
     else:
-        m, n, warps, stages = 64, 128, 8, 2
+        m, n, warps, stages = 64, 64 if narrow else 128, 8, 2
     if not split:
         programs = triton.cdiv(tokens, m) * triton.cdiv(outputs, n)
         split = min(16, steps, max(1, 2 * processors(device) // programs))

@@ -160,7 +160,8 @@ def _linear_op(
         return torch.nn.functional.linear(x, w_OI, None if bias_O is None else bias_O.to(x.dtype))
     groups = scale_ON.shape[1]
     tile = 8 * EIGHTS
-    block = blocks(x.device, x_TI.shape[0], outputs, triton.cdiv(inputs, tile), split, x.dtype == torch.float32)
+    steps, wide = triton.cdiv(inputs, tile), x.dtype == torch.float32
+    block = blocks(x.device, x_TI.shape[0], outputs, steps, split, wide, narrow=table is not None)
     rows = units(packed_OB, bits)
     operands = (x_TI, rows, table, scale_ON, zero_ON, inputs, rows.shape[1], inputs // groups, groups)
     multiply(
