@@ -1,8 +1,8 @@
 """How a packed matrix is held and multiplied: torch's own packed CPU kernels where they fit, else decoding on the fly.
 
 Every way computes x @ decode(codes)ᵀ up to the rounding of the dtype of x; `benchmarks/linear.py` measures which is
-fast. torch's kernels are for few tokens and for bfloat16 only (in float32 and float16 they take fifty times as long), so
-with more tokens, and in other dtypes, weights are decoded a block of rows at a time.
+fast. torch's kernels are for few tokens and for bfloat16 only (in float32 and float16 they take fifty times as long),
+so with more tokens, and in other dtypes, weights are decoded a block of rows at a time.
 
 Legend: O output channels, I input channels, N groups along a row, T tokens.
 """
