@@ -113,7 +113,7 @@ def gaps(result: Result, model: str, batch: int = 1) -> go.Figure:
     return figure
 
 
-WIDTH, ROW, LEFT, TOP, RIGHT = 860, 22, 270, 78, 150
+WIDTH, ROW, LEFT, TOP, RIGHT = 910, 22, 270, 78, 200
 
 
 def waterline(result: Result, model: str, batch: int = 1) -> str:
