@@ -30,10 +30,10 @@ def main() -> int:
     if library.library() is None or torch.get_num_threads() < 2:
         print("this needs the C++ kernels (make native) and two threads", file=sys.stderr)
         return 2
-    from regauge.kernels.cpu.matrix import bandwidth
+    from regauge.kernels.cpu.machine import bandwidth
 
     threads = torch.get_num_threads()
-    turn = [(1, CACHE, 0.02), (threads, CACHE, 0.02), (1, MEMORY, 0.05), (threads, MEMORY, 0.05)]
+    turn = [(1, 0.02, CACHE), (threads, 0.02, CACHE), (1, 0.05, MEMORY), (threads, 0.05, MEMORY)]
     samples: list[list[float]] = []
     until = time.monotonic() + given.seconds
     while time.monotonic() < until:

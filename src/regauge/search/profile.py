@@ -130,11 +130,15 @@ def source_ms(subject: Subject, turns: int) -> tuple[dict[str, float], dict[str,
     found = interleave({"decode": decode, "prefill": prefill_rate(model, prompt)}, turns)
     source = {name: 1000 / speed.median for name, speed in found.items()}
     plug(model, subject.source.anatomy)
+    step = getattr(model, "regauge_step", None)
+    if step is None:
+        return source, source, False
     with warnings.catch_warnings():  # whoever loads the artifact is told, and may load it elsewhere
         warnings.simplefilter("ignore", FallbackWarning)
         again = 1000 / interleave({"decode": decode}, turns)["decode"].median
-    native = bool(getattr(getattr(model, "regauge_step", None), "steps", 0))
-    return source, {**source, "decode": again} if native else source, native
+    if not step.steps:
+        return source, source, False
+    return source, {**source, "decode": again}, True
 
 
 def _key(shape: tuple[int, int], option: Option, tokens: int, native: bool, whole: int) -> str:

@@ -253,11 +253,6 @@ def unpack(matrix: Matrix) -> Tensor:
     return codes_OI
 
 
-def bandwidth(threads: int, size: int = 512 << 20, seconds: float = 0.1) -> float:
-    """GB/s at which `threads` threads read `size` bytes once each, in order: the best of as many passes as fit."""
-    return float(kernels().rg_bandwidth(threads, size, seconds)) / 1e9
-
-
 def _tokens(x_TI: Tensor, columns: int) -> Tensor:
     if x_TI.ndim != 2 or x_TI.shape[1] != columns or x_TI.dtype not in DTYPES:
         raise ValueError(f"(T, {columns}) floats are wanted, not {x_TI.dtype} {tuple(x_TI.shape)}")

@@ -103,10 +103,10 @@ def _linear(
 def _integers(
     x_TI: Tensor, panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: Sequence[int], bits: int
 ) -> Tensor:
-    struct, top = view(panels, row_scale, table, meta), (1 << (bits - 1)) - 1
+    struct = view(panels, row_scale, table, meta)
     if x_TI.shape[0] <= matrix.ONCE:
         return matrix.linear_of(x_TI, struct, matrix.TOKEN + bits)
-    x = x_TI.float()
+    x, top = x_TI.float(), (1 << (bits - 1)) - 1
     # `formats.activations.quantise` on a symmetric grid, in half as many operations.
     scale_T1 = torch.linalg.vector_norm(x, torch.inf, -1, True).div_(top + 0.5).clamp_(min=LEAST)
     z_TI = (x / scale_T1).round_().clamp_(-top - 1, top).to(torch.int8)
