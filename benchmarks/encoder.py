@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from regauge.engine import apply
-from regauge.hosts.transformers.loader import load
+from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.source import Source, read_tokenizer
 from regauge.measure.encoders import cosine, embed, spearman
 from regauge.plan import Plan, parse

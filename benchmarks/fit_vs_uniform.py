@@ -28,8 +28,7 @@ from pathlib import Path
 import torch
 
 from regauge.engine import apply
-from regauge.engine.texts import corpus
-from regauge.hosts.transformers.loader import load
+from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.source import Source
 from regauge.measure.quality import Scores, paired, summarise
 from regauge.parts import Spec
@@ -40,6 +39,7 @@ from regauge.search.fit import fit
 from regauge.search.model import Subject
 from regauge.search.options import integer
 from regauge.search.texts import Sizes, Texts, pieces, prepare
+from regauge.text.corpora import corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

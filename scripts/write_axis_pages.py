@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from regauge.explanation import facts
 from regauge.parts import AXES
+from regauge.report.explanation import facts
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "axes"
 LEADS = {

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
+from regauge.artifact.codec.base import Layout, Wire
+from regauge.artifact.codec.choose import choose
 from regauge.artifact.config import artifact_files
 from regauge.artifact.staging import Staging
-from regauge.artifact.wire import Layout, Wire, choose
 from regauge.formats.base import Codes
 from regauge.hosts.transformers.source import Source
 from regauge.parts import Choice

@@ -64,7 +64,7 @@ def main() -> None:
     import torch
 
     import regauge.engine.api
-    import regauge.hosts.transformers.loader  # noqa: F401  # imported once, for every fork
+    import regauge.hosts.transformers.load  # noqa: F401  # imported once, for every fork
     from regauge.hosts.transformers.source import Source
 
     torch.set_num_threads(1)

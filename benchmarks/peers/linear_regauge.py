@@ -14,7 +14,7 @@ from regauge.formats.grains import Channel, Group
 from regauge.formats.grids import E2M1, E4M3, NF4, Int, Ternary
 from regauge.formats.rangers import AbsMax, MinMax
 from regauge.formats.scales import BFloat16, Float16, Float32, PowerOfTwo, TwoLevel
-from regauge.hosts.transformers.packed.modules import PackedMatrix
+from regauge.runtime.matrices.modules import PackedMatrix
 
 
 def format_of(options: Options, columns: int = 0) -> Format:

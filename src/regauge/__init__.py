@@ -13,18 +13,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from regauge.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from regauge import errors, measure, report
+    from regauge.artifact.receipt import Receipt
     from regauge.engine import apply, dry_run
-    from regauge.explanation import explain
-    from regauge.hosts.transformers.loader import load
-    from regauge.hosts.transformers.step.stream import stream
-    from regauge.inspection import inspect
+    from regauge.hosts.transformers.load import load
+    from regauge.hosts.transformers.stream import stream
     from regauge.plan import Plan
-    from regauge.receipt import Receipt
+    from regauge.report.explanation import explain
+    from regauge.report.inspection import inspect
     from regauge.search.fit import fit, pick
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Plan",
@@ -44,15 +44,15 @@ __all__ = [
 
 _HOMES = {
     "Plan": "plan",
-    "Receipt": "receipt",
+    "Receipt": "artifact.receipt",
     "apply": "engine",
     "dry_run": "engine",
-    "explain": "explanation",
+    "explain": "report.explanation",
     "fit": "search.fit",
-    "inspect": "inspection",
-    "load": "hosts.transformers.loader",
+    "inspect": "report.inspection",
+    "load": "hosts.transformers.load",
     "pick": "search.fit",
-    "stream": "hosts.transformers.step.stream",
+    "stream": "hosts.transformers.stream",
 }
 _MODULES = ("errors", "measure", "parts", "plan", "report")
 

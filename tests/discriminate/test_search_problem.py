@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from regauge.hosts.transformers.source import Source
-from regauge.measure.windows import Windows
 from regauge.search import problem as module
 from regauge.search.allocation import Bound, allocate
 from regauge.search.model import Subject
@@ -18,6 +17,7 @@ from regauge.search.options import site_groups
 from regauge.search.problem import Problem, key, read_ledger
 from regauge.search.shelf import Shelf
 from regauge.search.trials import Picks
+from regauge.text.documents import Windows
 from tests.pico import pico, save
 
 WIDE = {"hidden_size": 96, "intermediate_size": 70, "vocab_size": 61}

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from regauge import apply
+from regauge.artifact.receipt import Receipt, SiteReceipt
 from regauge.plan import digest, load, patterns
-from regauge.receipt import Receipt, SiteReceipt
 from tests.pico import pico, save
 from tests.words import save_tokenizer, text
 

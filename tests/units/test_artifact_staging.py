@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from regauge.artifact import files
 from regauge.artifact.disk import check_disk, one_sentence
 from regauge.artifact.staging import Staging, differences
 from regauge.errors import ArtifactError, OutputError, ResumeError
-from regauge.hosts.transformers.wire import files
 
 IDENTITY = {"plan": "a" * 64, "seed": 0, "versions": {"torch": "2.13"}}
 SHARD = "model-00001-of-00002.safetensors"

@@ -15,10 +15,11 @@ import torch
 from artifacts import choice, decode, encode, make, outputs
 from pico import batches, pico, save
 from regauge.anatomy.model import Site
-from regauge.artifact.wire import Layout, choose
+from regauge.anatomy.storage import gather
+from regauge.artifact.codec.base import Layout
+from regauge.artifact.codec.choose import choose
 from regauge.errors import RefusedError
-from regauge.hosts.transformers.loader import load
-from regauge.hosts.transformers.scatter import gather
+from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.kernels.cpu.library import available, level
 from regauge.parts import Choice

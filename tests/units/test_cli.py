@@ -16,10 +16,10 @@ import typer
 
 import regauge
 from pico import pico, save
-from regauge import explanation
 from regauge.cli import main, show
 from regauge.cli.options import seconds
 from regauge.errors import ExactnessError, OutputError, RecipeError
+from regauge.report import explanation
 
 Capture = pytest.CaptureFixture[str]
 

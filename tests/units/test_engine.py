@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from regauge.engine import apply, dry_run
 from regauge.engine.api import read_receipt
-from regauge.engine.texts import Where
 from regauge.engine.watchdog import Progress
 from regauge.errors import BudgetError, ModelError, OutputError, RecipeError, RegaugeError, ResumeError, TextError
 from regauge.plan import load, parse
+from regauge.text.corpora import Where
 from tests import tiny
 from tests.pico import pico, save
 
@@ -79,7 +79,7 @@ def test_the_states_it_streams_are_those_of_the_loaded_artifact(
 ) -> None:
     """What each block was calibrated on is what the compressed model really computes: the two never share code."""
     from regauge.engine import api
-    from regauge.hosts.transformers.loader import load as open_artifact
+    from regauge.hosts.transformers.load import load as open_artifact
 
     drives: list[api.Drive] = []
 

@@ -98,7 +98,7 @@ def test_without_regauge_every_way_to_open_it_is_an_error(artifact: Path) -> Non
 def test_with_regauge_the_shim_loads_it_and_transformers_will_not_save_it(artifact: Path, tmp_path: Path) -> None:
     import torch
 
-    from regauge.hosts.transformers.loader import load
+    from regauge.hosts.transformers.load import load
 
     told = run(WITH, artifact, tmp_path / "saved")
     assert told["class"] == "LlamaForCausalLM"

@@ -10,11 +10,11 @@ import yaml
 from pydantic import ValidationError
 
 from regauge.anatomy.model import Anatomy, Slot
+from regauge.anatomy.storage import gather, scatter
 from regauge.anatomy.streams import KINDS
 from regauge.errors import ModelError, UnknownArchitecture
 from regauge.hosts.transformers.columns import FAMILIES as FOLDER
 from regauge.hosts.transformers.columns import Table, table_for, tables
-from regauge.hosts.transformers.scatter import gather, scatter
 from regauge.hosts.transformers.skeleton import parameters, skeleton
 from regauge.hosts.transformers.table import anatomy_of
 from tests.pico import CONFIGS, FAMILIES, PICOS, pico

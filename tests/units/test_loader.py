@@ -15,13 +15,13 @@ import torch
 from artifacts import Made, choice, make, outputs
 from pico import FAMILIES, batches, pico, save
 from regauge.anatomy.model import Slot
+from regauge.anatomy.storage import scatter
+from regauge.artifact import files
 from regauge.errors import ArtifactError, ModelError
-from regauge.hosts.transformers.loader import load
-from regauge.hosts.transformers.packed.modules import PackedLinear, PackedLookup
-from regauge.hosts.transformers.scatter import scatter
-from regauge.hosts.transformers.wire import files
+from regauge.hosts.transformers.load import load
 from regauge.kernels.cpu.library import available
 from regauge.parts import Choice
+from regauge.runtime.matrices.modules import PackedLinear, PackedLookup
 
 INT4 = choice("int4-asym", "channel", "f32", "minmax")
 

@@ -62,7 +62,7 @@ def test_without_the_extra_the_way_to_get_it_is_told(tmp_path: Path, monkeypatch
 def test_a_local_task_runs(shared: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         pytest.skip("lm-eval is an extra, and it is not installed here")
-    from regauge.hosts.transformers.loader import load
+    from regauge.hosts.transformers.load import load
     from regauge.hosts.transformers.source import read_tokenizer
 
     path = shared / "models" / "stories-260k"

@@ -11,7 +11,7 @@ import torch
 from regauge.errors import TextError
 from regauge.measure.bootstrap import Draws, quantile, ratio
 from regauge.measure.quality import compare, paired, summarise
-from regauge.measure.windows import Windows, covered_bytes, cut, stretches
+from regauge.text.documents import Windows, covered_bytes, cut, stretches
 
 
 class Letters:

@@ -11,12 +11,12 @@ from artifacts import choice, decode, encode
 from regauge import parts
 from regauge.formats.activations import simulate
 from regauge.formats.grids import E4M3, Int
-from regauge.hosts.transformers.packed import int4, lookup, native
-from regauge.hosts.transformers.packed.modules import PackedLinear, PackedMatrix
-from regauge.hosts.transformers.packed.multiply import blocks, way
 from regauge.kernels.cpu.library import available, level
 from regauge.kernels.cpu.matrix import FEW
 from regauge.parts import Choice
+from regauge.runtime.matrices import int4, lookup, native
+from regauge.runtime.matrices.modules import PackedLinear, PackedMatrix
+from regauge.runtime.matrices.multiply import blocks, way
 
 FORMS = {
     "int2": choice("int2", "group:32", "bf16"),

@@ -11,11 +11,11 @@ import torch
 
 from artifacts import choice, encode, make
 from regauge import parts
-from regauge.hosts.transformers.packed import arena as arenas
-from regauge.hosts.transformers.packed import install
-from regauge.hosts.transformers.packed.arena import ALIGNED, HUGE, Arena
-from regauge.hosts.transformers.packed.modules import PackedMatrix
 from regauge.measure.cost import memory, weight_bytes
+from regauge.runtime.matrices import arena as arenas
+from regauge.runtime.matrices import install
+from regauge.runtime.matrices.arena import ALIGNED, HUGE, Arena
+from regauge.runtime.matrices.modules import PackedMatrix
 from tests.pico import pico, save
 from tests.units.test_packed import FORMS
 
@@ -87,7 +87,7 @@ def test_memory_is_private_trimmed_and_freed() -> None:
 
 
 def test_a_loaded_model_keeps_nothing_of_its_loading(tmp_path: Path) -> None:
-    from regauge.hosts.transformers.loader import load
+    from regauge.hosts.transformers.load import load
 
     made = make(save(pico("llama"), tmp_path / "source"), tmp_path / "out", lambda site: choice("int4"), "regauge")
     model = load(made.path)

@@ -14,8 +14,8 @@ import torch
 from artifacts import choice, decode, encode
 from regauge import parts
 from regauge.errors import ModelError
-from regauge.hosts.transformers.packed.modules import PackedLinear, PackedMatrix
 from regauge.kernels.cpu.library import available
+from regauge.runtime.matrices.modules import PackedLinear, PackedMatrix
 from units.test_packed import EIGHT, FORMS, ROUNDING, SIXTEEN, matrix, random
 
 
@@ -67,7 +67,7 @@ def test_the_operators_are_sound(form: str) -> None:
 def test_operators_are_registered_with_the_packed_modules_and_not_before() -> None:
     code = (
         "import regauge, torch; before = hasattr(torch.ops.regauge, 'packed_linear');"
-        "import regauge.hosts.transformers.packed.modules;"
+        "import regauge.runtime.matrices.modules;"
         "print(before, hasattr(torch.ops.regauge, 'packed_linear'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

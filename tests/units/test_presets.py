@@ -10,9 +10,9 @@ import yaml
 
 from regauge import parts
 from regauge.errors import RecipeError
-from regauge.explanation import explain, facts, listing
 from regauge.parts import AXES, Spec
 from regauge.plan import diff, digest, dump, load, parse, patterns, preset_text, presets
+from regauge.report.explanation import explain, facts, listing
 
 FILES = sorted(file for file in (files("regauge") / "presets").iterdir() if file.name.endswith(".yaml"))
 

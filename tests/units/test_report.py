@@ -9,8 +9,8 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
+from regauge.artifact.receipt import MoveReceipt, Receipt, SiteReceipt
 from regauge.errors import OutputError
-from regauge.receipt import MoveReceipt, Receipt, SiteReceipt
 from regauge.report import charts
 from regauge.report.page import render, write
 from regauge.report.view import Point, Sample, View, human, of_receipt

@@ -87,7 +87,7 @@ def test_the_frontier_falls_and_search_never_saw_the_evaluation_text(done: tuple
 
 
 def test_the_artifact_loads_and_the_record_reads_back(done: tuple[record.Run, Path]) -> None:
-    from regauge.hosts.transformers.loader import load
+    from regauge.hosts.transformers.load import load
 
     run, out = done
     assert record.read(out) == run

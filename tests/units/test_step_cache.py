@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticCache
 
-from regauge.hosts.transformers.step.cache import ROOM, GrowingLayer, adopt
-from regauge.hosts.transformers.step.inputs import first_tokens
+from regauge.hosts.transformers.cache import ROOM, GrowingLayer, adopt
+from regauge.hosts.transformers.inputs import first_tokens
 
 
 def tokens(count: int, batch: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from regauge.engine.texts import Document, corpus
-from regauge.engine.windows import Windows, frame, images, windows
 from regauge.errors import TextError
+from regauge.text.corpora import Document, corpus
+from regauge.text.windows import Windows, frame, images, windows
 from tests import tiny
 
 

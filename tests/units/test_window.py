@@ -22,12 +22,12 @@ from artifacts import choice, make, outputs
 from pico import batches, pico, save
 from regauge import amounts
 from regauge.errors import ArtifactError, BudgetError, CorruptWeights, OutputError
-from regauge.hosts.transformers.loader import load
-from regauge.hosts.transformers.window import disk as disks
-from regauge.hosts.transformers.window import figure as figures
-from regauge.hosts.transformers.window import reader as readers
-from regauge.hosts.transformers.window.figure import machine_memory, read_figure
-from regauge.hosts.transformers.window.plan import make_plan, spread
+from regauge.hosts.transformers.load import load
+from regauge.runtime.window import disk as disks
+from regauge.runtime.window import figure as figures
+from regauge.runtime.window import reader as readers
+from regauge.runtime.window.figure import machine_memory, read_figure
+from regauge.runtime.window.plan import make_plan, spread
 
 INT4 = choice("int4-asym", "channel", "f32", "minmax")
 BLOCKS = 7
@@ -337,7 +337,7 @@ def test_a_truncated_file_is_found_before_anything_is_read(tmp_path: Path) -> No
 
 
 def test_a_tensor_that_an_artifact_lacks_is_one_sentence(tmp_path: Path) -> None:
-    from regauge.hosts.transformers.wire import files
+    from regauge.artifact import files
 
     _, path = deep(tmp_path)
     made = make(path, tmp_path / "out", lambda site: INT4 if site.kind == "up" else None, prefer="regauge").path
@@ -476,7 +476,7 @@ MEASURED = """
 import json, sys, threading, time
 from pathlib import Path
 import torch
-from regauge.hosts.transformers.loader import load
+from regauge.hosts.transformers.load import load
 
 def resident():
     _, pages, shared, *_ = Path("/proc/self/statm").read_text().split()

@@ -1,1 +1,1 @@
-"""Artifacts: an output directory written atomically, and read back. See `staging`, `wire` and `config`."""
+"""Artifacts: what bytes on disk mean. Written atomically (`staging`), read strictly (`files`, `header`, `codec`)."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from regauge.hosts.transformers.wire.base import REGAUGE, Wire
+from regauge.artifact.codec.base import REGAUGE, Wire
 
 SHIM = "regauge_loader.py"
 CLASSES = (

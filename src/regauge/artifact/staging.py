@@ -17,9 +17,9 @@ from types import TracebackType
 
 from torch import Tensor
 
+from regauge.artifact import files
 from regauge.artifact.disk import TEMPORARY, check_disk, free_bytes, one_sentence, put, sync_directory
 from regauge.errors import ExactnessError, ModelError, MoveError, OutputError, RecipeError, ResumeError, TextError
-from regauge.hosts.transformers.wire import files
 
 __all__ = ["STATES", "Json", "Staging", "check_disk", "differences", "free_bytes", "one_sentence"]
 

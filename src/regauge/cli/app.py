@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from regauge import __version__
 from regauge.cli.options import (
     BUDGETS,
     CALIBRATION,
@@ -24,6 +23,7 @@ from regauge.cli.options import (
     TIME,
     seconds,
 )
+from regauge.version import __version__
 
 app = typer.Typer(
     name="regauge",
@@ -179,8 +179,8 @@ def inspect(
     debug: DEBUG = False,
 ) -> None:
     """Sites, bytes, streams and their moves."""
-    from regauge import inspection
     from regauge.cli import show, tell
+    from regauge.report import inspection
 
     found = inspection.inspect(model, revision)
     if not json:
@@ -204,8 +204,8 @@ def explain(
     debug: DEBUG = False,
 ) -> None:
     """What a preset or part does and costs."""
-    from regauge import explanation
     from regauge.cli import show
+    from regauge.report import explanation
 
     if json:
         show.as_json(explanation.listing() if name is None else explanation.facts(name))

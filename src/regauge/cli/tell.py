@@ -10,9 +10,9 @@ from regauge.cli.show import line, size, span, table, where
 from regauge.plan.select import pattern
 
 if TYPE_CHECKING:
+    from regauge.artifact.receipt import Receipt
     from regauge.engine.estimate import DryRun, SitePlan
-    from regauge.inspection import Inspection
-    from regauge.receipt import Receipt
+    from regauge.report.inspection import Inspection
     from regauge.search.compare import Comparison
     from regauge.search.record import Run
     from regauge.search.sense import Sensitivity

@@ -20,22 +20,22 @@ from typing import Any
 
 import torch
 
-from regauge import __version__
 from regauge.artifact.config import artifact_files
 from regauge.artifact.disk import check_disk
+from regauge.artifact.receipt import MoveReceipt, Receipt, SiteReceipt
 from regauge.artifact.staging import Staging
 from regauge.engine.driver import Drive
 from regauge.engine.estimate import DryRun, disk_needed, record, seconds
 from regauge.engine.job import Job, Refusals, plan_of, prepare
 from regauge.engine.reading import Reading, reading, sampled
 from regauge.engine.strengths import settle
-from regauge.engine.texts import Where
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
-from regauge.engine.windows import Windows
 from regauge.errors import BudgetError, OutputError
 from regauge.hosts.transformers.source import Source
 from regauge.plan import Plan, digest, dump
-from regauge.receipt import MoveReceipt, Receipt, SiteReceipt
+from regauge.text.corpora import Where
+from regauge.text.windows import Windows
+from regauge.version import __version__
 
 RECEIPT, RUN_LOG = "regauge/receipt.json", "regauge/run-log.json"
 VOLATILE = ("command", "seconds", "peak_bytes", "machine")

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site, Weights
+from regauge.artifact.receipt import SiteReceipt
 from regauge.engine.statistics import output_error
 from regauge.formats.base import Codes, Format
 from regauge.parts import Choice
-from regauge.receipt import SiteReceipt
 from regauge.rounding.base import Stats
 
 Choices = Mapping[str, Choice | None]

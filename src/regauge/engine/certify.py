@@ -17,12 +17,12 @@ from torch import Tensor
 from regauge.anatomy.certificate import EXACT, TOLERANCE, certify
 from regauge.anatomy.model import Weights
 from regauge.anatomy.moves import Move, boundary
+from regauge.artifact.receipt import MoveReceipt
 from regauge.engine.job import Job
 from regauge.hosts.transformers.precise import precise
 from regauge.hosts.transformers.probe import probe
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.states import States
-from regauge.receipt import MoveReceipt
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from regauge.anatomy.model import Site, Weights
+from regauge.artifact.receipt import MoveReceipt, SiteReceipt
 from regauge.artifact.staging import STATES, Staging
 from regauge.engine.block import (
     effective,
@@ -24,11 +25,10 @@ from regauge.engine.block import (
 from regauge.engine.certify import Moved, Prover
 from regauge.engine.job import Job, outer_names
 from regauge.engine.watchdog import Clock
-from regauge.engine.windows import Windows
 from regauge.engine.work import Pass
 from regauge.formats.base import Codes
-from regauge.receipt import MoveReceipt, SiteReceipt
 from regauge.rounding.base import Stats
+from regauge.text.windows import Windows
 
 SPILL = 256 << 20  # bytes of states from which they go to mapped files
 

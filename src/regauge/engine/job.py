@@ -14,7 +14,8 @@ from typing import TypeVar
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
-from regauge.artifact.wire import Layout, Wire, choose
+from regauge.artifact.codec.base import Layout, Wire
+from regauge.artifact.codec.choose import choose
 from regauge.errors import RecipeError, RegaugeError
 from regauge.formats.base import Format
 from regauge.hosts.transformers.source import Source

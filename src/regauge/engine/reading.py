@@ -11,12 +11,12 @@ from typing import Any
 
 from regauge.artifact.staging import Staging
 from regauge.engine.job import Job
-from regauge.engine.texts import Where, corpus
 from regauge.engine.watchdog import Clock
-from regauge.engine.windows import Windows, images, noted, windows
 from regauge.errors import ModelError, TextError
 from regauge.hosts.transformers.probe import context, image_shape, reads_images
 from regauge.hosts.transformers.source import Source
+from regauge.text.corpora import Where, corpus
+from regauge.text.windows import Windows, images, noted, windows
 
 TOKENS, LENGTH = 65536, 512  # where neither recipe nor user says
 SAMPLED = 32768  # most tokens that a model samples from itself unless it is told to

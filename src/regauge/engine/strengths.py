@@ -22,13 +22,13 @@ from regauge.engine.block import effective
 from regauge.engine.job import Job
 from regauge.engine.statistics import collection
 from regauge.engine.watchdog import Clock
-from regauge.engine.windows import Windows
 from regauge.engine.work import BATCH, Pass
 from regauge.errors import RecipeError
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.states import States
 from regauge.rewrites.base import fixed
 from regauge.rounding.base import Stats
+from regauge.text.windows import Windows
 
 TOKENS = 4096  # of the text, for each value of a grid
 

@@ -13,11 +13,11 @@ from regauge.engine.block import activation_grids, as_stored, round_sites
 from regauge.engine.certify import Moved
 from regauge.engine.job import Job
 from regauge.engine.statistics import collection
-from regauge.engine.windows import Windows
 from regauge.formats.base import Codes
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.states import States
 from regauge.rounding.base import Stats
+from regauge.text.windows import Windows
 
 BATCH = 4096  # tokens a batch
 

@@ -138,7 +138,7 @@ def cache_bytes_a_token(model: nn.Module, prompt_BT: Tensor) -> float:
 _CHILD = """
 import ctypes, gc, json, sys
 import torch
-from regauge.hosts.transformers.loader import load
+from regauge.hosts.transformers.load import load
 def resident():
     gc.collect()
     if sys.platform == "linux":

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from regauge.artifact.receipt import Receipt
 from regauge.errors import ArtifactError
-from regauge.receipt import Receipt
 from regauge.report import page
 from regauge.report.run import of_run
 from regauge.report.view import of_receipt

@@ -6,7 +6,7 @@ import re
 
 import plotly.graph_objects as go
 
-from regauge.receipt import SiteReceipt
+from regauge.artifact.receipt import SiteReceipt
 from regauge.report.view import Point, human
 
 INK, BLUE, ORANGE, GREY = "#1f2430", "#2563a8", "#d9730d", "#8a8f98"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from regauge.artifact.receipt import Receipt
 from regauge.measure.cost import Costs, Speed, verdict
 from regauge.measure.quality import Quality
-from regauge.receipt import Receipt
 from regauge.report.view import Card, Point, Row, Sample, Table, View, human, of_receipt
 from regauge.search import record
 from regauge.search.record import Run

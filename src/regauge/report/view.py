@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from regauge.receipt import Receipt, SiteReceipt
+from regauge.artifact.receipt import Receipt, SiteReceipt
 
 Row = tuple[str, ...]
 Card = tuple[str, str, str]

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regauge.artifact.receipt import Receipt
 from regauge.engine import apply
 from regauge.engine.watchdog import Watcher, nobody
-from regauge.hosts.transformers.loader import load
+from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.sampling import whole_model
 from regauge.hosts.transformers.source import Source
 from regauge.measure.cost import (
@@ -29,11 +30,10 @@ from regauge.measure.cost import (
     weight_bytes,
 )
 from regauge.measure.quality import Scores, compare
-from regauge.measure.windows import Windows
 from regauge.plan import Plan
-from regauge.receipt import Receipt
 from regauge.search.model import Subject
 from regauge.search.texts import Texts
+from regauge.text.documents import Windows
 
 DECODE, PREFILL, PROMPT = 24, 256, 16  # tokens timed, tokens of a prefill, tokens before decoding
 

@@ -16,12 +16,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from regauge.engine.texts import Where, corpus
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
-from regauge.engine.windows import frame
 from regauge.errors import ModelError
 from regauge.hosts.transformers.hub import model_folder
-from regauge.hosts.transformers.loader import load
+from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.sampling import sample
 from regauge.hosts.transformers.source import Source, read_tokenizer
 from regauge.measure.cost import Costs, Speed, interleave, memory, prefill_rate, verdict, weight_bytes
@@ -30,9 +28,11 @@ from regauge.measure.cost import decode_rate as decoding
 from regauge.measure.encoders import cosine, embed
 from regauge.measure.machine import bandwidth, machine
 from regauge.measure.quality import Paired, Quality, compare_many, paired, summarise
-from regauge.measure.windows import Windows, cut
 from regauge.search.build import DECODE, PREFILL, PROMPT, logits
 from regauge.search.texts import Plain, pieces, window_length
+from regauge.text.corpora import Where, corpus
+from regauge.text.documents import Windows, cut
+from regauge.text.windows import frame
 
 TOKENS = 32768  # most tokens of text that are read
 SAMPLED = 8192

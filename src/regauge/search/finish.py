@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from regauge import __version__
 from regauge.engine.api import versions
 from regauge.engine.watchdog import Clock
-from regauge.hosts.transformers.loader import load
+from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.sampling import whole_model
 from regauge.hosts.transformers.source import Source
 from regauge.measure.machine import bandwidth, machine
@@ -27,6 +26,7 @@ from regauge.search.problem import Problem
 from regauge.search.record import Point, Run, Sample, SitePick, Verdict
 from regauge.search.texts import Texts
 from regauge.search.trials import true_scores
+from regauge.version import __version__
 
 if TYPE_CHECKING:
     from regauge.search.verdict import Settled

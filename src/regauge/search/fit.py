@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regauge.artifact.disk import one_sentence
+from regauge.artifact.receipt import Receipt
 from regauge.engine.api import refuse_out as refuse_writing
-from regauge.engine.texts import Where
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import ArtifactError, OutputError, ResumeError
 from regauge.hosts.transformers.source import Source
-from regauge.receipt import Receipt
 from regauge.search import budgets as written
 from regauge.search import record
 from regauge.search.effort import Effort, Stopwatch
@@ -36,6 +35,7 @@ from regauge.search.record import Run
 from regauge.search.steps import Desk, begin, estimate, reachable
 from regauge.search.texts import Sizes, prepare
 from regauge.search.verdict import settle
+from regauge.text.corpora import Where
 
 KEPT = 2**20  # characters of a list of texts that the record keeps
 

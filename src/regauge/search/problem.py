@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from regauge.measure.windows import Windows
 from regauge.search.allocation import Allocation, Bound, Candidate, allocate
 from regauge.search.calibrate import Check, check, corrected
 from regauge.search.model import Subject
@@ -23,6 +22,7 @@ from regauge.search.options import FULL, Option, SiteGroup, group_bytes
 from regauge.search.sensitivity import Losses
 from regauge.search.shelf import Shelf
 from regauge.search.trials import Picks, true_kl
+from regauge.text.documents import Windows
 
 Say = Callable[[str, int, int], None]
 ROUGH = 1e-3  # relative gap where losses are less certain than that

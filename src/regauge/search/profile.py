@@ -21,15 +21,15 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.errors import BudgetError, FallbackWarning
-from regauge.hosts.transformers.packed.arena import Arena
-from regauge.hosts.transformers.packed.modules import FullMatrix, PackedMatrix
-from regauge.hosts.transformers.step.plug import plug
-from regauge.hosts.transformers.step.program import Unservable, site_of
+from regauge.hosts.transformers.plug import plug
+from regauge.hosts.transformers.program import Unservable, site_of
 from regauge.kernels.cpu.library import ABI, level
 from regauge.kernels.cpu.step import Norm, Program, Site
 from regauge.measure.cost import decode_rate, interleave, prefill_rate
 from regauge.measure.machine import cost, machine, read_costs, write_costs
 from regauge.parts import Spec
+from regauge.runtime.matrices.arena import Arena
+from regauge.runtime.matrices.modules import FullMatrix, PackedMatrix
 from regauge.search.budgets import Budget
 from regauge.search.build import DECODE, PREFILL, PROMPT, in_bf16
 from regauge.search.model import Subject

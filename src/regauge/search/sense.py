@@ -6,7 +6,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from regauge.engine.texts import Where
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.hosts.transformers.source import Source
 from regauge.search.model import Subject
@@ -15,6 +14,7 @@ from regauge.search.sensitivity import fisher, forward
 from regauge.search.shelf import Shelf
 from regauge.search.steps import calibration_batches
 from regauge.search.texts import Sizes, prepare
+from regauge.text.corpora import Where
 
 TOKENS, GRADIENT = 8192, 2048  # calibration tokens read; those of the backward pass
 

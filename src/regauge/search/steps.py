@@ -12,14 +12,11 @@ from types import TracebackType
 
 from torch import Tensor
 
-from regauge import __version__
 from regauge.artifact.disk import check_disk, one_sentence
 from regauge.artifact.staging import differences
 from regauge.engine.watchdog import Clock
-from regauge.engine.windows import frame
 from regauge.errors import BudgetError, OutputError, ResumeError
 from regauge.hosts.transformers.source import Source
-from regauge.measure.windows import cut
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
 from regauge.search.effort import Effort, Stopwatch
@@ -31,6 +28,9 @@ from regauge.search.sensitivity import Losses, fisher, forward
 from regauge.search.shelf import Shelf, room
 from regauge.search.texts import Plain, Texts
 from regauge.search.trials import Picks
+from regauge.text.documents import cut
+from regauge.text.windows import frame
+from regauge.version import __version__
 
 ROWS = 2048  # tokens of a batch
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from regauge.engine.texts import Corpus, Where, corpus
-from regauge.engine.windows import frame
 from regauge.errors import ModelError, TextError
 from regauge.hosts.transformers.probe import context
 from regauge.hosts.transformers.sampling import sample
 from regauge.hosts.transformers.source import Source
-from regauge.measure.windows import Windows, cut, stretches
 from regauge.search.record import Text
+from regauge.text.corpora import Corpus, Where, corpus
+from regauge.text.documents import Windows, cut, stretches
+from regauge.text.windows import frame
 
 READ = 24 * 2**20  # bytes of a text that are looked at
 SHARES = (0.6, 0.15, 0.25)  # calibration, search, evaluation, where one text has to serve for all

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from regauge.anatomy.model import Anatomy, Norm, Site
 from regauge.errors import MoveError
+from regauge.runtime.modules import put
 
 BIASABLE = (nn.Linear,)
 """Modules whose forward adds a bias once they have one."""
@@ -127,9 +128,3 @@ def _give_bias(module: Any, site: Site) -> None:
     if module.bias is None:
         zeros = torch.zeros(module.weight.shape[0], device=module.weight.device, dtype=module.weight.dtype)
         module.bias = nn.Parameter(zeros, requires_grad=False)
-
-
-def put(model: Any, path: str, new: nn.Module) -> None:
-    """Puts a module in the place of another, in place."""
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, new)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regauge.artifact.codec.base import COMPRESSED_TENSORS, Layout, Wire, decoder
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
-from regauge.hosts.transformers.adapt import put
-from regauge.hosts.transformers.packed.install import install
-from regauge.hosts.transformers.packed.modules import PackedLinear
-from regauge.hosts.transformers.wire.base import COMPRESSED_TENSORS, Layout, Wire, decoder
+from regauge.runtime.matrices.install import install
+from regauge.runtime.matrices.modules import PackedLinear
+from regauge.runtime.modules import put
 
 
 def place(

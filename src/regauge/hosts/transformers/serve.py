@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from regauge.artifact.codec.base import COMPRESSED_TENSORS, REGAUGE
 from regauge.errors import SettingError
 from regauge.hosts.transformers.hub import model_folder
-from regauge.hosts.transformers.loader import load
-from regauge.hosts.transformers.wire.base import COMPRESSED_TENSORS, REGAUGE
+from regauge.hosts.transformers.load import load
 
 
 @contextmanager

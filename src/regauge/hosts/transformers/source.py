@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
+from regauge.anatomy.storage import Place, places, scatter, take
 from regauge.errors import CorruptWeights, ModelError
 from regauge.hosts.transformers import checkpoint
 from regauge.hosts.transformers.checkpoint import Piece
 from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.configs import build_skeleton, first_line, read_config
 from regauge.hosts.transformers.hub import model_folder
-from regauge.hosts.transformers.scatter import Place, places, scatter, take
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.table import anatomy_of
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from regauge import parts
 from regauge.anatomy.model import Site
+from regauge.anatomy.storage import Place, take
+from regauge.artifact.codec.base import Layout, decoder, rows_of
 from regauge.errors import ArtifactError, SettingError, nearest
 from regauge.formats.base import Codes
-from regauge.hosts.transformers.adapt import put
-from regauge.hosts.transformers.packed.arena import Arena
-from regauge.hosts.transformers.packed.modules import (
+from regauge.kernels.cpu.matrix import ACTIVATIONS
+from regauge.runtime.matrices.arena import Arena
+from regauge.runtime.matrices.modules import (
     FullMatrix,
     PackedExperts,
     PackedLinear,
@@ -25,9 +27,7 @@ from regauge.hosts.transformers.packed.modules import (
     PackedMatrix,
     pack_parameter,
 )
-from regauge.hosts.transformers.scatter import Place, take
-from regauge.hosts.transformers.wire.base import Layout, decoder, rows_of
-from regauge.kernels.cpu.matrix import ACTIVATIONS
+from regauge.runtime.modules import put
 
 
 @dataclass

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from regauge.errors import ModelError
 from regauge.formats.activations import simulate
 from regauge.formats.base import Codes, Format, Grid
-from regauge.hosts.transformers.packed.multiply import Way, way
-from regauge.hosts.transformers.packed.native import panels
 from regauge.kernels.cpu.matrix import Matrix
+from regauge.runtime.matrices.multiply import Way, way
+from regauge.runtime.matrices.native import panels
 
 
 class PackedMatrix(nn.Module):

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Site, Weights
+from regauge.artifact.codec.base import COMPRESSED_TENSORS, Layout, decoder, full_parameters, join, split
+from regauge.artifact.codec.schemes import Scheme, schemes
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
-from regauge.hosts.transformers.wire.base import COMPRESSED_TENSORS, Layout, decoder, full_parameters, join, split
-from regauge.hosts.transformers.wire.schemes import Scheme, schemes
 from regauge.kernels.reference import pack, unpack
 
 VERSION = "0.20.0"

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from regauge.hosts.transformers.columns import Step
-from regauge.hosts.transformers.packed.modules import PackedLookup
+from regauge.hosts.transformers.program import rotary_kinds, rotary_module, rotary_tables
 from regauge.hosts.transformers.skeleton import body_prefix
-from regauge.hosts.transformers.step.program import rotary_kinds, rotary_module, rotary_tables
 from regauge.kernels.cpu.matrix import Matrix, decode_of
+from regauge.runtime.matrices.modules import PackedLookup
 
 ROWS = 256
 """Least rows of a rotary table; it doubles as texts grow."""

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Codes, Format, Grid
-from regauge.hosts.transformers.packed import operators
-from regauge.hosts.transformers.packed.multiply import Held, Way, quantised_inputs
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.layout import Value, group_of, meta_of, panel_bytes
 from regauge.kernels.cpu.library import available
+from regauge.runtime.matrices import operators
+from regauge.runtime.matrices.multiply import Held, Way, quantised_inputs
 
 NAME = "panels"
 SMALL = 64 << 10

@@ -19,22 +19,22 @@ import torch
 from torch import nn
 
 from regauge.anatomy.model import Anatomy
+from regauge.artifact import files
+from regauge.artifact.codec.base import COMPRESSED_TENSORS, REGAUGE, Layout, Wire
+from regauge.artifact.codec.compressed import CompressedTensors
+from regauge.artifact.codec.groups import read_groups
+from regauge.artifact.codec.packed import Packed
+from regauge.artifact.header import read_header
 from regauge.errors import ArtifactError, SettingError, nearest
 from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.placing import place, tie
+from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.skeleton import model_class, skeleton
-from regauge.hosts.transformers.step.plug import plug
 from regauge.hosts.transformers.table import anatomy_of
-from regauge.hosts.transformers.window.figure import Figure, check_room, read_figure
-from regauge.hosts.transformers.window.sources import window_of_artifact, window_of_checkpoint
-from regauge.hosts.transformers.wire import files
-from regauge.hosts.transformers.wire.base import COMPRESSED_TENSORS, REGAUGE, Layout, Wire
-from regauge.hosts.transformers.wire.compressed import CompressedTensors
-from regauge.hosts.transformers.wire.groups import read_groups
-from regauge.hosts.transformers.wire.header import read_header
-from regauge.hosts.transformers.wire.packed import Packed
+from regauge.hosts.transformers.windowed import window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
+from regauge.runtime.window.figure import Figure, check_room, read_figure
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")

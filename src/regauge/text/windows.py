@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regauge.engine.texts import Corpus, Document
 from regauge.errors import TextError
+from regauge.text.corpora import Corpus, Document
 
 BYTES_A_TOKEN = 12  # generous: a stretch of T tokens takes this many bytes a token
 LEAST = 256  # fewer tokens than this calibrate nothing

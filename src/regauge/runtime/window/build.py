@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from regauge.anatomy.model import Anatomy
 from regauge.errors import ArtifactError
-from regauge.hosts.transformers.window.disk import Block, Disk, Entry, Extent, Spool, aligned
-from regauge.hosts.transformers.window.figure import Figure, anonymous_bytes, check_exists, check_room, trim
-from regauge.hosts.transformers.window.plan import Plan, make_plan
-from regauge.hosts.transformers.window.resident import Window
+from regauge.runtime.window.disk import Block, Disk, Entry, Extent, Spool, aligned
+from regauge.runtime.window.figure import Figure, anonymous_bytes, check_exists, check_room, trim
+from regauge.runtime.window.plan import Plan, make_plan
+from regauge.runtime.window.resident import Window
 
 Like = tuple[object, ...]
 """What decides the size of a block: equal for blocks of equal size."""

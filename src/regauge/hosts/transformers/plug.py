@@ -19,10 +19,10 @@ from torch.nn.modules import module as torch_module
 
 from regauge.anatomy.model import Anatomy
 from regauge.errors import FallbackWarning
+from regauge.hosts.transformers.cache import GrowingLayer, adopt
 from regauge.hosts.transformers.columns import table_for
-from regauge.hosts.transformers.step.cache import GrowingLayer, adopt
-from regauge.hosts.transformers.step.inputs import Inputs, first_tokens
-from regauge.hosts.transformers.step.program import Unservable, build
+from regauge.hosts.transformers.inputs import Inputs, first_tokens
+from regauge.hosts.transformers.program import Unservable, build
 from regauge.kernels.cpu.library import available
 from regauge.kernels.cpu.step import MOST, Program
 

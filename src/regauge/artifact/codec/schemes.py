@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from regauge.anatomy.model import Anatomy, Site
+from regauge.artifact.codec.base import Layout, decoder
 from regauge.formats.base import Format
-from regauge.hosts.transformers.wire.base import Layout, decoder
 from regauge.parts import Choice
 
 CASTS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from regauge.artifact.codec.base import COMPRESSED_TENSORS, REGAUGE, WIRES, Layout, Wire
+from regauge.artifact.codec.compressed import CompressedTensors
+from regauge.artifact.codec.packed import Packed
+from regauge.artifact.codec.schemes import refusals
 from regauge.errors import RefusedError, nearest
-from regauge.hosts.transformers.wire.base import COMPRESSED_TENSORS, REGAUGE, WIRES, Layout, Wire
-from regauge.hosts.transformers.wire.compressed import CompressedTensors
-from regauge.hosts.transformers.wire.packed import Packed
-from regauge.hosts.transformers.wire.schemes import refusals
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def bits(choice: Choice, shape: tuple[int, int] = SHAPE) -> float:
 
 def stored(choice: Choice, shape: tuple[int, int] = SHAPE) -> str:
     """The format on disk of a matrix that every grain divides. What the rest of a model asks for may change it."""
-    from regauge.hosts.transformers.wire.schemes import scheme_of
+    from regauge.artifact.codec.schemes import scheme_of
 
     scheme = scheme_of(choice, shape)
     return f"regauge's packed format: {scheme}" if isinstance(scheme, str) else f"compressed-tensors, {scheme.format}"

@@ -1,5 +1,1 @@
 """Modules that keep their weights packed in memory. See `modules` (what stands in a model) and `multiply` (how)."""
-
-# .hosts.transformers.packed.install import install
-
-__all__ = ["install"]

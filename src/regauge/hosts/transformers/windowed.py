@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regauge.artifact import files
+from regauge.artifact.codec.base import Wire
 from regauge.errors import ArtifactError
 from regauge.hosts.transformers.columns import table_for
-from regauge.hosts.transformers.packed.install import release
 from regauge.hosts.transformers.placing import assign, place, tie
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.source import Source
-from regauge.hosts.transformers.window.build import Like, Loading
-from regauge.hosts.transformers.window.disk import Disk, Extent, drop_all
-from regauge.hosts.transformers.window.figure import Figure
-from regauge.hosts.transformers.wire import files
-from regauge.hosts.transformers.wire.base import Wire
 from regauge.kernels.cpu.library import available
+from regauge.runtime.matrices.install import release
+from regauge.runtime.window.build import Like, Loading
+from regauge.runtime.window.disk import Disk, Extent, drop_all
+from regauge.runtime.window.figure import Figure
 
 CONVERT = {True: 4, False: 6}
 """Bytes for each weight of a matrix while it is converted, with the C++ kernels and without: packed, as codes, as held,

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from regauge.formats.activations import quantise, simulate
 from regauge.formats.base import Codes, Format, Grid, Step
-from regauge.hosts.transformers.packed import int4, lookup
 from regauge.kernels.reference import pack, unpack
+from regauge.runtime.matrices import int4, lookup
 
 FEW = 16
 """Tokens up to which torch's packed kernels beat decoding."""

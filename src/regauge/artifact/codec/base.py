@@ -15,10 +15,10 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site, Slot, Weights
+from regauge.anatomy.storage import scatter
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes, Format
 from regauge.formats.rangers import AbsMax
-from regauge.hosts.transformers.scatter import scatter
 from regauge.parts import Choice
 
 COMPRESSED_TENSORS = "compressed-tensors"

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from regauge.anatomy.model import Weights
+from regauge.artifact.codec.base import REGAUGE, Layout, decoder, full_parameters
+from regauge.artifact.header import header
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
-from regauge.hosts.transformers.wire.base import REGAUGE, Layout, decoder, full_parameters
-from regauge.hosts.transformers.wire.header import header
 from regauge.kernels.reference import pack, unpack
 
 

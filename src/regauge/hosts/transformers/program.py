@@ -13,14 +13,14 @@ from torch import Tensor
 
 from regauge.anatomy import model as anatomy_model
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.codec.base import rows_of
 from regauge.hosts.transformers.columns import Step, table_for
-from regauge.hosts.transformers.packed.modules import FullMatrix, PackedExperts, PackedLinear, PackedMatrix
-from regauge.hosts.transformers.packed.operators import AUTOMATIC, few
 from regauge.hosts.transformers.skeleton import body_prefix
-from regauge.hosts.transformers.wire.base import rows_of
 from regauge.kernels.cpu.matrix import ACTIVATIONS, META
 from regauge.kernels.cpu.step import FUNCTIONS as CODES
 from regauge.kernels.cpu.step import Block, Norm, Program, Site
+from regauge.runtime.matrices.modules import FullMatrix, PackedExperts, PackedLinear, PackedMatrix
+from regauge.runtime.matrices.operators import AUTOMATIC, few
 
 FUNCTIONS = {
     "silu": "silu",

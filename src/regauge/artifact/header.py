@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from regauge.anatomy.model import Anatomy, Slot
+from regauge.artifact.codec.base import REGAUGE, Layout
 from regauge.errors import ArtifactError
-from regauge.hosts.transformers.wire.base import REGAUGE, Layout
 from regauge.parts import Choice, Spec
 
 FORMAT_VERSION = 1

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from regauge import amounts
 from regauge.errors import BudgetError
-from regauge.hosts.transformers.window.disk import Block, Disk
-from regauge.hosts.transformers.window.figure import anonymous_bytes, trim
-from regauge.hosts.transformers.window.plan import Plan
-from regauge.hosts.transformers.window.reader import Memory, Reader
+from regauge.runtime.window.disk import Block, Disk
+from regauge.runtime.window.figure import anonymous_bytes, trim
+from regauge.runtime.window.plan import Plan
+from regauge.runtime.window.reader import Memory, Reader
 
 REFUSAL = (
     "a model loaded with memory= has most of its blocks on disk, so it cannot be {}; load it without memory= for that."

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from regauge.hosts.transformers.window.disk import Block, Disk
+from regauge.runtime.window.disk import Block, Disk
 
 IDLE = 2.0
 """Seconds after which a thread without work ends."""

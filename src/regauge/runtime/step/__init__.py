@@ -1,0 +1,1 @@
+"""The native decode step: one call of the kernels runs one token through a whole model."""

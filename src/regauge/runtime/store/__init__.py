@@ -1,0 +1,1 @@
+"""Stores: what a block keeps of the past, as plain tensors."""
