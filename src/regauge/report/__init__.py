@@ -1,4 +1,4 @@
-"""What a person reads: the HTML page of a run (`write`), what a row does (`explanation`), what a model is (`inspection`).
+"""What a person reads: the page of a run (`write`), what a row does (`explanation`), what a model is (`inspection`).
 
 Nothing heavy is imported before it is asked for: `regauge explain` must answer at once.
 """
