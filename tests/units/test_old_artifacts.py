@@ -18,14 +18,17 @@ ROOT = Path(__file__).resolve().parents[2]
 OLD = ROOT / "tests" / "fixtures" / "v1"
 NAMES = sorted(path.name for path in OLD.iterdir() if path.is_dir())
 SAME = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
-"""torch and its libraries choose kernels by CPU: these hold them to one choice, as they were when the logits were kept."""
+"""torch and its libraries choose kernels by CPU: these hold them to one choice, that of when the logits were kept."""
 BY_MODULES = {"zeroquant-fp.decode", "experts.decode"}
 """Decoded by transformers' modules then, for want of a step that could: sums may run in another order now."""
 
 
 @pytest.mark.parametrize("kernels", ["reference", "native"])
 def test_logits_are_those_of_then(kernels: str, tmp_path: Path) -> None:
-    if "AVX2" not in torch.backends.cpu.get_cpu_capability() and "AVX512" not in torch.backends.cpu.get_cpu_capability():
+    if (
+        "AVX2" not in torch.backends.cpu.get_cpu_capability()
+        and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    ):
         pytest.skip("the logits were kept on a CPU with AVX2")
     if kernels == "native" and not available():
         pytest.skip("the C++ kernels were not built here")
