@@ -148,12 +148,12 @@ def test_the_factor_is_that_of_the_damped_hessian() -> None:
     hessian_II = hessian(16, 24).double()
     for shift in (0.0, 0.2):
         mean = float(hessian_II.diagonal().mean())
-        h_II = hessian_II - shift * mean * torch.eye(24)
+        h_II = hessian_II - shift * mean * torch.eye(24, dtype=torch.float64)
         made = factor(h_II, 0.01, None)
         f_II = made.feedback_II
         assert torch.equal(f_II, f_II.triu())
         assert torch.equal(f_II.diagonal(), torch.ones(24, dtype=torch.float64))
-        damped = h_II + made.damp * float(h_II.diagonal().mean()) * torch.eye(24)
+        damped = h_II + made.damp * float(h_II.diagonal().mean()) * torch.eye(24, dtype=torch.float64)
         inner = torch.linalg.solve_triangular(f_II, damped, upper=True)
         scales = torch.linalg.solve_triangular(f_II, inner.T, upper=True)  # F⁻¹ H F⁻ᵀ is diagonal
         off = scales - scales.diagonal().diag()

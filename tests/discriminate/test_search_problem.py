@@ -17,7 +17,7 @@ from regauge.search.options import site_groups
 from regauge.search.problem import Problem, key, read_ledger
 from regauge.search.shelf import Shelf
 from regauge.search.trials import Picks
-from regauge.text.documents import Windows
+from regauge.text.windows import Windows
 from tests.pico import pico, save
 
 WIDE = {"hidden_size": 96, "intermediate_size": 70, "vocab_size": 61}

@@ -15,7 +15,7 @@ from regauge.search.options import Option, site_groups
 from regauge.search.sensitivity import fisher, forward
 from regauge.search.shelf import Shelf
 from regauge.search.trials import true_kl
-from regauge.text.documents import Windows
+from regauge.text.windows import Windows
 from tests.pico import pico, save
 
 WIDE = {"hidden_size": 96, "intermediate_size": 70, "vocab_size": 61}

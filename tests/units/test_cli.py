@@ -252,7 +252,7 @@ def test_ctrl_c_in_a_process(model: Path, tmp_path: Path) -> None:
         "import os, signal, sys\n"
         # A background shell hands SIGINT down ignored; the terminal that this test stands for does not.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from regauge import explanation\n"
+        "from regauge.report import explanation\n"
         "from regauge.cli import main\n"
         "def wait(name):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"

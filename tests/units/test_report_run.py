@@ -14,7 +14,8 @@ from regauge.report import write
 from regauge.report.page import render
 from regauge.report.run import of_run
 from regauge.search import record
-from regauge.search.record import Build, Point, Run, Sample, Text, Verdict
+from regauge.search.record import Build, Point, Run, Sample, Verdict
+from regauge.text.split import Text
 from tests.units.test_report import a_receipt
 
 

@@ -18,7 +18,7 @@ from regauge.search.calibrate import check, corrected
 from regauge.search.frontier import knee, pareto, sizes, sweep
 from regauge.search.options import FULL, SiteGroup, group_bytes, integer, plan_of, site_groups
 from regauge.search.steps import Desk
-from regauge.search.texts import _split as split
+from regauge.text.split import split
 
 
 def site(name: str, kind: str, shape: tuple[int, int], block: int | None = 0, module: str = "", **more: object) -> Site:

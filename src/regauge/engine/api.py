@@ -33,8 +33,8 @@ from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_to
 from regauge.errors import BudgetError, OutputError
 from regauge.hosts.transformers.source import Source
 from regauge.plan import Plan, digest, dump
+from regauge.text.calibration import Calibration
 from regauge.text.corpora import Where
-from regauge.text.windows import Windows
 from regauge.version import __version__
 
 RECEIPT, RUN_LOG = "regauge/receipt.json", "regauge/run-log.json"
@@ -236,7 +236,7 @@ def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, s
 def _receipt(
     job: Job,
     read: Reading,
-    windows: Windows | None,
+    windows: Calibration | None,
     staging: Staging,
     source: str,
     source_hash: str,

@@ -32,8 +32,8 @@ from regauge.measure.cost import (
 from regauge.measure.quality import Scores, compare
 from regauge.plan import Plan
 from regauge.search.model import Subject
-from regauge.search.texts import Texts
-from regauge.text.documents import Windows
+from regauge.text.split import Texts
+from regauge.text.windows import Windows
 
 DECODE, PREFILL, PROMPT = 24, 256, 16  # tokens timed, tokens of a prefill, tokens before decoding
 

@@ -20,6 +20,7 @@ from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import ModelError
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.load import load
+from regauge.hosts.transformers.probe import context
 from regauge.hosts.transformers.sampling import sample
 from regauge.hosts.transformers.source import Source, read_tokenizer
 from regauge.measure.cost import Costs, Speed, interleave, memory, prefill_rate, verdict, weight_bytes
@@ -29,10 +30,10 @@ from regauge.measure.encoders import cosine, embed
 from regauge.measure.machine import bandwidth, machine
 from regauge.measure.quality import Paired, Quality, compare_many, paired, summarise
 from regauge.search.build import DECODE, PREFILL, PROMPT, logits
-from regauge.search.texts import Plain, pieces, window_length
 from regauge.text.corpora import Where, corpus
-from regauge.text.documents import Windows, cut
-from regauge.text.windows import frame
+from regauge.text.split import pieces, window_length
+from regauge.text.tokens import frame
+from regauge.text.windows import Windows, cut
 
 TOKENS = 32768  # most tokens of text that are read
 SAMPLED = 8192
@@ -131,17 +132,17 @@ def _names(models: Sequence[str | Path]) -> list[str]:
 
 
 def _windows(path: str | Path, model: nn.Module, tokenizer: Any, text: Where | None, seed: int) -> Windows:
-    plain, before = Plain(tokenizer), frame(tokenizer)[0]
     if text is not None:
         read = corpus(text)
         most = int(getattr(getattr(model, "config", None), "max_position_embeddings", 256) or 256)
-        found = cut(pieces(read), plain, min(256, most), description=read.description, before=before)
+        before = frame(tokenizer)[0]
+        found = cut(pieces(read), tokenizer, min(256, most), description=read.description, before=before)
         return found.take(TOKENS, seed)
     source = Source.open(path)
-    length = window_length(source, None)
+    length = window_length(source.parameters(), context(source))
     ids_NT, told = sample(source, tokenizer, SAMPLED // length, length, seed)
     rows = tuple(ids_NT.unbind())
-    sizes = tuple(max(1, len(plain.decode(row.tolist()).encode())) for row in rows)
+    sizes = tuple(max(1, len(tokenizer.decode(row.tolist()).encode())) for row in rows)
     return Windows(rows, tuple(range(len(rows))), sizes, f"sampled from the first model, from {told}")
 
 

@@ -24,8 +24,8 @@ from regauge.search.effort import Effort, Stopwatch
 from regauge.search.options import Option, group_bytes, plan_of, site_bytes, site_groups
 from regauge.search.problem import Problem
 from regauge.search.record import Point, Run, Sample, SitePick, Verdict
-from regauge.search.texts import Texts
 from regauge.search.trials import true_scores
+from regauge.text.split import Texts
 from regauge.version import __version__
 
 if TYPE_CHECKING:

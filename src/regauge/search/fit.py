@@ -28,14 +28,14 @@ from regauge.search import budgets as written
 from regauge.search import record
 from regauge.search.effort import Effort, Stopwatch
 from regauge.search.finish import assemble, plan_for
-from regauge.search.model import Subject
+from regauge.search.model import Subject, reader
 from regauge.search.options import site_groups
 from regauge.search.profile import within_reach
 from regauge.search.record import Run
 from regauge.search.steps import Desk, begin, estimate, reachable
-from regauge.search.texts import Sizes, prepare
 from regauge.search.verdict import settle
 from regauge.text.corpora import Where
+from regauge.text.split import Sizes, prepare
 
 KEPT = 2**20  # characters of a list of texts that the record keeps
 
@@ -60,7 +60,7 @@ def fit(
     Args:
         budgets: `memory=0.30x`, `memory=2GB`, `memory@32k=3GB`, `decode=1.5x`, `prefill=1.2x`. None: the knee.
         floor: `kl=0.05`: no worse than, nats a token.
-        calibration, eval: text; see `texts.prepare` for what happens where one is not given.
+        calibration, eval: text; see `split.prepare` for what happens where one is not given.
         time_limit: seconds; fewer candidates are tried.
 
     Raises:
@@ -87,7 +87,7 @@ def fit(
         watch.lap("profile", started)
         started = time.monotonic()
         clock.say("text")
-        texts = prepare(source, calibration, eval, sizes, seed)
+        texts = prepare(reader(source, seed), calibration, eval, sizes, seed)
         watch.lap("text", started)
         folder = target.with_name(target.name + ".search")
         identity = {
@@ -134,7 +134,9 @@ def pick(run: str | Path, index: int, out: str | Path, force: bool = False, prog
         if source.digest() != found.source_hash:
             raise ResumeError(f"{found.source} has changed since the search; run fit again.")
         sizes = Sizes(**{name: int(str(value)) for name, value in dict(given["sizes"]).items()})  # type: ignore[call-overload]  # JSON of our own writing
-        texts = prepare(source, _unspell(given["calibration"]), _unspell(given["eval"]), sizes, found.seed)
+        texts = prepare(
+            reader(source, found.seed), _unspell(given["calibration"]), _unspell(given["eval"]), sizes, found.seed
+        )
         was, now = found.texts[0].sha256, texts.records[0].sha256
         if was != now:
             raise ResumeError("the calibration text has changed since the search; run fit again.")

@@ -22,7 +22,7 @@ from regauge.search.options import FULL, Option, SiteGroup, group_bytes
 from regauge.search.sensitivity import Losses
 from regauge.search.shelf import Shelf
 from regauge.search.trials import Picks, true_kl
-from regauge.text.documents import Windows
+from regauge.text.windows import Windows
 
 Say = Callable[[str, int, int], None]
 ROUGH = 1e-3  # relative gap where losses are less certain than that

@@ -16,6 +16,7 @@ from regauge.measure.cost import Costs
 from regauge.measure.quality import Paired, Quality
 from regauge.search.budgets import Budget
 from regauge.search.calibrate import Check
+from regauge.text.split import Text
 
 
 class _Record(BaseModel):
@@ -79,16 +80,6 @@ class Sample(_Record):
     prompt: str
     original: str
     compressed: str
-
-
-class Text(_Record):
-    """A text that the run read."""
-
-    role: str  # calibration | search | evaluation
-    description: str
-    tokens: int
-    documents: int
-    sha256: str
 
 
 class Build(_Record):

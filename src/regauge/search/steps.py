@@ -26,10 +26,10 @@ from regauge.search.problem import Problem, read_ledger
 from regauge.search.record import Run
 from regauge.search.sensitivity import Losses, fisher, forward
 from regauge.search.shelf import Shelf, room
-from regauge.search.texts import Plain, Texts
 from regauge.search.trials import Picks
-from regauge.text.documents import cut
-from regauge.text.windows import frame
+from regauge.text.split import Texts
+from regauge.text.tokens import frame
+from regauge.text.windows import cut
 from regauge.version import __version__
 
 ROWS = 2048  # tokens of a batch
@@ -184,7 +184,7 @@ def begin(
 def calibration_batches(source: Source, texts: Texts, tokens: int) -> list[Tensor]:
     """Whole windows of the calibration text, in batches."""
     tokenizer = source.tokenizer()
-    found = cut(texts.calibration, Plain(tokenizer), texts.length, before=frame(tokenizer)[0])
+    found = cut(texts.calibration, tokenizer, texts.length, before=frame(tokenizer)[0])
     whole = [ids for ids in found.ids if len(ids) == texts.length]
     return batches(whole[: max(1, tokens // texts.length)], ROWS)
 

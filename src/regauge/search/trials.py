@@ -19,7 +19,7 @@ from regauge.measure.quality import Scores, compare_many
 from regauge.search.model import Subject
 from regauge.search.options import Option
 from regauge.search.shelf import Shelf
-from regauge.text.documents import Windows
+from regauge.text.windows import Windows
 
 Picks = Mapping[str, Option]
 """Group → option; groups that are not named stay as they are."""

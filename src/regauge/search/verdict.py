@@ -26,7 +26,7 @@ from regauge.search.problem import Problem
 from regauge.search.profile import Timing, timed
 from regauge.search.record import Build
 from regauge.search.steps import Desk
-from regauge.search.texts import Texts
+from regauge.text.split import Texts
 
 MARGIN = 0.95  # of a floor: what the search text must show, so that other text shows it too
 
