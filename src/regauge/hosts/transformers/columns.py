@@ -147,7 +147,7 @@ def tables() -> Mapping[str, Table]:
     """Every table by `model_type`."""
     found: dict[str, Table] = {}
     for path in sorted(FAMILIES.glob("*.yaml")):
-        table = Table.model_validate(yaml.safe_load(path.read_text()))
+        table = Table.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         found |= dict.fromkeys(table.types, table)
     return found
 
