@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -112,6 +113,14 @@ def test_names_cannot_break_out_of_the_page() -> None:
         facts=((NASTY, NASTY),),
     )
     assert NASTY not in render(view)
+
+
+def test_names_cannot_change_how_a_script_is_read() -> None:
+    """`<!--<script>` in a script element makes a browser look for two ends of it."""
+    point = Point("<!--<script>", "searched", 1, 0.1, 0.1)
+    text = render(replace(of_receipt(a_receipt()), points=(point,)))
+    assert "<!--<script>" not in text
+    assert "\\u003c!--\\u003cscript" in text
 
 
 def test_everything_that_was_not_done_is_on_the_page() -> None:

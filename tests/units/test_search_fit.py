@@ -116,13 +116,13 @@ def test_pick_builds_another_point_without_searching(
 
 def test_pick_notices_another_text(done: tuple[record.Run, Path], text: Path, tmp_path: Path) -> None:
     _, out = done
-    kept = text.read_text()
+    kept = text.read_text(encoding="utf-8")
     try:
-        text.write_text(kept.replace("seven", "eleven"))
+        text.write_text(kept.replace("seven", "eleven"), encoding="utf-8")
         with pytest.raises(ResumeError, match="calibration text has changed"):
             pick(out, 0, tmp_path / "other")
     finally:
-        text.write_text(kept)
+        text.write_text(kept, encoding="utf-8")
 
 
 def test_a_killed_search_goes_on_where_it_was(

@@ -62,6 +62,46 @@ def test_a_list_file_names_files_beside_it(tmp_path: Path) -> None:
         corpus(f"@{tmp_path / 'none.txt'}")
 
 
+def test_lines_of_json_end_at_newlines_only(tmp_path: Path) -> None:
+    """Strings of JSON may hold every other line break of Unicode; files of some editors begin with a mark."""
+    path = tmp_path / "rows.jsonl"
+    said = ["one\u2028still one", "two\x85\x0b\x0c\x1c two", "three"]
+    rows = "\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in said)
+    path.write_bytes(("\ufeff" + rows).encode())
+    assert corpus(path).texts() == said
+    plain = tmp_path / "plain.txt"
+    plain.write_bytes("\ufeffwords".encode())
+    assert corpus(plain).texts() == ["words"]
+
+
+def test_a_bad_row_is_told_by_its_line_and_its_fields(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('"one"\n\n"two"\n{"text": \n"five"\n', encoding="utf-8")
+    with pytest.raises(TextError, match=r"rows\.jsonl, line 4 is not JSON: Expecting value\.$"):
+        corpus(path)
+    for row, message in (
+        ('{"prompt": "a", "completion": "b"}', "line 2 has no 'text'; its fields are 'prompt', 'completion'; give"),
+        ('{"text": 7}', "line 2 has a 'text' that is a int"),
+        ("{}", "line 2 is an empty mapping"),
+        ("[1]", "line 2 is a list, not a text"),
+        ("[" * 100_000, "line 2 is not JSON"),
+    ):
+        path.write_text(f'"one"\n{row}\n', encoding="utf-8")
+        with pytest.raises(TextError, match=re.escape(message)):
+            corpus(path)
+    path.write_text('"\\ud800 half a pair"', encoding="utf-8")
+    assert corpus(path).texts() == ["? half a pair"]
+
+
+def test_a_list_names_files_whatever_their_names_hold(tmp_path: Path) -> None:
+    names = ["a\u2028b.txt", "blank.txt ", "plain.txt"]
+    for name in names:
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    listed = tmp_path / "list"
+    listed.write_text("\ufeff" + "\n".join(names[:2]) + "\n  plain.txt \r\n", encoding="utf-8")
+    assert corpus(f"@{listed}").texts() == names
+
+
 def test_a_document_is_read_in_parts_whatever_the_cut_splits(tmp_path: Path) -> None:
     path = tmp_path / "umlaut.txt"
     path.write_text("aäb", encoding="utf-8")

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from regauge.engine.estimate import DryRun, SitePlan
     from regauge.measure.compare import Comparison
     from regauge.measure.cost import Costs
-    from regauge.report.inspection import Inspection
+    from regauge.report.inspection import AttentionGroup, Inspection, SiteGroup
     from regauge.search.record import Run
     from regauge.search.sense import Sensitivity
 
 
 def inspection(found: Inspection) -> None:
     """Bytes, sites, streams with the moves they admit, and why not the others."""
-    groups = f" ({found.kv_heads} of keys and values)" if found.kv_heads not in (0, found.heads) else ""
-    heads = f"{found.heads} heads of {found.head_dim}{groups}"
-    line(f"{found.model}: {found.family}, {found.blocks} blocks, hidden {found.hidden}, {heads}")
+    same = len(found.attention) == 1 and len(found.attention[0].blocks) == found.blocks
+    told = ", ".join(_heads(group, same) for group in found.attention) or "no attention"
+    line(f"{found.model}: {found.family}, {found.blocks} blocks, hidden {found.hidden}, {told}")
     line(
         f"  {found.parameters:,} parameters: {size(found.bytes_bf16)} as bf16, {size(found.bytes_stored)} stored "
         f"({found.dtype}){', head tied to the embeddings' if found.tied else ''}"
@@ -36,10 +36,17 @@ def inspection(found: Inspection) -> None:
         line(f"  blocks: {size(sum(each))} as bf16, {told}")
     for note in found.notes:
         line(f"  note: {note}")
+    names = [g.select for g in found.sites]
     table(
         ["sites", "out × in", "how many", "bf16", "share"],
         [
-            [g.select, f"{g.shape[0]} × {g.shape[1]}", str(g.count), size(g.bytes_bf16), f"{100 * g.share:.1f} %"]
+            [
+                _named(g, names),
+                f"{g.shape[0]} × {g.shape[1]}",
+                str(g.count),
+                size(g.bytes_bf16),
+                f"{100 * g.share:.1f} %",
+            ]
             for g in found.sites
         ],
     )
@@ -60,6 +67,32 @@ def inspection(found: Inspection) -> None:
             alike.setdefault(", ".join(moves), []).append(name)
         told = "; ".join(f"{moves} on {', '.join(names)}" for moves, names in alike.items())
         line(f"  {told}: {why}")
+
+
+def _named(group: SiteGroup, names: Sequence[str]) -> str:
+    """Its selector, with its blocks where sites of the same name have other sizes elsewhere."""
+    return group.select if names.count(group.select) == 1 else f"{group.select} in {_blocks(group.blocks)}"
+
+
+def _heads(group: AttentionGroup, same: bool) -> str:
+    """`8 heads of 32 (4 of keys and values)`, and in which blocks, where they are not all alike."""
+    shared = f" ({group.kv_heads} of keys and values)" if group.kv_heads != group.heads else ""
+    return f"{group.heads} heads of {group.head_dim}{shared}{'' if same else f' in {_blocks(group.blocks)}'}"
+
+
+def _blocks(numbers: Sequence[int]) -> str:
+    return f"{'block' if len(numbers) == 1 else 'blocks'} {_runs(numbers)}"
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """`0-3, 5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def sensitivity(found: Sensitivity) -> None:

@@ -152,9 +152,9 @@ def read_receipt(artifact: str | Path) -> Receipt:
     """The receipt of an artifact, with the run log's figures where it has one."""
     path = Path(artifact)
     try:
-        data = json.loads((path / RECEIPT).read_text())
+        data = json.loads((path / RECEIPT).read_text(encoding="utf-8"))
         log = path / RUN_LOG
-        data |= json.loads(log.read_text()) if log.exists() else {}
+        data |= json.loads(log.read_text(encoding="utf-8")) if log.exists() else {}
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} has no receipt that can be read ({error}); it was not made by regauge.") from error
     return Receipt.model_validate(data)
