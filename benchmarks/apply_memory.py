@@ -63,7 +63,7 @@ class Ran:
 def cgroup(limit: int) -> Iterator[Path | None]:
     """A memory cgroup below our own, or None where none can be made."""
     made = None
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         for root, file in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
             if (controllers == "memory") != (root.endswith("memory")) or controllers not in ("memory", ""):
@@ -109,7 +109,7 @@ def run(recipe: str, model: Path, out: Path, text: list[str], inside: Path | Non
     def watch() -> None:
         while child.poll() is None:
             with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{child.pid}/status").read_text().splitlines():
+                for line in Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8").splitlines():
                     if line.startswith("RssAnon:"):
                         seen[0] = max(seen[0], int(line.split()[1]) * 1024)
             time.sleep(0.01)

@@ -34,12 +34,12 @@ from regauge.measure.quality import Scores, paired, summarise
 from regauge.parts import WEIGHTS, Spec
 from regauge.plan import Plan, Rule
 from regauge.plan import load as load_plan
-from regauge.search.build import score
 from regauge.search.fit import fit
-from regauge.search.model import Subject
+from regauge.search.loop.build import score
 from regauge.search.options import integer
-from regauge.search.texts import Sizes, Texts, pieces, prepare
+from regauge.search.subject import Subject, reader
 from regauge.text.corpora import corpus
+from regauge.text.split import Sizes, Texts, pieces, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -143,7 +143,7 @@ def run(case: Case, names: tuple[str, ...], folder: Path) -> dict[str, object]:
     """One model's table; returns the row of the summary."""
     source = Source.open(case.model)
     subject = Subject.of(source)
-    texts = prepare(source, case.calibration, case.evaluation, Sizes(search=2048))
+    texts = prepare(reader(source, 0), case.calibration, case.evaluation, Sizes(search=2048))
     whole = source.bytes_bf16()
     print(f"\n## {case.name}: {whole:,} bytes as bf16; {texts.evaluation.predicted:,} evaluation tokens in "
           f"{texts.evaluation.documents} documents")  # fmt: skip

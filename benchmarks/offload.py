@@ -59,13 +59,13 @@ def disk_rate(folder: Path, limit: int = 1 << 30) -> float:
 
 def status(name: str) -> int:
     """Bytes of a line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def fetched() -> int:
     """Bytes that this process had fetched from storage."""
-    lines = Path("/proc/self/io").read_text().splitlines()
+    lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes:"))
 
 
@@ -228,7 +228,7 @@ def turns(rows: list[Row], given: dict[str, Any], rounds: int) -> bool:
 def cgroup(stack: contextlib.ExitStack, row: Row) -> Path | None:
     """A memory cgroup for a row, v1 or v2, gone when the stack unwinds; None where none can be made."""
     name = f"regauge-{os.getpid()}-{row.runner}-{row.figure}"
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("memory", ""):
             continue

@@ -63,8 +63,8 @@ def main() -> None:
     chance = random.Random(int(sys.argv[6]) if len(sys.argv) > 6 else 0)
     import torch
 
-    import regauge.engine.api
-    import regauge.hosts.transformers.load  # noqa: F401  # imported once, for every fork
+    import regauge.engine.api  # noqa: F401  # imported once, for every fork
+    import regauge.hosts.transformers.load  # noqa: F401  # the same
     from regauge.hosts.transformers.source import Source
 
     torch.set_num_threads(1)

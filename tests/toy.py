@@ -71,7 +71,9 @@ def build(shape: Shape, seed: int = 0) -> tuple[Anatomy, Weights]:
 
     def site(name: str, kind: str, o: int, i: int, block: int | None, bias: bool, expert: int | None = None) -> None:
         slot = Slot(f"{name}.weight", index=expert)
-        sites.append(Site(name, kind, (o, i), slot, Slot(f"{name}.bias") if bias else None, block, expert=expert))
+        heads = {"q": shape.heads, "o": shape.heads, "k": shape.kv_heads, "v": shape.kv_heads}.get(kind, 0)
+        bias_slot = Slot(f"{name}.bias") if bias else None
+        sites.append(Site(name, kind, (o, i), slot, bias_slot, block, expert=expert, heads=heads))
 
     def norm(name: str, size: int, block: int | None, kind: str = shape.norm) -> None:
         bias = Slot(f"{name}.bias") if kind == "layer" else None
@@ -116,9 +118,6 @@ def build(shape: Shape, seed: int = 0) -> tuple[Anatomy, Weights]:
         norms=tuple(norms),
         streams=(),
         tied=shape.tied,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=s,
         plumbing=Plumbing(shape.arrangement, shape.activation, shape.rotary, shape.pairing),
     )
     anatomy = with_streams(anatomy)
@@ -188,7 +187,7 @@ def rotate(x_BHTS: Tensor, plumbing: Plumbing) -> Tensor:
 
 def attention(anatomy: Anatomy, w: Weights, p: str, x: Tensor) -> Tensor:
     """Causal grouped-query attention."""
-    s = anatomy.head_dim
+    s = anatomy.site(f"{p}.attn.q").head_dim
     names = {norm.name: norm for norm in anatomy.norms}
     y = {kind: linear(w, f"{p}.attn.{kind}", x) for kind in "qkv"}
     for kind in "qk":

@@ -11,6 +11,7 @@ import pytest
 
 from regauge.errors import CorruptWeights, ModelError, UnknownArchitecture, UnsafeWeights
 from regauge.hosts.transformers.checkpoint import read_header
+from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.source import Source
 from tests.checkpoints import WEIGHTS, edit, rewrite, shard
 from tests.pico import FAMILIES, pico, save
@@ -38,6 +39,45 @@ def test_a_hub_id_without_a_network_fails_fast(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ModelError, match=r"no directory some-org/some-model; .* not in the local cache"):
         Source.open("some-org/some-model")
     assert time.monotonic() - start < 5
+
+
+def hub_error(kind: str) -> Exception:
+    import httpx2
+    from huggingface_hub import errors
+
+    request = httpx2.Request("GET", "https://hub.test/x")
+    return getattr(errors, kind)("refused", response=httpx2.Response(403, request=request))  # type: ignore[no-any-return]  # an error
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("GatedRepoError", r"is gated: accept its licence on its page, then log in"),
+        ("RepositoryNotFoundError", r"no model 'some/model' on the hub, or it is private: then log in"),
+        ("RevisionNotFoundError", r"has no revision 'v2'"),
+    ],
+)
+def test_what_the_hub_refuses_says_what_to_do(kind: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise hub_error(kind)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ModelError, match=said):
+        model_folder("some/model", "v2")
+
+
+def test_a_hub_model_of_pickles_says_so(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (llama / WEIGHTS).unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: str(llama))
+    with pytest.raises(UnsafeWeights, match=r"no weights in safetensors; pickled ones \(\.bin\) can run code"):
+        model_folder("some/model")
+
+
+def test_weights_that_are_a_link_to_nothing(llama: Path) -> None:
+    (llama / WEIGHTS).unlink()
+    (llama / WEIGHTS).symlink_to("nowhere.safetensors")
+    with pytest.raises(ModelError, match=r"is a link that leads nowhere \(nowhere\.safetensors\)"):
+        Source.open(llama)
 
 
 def test_a_file_in_place_of_a_directory(llama: Path) -> None:

@@ -266,6 +266,25 @@ def test_ctrl_c_in_a_process(model: Path, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["a terminal of ASCII", "the C locale"],
+)
+def test_what_a_terminal_cannot_show_is_replaced(model: Path, environment: dict[str, str]) -> None:
+    run = [sys.executable, "-m", "regauge", "inspect", str(model)]
+    done = subprocess.run(run, capture_output=True, env=os.environ | environment)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"blocks.*.attn.q" in done.stdout
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999", "x"])
+def test_a_seed_has_a_range(seed: str, model: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["apply", "nf4", str(model), "-o", str(tmp_path / "out"), "--seed", seed, "--dry-run"]) == 2
+    assert "--seed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_progress_is_quiet_when_asked_or_piped(capsys: Capture) -> None:
     class Event:
         phase, done, total, message = "blocks", 1, 2, "halfway"

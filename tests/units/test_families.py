@@ -9,7 +9,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from regauge.anatomy.model import Anatomy, Slot
+from regauge.anatomy.model import Anatomy, Attention, Slot
 from regauge.anatomy.storage import gather, scatter
 from regauge.anatomy.streams import KINDS
 from regauge.errors import ModelError, UnknownArchitecture
@@ -74,7 +74,9 @@ def test_a_bfloat16_gain_with_an_offset_survives() -> None:
 
 def test_llama_by_hand() -> None:
     found = anatomy("llama")
-    assert (found.blocks, found.hidden, found.heads, found.kv_heads, found.head_dim) == (2, 42, 6, 3, 10)
+    assert (found.blocks, found.hidden) == (2, 42)
+    assert found.attentions == (Attention(6, 3, 10, 10),) * 2
+    assert found.cached == 2 * 3 * (10 + 10)
     assert [site.name for site in found.in_block(1)] == [
         f"blocks.1.{place}" for place in ["attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"]
     ]

@@ -60,7 +60,8 @@ def use(made: Path, folder: Path, bundled: Path) -> list[str]:
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(made)], check=True)
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
-    Path(site, "borrowed.pth").write_text(sysconfig.get_path("purelib"))  # a path only: its own .pth files do not run
+    # a path only: its own .pth files do not run
+    Path(site, "borrowed.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("REGAUGE_", "PYTHON"))}
     run = [python, "-c", USE, str(bundled), str(environment)]
     done = subprocess.run(run, env=kept, cwd=folder, capture_output=True, text=True, check=False)

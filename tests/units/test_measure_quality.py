@@ -11,13 +11,13 @@ import torch
 from regauge.errors import TextError
 from regauge.measure.bootstrap import Draws, quantile, ratio
 from regauge.measure.quality import compare, paired, summarise
-from regauge.text.documents import Windows, covered_bytes, cut, stretches
+from regauge.text.windows import Windows, covered_bytes, cut, stretches
 
 
 class Letters:
     """One token a character; decoding drops one leading space, as SentencePiece does."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(letter) for letter in text]
 
     def decode(self, ids: list[int]) -> str:

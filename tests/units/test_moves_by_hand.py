@@ -16,7 +16,7 @@ def tiny(**changes: object) -> Anatomy:
     """One block, one head of two channels, a residual of three, two neurons."""
 
     def site(name: str, kind: str, o: int, i: int, block: int | None = 0) -> Site:
-        return Site(name, kind, (o, i), Slot(f"{name}.weight"), None, block)
+        return Site(name, kind, (o, i), Slot(f"{name}.weight"), None, block, heads=int(kind in "qkvo"))
 
     def norm(name: str, block: int | None = 0) -> Norm:
         return Norm(name, "rms", 3, name, Slot(f"{name}.weight"), block=block)
@@ -27,7 +27,7 @@ def tiny(**changes: object) -> Anatomy:
     sites += [site("head", "head", 5, 3, None)]
     norms = [norm("blocks.0.attn.norm"), norm("blocks.0.mlp.norm"), norm("norm", None)]
     plumbing = Plumbing(activation="relu", rotary=2)
-    facts: dict[str, object] = {"tied": False, "heads": 1, "kv_heads": 1, "head_dim": 2, "plumbing": plumbing} | changes
+    facts: dict[str, object] = {"tied": False, "plumbing": plumbing} | changes
     return with_streams(Anatomy("tiny", 1, 3, tuple(sites), tuple(norms), (), **facts))  # type: ignore[arg-type]  # facts
 
 

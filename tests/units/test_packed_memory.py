@@ -35,7 +35,7 @@ def resident(tensor: torch.Tensor) -> dict[str, int]:
     """Bytes of the mapping that a tensor lies in, as the kernel counts them."""
     found: dict[str, int] = {}
     inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
         name, _, rest = line.partition(" ")
         if not name.endswith(":"):
             start, _, stop = name.partition("-")
@@ -81,7 +81,7 @@ def test_memory_is_private_trimmed_and_freed() -> None:
     address = tensor.data_ptr()
     del arena, tensor
     gc.collect()
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         start, _, stop = line.partition(" ")[0].partition("-")
         assert not int(start, 16) <= address < int(stop, 16)
 

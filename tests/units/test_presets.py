@@ -157,7 +157,7 @@ def test_explain_lists_everything() -> None:
 
 def test_explain_a_file(tmp_path: object) -> None:
     path = f"{tmp_path}/mine.yaml"
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.write("name: mine\nrules:\n  head: full\n  blocks.*: {grid: int3, grain: tensor}\n")
     told = explain(path)
     assert "head: full precision" in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def a_receipt(**more: object) -> Receipt:
 
 POINTS = (
     Point("0", "searched", 1_000_000, predicted=0.2, measured=0.25, interval=(0.2, 0.3)),
-    Point("1", "searched", 2_000_000, predicted=0.05, measured=0.04, interval=(0.03, 0.05), chosen=True),
+    Point("1", "searched", 2_000_000, predicted=0.05, measured=0.04, interval=(0.03, 0.05)),
+    Point("1", "built", 2_000_100, measured=0.045, interval=(0.03, 0.05), chosen=True),
     Point("2", "searched", 3_000_000, predicted=0.01),
     Point("gptq-w4g128", "uniform", 2_100_000, measured=0.08, interval=(0.07, 0.09)),
 )
@@ -113,6 +115,14 @@ def test_names_cannot_break_out_of_the_page() -> None:
     assert NASTY not in render(view)
 
 
+def test_names_cannot_change_how_a_script_is_read() -> None:
+    """`<!--<script>` in a script element makes a browser look for two ends of it."""
+    point = Point("<!--<script>", "searched", 1, 0.1, 0.1)
+    text = render(replace(of_receipt(a_receipt()), points=(point,)))
+    assert "<!--<script>" not in text
+    assert "\\u003c!--\\u003cscript" in text
+
+
 def test_everything_that_was_not_done_is_on_the_page() -> None:
     page = render(of_receipt(a_receipt(notes=("blocks.3.moe.1: 4 tokens only",), refusals=("nf4 is unknown",))))
     for said in (
@@ -142,9 +152,9 @@ def test_experts_share_a_cell_weighted_by_size() -> None:
 def test_frontier_never_mixes_predicted_and_measured() -> None:
     traces = {trace.name: trace for trace in charts.frontier(POINTS).data}
     assert list(traces["predicted"].y) == [0.2, 0.05, 0.01]
-    assert list(traces["measured"].y) == [0.25, 0.04]
-    assert list(traces["measured"].error_y.arrayminus) == pytest.approx([0.05, 0.01])
-    assert list(traces["built"].y) == [0.04]
+    assert list(traces["measured in memory"].y) == [0.25, 0.04]
+    assert list(traces["measured in memory"].error_y.arrayminus) == pytest.approx([0.05, 0.01])
+    assert list(traces["built"].y) == [0.045]
     assert list(traces["uniform presets"].x) == [2.1]
 
 

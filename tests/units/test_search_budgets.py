@@ -73,6 +73,7 @@ def test_bytes_count_the_source_as_bf16() -> None:
 
 def test_floors() -> None:
     assert parse_floor("kl=0.05") == {"kl": 0.05}
+    assert parse_floor("kl = 1e-3") == {"kl": 0.001}
     assert parse_floor({"kl": 0.1}) == {"kl": 0.1}
     assert parse_floor(None) == {}
     for text, message in [

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from regauge.errors import TextError
+from regauge.text.calibration import Calibration, draw, images
 from regauge.text.corpora import Document, corpus
-from regauge.text.windows import Windows, frame, images, windows
+from regauge.text.tokens import frame
 from tests import tiny
 
 
@@ -59,6 +60,46 @@ def test_a_list_file_names_files_beside_it(tmp_path: Path) -> None:
         corpus(f"@{listed}")
     with pytest.raises(TextError, match="cannot be read"):
         corpus(f"@{tmp_path / 'none.txt'}")
+
+
+def test_lines_of_json_end_at_newlines_only(tmp_path: Path) -> None:
+    """Strings of JSON may hold every other line break of Unicode; files of some editors begin with a mark."""
+    path = tmp_path / "rows.jsonl"
+    said = ["one\u2028still one", "two\x85\x0b\x0c\x1c two", "three"]
+    rows = "\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in said)
+    path.write_bytes(("\ufeff" + rows).encode())
+    assert corpus(path).texts() == said
+    plain = tmp_path / "plain.txt"
+    plain.write_bytes("\ufeffwords".encode())
+    assert corpus(plain).texts() == ["words"]
+
+
+def test_a_bad_row_is_told_by_its_line_and_its_fields(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('"one"\n\n"two"\n{"text": \n"five"\n', encoding="utf-8")
+    with pytest.raises(TextError, match=r"rows\.jsonl, line 4 is not JSON: Expecting value\.$"):
+        corpus(path)
+    for row, message in (
+        ('{"prompt": "a", "completion": "b"}', "line 2 has no 'text'; its fields are 'prompt', 'completion'; give"),
+        ('{"text": 7}', "line 2 has a 'text' that is a int"),
+        ("{}", "line 2 is an empty mapping"),
+        ("[1]", "line 2 is a list, not a text"),
+        ("[" * 100_000, "line 2 is not JSON"),
+    ):
+        path.write_text(f'"one"\n{row}\n', encoding="utf-8")
+        with pytest.raises(TextError, match=re.escape(message)):
+            corpus(path)
+    path.write_text('"\\ud800 half a pair"', encoding="utf-8")
+    assert corpus(path).texts() == ["? half a pair"]
+
+
+def test_a_list_names_files_whatever_their_names_hold(tmp_path: Path) -> None:
+    names = ["a\u2028b.txt", "blank.txt ", "plain.txt"]
+    for name in names:
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    listed = tmp_path / "list"
+    listed.write_text("\ufeff" + "\n".join(names[:2]) + "\n  plain.txt \r\n", encoding="utf-8")
+    assert corpus(f"@{listed}").texts() == names
 
 
 def test_a_document_is_read_in_parts_whatever_the_cut_splits(tmp_path: Path) -> None:
@@ -112,7 +153,7 @@ def test_a_dataset_needs_the_extra_and_a_column(monkeypatch: pytest.MonkeyPatch)
 
 def test_windows_by_hand(tokenizer: object) -> None:
     """Six bytes in windows of four with <s> in front: three bytes each; one token a byte."""
-    found = windows(corpus(["abcdef"]), tokenizer, tokens=8, length=4)
+    found = draw(corpus(["abcdef"]), tokenizer, tokens=8, length=4)
     assert frame(tokenizer) == ([256], [])
     letters = ["".join(tokenizer.decode(row[1:])) for row in found.inputs.tolist()]
     assert sorted(letters) == ["abc", "def"]
@@ -122,7 +163,7 @@ def test_windows_by_hand(tokenizer: object) -> None:
 
 def test_encoders_get_both_ends() -> None:
     framed = tiny.tokenizer(frame=True)
-    found = windows(corpus(["abcdef"]), framed, tokens=8, length=5)
+    found = draw(corpus(["abcdef"]), framed, tokens=8, length=5)
     assert frame(framed) == ([256], [257])
     assert found.inputs.shape == (2, 5)
     assert (found.inputs[:, -1] == 257).all()
@@ -130,33 +171,33 @@ def test_encoders_get_both_ends() -> None:
 
 def test_windows_do_not_span_documents_while_there_is_text(tokenizer: object) -> None:
     documents = [letter * 40 for letter in "abcdefgh"]
-    found = windows(corpus(documents), tokenizer, tokens=8 * 33, length=33)
+    found = draw(corpus(documents), tokenizer, tokens=8 * 33, length=33)
     assert all(len(set(row[1:].tolist())) == 1 for row in found.inputs)
     assert len({int(row[1]) for row in found.inputs}) == 8
 
 
 def test_short_ends_are_joined_only_where_the_text_would_not_suffice(tokenizer: object) -> None:
     documents = [letter * 20 for letter in "abcdefgh"]
-    found = windows(corpus(documents), tokenizer, tokens=160, length=33)
+    found = draw(corpus(documents), tokenizer, tokens=160, length=33)
     assert found.inputs.shape == (5, 33)
     assert any(len(set(row[1:].tolist())) > 1 for row in found.inputs)
 
 
 def test_the_seed_decides_which_text_is_read_and_the_same_seed_decides_the_same(tokenizer: object) -> None:
     text = corpus([" ".join(str(n) for n in range(20000))])
-    one, same, other = (windows(text, tokenizer, 640, 64, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (draw(text, tokenizer, 640, 64, seed=seed) for seed in (0, 0, 1))
     assert one.sha256 == same.sha256 != other.sha256
     assert torch.equal(one.inputs, same.inputs)
 
 
 def test_too_little_text_says_the_numbers(tokenizer: object) -> None:
     with pytest.raises(TextError, match=r"has 5 tokens, too few .* at least 256"):
-        windows(corpus(["short"]), tokenizer, tokens=4096, length=64)
+        draw(corpus(["short"]), tokenizer, tokens=4096, length=64)
     with pytest.raises(TextError, match=r"gives 15 windows of 64 tokens \(1,000 tokens in all\), and 64 were asked"):
-        windows(corpus(["x" * 1000]), tokenizer, tokens=4096, length=64, exact=True)
+        draw(corpus(["x" * 1000]), tokenizer, tokens=4096, length=64, exact=True)
     with pytest.raises(TextError, match="no room"):
-        windows(corpus(["x" * 1000]), tokenizer, tokens=4096, length=1)
-    short = windows(corpus(["x" * 1000]), tokenizer, tokens=4096, length=64)
+        draw(corpus(["x" * 1000]), tokenizer, tokens=4096, length=1)
+    short = draw(corpus(["x" * 1000]), tokenizer, tokens=4096, length=64)
     assert short.notes == ("the text gave 960 calibration tokens of the 4,096 that the recipe asks for",)
 
 
@@ -168,12 +209,15 @@ def test_only_as_much_is_tokenised_as_is_needed(tokenizer: object) -> None:
             read.append(len(text))
             return tokenizer.encode(text, add_special_tokens=add_special_tokens)  # type: ignore[attr-defined]  # the fixture
 
-    windows(corpus(["word " * 200_000]), Counting(), tokens=512, length=64)
+        def decode(self, ids: list[int]) -> str:
+            raise AssertionError("nothing is decoded")
+
+    draw(corpus(["word " * 200_000]), Counting(), tokens=512, length=64)
     assert sum(read) < 20_000
 
 
 def test_batches_keep_order_and_bounds() -> None:
-    found = Windows(torch.arange(60).view(10, 6), "by hand")
+    found = Calibration(torch.arange(60).view(10, 6), "by hand")
     parts = found.batches(13)
     assert [len(part) for part in parts] == [2] * 5
     assert torch.equal(torch.cat(parts), found.inputs)

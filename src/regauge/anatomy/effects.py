@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from regauge.anatomy.model import Anatomy, Norm, Port, Site, Slot, Stream
+from regauge.anatomy.sizes import check_sizes, relaid
 from regauge.anatomy.streams import input_norms, with_streams
 from regauge.anatomy.values import Move
+from regauge.errors import MoveError
 
 
 def unties(move: Move, anatomy: Anatomy) -> bool:
@@ -27,8 +29,12 @@ def unties(move: Move, anatomy: Anatomy) -> bool:
     return False
 
 
-def effect(moves: Iterable[Move], anatomy: Anatomy) -> Anatomy:
-    """The anatomy after moves of one kind on different streams, each of which must have been checked against it."""
+def effect(moves: Sequence[Move], anatomy: Anatomy) -> Anatomy:
+    """The anatomy after moves of one kind on different streams, each of which must have been checked against it.
+
+    Raises:
+        MoveError: experts of one stack would keep different numbers of neurons.
+    """
     norms = {norm.name: norm for norm in anatomy.norms}
     sites = {site.name: site for site in anatomy.sites}
     hidden, tied, notes = anatomy.hidden, anatomy.tied, list(anatomy.notes)
@@ -50,9 +56,14 @@ def effect(moves: Iterable[Move], anatomy: Anatomy) -> Anatomy:
     changed = tuple(sites.values()), tuple(norms.values())
     if changed == (anatomy.sites, anatomy.norms) and tied == anatomy.tied:
         return anatomy
-    return with_streams(
-        replace(anatomy, sites=changed[0], norms=changed[1], hidden=hidden, tied=tied, notes=tuple(notes))
-    )
+    after = replace(anatomy, sites=changed[0], norms=changed[1], hidden=hidden, tied=tied, notes=tuple(notes))
+    if hidden != anatomy.hidden or any(move.kind == "select" for move in moves):
+        try:
+            check_sizes(after)
+        except ValueError as error:
+            raise MoveError(f"select on {moves[0].stream}{' …' if len(moves) > 1 else ''}: {error}") from error
+        after = relaid(after)
+    return with_streams(after)
 
 
 def _note(move: Move) -> str:
@@ -83,11 +94,17 @@ def _bias_slot(weight: Slot) -> Slot:
 
 
 def _shrink(stream: Stream, kept: int, norms: dict[str, Norm], sites: dict[str, Site]) -> None:
+    if stream.kind == "residual":  # a norm without a gain is no port of it, and has its size all the same
+        size = stream.size
+        norms |= {n.name: replace(n, size=kept) for n in norms.values() if n.gain is None and n.size == size}
     for port in (*stream.writers, *stream.readers, *stream.through):
         owner, _, part = port.tensor.rpartition(".")
         if part == "weight":
             shape = list(sites[owner].shape)
             shape[port.axis] = kept * port.width
-            sites[owner] = replace(sites[owner], shape=(shape[0], shape[1]))
+            heads = sites[owner].heads
+            if stream.kind == "heads":  # a group takes all its heads with it
+                heads = kept * (heads // stream.size)
+            sites[owner] = replace(sites[owner], shape=(shape[0], shape[1]), heads=heads)
         elif owner in norms:
             norms[owner] = replace(norms[owner], size=kept * port.width)

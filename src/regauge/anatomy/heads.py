@@ -20,16 +20,16 @@ def attention_streams(anatomy: Anatomy, sites: Sequence[Site], norms: Sequence[N
     if len(found) < 4:
         return []
     q, k, v, o = (found[kind] for kind in "qkvo")
-    size = anatomy.head_dim
-    groups = k.shape[0] // size
-    repeat = q.shape[0] // size // groups
+    size, wide = k.head_dim, v.head_dim
+    groups = k.heads
+    repeat = q.heads // groups
     gains = {kind: [n for n in norms if n.name == f"{found[kind].name}.norm"] for kind in "qk"}
     shared = any(norm.size == size and q.shape[0] != size for some in gains.values() for norm in some)
     admits, stops = _score_moves(anatomy.plumbing, size)
     streams: list[Stream] = []
     for group in range(groups):
         heads = [group * repeat + i for i in range(repeat)]
-        streams.append(_values(v, o, group, heads, size, block))
+        streams.append(_values(v, o, group, heads, wide, block))
         name = f"blocks.{block}.qk.{group}"
         if shared:
             why = (
@@ -55,8 +55,8 @@ def attention_streams(anatomy: Anatomy, sites: Sequence[Site], norms: Sequence[N
             name=f"blocks.{block}.heads",
             kind="heads",
             size=groups,
-            writers=flat([ports(q, 0, 0, repeat * size), ports(k, 0, 0, size), ports(v, 0, 0, size)]),
-            readers=(Port(f"{o.name}.weight", 1, 0, repeat * size),),
+            writers=flat([ports(q, 0, 0, repeat * size), ports(k, 0, 0, size), ports(v, 0, 0, wide)]),
+            readers=(Port(f"{o.name}.weight", 1, 0, repeat * wide),),
             admits={"permute": "", "select": ""},
             stops=dict.fromkeys(
                 ("scale", "shift", "rotate", "affine", "fold", "centre"), "heads are whole: move value or qk streams"

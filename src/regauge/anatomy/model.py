@@ -54,6 +54,7 @@ class Site:
         tap: name of the activation it reads, `blocks.3.attn.in`; None for tables looked up by index.
         module: path of the module that computes it (several sites share one where storage is fused).
         expert: which expert it belongs to, or None.
+        heads: into how many heads its rows fall (`q`, `k`, `v`) or its columns (`o`); 0 for any other kind.
     """
 
     name: str
@@ -65,6 +66,32 @@ class Site:
     tap: str | None = None
     module: str = ""
     expert: int | None = None
+    heads: int = 0
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one of its heads; 0 where it has none."""
+        return self.shape[self.kind == "o"] // self.heads if self.heads else 0
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The sizes of one block's attention, read off its sites.
+
+    Attributes:
+        heads, kv_heads: how many heads ask, and how many are kept in the cache.
+        head_dim: channels of a query or key; value_dim: of a value.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+
+    @property
+    def cached(self) -> int:
+        """Numbers that a token leaves in the cache of the block."""
+        return self.kv_heads * (self.head_dim + self.value_dim)
 
 
 @dataclass(frozen=True)
@@ -166,7 +193,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A model as data. Rewrites return a new one.
+    """A model as data. Rewrites return a new one. Sizes are facts of sites: blocks may differ in every one of them.
 
     A family table fills everything but `streams`, and `streams.with_streams` builds those. Where `tied`, the site
     `head` exists all the same with the slot it has once untied (`lm_head.weight`), and reading `head.weight` gives the
@@ -180,9 +207,6 @@ class Anatomy:
     norms: tuple[Norm, ...]
     streams: tuple[Stream, ...]
     tied: bool
-    heads: int = 0
-    kv_heads: int = 0
-    head_dim: int = 0
     causal: bool = True
     notes: tuple[str, ...] = ()
     plumbing: Plumbing = Plumbing()
@@ -201,6 +225,13 @@ class Anatomy:
         return {site.name: site for site in self.sites}
 
     @cached_property
+    def _by_block(self) -> dict[int | None, tuple[Site, ...]]:
+        found: dict[int | None, list[Site]] = {}
+        for site in self.sites:
+            found.setdefault(site.block, []).append(site)
+        return {block: tuple(sites) for block, sites in found.items()}
+
+    @cached_property
     def _norms(self) -> dict[str, Norm]:
         return {norm.name: norm for norm in self.norms}
 
@@ -212,8 +243,25 @@ class Anatomy:
     def stream_names(self) -> frozenset[str]:
         return frozenset(self._streams)
 
+    def attention(self, block: int) -> Attention | None:
+        """The sizes of a block's attention; None where the block has none."""
+        found = {site.kind: site for site in self._by_block.get(block, ()) if site.kind in ("q", "k", "v")}
+        if len(found) < 3:
+            return None
+        return Attention(found["q"].heads, found["k"].heads, found["q"].head_dim, found["v"].head_dim)
+
+    @cached_property
+    def attentions(self) -> tuple[Attention | None, ...]:
+        """The sizes of every block's attention."""
+        return tuple(self.attention(block) for block in range(self.blocks))
+
+    @property
+    def cached(self) -> int:
+        """Numbers that a token leaves in the cache, over all blocks; 0 where the model keeps none."""
+        return sum(one.cached for one in self.attentions if one is not None) if self.causal else 0
+
     def in_block(self, block: int | None) -> Iterator[Site]:
-        return (site for site in self.sites if site.block == block)
+        return iter(self._by_block.get(block, ()))
 
     def slots(self, block: int | None) -> dict[str, Slot]:
         """Canonical tensor name → slot, for one block (None: embeddings, last norm and head)."""

@@ -96,8 +96,15 @@ def scatter(
                 continue
             value = _assemble(parts, _fill(key, parts, weights))
             like = shapes.get(key) if shapes else None
-            out[key] = value if like is None or len(like) == value.dim() else value.reshape(like)
+            out[key] = value if like is None or len(like) == value.dim() else value.reshape(_shape(value, like))
     return out
+
+
+def _shape(value: Tensor, like: tuple[int, ...]) -> tuple[int, ...]:
+    """The parameter's shape: as in the source, but for the axis along which the residual may have been cut."""
+    if value.numel() == torch.Size(like).numel():
+        return like
+    return (value.shape[0], *like[1:]) if len(like) == 4 else (*like[:-1], value.shape[-1])
 
 
 def blocks_of(anatomy: Anatomy, weights: Mapping[str, Tensor]) -> list[int | None]:

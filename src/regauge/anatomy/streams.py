@@ -6,8 +6,8 @@ refuses the rest. Nothing here knows a family. What is told by the sites and nor
 * gated unit: a `gate` site beside `up`; mixture of experts: sites `blocks.3.moe.5.up`, each expert a stream of its own
   while gate and up of every expert and the `router` read the norm's output;
 * one norm for attention and feed-forward (phi, gptj): the block has no `mlp.norm`, so `mlp` reads `attn.norm`;
-* KV groups: rows of `q`, `k` and `v` over `head_dim`; norms on q and k: norms `blocks.3.attn.q.norm`, `.k.norm`,
-  shared by the heads where their size is `head_dim`, one long vector (olmo2) where it is not.
+* KV groups: the heads of `k` (each site says how many it has); norms on q and k: norms `blocks.3.attn.q.norm`,
+  `.k.norm`, shared by the heads where their size is that of a head, one long vector (olmo2) where it is not.
 
 Kinds of sites and how they meet the residual: `embed position type class` are tables (N, D) and write along axis 1;
 `patch`, `o` and `down` write along axis 0, with their biases; `q k v gate up router head` read along axis 1; a site of

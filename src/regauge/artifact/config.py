@@ -58,7 +58,7 @@ def carried(source: Path) -> dict[str, bytes | str | Path]:
 
 def config_json(source: Path, wire: Wire) -> str:
     """config.json of the source with what the artifact changes."""
-    raw = json.loads((source / "config.json").read_text())
+    raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
     if any(site.name == "head" for site in wire.layout.anatomy.sites):
         raw["tie_word_embeddings"] = wire.layout.anatomy.tied
     quantisation = wire.config()

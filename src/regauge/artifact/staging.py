@@ -118,7 +118,7 @@ class Staging:
         path = self.root / MANIFEST
         if path.exists():
             try:
-                manifest = json.loads(path.read_text())
+                manifest = json.loads(path.read_text(encoding="utf-8"))
                 different = differences(manifest["identity"], identity)
             except (ValueError, KeyError, TypeError):
                 manifest, different = fresh, ["its manifest, which cannot be read"]

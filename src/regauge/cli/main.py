@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 the work failed (exactness, a full disk, a bug); 2 what wa
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from regauge.cli.app import app
 
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is replaced, never an error
+            stream.reconfigure(errors="replace")
     if "--debug" in arguments:
         return _run(app, arguments)
     try:
@@ -38,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail(INTERRUPTED, 130)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the reader left; the interpreter still flushes at exit
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # the reader left; the interpreter still flushes at exit
         return 1
     except OSError as error:
         return _fail(_system(error), 1)

@@ -31,7 +31,7 @@ BUDGETS = Annotated[
     ),
 ]
 FLOOR = Annotated[str | None, typer.Option(metavar="kl=0.05", help="Lose no more than this.")]
-SEED = Annotated[int, typer.Option(help="Two runs with one seed give the same bytes.")]
+SEED = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Two runs with one seed give the same bytes.")]
 REVISION = Annotated[str | None, typer.Option(help="Pins a hub model to a branch, tag or commit.")]
 FORCE = Annotated[bool, typer.Option("--force", help="Replace an OUT that exists.")]
 DRY_RUN = Annotated[

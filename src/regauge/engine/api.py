@@ -34,8 +34,8 @@ from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_to
 from regauge.errors import BudgetError, OutputError
 from regauge.hosts.transformers.source import Source
 from regauge.plan import Plan, digest, dump
+from regauge.text.calibration import Calibration
 from regauge.text.corpora import Where
-from regauge.text.windows import Windows
 from regauge.version import __version__
 
 RECEIPT, RUN_LOG = "regauge/receipt.json", "regauge/run-log.json"
@@ -153,9 +153,9 @@ def read_receipt(artifact: str | Path) -> Receipt:
     """The receipt of an artifact, with the run log's figures where it has one."""
     path = Path(artifact)
     try:
-        data = json.loads((path / RECEIPT).read_text())
+        data = json.loads((path / RECEIPT).read_text(encoding="utf-8"))
         log = path / RUN_LOG
-        data |= json.loads(log.read_text()) if log.exists() else {}
+        data |= json.loads(log.read_text(encoding="utf-8")) if log.exists() else {}
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} has no receipt that can be read ({error}); it was not made by regauge.") from error
     return Receipt.model_validate(data)
@@ -237,7 +237,7 @@ def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, s
 def _receipt(
     job: Job,
     read: Reading,
-    windows: Windows | None,
+    windows: Calibration | None,
     staging: Staging,
     source: str,
     source_hash: str,

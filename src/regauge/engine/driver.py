@@ -28,7 +28,7 @@ from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
 from regauge.formats.base import Codes
 from regauge.rounding.base import Stats
-from regauge.text.windows import Windows
+from regauge.text.calibration import Calibration
 
 SPILL = 256 << 20  # bytes of states from which they go to mapped files
 
@@ -36,7 +36,7 @@ SPILL = 256 << 20  # bytes of states from which they go to mapped files
 class Drive:
     """One run into a staged output: what `Pass` does, committed shard by shard."""
 
-    def __init__(self, job: Job, windows: Windows | None, staging: Staging, clock: Clock) -> None:
+    def __init__(self, job: Job, windows: Calibration | None, staging: Staging, clock: Clock) -> None:
         self.job, self.staging, self.clock = job, staging, clock
         self.work = Pass(job, windows)
         self.prover = Prover(job) if job.certified else None

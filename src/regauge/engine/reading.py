@@ -15,8 +15,8 @@ from regauge.engine.watchdog import Clock
 from regauge.errors import ModelError, TextError
 from regauge.hosts.transformers.probe import context, image_shape, reads_images
 from regauge.hosts.transformers.source import Source
+from regauge.text.calibration import Calibration, draw, images, noted
 from regauge.text.corpora import Where, corpus
-from regauge.text.windows import Windows, images, noted, windows
 
 TOKENS, LENGTH = 65536, 512  # where neither recipe nor user says
 SAMPLED = 32768  # most tokens that a model samples from itself unless it is told to
@@ -69,7 +69,7 @@ class Reading:
         notes: a sentence each.
     """
 
-    windows: Windows | None
+    windows: Calibration | None
     sampled: tuple[int, int] | None
     identity: dict[str, Any]
     notes: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ def reading(job: Job, calibration: Where | None, tokens: int | None = None, leng
     much = amount(job, source, tokens, length)
     if calibration is None:
         return _promise(job, much)
-    found = windows(corpus(calibration), source.tokenizer(), much.tokens, much.length, job.seed, much.exact)
+    found = draw(corpus(calibration), source.tokenizer(), much.tokens, much.length, job.seed, much.exact)
     found = noted(found, *much.notes)
     return Reading(found, None, {"kind": "text", "sha256": found.sha256}, found.notes)
 
@@ -123,7 +123,7 @@ def _promise(job: Job, much: Amount) -> Reading:
     return Reading(None, (count, much.length), {"kind": KEPT, "windows": count, "length": much.length}, tuple(notes))
 
 
-def sampled(job: Job, promised: Reading, staging: Staging, clock: Clock) -> Windows | None:
+def sampled(job: Job, promised: Reading, staging: Staging, clock: Clock) -> Calibration | None:
     """The windows: those read, or those that the model samples now (once; a resumed run finds them)."""
     if promised.sampled is None:
         return promised.windows
@@ -146,10 +146,10 @@ def sampled(job: Job, promised: Reading, staging: Staging, clock: Clock) -> Wind
     else:
         ids_NT, told = kept["ids"], str(staging.notes[f"{KEPT} from"])
     where = f"sampled from the model itself, from {told}"
-    return Windows(ids_NT, where, kind=KEPT, notes=promised.notes, details={"temperature": 1.0, "seed": job.seed})
+    return Calibration(ids_NT, where, kind=KEPT, notes=promised.notes, details={"temperature": 1.0, "seed": job.seed})
 
 
-def _images(job: Job, calibration: Where | None, tokens: int | None) -> Windows:
+def _images(job: Job, calibration: Where | None, tokens: int | None) -> Calibration:
     if calibration is None or not isinstance(calibration, str | Path) or Path(calibration).suffix != ".npz":
         raise TextError(
             f"recipe {job.plan.name!r} reads calibration data, and {job.source.anatomy.family} reads images; give "

@@ -28,7 +28,7 @@ from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.states import States
 from regauge.rewrites.base import fixed
 from regauge.rounding.base import Stats
-from regauge.text.windows import Windows
+from regauge.text.calibration import Calibration
 
 TOKENS = 4096  # of the text, for each value of a grid
 
@@ -51,7 +51,9 @@ class Original:
         return Original(runner, states, outer)
 
 
-def settle(job: Job, windows: Windows | None, staging: Staging, clock: Clock) -> tuple[Job, list[dict[str, object]]]:
+def settle(
+    job: Job, windows: Calibration | None, staging: Staging, clock: Clock
+) -> tuple[Job, list[dict[str, object]]]:
     """The job with every global choice made, and what was searched. A resumed run finds what an earlier one chose."""
     if windows is None:
         return job, []
@@ -65,7 +67,7 @@ def settle(job: Job, windows: Windows | None, staging: Staging, clock: Clock) ->
     return job, searched
 
 
-def whole_loss(job: Job, original: Original, windows: Windows, runner: Runner | None = None) -> float:
+def whole_loss(job: Job, original: Original, windows: Calibration, runner: Runner | None = None) -> float:
     """Loss of the model compressed as the job says, against the original."""
     work = Pass(job, windows, runner)
     outer = work.read(None)
@@ -102,7 +104,9 @@ def _divergence(original: Original, found: Iterator[Tensor], head: bool) -> floa
     return total / weight if weight else 0.0
 
 
-def _searched(job: Job, index: int, windows: Windows, staging: Staging, clock: Clock) -> tuple[Job, dict[str, object]]:
+def _searched(
+    job: Job, index: int, windows: Calibration, staging: Staging, clock: Clock
+) -> tuple[Job, dict[str, object]]:
     recast = job.recasts[index]
     key = f"search {index}"
     options = list(recast.rewrite.search)
@@ -134,7 +138,7 @@ def _set(job: Job, index: int, point: Mapping[str, float]) -> Job:
     return replace(job, recasts=tuple(recasts))
 
 
-def _surveyed(job: Job, windows: Windows, staging: Staging, clock: Clock) -> Job:
+def _surveyed(job: Job, windows: Calibration, staging: Staging, clock: Clock) -> Job:
     """The job after the rewrites that wanted statistics of every site, taken on the original in its present gauge."""
     for index, recast in enumerate(job.recasts):
         if recast.rewrite.scope != "model" or not recast.rewrite.needs:
@@ -149,7 +153,7 @@ def _surveyed(job: Job, windows: Windows, staging: Staging, clock: Clock) -> Job
     return job
 
 
-def _survey(job: Job, needs: frozenset[str], windows: Windows, clock: Clock) -> dict[str, Stats]:
+def _survey(job: Job, needs: frozenset[str], windows: Calibration, clock: Clock) -> dict[str, Stats]:
     if "hessian" in needs:
         raise RecipeError("a rewrite of the whole model cannot have XᵀX of every site: it would not fit in memory")
     work = Pass(job, windows)

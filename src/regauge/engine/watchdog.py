@@ -24,7 +24,7 @@ STATUS = Path("/proc/self/status")
 def anonymous_bytes() -> int:
     """Anonymous resident bytes of this process; 0 where the system does not say."""
     try:
-        for line in STATUS.read_text().splitlines():
+        for line in STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
     except OSError:

@@ -17,7 +17,7 @@ from regauge.formats.base import Codes
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.states import States
 from regauge.rounding.base import Stats
-from regauge.text.windows import Windows
+from regauge.text.calibration import Calibration
 
 BATCH = 4096  # tokens a batch
 
@@ -29,7 +29,7 @@ class Pass:
         states: what the compressed model has made of the text so far; None where no text is needed.
     """
 
-    def __init__(self, job: Job, windows: Windows | None, runner: Runner | None = None) -> None:
+    def __init__(self, job: Job, windows: Calibration | None, runner: Runner | None = None) -> None:
         self.job = job
         self.batches = windows.batches(BATCH) if windows is not None else []
         self.runner = runner

@@ -64,7 +64,7 @@ def _cpuinfo(path: Path) -> tuple[str, frozenset[str]]:
     if not path.exists():
         return "", frozenset()
     found: dict[str, str] = {}
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         name, colon, value = line.partition(":")
         if colon:
             found.setdefault(name.strip(), value.strip())

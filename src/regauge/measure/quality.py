@@ -22,7 +22,7 @@ from torch import Tensor
 
 from regauge.errors import TextError
 from regauge.measure.bootstrap import Draws, Floats, Interval, Ints, per_document, quantile, ratio
-from regauge.text.documents import Batch, Windows
+from regauge.text.windows import Batch, Windows
 
 
 class Quality(BaseModel):

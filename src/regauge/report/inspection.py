@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from regauge.anatomy.model import Anatomy, Site, Stream
+from regauge.anatomy.model import Anatomy, Attention, Site, Stream
 from regauge.hosts.transformers.source import Source
 from regauge.plan.select import pattern
 
 
 @dataclass(frozen=True)
 class SiteGroup:
-    """Sites that differ in their block or expert alone. `select` matches them in a recipe."""
+    """Sites that differ in their block or expert alone. `select` matches them in a recipe (and those of other sizes
+    too, where blocks differ; `blocks` says which blocks these are in)."""
 
     select: str
     kind: str
@@ -22,6 +23,7 @@ class SiteGroup:
     count: int
     bytes_bf16: int
     share: float  # of the model's bytes
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,17 @@ class StreamGroup:
 
 
 @dataclass(frozen=True)
+class AttentionGroup:
+    """The blocks whose attention has these sizes. `value_dim` differs from `head_dim` where values have other heads."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Inspection:
     """A model as counted. Bytes are as bf16, every number two, tied ones once."""
 
@@ -44,9 +57,7 @@ class Inspection:
     family: str
     blocks: int
     hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    attention: tuple[AttentionGroup, ...]  # one, unless blocks differ
     tied: bool
     dtype: str
     parameters: int
@@ -68,9 +79,7 @@ def inspect(model: str | Path, revision: str | None = None) -> Inspection:
         family=anatomy.family,
         blocks=anatomy.blocks,
         hidden=anatomy.hidden,
-        heads=anatomy.heads,
-        kv_heads=anatomy.kv_heads,
-        head_dim=anatomy.head_dim,
+        attention=_attention_groups(anatomy),
         tied=anatomy.tied,
         dtype=str(source.dtype).removeprefix("torch."),
         parameters=source.parameters(),
@@ -86,7 +95,18 @@ def inspect(model: str | Path, revision: str | None = None) -> Inspection:
 
 def cache_bytes(anatomy: Anatomy) -> int | None:
     """Keys and values of one token in bf16 over all blocks, where a window does not cut them."""
-    return 2 * 2 * anatomy.kv_heads * anatomy.head_dim * anatomy.blocks if anatomy.causal else None
+    return 2 * anatomy.cached if anatomy.causal else None
+
+
+def _attention_groups(anatomy: Anatomy) -> tuple[AttentionGroup, ...]:
+    grouped: dict[Attention, list[int]] = {}
+    for block, found in enumerate(anatomy.attentions):
+        if found is not None:
+            grouped.setdefault(found, []).append(block)
+    return tuple(
+        AttentionGroup(one.heads, one.kv_heads, one.head_dim, one.value_dim, tuple(blocks))
+        for one, blocks in grouped.items()
+    )
 
 
 def _bytes(site: Site) -> int:
@@ -100,7 +120,13 @@ def _site_groups(anatomy: Anatomy, total: int) -> tuple[SiteGroup, ...]:
             continue
         grouped.setdefault((pattern(site.name), site.kind, site.shape), []).append(site)
     return tuple(
-        SiteGroup(*key, len(sites), sum(map(_bytes, sites)), sum(map(_bytes, sites)) / total)
+        SiteGroup(
+            *key,
+            count=len(sites),
+            bytes_bf16=sum(map(_bytes, sites)),
+            share=sum(map(_bytes, sites)) / total,
+            blocks=tuple(dict.fromkeys(site.block for site in sites if site.block is not None)),
+        )
         for key, sites in grouped.items()
     )
 

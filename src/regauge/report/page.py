@@ -66,8 +66,8 @@ def render(view: View) -> str:
     template = environment.from_string((files("regauge.report") / "page.html.j2").read_text(encoding="utf-8"))
     found = _charts(view)
     figures = {chart.name: json.loads(chart.figure.to_json()) for chart in found}
-    # `</` inside a script element could end it: a site or sample name must not be able to.
-    payload = json.dumps(figures).replace("</", "<\\/")
+    # A `<` inside a script element could end it or change how the rest is read: no name or text may bring one.
+    payload = json.dumps(figures).replace("<", "\\u003c")
     return template.render(view=view, charts=found, figures=payload, plotly=get_plotlyjs())
 
 

@@ -20,6 +20,7 @@ from regauge.errors import BudgetError, nearest
 RESOURCES = ("memory", "decode", "prefill")
 FLOORS = ("kl",)
 
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _BUDGET = re.compile(r"(?P<name>[^=@\s]*)(?:@(?P<context>[^=\s]*))?\s*=\s*(?P<value>.*)")
 
 
@@ -96,7 +97,6 @@ def parse_floor(floor: str | Mapping[str, float] | None) -> dict[str, float]:
 
 def _floor_pair(text: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
-    match = amounts.AMOUNT.fullmatch(value.strip())
-    if not equals or match is None or match["unit"]:
+    if not equals or _FLOAT.fullmatch(value.strip()) is None:
         raise BudgetError(f"{text!r} is not a floor; write kl=0.05 (nats a token).")
-    return name.strip(), float(match["sign"] + match["number"])
+    return name.strip(), float(value)

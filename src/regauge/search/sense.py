@@ -8,13 +8,13 @@ from pathlib import Path
 
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.hosts.transformers.source import Source
-from regauge.search.model import Subject
+from regauge.search.loop.start import calibration_batches
+from regauge.search.losses.fisher import fisher, forward
+from regauge.search.losses.shelf import Shelf
 from regauge.search.options import SiteGroup, site_groups
-from regauge.search.sensitivity import fisher, forward
-from regauge.search.shelf import Shelf
-from regauge.search.steps import calibration_batches
-from regauge.search.texts import Sizes, prepare
+from regauge.search.subject import Subject, reader
 from regauge.text.corpora import Where
+from regauge.text.split import Sizes, prepare
 
 TOKENS, GRADIENT = 8192, 2048  # calibration tokens read; those of the backward pass
 
@@ -60,7 +60,7 @@ def sensitivity(
     with quiet_torch(), tempfile.TemporaryDirectory(prefix="regauge-") as folder:
         clock.say("open")
         source = Source.open(model, revision)
-        texts = prepare(source, calibration, None, Sizes(TOKENS, 512, 512), seed)
+        texts = prepare(reader(source, seed), calibration, None, Sizes(TOKENS, 512, 512), seed)
         groups = tuple(
             SiteGroup(group.name, group.sites, group.options[:1])
             for group in site_groups(source.anatomy, (bits,), full=False)

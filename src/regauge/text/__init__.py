@@ -1,1 +1,1 @@
-"""Corpora and windows of tokens."""
+"""Corpora, windows of tokens, what calibrates, and the three texts of a search."""

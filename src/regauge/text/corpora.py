@@ -23,6 +23,7 @@ from typing import Any
 from regauge.errors import TextError
 
 PIECE = 1 << 20  # bytes read at a time
+BOM = "\ufeff"  # a byte-order mark, which some editors put before a text in UTF-8
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Document:
             with open(self.path, "rb") as file:
                 file.seek(start)
                 data = file.read(-1 if stop is None else stop - start)
-        return data.decode("utf-8", errors="ignore")
+        text = data.decode("utf-8", errors="ignore")
+        return text.removeprefix(BOM) if start == 0 else text
 
     def pieces(self) -> Iterator[bytes]:
         """All bytes, a piece at a time."""
@@ -152,12 +154,12 @@ def _from_list(items: Sequence[str] | Sequence[Path]) -> Corpus:
 
 def _from_names(path: Path) -> Corpus:
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line for line in _lines(path.read_text(encoding="utf-8-sig")) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise TextError(f"the list {path} cannot be read: {error}; name one file a line.") from error
     if not names:
         raise TextError(f"the list {path} is empty; name one file a line.")
-    found = [corpus(path.parent / name) for name in names]
+    found = [corpus(_named(path.parent, name)) for name in names]
     documents = [document for each in found for document in each.documents]
     return _made(documents, f"@{path}", tuple(note for each in found for note in each.notes))
 
@@ -186,23 +188,62 @@ def _entries(path: Path) -> list[Document]:
     reason = unusable(Document(str(path), path.stat().st_size, path=path))
     if reason:
         raise TextError(f"{path} {reason}; give a list of texts in JSON.")
-    raw = path.read_text(encoding="utf-8")
-    try:
-        items = json.loads(raw) if path.suffix == ".json" else [json.loads(s) for s in raw.splitlines() if s.strip()]
-    except ValueError as error:
-        raise TextError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(items, list):
-        raise TextError(f"{path} holds no list; give a list of texts, or of mappings with a 'text'.")
+    raw = path.read_text(encoding="utf-8-sig")
+    items = _of_list(path, raw) if path.suffix == ".json" else _of_lines(path, raw)
     documents = []
-    for index, item in enumerate(items):
+    for place, number, item in items:
         text = item.get("text") if isinstance(item, dict) else item
         if not isinstance(text, str):
-            raise TextError(f"{path}: entry {index + 1} is neither a text nor a mapping with a 'text'.")
+            raise TextError(f"{path}, {place} {number} {_strange(item)}; give texts, or mappings with a 'text'.")
         if text.strip():
-            documents.append(Document(f"{path.name}:{index + 1}", len(text.encode()), text.encode()))
+            # a lone half of a surrogate pair, which JSON can write and UTF-8 cannot
+            data = text.encode("utf-8", errors="replace")
+            documents.append(Document(f"{path.name}:{number}", len(data), data))
     if not documents:
         raise TextError(f"{path} holds {len(items)} entries and no text; give at least one that is not blank.")
     return documents
+
+
+def _of_list(path: Path, raw: str) -> list[tuple[str, int, Any]]:
+    try:
+        items = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise TextError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(items, list):
+        raise TextError(f"{path} holds no list; give a list of texts, or of mappings with a 'text'.")
+    return [("entry", number, item) for number, item in enumerate(items, 1)]
+
+
+def _of_lines(path: Path, raw: str) -> list[tuple[str, int, Any]]:
+    items = []
+    for number, line in enumerate(_lines(raw), 1):
+        if line.strip():
+            try:
+                items.append(("line", number, json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                told = getattr(error, "msg", str(error))
+                raise TextError(f"{path}, line {number} is not JSON: {told}.") from error
+    return items
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as files have them: JSON and names may hold the other characters at which `str.splitlines` cuts."""
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def _named(folder: Path, name: str) -> Path:
+    """A file of a list; blanks around its name count only where there is a file of just that name."""
+    return folder / name if (folder / name).exists() else folder / name.strip()
+
+
+def _strange(item: object) -> str:
+    """What an entry is that is no text."""
+    if not isinstance(item, dict):
+        return f"is a {type(item).__name__}, not a text"
+    if "text" in item:
+        return f"has a 'text' that is a {type(item['text']).__name__}"
+    fields = ", ".join(repr(str(name)) for name in list(item)[:6])
+    return f"has no 'text'; its fields are {fields}" if fields else "is an empty mapping"
 
 
 def _from_dataset(spec: str) -> Corpus:

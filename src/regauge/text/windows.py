@@ -1,192 +1,169 @@
-"""Windows of tokens, all of one length, cut from a corpus: what the model reads while it is calibrated.
+"""Text cut into windows, each with the document it came from: what every quality figure is measured on.
 
-Documents are cut into stretches of a few windows each, and a seeded shuffle decides which stretches are read, so that
-only as much text is tokenised as is needed and no document dominates. A window lies inside one document; only where
-the text would otherwise not suffice are short ends joined to a window. Where the tokenizer frames a text with special
-tokens (BOS; [CLS] … [SEP]), every window is framed so.
-
-Legend: N windows, T tokens in each.
+A window never spans two documents. Legend: B windows in a batch, T tokens of the longest of them, D documents.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from regauge.errors import TextError
-from regauge.text.corpora import Corpus, Document
-
-BYTES_A_TOKEN = 12  # generous: a stretch of T tokens takes this many bytes a token
-LEAST = 256  # fewer tokens than this calibrate nothing
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer."""
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+from regauge.text.tokens import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """What the model reads.
+    """Token windows with their documents.
 
     Attributes:
-        inputs: (N, T) int64 token ids; for images (N, C, H, W) float32 pixels.
-        description: where they come from.
-        sha256: over the tensor: two equal hashes are the same inputs.
-        kind: `text`, `self-sampled` or `images`.
-        notes: what a reader must know.
-        details: further entries for the receipt.
+        ids: one 1-D int64 tensor a window, two tokens or more.
+        document: index of each window's document, 0 … D − 1, not falling.
+        bytes: UTF-8 bytes that the predicted tokens of each window stand for (see `covered_bytes`).
+        description: where the text comes from, in words.
     """
 
-    inputs: Tensor
-    description: str
-    kind: str = "text"
-    notes: tuple[str, ...] = ()
-    details: Mapping[str, object] = field(default_factory=dict)
+    ids: tuple[Tensor, ...]
+    document: tuple[int, ...]
+    bytes: tuple[int, ...]
+    description: str = ""
 
     @property
-    def sha256(self) -> str:
-        data = self.inputs.contiguous()
-        head = f"{data.dtype}:{tuple(data.shape)}:".encode()
-        return hashlib.sha256(head + data.view(torch.uint8).numpy().tobytes()).hexdigest()
+    def documents(self) -> int:
+        return len(set(self.document))
 
     @property
-    def tokens(self) -> int:
-        """Tokens in all; for images, images."""
-        return self.inputs.numel() if self.inputs.dim() == 2 else self.inputs.shape[0]
+    def predicted(self) -> int:
+        """Tokens that have a predecessor in their window: those that are scored."""
+        return sum(len(ids) - 1 for ids in self.ids)
 
-    def batches(self, tokens: int) -> list[Tensor]:
-        """The windows in order, several to a batch of at most `tokens` tokens (one window at least)."""
-        each = self.inputs.shape[1] if self.inputs.dim() == 2 else 256
-        return list(torch.split(self.inputs, max(1, tokens // each)))
+    def hash(self) -> str:
+        """sha256 over the ids, window by window."""
+        digest = hashlib.sha256()
+        for ids, document in zip(self.ids, self.document, strict=True):
+            digest.update(f"{document}:{len(ids)}:".encode())
+            digest.update(ids.numpy().tobytes())
+        return digest.hexdigest()
 
-    def record(self) -> dict[str, object]:
-        """The entry in the receipt."""
-        shape = list(self.inputs.shape)
-        return {"kind": self.kind, "source": self.description, "shape": shape, "sha256": self.sha256, **self.details}
+    def batches(self, tokens: int = 4096) -> Iterator[Batch]:
+        """Windows in order, several to a batch of at most `tokens` padded tokens (one window at least).
+
+        Short windows are padded on the right: under a causal mask the padding is seen by nothing that is scored.
+        """
+        start = 0
+        while start < len(self.ids):
+            stop, longest = start, 0
+            while stop < len(self.ids):
+                longest_next = max(longest, len(self.ids[stop]))
+                if stop > start and longest_next * (stop + 1 - start) > tokens:
+                    break
+                longest, stop = longest_next, stop + 1
+            ids_BT = torch.zeros(stop - start, longest, dtype=torch.int64)
+            for row, ids in enumerate(self.ids[start:stop]):
+                ids_BT[row, : len(ids)] = ids
+            yield Batch(ids_BT, tuple(len(ids) for ids in self.ids[start:stop]), self.document[start:stop])
+            start = stop
+
+    def take(self, tokens: int, seed: int = 0) -> Windows:
+        """A sample of whole windows, at least `tokens` predicted tokens where there are as many, spread evenly."""
+        if tokens >= self.predicted:
+            return self
+        order = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(seed)).tolist()
+        kept: list[int] = []
+        total = 0
+        for index in order:
+            if total >= tokens:
+                break
+            kept.append(index)
+            total += len(self.ids[index]) - 1
+        kept.sort()
+        names = {old: new for new, old in enumerate(sorted({self.document[index] for index in kept}))}
+        return Windows(
+            tuple(self.ids[index] for index in kept),
+            tuple(names[self.document[index]] for index in kept),
+            tuple(self.bytes[index] for index in kept),
+            self.description,
+        )
 
 
-def frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Special tokens that the tokenizer puts before and after a text."""
-    bare = tokenizer.encode("a", add_special_tokens=False)
-    whole = tokenizer.encode("a")
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
-    return [], []
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Padded ids with the true length and the document of each row."""
+
+    ids_BT: Tensor
+    lengths: tuple[int, ...]
+    document: tuple[int, ...]
 
 
-def windows(
-    corpus: Corpus,
+def covered_bytes(ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """UTF-8 bytes that the predicted tokens stand for.
+
+    The first token of a window is given, not predicted, so its bytes do not count: the rule is the length of the
+    decoded window less the length of its decoded first token. (Decoding the rest alone would lose a leading space
+    under some tokenizers.)
+    """
+    whole = len(tokenizer.decode(list(ids)).encode())
+    first = len(tokenizer.decode(list(ids[:1])).encode())
+    return max(whole - first, 0)
+
+
+def cut(
+    documents: Sequence[str],
     tokenizer: Tokenizer,
-    tokens: int,
     length: int,
-    seed: int = 0,
-    exact: bool = False,
+    shortest: int = 16,
+    description: str = "",
+    before: Sequence[int] = (),
 ) -> Windows:
-    """At least `tokens` tokens in windows of `length`, drawn from the whole corpus.
+    """Documents → windows of at most `length` tokens. Tails shorter than `shortest` tokens are left out.
 
     Args:
-        exact: an error where the text has fewer tokens; otherwise all that there are, with a note.
-
-    Raises:
-        TextError: the text is too short, with the numbers.
+        before: special tokens that open every window (BOS). They are given, not predicted.
     """
-    before, after = frame(tokenizer)
-    body = length - len(before) - len(after)
-    if body < 1:
-        raise TextError(f"a window of {length} tokens has no room for text; give --length 16 or more.")
-    count = -(-tokens // length)
-    found, seen = _draw(corpus.documents, tokenizer, body, count, seed)
-    have = len(found) * length
-    if len(found) < count and exact:
+    if length < len(before) + 2:
+        raise TextError(f"a window needs {len(before) + 2} tokens or more; you asked for {length}.")
+    ids: list[Tensor] = []
+    owner: list[int] = []
+    size: list[int] = []
+    found = 0
+    for text in documents:
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        room = length - len(before)
+        pieces = [[*before, *tokens[start : start + room]] for start in range(0, len(tokens), room)]
+        pieces = [piece for piece in pieces if len(piece) >= min(shortest, length)]
+        for piece in pieces:
+            ids.append(torch.tensor(piece, dtype=torch.int64))
+            owner.append(found)
+            size.append(covered_bytes(piece, tokenizer))
+        found += bool(pieces)
+    if not ids:
         raise TextError(
-            f"{corpus.description} gives {len(found)} windows of {length} tokens ({seen:,} tokens in all), and "
-            f"{count} were asked for ({tokens:,} tokens); give a longer text, or ask for fewer or shorter windows."
+            f"the text gives no window of {min(shortest, length)} tokens or more; we saw {len(documents)} documents. "
+            "Give a longer text."
         )
-    if have < min(LEAST, tokens) or not found:
-        raise TextError(
-            f"{corpus.description} has {seen:,} tokens, too few to calibrate on: at least {max(LEAST, length):,} are "
-            f"needed in windows of {length}; give a longer text or a shorter --length."
-        )
-    notes = list(corpus.notes)
-    if len(found) < count:
-        notes.append(f"the text gave {have:,} calibration tokens of the {tokens:,} that the recipe asks for")
-    ids_NT = torch.tensor([[*before, *piece, *after] for piece in found], dtype=torch.int64)
-    return Windows(ids_NT, corpus.description, notes=tuple(notes), details={"text_sha256": corpus.sha256})
+    return Windows(tuple(ids), tuple(owner), tuple(size), description)
 
 
-def _draw(
-    documents: Sequence[Document], tokenizer: Tokenizer, body: int, count: int, seed: int
-) -> tuple[list[list[int]], int]:
-    """Up to `count` pieces of `body` tokens, and how many tokens were seen."""
-    size = body * BYTES_A_TOKEN
-    stretches = [(d, start) for d, document in enumerate(documents) for start in range(0, document.size, size)]
-    order = torch.randperm(len(stretches), generator=torch.Generator().manual_seed(seed)).tolist()
-    first: list[list[int]] = []
-    rest: list[list[int]] = []
-    seen = 0
-    for index in order:
-        document, start = stretches[index]
-        ids = tokenizer.encode(_stretch(documents[document], start, size), add_special_tokens=False)
-        seen += len(ids)
-        if len(ids) >= body:
-            first.append(ids[:body])
-            ids = ids[body:]
-        rest.append(ids)
-        if len(first) == count:
-            return first, seen
-    ends: list[int] = []
-    for ids in rest:
-        whole = len(ids) - len(ids) % body
-        first += [ids[at : at + body] for at in range(0, whole, body)]
-        ends += ids[whole:]
-    first += [ends[at : at + body] for at in range(0, len(ends) - len(ends) % body, body)]
-    return first[:count], seen
+def stretches(text: str, size: int) -> list[str]:
+    """One long text as documents of about `size` characters, cut at blank lines, else at line ends.
 
-
-def _stretch(document: Document, start: int, size: int) -> str:
-    """Bytes start … start + size, begun at a word."""
-    text = document.read(start, start + size)
-    if start == 0:
-        return text
-    space = text.find(" ", 0, 200)
-    return text[space + 1 :] if space >= 0 else text
-
-
-def images(path: Path, count: int, size: int, channels: int, mean: Sequence[float], std: Sequence[float]) -> Windows:
-    """Images for vision models: `x` (N, H, W, C) uint8 of an .npz, normalised and resized to what the model reads.
-
-    Raises:
-        TextError: the file holds no such array.
+    A bootstrap over documents says nothing when there is one document. A novel is then cut into stretches, and the
+    record says so.
     """
-    try:
-        with np.load(path) as file:
-            x_NHWC = file["x"][:count]
-    except (OSError, ValueError, KeyError) as error:
-        raise TextError(
-            f"{path} holds no images: an .npz with an array 'x' (N, H, W, 3) of uint8 is needed."
-        ) from error
-    if x_NHWC.dtype != np.uint8 or x_NHWC.ndim != 4 or x_NHWC.shape[-1] != channels:
-        raise TextError(
-            f"{path}: 'x' has shape {x_NHWC.shape} and dtype {x_NHWC.dtype}; (N, H, W, {channels}) of uint8 is needed."
-        )
-    x_NCHW = torch.from_numpy(x_NHWC).permute(0, 3, 1, 2).float() / 255.0
-    if x_NCHW.shape[-2:] != (size, size):
-        x_NCHW = torch.nn.functional.interpolate(x_NCHW, size=(size, size), mode="bilinear", antialias=True)
-    centre, spread = (torch.tensor(list(values)).view(1, -1, 1, 1) for values in (mean, std))
-    return Windows((x_NCHW - centre) / spread, f"{path.name} ({len(x_NCHW)} images)", kind="images")
-
-
-def noted(found: Windows, *notes: str) -> Windows:
-    """The same windows with more notes."""
-    return replace(found, notes=(*found.notes, *notes))
+    found: list[str] = []
+    start = 0
+    while start < len(text):
+        stop = start + size
+        if stop < len(text):
+            for mark in ("\n\n", "\n", " "):
+                at = text.rfind(mark, start + size // 2, stop)
+                if at > start:
+                    stop = at + len(mark)
+                    break
+        found.append(text[start:stop])
+        start = stop
+    return [piece for piece in found if piece.strip()]

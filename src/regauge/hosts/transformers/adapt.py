@@ -1,8 +1,8 @@
 """Modules of ours inside transformers' models, where a rewrite changed what a module is.
 
-`adapt_modules` makes a module tree (skeleton or loaded) fit an anatomy: a norm whose kind changed, or that gained or
-lost its gain or bias, is replaced; a linear layer gains or loses a bias. The loader of an artifact calls the same
-function.
+`adapt_modules` makes a module tree (skeleton or loaded) fit an anatomy: modules of pruned sites are resized, a norm
+whose kind changed, or that gained or lost its gain or bias, is replaced; a linear layer gains or loses a bias. The
+loader of an artifact calls the same function.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from regauge.anatomy.model import Anatomy, Norm, Site
 from regauge.errors import MoveError
+from regauge.hosts.transformers.resize import resize_modules
 from regauge.runtime.modules import put
 
 BIASABLE = (nn.Linear,)
@@ -90,6 +91,7 @@ def adapt_modules(model: Any, source: Anatomy, anatomy: Anatomy) -> None:
 
     New parameters are made on the device of the module they belong to, and filled so that they do nothing.
     """
+    resize_modules(model, source, anatomy)
     before = {norm.name: norm for norm in source.norms}
     for norm in anatomy.norms:
         if _form(norm) != _form(before[norm.name]):

@@ -62,12 +62,16 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} has only {pickles[0]}: such a file can run code when it is opened, so regauge reads safetensors "
             f"alone; convert it with transformers' save_pretrained where you trust the file"
         )
+    broken = [path.name for path in sorted(folder.iterdir()) if path.is_symlink() and not path.exists()]
+    if broken:
+        target = (folder / broken[0]).readlink()
+        raise ModelError(f"{folder / broken[0]} is a link that leads nowhere ({target}); fetch the model again")
     raise ModelError(f"{folder} has a config.json but no weights: {SINGLE} or {INDEX} was expected")
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
     try:
-        found = json.loads((folder / INDEX).read_text())["weight_map"]
+        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CorruptWeights(f"{folder / INDEX} is not an index of weights ({error}); download it again") from error
     if not isinstance(found, dict):

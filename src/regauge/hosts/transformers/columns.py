@@ -36,7 +36,11 @@ class Row(_Columns):
 
 
 class Attributes(_Columns):
-    """Names of the config's attributes. Where `head_dim` is absent it is hidden / heads."""
+    """Names of the config's attributes. Where `head_dim` is absent it is hidden / heads.
+
+    Attributes:
+        neurons, expert_neurons: width of the feed-forward layer, and of an expert, where the config can say another.
+    """
 
     hidden: str
     heads: str
@@ -44,6 +48,8 @@ class Attributes(_Columns):
     activation: str
     head_dim: str = "head_dim"
     blocks: str = "num_hidden_layers"
+    neurons: str | None = None
+    expert_neurons: str | None = None
 
 
 class NormColumns(_Columns):
@@ -112,6 +118,9 @@ class Table(_Columns):
         sites, norms: of a block; paths from the block. Several names before one row share its storage.
         outside: prefixes of parameters of the body that are no site and stay as they are.
         refuse: settings refused with their reason.
+        sizes: attributes of a block's modules that hold a size its weights do not tell, as paths from the block →
+            `heads`, `kv_heads`, or `width` (channels of all queries together). A path through `config` gives the
+            module a config of its own.
         step: what the native decode step needs; absent: the family has none.
     """
 
@@ -129,6 +138,7 @@ class Table(_Columns):
     head: str | None = None
     outside: list[str] = Field(default_factory=list)
     refuse: list[Refusal] = Field(default_factory=list)
+    sizes: dict[str, Literal["heads", "kv_heads", "width"]] = Field(default_factory=dict)
     step: Step | None = None
 
 
@@ -137,7 +147,7 @@ def tables() -> Mapping[str, Table]:
     """Every table by `model_type`."""
     found: dict[str, Table] = {}
     for path in sorted(FAMILIES.glob("*.yaml")):
-        table = Table.model_validate(yaml.safe_load(path.read_text()))
+        table = Table.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         found |= dict.fromkeys(table.types, table)
     return found
 

@@ -25,7 +25,7 @@ def read_config(folder: Path) -> Any:
         )
         raise ModelError(f"{folder} has no config.json, so it is no transformers model{adapter}")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not JSON: {first_line(error)}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):

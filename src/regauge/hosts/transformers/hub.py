@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from regauge.errors import ModelError, nearest
+from regauge.errors import ModelError, UnsafeWeights, nearest
 
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md"]
 UNWANTED = ["onnx/*", "openvino/*", "*/*.safetensors", "original/*", "*.bin"]
@@ -42,6 +42,7 @@ def _near(path: Path) -> str:
 def _download(model: str, revision: str | None, path: Path) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
+        GatedRepoError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -60,8 +61,15 @@ def _download(model: str, revision: str | None, path: Path) -> Path:
         )
     except RevisionNotFoundError as error:
         raise ModelError(f"the hub model {model!r} has no revision {revision!r}") from error
+    except GatedRepoError as error:  # a RepositoryNotFoundError too
+        raise ModelError(
+            f"the hub model {model!r} is gated: accept its licence on its page, then log in (hf auth login, HF_TOKEN)"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"there is no directory {model}{_near(path)}, and no model {model!r} on the hub") from error
+        raise ModelError(
+            f"there is no directory {model}{_near(path)}, and no model {model!r} on the hub, or it is private: "
+            "then log in (hf auth login, or HF_TOKEN)"
+        ) from error
     except LocalEntryNotFoundError as error:
         why = "the hub is off (HF_HUB_OFFLINE)" if offline else "the hub could not be reached"
         raise ModelError(
@@ -69,4 +77,10 @@ def _download(model: str, revision: str | None, path: Path) -> Path:
         ) from error
     except (HFValidationError, OSError) as error:
         raise ModelError(f"there is no directory {model}{_near(path)}, and it cannot be fetched: {error}") from error
-    return Path(found)
+    folder = Path(found)
+    if (folder / "config.json").exists() and not any(folder.glob("*.safetensors")):
+        raise UnsafeWeights(
+            f"the hub model {model!r} has no weights in safetensors; pickled ones (.bin) can run code when they are "
+            "opened and are never fetched: convert it with transformers' save_pretrained where you trust it"
+        )
+    return folder

@@ -140,7 +140,7 @@ def _no_bar() -> Iterator[None]:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} has no config.json, so it is neither an artifact nor a model.") from error
     except (OSError, ValueError) as error:

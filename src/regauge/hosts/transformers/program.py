@@ -97,10 +97,15 @@ class _Builder:
             raise Unservable(f"the activation {plumbing.activation!r} is not one of the step's")
         if plumbing.arrangement == "post":
             raise Unservable("norms after the sum are not described in the step")
+        attention = anatomy.attentions[number]
+        if attention is None:
+            raise Unservable(f"block {number} has no attention")
+        if attention.value_dim != attention.head_dim:
+            raise Unservable(f"the values of block {number} have another number of channels than its keys")
         integers = {
-            "heads": anatomy.heads,
-            "kv_heads": anatomy.kv_heads,
-            "head_dim": anatomy.head_dim,
+            "heads": attention.heads,
+            "kv_heads": attention.kv_heads,
+            "head_dim": attention.head_dim,
             "rotary": plumbing.rotary if table.rotary else 0,
             "interleaved": int(plumbing.pairing == "interleaved"),
             "rope": self._rope(number),

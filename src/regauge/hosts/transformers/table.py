@@ -99,9 +99,6 @@ class _Reader:
                 norms=tuple(norms),
                 streams=(),
                 tied=bool(head) and head[0].weight.key in self.tied,
-                heads=self.heads,
-                kv_heads=self.kv_heads,
-                head_dim=self.head_dim,
                 causal=table.causal,
                 notes=tuple(f"{key} is no site: it stays as it is" for key in outside),
                 plumbing=plumbing,
@@ -162,6 +159,7 @@ class _Reader:
             tap=_tap(name, kind, block),
             module=module,
             expert=slot.index,
+            heads={"q": self.heads, "o": self.heads, "k": self.kv_heads, "v": self.kv_heads}.get(kind, 0),
         )
 
     def _norm(self, name: str, path: str, block: int | None) -> list[Norm]:

@@ -78,11 +78,10 @@ class Loading:
         tokens = min(self.figure.context, int(limit))
         inside = [site.shape for site in anatomy.sites if site.block is not None]
         full = [s.shape for s in anatomy.sites if s.tap is not None and s.name not in self.packed]
-        cache = 2 * anatomy.blocks * anatomy.kv_heads * anatomy.head_dim if anatomy.causal else 0
         widest = max(rows for rows, _ in inside)
         vocabulary = max((site.shape[0] for site in anatomy.sites if site.kind == "head"), default=0)
         matrix = max((rows * columns for rows, columns in full), default=0)
-        return item * (tokens * (cache + 8 * anatomy.hidden + 3 * widest) + matrix) + 32 * vocabulary
+        return item * (tokens * (anatomy.cached + 8 * anatomy.hidden + 3 * widest) + matrix) + 32 * vocabulary
 
     def outer(self) -> int:
         """Bytes that are resident now, of tensors of the model."""

@@ -85,7 +85,7 @@ def machine_memory() -> tuple[int, int]:
 def _limits(root: Path, own: Path) -> Iterator[tuple[int, int]]:
     """(limit, bytes in use less file pages) of every memory cgroup that this process is in, v1 and v2."""
     try:
-        lines = own.read_text().splitlines()
+        lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
@@ -109,9 +109,9 @@ def _limits(root: Path, own: Path) -> Iterator[tuple[int, int]]:
 
 def _limit(folder: Path, most: str, now: str, files: tuple[str, ...]) -> tuple[int, int] | None:
     try:
-        limit = (folder / most).read_text().strip()
-        used = int((folder / now).read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        limit = (folder / most).read_text(encoding="utf-8").strip()
+        used = int((folder / now).read_text(encoding="utf-8"))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):
         return None
     if not limit.isdigit():
@@ -154,7 +154,7 @@ def _round(available: int) -> str:
 def anonymous_bytes() -> int:
     """Anonymous resident bytes of this process (RssAnon); 0 where the system does not say."""
     try:
-        _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         return 0
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")

@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
+from regauge.errors import ModelError
+from regauge.hosts.transformers.probe import context
 from regauge.hosts.transformers.runner import Runner
+from regauge.hosts.transformers.sampling import sample
 from regauge.hosts.transformers.source import Source
 from regauge.hosts.transformers.states import States
+from regauge.text.split import Reader, window_length
 
 Read = Callable[[int | None], Weights]
 
@@ -52,6 +56,25 @@ class Subject:
     def itemsize(self) -> int:
         """Bytes of a weight that is stored as it is."""
         return torch.empty((), dtype=self.source.dtype).element_size()
+
+
+def reader(source: Source, seed: int) -> Reader:
+    """What the texts are cut for.
+
+    Raises:
+        ModelError: the model predicts no next token, or has no tokenizer.
+    """
+    if not source.anatomy.causal or "head" not in {site.name for site in source.anatomy.sites}:
+        raise ModelError(
+            f"fit measures next-token KL, and {source.anatomy.family} predicts no next token; use apply with a recipe."
+        )
+    tokenizer, length = source.tokenizer(), window_length(source.parameters(), context(source))
+
+    def draw(count: int) -> tuple[list[str], str]:
+        ids_NT, told = sample(source, tokenizer, count, length, seed)
+        return [tokenizer.decode(row, skip_special_tokens=True) for row in ids_NT.tolist()], told
+
+    return Reader(tokenizer, length, draw)
 
 
 def first(states: States, batches: int) -> States:

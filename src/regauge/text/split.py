@@ -2,25 +2,21 @@
 
 Calibration text is what rounders see. Search text is where variants are compared. Evaluation text is read once, by the
 final figures. Where the user gives one text it is cut into stretches and split; where none, the model samples one from
-itself, and the notes say so.
+itself, and the notes say so. Nothing here knows a model: what is asked of one comes as a `Reader`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
-from regauge.errors import ModelError, TextError
-from regauge.hosts.transformers.probe import context
-from regauge.hosts.transformers.sampling import sample
-from regauge.hosts.transformers.source import Source
-from regauge.search.record import Text
+from regauge.errors import TextError
 from regauge.text.corpora import Corpus, Where, corpus
-from regauge.text.documents import Windows, cut, stretches
-from regauge.text.windows import frame
+from regauge.text.tokens import Tokenizer, frame
+from regauge.text.windows import Windows, cut, stretches
 
 READ = 24 * 2**20  # bytes of a text that are looked at
 SHARES = (0.6, 0.15, 0.25)  # calibration, search, evaluation, where one text has to serve for all
@@ -29,12 +25,47 @@ LARGE = 100_000_000  # parameters from which windows have 512 tokens
 
 @dataclass(frozen=True)
 class Sizes:
-    """Tokens wanted of each text, and the length of a window."""
+    """Tokens wanted of each text."""
 
     calibration: int = 32768
     search: int = 4096
     evaluation: int = 16384
-    length: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """What the texts are cut for.
+
+    Attributes:
+        tokenizer: the model's.
+        length: tokens of a window.
+        sample: so many windows → texts that the model writes itself, and how they begin; asked where no text is given.
+    """
+
+    tokenizer: Tokenizer
+    length: int
+    sample: Callable[[int], tuple[list[str], str]]
+
+    def cut(self, texts: Sequence[str], tokens: int, said: str) -> Windows:
+        """Windows of at least so many predicted tokens, where the texts have as many, opened as the model wants."""
+        before = frame(self.tokenizer)[0]
+        return cut(_enough(texts, tokens), self.tokenizer, self.length, description=said, before=before).take(tokens)
+
+    def count(self, texts: Sequence[str]) -> int:
+        """Tokens of all texts."""
+        return sum(len(self.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+
+
+class Text(BaseModel):
+    """A text that the run read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: str  # calibration | search | evaluation
+    description: str
+    tokens: int
+    documents: int
+    sha256: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,65 +82,43 @@ class Texts:
     notes: tuple[str, ...]
 
 
-class Plain:
-    """A tokenizer that adds nothing of its own."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return found
-
-    def decode(self, ids: list[int]) -> str:
-        found: str = self.tokenizer.decode(ids)
-        return found
-
-
-def prepare(source: Source, calibration: Where | None, evaluation: Where | None, sizes: Sizes, seed: int = 0) -> Texts:
+def prepare(reader: Reader, calibration: Where | None, evaluation: Where | None, sizes: Sizes, seed: int = 0) -> Texts:
     """Opens, checks, splits and cuts the texts.
 
     Raises:
         TextError: a text is missing, empty, binary or too short.
-        ModelError: the model writes no text, or has no tokenizer.
     """
-    if not source.anatomy.causal or "head" not in {site.name for site in source.anatomy.sites}:
-        raise ModelError(
-            f"fit measures next-token KL, and {source.anatomy.family} predicts no next token; use apply with a recipe."
-        )
-    tokenizer = source.tokenizer()
-    length = window_length(source, sizes.length)
+    length = reader.length
     notes: list[str] = []
     seen, held_out, same = _apart(calibration, evaluation)
     if same:
         notes.append("--calibration and --eval are one text: it was cut into stretches and split between them")
     if seen is None and held_out is None:
-        drawn, said = _sampled(source, tokenizer, sizes, length, seed)
-        first, second, third = _split(drawn, SHARES, seed)
+        drawn, said = _sampled(reader, sizes)
+        first, second, third = split(drawn, SHARES, seed)
         named = (said,) * 3
         notes.append(f"no text was given: {said}. Figures on it say how near the models are, not how good they are")
     elif seen is not None and held_out is not None:
         given, third = pieces(seen), _shuffled(pieces(held_out), seed)
         share = min(0.3, max(0.05, sizes.search * 12 / max(sum(map(len, given)), 1)))
-        first, second = _split(given, (1 - share, share), seed)
+        first, second = split(given, (1 - share, share), seed)
         named = (seen.description, seen.description, held_out.description)
     else:
         one = seen if seen is not None else held_out
         assert one is not None, "the case of no text was taken above"
-        first, second, third = _split(pieces(one), SHARES, seed)
+        first, second, third = split(pieces(one), SHARES, seed)
         named = (one.description,) * 3
         if not same:
             notes.append("one text was given: it was cut into stretches and split; none serves twice")
-    plain, before = Plain(tokenizer), frame(tokenizer)[0]
-    search = _windows(second, plain, before, length, sizes.search, f"search: {named[1]}")
-    held = _windows(third, plain, before, length, sizes.evaluation, f"evaluation: {named[2]}")
+    search = reader.cut(second, sizes.search, f"search: {named[1]}")
+    held = reader.cut(third, sizes.evaluation, f"evaluation: {named[2]}")
     texts = _enough(first, sizes.calibration)
-    tokens = min(sizes.calibration, _count(texts, plain) // length * length)
+    tokens = min(sizes.calibration, reader.count(texts) // length * length)
     if tokens < 2 * length:
         raise TextError(
             f"{named[0]} leaves {tokens} tokens to calibrate on; give a longer text ({2 * length} or more)."
         )
-    cal = cut(texts, plain, length, description=named[0])
+    cal = cut(texts, reader.tokenizer, length, description=named[0])
     record = Text(role="calibration", description=named[0], tokens=tokens, documents=len(texts), sha256=cal.hash())
     return Texts(
         calibration=tuple(texts),
@@ -123,10 +132,9 @@ def prepare(source: Source, calibration: Where | None, evaluation: Where | None,
     )
 
 
-def window_length(source: Source, length: int | None) -> int:
-    """256 tokens for small models, 512 for others, never more than the model reads."""
-    most = context(source)
-    wanted = length or (512 if source.parameters() >= LARGE else 256)
+def window_length(parameters: int, most: int | None) -> int:
+    """Tokens of a window: 256 for small models, 512 for others, never more than the model reads."""
+    wanted = 512 if parameters >= LARGE else 256
     return wanted if most is None else min(wanted, most)
 
 
@@ -149,11 +157,10 @@ def pieces(text: Corpus) -> list[str]:
     ]
 
 
-def _sampled(source: Source, tokenizer: Any, sizes: Sizes, length: int, seed: int) -> tuple[list[str], str]:
-    count = -(-(sizes.calibration // 2 + sizes.search + sizes.evaluation // 2) // length)
-    ids_NT, told = sample(source, tokenizer, count, length, seed)
-    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in ids_NT.tolist()]
-    texts = [text for text in texts if text.strip()]
+def _sampled(reader: Reader, sizes: Sizes) -> tuple[list[str], str]:
+    length = reader.length
+    found, told = reader.sample(-(-(sizes.calibration // 2 + sizes.search + sizes.evaluation // 2) // length))
+    texts = [text for text in found if text.strip()]
     return texts, f"{len(texts)} texts of up to {length} tokens that the model sampled from itself, from {told}"
 
 
@@ -162,7 +169,7 @@ def _shuffled(texts: Sequence[str], seed: int) -> list[str]:
     return [texts[index] for index in order]
 
 
-def _split(texts: Sequence[str], shares: Sequence[float], seed: int) -> list[list[str]]:
+def split(texts: Sequence[str], shares: Sequence[float], seed: int) -> list[list[str]]:
     """Shuffled pieces in parts of about these shares of their characters, each piece in one part."""
     if len(texts) < 2 * len(shares):
         raise TextError(
@@ -192,15 +199,6 @@ def _enough(texts: Sequence[str], tokens: int) -> list[str]:
         found.append(text)
         size += len(text.encode())
     return found
-
-
-def _count(texts: Sequence[str], plain: Plain) -> int:
-    return sum(len(plain.encode(text)) for text in texts)
-
-
-def _windows(texts: Sequence[str], plain: Plain, before: list[int], length: int, tokens: int, said: str) -> Windows:
-    found = cut(_enough(texts, tokens), plain, length, description=said, before=before)
-    return found.take(tokens)
 
 
 def _record(role: str, windows: Windows) -> Text:

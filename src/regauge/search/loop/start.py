@@ -1,0 +1,155 @@
+"""The steps before any decision: what is refused at once, rounding, sensitivity, first true KLs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from regauge.artifact.disk import check_disk
+from regauge.errors import BudgetError
+from regauge.hosts.transformers.source import Source
+from regauge.search.allocation import Candidate, least
+from regauge.search.budgets import Budget
+from regauge.search.loop.desk import Ask, Desk
+from regauge.search.loop.problem import Problem, read_ledger
+from regauge.search.losses.fisher import Losses, fisher, forward
+from regauge.search.losses.shelf import Shelf, room
+from regauge.search.losses.trials import Picks
+from regauge.search.options import FULL, SiteGroup, group_bytes, site_groups
+from regauge.search.record import Run
+from regauge.search.subject import batches
+from regauge.text.split import Texts
+from regauge.text.tokens import frame
+from regauge.text.windows import cut
+from regauge.version import __version__
+
+ROWS = 2048  # tokens of a batch
+
+
+def fixed_bytes(source: Source, groups: Sequence[SiteGroup], itemsize: int) -> int:
+    """Bytes that no choice changes: norms, biases, and what the search leaves alone."""
+    chosen = sum(site.shape[0] * site.shape[1] for group in groups for site in group.sites)
+    return (source.parameters() - chosen) * itemsize
+
+
+def reachable(source: Source, budgets: Sequence[Budget]) -> None:
+    """Refuses a memory budget that no allocation can meet, before any work.
+
+    Raises:
+        BudgetError: says how near one can come.
+    """
+    groups = site_groups(source.anatomy)
+    itemsize = source.dtype.itemsize
+    sizes = [
+        [Candidate(0.0, {"bytes": float(group_bytes(group, o, itemsize))}) for o in group.options] for group in groups
+    ]
+    floor = least(sizes, "bytes") + fixed_bytes(source, groups, itemsize)
+    whole = source.bytes_bf16()
+    for budget in budgets:
+        if budget.resource == "memory" and budget.bytes(whole) < floor:
+            raise BudgetError(
+                f"{budget.text!r} allows {budget.bytes(whole):,} bytes, and the smallest that we can make is "
+                f"{floor:,.0f} ({floor / whole:.3f}x of the source counted as bf16); ask for that or more."
+            )
+
+
+def estimate(source: Source, ask: Ask) -> Run:
+    """What `fit` would do: a record without points, whose notes say what it would read, try and need."""
+    effort, groups = ask.effort, site_groups(source.anatomy)
+    options = sum(len(group.options) for group in groups)
+    variants = effort.checks + 24 + effort.neighbours * 3
+    tokens = effort.calibration * 2 + effort.gradient * 4 + effort.search * variants
+    flops = 2 * source.parameters() * tokens + 8 * effort.builds // 2 * source.parameters() * effort.calibration
+    notes = (
+        f"{len(groups)} choices of {options} options in all; {room(groups):,} bytes of work folder while it runs",
+        f"passes: one over {effort.calibration:,} calibration tokens that rounds every option, one backward over "
+        f"{effort.gradient:,}, then up to {variants} variants of "
+        f"{effort.search:,} tokens, and {effort.evaluation:,} tokens for the final figures",
+        f"about {flops / 5e10 + room(groups) / 4e6 + 30:.0f} s on two cores",
+    )
+    return Run(
+        regauge=__version__,
+        command="",
+        seed=ask.seed,
+        source=ask.model,
+        source_hash="",
+        family=source.anatomy.family,
+        parameters=source.parameters(),
+        bytes_bf16=source.bytes_bf16(),
+        budgets=ask.budgets,
+        floor=dict(ask.floors),
+        texts=(),
+        points=(),
+        chosen=-1,
+        chosen_why="dry run: nothing was searched",
+        notes=notes,
+    )
+
+
+def begin(desk: Desk) -> Problem:
+    """Every option rounded, the backward pass done, embedding and head measured, predictions checked on a sample."""
+    subject, folder, effort, watch = desk.subject, desk.folder, desk.ask.effort, desk.watch
+    source, groups = subject.source, site_groups(subject.anatomy)
+    check_disk(folder.path, room(groups) + 2 * source.bytes_bf16())
+    shelf = Shelf(folder.path, groups)
+
+    def show(step: str, share: float) -> None:
+        desk.clock.show(step, int(100 * share), 100)
+
+    predicted = folder.load("fisher.json")
+    if predicted is None:
+        inputs = calibration_batches(source, desk.texts, effort.calibration)
+        with watch.step("rounding"):
+            borders = forward(subject, shelf, inputs, max(1, -(-effort.gradient // inputs[0].numel())), show)
+        with watch.step("sensitivity"):
+            predicted = fisher(subject, shelf, borders, desk.ask.seed, show)
+            folder.save("fisher.json", predicted)
+    problem = Problem(
+        subject=subject,
+        shelf=shelf,
+        windows=desk.texts.search,
+        predicted=_losses(predicted),
+        fixed=float(fixed_bytes(source, groups, subject.itemsize)),
+        folder=folder.path,
+        ledger=read_ledger(folder.path),
+        say=desk.clock.show,
+    )
+    with watch.step("trials"):
+        problem.measure(outside(problem) + sample(problem, effort.checks // 2))
+    return problem
+
+
+def calibration_batches(source: Source, texts: Texts, tokens: int) -> list[Tensor]:
+    """Whole windows of the calibration text, in batches."""
+    tokenizer = source.tokenizer()
+    found = cut(texts.calibration, tokenizer, texts.length, before=frame(tokenizer)[0])
+    whole = [ids for ids in found.ids if len(ids) == texts.length]
+    return batches(whole[: max(1, tokens // texts.length)], ROWS)
+
+
+def _losses(found: object) -> Losses:
+    assert type(found) is dict, "written by this module"
+    return {str(group): {str(o): float(loss) for o, loss in options.items()} for group, options in found.items()}
+
+
+def outside(problem: Problem) -> list[Picks]:
+    """Every option of the groups that no prediction covers: embedding and head."""
+    return [
+        {group.name: option}
+        for group in problem.groups
+        if group.block is None
+        for option in group.options
+        if option.name != FULL
+    ]
+
+
+def sample(problem: Problem, count: int) -> list[Picks]:
+    """Single-group variants spread over depth, kinds and grains, at 3 and 4 bits, to check predictions by."""
+    inner = [group for group in problem.groups if group.block is not None]
+    step = max(1, len(inner) // max(count, 1))
+    picks: list[Picks] = []
+    for place, group in enumerate(inner[::step][:count]):
+        plain = [option for option in group.options if option.bits in (3, 4)]
+        picks.append({group.name: plain[place % len(plain)]})
+    return picks
