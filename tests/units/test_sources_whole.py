@@ -139,7 +139,9 @@ def test_values_that_the_dtype_cannot_hold_are_named(tmp_path: Path) -> None:
     model.model.norm.weight.data[0] = 1e5
     folder = save(model, tmp_path / "big")
     rg.apply("rtn-w8", folder, tmp_path / "out")
-    with pytest.raises(ArtifactError, match=r"model\.norm\.weight has values up to 9\.98e\+04, which float16 cannot hold"):
+    with pytest.raises(
+        ArtifactError, match=r"model\.norm\.weight has values up to 9\.98e\+04, which float16 cannot hold"
+    ):
         rg.load(tmp_path / "out", dtype="float16")
     with pytest.raises(ModelError, match=r"model\.norm\.weight of .* has values that float16 cannot hold"):
         rg.load(folder, dtype="float16")
