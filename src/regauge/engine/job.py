@@ -19,9 +19,9 @@ from regauge.artifact.codec.choose import choose
 from regauge.errors import RecipeError, RegaugeError
 from regauge.formats.base import Format
 from regauge.hosts.transformers.source import Source
-from regauge.parts import Choice, Spec
+from regauge.parts import Point, Spec
 from regauge.plan import Plan, load
-from regauge.plan.resolution import Resolution, resolve
+from regauge.plan.resolution import Resolution, inert, resolve
 from regauge.rewrites.base import Rewrite
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ class Job:
         return tuple(recast for recast in self.recasts if recast.rewrite.scope == "model" and recast.rewrite.needs)
 
     @property
-    def choices(self) -> Mapping[str, Choice | None]:
+    def choices(self) -> Mapping[str, Point | None]:
         return self.resolution.choices
 
     @property
@@ -152,7 +152,11 @@ def prepare(
     resolution = told.attempt(lambda: resolve(plan, anatomy), None)
     chosen = None
     if resolution is not None:
-        layout = Layout(source.anatomy, anatomy, resolution.choices, source.dtype, source.shapes)
+        for reason in inert(plan, resolution):
+            told.errors.append(RecipeError(reason))
+        layout = Layout(
+            source.anatomy, anatomy, resolution.choices, source.dtype, source.shapes, inputs=resolution.inputs
+        )
         chosen = told.attempt(lambda: choose(layout, wire), None)
     if refusals is None:
         told.settle()
@@ -162,7 +166,7 @@ def prepare(
     return Job(plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed)
 
 
-def _needs(site: Site, choice: Choice | None) -> frozenset[str]:
+def _needs(site: Site, choice: Point | None) -> frozenset[str]:
     if choice is None or site.tap is None:
         return frozenset()
     compensator = parts.compensator_of(choice)
