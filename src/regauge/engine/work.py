@@ -9,8 +9,7 @@ import torch
 from regauge.anatomy import moves as algebra
 from regauge.anatomy.model import Site, Weights
 from regauge.anatomy.moves import Move
-from regauge.engine.block import activation_grids, as_stored, round_sites
-from regauge.engine.certify import Moved
+from regauge.engine.block import Moved, activation_grids, as_stored, round_sites
 from regauge.engine.job import Job
 from regauge.engine.statistics import collection
 from regauge.formats.base import Codes
