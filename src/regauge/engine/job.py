@@ -16,6 +16,7 @@ from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import Layout, Wire
 from regauge.artifact.codec.choose import choose
+from regauge.engine.shaping import Shaping, shaping_of
 from regauge.errors import RecipeError, RegaugeError
 from regauge.formats.base import Format
 from regauge.hosts.transformers.source import Source
@@ -49,11 +50,12 @@ class Job:
     """A plan on a model.
 
     Attributes:
-        anatomy: after the rewrites of the whole model.
+        anatomy: after the rewrites of the whole model, in the sizes that pruning leaves.
         recasts: every rewrite in order, those of the whole model first.
         resolution: what each site gets.
         wire: how the artifact is laid out; `refusals` says why it is not compressed-tensors.
         needs: site → statistics that its rounder and compensator need; sites that need none are absent.
+        shaping: what is pruned, if anything is; `gauge` is then the anatomy before that.
     """
 
     plan: Plan
@@ -65,6 +67,8 @@ class Job:
     refusals: tuple[str, ...]
     needs: Mapping[str, frozenset[str]]
     seed: int = 0
+    shaping: Shaping | None = None
+    gauge: Anatomy | None = None
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -82,13 +86,33 @@ class Job:
         return tuple(recast for recast in self.recasts if recast.rewrite.scope == "model" and recast.rewrite.needs)
 
     @property
+    def whole(self) -> Anatomy:
+        """The anatomy before anything is taken out."""
+        return self.anatomy if self.gauge is None else self.gauge
+
+    @property
+    def unpruned(self) -> Job:
+        """The same job without its pruning; its formats are not for these sizes."""
+        return replace(self, anatomy=self.whole, shaping=None, gauge=None)
+
+    def moved_to(self, anatomy: Anatomy) -> Job:
+        """The same job after a rewrite made `anatomy` of the whole model."""
+        if self.shaping is None:
+            return replace(self, anatomy=anatomy)
+        return replace(self, anatomy=self.shaping.pruned(anatomy), gauge=anatomy)
+
+    @property
     def choices(self) -> Mapping[str, Choice | None]:
         return self.resolution.choices
 
     @property
     def calibrated(self) -> bool:
         """Whether any part wants to see text."""
-        return bool(self.needs) or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)
+        return (
+            bool(self.needs)
+            or self.shaping is not None
+            or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)
+        )
 
     @property
     def certified(self) -> bool:

@@ -77,7 +77,7 @@ def whole_loss(job: Job, original: Original, windows: Calibration, runner: Runne
     running = effective(outer.stored, codes, job.choices)
     work.begin(running)
     for block in range(job.anatomy.blocks):
-        moved, *_ = work.local(block, work.read(block))
+        moved, *_ = work.prune(block, work.local(block, work.read(block))[0])
         inner = job.sites(block)
         needs = {site.name: job.needs[site.name] for site in inner if site.name in job.needs}
         stats = work.see(block, moved.exact, needs)[0] if needs else {}
@@ -143,13 +143,13 @@ def _surveyed(job: Job, windows: Calibration, staging: Staging, clock: Clock) ->
     for index, recast in enumerate(job.recasts):
         if recast.rewrite.scope != "model" or not recast.rewrite.needs:
             continue
-        stats = _survey(job, recast.rewrite.needs, windows, clock)
-        anatomy, moves = recast.rewrite(job.anatomy, {}, stats, None, None)
-        if anatomy.slots(None).keys() != job.anatomy.slots(None).keys():
+        stats = _survey(job.unpruned, recast.rewrite.needs, windows, clock)
+        anatomy, moves = recast.rewrite(job.whole, {}, stats, None, None)
+        if anatomy.slots(None).keys() != job.whole.slots(None).keys():
             raise RecipeError(f"rewrite {recast.name!r} changes which tensors there are after it has seen statistics")
         recasts = list(job.recasts)
         recasts[index] = replace(recast, moves=tuple(moves))
-        job = replace(job, anatomy=anatomy, recasts=tuple(recasts))
+        job = replace(job.moved_to(anatomy), recasts=tuple(recasts))
     return job
 
 
