@@ -31,7 +31,7 @@ from regauge.engine import apply
 from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.source import Source
 from regauge.measure.quality import Scores, paired, summarise
-from regauge.parts import Spec
+from regauge.parts import WEIGHTS, Spec
 from regauge.plan import Plan, Rule
 from regauge.plan import load as load_plan
 from regauge.search.build import score
@@ -96,19 +96,19 @@ def uniform(name: str, source: Source) -> Plan:
         choice = integer(int(bits), int(grain)).choice
         assert choice is not None
         spec = Spec("group", (("otherwise", "channel"), ("size", int(grain))))
-        plan = Plan(name=name, rules=(Rule("blocks.*", replace(choice, grain=spec)),))
+        plan = Plan(name=name, places={WEIGHTS: (Rule("blocks.*", choice.but(grain=spec)),)})
     else:
         plan = load_plan(name)
-    choice = plan.rules[0].choice
+    choice = plan.rules[0].point
     assert choice is not None
-    table = replace(choice, rounder=Spec("nearest"))
-    if choice.scale.part in ("bf16", "f16", "f32") and choice.grid.part != "nf4":
-        table = replace(table, ranger=Spec("search"))
+    table = choice.but(rounder=Spec("nearest"))
+    if choice.name("scale") in ("bf16", "f16", "f32") and choice.name("grid") != "nf4":
+        table = table.but(ranger=Spec("search"))
     rules = [*plan.rules, Rule("embed", table)]
     folded = any(spec.part in ("fold-norm", "layernorm-to-rms") for spec in plan.rewrites)
     if not source.anatomy.tied or folded:
         rules.append(Rule("head", choice))
-    return replace(plan, rules=tuple(rules))
+    return replace(plan, places={**plan.places, WEIGHTS: tuple(rules)})
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from regauge.parts import AXES
-from regauge.plan import Choice, Plan, load
+from regauge.parts import REWRITES, TABLE, WEIGHTS
+from regauge.plan import Plan, load
 
 COLUMNS = ("rewrite", "grid", "grain", "ranger", "scale", "rounder", "compensator")
+PLACES = {WEIGHTS, REWRITES}
 METHODS = (
     ("gptq-w4g128", "#2563a8"),
     ("quarot-gptq-w4g128", "#d9730d"),
@@ -27,7 +28,7 @@ FOLDED = {"grid": ("int2 … int8", "int2-asym … int8-asym")}
 
 def shown(axis: str) -> list[str]:
     """Names of a column: the integer grids share two lines, and every axis has its identity."""
-    names = [name for name in AXES[axis] if not name.startswith("int")]
+    names = [name for name, part in TABLE[axis].items() if not name.startswith("int") and PLACES & set(part.places)]
     folded = list(FOLDED.get(axis, ()))
     return folded + names + (["–"] if axis in {"rewrite", "compensator"} else [])
 
@@ -41,10 +42,9 @@ def row_of(axis: str, name: str) -> int:
 
 def coordinates(plan: Plan) -> dict[str, list[str]]:
     """The parts that a plan names on each axis; its first rule speaks for it."""
-    choice = plan.rules[0].choice
-    assert isinstance(choice, Choice)
-    found = {axis: [getattr(choice, axis).part] for axis in COLUMNS[1:-1]}
-    found["compensator"] = [choice.compensator.part if choice.compensator else "–"]
+    point = plan.rules[0].point
+    assert point is not None
+    found = {axis: [point.name(axis) or "–"] for axis in COLUMNS[1:]}
     found["rewrite"] = [spec.part for spec in plan.rewrites] or ["–"]
     # A fallback grain is drawn at its first choice.
     found["grain"] = [found["grain"][0].split(" else ")[0].split(":")[0]]

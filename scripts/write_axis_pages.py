@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from regauge.parts import AXES
+from regauge.parts import TABLE
 from regauge.report.explanation import facts
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "axes"
@@ -20,6 +20,7 @@ LEADS = {
     "grain": "Which weights share a step. Cutting and joining again gives the matrix back.",
     "ranger": "How big the step is. What is fitted is the step as it will be stored.",
     "scale": "How the step itself is stored.",
+    "transform": "What an activation is multiplied by before it is rounded, and its weights by the inverse.",
     "rounder": "Which code each weight takes. Each equals nearest rounding where XᵀX is the identity.",
     "compensator": "What is added back for the error.",
     "rewrite": "Moves that keep the function and make it easier to compress. Each carries a certificate.",
@@ -29,7 +30,7 @@ LEADS = {
 def page(axis: str) -> str:
     """Markdown of one axis."""
     lines = [f"# {axis}", "", LEADS.get(axis, ""), ""]
-    for name in AXES[axis]:
+    for name in TABLE[axis]:
         found = next(fact for fact in facts(name) if fact["kind"] == axis)
         lines += [f"## `{name}`", "", str(found["text"]) or str(found["what"]), ""]
         options, cites, used = found["options"], found["cite"], found["used"]
@@ -47,7 +48,7 @@ def page(axis: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    pages = {TARGET / f"{axis}.md": page(axis) for axis in AXES}
+    pages = {TARGET / f"{axis}.md": page(axis) for axis in TABLE}
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in arguments:
         for path in stale:

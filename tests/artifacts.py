@@ -14,11 +14,25 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.codec.base import Layout, Wire
 from regauge.artifact.codec.choose import choose
+from regauge.artifact.codec.taps import by_tap
 from regauge.artifact.config import artifact_files
 from regauge.artifact.staging import Staging
 from regauge.formats.base import Codes
 from regauge.hosts.transformers.source import Source
-from regauge.parts import Choice
+from regauge.parts import INPUTS, WEIGHTS, Point, Spec
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a test wants of one site: the point of its weight, and how it reads its tap."""
+
+    point: Point
+    reading: Point | None = None
+
+    @property
+    def activations(self) -> Spec | None:
+        """The grid of what the site reads."""
+        return self.reading and self.reading["grid"]
 
 
 def choice(
@@ -30,15 +44,9 @@ def choice(
     lorc: int = 0,
 ) -> Choice:
     """A choice by its spellings, rounded to nearest."""
-    return Choice(
-        parts.read("grid", grid),
-        parts.read("grain", grain),
-        parts.read("ranger", ranger),
-        parts.read("scale", scale),
-        parts.read("rounder", "nearest"),
-        parts.read("compensator", f"lorc:{lorc}") if lorc else None,
-        parts.read("grid", inputs) if inputs else None,
-    )
+    low = {"compensator": f"lorc:{lorc}"} if lorc else {}
+    point = parts.point(WEIGHTS, grid=grid, grain=grain, ranger=ranger, scale=scale, rounder="nearest", **low)
+    return Choice(point, parts.point(INPUTS, grid=inputs) if inputs else None)
 
 
 @dataclass
@@ -50,6 +58,13 @@ class Made:
     refusals: tuple[str, ...]
     weights: dict[str, Tensor]
     source: Source
+
+
+def layout_of(source: Anatomy, anatomy: Anatomy, choices: Mapping[str, Choice | None], *more: Any) -> Layout:
+    """The layout of what is wanted of each site."""
+    points = {name: how and how.point for name, how in choices.items()}
+    inputs, apart = by_tap(anatomy, {name: how and how.reading for name, how in choices.items()})
+    return Layout(source, anatomy, points, *more, inputs=inputs, apart=apart)
 
 
 def make(
@@ -67,7 +82,7 @@ def make(
     choices = {s.name: pick(s.name) if pick else choose_for(s) for s in anatomy.sites}  # type: ignore[operator]  # one of two
     if anatomy.tied:
         choices["head"] = None
-    chosen = choose(Layout(source.anatomy, anatomy, choices, source.dtype, source.shapes), prefer)
+    chosen = choose(layout_of(source.anatomy, anatomy, choices, source.dtype, source.shapes), prefer)
     total, weights = anatomy.blocks + 2, {}
     with Staging(out, {"test": "artifact"}) as staging:
         for index in range(total):
@@ -98,15 +113,15 @@ def make(
 
 
 def encode(w_OI: Tensor, how: Choice) -> Codes:
-    fmt = parts.format_of(how)
+    fmt = parts.format_of(how.point)
     codes = fmt.encode(w_OI)
-    compensator = parts.compensator_of(how)
+    compensator = parts.compensator_of(how.point)
     extra = {} if compensator is None else compensator(w_OI, fmt.decode(codes), {})
     return Codes(codes.codes_OI, codes.step, extra)
 
 
 def decode(codes: Codes, how: Choice) -> Tensor:
-    w_OI = parts.format_of(how).decode(codes)
+    w_OI = parts.format_of(how.point).decode(codes)
     if "left" in codes.extra:
         w_OI = w_OI + codes.extra["left"].float() @ codes.extra["right"].float()
     return w_OI

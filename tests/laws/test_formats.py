@@ -17,9 +17,9 @@ from regauge.formats.grains import Block, Fallback, Group, Token
 from regauge.formats.rangers import AbsMax, squared_error
 from regauge.kernels.reference import pack, packed_bytes, unpack
 
-GRIDS = sorted(parts.AXES["grid"])
-RANGERS = sorted(parts.AXES["ranger"])
-SCALES = sorted(parts.AXES["scale"])
+GRIDS = sorted(parts.TABLE["grid"])
+RANGERS = sorted(parts.TABLE["ranger"])
+SCALES = sorted(parts.TABLE["scale"])
 GRAINS = ["channel", "tensor", "group:1", "group:7", "group:13 else channel", "group:5 else group:7 else tensor"]
 # Each grid with one scale, each scale with an integer, a float and an asymmetric grid.
 PAIRS = [*((grid, "bf16") for grid in GRIDS), *itertools.product(["int3", "int4-asym", "fp4"], SCALES)]

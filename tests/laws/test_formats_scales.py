@@ -9,7 +9,7 @@ from regauge import parts
 from regauge.formats.base import Scale
 from regauge.formats.grids import E2M1, Int
 
-SCALES = sorted(parts.AXES["scale"])
+SCALES = sorted(parts.TABLE["scale"])
 
 
 def scale_of(name: str) -> Scale:

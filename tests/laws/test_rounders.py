@@ -16,11 +16,11 @@ from regauge.formats.grains import Block
 from regauge.rounding.base import Compensator, Rounder, Stats
 from regauge.rounding.rounders import GPTQ
 
-GRIDS = sorted(parts.AXES["grid"])
-SCALES = sorted(parts.AXES["scale"])
-ROUNDERS = sorted(parts.AXES["rounder"])
+GRIDS = sorted(parts.TABLE["grid"])
+SCALES = sorted(parts.TABLE["scale"])
+ROUNDERS = sorted(parts.TABLE["rounder"])
 GPTQS = [GPTQ(), GPTQ(static_groups=True), GPTQ(static_groups=True, order="activation")]
-COMPENSATORS = sorted(parts.AXES["compensator"])
+COMPENSATORS = sorted(parts.TABLE["compensator"])
 
 
 def draws(seed: int, *shape: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts import choice, decode, encode, make, outputs
+from artifacts import Choice, choice, decode, encode, layout_of, make, outputs
 from pico import batches, pico, save
 from regauge.anatomy.model import Site
 from regauge.anatomy.storage import gather
@@ -22,7 +22,6 @@ from regauge.errors import RefusedError
 from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.kernels.cpu.library import available, level
-from regauge.parts import Choice
 
 SMALL = {"hidden_size": 64, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
 SAID = {
@@ -152,7 +151,7 @@ def layout(
 ) -> Layout:
     model = pico(name, dtype=dtype, **changes)
     anatomy = anatomy_of(model.config, model)
-    return Layout(anatomy, anatomy, {site.name: pick(site) for site in anatomy.sites}, dtype)
+    return layout_of(anatomy, anatomy, {site.name: pick(site) for site in anatomy.sites}, dtype)
 
 
 @pytest.mark.parametrize("form", UNSAID)
@@ -205,7 +204,7 @@ def test_what_goes_in_comes_out(name: str, form: str, prefer: str | None) -> Non
     model = pico(name, dtype=torch.bfloat16).requires_grad_(False)
     anatomy = anatomy_of(model.config, model)
     choices: dict[str, Choice | None] = {s.name: how for s in anatomy.sites if s.block is not None}
-    wire = choose(Layout(anatomy, anatomy, choices, torch.bfloat16), prefer).wire
+    wire = choose(layout_of(anatomy, anatomy, choices, torch.bfloat16), prefer).wire
     weights = gather(anatomy, dict(model.named_parameters()))
     codes = {site: encode(weights.pop(f"{site}.weight").float(), how) for site in choices}
     full, back = wire.unpack(wire.pack(weights, codes))
@@ -222,7 +221,7 @@ def test_names_on_disk_are_those_of_compressed_tensors() -> None:
     model = pico("llama").requires_grad_(False)
     anatomy = anatomy_of(model.config, model)
     how = choice("int4-asym", "channel", "f32", "minmax")
-    wire = choose(Layout(anatomy, anatomy, {"blocks.0.attn.q": how}, torch.float32)).wire
+    wire = choose(layout_of(anatomy, anatomy, {"blocks.0.attn.q": how}, torch.float32)).wire
     tensors = wire.pack({}, {"blocks.0.attn.q": encode(torch.randn(60, 42), how)})
     stem = "model.layers.0.self_attn.q_proj.weight"
     assert {name.removeprefix(stem): (t.dtype, tuple(t.shape)) for name, t in tensors.items()} == {

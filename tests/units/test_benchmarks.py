@@ -118,7 +118,7 @@ def test_recipes_parse_and_cover_head_and_table(variant: str, name: str) -> None
 
 
 def test_four_bits_take_what_q4_0_takes() -> None:
-    choice = parse(artifacts.recipe("int4 g32", shapes.SHAPES["pico"])).rules[0].choice
+    choice = parse(artifacts.recipe("int4 g32", shapes.SHAPES["pico"])).rules[0].point
     assert choice is not None
     assert bytes_of(choice, (64, 128)) * 8 == 4.5 * 64 * 128
 

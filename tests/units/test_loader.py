@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts import Made, choice, make, outputs
+from artifacts import Choice, Made, choice, make, outputs
 from pico import FAMILIES, batches, pico, save
 from regauge.anatomy.model import Slot
 from regauge.anatomy.storage import scatter
@@ -20,7 +20,6 @@ from regauge.artifact import files
 from regauge.errors import ArtifactError, ModelError
 from regauge.hosts.transformers.load import load
 from regauge.kernels.cpu.library import available
-from regauge.parts import Choice
 from regauge.runtime.matrices.modules import PackedLinear, PackedLookup
 
 INT4 = choice("int4-asym", "channel", "f32", "minmax")
@@ -182,9 +181,9 @@ def rewrite(path: Path, number: int, change: Callable[[dict[str, torch.Tensor]],
     files.write(shard, tensors)
 
 
-@spoils("format version 2 .* pip install -U regauge")
+@spoils("format version 3 .* pip install -U regauge")
 def newer(path: Path) -> None:
-    edit(path, format_version=2)
+    edit(path, format_version=3)
 
 
 @spoils("truncated")
@@ -241,20 +240,20 @@ def other_method(path: Path) -> None:
 
 @spoils("header in config.json cannot be read")
 def header_broken(path: Path) -> None:
-    edit(path, choices=[{"sites": ["blocks.0.mlp.down"]}])
+    edit(path, weights=[{"at": ["blocks.0.mlp.down"]}])
 
 
 @spoils("names 'blocks.9.mlp.down'")
 def header_of_another_model(path: Path) -> None:
     raw = json.loads((path / "config.json").read_text())
-    raw["quantization_config"]["choices"][0]["sites"].append("blocks.9.mlp.down")
+    raw["quantization_config"]["weights"][0]["at"].append("blocks.9.mlp.down")
     (path / "config.json").write_text(json.dumps(raw))
 
 
 @spoils("of another package")
 def header_names_foreign_code(path: Path) -> None:
     raw = json.loads((path / "config.json").read_text())
-    raw["quantization_config"]["choices"][0]["scale"] = {"part": "os.path:join"}
+    raw["quantization_config"]["weights"][0]["scale"] = {"part": "os.path:join"}
     (path / "config.json").write_text(json.dumps(raw))
 
 

@@ -7,13 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from artifacts import choice, decode, encode
+from artifacts import Choice, choice, decode, encode
 from regauge import parts
 from regauge.formats.activations import simulate
 from regauge.formats.grids import E4M3, Int
 from regauge.kernels.cpu.library import available, level
 from regauge.kernels.cpu.matrix import FEW
-from regauge.parts import Choice
 from regauge.runtime.matrices import int4, lookup, native
 from regauge.runtime.matrices.modules import PackedLinear, PackedMatrix
 from regauge.runtime.matrices.multiply import blocks, way
@@ -73,7 +72,7 @@ def matrix(how: Choice, rows: int, columns: int, dtype: torch.dtype) -> tuple[Pa
     """A packed matrix of random weights, and the weights that its codes stand for."""
     codes = encode(random(rows, columns), how)
     inputs = None if how.activations is None else parts.build("grid", how.activations)
-    return PackedMatrix(codes, parts.format_of(how), dtype, "cpu", inputs), decode(codes, how)
+    return PackedMatrix(codes, parts.format_of(how.point), dtype, "cpu", inputs), decode(codes, how)
 
 
 @pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
@@ -95,7 +94,7 @@ def test_the_product_is_that_of_the_decoded_weights(form: str, dtype: torch.dtyp
 @pytest.mark.parametrize("form", [form for form in FORMS if "group" not in form])
 def test_odd_shapes(form: str) -> None:
     inputs = None if FORMS[form].activations is None else "int8"
-    how = choice(FORMS[form].grid.part, "channel", "f32", "minmax" if "asym" in form else "absmax", inputs)
+    how = choice(FORMS[form].point.name("grid"), "channel", "f32", "minmax" if "asym" in form else "absmax", inputs)
     packed, w_OI = matrix(how, 31, 29, torch.float32)
     x = random(2, 5, 29, seed=1)
     assert packed(x).shape == (2, 5, 31)
@@ -129,7 +128,7 @@ def test_which_way_is_taken(form: str, name: str, monkeypatch: pytest.MonkeyPatc
     assert packed.native is None
     if how.activations is None:
         assert matrix(how, 64, 128, torch.float32)[0].way.name == "decoded"  # torch's kernels are slow in float32
-        inputs, fmt = None, parts.format_of(how)
+        inputs, fmt = None, parts.format_of(how.point)
         assert way(fmt, (64, 128), torch.bfloat16, "cuda", inputs).name == "decoded"
 
 
@@ -139,7 +138,7 @@ def test_only_packed_bytes_are_held(form: str) -> None:
     packed, _ = matrix(how, 64, 128, torch.bfloat16)
     assert not list(packed.parameters())
     held = sum(b.numel() * b.element_size() for name, b in packed.named_buffers() if "_" not in name)
-    assert held <= 1.15 * parts.format_of(how).bytes((64, 128)) + 64 * 4
+    assert held <= 1.15 * parts.format_of(how.point).bytes((64, 128)) + 64 * 4
 
 
 def test_integers_of_odd_bits_are_planes() -> None:

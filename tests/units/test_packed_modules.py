@@ -124,7 +124,7 @@ def test_activations_are_rounded_as_asked() -> None:
     errors = {}
     for name in ("int8", "int16", "float32"):
         codes = encode(random(208, 64), FORMS["int4"])
-        packed = PackedMatrix(codes, parts.format_of(FORMS["int4"]), torch.float32, activations=name)
+        packed = PackedMatrix(codes, parts.format_of(FORMS["int4"].point), torch.float32, activations=name)
         wanted = x.double() @ decode(codes, FORMS["int4"]).double().T
         errors[name] = float((packed(x).double() - wanted).norm() / wanted.norm())
     assert 2e-3 < errors["int8"] < EIGHT

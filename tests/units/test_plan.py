@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from regauge import parts
 from regauge.anatomy.model import Anatomy, Site, Slot
 from regauge.errors import RecipeError
-from regauge.parts import Choice, Spec
+from regauge.parts import Spec
 from regauge.plan import Plan, Rule, diff, digest, dump, load, parse, resolve
 from regauge.plan.select import matches
 
@@ -54,7 +55,7 @@ BAD = [
     ("rules: [a, b]", "rules must be a mapping, not a list"),
     ("rewrites: fold-norm", "rewrites must be a list, not 'fold-norm'"),
     ("rewrites: [fold-nrom]", "there is no rewrite 'fold-nrom' (did you mean 'fold-norm'?)"),
-    ("name: x", "a recipe needs 'rules' or 'rewrites'"),
+    ("name: x", "a recipe needs 'rewrites' or rules for a place (weights, inputs, cache, shape, tokens)"),
     ("name: [", "recipe, line 1: this is not YAML"),
     ("name: x\nrules:\n  a: {grid: int4\nb: 1", "this is not YAML"),
     ("", "recipe: the recipe is empty"),
@@ -101,28 +102,30 @@ def test_a_recipe_prints_back_to_itself() -> None:
         "cite: [arXiv:2210.17323]\n"
         "calibration: {tokens: 77, length: 7}\n"
         "rewrites: [layernorm-to-rms, fold-norm, smooth-norms:0.5]\n"
-        "rules:\n"
+        "weights:\n"
         "  blocks.*: {grid: int4-asym, grain: group:128 else channel, ranger: minmax, scale: bf16, "
-        "rounder: {part: gptq, damp: 0.05}, compensator: lorc:8, activations: fp8}\n"
+        "rounder: {part: gptq, damp: 0.05}, compensator: lorc:8}\n"
         '  "*.down": full\n'
         "  kind:up | blocks.{0,1}.attn.q: {grid: int2, grain: group:32 else group:8 else channel, ranger: absmax, "
         "scale: f32, rounder: nearest}\n"
+        "inputs:\n"
+        "  blocks.*.mlp.hidden: {transform: identity, grid: fp8, grain: token, ranger: dynamic, scale: f32}\n"
     )
     plan = parse(text)
     assert dump(plan) == text
     assert parse(dump(plan)) == plan
     assert plan.rules[1] == Rule("*.down", None)
-    first = plan.rules[0].choice
+    first = plan.rules[0].point
     assert first is not None
-    assert first.rounder == Spec("gptq", (("damp", 0.05),))
-    assert first.grain == Spec("group", (("otherwise", "channel"), ("size", 128)))
-    assert first.activations == Spec("fp8")
+    assert first["rounder"] == Spec("gptq", (("damp", 0.05),))
+    assert first["grain"] == Spec("group", (("otherwise", "channel"), ("size", 128)))
+    assert plan.of("inputs") == (Rule("blocks.*.mlp.hidden", parts.point("inputs", grid="fp8")),)
 
 
 def test_defaults_are_printed() -> None:
     plan = parse("rules: {a: {grid: int4, grain: channel}}")
     assert dump(plan) == (
-        "name: recipe\nrules:\n  a: {grid: int4, grain: channel, ranger: minmax, scale: bf16, rounder: nearest}\n"
+        "name: recipe\nweights:\n  a: {grid: int4, grain: channel, ranger: minmax, scale: bf16, rounder: nearest}\n"
     )
 
 
@@ -133,7 +136,7 @@ def test_a_mapping_is_a_recipe_too() -> None:
 
 def test_parts_of_other_packages_are_named_by_path() -> None:
     text = (
-        "name: m\nrules:\n  a: {grid: my.grids:Seven, grain: channel, ranger: absmax, scale: f32, rounder: nearest}\n"
+        "name: m\nweights:\n  a: {grid: my.grids:Seven, grain: channel, ranger: absmax, scale: f32, rounder: nearest}\n"
     )
     assert dump(parse(text)) == text
     with pytest.raises(RecipeError, match=r"grid 'my\.grids:Seven' cannot be imported: No module named 'my'"):
@@ -160,10 +163,10 @@ def test_difference_names_each_rule() -> None:
     assert diff(a, a) == ()
     lines = diff(a, b)
     assert lines[0] == "rewrites: fold-norm → none"
-    assert lines[1].startswith("rules › *.q: grid int4, grain channel")
-    assert lines[2] == "rules › embed: absent → full"
+    assert lines[1].startswith("weights › *.q: grid int4, grain channel")
+    assert lines[2] == "weights › embed: absent → full"
     assert diff(parse("rules: {a: full, b: full}"), parse("rules: {b: full, a: full}")) == (
-        "rules: the same in another order",
+        "weights: the same in another order",
     )
 
 
@@ -213,15 +216,15 @@ def test_fallbacks_are_taken_and_told() -> None:
     up, down = found.choices["blocks.0.moe.1.up"], found.choices["blocks.0.moe.1.down"]
     assert up is not None
     assert down is not None
-    assert up.grain == Spec("group", (("size", 32),))
-    assert down.grain == Spec("channel")
+    assert up["grain"] == Spec("group", (("size", 32),))
+    assert down["grain"] == Spec("channel")
     assert set(found.fallbacks) == {f"blocks.{b}.moe.{e}.down" for b in range(2) for e in range(3)}
     assert found.fallbacks["blocks.0.moe.1.down"] == "groups of 32 do not divide a width of 131: channel instead"
     assert any("(6 sites) fell back: groups of 32" in note for note in found.notes)
     chain = ROW.replace("channel", "group:64 else group:48 else channel")
     second = resolve(parse(f"rules: {{'*': {chain}}}"), anatomy()).choices["blocks.0.attn.q"]
     assert second is not None
-    assert second.grain == Spec("group", (("size", 48),))
+    assert second["grain"] == Spec("group", (("size", 48),))
 
 
 def test_every_reason_at_once() -> None:
@@ -299,6 +302,6 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_plans_are_values() -> None:
-    choice = Choice(Spec("int4"), Spec("channel"), Spec("absmax"), Spec("bf16"), Spec("nearest"))
-    assert Plan("a", (Rule("*", choice),)) == Plan("a", (Rule("*", choice),))
-    assert len({choice, choice}) == 1
+    point, same = (parts.point("weights", grid=grid, grain="channel") for grid in ("int4", "int4"))
+    assert Plan("a", {"weights": (Rule("*", point),)}) == Plan("a", {"weights": (Rule("*", same),), "cache": ()})
+    assert len({point, same}) == 1

@@ -10,7 +10,7 @@ import yaml
 
 from regauge import parts
 from regauge.errors import RecipeError
-from regauge.parts import AXES, Spec
+from regauge.parts import TABLE, Spec
 from regauge.plan import diff, digest, dump, load, parse, patterns, preset_text, presets
 from regauge.report.explanation import explain, facts, listing
 
@@ -33,7 +33,8 @@ def test_a_file_is_flat(file: object) -> None:
     text = file.read_text(encoding="utf-8")  # type: ignore[attr-defined]  # a Traversable
     assert len(text.splitlines()) < 12
     rows = yaml.safe_load(text)
-    assert set(rows) <= {"name", "title", "cite", "differs", "calibration", "where", "rewrites", "rules"}
+    known = "name title cite differs row calibration where rewrites weights inputs cache shape tokens"
+    assert set(rows) <= set(known.split())
     assert rows["title"]
     assert rows["differs"]
     assert "cite" in rows or "no paper" in rows["differs"]
@@ -65,13 +66,13 @@ def test_every_part_of_a_preset_can_be_built(name: str) -> None:
         parts.build("rewrite", spec)
     reads = any(parts.build("rewrite", spec).needs for spec in plan.rewrites)
     for rule in plan.rules:
-        assert rule.choice is not None
-        parts.format_of(rule.choice)
-        reads |= bool(parts.rounder_of(rule.choice).needs)
+        assert rule.point is not None
+        parts.format_of(rule.point)
+        reads |= bool(parts.rounder_of(rule.point).needs)
     assert reads == bool(plan.calibration), "a preset says how much text it reads if and only if it reads any"
 
 
-@pytest.mark.parametrize(("axis", "name"), [(axis, name) for axis, table in AXES.items() for name in table])
+@pytest.mark.parametrize(("axis", "name"), [(axis, name) for axis, table in TABLE.items() for name in table])
 def test_every_part_is_named_built_and_told(axis: str, name: str) -> None:
     short = parts.part(axis, name).short
     needs = [key for key, option in parts.options(axis, name).items() if option.default is option.empty]
@@ -145,10 +146,10 @@ def test_explain_a_part_and_a_name_of_both() -> None:
 
 def test_explain_lists_everything() -> None:
     rows = listing()
-    assert list(rows) == ["preset", *AXES]
+    assert list(rows) == ["preset", *TABLE]
     told = explain()
     assert "gptq-w{2-8}g{32,64,128}" in told
-    for axis, table in AXES.items():
+    for axis, table in TABLE.items():
         assert f"\n{axis}\n" in told
         assert {row["name"] for row in rows[axis]} == set(table)
     assert len(rows["preset"]) == len(patterns()) == len(FILES)
@@ -160,7 +161,7 @@ def test_explain_a_file(tmp_path: object) -> None:
         file.write("name: mine\nrules:\n  head: full\n  blocks.*: {grid: int3, grain: tensor}\n")
     told = explain(path)
     assert "head: full precision" in told
-    assert "blocks.*: 3.00 bits a weight" in told
+    assert "weights of blocks.*: 3.00 bits a weight" in told
 
 
 @pytest.mark.parametrize(

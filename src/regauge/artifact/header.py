@@ -1,33 +1,55 @@
-"""The header of a regauge artifact: what each site is and what the anatomy became, as JSON in config.json."""
+"""The header of a regauge artifact: what each place is and what the anatomy became, as JSON in config.json.
+
+Version 2 lists points by place (`weights`, `inputs`, `cache`, `shape`, `tokens`), the kinds of terms that matrices are
+sums of, and the sizes of sites that are not those of the config. Version 1 (sites with their activations beside them)
+still reads. Everything here comes from a directory that others may have written: each key, type and name is checked
+before it is used, and none may name code.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from regauge.anatomy.model import Anatomy, Slot
-from regauge.artifact.codec.base import REGAUGE, Layout
-from regauge.errors import ArtifactError
-from regauge.parts import Choice, Spec
+from regauge import parts
+from regauge.anatomy.model import Anatomy
+from regauge.artifact.changes import changed, changes
+from regauge.artifact.codec.base import DECODES, REGAUGE, Layout
+from regauge.artifact.codec.taps import by_tap
+from regauge.artifact.strict import known, listed, mapped, named, typed
+from regauge.errors import ArtifactError, RecipeError, nearest
+from regauge.parts import AXES, FORMAT, INPUTS, PLACES, TABLE, WEIGHTS, Option, Point, Spec, axis_of
 
-FORMAT_VERSION = 1
-AXES = ("grid", "grain", "ranger", "scale", "rounder", "compensator", "activations")
+FORMAT_VERSION = 2
+AT = "at"
+"""The key that lists the names which share a point."""
+KEYS = ("quant_method", "format_version", "anatomy", "terms", "sizes", *PLACES)
+OLD_KEYS = ("quant_method", "format_version", "anatomy", "choices")
+OLD_INPUTS = "activations"
+"""How version 1 called the grid of a site's input, beside the site's own coordinates."""
 
 
 def header(layout: Layout) -> dict[str, object]:
-    """`quantization_config` of config.json."""
-    groups: dict[Choice, list[str]] = {}
-    for name, choice in layout.quantised.items():
-        groups.setdefault(choice, []).append(name)
+    """`quantization_config` of config.json. Parts of other packages are left out where decoding does not ask for them;
+    `decoder` refuses the others."""
+    assert not layout.apart, "a site that reads its tap otherwise than the tap is read is of format version 1"
+    terms: dict[str, list[str]] = {}
+    for name, point in layout.quantised.items():
+        compensator = point.name("compensator")
+        if compensator and parts.part("compensator", compensator).term:
+            terms.setdefault(parts.part("compensator", compensator).term, []).append(name)
+    source = {site.name: site.shape for site in layout.source.sites}
+    sizes = {site.name: list(site.shape) for site in layout.anatomy.sites if site.shape != source.get(site.name)}
     return {
         "quant_method": REGAUGE,
         "format_version": FORMAT_VERSION,
-        "choices": [{"sites": names, **_choice(choice)} for choice, names in groups.items()],
-        "anatomy": _changes(layout.source, layout.anatomy),
+        WEIGHTS: _grouped({name: _own(point) for name, point in layout.quantised.items()}),
+        INPUTS: _grouped(layout.inputs),
+        "terms": terms,
+        "sizes": sizes,
+        "anatomy": changes(layout.source, layout.anatomy),
     }
 
 
@@ -35,74 +57,137 @@ def read_header(raw: Mapping[str, Any], source: Anatomy, dtype: torch.dtype) -> 
     """The layout again, from the header and the anatomy that the config describes.
 
     Raises:
-        ArtifactError: a newer format version, or a header that contradicts the anatomy.
+        ArtifactError: a newer format version, a key, type, name or part that is none, a part of another package, or a
+            header that contradicts the anatomy; in a sentence.
     """
     version = raw.get("format_version")
-    if type(version) is not int or version > FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise ArtifactError(
-            f"the artifact has format version {version} and this regauge reads up to {FORMAT_VERSION}; "
+            f"the artifact has format version {version} and this regauge reads 1 to {FORMAT_VERSION}; "
             "upgrade it: pip install -U regauge."
         )
+    return _first(raw, source, dtype) if version == 1 else _second(raw, source, dtype)
+
+
+def _second(raw: Mapping[str, Any], source: Anatomy, dtype: torch.dtype) -> Layout:
+    known(raw, KEYS, "the header")
+    anatomy = changed(source, mapped(raw, "anatomy", "the header"), mapped(raw, "sizes", "the header"))
+    points = {place: _points(raw, place) for place in PLACES if place in raw}
+    for place in points:
+        if points[place] and not PLACES[place].acts:
+            raise ArtifactError(
+                f"the header has {place} of {_first_of(points[place])!r}, and nothing acts on them yet."
+            )
+    choices, inputs = points.get(WEIGHTS, {}), points.get(INPUTS, {})
+    _there(choices, {site.name for site in anatomy.sites}, source)
+    _there(inputs, {site.tap for site in anatomy.sites if site.tap is not None}, source)
+    _terms(mapped(raw, "terms", "the header"), choices)
+    return Layout(source, anatomy, dict(choices), dtype, inputs=inputs)
+
+
+def _first(raw: Mapping[str, Any], source: Anatomy, dtype: torch.dtype) -> Layout:
+    """Format version 1."""
+    known(raw, OLD_KEYS, "the header")
+    anatomy = changed(source, mapped(raw, "anatomy", "the header"), {})
+    choices: dict[str, Point | None] = {}
+    readings: dict[str, Point | None] = {}
+    for group in listed(raw, "choices", "the header"):
+        rest = {key: value for key, value in group.items() if key not in ("sites", OLD_INPUTS)}
+        sites = named(group, "sites", "a choice of the header")
+        choices |= dict.fromkeys(sites, _point(WEIGHTS, rest))
+        if OLD_INPUTS in group:
+            grid = _spec(INPUTS, "grid", group[OLD_INPUTS])
+            readings |= dict.fromkeys(sites, parts.point(INPUTS, grid=grid.part))
+    _there(choices, {site.name for site in anatomy.sites}, source)
+    inputs, apart = by_tap(anatomy, readings)
+    return Layout(source, anatomy, choices, dtype, inputs=inputs, apart=apart)
+
+
+def _own(point: Point) -> Point:
+    """A point without the parts of other packages that only say how its codes came about."""
+    foreign = {axis: None for axis, spec in point if axis not in DECODES and parts.foreign(spec.part)}
+    return point.but(**foreign)
+
+
+def _grouped(points: Mapping[str, Point]) -> list[dict[str, object]]:
+    groups: dict[Point, list[str]] = {}
+    for name, point in points.items():
+        groups.setdefault(point, []).append(name)
+    return [
+        {AT: names, **{axis: {"part": spec.part, **dict(spec.options)} for axis, spec in point}}
+        for point, names in groups.items()
+    ]
+
+
+def _points(raw: Mapping[str, Any], place: str) -> dict[str, Point]:
+    found: dict[str, Point] = {}
+    for group in listed(raw, place, "the header"):
+        names = named(group, AT, f"a group of {place} in the header")
+        twice = [name for name in names if name in found]
+        if twice:
+            raise ArtifactError(f"the header lists {twice[0]!r} twice among its {place}.")
+        found |= dict.fromkeys(names, _point(place, {key: value for key, value in group.items() if key != AT}))
+    return found
+
+
+def _point(place: str, raw: Mapping[str, Any]) -> Point:
+    known(raw, AXES[place], f"a group of {place} in the header")
+    point = Point.of(place, {axis: _spec(place, axis, value) for axis, value in raw.items()})
+    lacking = [axis for axis in (DECODES if place == WEIGHTS else ("grid",)) if axis not in raw]
+    if lacking and PLACES[place].acts:
+        raise ArtifactError(f"the header in config.json cannot be read: a group of {place} lacks its {lacking[0]}.")
+    return point
+
+
+def _spec(place: str, axis: str, raw: object) -> Spec:
+    where = f"{axis} of {place} in the header"
+    fields = typed(raw, dict, where)
+    name = typed(fields.get("part"), str, f"the part of {where}")
+    options = {key: _option(value, f"{key} of {where}") for key, value in fields.items() if key != "part"}
+    words = [name, *(value for value in options.values() if isinstance(value, str))]
+    for word in (piece for text in words for alternative in text.split(" else ") for piece in alternative.split("/")):
+        if parts.foreign(word) or word.count(":") > 1:
+            raise ArtifactError(
+                f"a matrix is stored with the {axis} {word!r} of another package, which an artifact cannot make "
+                "regauge import; load it where you trust it, through that package."
+            )
+    spec, table = Spec(name, tuple(sorted(options.items()))), axis_of(place, axis).parts
     try:
-        anatomy = _changed(source, raw["anatomy"])
-        choices: dict[str, Choice | None] = {}
-        for group in raw["choices"]:
-            choice = Choice(**{axis: _spec(group[axis]) for axis in AXES if axis in group})
-            choices |= dict.fromkeys(group["sites"], choice)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"the header in config.json cannot be read: {type(error).__name__} {error}.") from error
-    known = {site.name for site in anatomy.sites}
-    strange = [name for name in choices if name not in known]
+        if table == FORMAT or not parts.empty(table, place):
+            if table != FORMAT:
+                parts.part(table, name, place)
+            parts.check(table, spec, place)
+            parts.build(table, spec)
+    except RecipeError as error:
+        raise ArtifactError(f"the header in config.json cannot be read: {error}.") from error
+    return spec
+
+
+def _option(value: object, where: str) -> Option:
+    if isinstance(value, str | int | float | bool):
+        return value
+    raise ArtifactError(f"the header in config.json cannot be read: {where} is {value!r}, which is no option.")
+
+
+def _there(points: Mapping[str, object], names: set[str], source: Anatomy) -> None:
+    strange = [name for name in points if name not in names]
     if strange:
         raise ArtifactError(f"the header names {strange[0]!r}, which a {source.family} model of this config has not.")
-    return Layout(source, anatomy, choices, dtype)
 
 
-def _choice(choice: Choice) -> dict[str, object]:
-    specs = {axis: getattr(choice, axis) for axis in AXES}
-    return {axis: {"part": s.part, **dict(s.options)} for axis, s in specs.items() if s is not None}
+def _first_of(points: Mapping[str, object]) -> str:
+    return next(iter(points))
 
 
-def _spec(raw: Mapping[str, Any]) -> Spec:
-    options = {key: value for key, value in raw.items() if key != "part"}
-    return Spec(str(raw["part"]), tuple(sorted(options.items())))
-
-
-def _changes(source: Anatomy, anatomy: Anatomy) -> dict[str, object]:
-    """What differs from the anatomy of the source."""
-    norms, sites = {norm.name: norm for norm in source.norms}, {site.name: site for site in source.sites}
-    return {
-        "tied": anatomy.tied,
-        "norms": {
-            norm.name: {"kind": norm.kind, "gain": _slot(norm.gain), "bias": _slot(norm.bias)}
-            for norm in anatomy.norms
-            if (norm.kind, norm.gain, norm.bias)
-            != (norms[norm.name].kind, norms[norm.name].gain, norms[norm.name].bias)
-        },
-        "biases": {site.name: _slot(site.bias) for site in anatomy.sites if site.bias != sites[site.name].bias},
-    }
-
-
-def _changed(source: Anatomy, raw: Mapping[str, Any]) -> Anatomy:
-    norms = {norm.name: norm for norm in source.norms}
-    sites = {site.name: site for site in source.sites}
-    for name, change in raw["norms"].items():
-        was = norms[name]
-        gain, bias = _unslot(change["gain"]), _unslot(change["bias"])
-        norms[name] = replace(was, kind=str(change["kind"]), gain=gain, bias=bias, source_kind=was.kind)
-    for name, slot in raw["biases"].items():
-        sites[name] = replace(sites[name], bias=_unslot(slot))
-    return replace(source, norms=tuple(norms.values()), sites=tuple(sites.values()), tied=bool(raw["tied"]))
-
-
-def _slot(slot: Slot | None) -> dict[str, object] | None:
-    if slot is None:
-        return None
-    return {key: value for key, value in dataclasses.asdict(slot).items() if value not in (None, False)}
-
-
-def _unslot(raw: Mapping[str, Any] | None) -> Slot | None:
-    if raw is None:
-        return None
-    pairs: dict[str, Any] = {key: tuple(value) if type(value) is list else value for key, value in raw.items()}
-    return Slot(**pairs)
+def _terms(raw: Mapping[str, Any], choices: Mapping[str, object]) -> None:
+    """Terms of kinds that this regauge can apply, of sites that are quantised."""
+    kinds = {part.term for part in TABLE["compensator"].values() if part.term}
+    for kind, sites in raw.items():
+        if kind not in kinds:
+            raise ArtifactError(
+                f"the artifact adds terms of kind {kind!r}, which this regauge cannot apply{nearest(kind, kinds)}; "
+                "upgrade it: pip install -U regauge."
+            )
+        for name in typed(sites, list, f"terms of kind {kind} in the header"):
+            if name not in choices:
+                raise ArtifactError(f"the header adds a term to {name!r}, which has no codes.")

@@ -22,7 +22,7 @@ import torch
 
 from regauge.artifact.config import artifact_files
 from regauge.artifact.disk import check_disk
-from regauge.artifact.receipt import MoveReceipt, Receipt, SiteReceipt
+from regauge.artifact.receipt import MoveReceipt, Receipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import Staging
 from regauge.engine.driver import Drive
 from regauge.engine.estimate import DryRun, disk_needed, record, seconds
@@ -229,8 +229,8 @@ def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, s
     job, searched = settle(job, windows, staging, clock)
     drive = Drive(job, windows, staging, clock)
     logits_error = drive.run()
-    sites, moves, notes = drive.receipts()
-    return _receipt(job, read, windows, staging, source, source_hash, (sites, moves, notes), logits_error, searched)
+    found = drive.receipts()
+    return _receipt(job, read, windows, staging, source, source_hash, found, logits_error, searched)
 
 
 def _receipt(
@@ -240,11 +240,11 @@ def _receipt(
     staging: Staging,
     source: str,
     source_hash: str,
-    found: tuple[list[SiteReceipt], list[MoveReceipt], list[str]],
+    found: tuple[list[SiteReceipt], list[MoveReceipt], list[SelectReceipt], list[str]],
     logits_error: float | None,
     searched: list[dict[str, object]],
 ) -> Receipt:
-    sites, moves, notes = found
+    sites, moves, selects, notes = found
     metadata: Any = staging.index()["metadata"]
     after, before = int(metadata["total_size"]), job.source.bytes_bf16()
     return Receipt(
@@ -260,6 +260,7 @@ def _receipt(
         calibration=windows.record() if windows is not None else {},
         sites=tuple(sites),
         moves=tuple(moves),
+        selects=tuple(selects),
         searched=tuple(searched),
         logits_error=logits_error,
         notes=tuple(dict.fromkeys([*job.resolution.notes, *notes, *read.notes])),

@@ -16,10 +16,10 @@ from regauge.anatomy.model import Anatomy, Site, Weights
 from regauge.artifact.receipt import SiteReceipt
 from regauge.engine.statistics import output_error
 from regauge.formats.base import Codes, Format
-from regauge.parts import Choice
+from regauge.parts import Point
 from regauge.rounding.base import Stats
 
-Choices = Mapping[str, Choice | None]
+Choices = Mapping[str, Point | None]
 
 
 def as_stored(anatomy: Anatomy, weights: Weights, like: Weights, default: torch.dtype) -> Weights:
@@ -50,7 +50,7 @@ def round_sites(
     return codes
 
 
-def round_site(w_OI: Tensor, choice: Choice, stats: Stats) -> Codes:
+def round_site(w_OI: Tensor, choice: Point, stats: Stats) -> Codes:
     """One matrix through its rounder and compensator."""
     fmt = parts.format_of(choice)
     w_OI = w_OI.float() if w_OI.dtype is torch.float64 else w_OI
@@ -86,19 +86,19 @@ def full_precision(stored: Weights, codes: Mapping[str, Codes]) -> Weights:
     return {name: tensor for name, tensor in stored.items() if name not in gone}
 
 
-def activation_grids(sites: Iterable[Site], choices: Choices) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Site → fake quantisation of its input, for the sites whose activations are quantised."""
+def activation_grids(sites: Iterable[Site], inputs: Mapping[str, Point]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Site → fake quantisation of its input, for all sites that read a tap with a point on inputs."""
     from regauge.formats.activations import simulate
 
     out: dict[str, Callable[[Tensor], Tensor]] = {}
     made: dict[str, Callable[[Tensor], Tensor]] = {}
     for site in sites:
-        choice = choices.get(site.name)
-        if choice is None or choice.activations is None:
+        point = None if site.tap is None else inputs.get(site.tap)
+        if point is None:
             continue
-        name = choice.activations.part
+        name = point.name("grid")
         if name not in made:
-            grid = parts.build("grid", choice.activations)
+            grid = parts.build("grid", point.spec("grid"))
             made[name] = lambda x, grid=grid: simulate(x, grid)  # type: ignore[misc]  # a default argument binds it
         out[site.name] = made[name]
     return out
@@ -152,9 +152,9 @@ def site_receipts(
     return found
 
 
-def spelled(choice: Choice) -> dict[str, object]:
-    """A choice as flat data, each coordinate in its one-line spelling where it has one."""
-    from regauge.plan.text import coordinates
+def spelled(choice: Point) -> dict[str, object]:
+    """A point as flat data, each coordinate in its one-line spelling where it has one."""
+    from regauge.plan import coordinates
 
     return dict(coordinates(choice))
 

@@ -19,7 +19,7 @@ from regauge.artifact.disk import free_bytes
 from regauge.engine.block import round_site, spelled
 from regauge.engine.job import Job
 from regauge.engine.reading import Reading
-from regauge.parts import Choice
+from regauge.parts import Point
 from regauge.plan import digest
 
 EDGE = 512  # of the matrix that is tried: a multiple of every group
@@ -154,7 +154,7 @@ def seconds(job: Job, tokens: int, sampled: bool = False) -> float:
         x_TI @ w_OI.T
     flop = (time.perf_counter() - started) / 4 / (2 * EDGE**3)
     stats = {"hessian": (x_TI.T @ x_TI).double() / EDGE, "second_moment": x_TI.square().mean(0)}
-    each: dict[Choice, float] = {}
+    each: dict[Point, float] = {}
     total, inner = 0.0, 0
     for site in job.anatomy.sites:
         inner += site.shape[0] * site.shape[1] if site.block is not None and site.expert in (None, 0, 1) else 0
@@ -186,13 +186,13 @@ def seconds(job: Job, tokens: int, sampled: bool = False) -> float:
     return total + (time.perf_counter() - began)
 
 
-def each_total(job: Job, each: dict[Choice, float]) -> float:
+def each_total(job: Job, each: dict[Point, float]) -> float:
     """Seconds to round the whole model once."""
     sizes = ((site.shape[0] * site.shape[1], job.choices[site.name]) for site in job.anatomy.sites)
     return sum(each.get(choice, 0.0) * size for size, choice in sizes if choice is not None)
 
 
-def _steeper(site: Site, choice: Choice) -> float:
+def _steeper(site: Site, choice: Point) -> float:
     """Error feedback costs O·I² + I³/3, not O·I: longer rows cost more for each weight."""
     return max(1.0, site.shape[1] / EDGE) if "hessian" in parts.rounder_of(choice).needs else 1.0
 

@@ -20,9 +20,9 @@ from regauge.engine.shaping import Shaping, shaping_of
 from regauge.errors import RecipeError, RegaugeError
 from regauge.formats.base import Format
 from regauge.hosts.transformers.source import Source
-from regauge.parts import Choice, Spec
+from regauge.parts import SHAPE, Point, Spec
 from regauge.plan import Plan, load
-from regauge.plan.resolution import Resolution, resolve
+from regauge.plan.resolution import Resolution, inert, resolve
 from regauge.rewrites.base import Rewrite
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class Job:
         return replace(self, anatomy=self.shaping.pruned(anatomy), gauge=anatomy)
 
     @property
-    def choices(self) -> Mapping[str, Choice | None]:
+    def choices(self) -> Mapping[str, Point | None]:
         return self.resolution.choices
 
     @property
@@ -172,21 +172,58 @@ def prepare(
     told = refusals or Refusals()
     known = len(told.errors)
     nothing: tuple[Recast, ...] = ()
-    anatomy, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, nothing))
-    resolution = told.attempt(lambda: resolve(plan, anatomy), None)
-    chosen = None
+    whole, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, nothing))
+    shaping = told.attempt(lambda: shaping_of(plan, whole), None)
+    anatomy = whole if shaping is None else shaping.pruned(whole)
+    resolution, chosen = None, None
+    if shaping is not None or not plan.of(SHAPE) or len(told.errors) == known:
+        resolution = told.attempt(lambda: resolve(plan, anatomy), None)
     if resolution is not None:
-        layout = Layout(source.anatomy, anatomy, resolution.choices, source.dtype, source.shapes)
+        for reason in inert(plan, resolution):
+            told.errors.append(RecipeError(reason))
+        layout = layout_of(source, anatomy, resolution, shaping)
         chosen = told.attempt(lambda: choose(layout, wire), None)
     if refusals is None:
         told.settle()
     if resolution is None or chosen is None or len(told.errors) > known:
         return None
-    needs = {site.name: wanted for site in anatomy.sites if (wanted := _needs(site, resolution.choices[site.name]))}
-    return Job(plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed)
+    needs = needs_in(anatomy, resolution)
+    gauge = None if shaping is None else whole
+    return Job(plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge)
 
 
-def _needs(site: Site, choice: Choice | None) -> frozenset[str]:
+def layout_of(source: Source, anatomy: Anatomy, resolution: Resolution, shaping: Shaping | None) -> Layout:
+    """What the artifact's tensors will be."""
+    config, unsaid = source.config_changes(anatomy)
+    if shaping is not None and shaping.waiting:
+        config, unsaid = {}, "its widths are decided block by block, and config.json has one number for all blocks"
+    inputs, choices = resolution.inputs, resolution.choices
+    return Layout(
+        source.anatomy, anatomy, choices, source.dtype, source.shapes, inputs=inputs, config=config, unsaid=unsaid
+    )
+
+
+def resized(job: Job, kept: Mapping[str, int]) -> Job:
+    """The job once it is known how many units stay in each stream.
+
+    Raises:
+        RecipeError: a format does not fit the sizes.
+    """
+    assert job.shaping is not None, "something is pruned"
+    shaping = replace(job.shaping, kept=kept)
+    anatomy = shaping.pruned(job.whole)
+    resolution = resolve(job.plan, anatomy)
+    wire = choose(layout_of(job.source, anatomy, resolution, shaping), job.wire.name).wire
+    needs = needs_in(anatomy, resolution)
+    return replace(job, anatomy=anatomy, shaping=shaping, resolution=resolution, wire=wire, needs=needs)
+
+
+def needs_in(anatomy: Anatomy, resolution: Resolution) -> dict[str, frozenset[str]]:
+    """Site → statistics that its rounder and compensator need."""
+    return {site.name: wanted for site in anatomy.sites if (wanted := _needs(site, resolution.choices[site.name]))}
+
+
+def _needs(site: Site, choice: Point | None) -> frozenset[str]:
     if choice is None or site.tap is None:
         return frozenset()
     compensator = parts.compensator_of(choice)

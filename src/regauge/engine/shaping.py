@@ -22,7 +22,7 @@ from regauge.anatomy.model import Anatomy, Stream, Weights
 from regauge.anatomy.moves import Move, apply, transform
 from regauge.artifact.receipt import SelectReceipt
 from regauge.errors import RecipeError
-from regauge.parts import Point
+from regauge.parts import SHAPE, Point
 from regauge.plan import Plan
 from regauge.plan.matching import match
 from regauge.prune.base import Allocation, Group, Repair, Schedule, Score, Unit, groups, reader
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from regauge.engine.job import Job
     from regauge.rounding.base import Stats
 
-SHAPE = "shape"
 MEASURED = 16384  # tokens on which a cut is measured
 
 

@@ -139,7 +139,7 @@ class Pass:
         """Runs the compressed block for the next states; keeps rows of the inputs of some sites on the way."""
         runner, states = self.running()
         found = collection(sample, {site.name: frozenset() for site in sample}, sample=True)
-        inputs = activation_grids(self.job.sites(block), self.job.choices)
+        inputs = activation_grids(self.job.sites(block), self.job.resolution.inputs)
         self.states = runner.block(block, weights, states, watch=found.watch, inputs=inputs)
         return found.finish(sample)[0]
 

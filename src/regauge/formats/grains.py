@@ -121,6 +121,45 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Time:
+    """One step a channel for every `size` tokens in a row: keys of a cache, whose outliers sit in channels (KIVI, arXiv
+    2402.02750). Rows are tokens, columns channels."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"a group has at least one token, not {self.size}")
+
+    @property
+    def name(self) -> str:
+        return f"time:{self.size}"
+
+    def refuses(self, shape: Shape) -> str | None:
+        return None if shape[0] % self.size == 0 else f"groups of {self.size} tokens do not divide {shape[0]} tokens"
+
+    def taken(self, shape: Shape) -> Grain:
+        return self
+
+    def span(self, shape: Shape) -> int:
+        return 1
+
+    def groups(self, shape: Shape) -> Shape:
+        return ((shape[0] // self.size) * shape[1], self.size)
+
+    def split(self, w_OI: Tensor) -> Tensor:
+        if reason := self.refuses((w_OI.shape[0], w_OI.shape[1])):
+            raise ValueError(reason)
+        return w_OI.reshape(-1, self.size, w_OI.shape[1]).transpose(1, 2).reshape(-1, self.size)
+
+    def join(self, w_GK: Tensor, like_OI: Tensor) -> Tensor:
+        return w_GK.reshape(-1, like_OI.shape[1], self.size).transpose(1, 2).reshape(like_OI.shape)
+
+    def spread(self, step_G1: Tensor, shape: Shape) -> Tensor:
+        return step_G1.reshape(-1, 1, shape[1]).expand(-1, self.size, -1).reshape(shape)
+
+
+@dataclass(frozen=True)
 class Block:
     """One step for every block of `rows` × `columns`."""
 

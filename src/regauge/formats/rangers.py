@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Grid, Scale, Step, chunks, ends, reach
+from regauge.formats.base import Grid, Ranger, Scale, Step, chunks, ends, reach
 
 
 def stored(raw_G1: Tensor, zero_G1: Tensor | None, grid: Grid, scale: Scale) -> Step:
@@ -79,6 +79,24 @@ class MinMax:
         low_G1, high_G1 = (end.clamp(max=0) if i == 0 else end.clamp(min=0) for i, end in enumerate(ends(x_GK)))
         raw_G1 = _even(torch.maximum(-low_G1, high_G1), grid)
         return _uneven(low_G1, high_G1, grid, scale.bind(raw_G1, grid, 1))
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """The range of the values at hand, taken anew in each call: [−a, a] on symmetric grids, else [min, max].
+
+    Nothing of it is known before the call, so nothing of it is stored.
+
+    Cost: two passes over the values.
+    """
+
+    @property
+    def name(self) -> str:
+        return "dynamic"
+
+    def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
+        found: Ranger = AbsMax() if grid.symmetric else MinMax()
+        return found(x_GK, grid, scale, weight_GK)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Parts by name.
+"""Places, axes and parts by name.
 
-A part is named in a recipe by one word (`gptq`), by a word with its main option (`group:128`), with a fallback
-(`group:128 else channel`), or by a mapping with options (`{part: gptq, damp: 0.05}`). Parts of others are named
-`package.module:Name`.
+What a recipe can speak of is declared in `points`; which parts there are stands in `table`. A part is named in a recipe
+by one word (`gptq`), by a word with its main option (`group:128`), with a fallback (`group:128 else channel`), or by a
+mapping with options (`{part: gptq, damp: 0.05}`). Parts of others are named `package.module:Name`.
 """
 
 from regauge.parts.build import (
@@ -13,33 +13,68 @@ from regauge.parts.build import (
     compensator_of,
     describe,
     format_of,
+    halves,
     load,
     options,
+    point,
     read,
     rounder_of,
     spell,
 )
-from regauge.parts.spec import Choice, Option, Spec
-from regauge.parts.table import AXES, Part, foreign, part
+from regauge.parts.lookup import empty, foreign, part
+from regauge.parts.points import (
+    AXES,
+    CACHE,
+    FORMAT,
+    INPUTS,
+    PLACES,
+    REWRITES,
+    SHAPE,
+    WEIGHTS,
+    Axis,
+    Place,
+    Point,
+    axis_of,
+    place_of,
+    tables,
+)
+from regauge.parts.spec import Option, Spec
+from regauge.parts.table import TABLE, Part
 
 __all__ = [
     "AXES",
+    "CACHE",
+    "FORMAT",
+    "INPUTS",
     "OTHERWISE",
-    "Choice",
+    "PLACES",
+    "REWRITES",
+    "SHAPE",
+    "TABLE",
+    "WEIGHTS",
+    "Axis",
     "Option",
     "Part",
+    "Place",
+    "Point",
     "Spec",
+    "axis_of",
     "build",
     "bytes_of",
     "check",
     "compensator_of",
     "describe",
+    "empty",
     "foreign",
     "format_of",
+    "halves",
     "load",
     "options",
     "part",
+    "place_of",
+    "point",
     "read",
     "rounder_of",
     "spell",
+    "tables",
 ]

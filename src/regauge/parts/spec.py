@@ -1,4 +1,4 @@
-"""Coordinates as data: a named part with its options, and the point that one site takes on every axis."""
+"""A coordinate as data: a named part with its options."""
 
 from __future__ import annotations
 
@@ -16,23 +16,3 @@ class Spec:
 
     part: str
     options: tuple[tuple[str, Option], ...] = ()
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Coordinates of one site. `full` sites stay as they are and carry no other coordinate.
-
-    Attributes:
-        grid, grain, ranger, scale: the format of the weight.
-        rounder: which code each weight takes.
-        compensator: what is added back, or None.
-        activations: grid of the input, quantised per token at run time (`int8`, `fp8`), or None.
-    """
-
-    grid: Spec
-    grain: Spec
-    ranger: Spec
-    scale: Spec
-    rounder: Spec
-    compensator: Spec | None = None
-    activations: Spec | None = None

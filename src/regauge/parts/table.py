@@ -1,6 +1,7 @@
-"""The one explicit table of parts: axis → name → constructor. Importing it imports no part and no torch.
+"""The one explicit table of parts: table → name → constructor. Importing it imports no part and no torch.
 
-To add a part: write it in its axis file, add its line here, and test that it beats its null.
+To add a part: write it in its axis file, add its line here, and test that it beats its null. An axis that is not in
+here, or is empty, has no parts yet: a recipe may speak of it and is refused before any work.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from regauge.errors import RecipeError, nearest
+from regauge.parts.points import CACHE, INPUTS, REWRITES, SHAPE, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,14 @@ class Part:
         cite: arXiv ids or a specification.
         fixed: options that the name itself fixes; a recipe cannot set them.
         short: the option that `name:value` sets.
+        places: where it may be used.
         wants: axis → the parts of it that this one works through; any other beside it is a contradiction.
+        refuses: axis → parts of it that cannot stand beside this one, and why.
+        offers: place → spellings under which the search tries it there. A grid's spellings are the grains beside which
+            it is tried; of every other axis the search takes the last part that a place can serve.
+        term: the kind of term that it adds to a matrix, "" for none.
+        text: whether it reads calibration text.
+        cost: what it costs to use, in a line; "" where it costs nothing to speak of.
     """
 
     path: str
@@ -29,7 +37,21 @@ class Part:
     cite: str = ""
     fixed: Mapping[str, object] = field(default_factory=dict)
     short: str = ""
+    places: tuple[str, ...] = (WEIGHTS,)
     wants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    refuses: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    offers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    term: str = ""
+    text: bool = False
+    cost: str = ""
+
+
+NUMBERS = (WEIGHTS, INPUTS, CACHE)
+"""Places whose elements are rounded."""
+COARSE, FINE = "group:128 else group:64 else channel", "group:32"
+"""The grains that the search tries: the coarsest that pays, and a fine one."""
+OFFERED = {**{f"int{bits}-asym": (COARSE, FINE) for bits in (2, 3, 4, 5, 6)}, "int8": ("channel",)}
+"""Integers that the search tries, with their grains: asymmetric below 8 bits, where one more code counts."""
 
 
 def _ints() -> dict[str, Part]:
@@ -37,47 +59,79 @@ def _ints() -> dict[str, Part]:
     table = {}
     for bits in range(2, 9):
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        table[f"int{bits}"] = Part(
-            grid, f"integers {low} to {high}, no zero point", fixed={"bits": bits, "symmetric": True}
-        )
-        table[f"int{bits}-asym"] = Part(
-            grid, f"integers 0 to {2**bits - 1} with a zero point", fixed={"bits": bits, "symmetric": False}
-        )
+        for name, what, symmetric in (
+            (f"int{bits}", f"integers {low} to {high}, no zero point", True),
+            (f"int{bits}-asym", f"integers 0 to {2**bits - 1} with a zero point", False),
+        ):
+            offers = {WEIGHTS: OFFERED[name]} if name in OFFERED else {}
+            fixed = {"bits": bits, "symmetric": symmetric}
+            table[name] = Part(grid, what, fixed=fixed, places=NUMBERS, offers=offers)
     return table
 
 
-AXES: Mapping[str, Mapping[str, Part]] = {
+TABLE: Mapping[str, Mapping[str, Part]] = {
     "grid": {
         **_ints(),
-        "fp8": Part("regauge.formats.grids:E4M3", "8-bit floats e4m3, up to 448", "2209.05433"),
-        "fp8-e5m2": Part("regauge.formats.grids:E5M2", "8-bit floats e5m2, up to 57344", "2209.05433"),
-        "fp6": Part("regauge.formats.grids:E3M2", "6-bit floats e3m2, up to 28", "2310.10537"),
-        "fp6-e2m3": Part("regauge.formats.grids:E2M3", "6-bit floats e2m3, up to 7.5", "2310.10537"),
-        "fp4": Part("regauge.formats.grids:E2M1", "4-bit floats e2m1: 0, 0.5, 1, 1.5, 2, 3, 4, 6", "2310.10537"),
-        "nf4": Part("regauge.formats.grids:NF4", "16 quantiles of the normal distribution", "2305.14314"),
-        "ternary": Part("regauge.formats.grids:Ternary", "-1, 0 and 1 in two bits"),
+        "fp8": Part("regauge.formats.grids:E4M3", "8-bit floats e4m3, up to 448", "2209.05433", places=NUMBERS),
+        "fp8-e5m2": Part("regauge.formats.grids:E5M2", "8-bit floats e5m2, up to 57344", "2209.05433", places=NUMBERS),
+        "fp6": Part("regauge.formats.grids:E3M2", "6-bit floats e3m2, up to 28", "2310.10537", places=NUMBERS),
+        "fp6-e2m3": Part("regauge.formats.grids:E2M3", "6-bit floats e2m3, up to 7.5", "2310.10537", places=NUMBERS),
+        "fp4": Part(
+            "regauge.formats.grids:E2M1", "4-bit floats e2m1: 0, 0.5, 1, 1.5, 2, 3, 4, 6", "2310.10537", places=NUMBERS
+        ),
+        "nf4": Part(
+            "regauge.formats.grids:NF4", "16 quantiles of the normal distribution", "2305.14314", places=NUMBERS
+        ),
+        "ternary": Part("regauge.formats.grids:Ternary", "-1, 0 and 1 in two bits", places=NUMBERS),
     },
     "grain": {
         "channel": Part("regauge.formats.grains:Channel", "one step an output channel"),
-        "tensor": Part("regauge.formats.grains:Whole", "one step for the whole matrix"),
+        "tensor": Part("regauge.formats.grains:Whole", "one step for the whole matrix", places=NUMBERS),
         "group": Part(
-            "regauge.formats.grains:Group", "one step for every `size` neighbours along the input", short="size"
+            "regauge.formats.grains:Group",
+            "one step for every `size` neighbours along the input",
+            short="size",
+            places=NUMBERS,
+        ),
+        "token": Part("regauge.formats.grains:Token", "one step a token", places=(INPUTS, CACHE)),
+        "time": Part(
+            "regauge.formats.grains:Time",
+            "one step a channel for every `size` tokens in a row",
+            "2402.02750",
+            short="size",
+            places=(CACHE,),
         ),
     },
     "ranger": {
         "absmax": Part(
             "regauge.formats.rangers:AbsMax",
             "the range [-a, a] of a group, a its largest magnitude, over the whole grid",
+            places=(WEIGHTS, CACHE),
         ),
-        "minmax": Part("regauge.formats.rangers:MinMax", "least and greatest value land on the ends of the grid"),
+        "minmax": Part(
+            "regauge.formats.rangers:MinMax",
+            "least and greatest value land on the ends of the grid",
+            places=(WEIGHTS, CACHE),
+        ),
         "search": Part(
-            "regauge.formats.rangers:Search", "the shrink of the range with the least (weighted) squared error"
+            "regauge.formats.rangers:Search",
+            "the shrink of the range with the least (weighted) squared error",
+            offers={WEIGHTS: ("search",)},
+            cost="seven passes over the weights for each of some twenty shrinks",
+        ),
+        "dynamic": Part(
+            "regauge.formats.rangers:Dynamic",
+            "the range of each call's own values: [-a, a] on symmetric grids, else least to greatest",
+            places=(INPUTS, CACHE),
+            cost="two passes over the activation in each call",
         ),
     },
     "scale": {
-        "f32": Part("regauge.formats.scales:Float32", "the step in float32"),
-        "f16": Part("regauge.formats.scales:Float16", "the step in float16"),
-        "bf16": Part("regauge.formats.scales:BFloat16", "the step in bfloat16"),
+        "f32": Part("regauge.formats.scales:Float32", "the step in float32", places=NUMBERS),
+        "f16": Part("regauge.formats.scales:Float16", "the step in float16", places=NUMBERS),
+        "bf16": Part(
+            "regauge.formats.scales:BFloat16", "the step in bfloat16", places=NUMBERS, offers={WEIGHTS: ("bf16",)}
+        ),
         "e8m0": Part(
             "regauge.formats.scales:PowerOfTwo",
             "the step is a power of two in one byte (MX)",
@@ -98,16 +152,25 @@ AXES: Mapping[str, Mapping[str, Part]] = {
         ),
     },
     "rounder": {
-        "nearest": Part("regauge.rounding.rounders:Nearest", "each weight takes the nearest code; needs no text"),
+        "nearest": Part(
+            "regauge.rounding.rounders:Nearest",
+            "each weight takes the nearest code; needs no text",
+            offers={WEIGHTS: ("nearest",)},
+        ),
         "importance": Part(
             "regauge.rounding.rounders:ImportanceNearest",
             "nearest, with the step fitted where the inputs are large (E[x²])",
             wants={"ranger": ("search",)},
+            text=True,
+            cost="one pass over calibration text",
         ),
         "gptq": Part(
             "regauge.rounding.rounders:GPTQ",
             "column by column, the error of each pushed on to those not yet rounded",
             "2210.17323",
+            offers={WEIGHTS: ("gptq",)},
+            text=True,
+            cost="one pass over calibration text, a Cholesky factor of each tap's Hessian, O·I² to round a matrix",
         ),
     },
     "compensator": {
@@ -116,49 +179,102 @@ AXES: Mapping[str, Mapping[str, Part]] = {
             "the error's best approximation of low rank, added back",
             "2307.09782",
             short="rank",
+            term="low-rank",
+            cost="one SVD a matrix; rank · (O + I) more products a token",
+        ),
+    },
+    "transform": {
+        "identity": Part("regauge.formats.transforms:Identity", "the activation as it is", places=(INPUTS,)),
+    },
+    "unit": {
+        "neuron": Part(
+            "regauge.prune.units:Neuron",
+            "a neuron of a feed-forward layer: a row of up and gate, a column of down",
+            places=(SHAPE,),
+        ),
+    },
+    "score": {
+        "random": Part(
+            "regauge.prune.scores:Random", "by lot: what any other score must beat", short="seed", places=(SHAPE,)
+        ),
+        "magnitude": Part(
+            "regauge.prune.scores:Magnitude", "the length of all weights of a unit", "2301.12900", places=(SHAPE,)
+        ),
+        "activation": Part(
+            "regauge.prune.scores:Activation",
+            "what the layer's output loses with the unit: ‖x‖·‖down‖",
+            "2306.11695",
+            places=(SHAPE,),
+            text=True,
+            cost="one pass over calibration text",
+        ),
+    },
+    "allocation": {
+        "uniform": Part(
+            "regauge.prune.allocations:Uniform",
+            "the same share stays in every block, rounded to what kernels like",
+            short="keep",
+            places=(SHAPE,),
+        ),
+        "global": Part(
+            "regauge.prune.allocations:Global",
+            "one threshold for all blocks, so that some keep more than others",
+            "2312.11983",
+            short="keep",
+            places=(SHAPE,),
+            text=True,
+            cost="one more pass over calibration text; stock formats cannot say the sizes",
+        ),
+    },
+    "schedule": {"once": Part("regauge.prune.schedules:Once", "all at once", places=(SHAPE,))},
+    "repair": {
+        "none": Part("regauge.prune.repairs:Nothing", "the weights that stay, as they are", places=(SHAPE,)),
+        "least-squares": Part(
+            "regauge.prune.repairs:LeastSquares",
+            "down solved anew on the units that stay, so that they stand in for those that went",
+            "2302.04089",
+            short="damp",
+            places=(SHAPE,),
+            text=True,
+            cost="one pass over calibration text, XᵀX of the layer's inner width and its Cholesky factor",
         ),
     },
     "rewrite": {
         "fold-norm": Part(
-            "regauge.rewrites.norms:FoldNorm", "gain and bias of each norm go into its readers", "2404.00456"
+            "regauge.rewrites.norms:FoldNorm",
+            "gain and bias of each norm go into its readers",
+            "2404.00456",
+            places=(REWRITES,),
         ),
         "layernorm-to-rms": Part(
             "regauge.rewrites.norms:LayerNormToRMS",
             "centred writers of the residual make LayerNorm an RMSNorm",
             "2305.14858",
+            places=(REWRITES,),
         ),
         "smooth-norms": Part(
             "regauge.rewrites.smoothing:SmoothNorms",
             "scales behind each norm move outliers from inputs to weights",
             "2211.10438",
             short="alpha",
+            places=(REWRITES,),
         ),
         "smooth-streams": Part(
             "regauge.rewrites.smoothing:SmoothStreams",
             "every scalable stream smoothed, one strength for the model by its own loss",
             "2312.03788",
+            places=(REWRITES,),
         ),
         "rotate": Part(
-            "regauge.rewrites.rotation:RotateHadamard", "residual and values turned by a Hadamard matrix", "2404.00456"
+            "regauge.rewrites.rotation:RotateHadamard",
+            "residual and values turned by a Hadamard matrix",
+            "2404.00456",
+            places=(REWRITES,),
         ),
         "permute": Part(
-            "regauge.rewrites.permutation:PermuteByImportance", "channels sorted so that the prefix matters most"
+            "regauge.rewrites.permutation:PermuteByImportance",
+            "channels sorted so that the prefix matters most",
+            places=(REWRITES,),
         ),
     },
 }
-
-
-def part(axis: str, name: str) -> Part:
-    """The line of the table, or the named part of another package."""
-    if axis not in AXES:
-        raise RecipeError(f"there is no axis {axis!r}{nearest(axis, AXES)}")
-    if foreign(name):
-        return Part(name, f"a part of another package: {name}")
-    if name not in AXES[axis]:
-        raise RecipeError(f"there is no {axis} {name!r}{nearest(name, AXES[axis])}")
-    return AXES[axis][name]
-
-
-def foreign(name: str) -> bool:
-    """Whether the name is `package.module:Name` of another package."""
-    return "." in name.partition(":")[0] and ":" in name

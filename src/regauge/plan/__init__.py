@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from regauge.parts import Choice, Option, Spec
+from regauge.parts import Option, Point, Spec
 from regauge.plan.model import Plan, Rule
 from regauge.plan.presets import load, patterns, preset_text, presets
-from regauge.plan.text import coordinates, diff, digest, dump, parse
+from regauge.plan.spelling import coordinates, diff, digest, dump
+from regauge.plan.text import parse
 
 if TYPE_CHECKING:
     from regauge.plan.resolution import Resolution, resolve
 
 __all__ = [
-    "Choice",
     "Option",
     "Plan",
+    "Point",
     "Resolution",
     "Rule",
     "Spec",

@@ -1,39 +1,56 @@
-"""Plans: ordered rules (selector → coordinates) as frozen data."""
+"""Plans: what each place becomes, as ordered rules (selector → point), frozen data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from regauge.parts import Choice, Spec
+from regauge.parts import PLACES, WEIGHTS, Point, Spec
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Sites whose canonical name matches `select` take `choice` (None: full precision). The last match wins."""
+    """Places that `select` matches take `point` (None: they stay as they are). The last match wins."""
 
     select: str
-    choice: Choice | None
+    point: Point | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe: rewrites in order, then rules.
+    """A recipe: rewrites in order, then the rules of each place.
 
     Attributes:
         name: the preset's, or what the recipe calls itself.
-        rules: the last that matches a site wins; a site that none matches stays in full precision.
+        places: place → its rules; the last that matches wins, and what none matches stays as it is.
         rewrites: function-preserving moves, in the order in which they are made.
         title: what it is, in a line.
         cite: papers, `arXiv:2210.17323`.
         differs: where we differ from the publication.
+        row: the row of the list of methods that it implements, or why there is none.
         calibration: `tokens` and `length` of the text that the method reads, where it reads any.
     """
 
     name: str
-    rules: tuple[Rule, ...]
+    places: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
     rewrites: tuple[Spec, ...] = ()
     title: str = ""
     cite: tuple[str, ...] = ()
     differs: str = ""
+    row: str = ""
     calibration: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        strange = [place for place in self.places if place not in PLACES]
+        assert not strange, f"there is no place {strange}"
+        ordered = {place: tuple(self.places[place]) for place in PLACES if self.places.get(place)}
+        object.__setattr__(self, "places", ordered)
+
+    def of(self, place: str) -> tuple[Rule, ...]:
+        """The rules of one place."""
+        return self.places.get(place, ())
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of the weights."""
+        return self.of(WEIGHTS)

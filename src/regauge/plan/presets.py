@@ -94,14 +94,18 @@ def near(name: str) -> str:
 
 
 def load(recipe: str | Path) -> Plan:
-    """A preset by its name, or a recipe file by its path. A name that is a preset's is never read as a path."""
+    """A preset by its name, or a recipe file by its path, or the recipe inside an artifact, which must not name code.
+
+    A name that is a preset's is never read as a path.
+    """
     name = str(recipe)
     if name in _names():
         return _preset(name)
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml") and path.parent == Path() and not path.exists():
         raise RecipeError(f"there is no preset {name!r}{near(name)}; a recipe file ends in .yaml")
-    if path.is_dir() and (path / "regauge" / "recipe.yaml").is_file():
+    of_artifact = path.is_dir() and (path / "regauge" / "recipe.yaml").is_file()
+    if of_artifact:
         path = path / "regauge" / "recipe.yaml"
     try:
         text = path.read_text(encoding="utf-8")
@@ -111,4 +115,4 @@ def load(recipe: str | Path) -> Plan:
         raise RecipeError(f"{name} is not text: a recipe is a YAML file in UTF-8") from error
     except OSError as error:
         raise RecipeError(f"{name} cannot be read: {error.strerror}") from error
-    return parse(text, path.name)
+    return parse(text, path.name, trusted=not of_artifact)

@@ -1,153 +1,185 @@
-"""From a plan and an anatomy to one choice a site, or every reason why not, at once and before any work."""
+"""From a plan and an anatomy to one point a place, or every reason why not, at once and before any work."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.errors import RecipeError
-from regauge.parts import Choice, Spec
+from regauge.parts import INPUTS, PLACES, WEIGHTS, Point, Spec
+from regauge.plan.contradictions import reasons_of_parts
+from regauge.plan.matching import Match, match
 from regauge.plan.model import Plan
-from regauge.plan.select import SPECIAL, matches
+from regauge.plan.select import SPECIAL
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """What each site gets.
+    """What each place gets.
 
     Attributes:
         choices: every site of the anatomy by name; None: full precision. Grains are those that apply, fallbacks taken.
         notes: what a reader must know, a sentence each.
-        fallbacks: site → which grain was taken instead, and why.
+        fallbacks: site or tap → which grain was taken instead, and why.
         kept: site in full precision → why.
+        points: place → name → its point, of the other places; names that stay as they are are absent.
     """
 
-    choices: dict[str, Choice | None]
+    choices: dict[str, Point | None]
     notes: list[str]
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     kept: Mapping[str, str] = field(default_factory=dict)
+    points: Mapping[str, Mapping[str, Point]] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> Mapping[str, Point]:
+        """Tap → how it is rounded, for all sites that read it."""
+        return self.at(INPUTS)
+
+    def at(self, place: str) -> Mapping[str, Point]:
+        """Name → point, of one place."""
+        if place == WEIGHTS:
+            return {name: point for name, point in self.choices.items() if point is not None}
+        return self.points.get(place, {})
 
 
 def resolve(plan: Plan, anatomy: Anatomy) -> Resolution:
-    """Match every rule, take every fallback, and check that each site can hold what it got."""
-    reasons = _reasons_of_parts(plan)
-    winners: dict[str, tuple[int, Choice | None]] = {}
-    touched = []
-    for index, rule in enumerate(plan.rules):
-        try:
-            hits = [site.name for site in anatomy.sites if matches(rule.select, site)]
-        except RecipeError as error:
-            reasons.append(str(error))
-            hits = [""]
-        touched.append(hits)
-        if not hits:
-            reasons.append(f"selector {rule.select!r} matches nothing{_sample(anatomy, rule.select)}")
-        winners |= dict.fromkeys(hits, (index, rule.choice))
-    winning = {index for index, _ in winners.values()}
-    for index, hits in enumerate(touched):
-        if hits and index not in winning:
-            reasons.append(f"rule {plan.rules[index].select!r} has no effect: later rules take all that it matches")
-    if reasons:
-        raise _error(plan, reasons)
+    """Match every rule, take every fallback, and check that each place can hold what it got.
 
-    choices: dict[str, Choice | None] = {}
+    Raises:
+        RecipeError: what does not fit, every reason at once.
+    """
+    broken, reasons = reasons_of_parts(plan), list[str]()
+    found = {place: match(plan, place, anatomy, reasons) for place in plan.places}
+    if broken:
+        raise _error(plan, [*broken, *reasons])
     fallbacks: dict[str, str] = {}
-    kept: dict[str, str] = {}
     grouped: dict[str, list[str]] = {}
-    for site in anatomy.sites:
-        choice = winners[site.name][1] if site.name in winners else None
-        if choice is None:
-            kept[site.name] = _why_kept(site, site.name in winners)
-        else:
-            choice, why = _grain(choice, site)
-            if why:
-                fallbacks[site.name] = why
-            for reason in _refusals(choice, site):
-                grouped.setdefault(reason, []).append(site.name)
-        choices[site.name] = choice
-    reasons = [f"{reason}: {_names(names)}" for reason, names in grouped.items()]
+    choices, kept = _weights(anatomy, found.get(WEIGHTS, {}), fallbacks, grouped)
+    points = {place: _points(won) for place, won in found.items() if place != WEIGHTS}
+    if INPUTS in points and not reasons:  # who reads a tap is not known where a selector is wrong
+        points[INPUTS] = _inputs(anatomy, found[INPUTS], choices, fallbacks, grouped)
+    reasons += [f"{reason}: {_names(names)}" for reason, names in grouped.items()]
     reasons += _tied(anatomy, choices, kept)
     if reasons:
         raise _error(plan, reasons)
-    return Resolution(choices, _notes(anatomy, fallbacks, kept), fallbacks, kept)
+    notes = [*anatomy.notes, *_told(fallbacks, "fell back"), *_told(kept, "kept in full precision")]
+    notes += [note for won in found.values() for one in won.values() for note in one.notes]
+    return Resolution(choices, notes, fallbacks, kept, {place: held for place, held in points.items() if held})
+
+
+def inert(plan: Plan, resolution: Resolution) -> list[str]:
+    """What the plan asks for and nothing can do yet, a sentence each: a recipe may say it, the engine refuses it."""
+    reasons: dict[str, None] = {}
+    for place, declared in PLACES.items():
+        held = resolution.at(place)
+        if held and not declared.acts:
+            reasons[f"nothing acts on {declared.of[1]} yet ({place} of {_names(list(held), 'of them')})"] = None
+        for point in held.values():
+            for name, spec in point:
+                if parts.empty(parts.axis_of(place, name).parts, place):
+                    reasons[f"no part acts on {place} {name} yet, so {spec.part!r} cannot be had"] = None
+    return [f"recipe {plan.name!r}: {reason}" for reason in reasons]
 
 
 def _error(plan: Plan, reasons: list[str]) -> RecipeError:
-    return RecipeError(f"recipe {plan.name!r} does not fit this model: " + "; ".join(reasons))
+    return RecipeError(f"recipe {plan.name!r} does not fit this model: " + "; ".join(dict.fromkeys(reasons)))
 
 
-def _reasons_of_parts(plan: Plan) -> list[str]:
-    """Parts that contradict each other or cannot be built, each once."""
-    wanted: dict[tuple[str, Spec], None] = {("rewrite", spec): None for spec in plan.rewrites}
-    for rule in plan.rules:
-        if rule.choice is not None:
-            choice = rule.choice
-            wanted |= {(axis, getattr(choice, axis)): None for axis in ("grid", "grain", "ranger", "scale", "rounder")}
-            wanted |= {("compensator", spec): None for spec in [choice.compensator] if spec is not None}
-            wanted |= {("grid", spec): None for spec in [choice.activations] if spec is not None}
-    reasons = _contradictions(plan)
-    for axis, spec in wanted:
-        try:
-            parts.build(axis, spec)
-        except RecipeError as error:
-            reasons.append(str(error))
-    return reasons
+def _points(won: Mapping[str, Match]) -> dict[str, Point]:
+    return {name: one.point for name, one in won.items() if one.point is not None}
 
 
-def _contradictions(plan: Plan) -> list[str]:
-    """Parts that cannot do their work beside each other."""
-    reasons: dict[str, None] = {}
-    for choice in (rule.choice for rule in plan.rules if rule.choice is not None):
-        for axis in ("rounder", "ranger", "scale"):
-            name = getattr(choice, axis).part
-            for other, allowed in parts.part(axis, name).wants.items():
-                seen = getattr(choice, other).part
-                if seen not in allowed and not parts.foreign(seen):
-                    reasons[f"{axis} {name!r} works through {other} {' or '.join(allowed)}, and {seen!r} is set"] = None
-    return list(reasons)
+def _weights(
+    anatomy: Anatomy, won: Mapping[str, Match], fallbacks: dict[str, str], grouped: dict[str, list[str]]
+) -> tuple[dict[str, Point | None], dict[str, str]]:
+    choices: dict[str, Point | None] = {}
+    kept: dict[str, str] = {}
+    for site in anatomy.sites:
+        point = won[site.name].point if site.name in won else None
+        if point is None:
+            kept[site.name] = _why_kept(site, site.name in won)
+        else:
+            point, why = _grain(point, site.shape)
+            if why:
+                fallbacks[site.name] = why
+            for reason in _refusals(point, site):
+                grouped.setdefault(reason, []).append(site.name)
+        choices[site.name] = point
+    return choices, kept
 
 
-def _sample(anatomy: Anatomy, selector: str) -> str:
-    special = [site.name for site in anatomy.sites if site.kind in SPECIAL and matches(f"kind:{site.kind}", site)]
-    plain = [site.name for site in anatomy.sites if site.kind not in SPECIAL]
-    if selector in ("*", "embed.*") or not plain:
-        return f" (wildcards leave out {', '.join(special[:3])}: name them)"
-    return f" (a site is called {plain[0]!r}; 'regauge inspect' lists them)"
+def _inputs(
+    anatomy: Anatomy,
+    won: Mapping[str, Match],
+    choices: Mapping[str, Point | None],
+    fallbacks: dict[str, str],
+    grouped: dict[str, list[str]],
+) -> dict[str, Point]:
+    """The points of taps, their grains settled; a tap is rounded for all that read it, or for none."""
+    readers: dict[str, list[Site]] = {}
+    for site in anatomy.sites:
+        readers.setdefault(site.tap or "", []).append(site)
+    found: dict[str, Point] = {}
+    for tap, one in won.items():
+        if one.point is None:
+            continue
+        shape = (1, readers[tap][0].shape[1])
+        found[tap], why = _grain(one.point, shape)
+        if why:
+            fallbacks[tap] = why
+        refusal = parts.format_of(found[tap]).grain.refuses(shape)
+        if refusal is not None:
+            grouped.setdefault(_divide(refusal, found[tap], "token"), []).append(tap)
+        whole = [site.name for site in readers[tap] if choices[site.name] is None and not _tied_head(anatomy, site)]
+        if whole:
+            reason = (
+                "an activation is rounded for all that read it, and what reads it stays in full precision here: give "
+                f"that weights too, or leave the tap full ({_names(whole)})"
+            )
+            grouped.setdefault(reason, []).append(tap)
+    return found
 
 
-def _grain(choice: Choice, site: Site) -> tuple[Choice, str]:
-    """The first grain of `a else b else c` that can cut the site, and why the earlier ones cannot."""
+def _tied_head(anatomy: Anatomy, site: Site) -> bool:
+    """Whether a site has another's bytes, so that its own choice does not say what it is."""
+    return site.name == "head" and anatomy.tied
+
+
+def _grain(point: Point, shape: tuple[int, int]) -> tuple[Point, str]:
+    """The first grain of `a else b else c` that can cut the shape, and why the earlier ones cannot."""
     why = []
-    spec = choice.grain
+    spec = point.spec("grain")
     while dict(spec.options).get(parts.OTHERWISE) is not None:
         options = dict(spec.options)
-        after = parts.read("grain", str(options.pop(parts.OTHERWISE)))
+        after = parts.read("grain", str(options.pop(parts.OTHERWISE)), point.place)
         spec = Spec(spec.part, tuple(sorted(options.items())))
-        refusal = parts.build("grain", spec).refuses(site.shape)
+        refusal = parts.build("grain", spec).refuses(shape)
         if refusal is None:
             break
         why.append(str(refusal))
         spec = after
     taken = parts.spell("grain", spec) or spec.part
-    return replace(choice, grain=spec), f"{'; '.join(why)}: {taken} instead" if why else ""
+    return point.but(grain=spec), f"{'; '.join(why)}: {taken} instead" if why else ""
 
 
-def _refusals(choice: Choice, site: Site) -> list[str]:
+def _divide(refusal: str, point: Point, otherwise: str) -> str:
+    spelt = parts.spell("grain", point.spec("grain")) or point.name("grain")
+    return f"{refusal} (write '{spelt} else {otherwise}', or a size that divides)"
+
+
+def _refusals(point: Point, site: Site) -> list[str]:
     reasons = []
-    fmt = parts.format_of(choice)
-    refusal = fmt.grain.refuses(site.shape)
+    refusal = parts.format_of(point).grain.refuses(site.shape)
     if refusal is not None:
-        spelt = parts.spell("grain", choice.grain) or choice.grain.part
-        reasons.append(f"{refusal} (write '{spelt} else channel', or a size that divides)")
+        reasons.append(_divide(refusal, point, "channel"))
     if site.tap is None:
-        needs = sorted(parts.rounder_of(choice).needs)
+        needs = sorted(parts.rounder_of(point).needs)
         if needs:
-            name = choice.rounder.part
+            name = point.name("rounder")
             reasons.append(f"rounder {name!r} needs {needs[0]} of an input, and a table looked up by index has none")
-        if choice.activations is not None:
-            reasons.append("activations cannot be quantised before a table that is looked up by index")
     return reasons
 
 
@@ -157,7 +189,7 @@ def _why_kept(site: Site, named: bool) -> str:
     return f"no rule names this {site.kind}" if site.kind in SPECIAL else "no rule matches it"
 
 
-def _tied(anatomy: Anatomy, choices: dict[str, Choice | None], kept: dict[str, str]) -> list[str]:
+def _tied(anatomy: Anatomy, choices: dict[str, Point | None], kept: dict[str, str]) -> list[str]:
     """A tied head has the embedding's bytes, so it cannot be chosen apart from it."""
     if not anatomy.tied or "head" not in choices:
         return []
@@ -169,16 +201,12 @@ def _tied(anatomy: Anatomy, choices: dict[str, Choice | None], kept: dict[str, s
     return []
 
 
-def _notes(anatomy: Anatomy, fallbacks: Mapping[str, str], kept: Mapping[str, str]) -> list[str]:
-    notes = list(anatomy.notes)
-    for told in (fallbacks, kept):
-        grouped: dict[str, list[str]] = {}
-        for name, why in told.items():
-            grouped.setdefault(why, []).append(name)
-        verb = "fell back" if told is fallbacks else "kept in full precision"
-        notes += [f"{_names(names)} {verb}: {why}" for why, names in grouped.items()]
-    return notes
+def _told(why: Mapping[str, str], verb: str) -> list[str]:
+    grouped: dict[str, list[str]] = {}
+    for name, reason in why.items():
+        grouped.setdefault(reason, []).append(name)
+    return [f"{_names(names)} {verb}: {reason}" for reason, names in grouped.items()]
 
 
-def _names(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]} ({len(names)} sites)"
+def _names(names: list[str], noun: str = "sites") -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]} ({len(names)} {noun})"

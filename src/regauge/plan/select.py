@@ -1,21 +1,92 @@
-"""Selectors: which sites a rule speaks of.
+"""Selectors: which places a rule speaks of.
 
 `blocks.*.attn.q` is a glob over canonical names (`*` crosses dots, `{q,k}` is a choice, `[0-3]` a class); `kind:down`
 matches kinds; `a | b` is either. Embeddings, heads, routers and tables of positions or types are never taken by a
 wildcard: they are matched only by a pattern that ends in their own last word (`embed`, `blocks.*.moe.router`) or by
-their kind.
+their kind. Taps are matched by their names (`blocks.*.mlp.hidden`), or through the sites that read them
+(`read-by:blocks.*.down`); stores, streams, blocks and residuals by theirs (`blocks.3.cache`, `blocks.*.ffn`,
+`blocks.3`, `blocks.2.residual`).
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 
-from regauge.anatomy.model import Site
+from regauge.anatomy.model import Anatomy, Site
 from regauge.errors import RecipeError
 
 SPECIAL = frozenset({"embed", "head", "router", "position", "type", "patch"})
 """Kinds that stay in full precision unless a rule names them."""
+READ_BY = "read-by:"
+"""Before a selector of sites: the taps that they read."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One place of an anatomy that a rule can speak of.
+
+    Attributes:
+        name: canonical.
+        kind: what `kind:` matches.
+        tail: the last words that a pattern must end in, where no wildcard takes it; "" where one does.
+        sites: those that read it, of a tap; the site itself.
+    """
+
+    name: str
+    kind: str
+    tail: str = ""
+    sites: tuple[Site, ...] = ()
+
+
+def spots(anatomy: Anatomy, place: str) -> tuple[Spot, ...]:
+    """Everything that rules of one place can speak of."""
+    return _SPOTS[place](anatomy)
+
+
+def _sites(anatomy: Anatomy) -> tuple[Spot, ...]:
+    return tuple(_spot(site) for site in anatomy.sites)
+
+
+def _spot(site: Site) -> Spot:
+    tail = site.name.rpartition(".")[2] if site.kind in SPECIAL else ""
+    return Spot(site.name, site.kind, tail, (site,))
+
+
+def _taps(anatomy: Anatomy) -> tuple[Spot, ...]:
+    readers: dict[str, list[Site]] = {}
+    for site in anatomy.sites:
+        if site.tap is not None:
+            readers.setdefault(site.tap, []).append(site)
+    found = []
+    for name, sites in readers.items():
+        words = name.split(".")
+        tail = ".".join(words[-2:]) if all(site.kind in SPECIAL for site in sites) else ""
+        found.append(Spot(name, words[-1], tail, tuple(sites)))
+    return tuple(found)
+
+
+def _stores(anatomy: Anatomy) -> tuple[Spot, ...]:
+    kept = {site.block for site in anatomy.sites if site.kind == "k"} if anatomy.causal else set()
+    return tuple(Spot(f"blocks.{block}.cache", "cache") for block in range(anatomy.blocks) if block in kept)
+
+
+def _shapes(anatomy: Anatomy) -> tuple[Spot, ...]:
+    blocks = [Spot(f"blocks.{block}", "block") for block in range(anatomy.blocks)]
+    streams = [
+        Spot(stream.name, stream.kind, "residual" if stream.kind == "residual" else "")
+        for stream in anatomy.streams
+        if "select" in stream.admits
+    ]
+    return (*blocks, *streams)
+
+
+def _residuals(anatomy: Anatomy) -> tuple[Spot, ...]:
+    return tuple(Spot(f"blocks.{block}.residual", "residual") for block in range(anatomy.blocks - 1))
+
+
+_SPOTS = {"weights": _sites, "inputs": _taps, "cache": _stores, "shape": _shapes, "tokens": _residuals}
 
 
 def _braces(pattern: str) -> list[str]:
@@ -47,17 +118,36 @@ def alternatives(selector: str) -> tuple[str, ...]:
 
 
 def matches(selector: str, site: Site) -> bool:
-    """Whether a rule with this selector speaks of the site."""
+    """Whether a rule of weights with this selector speaks of the site."""
+    return taken(selector, _spot(site))
+
+
+def taken(selector: str, spot: Spot) -> bool:
+    """Whether a rule with this selector speaks of a place."""
+    return any(_taken(pattern, spot) for pattern in alternatives(selector))
+
+
+def named(selector: str, spot: Spot) -> tuple[Site, ...]:
+    """The sites through which a selector speaks of a tap: all that read it, where it names the tap itself."""
+    found: dict[str, Site] = {}
     for pattern in alternatives(selector):
-        if pattern.startswith("kind:"):
-            named = pattern.removeprefix("kind:")
-            if _glob(named).fullmatch(site.kind) and (site.kind not in SPECIAL or named == site.kind):
-                return True
-        elif _glob(pattern).fullmatch(site.name) and (
-            site.kind not in SPECIAL or pattern.rpartition(".")[2] == site.name.rpartition(".")[2]
-        ):
-            return True
-    return False
+        if _taken(pattern, spot):
+            inner = pattern.removeprefix(READ_BY)
+            found |= {s.name: s for s in spot.sites if inner == pattern or _taken(inner, _spot(s))}
+    return tuple(found.values())
+
+
+def _taken(pattern: str, spot: Spot) -> bool:
+    if pattern.startswith(READ_BY):
+        inner = pattern.removeprefix(READ_BY)
+        return any(_taken(inner, _spot(site)) for site in spot.sites)
+    if pattern.startswith("kind:"):
+        kind = pattern.removeprefix("kind:")
+        return bool(_glob(kind).fullmatch(spot.kind)) and (not spot.tail or kind == spot.kind)
+    if not _glob(pattern).fullmatch(spot.name):
+        return False
+    words = spot.tail.count(".") + 1
+    return not spot.tail or ".".join(pattern.split(".")[-words:]) == ".".join(spot.name.split(".")[-words:])
 
 
 def pattern(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Recipes as text: parse, print, hash, compare.
+"""Recipes as text: parse. (`spelling.py` prints, hashes and compares them.)
 
 A recipe is one YAML mapping, read strictly:
 
@@ -6,94 +6,194 @@ A recipe is one YAML mapping, read strictly:
     cite: [arXiv:2210.17323]
     calibration: {tokens: 262144, length: 2048}
     rewrites: [fold-norm, {part: smooth-norms, alpha: 0.5}]
-    rules:
+    weights:
       blocks.*: {grid: int4, grain: group:128 else channel, ranger: search, scale: f16, rounder: gptq}
       "*.down": full
+    inputs:
+      blocks.*.mlp.hidden: {grid: int8, grain: token}
+    cache:
+      "*": {keys: int2-asym/time:32, values: int2-asym/group:32}
+
+One section a place. The older key `rules` reads as `weights`, and the older coordinate `activations: int8` of a rule as
+a rule of `inputs` for the taps that its sites read.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
+import re
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import dataclass
 
 import yaml
 
 from regauge import parts
 from regauge.errors import RecipeError
-from regauge.parts import Choice, Option, Spec
+from regauge.parts import AXES, FORMAT, INPUTS, PLACES, REWRITES, WEIGHTS, Axis, Option, Point, Spec
 from regauge.plan.model import Plan, Rule
 from regauge.plan.nodes import Node, PlacedError, keys, read
+from regauge.plan.select import READ_BY
 
-KEYS = ("name", "title", "cite", "differs", "calibration", "rewrites", "rules")
-COORDINATES = ("grid", "grain", "ranger", "scale", "rounder", "compensator", "activations")
-REQUIRED = ("grid", "grain")
-DEFAULTS = {"ranger": "minmax", "scale": "bf16", "rounder": "nearest"}
+OLDER = "rules"
+"""What `weights` was called."""
+ACTIVATIONS = "activations"
+"""What a point on `inputs` was called: a coordinate of the weights with the name of a grid."""
+REWRITE = "rewrite"
+HEAD = ("name", "title", "cite", "differs", "row", "calibration", "rewrites")
+KEYS = (*HEAD, *PLACES, OLDER)
 FULL = "full"
+ALIKE = re.compile(r"\*|blocks\.(\*|\d+|\?|\[[^\]]*\]|\{[\d,]*\})(\.\*)?")
+"""Selectors that match the same blocks whether they are read as sites or as taps."""
 
 
-def axis_of(coordinate: str) -> str:
-    """The axis that a coordinate is on: activations are named by their grid."""
-    return "grid" if coordinate == "activations" else coordinate
+def parse(recipe: str | Mapping[str, object], where: str = "recipe", trusted: bool = True) -> Plan:
+    """A recipe's text, or the same as a mapping, to a plan. An error names its key, its line and the nearest name.
 
-
-def parse(recipe: str | Mapping[str, object], where: str = "recipe") -> Plan:
-    """A recipe's text, or the same as a mapping, to a plan. An error names its key, its line and the nearest name."""
+    Args:
+        where: how messages call it.
+        trusted: False for a file that others wrote, such as the recipe inside an artifact: it must not name code.
+    """
     text = recipe if isinstance(recipe, str) else yaml.safe_dump(dict(recipe), sort_keys=False)
     root = read(text, where)
     found = keys(root, KEYS, "a recipe")
-    name = found["name"].text("name") if "name" in found else "recipe"
-    rules = tuple(
-        Rule(select, _choice(node))
-        for select, node in (found["rules"].mapping("rules") if "rules" in found else {}).items()
-    )
+    if OLDER in found and WEIGHTS in found:
+        raise found[OLDER].error(f"{OLDER!r} is the older name of {WEIGHTS!r}: write one of them")
+    reader = _Reader(trusted)
+    sections = {WEIGHTS if key == OLDER else key: found[key].mapping(key) for key in (*PLACES, OLDER) if key in found}
+    rules = {place: reader.rules(place, rows) for place, rows in sections.items()}
+    rules[INPUTS] = (*reader.activations(sections.get(WEIGHTS, {})), *rules.get(INPUTS, ()))
     rewrites = tuple(
-        _spec("rewrite", node) for node in (found["rewrites"].items("rewrites") if "rewrites" in found else ())
+        reader.spec(REWRITE, REWRITES, node)
+        for node in (found["rewrites"].items("rewrites") if "rewrites" in found else ())
     )
-    if not rules and not rewrites:
-        raise root.error("a recipe needs 'rules' or 'rewrites'")
+    if not any(rules.values()) and not rewrites:
+        raise root.error(f"a recipe needs 'rewrites' or rules for a place ({', '.join(PLACES)})")
     calibration = keys(found["calibration"], ("tokens", "length"), "calibration") if "calibration" in found else {}
+    texts = {key: found[key].text(key) for key in ("title", "differs", "row") if key in found}
     return Plan(
-        name=name,
-        rules=rules,
+        name=found["name"].text("name") if "name" in found else "recipe",
+        places=rules,
         rewrites=rewrites,
-        title=found["title"].text("title") if "title" in found else "",
         cite=tuple(node.text("cite") for node in found["cite"].items("cite")) if "cite" in found else (),
-        differs=found["differs"].text("differs") if "differs" in found else "",
         calibration={key: node.count(key) for key, node in calibration.items()},
+        **texts,
     )
 
 
-def _choice(node: Node) -> Choice | None:
-    if node.value == FULL:
-        return None
+@dataclass(frozen=True)
+class _Reader:
+    """From nodes to rules, points and specs.
+
+    Attributes:
+        trusted: whether parts of other packages may be named.
+    """
+
+    trusted: bool
+
+    def rules(self, place: str, rows: Mapping[str, Node]) -> tuple[Rule, ...]:
+        return tuple(Rule(select, self.point(place, node)) for select, node in rows.items())
+
+    def point(self, place: str, node: Node) -> Point | None:
+        if node.value == FULL:
+            return None
+        axes = {axis.name: axis for axis in PLACES[place].axes}
+        if not isinstance(node.value, Mapping):
+            like = ", ".join(f"{axis.name}: …" for axis in axes.values() if axis.required) or f"{next(iter(axes))}: …"
+            like = "grid: int4, grain: channel" if place == WEIGHTS else like
+            raise node.error(f"write 'full' or coordinates such as {{{like}}}, not {node.value!r}")
+        older = (ACTIVATIONS,) if place == WEIGHTS else ()
+        needed = tuple(axis.name for axis in axes.values() if axis.required)
+        found = keys(node, (*AXES[place], *older), "a rule", needed)
+        if not found:
+            raise node.error(f"a rule of {place} says nothing; write one of {', '.join(AXES[place])}")
+        specs = {axis.name: parts.read(axis.parts, axis.default, place) for axis in axes.values() if axis.default}
+        specs |= {key: self.coordinate(place, axes[key], value) for key, value in found.items() if key in axes}
+        return Point.of(place, specs)
+
+    def activations(self, rows: Mapping[str, Node]) -> list[Rule]:
+        """The rules of `inputs` that older rules of weights speak of, in their order."""
+        made: list[Rule] = []
+        for select, node in rows.items():
+            row = node.value if isinstance(node.value, Mapping) else {}
+            if ACTIVATIONS in row:
+                grid = self.spec("grid", INPUTS, row[ACTIVATIONS])
+                made.append(Rule(_readers(select), parts.point(INPUTS, grid=grid.part)))
+            elif made:
+                made.append(Rule(_readers(select), None))
+        return made
+
+    def coordinate(self, place: str, axis: Axis, node: Node) -> Spec:
+        """The part that a rule names on an axis."""
+        number = isinstance(node.value, int | float) and not isinstance(node.value, bool)
+        if axis.number and number:
+            return Spec(str(_number(node)))
+        if parts.empty(axis.parts, place):  # names that cannot be told right from wrong; the engine refuses them
+            return self._unknown(axis.name, node)
+        if axis.parts == FORMAT and isinstance(node.value, Mapping) and "part" not in node.value:
+            return self._format(place, node)
+        return self.spec(axis.parts, place, node)
+
+    def spec(self, table: str, place: str, node: Node) -> Spec:
+        try:
+            spec = _named(table, place, node)
+            self._trust(table, spec, node)
+            if table == FORMAT:
+                if all(not parts.foreign(half.part) for half in parts.halves(spec.part)):
+                    parts.check(table, spec, place)
+            elif not parts.foreign(spec.part) and (spec.options or parts.part(table, spec.part).short):
+                parts.check(table, spec, place)
+        except PlacedError:
+            raise
+        except RecipeError as error:
+            raise node.error(str(error)) from error
+        return spec
+
+    def _format(self, place: str, node: Node) -> Spec:
+        """`{grid: int2-asym, grain: time:32}`: a format that was not written in one word."""
+        found = keys(node, ("grid", "grain", "ranger", "scale"), "a format", ("grid", "grain"))
+        word = "/".join(found[key].text(key) for key in ("grid", "grain"))
+        rest = {key: value for key, value in found.items() if key not in ("grid", "grain")}
+        return self.spec(FORMAT, place, Node({"part": Node(word, node.place), **rest}, node.place))
+
+    def _unknown(self, axis: str, node: Node) -> Spec:
+        if isinstance(node.value, Mapping):
+            if "part" not in node.value:
+                raise node.error(f"write the name of the {axis} or {{part: name, option: value}}")
+            more = {key: _number(value) for key, value in node.value.items() if key != "part"}
+            spec = Spec(node.value["part"].text("part"), tuple(sorted(more.items())))
+        else:
+            spec = Spec(node.text(axis))
+        if not spec.part:
+            raise node.error(f"a {axis} needs a name")
+        self._trust(axis, spec, node)
+        return spec
+
+    def _trust(self, table: str, spec: Spec, node: Node) -> None:
+        if self.trusted:
+            return
+        words = [*re.split(r"/| else ", spec.part), *(str(value) for _, value in spec.options)]
+        for word in (piece for text in words for piece in re.split(r"/| else ", text)):
+            if parts.foreign(word):
+                raise node.error(
+                    f"{table} {word!r} is code of another package, which a recipe that came with an artifact cannot "
+                    "name; copy the recipe out and use that, where you trust it"
+                )
+
+
+def _readers(select: str) -> str:
+    """The selector of the taps that some sites read."""
+    pieces = [piece.strip() for piece in select.split("|")]
+    if all(ALIKE.fullmatch(piece) for piece in pieces):
+        return select
+    return " | ".join(f"{READ_BY}{piece}" for piece in pieces)
+
+
+def _named(table: str, place: str, node: Node) -> Spec:
     if not isinstance(node.value, Mapping):
-        raise node.error(f"write 'full' or coordinates such as {{grid: int4, grain: channel}}, not {node.value!r}")
-    found = keys(node, COORDINATES, "a rule", REQUIRED)
-    specs = {key: parts.read(axis_of(key), text) for key, text in DEFAULTS.items()}
-    return Choice(**specs | {key: _spec(axis_of(key), value) for key, value in found.items()})
-
-
-def _spec(axis: str, node: Node) -> Spec:
-    try:
-        spec = _named(axis, node)
-        if not parts.foreign(spec.part) and (spec.options or parts.part(axis, spec.part).short):
-            parts.check(axis, spec)
-    except PlacedError:
-        raise
-    except RecipeError as error:
-        raise node.error(str(error)) from error
-    return spec
-
-
-def _named(axis: str, node: Node) -> Spec:
-    if not isinstance(node.value, Mapping):
-        return parts.read(axis, node.text(axis))
+        return parts.read(table, node.text(table), place)
     if "part" not in node.value:
-        raise node.error(f"write the name of the {axis} or {{part: name, option: value}}")
-    named = parts.read(axis, node.value["part"].text("part"))
+        raise node.error(f"write the name of the {table} or {{part: name, option: value}}")
+    named = parts.read(table, node.value["part"].text("part"), place)
     more = {key: _number(value) for key, value in node.value.items() if key != "part"}
     for key in sorted(more.keys() & dict(named.options).keys()):
         raise node.error(f"{key!r} is set twice")
@@ -105,93 +205,3 @@ def _number(node: Node) -> Option:
     if isinstance(value, float) and not math.isfinite(value):
         raise node.error(f"an option must be finite, not {value}")
     return value
-
-
-@lru_cache(maxsize=4096)
-def _scalar(value: Option, block: bool = False) -> str:
-    """As YAML inside a flow row, or after a key of a block: plain where that reads back the same."""
-    if isinstance(value, str):
-        try:
-            text = f"- {value}" if block else f"[{value}]"
-            if value == value.strip() and "\n" not in value and yaml.safe_load(text) == [value]:
-                return value
-        except yaml.YAMLError:
-            pass
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
-
-
-def _row(items: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{key}: {value}" for key, value in items.items()) + "}"
-
-
-def _spelt(axis: str, spec: Spec) -> str:
-    short = parts.spell(axis, spec)
-    if short:
-        return _scalar(short)
-    return _row({"part": _scalar(spec.part)} | {key: _scalar(value) for key, value in spec.options})
-
-
-def coordinates(choice: Choice) -> dict[str, str]:
-    """Axis → spelling, in the order in which a row is printed."""
-    specs = {key: getattr(choice, key) for key in COORDINATES}
-    return {key: _spelt(axis_of(key), spec) for key, spec in specs.items() if spec is not None}
-
-
-def dump(plan: Plan) -> str:
-    """The recipe as YAML, one row a rule. `parse(dump(plan)) == plan`, and what is printed prints back to itself."""
-    lines = [f"name: {_scalar(plan.name, block=True)}"]
-    if plan.title:
-        lines.append(f"title: {_scalar(plan.title, block=True)}")
-    if plan.cite:
-        lines.append(f"cite: [{', '.join(_scalar(item) for item in plan.cite)}]")
-    if plan.differs:
-        lines.append(f"differs: {_scalar(plan.differs, block=True)}")
-    if plan.calibration:
-        lines.append(f"calibration: {_row({key: str(value) for key, value in plan.calibration.items()})}")
-    if plan.rewrites:
-        lines.append(f"rewrites: [{', '.join(_spelt('rewrite', spec) for spec in plan.rewrites)}]")
-    if plan.rules:
-        lines.append("rules:")
-    for rule in plan.rules:
-        lines.append(
-            f"  {_scalar(rule.select, block=True)}: {FULL if rule.choice is None else _row(coordinates(rule.choice))}"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def digest(plan: Plan) -> str:
-    """sha256 of what the plan does: its name, title and citations do not count."""
-    meaning = {
-        "rewrites": [_spelt("rewrite", spec) for spec in plan.rewrites],
-        "rules": [[rule.select, None if rule.choice is None else coordinates(rule.choice)] for rule in plan.rules],
-        "calibration": dict(sorted(plan.calibration.items())),
-    }
-    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
-
-
-def diff(a: Plan, b: Plan) -> tuple[str, ...]:
-    """What differs, a line each: `rules › head: full → grid int8, …`. Empty where both do the same."""
-    lines = []
-    if a.rewrites != b.rewrites:
-        lines.append(f"rewrites: {_list(a)} → {_list(b)}")
-    if dict(a.calibration) != dict(b.calibration):
-        lines.append(f"calibration: {dict(a.calibration)} → {dict(b.calibration)}")
-    rows = [{rule.select: _told(rule.choice) for rule in plan.rules} for plan in (a, b)]
-    for select in dict.fromkeys([*rows[0], *rows[1]]):
-        before, after = (row.get(select, "absent") for row in rows)
-        if before != after:
-            lines.append(f"rules › {select}: {before} → {after}")
-    if not lines and a.rules != b.rules:
-        lines.append("rules: the same in another order")
-    return tuple(lines)
-
-
-def _list(plan: Plan) -> str:
-    return ", ".join(_spelt("rewrite", spec) for spec in plan.rewrites) or "none"
-
-
-def _told(choice: Choice | None) -> str:
-    return FULL if choice is None else ", ".join(f"{key} {value}" for key, value in coordinates(choice).items())

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from regauge import parts
 from regauge.errors import RecipeError, nearest
-from regauge.parts import AXES, Choice, Spec
-from regauge.plan import Plan, coordinates, dump, load, patterns, presets
-from regauge.plan.text import axis_of
+from regauge.parts import FORMAT, INPUTS, TABLE, WEIGHTS, Point, Spec, axis_of
+from regauge.plan import Plan, Rule, dump, load, patterns, presets
 
 SHAPE = (4096, 4096)
 """The matrix on which bits a weight are counted."""
@@ -33,7 +32,7 @@ def listing() -> dict[str, list[dict[str, str]]]:
             for pattern in patterns()
         ]
     }
-    for axis, table in AXES.items():
+    for axis, table in TABLE.items():
         found[axis] = [{"name": name, "what": part.what} for name, part in table.items()]
     return found
 
@@ -52,9 +51,9 @@ def facts(name: str) -> list[Facts]:
     found: list[Facts] = []
     if name in presets() or Path(name).suffix in (".yaml", ".yml"):
         found.append(_of_plan(load(name)))
-    found += [_of_part(axis, name) for axis, table in AXES.items() if name in table]
+    found += [_of_part(axis, name) for axis, table in TABLE.items() if name in table]
     if not found:
-        known = [*presets(), *(part for table in AXES.values() for part in table)]
+        known = [*presets(), *(part for table in TABLE.values() for part in table)]
         hint = nearest(name, known)
         more = hint if "did you mean" in hint else ""
         raise RecipeError(f"nothing is called {name!r}{more}; 'regauge explain' without a name lists presets and parts")
@@ -64,13 +63,14 @@ def facts(name: str) -> list[Facts]:
 def _of_plan(plan: Plan) -> Facts:
     needs = sorted({need for spec in plan.rewrites for need in parts.build("rewrite", spec).needs})
     rules: list[Facts] = []
-    for rule in plan.rules:
-        row: Facts = {"select": rule.select, "keeps": rule.choice is None}
-        if rule.choice is not None:
-            row["bits"] = bits(rule.choice)
-            row["stored"] = stored(rule.choice)
-            row["parts"] = [_line(axis_of(key), key, spec) for key, spec in _specs(rule.choice).items()]
-            needs = sorted({*needs, *_needs(rule.choice)})
+    for place, rule in ((place, rule) for place, some in plan.places.items() for rule in some):
+        row: Facts = {"place": place, "select": rule.select, "keeps": rule.point is None}
+        if rule.point is not None:
+            row["parts"] = [_line(axis_of(place, axis).parts, axis, spec) for axis, spec in rule.point]
+        if rule.point is not None and place == WEIGHTS:
+            row["bits"] = bits(rule.point)
+            row["stored"] = stored(rule.point, reading=_reading(plan, rule))
+            needs = sorted({*needs, *_needs(rule.point)})
         rules.append(row)
     return {
         "kind": "preset",
@@ -92,32 +92,38 @@ def _of_plan(plan: Plan) -> Facts:
     }
 
 
-def _specs(choice: Choice) -> dict[str, Spec]:
-    found = {key: getattr(choice, key) for key in coordinates(choice)}
-    return {key: spec for key, spec in found.items() if spec is not None}
+def _reading(plan: Plan, rule: Rule) -> Point | None:
+    """How the sites of a rule of weights read their taps, where the recipe says both with one selector."""
+    return next((other.point for other in reversed(plan.of(INPUTS)) if other.select == rule.select), None)
 
 
-def _needs(choice: Choice) -> set[str]:
+def _needs(choice: Point) -> set[str]:
     compensator = parts.compensator_of(choice)
     return set(parts.rounder_of(choice).needs) | (set(compensator.needs) if compensator is not None else set())
 
 
 def _line(axis: str, role: str, spec: Spec) -> dict[str, str]:
+    if axis == FORMAT:
+        halves = zip(("grid", "grain"), parts.halves(spec.part), strict=True)
+        what = ", ".join(parts.describe(table, half.part) for table, half in halves)
+        return {"axis": role, "name": spec.part, "what": what, "cite": ""}
+    if axis not in TABLE:
+        return {"axis": role, "name": spec.part, "what": "no part acts on this axis yet", "cite": ""}
     part = parts.part(axis, spec.part)
     spelt = parts.spell(axis, spec) or f"{spec.part} {', '.join(f'{key} {value}' for key, value in spec.options)}"
     return {"axis": role, "name": spelt, "what": part.what, "cite": part.cite}
 
 
-def bits(choice: Choice, shape: tuple[int, int] = SHAPE) -> float:
+def bits(choice: Point, shape: tuple[int, int] = SHAPE) -> float:
     """Stored bits a weight on a matrix of this shape, steps and zero points included, added low rank too."""
     return parts.bytes_of(choice, shape) * 8 / (shape[0] * shape[1])
 
 
-def stored(choice: Choice, shape: tuple[int, int] = SHAPE) -> str:
+def stored(choice: Point, shape: tuple[int, int] = SHAPE, reading: Point | None = None) -> str:
     """The format on disk of a matrix that every grain divides. What the rest of a model asks for may change it."""
     from regauge.artifact.codec.schemes import scheme_of
 
-    scheme = scheme_of(choice, shape)
+    scheme = scheme_of(choice, shape, reading)
     return f"regauge's packed format: {scheme}" if isinstance(scheme, str) else f"compressed-tensors, {scheme.format}"
 
 
@@ -134,6 +140,8 @@ def _of_part(axis: str, name: str) -> Facts:
             for key, option in parts.options(axis, name).items()
         },
         "short": part.short,
+        "places": list(part.places),
+        "cost": part.cost,
         "used": [_spread(p.name, p.where) for p in patterns() if any(_uses(load(n), axis, name) for n in p.points())],
         "text": inspect.cleandoc(made.__doc__ or ""),
     }
@@ -142,8 +150,8 @@ def _of_part(axis: str, name: str) -> Facts:
 def _uses(plan: Plan, axis: str, name: str) -> bool:
     if axis == "rewrite":
         return any(spec.part == name for spec in plan.rewrites)
-    specs = [_specs(rule.choice) for rule in plan.rules if rule.choice is not None]
-    return any(axis_of(key) == axis and spec.part == name for row in specs for key, spec in row.items())
+    points = [rule.point for rules in plan.places.values() for rule in rules if rule.point is not None]
+    return any(axis_of(point.place, key).parts == axis and spec.part == name for point in points for key, spec in point)
 
 
 def explain(name: str | None = None) -> str:
@@ -168,10 +176,14 @@ def _plan_text(found: Facts) -> str:
         lines += _columns([[row["name"], row["what"]] for row in rewrites])
     for rule in _facts(found["rules"]):
         if rule["keeps"]:
-            lines += ["", f"{rule['select']}: full precision"]
+            lines += ["", f"{rule['place']} of {rule['select']}: full precision"]
             continue
-        lines += ["", f"{rule['select']}: {rule['bits']:.2f} bits a weight on {SHAPE[0]} × {SHAPE[1]}"]
-        lines += textwrap.wrap(f"stored as {rule['stored']}", 100, initial_indent="  ", subsequent_indent="    ")
+        if rule["place"] == WEIGHTS:
+            told_bits = f"{rule['bits']:.2f} bits a weight on {SHAPE[0]} × {SHAPE[1]}"
+            lines += ["", f"{WEIGHTS} of {rule['select']}: {told_bits}"]
+            lines += textwrap.wrap(f"stored as {rule['stored']}", 100, initial_indent="  ", subsequent_indent="    ")
+        else:
+            lines += ["", f"{rule['place']} of {rule['select']}"]
         lines += _columns([[row["axis"], row["name"], row["what"]] for row in _rows(rule["parts"])])
     return "\n".join([*lines, "", "as a recipe", *(f"  {line}" for line in str(found["recipe"]).splitlines())])
 
@@ -194,6 +206,8 @@ def _part_text(found: Facts) -> str:
         "paper": ", ".join(_link(cite) for cite in _list(found["cite"])),
         "options": ", ".join(spelt),
         "short": f"{found['name']}:VALUE sets {found['short']}" if found["short"] else "",
+        "for": ", ".join(str(place) for place in _list(found["places"])),
+        "cost": str(found["cost"]),
         "used by": ", ".join(str(name) for name in _list(found["used"])),
     }
     text = str(found["text"])

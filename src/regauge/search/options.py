@@ -1,9 +1,9 @@
 """What each site may become, and which sites must choose together.
 
-An option is a `Choice` built from the parts (integers of 2 to 8 bits, group-wise or by channel, GPTQ rounding with a
-searched range), or full precision. Sites whose weights one module computes (fused q, k, v) share one choice, as do the
-experts of a block, since their stack is stored as one. `fuse=True` also ties q, k, v and gate, up, as runtimes that
-concatenate them at load time need. A tied head has the embedding's bytes, so the two are one choice.
+An option is a point on the weights built from what the table of parts offers (`Part.offers`), or full precision: a new
+grid reaches the search by being in the table. Sites whose weights one module computes (fused q, k, v) share one choice,
+as do the experts of a block, since their stack is stored as one. `fuse=True` also ties q, k, v and gate, up, as
+runtimes that concatenate them at load time need. A tied head has the embedding's bytes, so the two are one choice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
-from regauge.parts import Choice, Spec
+from regauge.parts import PLACES, TABLE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, Rule
 
 SKIPPED = frozenset({"router", "position", "type", "patch"})
@@ -28,12 +28,12 @@ class Option:
     """One way to store a site. `choice` None: as it is."""
 
     name: str
-    choice: Choice | None
+    choice: Point | None
 
     @property
     def bits(self) -> int:
         """Bits of a code, steps not counted; 16 for full precision."""
-        return 16 if self.choice is None else int(parts.build("grid", self.choice.grid).bits)
+        return 16 if self.choice is None else int(parts.build("grid", self.choice.spec("grid")).bits)
 
 
 @dataclass(frozen=True)
@@ -56,35 +56,54 @@ class SiteGroup:
         return next(option for option in self.options if option.name == name)
 
 
+def option(grid: str, grain: str, looked_up: bool = False) -> Option:
+    """`int4-g32`: a grid and a grain, and of every other axis the best that is offered to such a site.
+
+    Args:
+        looked_up: the site is a table looked up by index: it has no input that a part could learn from.
+    """
+    specs: dict[str, Spec] = {"grid": Spec(grid), "grain": parts.read("grain", grain, WEIGHTS)}
+    for axis in PLACES[WEIGHTS].axes:
+        offered = [name for name, found in TABLE[axis.parts].items() if WEIGHTS in found.offers]
+        served = [name for name in offered if not (looked_up and TABLE[axis.parts][name].text)]
+        if axis.name not in specs and served:
+            specs[axis.name] = Spec(served[-1])
+    kind, _, size = grain.partition(":")
+    return Option(f"{grid.removesuffix('-asym')}-{kind[0] + size if size else kind}", Point.of(WEIGHTS, specs))
+
+
 def integer(bits: int, group: int | None, looked_up: bool = False) -> Option:
     """`int4-g32`: asymmetric below 8 bits; tables looked up by index have no input, so they round to nearest."""
-    grid = "int8" if bits == 8 else f"int{bits}-asym"
-    grain = Spec("channel") if group is None else Spec("group", (("size", group),))
-    choice = Choice(
-        grid=Spec(grid),
-        grain=grain,
-        ranger=Spec("search"),
-        scale=Spec("bf16"),
-        rounder=Spec("nearest" if looked_up else "gptq"),
-    )
-    return Option(f"int{bits}-{'channel' if group is None else f'g{group}'}", choice)
+    return option("int8" if bits == 8 else f"int{bits}-asym", f"group:{group}" if group else "channel", looked_up)
 
 
-def groups_of(width: int) -> list[int | None]:
-    """Two grains that cut a width: the coarsest of 128 and 64 that divides it (else a channel), and 32."""
-    coarse = next((size for size in (128, 64) if width % size == 0), None)
-    return [coarse, 32] if width % 32 == 0 and width > 32 else [coarse]
+def menu(site: Site, bits: Sequence[int] | None = None, full: bool = True) -> tuple[Option, ...]:
+    """The options of one site, cheapest bits first: each grid on offer with the grains on offer beside it that cut it.
 
-
-def menu(site: Site, bits: Sequence[int] = (2, 3, 4, 5, 6, 8), full: bool = True) -> tuple[Option, ...]:
-    """The options of one site, cheapest bits first."""
+    Args:
+        bits: only grids of so many bits; None: all.
+    """
     found: list[Option] = []
-    for width in bits:
-        grains: list[int | None] = [None] if width == 8 else groups_of(site.shape[1])
-        found += [integer(width, group, looked_up=site.tap is None) for group in grains]
-    if full:
-        found.append(Option(FULL, None))
-    return tuple(option for option in found if fits(site, option))
+    for grid, part in TABLE["grid"].items():
+        if WEIGHTS not in part.offers or (bits is not None and parts.build("grid", Spec(grid)).bits not in bits):
+            continue
+        seen: set[tuple[int, int]] = set()
+        for chain in part.offers[WEIGHTS]:
+            grain = _first(chain, site.shape)
+            cut = parts.build("grain", parts.read("grain", grain)).groups(site.shape) if grain else None
+            if cut is not None and cut not in seen:
+                seen.add(cut)
+                found.append(option(grid, grain, looked_up=site.tap is None))
+    found.sort(key=lambda option: option.bits)
+    return (*found, Option(FULL, None)) if full else tuple(found)
+
+
+def _first(chain: str, shape: tuple[int, int]) -> str:
+    """The first grain of `a else b` that cuts a shape, "" where none does."""
+    for grain in chain.split(" else "):
+        if parts.build("grain", parts.read("grain", grain)).refuses(shape) is None:
+            return grain
+    return ""
 
 
 def fits(site: Site, option: Option) -> bool:
@@ -95,7 +114,7 @@ def fits(site: Site, option: Option) -> bool:
 
 
 def site_groups(
-    anatomy: Anatomy, bits: Sequence[int] = (2, 3, 4, 5, 6, 8), fuse: bool = False, full: bool = True
+    anatomy: Anatomy, bits: Sequence[int] | None = None, fuse: bool = False, full: bool = True
 ) -> tuple[SiteGroup, ...]:
     """Every choice that the search makes, in the order of the model: embedding, blocks, head."""
     together: dict[str, list[Site]] = {}
@@ -138,12 +157,12 @@ def plan_of(
     picks: Mapping[str, Option], groups: Iterable[SiteGroup], name: str, title: str, tokens: int, length: int
 ) -> Plan:
     """A recipe that names every site: one rule an option, sites joined by `|`."""
-    rules: dict[Choice | None, list[str]] = {}
+    rules: dict[Point | None, list[str]] = {}
     for group in groups:
         rules.setdefault(picks[group.name].choice, []).extend(site.name for site in group.sites)
     return Plan(
         name=name,
-        rules=tuple(Rule(" | ".join(names), choice) for choice, names in rules.items()),
+        places={WEIGHTS: tuple(Rule(" | ".join(names), point) for point, names in rules.items())},
         title=title,
         calibration={"tokens": tokens, "length": length},
     )

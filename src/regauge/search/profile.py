@@ -14,7 +14,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -184,9 +184,8 @@ def _product(w_OI: Tensor, option: Option, arena: Arena, native: bool) -> Produc
         if native:
             return _native(site_of(option.name, FullMatrix(weight, torch.bfloat16)))
         return lambda x_TI: torch.nn.functional.linear(x_TI, weight)
-    fmt = parts.format_of(replace(option.choice, ranger=Spec("minmax")))
-    inputs = None if option.choice.activations is None else parts.build("grid", option.choice.activations)
-    packed = PackedMatrix(fmt.encode(w_OI), fmt, torch.bfloat16, inputs=inputs, allocate=arena.allocate)
+    fmt = parts.format_of(option.choice.but(ranger=Spec("minmax")))
+    packed = PackedMatrix(fmt.encode(w_OI), fmt, torch.bfloat16, allocate=arena.allocate)
     if native:
         try:
             return _native(site_of(option.name, packed))

@@ -19,11 +19,13 @@ from regauge.anatomy.storage import scatter
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes, Format
 from regauge.formats.rangers import AbsMax
-from regauge.parts import Choice
+from regauge.parts import Point
 
 COMPRESSED_TENSORS = "compressed-tensors"
 REGAUGE = "regauge"
 WIRES = (COMPRESSED_TENSORS, REGAUGE)
+DECODES = ("grid", "grain", "scale")
+"""What codes are decoded by; the other coordinates say how they came about."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,35 @@ class Layout:
     Attributes:
         source: the anatomy of the checkpoint.
         anatomy: the anatomy after every move; the same object where there is none.
-        choices: site → its choice with every fallback resolved; None or absent: full precision.
+        choices: site → its point with every fallback resolved; None or absent: full precision.
         dtype: of full-precision tensors, the source's.
         shapes: parameter key → shape, of those with other than two axes (patches, class token).
+        inputs: tap → how all sites that read it read it; absent: as it is.
+        config: what config.json must say otherwise than the source's, so that stock code builds the sizes; `unsaid` is
+            why it cannot say them, where sizes were changed and it cannot.
+        apart: site → how it reads its tap (None: as it is), where that is not how the tap is read. Only artifacts of
+            format version 1 and checkpoints of others have such sites.
     """
 
     source: Anatomy
     anatomy: Anatomy
-    choices: Mapping[str, Choice | None]
+    choices: Mapping[str, Point | None]
     dtype: torch.dtype
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, Point] = field(default_factory=dict)
+    apart: Mapping[str, Point | None] = field(default_factory=dict)
+    config: Mapping[str, int] = field(default_factory=dict)
+    unsaid: str = ""
+
+    def reading(self, site: Site) -> Point | None:
+        """How a site reads its tap; None: as it is."""
+        if site.name in self.apart:
+            return self.apart[site.name]
+        return None if site.tap is None else self.inputs.get(site.tap)
 
     @property
-    def quantised(self) -> dict[str, Choice]:
-        """Sites with a choice, in the anatomy's order."""
+    def quantised(self) -> dict[str, Point]:
+        """Sites with a point, in the anatomy's order."""
         found = ((site.name, self.choices.get(site.name)) for site in self.anatomy.sites)
         return {name: choice for name, choice in found if choice is not None}
 
@@ -89,23 +106,24 @@ class Wire(Protocol):
         """`quantization_config` of config.json; empty where nothing needs one."""
 
 
-def decoder(choice: Choice) -> Format:
+def decoder(choice: Point) -> Format:
     """The format that decodes a site. The ranger is of no use here, and parts of other packages are never imported.
 
     Raises:
         ArtifactError: grid, grain or scale is a part of another package.
     """
-    for axis, spec in (("grid", choice.grid), ("grain", choice.grain), ("scale", choice.scale)):
-        if ":" in spec.part:
+    for axis in DECODES:
+        spec = choice.spec(axis)
+        if parts.foreign(spec.part):
             raise ArtifactError(
                 f"a matrix is stored with the {axis} {spec.part!r} of another package, which an artifact cannot make "
                 "regauge import; load it where you trust it, through that package."
             )
     return Format(
-        grid=parts.build("grid", choice.grid),
-        grain=parts.build("grain", choice.grain),
+        grid=parts.build("grid", choice.spec("grid")),
+        grain=parts.build("grain", choice.spec("grain")),
         ranger=AbsMax(),
-        scale=parts.build("scale", choice.scale),
+        scale=parts.build("scale", choice.spec("scale")),
     )
 
 

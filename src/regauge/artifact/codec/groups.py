@@ -1,4 +1,5 @@
-"""config_groups of compressed-tensors → a choice for each site: of our artifacts, and of others as far as we read."""
+"""config_groups of compressed-tensors → a point for each site and tap: of our artifacts, and of others as far as we
+read."""
 
 from __future__ import annotations
 
@@ -6,15 +7,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.codec.base import Layout
+from regauge.artifact.codec.taps import by_tap
 from regauge.errors import ArtifactError
-from regauge.parts import Choice, Spec
+from regauge.parts import INPUTS, WEIGHTS, Point, Spec, point
 
 NEAREST, ABSMAX = Spec("nearest"), Spec("absmax")
 
 
-def read_groups(raw: Mapping[str, Any], anatomy: Anatomy, linear: set[str]) -> dict[str, Choice | None]:
-    """Site → choice.
+def read_groups(raw: Mapping[str, Any], anatomy: Anatomy, linear: set[str], dtype: torch.dtype) -> Layout:
+    """The layout that the groups describe.
 
     Args:
         raw: `quantization_config`.
@@ -23,22 +28,24 @@ def read_groups(raw: Mapping[str, Any], anatomy: Anatomy, linear: set[str]) -> d
     Raises:
         ArtifactError: a group that regauge cannot read.
     """
-    found: dict[str, Choice | None] = {}
+    found: dict[str, Point | None] = {}
+    readings: dict[str, Point | None] = {}
     if raw.get("kv_cache_scheme") or raw.get("transform_config"):
         raise ArtifactError("the checkpoint quantises its cache or transforms its inputs, which regauge does not read.")
     try:
-        groups = [(group, _choice(group, raw["format"])) for group in raw["config_groups"].values()]
+        groups = [(group, *_points(group, raw["format"])) for group in raw["config_groups"].values()]
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"quantization_config cannot be read: {type(error).__name__} {error}.") from error
     ignore = raw.get("ignore") or []
     for site in anatomy.sites:
         if any(_hits(site.module, site.module in linear, target) for target in ignore):
             continue
-        for group, choice in groups:
+        for group, weights, reading in groups:
             if any(_hits(site.module, site.module in linear, target) for target in group["targets"]):
-                found[site.name] = choice
+                found[site.name], readings[site.name] = weights, reading
                 break
-    return found
+    inputs, apart = by_tap(anatomy, readings)
+    return Layout(anatomy, anatomy, found, dtype, inputs=inputs, apart=apart)
 
 
 def _hits(path: str, linear: bool, target: str) -> bool:
@@ -47,7 +54,7 @@ def _hits(path: str, linear: bool, target: str) -> bool:
     return target == path or (target == "Linear" and linear)
 
 
-def _choice(group: Mapping[str, Any], form: str) -> Choice:
+def _points(group: Mapping[str, Any], form: str) -> tuple[Point, Point | None]:
     weights, inputs = group["weights"], group.get("input_activations")
     form, size = group.get("format") or form, weights.get("group_size")
     symmetric, bits = weights.get("symmetric", True), weights["num_bits"]
@@ -63,9 +70,10 @@ def _choice(group: Mapping[str, Any], form: str) -> Choice:
         raise ArtifactError(
             f"regauge does not read the format {form!r} with {bits}-bit {weights['type']} weights a {strategy}."
         )
-    activations = None
+    reading = None
     if inputs:
         if not inputs.get("dynamic") or inputs.get("strategy") != "token" or inputs["num_bits"] != 8:
             raise ArtifactError("activations with fixed steps are not read by regauge, only those of 8 bits a token.")
-        activations = Spec("int8" if inputs["type"] == "int" else "fp8")
-    return Choice(Spec(grid), grain, ABSMAX, Spec(scale), NEAREST, None, activations)
+        reading = point(INPUTS, grid="int8" if inputs["type"] == "int" else "fp8")
+    specs = {"grid": Spec(grid), "grain": grain, "ranger": ABSMAX, "scale": Spec(scale), "rounder": NEAREST}
+    return Point.of(WEIGHTS, specs), reading

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
+from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.codec.base import Layout, decoder
 from regauge.formats.base import Format
-from regauge.parts import Choice
+from regauge.parts import INPUTS, Point, axis_of
 
 CASTS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 LOOKED_UP = ("embed", "position", "type", "patch")
@@ -56,12 +57,21 @@ def _token(kind: str) -> tuple[tuple[str, object], ...]:
     return tuple(sorted(fields.items()))
 
 
-def scheme_of(choice: Choice, shape: tuple[int, int]) -> Scheme | str:
-    """The scheme of a site, or why there is none."""
-    if choice.compensator is not None:
-        return f"it has no field for what {choice.compensator.part!r} adds back"
+TOKEN = parts.point(INPUTS, grid="int8")
+"""How it has activations: a step a token, from each call's own values."""
+
+
+def scheme_of(choice: Point, shape: tuple[int, int], reading: Point | None = None) -> Scheme | str:
+    """The scheme of a site and of how it reads its tap, or why there is none."""
+    if choice["compensator"] is not None:
+        return f"it has no field for what {choice.name('compensator')!r} adds back"
+    if reading is not None and reading.but(grid=TOKEN["grid"]) != TOKEN:
+        for axis, spec in reading:
+            if axis != "grid" and spec != TOKEN[axis]:
+                told = parts.spell(axis_of(INPUTS, axis).parts, spec) or spec.part
+                return f"activations with {axis} {told} were not tried (only {axis} {TOKEN.name(axis)})"
     fmt = decoder(choice)
-    inputs = None if choice.activations is None else choice.activations.part
+    inputs = None if reading is None else reading.name("grid")
     grain = fmt.grain.taken(shape).name
     if fmt.grid.name.startswith("int"):
         return _integers(fmt, grain, inputs)
@@ -123,7 +133,7 @@ def schemes(layout: Layout) -> dict[str, Scheme]:
     quantised = layout.quantised
     found: dict[str, Scheme] = {}
     for path, sites in layout.modules().items():
-        scheme = scheme_of(quantised[sites[0].name], sites[0].shape)
+        scheme = scheme_of(quantised[sites[0].name], sites[0].shape, layout.reading(sites[0]))
         assert type(scheme) is Scheme, f"{path}: {scheme}"
         found[path] = scheme
     return found
@@ -139,6 +149,8 @@ def refusals(layout: Layout) -> list[str]:
 
 def _all(layout: Layout) -> Iterator[tuple[str, str]]:
     yield from _changed(layout.source, layout.anatomy)
+    if layout.unsaid:
+        yield "sizes", layout.unsaid
     quantised = layout.quantised
     found: list[Scheme] = []
     for sites in layout.modules().values():
@@ -147,7 +159,7 @@ def _all(layout: Layout) -> Iterator[tuple[str, str]]:
             if why:
                 yield site.name, why
         choice = quantised.get(sites[0].name)
-        scheme = None if choice is None else scheme_of(choice, sites[0].shape)
+        scheme = None if choice is None else scheme_of(choice, sites[0].shape, layout.reading(sites[0]))
         if type(scheme) is str:
             yield sites[0].name, scheme
         elif type(scheme) is Scheme:
@@ -172,7 +184,7 @@ def _changed(source: Anatomy, anatomy: Anatomy) -> Iterator[tuple[str, str]]:
             yield site.name, "it gained or lost a bias, which stock modules do not expect"
 
 
-def _module(site: Site, sites: list[Site], quantised: Mapping[str, Choice], anatomy: Anatomy) -> str:
+def _module(site: Site, sites: list[Site], quantised: Mapping[str, Point], anatomy: Anatomy) -> str:
     choice = quantised.get(site.name)
     if site.expert is not None:
         return "stacks of experts are not linear layers"
@@ -186,7 +198,7 @@ def _module(site: Site, sites: list[Site], quantised: Mapping[str, Choice], anat
         return "the head is tied to the embedding"
     if choice != quantised.get(sites[0].name):
         return f"it shares a matrix with {sites[0].name} and has another choice"
-    if len(sites) > 1 and choice is not None and choice.scale.part == "nv":
+    if len(sites) > 1 and choice is not None and choice.name("scale") == "nv":
         return "it shares a matrix with others, and the global step of NVFP4 is one a matrix"
     return ""
 

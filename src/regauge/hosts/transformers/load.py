@@ -20,7 +20,7 @@ from torch import nn
 
 from regauge.anatomy.model import Anatomy
 from regauge.artifact import files
-from regauge.artifact.codec.base import COMPRESSED_TENSORS, REGAUGE, Layout, Wire
+from regauge.artifact.codec.base import COMPRESSED_TENSORS, REGAUGE, Wire
 from regauge.artifact.codec.compressed import CompressedTensors
 from regauge.artifact.codec.groups import read_groups
 from regauge.artifact.codec.packed import Packed
@@ -166,7 +166,7 @@ def _wire(quantisation: Mapping[str, Any], source: Anatomy, dtype: torch.dtype, 
         return Packed(read_header(quantisation, source, dtype))
     if method == COMPRESSED_TENSORS:
         linear = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
-        return CompressedTensors(Layout(source, source, read_groups(quantisation, source, linear), dtype))
+        return CompressedTensors(read_groups(quantisation, source, linear, dtype))
     raise ArtifactError(f"the checkpoint is quantised by {method!r}, which regauge does not read; load the original.")
 
 

@@ -85,7 +85,8 @@ def window_of_artifact(
             for path, keys in where.get(number, {}).items()
             for key in keys
         }
-        return frozenset(found), *(layout.choices.get(site.name) for site in layout.anatomy.in_block(number))
+        sites = layout.anatomy.in_block(number)
+        return frozenset(found), *((layout.choices.get(site.name), layout.reading(site)) for site in sites)
 
     convert(None)
     tie(model)

@@ -119,7 +119,8 @@ def _matrix(
         return FullMatrix(weight, dtype)
     if site.name not in codes:
         raise ArtifactError(f"the artifact lacks the codes of {site.name}.")
-    inputs = None if choice.activations is None else parts.build("grid", choice.activations)
+    reading = layout.reading(site)
+    inputs = None if reading is None else parts.build("grid", reading.spec("grid"))
     return PackedMatrix(codes[site.name], decoder(choice), dtype, device, inputs, activations, allocate)
 
 

@@ -1,0 +1,127 @@
+"""Plans as text: print, hash, compare. `parse(dump(plan)) == plan`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+
+import yaml
+
+from regauge import parts
+from regauge.parts import FORMAT, WEIGHTS, Option, Point, Spec, axis_of
+from regauge.plan.model import Plan, Rule
+from regauge.plan.text import FULL, OLDER, REWRITE
+
+
+@lru_cache(maxsize=4096)
+def _scalar(value: Option, block: bool = False) -> str:
+    """As YAML inside a flow row, or after a key of a block: plain where that reads back the same."""
+    if isinstance(value, str):
+        try:
+            text = f"- {value}" if block else f"[{value}]"
+            if value == value.strip() and "\n" not in value and yaml.safe_load(text) == [value]:
+                return value
+        except yaml.YAMLError:
+            pass
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
+
+
+def _row(items: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{key}: {value}" for key, value in items.items()) + "}"
+
+
+def _spelt(table: str, spec: Spec, known: bool = True) -> str:
+    """One coordinate; `known`: its table has parts, so that a main option may be spelled behind a colon."""
+    short = parts.spell(table, spec) if known else "" if spec.options else spec.part
+    if short:
+        return _scalar(short)
+    return _row({"part": _scalar(spec.part)} | {key: _scalar(value) for key, value in spec.options})
+
+
+def _coordinate(place: str, name: str, spec: Spec) -> str:
+    axis = axis_of(place, name)
+    if axis.number and not spec.options and _is_number(spec.part):
+        return spec.part
+    return _spelt(axis.parts, spec, axis.parts == FORMAT or not parts.empty(axis.parts, place))
+
+
+def _is_number(text: str) -> bool:
+    return type(yaml.safe_load(text)) in (int, float)
+
+
+def coordinates(point: Point) -> dict[str, str]:
+    """Axis → spelling, in the order in which a row is printed."""
+    return {name: _coordinate(point.place, name, spec) for name, spec in point}
+
+
+def dump(plan: Plan) -> str:
+    """The recipe as YAML, one row a rule. `parse(dump(plan)) == plan`, and what is printed prints back to itself."""
+    lines = [f"name: {_scalar(plan.name, block=True)}"]
+    if plan.title:
+        lines.append(f"title: {_scalar(plan.title, block=True)}")
+    if plan.cite:
+        lines.append(f"cite: [{', '.join(_scalar(item) for item in plan.cite)}]")
+    if plan.differs:
+        lines.append(f"differs: {_scalar(plan.differs, block=True)}")
+    if plan.row:
+        lines.append(f"row: {_scalar(plan.row, block=True)}")
+    if plan.calibration:
+        lines.append(f"calibration: {_row({key: str(value) for key, value in plan.calibration.items()})}")
+    if plan.rewrites:
+        lines.append(f"rewrites: [{', '.join(_spelt(REWRITE, spec) for spec in plan.rewrites)}]")
+    for place, rules in plan.places.items():
+        lines.append(f"{place}:")
+        lines += [f"  {_scalar(rule.select, block=True)}: {_point(rule)}" for rule in rules]
+    return "\n".join(lines) + "\n"
+
+
+def _point(rule: Rule) -> str:
+    return FULL if rule.point is None else _row(coordinates(rule.point))
+
+
+def digest(plan: Plan) -> str:
+    """sha256 of what the plan does: its name, title and citations do not count."""
+    meaning: dict[str, object] = {
+        "rewrites": [_spelt(REWRITE, spec) for spec in plan.rewrites],
+        OLDER: _meaning(plan, WEIGHTS),  # the key of version 1, so that a plan of weights alone keeps its hash
+        "calibration": dict(sorted(plan.calibration.items())),
+    }
+    meaning |= {place: _meaning(plan, place) for place in plan.places if place != WEIGHTS}
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
+
+
+def _meaning(plan: Plan, place: str) -> list[list[object]]:
+    return [[rule.select, None if rule.point is None else coordinates(rule.point)] for rule in plan.of(place)]
+
+
+def diff(a: Plan, b: Plan) -> tuple[str, ...]:
+    """What differs, a line each: `weights › head: full → grid int8, …`. Empty where both do the same."""
+    lines = []
+    if a.rewrites != b.rewrites:
+        lines.append(f"rewrites: {_list(a)} → {_list(b)}")
+    if dict(a.calibration) != dict(b.calibration):
+        lines.append(f"calibration: {dict(a.calibration)} → {dict(b.calibration)}")
+    for place in dict.fromkeys([*a.places, *b.places]):
+        rows = [{rule.select: _told(rule.point) for rule in plan.of(place)} for plan in (a, b)]
+        told = []
+        for select in dict.fromkeys([*rows[0], *rows[1]]):
+            before, after = (row.get(select, "absent") for row in rows)
+            if before != after:
+                told.append(f"{place} › {select}: {before} → {after}")
+        if not told and a.of(place) != b.of(place):
+            told.append(f"{place}: the same in another order")
+        lines += told
+    return tuple(lines)
+
+
+def _list(plan: Plan) -> str:
+    return ", ".join(_spelt(REWRITE, spec) for spec in plan.rewrites) or "none"
+
+
+def _told(point: Point | None) -> str:
+    return FULL if point is None else ", ".join(f"{key} {value}" for key, value in coordinates(point).items())
