@@ -34,10 +34,10 @@ from regauge.measure.quality import Scores, paired, summarise
 from regauge.parts import WEIGHTS, Spec
 from regauge.plan import Plan, Rule
 from regauge.plan import load as load_plan
-from regauge.search.build import score
 from regauge.search.fit import fit
-from regauge.search.model import Subject, reader
+from regauge.search.loop.build import score
 from regauge.search.options import integer
+from regauge.search.subject import Subject, reader
 from regauge.text.corpora import corpus
 from regauge.text.split import Sizes, Texts, pieces, prepare
 

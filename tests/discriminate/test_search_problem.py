@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from regauge.hosts.transformers.source import Source
-from regauge.search import problem as module
 from regauge.search.allocation import Bound, allocate
-from regauge.search.model import Subject
+from regauge.search.loop import problem as module
+from regauge.search.loop.problem import Problem, key, read_ledger
+from regauge.search.losses.shelf import Shelf
+from regauge.search.losses.trials import Picks
 from regauge.search.options import site_groups
-from regauge.search.problem import Problem, key, read_ledger
-from regauge.search.shelf import Shelf
-from regauge.search.trials import Picks
+from regauge.search.subject import Subject
 from regauge.text.windows import Windows
 from tests.pico import pico, save
 

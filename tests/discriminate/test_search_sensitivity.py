@@ -10,11 +10,11 @@ from scipy.stats import spearmanr
 
 from regauge.hosts.transformers.source import Source
 from regauge.measure.quality import compare
-from regauge.search.model import Subject
+from regauge.search.losses.fisher import fisher, forward
+from regauge.search.losses.shelf import Shelf
+from regauge.search.losses.trials import true_kl
 from regauge.search.options import Option, site_groups
-from regauge.search.sensitivity import fisher, forward
-from regauge.search.shelf import Shelf
-from regauge.search.trials import true_kl
+from regauge.search.subject import Subject
 from regauge.text.windows import Windows
 from tests.pico import pico, save
 

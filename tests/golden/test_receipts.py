@@ -40,7 +40,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def told(receipt: Receipt) -> dict[str, Any]:
     """What must not change, and the figures that may by rounding on another machine (`errors`)."""
-    return {
+    taps = {tap.name: f"{' '.join(map(str, tap.reading.values()))} | {', '.join(tap.sites)}" for tap in receipt.taps}
+    return ({"taps": taps} if taps else {}) | {
         "plan_hash": receipt.plan_hash,
         "wire": receipt.wire,
         "refusals": list(receipt.refusals),

@@ -22,9 +22,9 @@ def test_speed_by_hand() -> None:
 def test_no_faster_where_spreads_overlap() -> None:
     slow, fast, blurred = speed([10, 11, 12]), speed([20, 21, 22]), speed([9, 14, 25])
     assert verdict(fast, slow) == "1.91x"
-    assert verdict(slow, fast) == "0.52x"
+    assert verdict(slow, fast) == "0.52x, slower"
     assert verdict(blurred, slow) == "no faster"
-    assert verdict(slow, blurred) == "no slower"
+    assert verdict(slow, blurred) == "no faster"
 
 
 def test_runs_are_interleaved_and_warmed() -> None:

@@ -71,7 +71,8 @@ def a_receipt(**more: object) -> Receipt:
 
 POINTS = (
     Point("0", "searched", 1_000_000, predicted=0.2, measured=0.25, interval=(0.2, 0.3)),
-    Point("1", "searched", 2_000_000, predicted=0.05, measured=0.04, interval=(0.03, 0.05), chosen=True),
+    Point("1", "searched", 2_000_000, predicted=0.05, measured=0.04, interval=(0.03, 0.05)),
+    Point("1", "built", 2_000_100, measured=0.045, interval=(0.03, 0.05), chosen=True),
     Point("2", "searched", 3_000_000, predicted=0.01),
     Point("gptq-w4g128", "uniform", 2_100_000, measured=0.08, interval=(0.07, 0.09)),
 )
@@ -151,9 +152,9 @@ def test_experts_share_a_cell_weighted_by_size() -> None:
 def test_frontier_never_mixes_predicted_and_measured() -> None:
     traces = {trace.name: trace for trace in charts.frontier(POINTS).data}
     assert list(traces["predicted"].y) == [0.2, 0.05, 0.01]
-    assert list(traces["measured"].y) == [0.25, 0.04]
-    assert list(traces["measured"].error_y.arrayminus) == pytest.approx([0.05, 0.01])
-    assert list(traces["built"].y) == [0.04]
+    assert list(traces["measured in memory"].y) == [0.25, 0.04]
+    assert list(traces["measured in memory"].error_y.arrayminus) == pytest.approx([0.05, 0.01])
+    assert list(traces["built"].y) == [0.045]
     assert list(traces["uniform presets"].x) == [2.1]
 
 

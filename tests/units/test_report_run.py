@@ -10,7 +10,7 @@ from regauge.errors import ArtifactError
 from regauge.measure.bootstrap import Interval
 from regauge.measure.cost import Costs, Speed
 from regauge.measure.quality import Paired, Quality
-from regauge.report import write
+from regauge.report import figures, write
 from regauge.report.page import render
 from regauge.report.run import of_run
 from regauge.search import record
@@ -45,13 +45,17 @@ def a_point(name: str, size: int, kl: float, kind: str = "searched", measured: f
         bytes_predicted=size,
         kl_predicted=kl,
         bytes_measured=None if measured is None else size + 7,
-        measured=None if measured is None else a_quality(measured),
-        measured_on=None if measured is None else "artifact",
+        measured=None if measured is None or kind == "uniform" else a_quality(measured),
+        in_memory=None if measured is None else a_quality(measured),
     )
 
 
+def a_speed(median: float) -> Speed:
+    return Speed(median=median, low=median - 2, high=median + 2, rounds=5)
+
+
 def a_run() -> Run:
-    fast, slow = Speed(median=60, low=58, high=62, rounds=5), Speed(median=59, low=57, high=61, rounds=5)
+    fast, same, slow = a_speed(60), a_speed(59), a_speed(10)
     return Run(
         regauge="0.1.0",
         command="regauge fit model --budget memory=0.30x",
@@ -73,7 +77,11 @@ def a_run() -> Run:
         },
         quality=a_quality(0.06),
         original=a_quality(0.0),
-        costs={"original": Costs(decode=slow), "compressed": Costs(decode=fast, bytes=3_000_007)},
+        costs={
+            "original": Costs(decode=slow, prefill=fast),
+            "runtime": Costs(decode=same, prefill=fast),
+            "compressed": Costs(decode=fast, prefill=slow, bytes=3_000_007),
+        },
         verdicts=(
             Verdict(text="memory=0.30x", limit=3e6, measured=2.99e6, unit="bytes", met=True, how="tensors as stored"),
             Verdict(text="decode=1.5x", limit=1.5, measured=1.02, unit="x", met=False, how="5 rounds, turn about"),
@@ -83,18 +91,49 @@ def a_run() -> Run:
     )
 
 
-def test_predicted_and_measured_points_stay_apart() -> None:
+def test_predicted_in_memory_and_built_stay_apart() -> None:
     points = of_run(a_run(), a_receipt()).points
     assert [(p.label, p.kind, p.bytes, p.predicted, p.measured, p.chosen) for p in points] == [
         ("0", "searched", 2_000_000, 0.2, None, False),
-        ("1", "searched", 3_000_007, 0.05, 0.06, True),
-        ("gptq-w4g128", "uniform", 3_100_007, None, 0.09, False),
+        ("1", "searched", 3_000_000, 0.05, 0.06, False),
+        ("gptq-w4g128", "uniform", 3_100_000, None, 0.09, False),
+        ("1", "built", 3_000_007, None, 0.06, True),
     ]
+
+
+def test_a_speed_up_is_told_in_its_parts() -> None:
+    """Compression gave nothing that shows at decoding, the runtime six times; the prefill became slower."""
+    table = figures.parts(a_run().costs)
+    assert table.rows == (
+        ("decode", "no faster", "5.90x", "6.00x"),
+        ("prefill", "0.17x, slower", "no faster", "0.17x, slower"),
+    )
+    assert figures.parts({"original": Costs(decode=a_speed(10)), "compressed": Costs(decode=a_speed(60))}).rows == ()
+
+
+def test_the_artifact_stands_with_the_source_and_variants_by_themselves() -> None:
+    run = a_run()
+    assert [row[:3] for row in figures.measured(run).rows] == [
+        ("original, by transformers", "10,000,000", "1.000×"),
+        ("original, by this runtime", "–", "–"),
+        ("fit", "3,000,007", "0.300×"),
+    ]
+    assert [row[-2:] for row in figures.measured(run).rows] == [("10", "60"), ("59", "60"), ("60", "10")]
+    assert [row[0] for row in figures.evenly(run).rows] == ["the chosen point", "gptq-w4g128"]
+    assert figures.evenly(run).rows[1][3:] == ("-0.0300 [-0.0400, -0.0200]", "better")
+
+
+def test_a_record_of_version_0_1_keeps_what_was_measured_on_what() -> None:
+    old = a_point("0", 2, 0.2).model_dump(exclude={"in_memory"})
+    for what, artifact, memory in (("artifact", True, False), ("memory", False, True)):
+        found = Point.model_validate({**old, "measured": a_quality(0.1), "measured_on": what})
+        assert (found.measured is not None, found.in_memory is not None) == (artifact, memory)
+    assert Point.model_validate({**old, "measured_on": None}).measured is None
 
 
 def test_the_page_says_what_was_met_missed_and_no_faster() -> None:
     page = render(of_run(a_run(), a_receipt()))
-    for said in ("met", "missed", "no faster", "turn about", "first build", "better", "def f(", "held out"):
+    for said in ("met", "missed", "no faster", "slower", "turn about", "first build", "better", "def f(", "held out"):
         assert said in page
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from regauge.errors import ArtifactError, BudgetError, ModelError, OutputError, ResumeError, TextError
-from regauge.search import build, finish, profile, record, sensitivity, steps
-from regauge.search.effort import Effort
+from regauge.measure.cost import weight_bytes
+from regauge.search import profile, record
 from regauge.search.fit import fit, pick
+from regauge.search.loop import build, finish, start
+from regauge.search.loop.desk import Effort
 from tests.pico import pico, save
 from tests.tiny import TEXT, folder
 
@@ -61,9 +63,10 @@ def test_a_memory_budget_is_kept_by_measurement(done: tuple[record.Run, Path]) -
     stored = sum((out / name).stat().st_size for name in [p.name for p in out.glob("*.safetensors")])
     assert verdict.met
     assert verdict.measured == run.point.bytes_measured <= 0.5 * run.bytes_bf16 < stored + run.bytes_bf16
-    assert build.weight_bytes(out) >= verdict.measured
+    assert weight_bytes(out) >= verdict.measured
     assert run.point.bytes_predicted == run.point.bytes_measured
-    assert run.point.measured_on == "artifact"
+    assert [point.measured is not None for point in run.points] == [point == run.point for point in run.points]
+    assert all(point.in_memory is not None for point in (*run.points, *run.uniforms))
     assert run.quality == run.point.measured
     assert run.original is not None
     assert run.original.kl.value == 0
@@ -80,7 +83,7 @@ def test_the_frontier_falls_and_search_never_saw_the_evaluation_text(done: tuple
     assert {text.role for text in run.texts} == {"calibration", "search", "evaluation"}
     assert run.check is not None
     assert len(run.samples) > 0
-    assert set(run.costs) == {"original", "compressed"}
+    assert set(run.costs) == {"original", "runtime", "compressed"}
     assert run.costs["compressed"].decode is not None
     assert {point.kind for point in run.uniforms} == {"uniform"}
     assert any("split" in note for note in run.notes)
@@ -101,7 +104,7 @@ def test_pick_builds_another_point_without_searching(
     done: tuple[record.Run, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, out = done
-    monkeypatch.setattr(sensitivity, "fisher", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(start, "fisher", lambda *_: pytest.fail("searched again"))
     other = 0 if run.chosen else 1
     receipt = pick(out, other, tmp_path / "other")
     assert receipt.bytes_after == run.points[other].bytes_predicted
@@ -141,8 +144,8 @@ def test_a_killed_search_goes_on_where_it_was(
     with pytest.raises(ResumeError, match="belongs to another search"):
         fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=5)
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "forward", lambda *_, **__: pytest.fail("rounded again"))
-        patch.setattr(steps, "fisher", lambda *_, **__: pytest.fail("went backward again"))
+        patch.setattr(start, "forward", lambda *_, **__: pytest.fail("rounded again"))
+        patch.setattr(start, "fisher", lambda *_, **__: pytest.fail("went backward again"))
         run = fit(model, out, budgets=["memory=0.5x"], calibration=text)
     assert run.verdicts[0].met
     assert not left.exists()

@@ -13,11 +13,10 @@ from regauge.anatomy.model import Anatomy, Site, Slot
 from regauge.errors import ArtifactError, BudgetError, ResumeError, TextError
 from regauge.plan import dump, parse, resolve
 from regauge.search import record
-from regauge.search.allocation import Allocation, Candidate
-from regauge.search.calibrate import check, corrected
-from regauge.search.frontier import knee, pareto, sizes, sweep
+from regauge.search.allocation import Allocation, Candidate, knee, pareto, sizes, sweep
+from regauge.search.loop.desk import Folder
+from regauge.search.losses.correction import check, corrected
 from regauge.search.options import FULL, SiteGroup, group_bytes, integer, plan_of, site_groups
-from regauge.search.steps import Desk
 from regauge.text.split import split
 
 
@@ -141,12 +140,12 @@ def test_no_stretch_serves_twice() -> None:
 
 
 def test_a_work_folder_belongs_to_one_search(tmp_path: Path) -> None:
-    desk = Desk.open(tmp_path / "w", {"seed": 0, "source": "a"}, force=False)
-    desk.save("found.json", {"a": 1})
-    assert Desk.open(tmp_path / "w", {"seed": 0, "source": "a"}, force=False).load("found.json") == {"a": 1}
+    folder = Folder.open(tmp_path / "w", {"seed": 0, "source": "a"}, force=False)
+    folder.save("found.json", {"a": 1})
+    assert Folder.open(tmp_path / "w", {"seed": 0, "source": "a"}, force=False).load("found.json") == {"a": 1}
     with pytest.raises(ResumeError, match=r"seed \(was 0, now 1\)"):
-        Desk.open(tmp_path / "w", {"seed": 1, "source": "a"}, force=False)
-    assert Desk.open(tmp_path / "w", {"seed": 1, "source": "a"}, force=True).load("found.json") is None
+        Folder.open(tmp_path / "w", {"seed": 1, "source": "a"}, force=False)
+    assert Folder.open(tmp_path / "w", {"seed": 1, "source": "a"}, force=True).load("found.json") is None
 
 
 def test_a_record_that_cannot_be_read_says_so(tmp_path: Path) -> None:
@@ -163,7 +162,7 @@ def test_a_record_that_cannot_be_read_says_so(tmp_path: Path) -> None:
 
 def test_loss_of_a_token_is_summed_before_it_is_squared() -> None:
     """g = (3, −1), ΔW x = (1, 2): ½ (3 − 2)² = 0.5. Squaring element by element would give 6.5."""
-    from regauge.search.sensitivity import _losses
+    from regauge.search.losses.fisher import _losses
 
     pull = ((torch.tensor([[1.0, 2.0]]) @ torch.eye(2)) * torch.tensor([[3.0, -1.0]])).sum(-1)
     option = integer(4, 32)

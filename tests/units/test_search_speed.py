@@ -9,11 +9,12 @@ import pytest
 from regauge.errors import BudgetError
 from regauge.hosts.transformers.source import Source
 from regauge.kernels.cpu import library
-from regauge.search import finish, profile
-from regauge.search.effort import Effort
+from regauge.search import profile
 from regauge.search.fit import fit
-from regauge.search.model import Subject
+from regauge.search.loop import finish
+from regauge.search.loop.desk import Effort
 from regauge.search.options import Option, site_groups
+from regauge.search.subject import Subject
 from tests.tiny import folder
 
 native = pytest.mark.skipif(not library.available(), reason="the C++ kernels are not built")
@@ -37,7 +38,6 @@ def test_decoding_is_timed_as_the_native_step_runs(tmp_path: Path, monkeypatch: 
     source = Source.open(folder(tmp_path / "model", "llama-tied", hidden_size=96, intermediate_size=70))
     timing = profile.profile(Subject.of(source), site_groups(source.anatomy), turns=3)
     assert timing.base["decode"] < timing.source["decode"] / 2
-    assert timing.base["prefill"] == timing.source["prefill"]
     assert timing.least("decode") < timing.source["decode"] / 2
 
 

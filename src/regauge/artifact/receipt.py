@@ -1,4 +1,4 @@
-"""The receipt: what the engine did and measured, per site and per move. Pure data, JSON on disk."""
+"""The receipt: what the engine did and measured, per place and per move. Pure data, JSON on disk."""
 
 from __future__ import annotations
 
@@ -27,6 +27,39 @@ class SiteReceipt(_Record):
     tokens: int | None = None
     fallback: str | None = None
     kept: str | None = None  # why it stays in full precision
+
+
+class TapReceipt(_Record):
+    """One activation that is rounded.
+
+    `reading` is its point, axis by axis; `sites` are those that read it so; `bits` are those of an element.
+    """
+
+    name: str
+    reading: dict[str, object]
+    sites: tuple[str, ...]
+    bits: int
+
+
+class StoreReceipt(_Record):
+    """What one block keeps of the past. `bytes` are those of one token."""
+
+    name: str
+    point: dict[str, object]
+    bytes: float | None = None
+
+
+class StreamReceipt(_Record):
+    """A stream or block of which something was taken out: so many channels, heads or blocks of those there were.
+
+    `error` is ‖f′(x) − f(x)‖ / ‖f(x)‖ of its block on the calibration text: a selection is measured, not certified.
+    """
+
+    name: str
+    point: dict[str, object]
+    size_before: int
+    size_after: int
+    error: float | None = None
 
 
 class MoveReceipt(_Record):
@@ -75,6 +108,9 @@ class Receipt(_Record):
     seed: int = 0
     calibration: dict[str, object] = Field(default_factory=dict)
     sites: tuple[SiteReceipt, ...] = ()
+    taps: tuple[TapReceipt, ...] = ()  # beside them, in receipts of before, each site named the grid of its input
+    stores: tuple[StoreReceipt, ...] = ()
+    streams: tuple[StreamReceipt, ...] = ()
     moves: tuple[MoveReceipt, ...] = ()
     selects: tuple[SelectReceipt, ...] = ()
     searched: tuple[dict[str, object], ...] = ()  # strengths chosen by the whole model's loss, with the grid tried

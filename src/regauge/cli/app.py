@@ -223,7 +223,7 @@ def measure(
 ) -> None:
     """Quality, memory and speed, side by side."""
     from regauge.cli import show, tell
-    from regauge.search.compare import measure as side_by_side
+    from regauge.engine.measuring import measure as side_by_side
 
     with show.progress(quiet=json) as watch:
         found = side_by_side(models, eval=evaluation, seed=seed, progress=watch)

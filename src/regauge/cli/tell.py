@@ -12,8 +12,9 @@ from regauge.plan.select import pattern
 if TYPE_CHECKING:
     from regauge.artifact.receipt import Receipt
     from regauge.engine.estimate import DryRun, SitePlan
+    from regauge.measure.compare import Comparison
+    from regauge.measure.cost import Costs
     from regauge.report.inspection import AttentionGroup, Inspection, SiteGroup
-    from regauge.search.compare import Comparison
     from regauge.search.record import Run
     from regauge.search.sense import Sensitivity
 
@@ -171,38 +172,45 @@ def _site_row(name: str, some: Sequence[SitePlan]) -> list[str]:
 
 
 def run(found: Run, out: Path) -> None:
-    """The chosen point, the budgets against what was measured, and the frontier."""
+    """The frontier, then what was measured of the chosen point: size, quality, speed in its parts, and the budgets."""
+    from regauge.report import figures
+
     if not found.points:  # a dry run
         line(f"{found.source}: {found.parameters:,} parameters, {found.bytes_bf16:,} bytes as bf16; nothing is written")
         for note in found.notes:
             line(f"  {note}")
         return
-    point = found.point
-    line(f"{where(out)}: point {point.name} of {len(found.points)}, {found.chosen_why}")
+    rows = [
+        [
+            f"{one.name}{' ←' if index == found.chosen else ''}",
+            f"{one.bits:.2f}",
+            size(one.bytes_predicted),
+            "" if one.bytes_measured is None else size(one.bytes_measured),
+            f"{one.kl_predicted:.4f}",
+            "" if one.in_memory is None else f"{one.in_memory.kl.value:.4f}",
+            "" if one.measured is None else f"{one.measured.kl.value:.4f}",
+        ]
+        for index, one in enumerate(found.points)
+    ]
+    heads = ["point", "bits", "bytes predicted", "bytes built", "KL predicted", "KL in memory", "KL of the artifact"]
+    table(heads, rows, "Frontier")
+    for note in found.notes:
+        line(f"  note: {note}")
+    for told in figures.tables(found):
+        table(list(told.header), [list(row) for row in told.rows], told.title)
+        line(f"  {told.caption if told.rows else told.empty}")
+        line()
+    line(f"{where(out)}: point {found.point.name} of {len(found.points)}, {found.chosen_why}")
     for verdict in found.verdicts:
         word = "met" if verdict.met else "NOT met"
         line(f"  {word}: {verdict.text}: {verdict.measured:.4g} {verdict.unit} ({verdict.how})")
-    rows = []
-    for index, one in enumerate(found.points):
-        kl = "" if one.measured is None else f"{one.measured.kl.value:.4f}"
-        rows.append(
-            [
-                f"{one.name}{' ←' if index == found.chosen else ''}",
-                f"{one.bits:.2f}",
-                size(one.bytes_predicted),
-                "" if one.bytes_measured is None else size(one.bytes_measured),
-                f"{one.kl_predicted:.4f}",
-                kl,
-            ]
-        )
-    table(["point", "bits", "bytes predicted", "bytes measured", "KL predicted", "KL measured"], rows)
-    for note in found.notes:
-        line(f"  note: {note}")
-    line(f"  {span(sum(found.seconds.values()))}; the page: {where(out)}/regauge/report.html")
+    line(f"  {figures.made(found)} The page: {where(out)}/regauge/report.html")
 
 
 def measurement(found: Comparison) -> None:
     """Models side by side: quality with intervals, then cost; the first is what the others are held to."""
+    from regauge.report import figures
+
     line(f"{found.text}: {found.tokens:,} tokens; 95% intervals over documents")
     rows = []
     for row in found.rows:
@@ -223,27 +231,37 @@ def measurement(found: Comparison) -> None:
     for row in found.rows:
         if row.cosine is not None:
             line(f"  {row.name}: mean cosine of embeddings {row.cosine:.5f}")
+    own = [] if found.original is None else [_cost_row(f"{found.rows[0].name}, by transformers", found.original)]
     table(
-        ["model", "decode tokens/s", "", "prefill tokens/s", "", "resident", "mapped", "cache a token", "files"],
-        [
-            [
-                row.name,
-                "" if row.costs.decode is None else f"{row.costs.decode.median:.1f}",
-                row.decode or "",
-                "" if row.costs.prefill is None else f"{row.costs.prefill.median:.0f}",
-                row.prefill or "",
-                "" if row.costs.memory is None else size(row.costs.memory.anonymous),
-                "" if row.costs.memory is None else size(row.costs.memory.file),
-                "" if row.costs.cache_bytes is None else size(round(row.costs.cache_bytes)),
-                "" if row.costs.bytes is None else size(row.costs.bytes),
-            ]
-            for row in found.rows
-        ],
+        ["model", "decode tokens/s", "prefill tokens/s", "resident", "mapped", "cache a token", "files"],
+        [*own, *(_cost_row(row.name, row.costs) for row in found.rows)],
     )
+    gained = [
+        list(figures.gain_row(f"{row.name}, {what}", gain))
+        for row in found.rows
+        for what, gain in (("decode", row.decode), ("prefill", row.prefill))
+        if gain is not None
+    ]
+    if gained:
+        table(["against " + found.rows[0].name, "compression", "runtime", "together"], gained)
+        line("  compression: against the same runtime on the first model; runtime: the first model by it, against")
+        line("  transformers' own modules; together: against transformers' own modules. All turn about in one run.")
     for name, pair in found.pairs.items():
         d = pair.difference
         said = {"first": "lower", "second": "higher"}.get(pair.verdict, "no difference that the text can show")
         line(f"  {name}: KL {d.value:+.5f} [{d.low:+.5f}, {d.high:+.5f}]: {said}")
-    line(f"  memory moved at {found.bandwidth / 1e9:.1f} GB/s at this minute; {span(found.seconds)}")
+    line(f"  a copy in memory moved {found.bandwidth / 1e9:.1f} GB/s at this minute; {span(found.seconds)}")
     for note in found.notes:
         line(f"  note: {note}")
+
+
+def _cost_row(name: str, costs: Costs) -> list[str]:
+    return [
+        name,
+        "" if costs.decode is None else f"{costs.decode.median:.1f}",
+        "" if costs.prefill is None else f"{costs.prefill.median:.0f}",
+        "" if costs.memory is None else size(costs.memory.anonymous),
+        "" if costs.memory is None else size(costs.memory.file),
+        "" if costs.cache_bytes is None else size(round(costs.cache_bytes)),
+        "" if costs.bytes is None else size(costs.bytes),
+    ]

@@ -24,6 +24,7 @@ from regauge.artifact.config import artifact_files
 from regauge.artifact.disk import check_disk
 from regauge.artifact.receipt import MoveReceipt, Receipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import Staging
+from regauge.engine.block import tap_receipts
 from regauge.engine.driver import Drive
 from regauge.engine.estimate import DryRun, disk_needed, record, seconds
 from regauge.engine.job import Job, Refusals, plan_of, prepare
@@ -259,6 +260,7 @@ def _receipt(
         seed=job.seed,
         calibration=windows.record() if windows is not None else {},
         sites=tuple(sites),
+        taps=tuple(tap_receipts(job.anatomy.sites, job.resolution.inputs)),
         moves=tuple(moves),
         selects=tuple(selects),
         searched=tuple(searched),

@@ -5,7 +5,7 @@ Nothing here reads or writes a file or runs a model. Legend: O output channels, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site, Weights
-from regauge.artifact.receipt import SiteReceipt
+from regauge.artifact.receipt import SiteReceipt, TapReceipt
 from regauge.engine.statistics import output_error
 from regauge.formats.base import Codes, Format
 from regauge.parts import Point
@@ -150,6 +150,23 @@ def site_receipts(
             )
         )
     return found
+
+
+def tap_receipts(sites: Sequence[Site], inputs: Mapping[str, Point]) -> list[TapReceipt]:
+    """What became of each activation that is rounded, in the order in which a model reads them."""
+    readers: dict[str, list[str]] = {}
+    for site in sites:
+        if site.tap in inputs:
+            readers.setdefault(site.tap or "", []).append(site.name)
+    return [
+        TapReceipt(
+            name=tap,
+            reading=spelled(inputs[tap]),
+            sites=tuple(names),
+            bits=parts.build("grid", inputs[tap].spec("grid")).bits,
+        )
+        for tap, names in readers.items()
+    ]
 
 
 def spelled(choice: Point) -> dict[str, object]:

@@ -1,7 +1,9 @@
 """What a model costs on this machine: tokens a second, and memory that is read, not computed from shapes.
 
 Speeds are medians over interleaved rounds (A B A B …), so that a slow minute hits both; the spread is the quartiles.
-Where the spreads of two models overlap, the verdict is "no faster". Memory is the anonymous resident set of a fresh
+Where the spreads of two models overlap, the verdict is "no faster". A speed-up is told in its parts: what compression
+gave, against the same runtime on the uncompressed source, and what the runtime gave, which is that source against the
+model library's own modules. Memory is the anonymous resident set of a fresh
 process after loading; cache bytes a token are read from the cache's tensors.
 """
 
@@ -19,11 +21,19 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from regauge.errors import ModelError
 
 Thunk = Callable[[], float]
+Model = Callable[..., Any]
+"""A loaded causal model of a host: `input_ids`, `past_key_values`, `use_cache` → `logits`, `past_key_values`."""
+Speeds = Mapping[str, Mapping[str, "Speed"]]
+"""`decode` and `prefill` → model → speed."""
+
+DECODE, PREFILL, PROMPT = 24, 256, 16  # tokens timed, tokens of a prefill, tokens before decoding
+ORIGINAL, RUNTIME, COMPRESSED = "original", "runtime", "compressed"
+"""The source by its library's own modules; the source as an artifact is run; the artifact."""
 
 
 class _Record(BaseModel):
@@ -57,6 +67,20 @@ class Costs(_Record):
     bytes: int | None = None  # weight files on disk
 
 
+class Gain(_Record):
+    """A speed-up in its parts: `1.52x`, `no faster`, or `0.80x, slower`.
+
+    Attributes:
+        compression: against the same runtime on the uncompressed source.
+        runtime: that source by this runtime, against its library's own modules.
+        both: against the library's own modules.
+    """
+
+    compression: str
+    runtime: str | None = None
+    both: str | None = None
+
+
 def speed(rates: Sequence[float]) -> Speed:
     """Median and quartiles of tokens a second."""
     if len(rates) > 1:
@@ -67,11 +91,30 @@ def speed(rates: Sequence[float]) -> Speed:
 
 
 def verdict(first: Speed, second: Speed) -> str:
-    """What may be said of the first against the second: `1.52x`, or `no faster` where spreads overlap."""
-    ratio = first.median / second.median
+    """The first against the second: `1.52x`, `0.80x, slower`, or `no faster` where spreads overlap."""
     if first.low <= second.high and second.low <= first.high:
-        return "no faster" if ratio >= 1 else "no slower"
-    return f"{ratio:.2f}x"
+        return "no faster"
+    ratio = first.median / second.median
+    return f"{ratio:.2f}x" if ratio > 1 else f"{ratio:.2f}x, slower"
+
+
+def gain(compressed: Speed | None, runtime: Speed | None, own: Speed | None) -> Gain | None:
+    """A speed-up in its parts; None where one of the first two was not measured."""
+    if compressed is None or runtime is None:
+        return None
+    if own is None:
+        return Gain(compression=verdict(compressed, runtime))
+    return Gain(compression=verdict(compressed, runtime), runtime=verdict(runtime, own), both=verdict(compressed, own))
+
+
+def gains(costs: Mapping[str, Costs]) -> dict[str, Gain]:
+    """`decode` and `prefill` of the artifact in their parts, where all three were measured."""
+    own, runtime, made = (costs.get(name, Costs()) for name in (ORIGINAL, RUNTIME, COMPRESSED))
+    found = {
+        "decode": gain(made.decode, runtime.decode, own.decode),
+        "prefill": gain(made.prefill, runtime.prefill, own.prefill),
+    }
+    return {name: told for name, told in found.items() if told is not None}
 
 
 def interleave(runs: Mapping[str, Thunk], rounds: int = 5, warm: int = 1) -> dict[str, Speed]:
@@ -85,7 +128,7 @@ def interleave(runs: Mapping[str, Thunk], rounds: int = 5, warm: int = 1) -> dic
     return {name: speed(values) for name, values in rates.items()}
 
 
-def decode_rate(model: nn.Module, prompt_BT: Tensor, tokens: int = 32) -> Thunk:
+def decode_rate(model: Model, prompt_BT: Tensor, tokens: int = 32) -> Thunk:
     """Greedy tokens a second with the cache, after the prompt is in it; batch as given (1 for decoding)."""
 
     def run() -> float:
@@ -101,7 +144,7 @@ def decode_rate(model: nn.Module, prompt_BT: Tensor, tokens: int = 32) -> Thunk:
     return run
 
 
-def prefill_rate(model: nn.Module, prompt_BT: Tensor) -> Thunk:
+def prefill_rate(model: Model, prompt_BT: Tensor) -> Thunk:
     """Prompt tokens a second through one forward pass that fills a cache and gives the last token's logits."""
 
     def run() -> float:
@@ -111,6 +154,21 @@ def prefill_rate(model: nn.Module, prompt_BT: Tensor) -> Thunk:
             return prompt_BT.numel() / (time.perf_counter() - start)
 
     return run
+
+
+def prompt_of(vocabulary: int, most: int | None) -> Tensor:
+    """Random ids (1, T) to time with: a prefill's worth, or half of what the model reads at once."""
+    length = PREFILL if most is None else min(PREFILL, most // 2)
+    return torch.randint(0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
+
+
+def speeds(models: Mapping[str, Model], prompt_BT: Tensor, rounds: int) -> dict[str, dict[str, Speed]]:
+    """`decode` and `prefill` of every model, all of them turn about in each round."""
+    short = prompt_BT[:, :PROMPT]
+    return {
+        "decode": interleave({name: decode_rate(model, short, DECODE) for name, model in models.items()}, rounds),
+        "prefill": interleave({name: prefill_rate(model, prompt_BT) for name, model in models.items()}, rounds),
+    }
 
 
 def cache_bytes(cache: Any) -> int:  # any cache object of the host
@@ -124,7 +182,7 @@ def cache_bytes(cache: Any) -> int:  # any cache object of the host
     return sum(storages.values())
 
 
-def cache_bytes_a_token(model: nn.Module, prompt_BT: Tensor) -> float:
+def cache_bytes_a_token(model: Model, prompt_BT: Tensor) -> float:
     """Growth of the cache from half the prompt to all of it, a token: fixed parts (a window's rest) drop out."""
     length = prompt_BT.shape[1]
     if length < 2:
@@ -138,7 +196,7 @@ def cache_bytes_a_token(model: nn.Module, prompt_BT: Tensor) -> float:
 _CHILD = """
 import ctypes, gc, json, sys
 import torch
-from regauge.hosts.transformers.load import load
+from regauge import load
 def resident():
     gc.collect()
     if sys.platform == "linux":

@@ -28,7 +28,7 @@ def _layout(height: int, **more: object) -> go.Layout:
 
 
 def frontier(points: tuple[Point, ...]) -> go.Figure:
-    """KL against bytes: predicted, measured with its interval, uniform presets, and the point that was built."""
+    """KL against bytes: predicted, measured in memory with its interval, uniform presets, and what was built."""
     figure = go.Figure(layout=_layout(440))
     searched = sorted((p for p in points if p.kind == "searched"), key=lambda p: p.bytes)
     predicted = [p for p in searched if p.predicted is not None]
@@ -42,7 +42,7 @@ def frontier(points: tuple[Point, ...]) -> go.Figure:
             line={"color": GREY, "dash": "dot"},
             hovertemplate="point %{text}<br>%{x:.3f} MB<br>predicted KL %{y:.5f}<extra></extra>",
         )
-    _measured(figure, searched, "measured", BLUE, "circle", "lines+markers")
+    _measured(figure, searched, "measured in memory", BLUE, "circle", "lines+markers")
     _measured(figure, [p for p in points if p.kind == "uniform"], "uniform presets", ORANGE, "diamond", "markers")
     chosen = [p for p in points if p.chosen and (p.measured or p.predicted) is not None]
     if chosen:

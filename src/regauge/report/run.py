@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from regauge.amounts import told
 from regauge.artifact.receipt import Receipt
-from regauge.measure.cost import Costs, Speed, verdict
+from regauge.measure.cost import Costs, Speed, gains
 from regauge.measure.quality import Quality
-from regauge.report.view import Card, Point, Row, Sample, Table, View, human, of_receipt
+from regauge.report import figures
+from regauge.report.view import Card, Point, Row, Sample, Table, View, of_receipt
 from regauge.search import record
 from regauge.search.record import Run
 
@@ -15,7 +17,8 @@ from regauge.search.record import Run
 def of_run(run: Run, receipt: Receipt) -> View:
     """The page of a run: the receipt's page, and around it the frontier, the budgets and what was measured."""
     base = of_receipt(receipt)
-    tables = (_budgets(run), _quality(run), _costs(run), _uniforms(run), *base.tables, _builds(run), _texts(run))
+    told_apart = (figures.measured(run), figures.parts(run.costs), _budgets(run), _quality(run), _costs(run))
+    tables = (*told_apart, figures.evenly(run), *base.tables, _builds(run), _texts(run))
     return replace(
         base,
         title=f"{run.source.rstrip('/').rsplit('/', 1)[-1]} at {receipt.ratio:.3f}× of its bytes",
@@ -37,7 +40,7 @@ def _sentence(text: str) -> str:
 
 def _cards(run: Run, receipt: Receipt) -> tuple[Card, ...]:
     cards: list[Card] = [
-        ("size", f"{receipt.ratio:.3f}×", f"{human(receipt.bytes_after)} of {human(receipt.bytes_bf16)} as bf16")
+        ("size", f"{receipt.ratio:.3f}×", f"{told(receipt.bytes_after)} of {told(receipt.bytes_bf16)} as bf16")
     ]
     if run.quality is not None:
         kl = run.quality.kl
@@ -47,30 +50,31 @@ def _cards(run: Run, receipt: Receipt) -> tuple[Card, ...]:
         if run.original is not None:
             before, after = run.original.bits_per_byte.value, run.quality.bits_per_byte.value
             cards.append(("bits a byte", f"{after:.3f}", f"the original has {before:.3f}"))
-    old, new = run.costs.get("original"), run.costs.get("compressed")
-    if old and new and old.decode and new.decode:
-        cards.append(("decoding", verdict(new.decode, old.decode), "measured, turn about, against bf16"))
+    for name, gain in gains(run.costs).items():
+        small = f"by compression, against this runtime on the source; the runtime itself: {gain.runtime or 'not timed'}"
+        cards.append((name, gain.compression, small))
     return tuple(cards)
 
 
 def _points(run: Run) -> tuple[Point, ...]:
-    return tuple(
-        _point(point, index == run.chosen and point.kind == "searched")
-        for points in (run.points, run.uniforms)
-        for index, point in enumerate(points)
-    )
+    """Variants in memory, at bytes counted from formats; and what was built, at the bytes and KL of its artifact."""
+    found = [_variant(point) for points in (run.points, run.uniforms) for point in points]
+    chosen = run.point
+    if chosen.measured is not None and chosen.bytes_measured is not None:
+        kl = chosen.measured.kl
+        found.append(Point(chosen.name, "built", chosen.bytes_measured, None, kl.value, (kl.low, kl.high), chosen=True))
+    return tuple(found)
 
 
-def _point(point: record.Point, chosen: bool) -> Point:
-    measured = point.measured
+def _variant(point: record.Point) -> Point:
+    found = point.in_memory
     return Point(
         label=point.name,
         kind=point.kind,
-        bytes=point.bytes_measured or point.bytes_predicted,
+        bytes=point.bytes_predicted,
         predicted=point.kl_predicted if point.kind == "searched" else None,
-        measured=None if measured is None else measured.kl.value,
-        interval=None if measured is None else (measured.kl.low, measured.kl.high),
-        chosen=chosen,
+        measured=None if found is None else found.kl.value,
+        interval=None if found is None else (found.kl.low, found.kl.high),
     )
 
 
@@ -89,7 +93,7 @@ def _budgets(run: Run) -> Table:
 
 
 def _amount(value: float, unit: str) -> str:
-    return human(value) if unit == "bytes" else f"{value:.4g} {unit}".strip()
+    return told(value) if unit == "bytes" else f"{value:.4g} {unit}".strip()
 
 
 def _quality(run: Run) -> Table:
@@ -118,13 +122,13 @@ def _quality_row(name: str, quality: Quality) -> Row:
 
 
 def _costs(run: Run) -> Table:
-    rows = tuple(_cost_row(name, costs) for name, costs in run.costs.items())
-    caption = "Tokens a second at batch 1 as medians with quartiles, the two models turn about in one run. "
+    rows = tuple(_cost_row(figures.NAMES.get(name, name), costs) for name, costs in run.costs.items())
+    caption = "Tokens a second at batch 1 as medians with quartiles, all turn about in one run. "
     caption += (
         "Resident memory is what a fresh process gained by loading the model; the original's pages are its file's. "
     )
     if run.bandwidth:
-        caption += f"Beside them this machine read memory at {run.bandwidth / 1e9:.1f} GB/s."
+        caption += f"Beside them a copy in memory moved {run.bandwidth / 1e9:.1f} GB/s, reads and writes together."
     return Table(
         "Measured costs",
         caption,
@@ -141,9 +145,9 @@ def _cost_row(name: str, costs: Costs) -> Row:
         _speed(costs.prefill),
         "–"
         if costs.memory is None
-        else f"{human(costs.memory.anonymous + costs.memory.file)} ({human(costs.memory.file)} mapped)",
-        "–" if costs.cache_bytes is None else human(costs.cache_bytes),
-        "–" if costs.bytes is None else human(costs.bytes),
+        else f"{told(costs.memory.anonymous + costs.memory.file)} ({told(costs.memory.file)} mapped)",
+        "–" if costs.cache_bytes is None else told(costs.cache_bytes),
+        "–" if costs.bytes is None else told(costs.bytes),
     )
 
 
@@ -151,38 +155,12 @@ def _speed(speed: Speed | None) -> str:
     return "–" if speed is None else f"{speed.median:.1f} [{speed.low:.1f}, {speed.high:.1f}]"
 
 
-def _uniforms(run: Run) -> Table:
-    rows = []
-    for point in run.uniforms:
-        paired = run.against_uniform.get(point.name)
-        kl = point.measured.kl if point.measured is not None else None
-        rows.append(
-            (
-                point.name,
-                human(point.bytes_measured or point.bytes_predicted),
-                "–" if kl is None else f"{kl.value:.5f} [{kl.low:.5f}, {kl.high:.5f}]",
-                "–"
-                if paired is None
-                else f"{paired.difference.value:+.5f} [{paired.difference.low:+.5f}, {paired.difference.high:+.5f}]",
-                "–" if paired is None else {"first": "better", "second": "worse"}.get(paired.verdict, "undecided"),
-            )
-        )
-    return Table(
-        "Against spending evenly",
-        "Uniform presets with the same rounder and text. The difference in KL is what was built less the preset, on "
-        "the same documents drawn together; where its interval holds 0, nothing is claimed.",
-        ("preset", "bytes", "KL", "difference", "what was built is"),
-        tuple(rows),
-        "No uniform preset was measured beside it.",
-    )
-
-
 def _builds(run: Run) -> Table:
     return Table(
         "Built on the way",
         "The search builds, measures and corrects; every artifact that it built is here.",
         ("point", "bytes", "KL", "decode", "why"),
-        tuple((b.point, human(b.bytes), f"{b.kl:.5f}", b.decode or "–", b.why) for b in run.builds),
+        tuple((b.point, told(b.bytes), f"{b.kl:.5f}", b.decode or "–", b.why) for b in run.builds),
     )
 
 

@@ -17,7 +17,7 @@ class Point:
 
     Attributes:
         label: what the reader sees, e.g. `3` or `gptq-w4g128`.
-        kind: `searched`, `uniform` or `source`.
+        kind: `searched` or `uniform`, both variants in memory; `built`, the artifact.
         interval: 95 % bootstrap interval of the measured KL.
     """
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,16 +25,17 @@ from regauge.errors import ArtifactError, OutputError, ResumeError
 from regauge.hosts.transformers.source import Source
 from regauge.search import budgets as written
 from regauge.search import record
-from regauge.search.effort import Effort, Stopwatch
-from regauge.search.finish import assemble, plan_for
-from regauge.search.model import Subject, reader
+from regauge.search.loop.build import plan_for
+from regauge.search.loop.desk import Ask, Desk, Effort, Folder, Stopwatch
+from regauge.search.loop.finish import assemble
+from regauge.search.loop.settle import settle
+from regauge.search.loop.start import begin, estimate, reachable
 from regauge.search.options import site_groups
 from regauge.search.profile import within_reach
 from regauge.search.record import Run
-from regauge.search.steps import Desk, begin, estimate, reachable
-from regauge.search.verdict import settle
+from regauge.search.subject import Subject, reader
 from regauge.text.corpora import Where
-from regauge.text.split import Sizes, prepare
+from regauge.text.split import Sizes, Texts, prepare
 
 KEPT = 2**20  # characters of a list of texts that the record keeps
 
@@ -67,49 +67,54 @@ def fit(
         BudgetError: a budget is malformed, or out of reach; says how near it came.
         RegaugeError: any other refusal, before any work.
     """
-    watch = Stopwatch(time_limit)
-    asked, floors = written.parse(budgets), written.parse_floor(floor)
-    target = Path(out).absolute()
+    watch, clock, target = Stopwatch(time_limit), Clock(progress or nobody), Path(out).absolute()
+    ask = Ask(
+        model=str(model),
+        budgets=written.parse(budgets),
+        floors=written.parse_floor(floor),
+        effort=Effort.of(time_limit),
+        seed=seed,
+        command=command or _command(),
+        given={"calibration": _spell(calibration), "eval": _spell(eval), "revision": revision},
+    )
     refuse_out(target, force)
-    clock = Clock(progress or nobody)
-    effort = Effort.of(time_limit)
     with quiet_torch():
         clock.say("open")
         source = Source.open(model, revision)
-        reachable(source, asked)
-        started = time.monotonic()
-        sizes = Sizes(effort.calibration, effort.search, effort.evaluation)
+        reachable(source, ask.budgets)
         if dry_run:
-            return estimate(source, str(model), asked, floors, effort, seed)
+            return estimate(source, ask)
         subject = Subject.of(source)
-        clock.say("profile")
-        timing = within_reach(subject, site_groups(source.anatomy), asked, effort.turns)
-        watch.lap("profile", started)
-        started = time.monotonic()
-        clock.say("text")
-        texts = prepare(reader(source, seed), calibration, eval, sizes, seed)
-        watch.lap("text", started)
-        folder = target.with_name(target.name + ".search")
-        identity = {
-            "source": source.digest(),
-            "texts": [text.sha256 for text in texts.records],
-            "seed": seed,
-            "effort": repr(effort),
-        }
-        with Desk.open(folder, identity, force) as desk:
-            problem = begin(subject, texts, desk, effort, seed, clock, watch)
-            found = settle(
-                problem, asked, floors, timing, texts, desk, effort, seed, clock, watch, command or _command()
-            )
-            run = assemble(
-                found, asked, floors, texts, effort, seed, clock, watch, str(model), command or _command(),
-                {"calibration": _spell(calibration), "eval": _spell(eval), "revision": revision},
-            )  # fmt: skip
-            record.write(run, found.built.folder)
-            _move(found.built.folder, target, force)
-        shutil.rmtree(folder, ignore_errors=True)
+        with watch.step("profile"):
+            clock.say("profile")
+            timing = within_reach(subject, site_groups(source.anatomy), ask.budgets, ask.effort.turns)
+        with watch.step("text"):
+            clock.say("text")
+            texts = prepare(reader(source, seed), calibration, eval, ask.sizes, seed)
+        folder = Folder.open(target.with_name(target.name + ".search"), _identity(ask, source, texts), force)
+        run = search(Desk(ask, subject, texts, folder, timing, clock, watch), target, force)
+        shutil.rmtree(folder.path, ignore_errors=True)
         clock.say("finish", f"{out} is written")
     return run
+
+
+def search(desk: Desk, target: Path, force: bool) -> Run:
+    """The search itself, on a desk that is laid; its artifact goes to `target`. What lies in the folder stays."""
+    found = settle(desk, begin(desk))
+    run = assemble(desk, found)
+    record.write(run, found.built.folder)
+    _move(found.built.folder, target, force)
+    return run
+
+
+def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
+    """What a search that goes on must have in common with the one that began."""
+    return {
+        "source": source.digest(),
+        "texts": [text.sha256 for text in texts.records],
+        "seed": ask.seed,
+        "effort": repr(ask.effort),
+    }
 
 
 def pick(run: str | Path, index: int, out: str | Path, force: bool = False, progress: Watcher | None = None) -> Receipt:

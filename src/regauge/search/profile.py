@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,20 +19,21 @@ import torch
 from torch import Tensor
 
 from regauge import parts
-from regauge.errors import BudgetError, FallbackWarning
-from regauge.hosts.transformers.plug import plug
+from regauge.errors import BudgetError
+from regauge.hosts.transformers.probe import context
 from regauge.hosts.transformers.program import Unservable, site_of
+from regauge.hosts.transformers.source import Source
+from regauge.hosts.transformers.ways import unsaid, ways_of_source
 from regauge.kernels.cpu.library import ABI, level
 from regauge.kernels.cpu.step import Norm, Program, Site
-from regauge.measure.cost import decode_rate, interleave, prefill_rate
+from regauge.measure.cost import ORIGINAL, PREFILL, RUNTIME, prompt_of, speeds
 from regauge.measure.machine import cost, machine, read_costs, write_costs
 from regauge.parts import Spec
 from regauge.runtime.matrices.arena import Arena
 from regauge.runtime.matrices.modules import FullMatrix, PackedMatrix
 from regauge.search.budgets import Budget
-from regauge.search.build import DECODE, PREFILL, PROMPT, in_bf16
-from regauge.search.model import Subject
 from regauge.search.options import Option, SiteGroup
+from regauge.search.subject import Subject
 
 SPREAD = 64 * 2**20  # bytes of weights that a timing walks through, larger than most last-level caches
 REPEATS = 9
@@ -49,8 +49,9 @@ class Timing:
 
     Attributes:
         costs: of every option.
-        source: ms a token of the source in bf16, by transformers: what a speed budget is a multiple of.
-        base: the same weights run as an artifact is: by the native step, where it serves the model.
+        source: ms a token of the source in bf16, by its library's own modules.
+        base: the same weights run as an artifact is, by the native step where it serves the model: what a speed budget
+            is a multiple of.
     """
 
     costs: Costs
@@ -80,7 +81,7 @@ def within_reach(subject: Subject, groups: Sequence[SiteGroup], asked: Sequence[
     if not timed(asked):
         return None
     timing = profile(subject, groups, turns)
-    before = timing.source
+    before = timing.base
     for budget in asked:
         if budget.resource != "memory":
             best = before[budget.resource] / timing.least(budget.resource)
@@ -88,14 +89,14 @@ def within_reach(subject: Subject, groups: Sequence[SiteGroup], asked: Sequence[
                 raise BudgetError(
                     f"{budget.text!r} cannot be had here: with every weight at its fastest this machine would reach "
                     f"{best:.2f}x ({timing.fixed(budget.resource):.3g} of the source's {before[budget.resource]:.3g} "
-                    "ms a token are spent outside the weights); ask for less."
+                    "ms a token by the same runtime are spent outside the weights); ask for less."
                 )
     return timing
 
 
 def profile(subject: Subject, groups: Sequence[SiteGroup], turns: int) -> Timing:
     """Costs of every option, and the source's own ms a token in bf16, both for decode and prefill."""
-    source, base, native = source_ms(subject, turns)
+    source, base, native = source_ms(subject.source, turns)
     here = machine()
     known = read_costs(here)
     before = dict(known)
@@ -120,25 +121,16 @@ def profile(subject: Subject, groups: Sequence[SiteGroup], turns: int) -> Timing
     return Timing(found, source, base)
 
 
-def source_ms(subject: Subject, turns: int) -> tuple[dict[str, float], dict[str, float], bool]:
-    """ms a token of the source in bf16, by transformers and as an artifact runs, and whether the native step served."""
-    model = in_bf16(subject.source)
-    generator = torch.Generator().manual_seed(0)
-    most = min(PREFILL, int(getattr(subject.source.config, "max_position_embeddings", PREFILL)) // 2)
-    prompt = torch.randint(0, subject.anatomy.site("embed").shape[0], (1, most), generator=generator)
-    decode = decode_rate(model, prompt[:, :PROMPT], DECODE)
-    found = interleave({"decode": decode, "prefill": prefill_rate(model, prompt)}, turns)
-    source = {name: 1000 / speed.median for name, speed in found.items()}
-    plug(model, subject.source.anatomy)
-    step = getattr(model, "regauge_step", None)
-    if step is None:
-        return source, source, False
-    with warnings.catch_warnings():  # whoever loads the artifact is told, and may load it elsewhere
-        warnings.simplefilter("ignore", FallbackWarning)
-        again = 1000 / interleave({"decode": decode}, turns)["decode"].median
-    if not step.steps:
-        return source, source, False
-    return source, {**source, "decode": again}, True
+def source_ms(source: Source, turns: int) -> tuple[dict[str, float], dict[str, float], bool]:
+    """ms a token of the source in bf16, by its library's own modules and as an artifact runs, turn about; and whether
+    the native step served."""
+    ways = ways_of_source(source)
+    models = {RUNTIME: ways.runtime} if ways.own is None else {RUNTIME: ways.runtime, ORIGINAL: ways.own}
+    with unsaid():
+        found = speeds(models, prompt_of(source.anatomy.site("embed").shape[0], context(source)), turns)
+    base = {name: 1000 / pair[RUNTIME].median for name, pair in found.items()}
+    own = {name: 1000 / pair.get(ORIGINAL, pair[RUNTIME]).median for name, pair in found.items()}
+    return own, base, ways.native
 
 
 def _key(shape: tuple[int, int], option: Option, tokens: int, native: bool, whole: int) -> str:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from regauge.errors import ArtifactError
 from regauge.measure.cost import Costs
 from regauge.measure.quality import Paired, Quality
 from regauge.search.budgets import Budget
-from regauge.search.calibrate import Check
+from regauge.search.losses.correction import Check
 from regauge.text.split import Text
 
 
@@ -31,8 +32,8 @@ class Point(_Record):
         picks: group of sites → option, e.g. `blocks.0.attn.q` → `int4-g128`.
         bits: bits a weight over the sites searched, steps and zero points included.
         kl_trial: true KL on the search text, weights replaced in memory; never the evaluation text.
-        measured: on the evaluation text. `measured_on` says of what: `artifact` as loaded, or `memory`: the same
-            rounded weights before they are stored and propagated.
+        measured: on the evaluation text, of the artifact as loaded; only of points that were built.
+        in_memory: the same of the variant in memory: rounded weights before they are stored and propagated.
     """
 
     name: str
@@ -46,7 +47,17 @@ class Point(_Record):
     prefill_ms_predicted: float | None = None
     bytes_measured: int | None = None
     measured: Quality | None = None
-    measured_on: str | None = None
+    in_memory: Quality | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, data: Any) -> Any:
+        """Records of 0.1 had one field for both, and another that said which."""
+        if type(data) is dict and "measured_on" in data:
+            data = dict(data)
+            if data.pop("measured_on") == "memory":
+                data["in_memory"] = data.pop("measured", None)
+        return data
 
 
 class SitePick(_Record):
@@ -110,11 +121,11 @@ class Run(_Record):
     chosen: int  # index into points
     chosen_why: str
     uniforms: tuple[Point, ...] = ()  # baselines, every site alike, same rounder and text
-    against_uniform: dict[str, Paired] = Field(default_factory=dict)  # chosen less the uniform of that name
+    against_uniform: dict[str, Paired] = Field(default_factory=dict)  # chosen less that uniform, both in memory
     sites: tuple[SitePick, ...] = ()  # of the chosen point
     quality: Quality | None = None  # of the artifact, on the evaluation text
     original: Quality | None = None  # of the source on the same text (its KL is 0)
-    costs: dict[str, Costs] = Field(default_factory=dict)  # `original` (bf16), `compressed`
+    costs: dict[str, Costs] = Field(default_factory=dict)  # source in bf16: `original`, `runtime`; `compressed`
     verdicts: tuple[Verdict, ...] = ()
     check: Check | None = None
     additivity: float | None = None  # median of true KL of whole allocations / sum of their single-site KLs

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.hosts.transformers.source import Source
-from regauge.search.model import Subject, reader
+from regauge.search.loop.start import calibration_batches
+from regauge.search.losses.fisher import fisher, forward
+from regauge.search.losses.shelf import Shelf
 from regauge.search.options import SiteGroup, site_groups
-from regauge.search.sensitivity import fisher, forward
-from regauge.search.shelf import Shelf
-from regauge.search.steps import calibration_batches
+from regauge.search.subject import Subject, reader
 from regauge.text.corpora import Where
 from regauge.text.split import Sizes, prepare
 

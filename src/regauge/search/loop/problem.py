@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from regauge.search.allocation import Allocation, Bound, Candidate, allocate
-from regauge.search.calibrate import Check, check, corrected
-from regauge.search.model import Subject
+from regauge.search.losses.correction import Check, check, corrected
+from regauge.search.losses.fisher import Losses
+from regauge.search.losses.shelf import Shelf
+from regauge.search.losses.trials import Picks, true_kl
 from regauge.search.options import FULL, Option, SiteGroup, group_bytes
-from regauge.search.sensitivity import Losses
-from regauge.search.shelf import Shelf
-from regauge.search.trials import Picks, true_kl
+from regauge.search.subject import Subject
 from regauge.text.windows import Windows
 
 Say = Callable[[str, int, int], None]

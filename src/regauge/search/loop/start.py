@@ -1,88 +1,30 @@
-"""The steps before any decision: what is refused at once, the work folder, rounding, sensitivity, first true KLs."""
+"""The steps before any decision: what is refused at once, rounding, sensitivity, first true KLs."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from regauge.artifact.disk import check_disk, one_sentence
-from regauge.artifact.staging import differences
-from regauge.engine.watchdog import Clock
-from regauge.errors import BudgetError, OutputError, ResumeError
+from regauge.artifact.disk import check_disk
+from regauge.errors import BudgetError
 from regauge.hosts.transformers.source import Source
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
-from regauge.search.effort import Effort, Stopwatch
-from regauge.search.model import Subject, batches
+from regauge.search.loop.desk import Ask, Desk
+from regauge.search.loop.problem import Problem, read_ledger
+from regauge.search.losses.fisher import Losses, fisher, forward
+from regauge.search.losses.shelf import Shelf, room
+from regauge.search.losses.trials import Picks
 from regauge.search.options import FULL, SiteGroup, group_bytes, site_groups
-from regauge.search.problem import Problem, read_ledger
 from regauge.search.record import Run
-from regauge.search.sensitivity import Losses, fisher, forward
-from regauge.search.shelf import Shelf, room
-from regauge.search.trials import Picks
+from regauge.search.subject import batches
 from regauge.text.split import Texts
 from regauge.text.tokens import frame
 from regauge.text.windows import cut
 from regauge.version import __version__
 
 ROWS = 2048  # tokens of a batch
-
-
-@dataclass(frozen=True)
-class Desk:
-    """`OUT.search/`: what a search has found so far. Kept when it fails, so that the next run goes on."""
-
-    folder: Path
-
-    @staticmethod
-    def open(folder: Path, identity: Mapping[str, object], force: bool) -> Desk:
-        """Makes or resumes the folder.
-
-        Raises:
-            ResumeError: it belongs to a search of other things.
-        """
-        path = folder / "identity.json"
-        plain = json.loads(json.dumps(dict(identity)))
-        with one_sentence("making", folder):
-            if path.exists():
-                was = json.loads(path.read_text(encoding="utf-8"))
-                if was != plain:
-                    if not force:
-                        raise ResumeError(
-                            f"{folder} belongs to another search ({', '.join(differences(was, plain))}); remove it, "
-                            "or start over with --force."
-                        )
-                    shutil.rmtree(folder)
-            elif folder.exists() and any(folder.iterdir()):
-                raise OutputError(f"{folder} is in the way: it is not empty and not a search of ours; move it away.")
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(plain), encoding="utf-8")
-        return Desk(folder)
-
-    def __enter__(self) -> Desk:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to release: what lies there is for the next run."""
-
-    def load(self, name: str) -> object:
-        path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-    def save(self, name: str, value: object) -> None:
-        part = self.folder / f"{name}.part"
-        with one_sentence("writing", part):
-            part.write_text(json.dumps(value), encoding="utf-8")
-            part.replace(self.folder / name)
 
 
 def fixed_bytes(source: Source, groups: Sequence[SiteGroup], itemsize: int) -> int:
@@ -112,32 +54,31 @@ def reachable(source: Source, budgets: Sequence[Budget]) -> None:
             )
 
 
-def estimate(
-    source: Source, model: str, budgets: Sequence[Budget], floor: dict[str, float], effort: Effort, seed: int
-) -> Run:
+def estimate(source: Source, ask: Ask) -> Run:
     """What `fit` would do: a record without points, whose notes say what it would read, try and need."""
-    groups = site_groups(source.anatomy)
+    effort, groups = ask.effort, site_groups(source.anatomy)
     options = sum(len(group.options) for group in groups)
-    tokens = effort.calibration * 2 + effort.gradient * 4 + effort.search * (effort.checks + 24 + effort.neighbours * 3)
+    variants = effort.checks + 24 + effort.neighbours * 3
+    tokens = effort.calibration * 2 + effort.gradient * 4 + effort.search * variants
     flops = 2 * source.parameters() * tokens + 8 * effort.builds // 2 * source.parameters() * effort.calibration
     notes = (
         f"{len(groups)} choices of {options} options in all; {room(groups):,} bytes of work folder while it runs",
         f"passes: one over {effort.calibration:,} calibration tokens that rounds every option, one backward over "
-        f"{effort.gradient:,}, then up to {effort.checks + 24 + effort.neighbours * 3} variants of "
+        f"{effort.gradient:,}, then up to {variants} variants of "
         f"{effort.search:,} tokens, and {effort.evaluation:,} tokens for the final figures",
         f"about {flops / 5e10 + room(groups) / 4e6 + 30:.0f} s on two cores",
     )
     return Run(
         regauge=__version__,
         command="",
-        seed=seed,
-        source=model,
+        seed=ask.seed,
+        source=ask.model,
         source_hash="",
         family=source.anatomy.family,
         parameters=source.parameters(),
         bytes_bf16=source.bytes_bf16(),
-        budgets=tuple(budgets),
-        floor=floor,
+        budgets=ask.budgets,
+        floor=dict(ask.floors),
         texts=(),
         points=(),
         chosen=-1,
@@ -146,38 +87,36 @@ def estimate(
     )
 
 
-def begin(
-    subject: Subject, texts: Texts, desk: Desk, effort: Effort, seed: int, clock: Clock, watch: Stopwatch
-) -> Problem:
+def begin(desk: Desk) -> Problem:
     """Every option rounded, the backward pass done, embedding and head measured, predictions checked on a sample."""
-    source = subject.source
-    groups = site_groups(subject.anatomy)
-    check_disk(desk.folder, room(groups) + 2 * source.bytes_bf16())
-    shelf = Shelf(desk.folder, groups)
-    inputs = calibration_batches(source, texts, effort.calibration)
-    keep = max(1, -(-effort.gradient // inputs[0].numel()))
-    predicted = desk.load("fisher.json")
-    started = time.monotonic()
+    subject, folder, effort, watch = desk.subject, desk.folder, desk.ask.effort, desk.watch
+    source, groups = subject.source, site_groups(subject.anatomy)
+    check_disk(folder.path, room(groups) + 2 * source.bytes_bf16())
+    shelf = Shelf(folder.path, groups)
+
+    def show(step: str, share: float) -> None:
+        desk.clock.show(step, int(100 * share), 100)
+
+    predicted = folder.load("fisher.json")
     if predicted is None:
-        borders = forward(subject, shelf, inputs, keep, lambda step, share: clock.show(step, int(100 * share), 100))
-        watch.lap("rounding", started)
-        started = time.monotonic()
-        predicted = fisher(subject, shelf, borders, seed, lambda step, share: clock.show(step, int(100 * share), 100))
-        desk.save("fisher.json", predicted)
-        watch.lap("sensitivity", started)
-        started = time.monotonic()
+        inputs = calibration_batches(source, desk.texts, effort.calibration)
+        with watch.step("rounding"):
+            borders = forward(subject, shelf, inputs, max(1, -(-effort.gradient // inputs[0].numel())), show)
+        with watch.step("sensitivity"):
+            predicted = fisher(subject, shelf, borders, desk.ask.seed, show)
+            folder.save("fisher.json", predicted)
     problem = Problem(
         subject=subject,
         shelf=shelf,
-        windows=texts.search,
+        windows=desk.texts.search,
         predicted=_losses(predicted),
         fixed=float(fixed_bytes(source, groups, subject.itemsize)),
-        folder=desk.folder,
-        ledger=read_ledger(desk.folder),
-        say=clock.show,
+        folder=folder.path,
+        ledger=read_ledger(folder.path),
+        say=desk.clock.show,
     )
-    problem.measure(outside(problem) + sample(problem, effort.checks // 2))
-    watch.lap("trials", started)
+    with watch.step("trials"):
+        problem.measure(outside(problem) + sample(problem, effort.checks // 2))
     return problem
 
 

@@ -6,7 +6,7 @@ expectation the Fisher information. The sum over outputs is taken before the squ
 against true KL of 224 single-site changes (8M llama, 2 to 6 bits): this one ranks 0.94-0.96 and predicts 0.85 of it
 throughout; squaring element by element ranks 0.93-0.96; summing over the whole sequence first is unbiased and too
 noisy (0.85). The idea is that of Fisher pruning (1801.05787) and of ModelOpt's gradient search, which square per
-element; we calibrate the result by true KL (see `calibrate`).
+element; we calibrate the result by true KL (see `correction`).
 
 The pass keeps the states at every block's border from a forward pass, then walks backward, replaying one block at a
 time. Experts have no output of their own to tap, so their options are applied, the block is run, and the change of its
@@ -19,7 +19,7 @@ and gradients. Lower = better. Legend: n tokens, O outputs, I inputs, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,9 +28,9 @@ from torch import Tensor
 from regauge.anatomy.model import Weights
 from regauge.engine.statistics import Collection, collection
 from regauge.hosts.transformers.states import States
-from regauge.search.model import Subject, first
+from regauge.search.losses.shelf import Shelf, deltas
 from regauge.search.options import SiteGroup
-from regauge.search.shelf import Shelf, deltas
+from regauge.search.subject import Subject, first
 
 Losses = dict[str, dict[str, float]]
 """Group → option → KL, nats a token. Full precision is 0."""
@@ -99,13 +99,13 @@ def fisher(
     progress: Callable[[str, float], None] = lambda _, __: None,
 ) -> Losses:
     """Predicted KL of every option of every group that lies in a block."""
-    outer = subject.read(None)
-    gradients = _tail(subject, outer, borders.states[-1], seed)
+    gradients = _tail(subject, subject.read(None), borders.states[-1], seed)
     found: Losses = {}
     for block in reversed(range(subject.blocks)):
         progress("sensitivity", 1 - (block + 1) / subject.blocks)
-        groups = [group for group in shelf.groups if group.block == block]
-        gradients = _block(subject, shelf, block, groups, borders.states[block], gradients, found)
+        visit = Visit(subject, shelf, block, borders.states[block], gradients, subject.read(block))
+        losses, gradients = visit.back([group for group in shelf.groups if group.block == block])
+        found |= losses
     return {group.name: found[group.name] for group in shelf.groups if group.name in found}
 
 
@@ -127,97 +127,89 @@ def _tail(subject: Subject, outer: Weights, states: States, seed: int) -> list[T
     return gradients
 
 
-def _block(
-    subject: Subject,
-    shelf: Shelf,
-    block: int,
-    groups: Iterable[SiteGroup],
-    states: States,
-    gradients: Sequence[Tensor],
-    found: Losses,
-) -> list[Tensor]:
-    """Adds the losses of one block's groups to `found`, and returns the gradient at its input."""
-    weights = subject.read(block)
-    plain = [group for group in groups if group.sites[0].expert is None]
-    names = [site.name for group in plain for site in group.sites]
-    x: dict[str, list[Tensor]] = {name: [] for name in names}
-    g: dict[str, list[Tensor]] = {name: [] for name in names}
-    before = []
-    for batch, gradient in enumerate(gradients):
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """One block on the way back.
+
+    Attributes:
+        states: before the block; gradients: at its output, of each batch.
+        weights: what it computes with.
+    """
+
+    subject: Subject
+    shelf: Shelf
+    block: int
+    states: States
+    gradients: Sequence[Tensor]
+    weights: Weights
+
+    def back(self, groups: Sequence[SiteGroup]) -> tuple[Losses, list[Tensor]]:
+        """The losses of the block's groups, and the gradient at its input."""
+        plain = [group for group in groups if group.sites[0].expert is None]
+        names = [site.name for group in plain for site in group.sites]
+        x: dict[str, list[Tensor]] = {name: [] for name in names}
+        g: dict[str, list[Tensor]] = {name: [] for name in names}
+        before = [self._replay(batch, gradient, x, g) for batch, gradient in enumerate(self.gradients)]
+        found = {group.name: self._scores(group, x, g) for group in plain}
+        found |= {group.name: self._experts(group) for group in groups if group.sites[0].expert is not None}
+        return found, before
+
+    def _replay(
+        self, batch: int, gradient: Tensor, x: Mapping[str, list[Tensor]], g: Mapping[str, list[Tensor]]
+    ) -> Tensor:
+        """Runs one batch again; keeps what each site read and the gradient at its output; gives that at the input."""
         nudges: dict[str, Tensor] = {}
 
-        def nudge(name: str, nudges: dict[str, Tensor] = nudges) -> Callable[[Tensor], Tensor]:
+        def nudge(name: str) -> Callable[[Tensor], Tensor]:
             def add(y: Tensor) -> Tensor:
                 nudges[name] = torch.zeros_like(y, requires_grad=True)
                 return y + nudges[name]
 
             return add
 
-        watch = {name: x[name].append for name in names}
-        hidden = states.hidden[batch].detach().requires_grad_()
+        watch = {name: rows.append for name, rows in x.items()}
+        outputs = {name: nudge(name) for name in x}
+        hidden = self.states.hidden[batch].detach().requires_grad_()
         with torch.enable_grad():
-            run = subject.runner.bind(
-                block, weights, states, watch=watch, outputs={name: nudge(name) for name in names}
-            )
+            run = self.subject.runner.bind(self.block, self.weights, self.states, watch=watch, outputs=outputs)
             out = run(hidden, batch)
-            inner, *outward = torch.autograd.grad(out, [hidden, *(nudges[name] for name in names)], gradient)
-        before.append(inner)
-        for name, value in zip(names, outward, strict=True):
+            inner, *outward = torch.autograd.grad(out, [hidden, *(nudges[name] for name in x)], gradient)
+        for name, value in zip(x, outward, strict=True):
             g[name].append(value.flatten(0, -2))
-    for group in plain:
-        found[group.name] = _scores(group, weights, shelf, x, g)
-    tokens = states.tokens
-    for group in groups:
-        if group.sites[0].expert is not None:
-            found[group.name] = _experts(subject, shelf, block, group, weights, states, gradients, tokens)
-    return before
+        found: Tensor = inner
+        return found
 
+    @torch.no_grad()
+    def _scores(
+        self, group: SiteGroup, x: Mapping[str, list[Tensor]], g: Mapping[str, list[Tensor]]
+    ) -> dict[str, float]:
+        """½ mean over tokens of (Σ over sites and outputs of g · ΔW x)²."""
+        totals: dict[str, Tensor] = {}
+        for site in group.sites:
+            x_nI, g_nO = torch.cat(x[site.name]), torch.cat(g[site.name])
+            weight_OI = self.weights[f"{site.name}.weight"]
+            for name, delta_OI in deltas(self.shelf, site.name, weight_OI, group.options, group.block).items():
+                pull_n = ((x_nI @ delta_OI.T) * g_nO).sum(-1)
+                totals[name] = totals[name] + pull_n if name in totals else pull_n
+        return _losses(group, totals)
 
-@torch.no_grad()
-def _scores(
-    group: SiteGroup,
-    weights: Weights,
-    shelf: Shelf,
-    x: Mapping[str, list[Tensor]],
-    g: Mapping[str, list[Tensor]],
-) -> dict[str, float]:
-    """½ mean over tokens of (Σ over sites and outputs of g · ΔW x)²."""
-    totals: dict[str, Tensor] = {}
-    for site in group.sites:
-        x_nI, g_nO = torch.cat(x[site.name]), torch.cat(g[site.name])
-        for name, delta_OI in deltas(
-            shelf, site.name, weights[f"{site.name}.weight"], group.options, group.block
-        ).items():
-            pull_n = ((x_nI @ delta_OI.T) * g_nO).sum(-1)
-            totals[name] = totals[name] + pull_n if name in totals else pull_n
-    return _losses(group, totals)
-
-
-@torch.no_grad()
-def _experts(
-    subject: Subject,
-    shelf: Shelf,
-    block: int,
-    group: SiteGroup,
-    weights: Weights,
-    states: States,
-    gradients: Sequence[Tensor],
-    tokens: int,
-) -> dict[str, float]:
-    """The same for sites without an output of their own: the block is run with each option."""
-    plain = subject.runner.block(block, weights, states)
-    totals: dict[str, Tensor] = {}
-    for option in group.options:
-        if option.choice is None:
-            continue
-        changed = shelf.replaced({group.name: option}, block)
-        moved = subject.runner.block(block, {**weights, **changed}, states)
-        pulls = [
-            ((after - before) * gradient).sum(-1).flatten()
-            for after, before, gradient in zip(moved.hidden, plain.hidden, gradients, strict=True)
-        ]
-        totals[option.name] = torch.cat(pulls)
-    return _losses(group, totals)
+    @torch.no_grad()
+    def _experts(self, group: SiteGroup) -> dict[str, float]:
+        """The same for sites without an output of their own: the block is run with each option."""
+        runner = self.subject.runner
+        plain = runner.block(self.block, self.weights, self.states)
+        totals: dict[str, Tensor] = {}
+        for option in group.options:
+            if option.choice is None:
+                continue
+            changed = self.shelf.replaced({group.name: option}, self.block)
+            moved = runner.block(self.block, {**self.weights, **changed}, self.states)
+            pulls = [
+                ((after - before) * gradient).sum(-1).flatten()
+                for after, before, gradient in zip(moved.hidden, plain.hidden, self.gradients, strict=True)
+            ]
+            totals[option.name] = torch.cat(pulls)
+        return _losses(group, totals)
 
 
 def _losses(group: SiteGroup, totals: Mapping[str, Tensor]) -> dict[str, float]:

@@ -16,9 +16,9 @@ from torch import Tensor
 from regauge.anatomy.model import Weights
 from regauge.hosts.transformers.states import States
 from regauge.measure.quality import Scores, compare_many
-from regauge.search.model import Subject
+from regauge.search.losses.shelf import Shelf
 from regauge.search.options import Option
-from regauge.search.shelf import Shelf
+from regauge.search.subject import Subject
 from regauge.text.windows import Windows
 
 Picks = Mapping[str, Option]

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import spearmanr
 
+from regauge.search.losses.fisher import Losses
 from regauge.search.options import SiteGroup
-from regauge.search.sensitivity import Losses
 
 TINY = 1e-9  # nats: below this a measured KL is float32 noise
 

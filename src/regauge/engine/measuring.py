@@ -1,0 +1,95 @@
+"""`measure A [B ...]`: opens models through their host, and has them measured side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
+from regauge.errors import ModelError
+from regauge.hosts.transformers.hub import model_folder
+from regauge.hosts.transformers.load import load
+from regauge.hosts.transformers.probe import context
+from regauge.hosts.transformers.sampling import sample
+from regauge.hosts.transformers.source import Source, read_tokenizer
+from regauge.hosts.transformers.ways import facts, unsaid, ways_of
+from regauge.measure.compare import Comparison, Method, side_by_side
+from regauge.measure.cost import ORIGINAL, RUNTIME, Model
+from regauge.measure.subject import Facts, Subject
+from regauge.text.corpora import Where, corpus
+from regauge.text.split import pieces, window_length
+from regauge.text.tokens import Tokenizer, frame
+from regauge.text.windows import Windows, cut
+
+TOKENS = 32768  # most tokens of text that are read
+SAMPLED = 8192
+LENGTH = 256  # tokens of a window of given text
+
+
+def measure(
+    models: Sequence[str | Path],
+    eval: Where | None = None,
+    seed: int = 0,
+    dtype: str = "bfloat16",
+    rounds: int = 7,
+    progress: Watcher | None = None,
+) -> Comparison:
+    """Measures models side by side.
+
+    Args:
+        models: directories or hub ids of sources and artifacts; the first is the original.
+        eval: text; None: sampled from the first model, which must then be a source.
+        dtype: of activations while speed and memory are measured; quality is measured in float32.
+
+    Raises:
+        ModelError: no model, or one that cannot be loaded.
+        TextError: the text cannot be used.
+    """
+    if not models:
+        raise ModelError("there is nothing to measure: name a model, and others to hold against it.")
+    clock = Clock(progress or nobody)
+    subjects = [_subject(name, path) for name, path in zip(_names(models), models, strict=True)]
+    notes = () if eval is not None else ("no text was given: the first model sampled it from itself",)
+    with quiet_torch(), unsaid():
+        tokenizer: Tokenizer = read_tokenizer(model_folder(str(models[0]), None))
+
+        def text(found: Facts) -> Windows:
+            if eval is None:
+                return _sampled(models[0], tokenizer, seed)
+            return _given(eval, tokenizer, found, seed)
+
+        return side_by_side(subjects, text, Method(seed, dtype, rounds, clock.say), notes)
+
+
+def _names(models: Sequence[str | Path]) -> list[str]:
+    """Last parts of the paths, numbered where they are not unique."""
+    found: list[str] = []
+    for path in models:
+        name = Path(str(path).rstrip("/")).name or str(path)
+        found.append(name if name not in found else f"{name} ({len(found) + 1})")
+    return found
+
+
+def _subject(name: str, path: str | Path) -> Subject:
+    def ways(dtype: torch.dtype) -> Mapping[str, Model]:
+        found = ways_of(load(path, dtype=dtype))
+        return {RUNTIME: found.runtime} if found.own is None else {RUNTIME: found.runtime, ORIGINAL: found.own}
+
+    return Subject(name, path, lambda dtype: load(path, dtype=dtype), ways, facts)
+
+
+def _given(text: Where, tokenizer: Tokenizer, found: Facts, seed: int) -> Windows:
+    read, before = corpus(text), frame(tokenizer)[0]
+    length = min(LENGTH, found.most or LENGTH)
+    return cut(pieces(read), tokenizer, length, description=read.description, before=before).take(TOKENS, seed)
+
+
+def _sampled(path: str | Path, tokenizer: Tokenizer, seed: int) -> Windows:
+    source = Source.open(path)
+    length = window_length(source.parameters(), context(source))
+    ids_NT, told = sample(source, tokenizer, SAMPLED // length, length, seed)
+    rows = tuple(ids_NT.unbind())
+    sizes = tuple(max(1, len(tokenizer.decode(row.tolist()).encode())) for row in rows)
+    return Windows(rows, tuple(range(len(rows))), sizes, f"sampled from the first model, from {told}")

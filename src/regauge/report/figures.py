@@ -1,0 +1,135 @@
+"""What a search measured, as the tables that the terminal, the page and README show alike.
+
+Measured on the artifact, measured on a variant in memory, and predicted never share a column. A speed-up is told in its
+parts: what compression gave, what the runtime gave, and both together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from regauge.amounts import told
+from regauge.measure.bootstrap import Interval
+from regauge.measure.cost import COMPRESSED, ORIGINAL, RUNTIME, Costs, Gain, Speed, gains
+from regauge.measure.quality import Quality
+from regauge.report.view import Row, Table
+from regauge.search.record import Run
+
+NAMES = {
+    ORIGINAL: "original, by transformers",
+    RUNTIME: "original, by this runtime",
+    COMPRESSED: "compressed",
+}
+NONE = "–"
+
+
+def tables(run: Run) -> tuple[Table, ...]:
+    """Size, quality and speed; where the speed comes from; and what spending evenly would have given."""
+    return measured(run), parts(run.costs), evenly(run)
+
+
+def measured(run: Run) -> Table:
+    """The source and the artifact, everything measured."""
+    whole = run.bytes_bf16
+    size = run.point.bytes_measured
+    rows = [
+        _row(NAMES[ORIGINAL], f"{whole:,}", "1.000×", run.original, run.costs.get(ORIGINAL)),
+        _row(NAMES[RUNTIME], NONE, NONE, None, run.costs.get(RUNTIME)),
+        _row(
+            asked(run),
+            NONE if size is None else f"{size:,}",
+            NONE if size is None else f"{size / whole:.3f}×",
+            run.quality,
+            run.costs.get(COMPRESSED),
+        ),
+    ]
+    caption = "The source in bf16 and the artifact as it loads; tokens a second at batch 1, turn about in one run."
+    if run.quality is not None:
+        caption += (
+            f" {run.quality.tokens:,} tokens of {run.quality.documents} held-out documents; 95 % bootstrap intervals "
+            "over documents in brackets."
+        )
+    return Table(
+        "Measured",
+        caption,
+        ("", "bytes", "of bf16", "bits a byte", "KL to the original", "same next token", "decode", "prefill"),
+        tuple(rows),
+    )
+
+
+def asked(run: Run) -> str:
+    """`fit` with what was asked of it."""
+    said = [budget.text for budget in run.budgets] + [f"{name}={amount:g}" for name, amount in run.floor.items()]
+    return "fit" + (f", {', '.join(said)}" if said else "")
+
+
+def _row(name: str, size: str, share: str, quality: Quality | None, costs: Costs | None) -> Row:
+    costs = costs or Costs()
+    shown = (NONE, NONE, NONE)
+    if quality is not None:
+        kl = "0" if quality.kl.value == 0 else spread(quality.kl, 4)
+        shown = (f"{quality.bits_per_byte.value:.3f}", kl, f"{100 * quality.agreement.value:.1f} %")
+    return (name, size, share, *shown, rate(costs.decode), rate(costs.prefill))
+
+
+def rate(speed: Speed | None) -> str:
+    """Tokens a second."""
+    return NONE if speed is None else f"{speed.median:,.0f}"
+
+
+def spread(interval: Interval, places: int, sign: str = "") -> str:
+    """`0.0057 [0.0054, 0.0061]`."""
+    return f"{interval.value:{sign}.{places}f} [{interval.low:{sign}.{places}f}, {interval.high:{sign}.{places}f}]"
+
+
+def parts(costs: Mapping[str, Costs]) -> Table:
+    """Decode and prefill against the same runtime on the source, and against transformers."""
+    return Table(
+        "Where the speed comes from",
+        "Compression: the artifact against the source in bf16 by the same runtime. Runtime: that source against "
+        "transformers' own modules. Together: the artifact against transformers' own modules. All turn about in one "
+        "run; 'no faster' where the quartiles overlap.",
+        ("", "compression", "runtime", "together"),
+        tuple(gain_row(name, gain) for name, gain in gains(costs).items()),
+        "The source was not timed by the same runtime.",
+    )
+
+
+def gain_row(name: str, gain: Gain) -> Row:
+    return (name, gain.compression, gain.runtime or NONE, gain.both or NONE)
+
+
+def evenly(run: Run) -> Table:
+    """The chosen point and uniform presets, all as variants in memory."""
+    chosen = run.point
+    rows: list[Row] = []
+    for point, name in [(chosen, "the chosen point"), *((one, one.name) for one in run.uniforms)]:
+        pair = run.against_uniform.get(point.name) if point.kind == "uniform" else None
+        verdict = {"first": "better", "second": "worse"}
+        rows.append(
+            (
+                name,
+                told(point.bytes_predicted),
+                NONE if point.in_memory is None else spread(point.in_memory.kl, 4),
+                NONE if pair is None else spread(pair.difference, 4, "+"),
+                NONE if pair is None else verdict.get(pair.verdict, "undecided"),
+            )
+        )
+    return Table(
+        "Against spending evenly",
+        "Variants in memory, rounded and not stored; their bytes are counted from formats. Uniform: every site alike, "
+        "with the same rounder and text. The difference is the chosen point's KL less the preset's, on the same "
+        "documents drawn together; where its interval holds 0, nothing is claimed.",
+        ("variant", "bytes, from formats", "KL, in memory", "chosen point less it", "the chosen point is"),
+        tuple(rows) if run.uniforms else (),
+        "No uniform preset was measured beside it.",
+    )
+
+
+def made(run: Run) -> str:
+    """Where and how long."""
+    machine = run.machine.get("cpu") or "unknown"
+    threads = run.machine.get("threads")
+    beside = f", {threads} threads" if threads else ""
+    speed = f"; memory moved at {run.bandwidth / 1e9:.1f} GB/s" if run.bandwidth else ""
+    return f"Machine: {machine}{beside}{speed}; {sum(run.seconds.values()):.0f} s in all."

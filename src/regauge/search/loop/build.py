@@ -1,0 +1,125 @@
+"""From an allocation to an artifact, and from the artifact to figures: what a budget is held against.
+
+The artifact is made by the engine from an explicit recipe, loaded as a user would load it, and run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regauge.artifact.receipt import Receipt
+from regauge.engine import apply
+from regauge.hosts.transformers.load import load
+from regauge.hosts.transformers.probe import context
+from regauge.hosts.transformers.source import Source
+from regauge.hosts.transformers.ways import unsaid, ways_of_source
+from regauge.measure.cost import (
+    COMPRESSED,
+    ORIGINAL,
+    RUNTIME,
+    Costs,
+    Speed,
+    cache_bytes_a_token,
+    memory,
+    prompt_of,
+    weight_bytes,
+)
+from regauge.measure.cost import speeds as timed
+from regauge.measure.quality import Scores, compare
+from regauge.measure.subject import logits
+from regauge.plan import Plan
+from regauge.search.loop.desk import Desk
+from regauge.search.options import plan_of, site_groups
+from regauge.search.subject import Subject
+from regauge.text.split import Texts
+from regauge.text.windows import Windows
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """An artifact on disk, with what was read from it."""
+
+    folder: Path
+    receipt: Receipt
+    search: Scores  # on the search text
+
+    @property
+    def bytes(self) -> int:
+        return self.receipt.bytes_after
+
+    @property
+    def kl(self) -> float:
+        return float(self.search.kl_N.mean())
+
+
+def plan_for(picks: Mapping[str, str], source: Source, name: str, texts: Texts) -> Plan:
+    """The recipe of named picks: every site by name."""
+    groups = site_groups(source.anatomy)
+    options = {group.name: group.option(picks[group.name]) for group in groups}
+    return plan_of(options, groups, name, "found by regauge fit", texts.tokens, texts.length)
+
+
+def build(desk: Desk, plan: Plan) -> Built:
+    """Makes the artifact (an earlier one is replaced), loads it and scores it on the search text."""
+    texts, folder = desk.texts, desk.folder.path / "build"
+    receipt = apply(
+        plan,
+        desk.subject.source.path,
+        folder,
+        calibration=list(texts.calibration),
+        tokens=texts.tokens,
+        length=texts.length,
+        seed=desk.ask.seed,
+        force=True,
+        progress=desk.clock.watcher,
+        command=desk.ask.command,
+    )
+    return Built(folder, receipt, score(load(folder, dtype=torch.float32), desk.subject, texts.search))
+
+
+@torch.no_grad()
+def score(model: Any, subject: Subject, windows: Windows, tokens: int = 2048) -> Scores:
+    """A loaded model against the subject, whose own forward is streamed beside it."""
+    inputs = [batch.ids_BT for batch in windows.batches(tokens)]
+    return compare(windows, subject.runner.logits(inputs, subject.read), logits(model, inputs), tokens)
+
+
+def cache_growth(source: Source) -> float:
+    """Bytes of the source's cache a token, in bf16."""
+    return cache_bytes_a_token(ways_of_source(source).runtime, torch.ones(1, 32, dtype=torch.int64))
+
+
+def speeds(source: Source, folder: Path, turns: int) -> dict[str, dict[str, Speed]]:
+    """`decode` and `prefill`, turn about: the source in bf16 by its library's own modules (`original`) and by the same
+    runtime (`runtime`), and the artifact (`compressed`)."""
+    ways = ways_of_source(source)
+    models = {RUNTIME: ways.runtime, COMPRESSED: load(folder, dtype=torch.bfloat16)}
+    if ways.own is not None:
+        models[ORIGINAL] = ways.own
+    with unsaid():
+        return timed(models, prompt_of(source.anatomy.site("embed").shape[0], context(source)), turns)
+
+
+def costs(source: Source, folder: Path, turns: int, resident: bool) -> dict[str, Costs]:
+    """Everything measured about the cost of the source, by both runtimes, and of the artifact."""
+    found = speeds(source, folder, turns)
+    paths = {ORIGINAL: source.path, COMPRESSED: folder}
+    cache = {
+        ORIGINAL: cache_growth(source),
+        COMPRESSED: cache_bytes_a_token(load(folder, dtype=torch.bfloat16), torch.ones(1, 32, dtype=torch.int64)),
+    }
+    return {
+        name: Costs(
+            decode=found["decode"][name],
+            prefill=found["prefill"][name],
+            memory=memory(paths[name], "bfloat16") if resident and name in paths else None,
+            cache_bytes=cache.get(name),
+            bytes=weight_bytes(paths[name]) if name in paths else None,
+        )
+        for name in (ORIGINAL, RUNTIME, COMPRESSED)
+    }

@@ -1,0 +1,162 @@
+"""The desk of a search: what was asked, what is read, where it is kept, who is told. Every step takes this record."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from regauge.artifact.disk import one_sentence
+from regauge.artifact.staging import differences
+from regauge.engine.watchdog import Clock
+from regauge.errors import OutputError, ResumeError
+from regauge.search.budgets import Budget
+from regauge.search.profile import Timing
+from regauge.search.subject import Subject
+from regauge.text.split import Sizes, Texts
+
+SHORT = 120.0  # seconds: under this, half of everything
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Amounts of work. `--time` takes fewer candidates before it takes less text.
+
+    Attributes:
+        calibration, search, evaluation: tokens.
+        gradient: tokens of the backward pass.
+        checks: single-group variants whose true KL is measured.
+        neighbours, rounds: whole allocations compared around the best, and how often.
+        points: sizes tried for the frontier.
+        builds: artifacts made before a budget is given up.
+        turns: rounds of the interleaved timing.
+    """
+
+    calibration: int = 32768
+    search: int = 2048
+    evaluation: int = 12288
+    gradient: int = 4096
+    checks: int = 32
+    neighbours: int = 6
+    rounds: int = 2
+    points: int = 7
+    builds: int = 4
+    turns: int = 7
+    memory: bool = True  # fresh processes that load the model
+
+    @staticmethod
+    def of(limit: float | None) -> Effort:
+        if limit is None or limit >= 4 * SHORT:
+            return Effort()
+        if limit >= SHORT:
+            return Effort(calibration=16384, checks=20, neighbours=4, rounds=1, evaluation=8192, points=6, turns=5)
+        return Effort(
+            calibration=8192, evaluation=6144, gradient=2048, checks=8, neighbours=2, rounds=1, points=6, builds=3,
+            turns=5, memory=False,
+        )  # fmt: skip
+
+
+@dataclass(eq=False)
+class Stopwatch:
+    """Seconds by step, in the order in which they began."""
+
+    limit: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Counts what is done inside to one step; a step may come back."""
+        since = time.monotonic()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - since, 2)
+
+    def over(self, share: float) -> bool:
+        """Whether this share of the time limit is used up."""
+        return self.limit is not None and time.monotonic() - self.began > share * self.limit
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the user asks of a search.
+
+    Attributes:
+        model: as the user wrote it.
+        floors: `kl` → nats a token.
+        given: texts and revision as the record keeps them, so that `pick` can read them again.
+    """
+
+    model: str
+    budgets: tuple[Budget, ...] = ()
+    floors: Mapping[str, float] = field(default_factory=dict)
+    effort: Effort = field(default_factory=Effort)
+    seed: int = 0
+    command: str = ""
+    given: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.effort.calibration, self.effort.search, self.effort.evaluation)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """`OUT.search/`: what a search has found so far. Kept when it fails, so that the next run goes on."""
+
+    path: Path
+
+    @staticmethod
+    def open(folder: Path, identity: Mapping[str, object], force: bool) -> Folder:
+        """Makes or resumes the folder.
+
+        Raises:
+            ResumeError: it belongs to a search of other things.
+        """
+        known = folder / "identity.json"
+        plain = json.loads(json.dumps(dict(identity)))
+        with one_sentence("making", folder):
+            if known.exists():
+                was = json.loads(known.read_text(encoding="utf-8"))
+                if was != plain:
+                    if not force:
+                        raise ResumeError(
+                            f"{folder} belongs to another search ({', '.join(differences(was, plain))}); remove it, "
+                            "or start over with --force."
+                        )
+                    shutil.rmtree(folder)
+            elif folder.exists() and any(folder.iterdir()):
+                raise OutputError(f"{folder} is in the way: it is not empty and not a search of ours; move it away.")
+            folder.mkdir(parents=True, exist_ok=True)
+            known.write_text(json.dumps(plain), encoding="utf-8")
+        return Folder(folder)
+
+    def load(self, name: str) -> object:
+        kept = self.path / name
+        return json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
+
+    def save(self, name: str, value: object) -> None:
+        part = self.path / f"{name}.part"
+        with one_sentence("writing", part):
+            part.write_text(json.dumps(value), encoding="utf-8")
+            part.replace(self.path / name)
+
+
+@dataclass(frozen=True, eq=False)
+class Desk:
+    """One search.
+
+    Attributes:
+        timing: what the machine said of every option, where a speed is asked for.
+    """
+
+    ask: Ask
+    subject: Subject
+    texts: Texts
+    folder: Folder
+    timing: Timing | None
+    clock: Clock
+    watch: Stopwatch

@@ -1,0 +1,250 @@
+"""From what was found to the record: final figures on the evaluation text, costs, baselines, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from regauge.engine.api import versions
+from regauge.hosts.transformers.load import load
+from regauge.hosts.transformers.sampling import whole_model
+from regauge.measure.machine import bandwidth, machine
+from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
+from regauge.measure.samples import continuations
+from regauge.search.allocation import Allocation
+from regauge.search.budgets import Budget
+from regauge.search.loop.build import costs, score
+from regauge.search.loop.desk import Desk
+from regauge.search.loop.problem import Problem
+from regauge.search.loop.settle import Settled, reached
+from regauge.search.losses.trials import true_scores
+from regauge.search.options import Option, group_bytes, site_bytes
+from regauge.search.record import Point, Run, Sample, SitePick, Verdict
+from regauge.version import __version__
+
+UNIFORMS = ("int3-g128", "int4-g128", "int4-g32", "int5-g128", "int6-g128", "int8-channel")
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """What was measured on the evaluation text, which is read for this and nothing else.
+
+    Attributes:
+        points: the frontier, smallest first; the chosen one with its artifact's figures too.
+        uniforms: every site alike, in memory.
+        against: the chosen point's variant in memory less that of each uniform.
+    """
+
+    points: tuple[Point, ...]
+    chosen: int
+    uniforms: tuple[Point, ...]
+    against: dict[str, Paired]
+    quality: Quality
+    original: Quality
+    additivity: float | None
+
+
+def assemble(desk: Desk, settled: Settled) -> Run:
+    """The record of a finished search."""
+    ask, texts, watch = desk.ask, desk.texts, desk.watch
+    problem, source = settled.problem, desk.subject.source
+    with watch.step("evaluation"):
+        desk.clock.say("measure", "final figures on the evaluation text")
+        figures = evaluate(desk, settled)
+    with watch.step("costs"):
+        desk.clock.say("measure", "speed and memory")
+        spent = costs(source, settled.built.folder, ask.effort.turns, ask.effort.memory)
+    with watch.step("samples"):
+        samples = _samples(desk, settled)
+    return Run(
+        regauge=__version__,
+        command=ask.command,
+        seed=ask.seed,
+        source=ask.model,
+        source_hash=source.digest(),
+        family=source.anatomy.family,
+        parameters=source.parameters(),
+        bytes_bf16=source.bytes_bf16(),
+        budgets=ask.budgets,
+        floor=dict(ask.floors),
+        texts=texts.records,
+        points=figures.points,
+        chosen=figures.chosen,
+        chosen_why=settled.why,
+        uniforms=figures.uniforms,
+        against_uniform=figures.against,
+        sites=_sites(problem, settled.point),
+        quality=figures.quality,
+        original=figures.original,
+        costs=spent,
+        verdicts=_verdicts(desk, settled, figures.quality),
+        check=problem.check(),
+        additivity=figures.additivity,
+        builds=settled.builds,
+        samples=samples,
+        machine=machine().model_dump(mode="json"),
+        bandwidth=bandwidth(),
+        seconds=watch.seconds,
+        versions=versions(),
+        calibration={
+            **ask.given,
+            "sizes": {
+                "calibration": ask.effort.calibration,
+                "search": ask.effort.search,
+                "evaluation": ask.effort.evaluation,
+            },
+        },
+        notes=(*texts.notes, *_notes(problem, settled)),
+    )
+
+
+def evaluate(desk: Desk, settled: Settled) -> Figures:
+    """The artifact as it loads; the frontier and the uniform baselines as variants in memory."""
+    problem, text, seed = settled.problem, desk.texts.evaluation, desk.ask.seed
+    made = score(load(settled.built.folder, dtype=torch.float32), desk.subject, text)
+    even = _uniforms(problem, settled.built.bytes)
+    picks = [problem.picks(point) for point in settled.frontier]
+    scores = true_scores(desk.subject, problem.shelf, text, [*picks, *even.values()])
+    trials = problem.measure(picks)
+    chosen = next(i for i, point in enumerate(settled.frontier) if point.picks == settled.point.picks)
+    quality = summarise(made, seed)
+    points = [
+        _timed(_point(problem, picks[i], scores[i], seed, str(i)), point, trials[i])
+        for i, point in enumerate(settled.frontier)
+    ]
+    points[chosen] = points[chosen].model_copy(update={"bytes_measured": settled.built.bytes, "measured": quality})
+    others = dict(zip(even, scores[len(picks) :], strict=True))
+    uniforms = {name: _point(problem, even[name], others[name], seed, name, "uniform") for name in even}
+    sums = [sum(problem.losses()[name][option.name] for name, option in some.items()) for some in picks]
+    ratios = sorted(true / total for true, total in zip(trials, sums, strict=True) if total > 0)
+    return Figures(
+        points=tuple(points),
+        chosen=chosen,
+        uniforms=tuple(uniforms.values()),
+        against={
+            name: paired(scores[chosen], others[name], seed)
+            for name, point in uniforms.items()
+            if point.bytes_predicted >= points[chosen].bytes_predicted * 0.9
+        },
+        quality=quality,
+        original=summarise(_itself(made), seed),
+        additivity=ratios[len(ratios) // 2] if ratios else None,
+    )
+
+
+def _point(
+    problem: Problem, picks: Mapping[str, Option], scores: Scores, seed: int, name: str, kind: str = "searched"
+) -> Point:
+    """A variant, measured in memory."""
+    losses = problem.losses()
+    weights = sum(site.shape[0] * site.shape[1] for group in problem.groups for site in group.sites)
+    stored = sum(group_bytes(group, picks[group.name], problem.subject.itemsize) for group in problem.groups)
+    return Point(
+        name=name,
+        kind=kind,
+        picks={group: option.name for group, option in picks.items()},
+        bits=8 * stored / weights,
+        bytes_predicted=round(problem.size(picks)),
+        kl_predicted=sum(losses[group][option.name] for group, option in picks.items()),
+        in_memory=summarise(scores, seed),
+    )
+
+
+def _timed(point: Point, found: Allocation, trial: float) -> Point:
+    """With what the allocation took, and true KL on the search text."""
+    takes = found.takes
+    return point.model_copy(
+        update={
+            "kl_trial": trial,
+            "decode_ms_predicted": takes.get("decode"),
+            "prefill_ms_predicted": takes.get("prefill"),
+        }
+    )
+
+
+def _uniforms(problem: Problem, size: int) -> dict[str, dict[str, Option]]:
+    """Every site alike, at sizes near that of the artifact: what the reader would otherwise take."""
+    found = {name: picks for name in UNIFORMS if (picks := problem.uniform(name)) is not None}
+    near = {name: picks for name, picks in found.items() if 0.7 * size <= problem.size(picks) <= 1.5 * size}
+    return near or dict(list(found.items())[-1:])
+
+
+def _sites(problem: Problem, point: Allocation) -> tuple[SitePick, ...]:
+    losses, picks = problem.losses(), problem.picks(point)
+    found = []
+    for group in problem.groups:
+        option = picks[group.name]
+        for site in group.sites:
+            size = site_bytes(site, option, problem.subject.itemsize)
+            found.append(
+                SitePick(
+                    name=site.name,
+                    kind=site.kind,
+                    block=site.block,
+                    shape=site.shape,
+                    option=option.name,
+                    bits=8 * size / (site.shape[0] * site.shape[1]),
+                    bytes=size,
+                    group=group.name,
+                    kl_predicted=losses[group.name][option.name],
+                )
+            )
+    return tuple(found)
+
+
+def _itself(scores: Scores) -> Scores:
+    """The original against itself, on the same tokens."""
+    nothing = scores.kl_N * 0
+    return Scores(scores.nll_original_N, scores.nll_original_N, nothing, nothing + 1, scores.document_N, scores.bytes_D)
+
+
+def _verdicts(desk: Desk, settled: Settled, quality: Quality) -> tuple[Verdict, ...]:
+    """Every budget and floor against what was measured."""
+    found = [_budget(settled, one.budget, one.cache, desk.subject.source.bytes_bf16()) for one in settled.goal.held]
+    for name, amount in desk.ask.floors.items():
+        kl = settled.built.kl
+        said = f"mean on the search text, where it was held to; {quality.kl.value:.4g} on the evaluation text"
+        found.append(
+            Verdict(
+                text=f"{name}={amount:g}", limit=amount, measured=kl, unit="nats a token", met=kl <= amount, how=said
+            )
+        )
+    return tuple(found)
+
+
+def _budget(settled: Settled, budget: Budget, cache: float, whole: int) -> Verdict:
+    if budget.resource != "memory":
+        assert settled.speeds is not None, "a speed is asked for"
+        ratio = reached(settled.speeds, budget.resource)
+        said = "medians of interleaved rounds against the source in bf16 by the same runtime"
+        return Verdict(
+            text=budget.text, limit=budget.amount, measured=ratio, unit="x", met=ratio >= budget.amount, how=said
+        )
+    limit, size = float(budget.bytes(whole)), settled.built.bytes + cache
+    said = "bytes of the artifact's tensors, steps and embeddings included"
+    if budget.context is not None:
+        said += f", and of the cache at {budget.context:,} tokens"
+    return Verdict(text=budget.text, limit=limit, measured=size, unit="bytes", met=size <= limit, how=said)
+
+
+def _samples(desk: Desk, settled: Settled) -> tuple[Sample, ...]:
+    source = desk.subject.source
+    tokenizer, prompts = source.tokenizer(), desk.texts.prompts[:4]
+    before = continuations(whole_model(source), tokenizer, prompts)
+    after = continuations(load(settled.built.folder), tokenizer, prompts)
+    return tuple(Sample(prompt=p, original=a, compressed=b) for p, a, b in zip(prompts, before, after, strict=True))
+
+
+def _notes(problem: Problem, settled: Settled) -> list[str]:
+    kept = [site.name for site in problem.subject.anatomy.sites if all(site not in g.sites for g in problem.groups)]
+    kept = [name for name in kept if not (name == "head" and problem.subject.anatomy.tied)]
+    notes = [f"left whole and not searched: {', '.join(kept[:4])}{' …' if len(kept) > 4 else ''}"] if kept else []
+    check = problem.check()
+    if check is not None:
+        notes.append(
+            f"predicted against true KL of {check.variants} single-group changes: rank correlation {check.rank:.3f}, "
+            f"scale {check.scale:.2f}, spread {check.spread:.2f}; corrected by them"
+        )
+    return notes + list(settled.built.receipt.refusals)

@@ -1,0 +1,210 @@
+"""Which point is taken, and whether it keeps what was asked: build, measure, correct, repeat.
+
+A memory budget is held against the bytes of the artifact's tensors, a speed against interleaved timings of the loaded
+artifact and of the source in bf16 by the same runtime, a floor against true KL. Where a measurement misses, the bound
+that the allocation sees is moved by what was missed, and the next artifact is built; what is held to stays as asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from regauge.errors import BudgetError
+from regauge.measure.cost import COMPRESSED, RUNTIME, Speeds
+from regauge.search.allocation import Allocation, Bound, allocate, knee, sizes, span, sweep
+from regauge.search.budgets import Budget
+from regauge.search.loop.build import Built, build, cache_growth, plan_for, speeds
+from regauge.search.loop.desk import Desk
+from regauge.search.loop.problem import Problem
+from regauge.search.profile import timed
+from regauge.search.record import Build
+
+MARGIN = 0.95  # of a floor: what the search text must show, so that other text shows it too
+
+
+@dataclass(frozen=True)
+class Held:
+    """One budget with the row that the allocation sees.
+
+    Attributes:
+        cache: bytes of the cache that count against it, at its context.
+    """
+
+    budget: Budget
+    bound: Bound
+    cache: float = 0.0
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the next allocation aims at: the budgets' rows and the floors, moved by what was missed so far."""
+
+    held: tuple[Held, ...]
+    floors: Mapping[str, float]
+
+    def bounds(self, fixed: float) -> list[Bound]:
+        """The rows, with what is spent in bytes whatever is chosen."""
+        return [replace(one.bound, fixed=fixed) if one.bound.resource == "bytes" else one.bound for one in self.held]
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """The point taken, with its artifact and the frontier around it."""
+
+    problem: Problem
+    point: Allocation
+    frontier: tuple[Allocation, ...]
+    built: Built
+    builds: tuple[Build, ...]
+    why: str
+    speeds: Speeds | None
+    goal: Goal
+
+
+def settle(desk: Desk, problem: Problem) -> Settled:
+    """The chosen point, built and measured.
+
+    Raises:
+        BudgetError: the budgets cannot be met, or what was built misses them after every correction.
+    """
+    ask, watch, source = desk.ask, desk.watch, desk.subject.source
+    with watch.step("frontier"):
+        if desk.timing is not None:
+            problem = replace(problem, costs={name: desk.timing.costs[name] for name in timed(ask.budgets)})
+        goal = Goal(tuple(_held(desk, problem, budget) for budget in ask.budgets), ask.floors)
+        frontier = _frontier(problem, ask.effort.points)
+    builds: list[Build] = []
+    missed = ""
+    for attempt in range(ask.effort.builds):
+        with watch.step("allocation"):
+            point, why = _choose(desk, problem, goal, frontier)
+        predicted = problem.size(problem.picks(point))
+        with watch.step("build"):
+            desk.clock.say("build", f"artifact {attempt + 1}: {predicted:,.0f} bytes predicted")
+            picks = {name: option.name for name, option in problem.picks(point).items()}
+            built = build(desk, plan_for(picks, source, f"fit-{attempt}", desk.texts))
+        with watch.step("timing"):
+            spent = speeds(source, built.folder, ask.effort.turns) if timed(ask.budgets) else None
+        problem = replace(problem, fixed=problem.fixed + built.bytes - predicted)
+        missed, goal = _against(desk, goal, built, spent)
+        builds.append(_told(problem, point, built, spent, missed))
+        if not missed:
+            return Settled(problem, point, _with(frontier, point), built, tuple(builds), why, spent, goal)
+    raise BudgetError(f"after {ask.effort.builds} artifacts the budgets are still missed: {missed}. Ask for less.")
+
+
+def _held(desk: Desk, problem: Problem, budget: Budget) -> Held:
+    """A budget as a row.
+
+    Raises:
+        BudgetError: its cache alone is larger.
+    """
+    source = desk.subject.source
+    if budget.resource != "memory":
+        assert desk.timing is not None, "a speed is asked for"
+        before, fixed = desk.timing.base[budget.resource], desk.timing.fixed(budget.resource)
+        return Held(budget, Bound(budget.resource, before / budget.amount, fixed, "ms a token"))
+    limit, cache = budget.bytes(source.bytes_bf16()), 0.0
+    if budget.context is not None:
+        cache = budget.context * cache_growth(source)
+        if cache >= limit:
+            raise BudgetError(
+                f"{budget.text!r} allows {limit:,} bytes; the cache alone takes {cache:,.0f} at "
+                f"{budget.context:,} tokens; ask for a shorter context or more."
+            )
+    return Held(budget, Bound("bytes", limit - cache, problem.fixed), cache)
+
+
+def _frontier(problem: Problem, points: int) -> tuple[Allocation, ...]:
+    """Least predicted loss at a row of sizes, from the smallest that can be had to all sites at 8 bits."""
+    candidates = problem.candidates()
+    densest = [max(range(len(g.options)), key=lambda i, g=g: (g.options[i].bits <= 8, i)) for g in problem.groups]  # type: ignore[misc]  # the default binds the loop's variable
+    low, high = span(candidates, problem.fixed, densest)
+    return tuple(sweep(candidates, sizes(low * 1.05, high, points), problem.fixed))
+
+
+def _with(frontier: Sequence[Allocation], point: Allocation) -> tuple[Allocation, ...]:
+    """The frontier with the chosen point in its place by size."""
+    others = [one for one in frontier if one.picks != point.picks]
+    return tuple(sorted([*others, point], key=lambda one: one.takes["bytes"]))
+
+
+def _choose(desk: Desk, problem: Problem, goal: Goal, frontier: Sequence[Allocation]) -> tuple[Allocation, str]:
+    """The allocation to build, and why that one."""
+    effort, bounds = desk.ask.effort, goal.bounds(problem.fixed)
+    if goal.floors and not any(bound.resource == "bytes" for bound in bounds):
+        why = f"the smallest that keeps KL under {desk.ask.floors['kl']:g}"
+        return _smallest(problem, bounds, goal.floors["kl"], effort.checks // 4), why
+    if bounds:
+        why = "the least KL within the budgets"
+    else:
+        found = problem.measure([problem.picks(point) for point in frontier])
+        index = knee([(point.takes["bytes"], kl) for point, kl in zip(frontier, found, strict=True)])
+        bounds = [Bound("bytes", frontier[index].takes["bytes"] + problem.fixed, problem.fixed)]
+        why = "no budget was given: the knee of the frontier, farthest below the chord of (bytes, √KL)"
+    point = problem.sharpen(bounds, effort.checks)
+    if not desk.watch.over(0.5):
+        point = problem.refine(point, bounds, effort.neighbours, effort.rounds, desk.ask.seed)
+    return point, why
+
+
+def _smallest(problem: Problem, bounds: Sequence[Bound], floor: float, checks: int) -> Allocation:
+    """The fewest bytes whose true KL on the search text stays under the floor: bisection over sizes."""
+    candidates = problem.candidates()
+    low = sum(min(option.takes["bytes"] for option in group) for group in candidates)
+    high = sum(max(option.takes["bytes"] for option in group) for group in candidates)
+    best = allocate(candidates, [Bound("bytes", high), *bounds])
+    for _ in range(8):
+        middle = (low * high) ** 0.5
+        try:
+            point = problem.sharpen([Bound("bytes", middle), *bounds], checks, rounds=1)
+        except BudgetError:
+            low = middle
+            continue
+        if problem.measure([problem.picks(point)])[0] <= MARGIN * floor:
+            best, high = point, middle
+        else:
+            low = middle
+        if high / low < 1.02:
+            break
+    return best
+
+
+def reached(spent: Speeds, resource: str) -> float:
+    """How many times the speed of the uncompressed source by the same runtime."""
+    return spent[resource][COMPRESSED].median / spent[resource][RUNTIME].median
+
+
+def _against(desk: Desk, goal: Goal, built: Built, spent: Speeds | None) -> tuple[str, Goal]:
+    """What the artifact misses in words (empty: nothing), and the goal moved by it."""
+    missed: list[str] = []
+    moved: list[Held] = []
+    for one in goal.held:
+        budget, bound = one.budget, one.bound
+        if bound.resource == "bytes":
+            if built.bytes > bound.limit:
+                missed.append(f"{built.bytes:,} bytes where {bound.limit:,.0f} are allowed")
+        else:
+            assert spent is not None, "a speed is asked for"
+            ratio = reached(spent, budget.resource)
+            if ratio < budget.amount:
+                missed.append(f"{budget.resource} at {ratio:.2f}x where {budget.amount:g}x is asked")
+                bound = replace(bound, limit=bound.limit * max(0.7, ratio / budget.amount))
+        moved.append(replace(one, bound=bound))
+    floors = dict(goal.floors)
+    asked = desk.ask.floors.get("kl")
+    if asked is not None and built.kl > asked:
+        missed.append(f"KL {built.kl:.4g} where {asked:g} is the floor")
+        floors["kl"] *= asked / built.kl
+    return "; ".join(missed), Goal(tuple(moved), floors)
+
+
+def _told(problem: Problem, point: Allocation, built: Built, spent: Speeds | None, missed: str) -> Build:
+    return Build(
+        point=f"{problem.size(problem.picks(point)):,.0f} bytes",
+        bytes=built.bytes,
+        kl=built.kl,
+        decode=None if spent is None else f"{spent['decode'][COMPRESSED].median:.1f} tokens/s",
+        why=missed or "kept",
+    )
