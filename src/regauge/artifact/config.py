@@ -63,6 +63,8 @@ def config_json(source: Path, wire: Wire) -> str:
         raw["tie_word_embeddings"] = wire.layout.anatomy.tied
     if wire.name != REGAUGE:  # ours keeps the source's sizes there, and has its own in the header
         raw |= wire.layout.config
+    if not raw.get("dtype") and not raw.get("torch_dtype"):
+        raw["dtype"] = str(wire.layout.dtype).removeprefix("torch.")  # else it would load in another than the source
     quantisation = wire.config()
     if quantisation:
         raw["quantization_config"] = quantisation

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from regauge.errors import CorruptWeights, ModelError, UnsafeWeights
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+REBUILT = r"(rotary_emb\.inv_freq|position_ids|\.(attn|attention)\.(masked_)?bias)$"
+"""Buffers that old checkpoints hold and the modules of today make themselves: frequencies, positions, masks."""
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -45,6 +47,8 @@ class Piece:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model directory, or the error that says what is there instead."""
+    if (folder / SINGLE).exists():  # before an index, as transformers does: one may be left over from older shards
+        return [folder / SINGLE]
     if (folder / INDEX).exists():
         shards = sorted(set(_weight_map(folder).values()))
         missing = [name for name in shards if not (folder / name).is_file()]
@@ -54,8 +58,6 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; download the model again"
             )
         return [folder / name for name in shards]
-    if (folder / SINGLE).exists():
-        return [folder / SINGLE]
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise UnsafeWeights(
@@ -76,6 +78,9 @@ def _weight_map(folder: Path) -> dict[str, str]:
         raise CorruptWeights(f"{folder / INDEX} is not an index of weights ({error}); download it again") from error
     if not isinstance(found, dict):
         raise CorruptWeights(f"{folder / INDEX} is not an index of weights: weight_map is no mapping")
+    for name in found.values():
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise CorruptWeights(f"{folder / INDEX} names {str(name)[:80]!r}, which is no file of that folder")
     return found
 
 
@@ -84,7 +89,7 @@ def stored_tensors(folder: Path, files: list[Path]) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for path in files:
         found |= read_header(path)
-    if (folder / INDEX).exists():
+    if files != [folder / SINGLE] and (folder / INDEX).exists():
         lost = [f"{key} ({name})" for key, name in _weight_map(folder).items() if key not in found]
         if lost:
             raise CorruptWeights(
@@ -137,6 +142,36 @@ def locate(model: Any, stored: Mapping[str, Stored]) -> tuple[dict[str, tuple[Pi
         else:
             pieces.setdefault(target, []).append(_expert(tensor, pattern, converters))
     return {key: tuple(some) for key, some in pieces.items()}, tuple(unused)
+
+
+def left_out(model: Any, unused: tuple[str, ...]) -> Iterator[str]:
+    """A note on the stored tensors that the model has no place for, but for those that it knows to leave out."""
+    strange = sorted(key for key in unused if not expected(model, key))
+    if strange:
+        some = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+        yield f"{len(strange)} tensors of the files have no place in config.json's model and are left out: {some}"
+
+
+def expected(model: Any, key: str) -> bool:
+    """Whether transformers knows that checkpoints of this model hold such a tensor beside what the model takes."""
+    patterns = (REBUILT, *(model._keys_to_ignore_on_load_unexpected or ()))
+    return any(re.search(pattern, key) for pattern in patterns)
+
+
+def check_scales(pieces: Mapping[str, tuple[Piece, ...]], unused: tuple[str, ...], where: Path) -> None:
+    """Refuses codes of 8 bits whose steps stand beside them: taken for weights they would be another model.
+
+    Raises:
+        ModelError: names the first.
+    """
+    stored = {piece.stored.key: piece.stored for some in pieces.values() for piece in some}
+    for key in sorted(stored):
+        beside = [name for name in unused if name != key and name.startswith(key) and "scale" in name[len(key) :]]
+        if beside and stored[key].dtype in ("F8_E4M3", "F8_E5M2", "I8", "U8"):
+            raise ModelError(
+                f"{key} in {where} is stored as codes ({stored[key].dtype}) with their steps beside them "
+                f"({beside[0]}), and config.json has no quantization_config; give the model in bf16, fp16 or fp32"
+            )
 
 
 def _expert(tensor: Stored, pattern: str, converters: list[Any]) -> Piece:

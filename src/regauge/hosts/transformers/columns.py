@@ -155,6 +155,11 @@ def tables() -> Mapping[str, Table]:
 def table_for(model_type: str) -> Table:
     """The table of an architecture, or an error that names the file to write."""
     if model_type not in tables():
+        if f"{model_type}_text" in tables():
+            raise UnknownArchitecture(
+                f"{model_type!r} is a model of images and text, which regauge does not take yet; its text model alone "
+                f"({model_type}_text) can be given, saved on its own"
+            )
         raise UnknownArchitecture(
             f"no family table describes model_type {model_type!r}{nearest(model_type, tables())}; "
             f"to add it, write src/regauge/hosts/transformers/families/{model_type}.yaml"

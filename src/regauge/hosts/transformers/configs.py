@@ -55,8 +55,14 @@ def _load(folder: Path) -> Any:
 
 def build_skeleton(config: Any, folder: Path) -> Any:
     """The meta skeleton of a config, or an error that says why transformers cannot build it."""
+    rows = getattr(config, "vocab_size", None)
+    padding = getattr(config, "pad_token_id", None)
+    if isinstance(padding, int) and isinstance(rows, int) and not -rows <= padding < rows:
+        raise ModelError(
+            f"{folder / 'config.json'} has pad_token_id {padding}, and the model's table has {rows} rows, from 0"
+        )
     try:
         return skeleton(config)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+    except (AssertionError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ZeroDivisionError) as error:
         why = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"transformers cannot build the model of {folder / 'config.json'} ({why})") from error

@@ -25,8 +25,10 @@ from regauge.artifact.codec.compressed import CompressedTensors
 from regauge.artifact.codec.groups import read_groups
 from regauge.artifact.codec.packed import Packed
 from regauge.artifact.header import read_header
-from regauge.errors import ArtifactError, SettingError, nearest
+from regauge.errors import ArtifactError, ModelError, SettingError, nearest
 from regauge.hosts.transformers.adapt import adapt_modules
+from regauge.hosts.transformers.checkpoint import finite
+from regauge.hosts.transformers.configs import first_line
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.placing import place, tie
 from regauge.hosts.transformers.plug import plug
@@ -43,7 +45,7 @@ NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 def load(
     path: str | Path,
     device: str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     memory: str | int | None = None,
     activations: str | None = None,
 ) -> Any:
@@ -56,7 +58,7 @@ def load(
     Args:
         path: an artifact, or any transformers directory or hub id (safetensors only).
         device: where it goes. torch's packed kernels are for `cpu`; elsewhere weights are decoded on the fly.
-        dtype: of activations and full-precision tensors; None: as the config says.
+        dtype: of activations and full-precision tensors, or its name; None and "auto": as the config says.
         memory: the most anonymous memory that loading and running may add to the process: `"2GB"`, `"500MB"`, bytes, or
             `"0.5x"` of the model's bytes as bf16. It covers weights, the window, and the cache and activations of 1024
             tokens, batch 1 (`"2GB@8k"`: of 8192); a longer context comes on top. None: everything is resident.
@@ -77,6 +79,7 @@ def load(
         raise SettingError(f"there are no activations {activations!r}{nearest(activations, ACTIVATIONS)}")
     if activations is not None and memory is not None:
         raise SettingError(f"activations={activations!r} is not for models in a window; leave it or memory= out")
+    dtype = _dtype(dtype)
     figure = None if memory is None else read_figure(memory, device)
     folder = model_folder(str(path), None)
     raw = _config(folder)
@@ -84,7 +87,7 @@ def load(
     if not quantisation:
         return _plain(folder, device, dtype, figure)
     raw.pop("auto_map", None)
-    dtype = dtype or DTYPES[str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")]
+    dtype = dtype or _dtype(raw.get("dtype") or raw.get("torch_dtype")) or torch.float32
     config = _config_object(raw, folder)
     model = skeleton(config)
     source = replace(anatomy_of(config, model), tied=bool(model.all_tied_weights_keys))
@@ -102,6 +105,20 @@ def load(
     return model
 
 
+def _dtype(asked: object) -> torch.dtype | None:
+    """The dtype that a user or a config names; None for "auto".
+
+    Raises:
+        SettingError: models do not compute in it.
+    """
+    if asked is None or asked == "auto":
+        return None
+    name = str(asked).removeprefix("torch.")
+    if name not in DTYPES:
+        raise SettingError(f"models do not compute in dtype {name[:40]!r}{nearest(name, DTYPES)}")
+    return DTYPES[name]
+
+
 def _plain(folder: Path, device: str, dtype: torch.dtype | None, figure: Figure | None) -> Any:
     """An unquantised checkpoint, after the checks that `Source` makes (no pickles, no remote code, nothing missing)."""
     from regauge.hosts.transformers.source import Source
@@ -114,12 +131,17 @@ def _plain(folder: Path, device: str, dtype: torch.dtype | None, figure: Figure 
             return model
     elif device == "cpu":
         check_room(str(folder), source.parameters() * (dtype or source.dtype).itemsize)
-    config = source.config
+    config, stored = source.config, source.dtype
+    dtype = dtype or _dtype(getattr(config, "dtype", None)) or stored
     del source
     with _no_bar():
         found = model_class(config).from_pretrained(
-            str(folder), dtype=dtype or "auto", use_safetensors=True, local_files_only=True
+            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True
         )
+    if dtype is torch.float16 and stored is not dtype:
+        for key, tensor in found.state_dict().items():
+            if not finite(tensor):
+                raise ModelError(f"{key} of {folder} has values that float16 cannot hold; load with dtype='bfloat16'")
     return found.eval().requires_grad_(False).to(device)
 
 
@@ -204,7 +226,12 @@ def _finish(model: Any, folder: Path, method: str | None) -> None:
     from regauge.hosts.transformers.quantizer import mark
 
     if (folder / "generation_config.json").exists() and model.can_generate():
-        model.generation_config = GenerationConfig.from_pretrained(str(folder))
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ArtifactError(
+                f"{folder / 'generation_config.json'} cannot be read ({first_line(error)}); fetch or remove it."
+            ) from error
     if method is not None:
         mark(model, method)
     model.eval().requires_grad_(False)

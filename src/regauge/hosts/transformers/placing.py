@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from regauge.artifact.codec.base import COMPRESSED_TENSORS, Layout, Wire, decoder
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
+from regauge.hosts.transformers.checkpoint import expected
 from regauge.runtime.matrices.install import install
 from regauge.runtime.matrices.modules import PackedLinear
 from regauge.runtime.modules import put
@@ -62,20 +63,40 @@ def assign(model: Any, key: str, tensor: Tensor, dtype: torch.dtype, path: Path)
     parent, _, name = key.rpartition(".")
     try:
         module = model.get_submodule(parent)
+        place = module._parameters.get(name, module._buffers.get(name))
     except AttributeError:
-        return  # a tensor that no module takes, as in the source
-    place = module._parameters.get(name, module._buffers.get(name))
+        place = None
     if place is None:
-        return
+        if expected(model, key):
+            return
+        raise ArtifactError(
+            f"{path.name} holds {key}, for which the model of its config.json has no place, so loading it would leave "
+            "something out; what wrote it must load it."
+        )
     if place.shape != tensor.shape:
         raise ArtifactError(
             f"{path.name}: {key} has shape {list(tensor.shape)}, and the config asks for {list(place.shape)}."
         )
     value = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    if not fits(tensor, value):
+        raise ArtifactError(
+            f"{path.name}: {key} has values up to {float(tensor.abs().max()):.3g}, which "
+            f"{str(dtype).removeprefix('torch.')} cannot hold; load it with dtype='bfloat16' or 'float32'."
+        )
     if name in module._parameters:
         module._parameters[name] = nn.Parameter(value, requires_grad=False)
     else:
         module._buffers[name] = value
+
+
+def fits(tensor: Tensor, value: Tensor) -> bool:
+    """Whether a tensor that was cast is still finite. One pass, only where the new dtype reaches less far."""
+    if not value.is_floating_point() or not value.numel():
+        return True
+    if torch.finfo(value.dtype).max >= torch.finfo(tensor.dtype).max:
+        return True
+    low, high = value.aminmax()
+    return bool(low.isfinite() and high.isfinite())
 
 
 def tie(model: Any) -> None:

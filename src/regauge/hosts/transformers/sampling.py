@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from regauge.errors import TextError
-from regauge.hosts.transformers.skeleton import skeleton
+from regauge.hosts.transformers.skeleton import silent, skeleton
 from regauge.hosts.transformers.source import Source
 
 SMALL = 250_000_000  # parameters: up to here the model is sampled from in float32
@@ -26,9 +26,9 @@ SENTINEL = "\u2402regauge\u2402"
 def opening(tokenizer: Any, vocabulary: int, seed: int) -> tuple[list[int], str]:
     """Ids that every window starts with, and where they come from."""
     if getattr(tokenizer, "chat_template", None):
-        told = tokenizer.apply_chat_template([{"role": "user", "content": SENTINEL}], tokenize=False)
-        if SENTINEL in told:
-            return tokenizer.encode(told.split(SENTINEL)[0], add_special_tokens=False), "its chat template"
+        start = _chat(tokenizer)
+        if start:
+            return start, "its chat template"
     whole, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
     before = whole[: len(whole) - len(bare)] if whole[len(whole) - len(bare) :] == bare else []
     if before:
@@ -41,9 +41,21 @@ def opening(tokenizer: Any, vocabulary: int, seed: int) -> tuple[list[int], str]
     return [int(draw)], "a random token"
 
 
+def _chat(tokenizer: Any) -> list[int]:
+    """What the chat template puts before a user's words; nothing where it puts nothing, or cannot be run."""
+    from jinja2 import TemplateError
+
+    try:
+        told = tokenizer.apply_chat_template([{"role": "user", "content": SENTINEL}], tokenize=False)
+    except (TemplateError, ValueError, TypeError, KeyError, AttributeError):
+        return []
+    before, found, _ = told.partition(SENTINEL)
+    return tokenizer.encode(before, add_special_tokens=False) if found and before else []
+
+
 def whole_model(source: Source) -> Any:
     """transformers' model with its weights: mapped as stored, or in float32 where the model is small."""
-    model = skeleton(source.config)
+    model = skeleton(silent(source.config))
     dtype = torch.float32 if source.parameters() <= SMALL else source.dtype
     found: dict[str, Tensor] = {}
     for block in (None, *range(source.anatomy.blocks)):

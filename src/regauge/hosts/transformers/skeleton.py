@@ -8,6 +8,7 @@ bears the mark is an error, never a silent zero. The caller's random state is le
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 import torch
@@ -21,18 +22,31 @@ def model_class(config: Any) -> Any:
     """The transformers class that the config asks for (`architectures[0]`), else the language model or encoder."""
     import transformers
 
-    names = list(getattr(config, "architectures", None) or [])
+    names = getattr(config, "architectures", None) or []
     if not names:
         auto = transformers.AutoModelForCausalLM if table_for(config.model_type).causal else transformers.AutoModel
         return auto._model_mapping[type(config)]
-    found = getattr(transformers, names[0], None)
-    if found is None:
-        known = [name for name in dir(transformers) if name.startswith(names[0][:3])]
+    known = _classes(config)
+    if not isinstance(names, list | tuple) or names[0] not in known:
+        wanted = names[0] if isinstance(names, list | tuple) else names
         raise UnknownArchitecture(
-            f"config.json asks for the class {names[0]!r}, which this transformers does not have"
-            f"{nearest(names[0], known)}"
+            f"config.json asks for the class {str(wanted)[:80]!r}, which is no model of type {config.model_type!r} in "
+            f"this transformers{nearest(str(wanted), known)}"
         )
-    return found
+    return known[names[0]]
+
+
+def _classes(config: Any) -> dict[str, Any]:
+    """The models that transformers has for a config, by name: what a config.json may ask for, and nothing else."""
+    from transformers import PreTrainedModel
+
+    home = type(config).__module__.replace(".configuration_", ".modeling_")
+    found = vars(importlib.import_module(home)).items()
+    return {
+        name: thing
+        for name, thing in found
+        if isinstance(thing, type) and issubclass(thing, PreTrainedModel) and thing.__module__ == home
+    }
 
 
 def skeleton(config: Any, attention: str | None = None) -> Any:
@@ -48,6 +62,16 @@ def skeleton(config: Any, attention: str | None = None) -> Any:
             model = model_class(config)(config)
         rebuild_buffers(model)
     return model.eval().requires_grad_(False)
+
+
+def silent(config: Any) -> Any:
+    """The config without its wishes for more outputs (router logits, attentions), which change what a forward gives."""
+    config = copy.deepcopy(config)
+    for wish in ("output_router_logits", "output_attentions", "output_hidden_states"):
+        if getattr(config, wish, False):
+            setattr(config, wish, False)
+    config.return_dict = True
+    return config
 
 
 def rebuild_buffers(model: Any) -> None:

@@ -9,7 +9,7 @@ that holds NaN. Peak memory: what the caller keeps.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.configs import build_skeleton, first_line, read_config
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.resize import config_changes
-from regauge.hosts.transformers.skeleton import body_prefix
+from regauge.hosts.transformers.skeleton import body_prefix, silent
 from regauge.hosts.transformers.table import anatomy_of
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -76,9 +76,12 @@ class Source:
         config = read_config(folder)
         files = checkpoint.weight_files(folder)
         stored = checkpoint.stored_tensors(folder, files)
-        meta = build_skeleton(config, folder)
+        meta = build_skeleton(silent(config), folder)
         anatomy = anatomy_of(config, meta)
         pieces, unused = checkpoint.locate(meta, stored)
+        checkpoint.check_scales(pieces, unused, folder)
+        notes = (*checkpoint.left_out(meta, unused), *_broken_links(folder))
+        anatomy = anatomy.with_(notes=(*anatomy.notes, *notes))
         checkpoint.check(meta, pieces, meta.all_tied_weights_keys, folder)
         counts: dict[torch.dtype, int] = {}
         for some in pieces.values():
@@ -253,11 +256,18 @@ def read_tokenizer(folder: Path) -> Any:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises plain Exceptions, and code that trusts files the rest
         raise ModelError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
     # Texts are encoded whole and cut into windows afterwards; the model's own limit would only be warned about.
     tokenizer.model_max_length = 10**30
     return tokenizer
+
+
+def _broken_links(folder: Path) -> Iterator[str]:
+    """A note for each file of the directory that is not there."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.exists():
+            yield f"{path.name} is a link that leads nowhere ({path.readlink()}): it is not carried over"
 
 
 def blocks_in(names: Iterable[str]) -> list[int | None]:

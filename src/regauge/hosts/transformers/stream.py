@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regauge.errors import SettingError
+from regauge.errors import ModelError, SettingError
+from regauge.hosts.transformers.source import read_tokenizer
 
 
 def stream(
@@ -65,13 +67,11 @@ def _loop(
 
 def _ids(model: Any, prompt: str | Sequence[int] | Tensor) -> Tensor:
     if isinstance(prompt, str):
-        from transformers import AutoTokenizer
-
         folder = model.config._name_or_path
         try:
-            prompt = AutoTokenizer.from_pretrained(folder, local_files_only=True)(prompt).input_ids
-        except (OSError, ValueError) as error:
-            raise SettingError(f"{folder} has no tokenizer that can be read; give token ids as the prompt") from error
+            prompt = read_tokenizer(Path(folder))(prompt).input_ids
+        except ModelError as error:
+            raise SettingError(f"{error}; or give token ids as the prompt") from error
     ids = torch.as_tensor(prompt)
     ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
     if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
