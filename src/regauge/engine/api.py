@@ -98,7 +98,7 @@ def apply(
         _in_time(job, read, clock)
         identity = _identity(job, read)
         with Staging(out, identity, force=force) as staging, _threads(staging):
-            receipt = _run(job, read, staging, clock, str(model), str(identity["source"]))
+            job, receipt = _run(job, read, staging, clock, str(model), str(identity["source"]))
             log = _log(clock, memory, command or _command())
             final = receipt.model_copy(update=log)
             staging.finish(_files(job, receipt, log, staging))
@@ -225,13 +225,14 @@ def _identity(job: Job, read: Reading) -> dict[str, Any]:
     }
 
 
-def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, source_hash: str) -> Receipt:
+def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, source_hash: str) -> tuple[Job, Receipt]:
+    """The work, and the job as it was carried out, with every choice made."""
     windows = sampled(job, read, staging, clock)
     job, searched = settle(job, windows, staging, clock)
     drive = Drive(job, windows, staging, clock)
     logits_error = drive.run()
     found = drive.receipts()
-    return _receipt(job, read, windows, staging, source, source_hash, found, logits_error, searched)
+    return job, _receipt(job, read, windows, staging, source, source_hash, found, logits_error, searched)
 
 
 def _receipt(

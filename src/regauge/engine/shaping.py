@@ -77,6 +77,10 @@ class Shaping:
         """The anatomy in the sizes that stay."""
         return transform([Move("select", name, torch.arange(count)) for name, count in self.kept.items()], anatomy)
 
+    def blocks(self, anatomy: Anatomy) -> list[int]:
+        """The blocks out of which something is taken."""
+        return sorted({block for name in self.cuts if (block := anatomy.stream(name).block) is not None})
+
     def in_block(self, anatomy: Anatomy, block: int) -> list[tuple[Stream, Cut]]:
         """The streams of a block that are cut."""
         return [(anatomy.stream(name), cut) for name, cut in self.cuts.items() if anatomy.stream(name).block == block]
@@ -121,7 +125,7 @@ def shaping_of(plan: Plan, anatomy: Anatomy) -> Shaping | None:
 def _stream(anatomy: Anatomy, name: str, cut: Cut) -> str | None:
     if name not in anatomy.stream_names:
         unit = cut.point.spec("unit").part
-        return f"unit {unit!r} cannot be taken out of {name}, which is no stream; write blocks.*.ffn"
+        return f"unit {unit!r} cannot be taken out of {name}, a whole block; write blocks.*.ffn"
     return cut.unit.refuses(anatomy.stream(name))
 
 
