@@ -42,6 +42,17 @@ RECEIPT, RUN_LOG = "regauge/receipt.json", "regauge/run-log.json"
 VOLATILE = ("command", "seconds", "peak_bytes", "machine")
 
 
+@dataclass(frozen=True)
+class Reads:
+    """What a job is given to read, and how it is laid out: what the user says beside recipe and model."""
+
+    calibration: Where | None = None
+    tokens: int | None = None
+    length: int | None = None
+    seed: int = 0
+    wire: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class _Ready:
     """A job with its text, after every refusal was looked for."""
@@ -89,7 +100,7 @@ def apply(
         clock.say("open")
         source = Source.open(model, revision)
         plan = plan_of(recipe)
-        ready = _ready(plan, source, calibration, tokens, length, seed, wire)
+        ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         ready.refusals.attempt(lambda: refuse_out(Path(out), force), None)
         ready.refusals.settle()
         job, read = ready.job, ready.read
@@ -127,7 +138,7 @@ def dry_run(
     with quiet_torch():
         source = Source.open(model, revision)
         plan = plan_of(recipe)
-        ready = _ready(plan, source, calibration, tokens, length, seed, wire)
+        ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         target = None if out is None else Path(out)
         if target is not None:
             ready.refusals.attempt(lambda: refuse_out(target, force), None)
@@ -161,21 +172,13 @@ def read_receipt(artifact: str | Path) -> Receipt:
     return Receipt.model_validate(data)
 
 
-def _ready(
-    plan: Plan,
-    source: Source,
-    calibration: Where | None,
-    tokens: int | None,
-    length: int | None,
-    seed: int,
-    wire: str | None,
-) -> _Ready:
+def _ready(plan: Plan, source: Source, given: Reads) -> _Ready:
     refusals = Refusals()
-    job = prepare(plan, source, wire, seed, refusals)
+    job = prepare(plan, source, given.wire, given.seed, refusals)
     read = None
     if job is not None:
         made = job
-        read = refusals.attempt(lambda: reading(made, calibration, tokens, length), None)
+        read = refusals.attempt(lambda: reading(made, given.calibration, given.tokens, given.length), None)
     return _Ready(job, read, refusals)
 
 
@@ -225,30 +228,35 @@ def _identity(job: Job, read: Reading) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, eq=False)
+class _Done:
+    """What a run did."""
+
+    job: Job
+    windows: Calibration | None
+    sites: list[SiteReceipt]
+    moves: list[MoveReceipt]
+    selects: list[SelectReceipt]
+    notes: list[str]
+    searched: list[dict[str, object]]
+    logits_error: float | None
+
+
 def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, source_hash: str) -> tuple[Job, Receipt]:
     """The work, and the job as it was carried out, with every choice made."""
     windows = sampled(job, read, staging, clock)
     job, searched = settle(job, windows, staging, clock)
     drive = Drive(job, windows, staging, clock)
     logits_error = drive.run()
-    found = drive.receipts()
-    return job, _receipt(job, read, windows, staging, source, source_hash, found, logits_error, searched)
-
-
-def _receipt(
-    job: Job,
-    read: Reading,
-    windows: Calibration | None,
-    staging: Staging,
-    source: str,
-    source_hash: str,
-    found: tuple[list[SiteReceipt], list[MoveReceipt], list[SelectReceipt], list[str]],
-    logits_error: float | None,
-    searched: list[dict[str, object]],
-) -> Receipt:
-    sites, moves, selects, notes = found
+    sites, moves, selects, notes = drive.receipts()
+    done = _Done(job, windows, sites, moves, selects, [*notes, *read.notes], searched, logits_error)
     metadata: Any = staging.index()["metadata"]
-    after, before = int(metadata["total_size"]), job.source.bytes_bf16()
+    return job, _receipt(done, source, source_hash, int(metadata["total_size"]))
+
+
+def _receipt(done: _Done, source: str, source_hash: str, after: int) -> Receipt:
+    job, windows = done.job, done.windows
+    before = job.source.bytes_bf16()
     return Receipt(
         regauge=__version__,
         plan=job.plan.name,
@@ -260,13 +268,13 @@ def _receipt(
         refusals=job.refusals,
         seed=job.seed,
         calibration=windows.record() if windows is not None else {},
-        sites=tuple(sites),
+        sites=tuple(done.sites),
         taps=tuple(tap_receipts(job.anatomy.sites, job.resolution.inputs)),
-        moves=tuple(moves),
-        selects=tuple(selects),
-        searched=tuple(searched),
-        logits_error=logits_error,
-        notes=tuple(dict.fromkeys([*job.resolution.notes, *notes, *read.notes])),
+        moves=tuple(done.moves),
+        selects=tuple(done.selects),
+        searched=tuple(done.searched),
+        logits_error=done.logits_error,
+        notes=tuple(dict.fromkeys([*job.resolution.notes, *done.notes])),
         bytes_bf16=before,
         bytes_after=after,
         ratio=after / before,

@@ -6,20 +6,39 @@ Nothing here reads or writes a file or runs a model. Legend: O output channels, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site, Weights
+from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SiteReceipt, TapReceipt
 from regauge.engine.statistics import output_error
 from regauge.formats.base import Codes, Format
 from regauge.parts import Point
+from regauge.plan.resolution import Resolution
 from regauge.rounding.base import Stats
 
 Choices = Mapping[str, Point | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """The tensors of a block before and after its moves.
+
+    Attributes:
+        source: as read.
+        exact: after the moves, in float64.
+        stored: after the moves, in the dtype in which they are stored.
+        moves: every move, those of the whole model first.
+    """
+
+    source: Weights
+    exact: Weights
+    stored: Weights
+    moves: Sequence[Move]
 
 
 def as_stored(anatomy: Anatomy, weights: Weights, like: Weights, default: torch.dtype) -> Weights:
@@ -106,16 +125,18 @@ def activation_grids(sites: Iterable[Site], inputs: Mapping[str, Point]) -> dict
 
 def site_receipts(
     sites: Iterable[Site],
-    source: Weights,
-    exact: Weights,
-    stored: Weights,
+    moved: Moved,
     codes: Mapping[str, Codes],
-    choices: Choices,
     stats: Mapping[str, Stats],
-    fallbacks: Mapping[str, str],
-    kept: Mapping[str, str],
+    resolution: Resolution,
+    rare: Mapping[str, str],
 ) -> list[SiteReceipt]:
-    """The figures of each site. Bytes count the weight with its steps, zero points, low-rank factors and bias."""
+    """The figures of each site. Bytes count the weight with its steps, zero points, low-rank factors and bias.
+
+    Args:
+        rare: site → what was done about an expert that saw few tokens.
+    """
+    source, exact, stored = moved.source, moved.exact, moved.stored
     found = []
     for site in sites:
         name, weight, bias = site.name, f"{site.name}.weight", f"{site.name}.bias"
@@ -125,8 +146,8 @@ def site_receipts(
         count = site.shape[0] * site.shape[1]
         after = _bytes(stored[bias]) if bias in stored else 0
         error = None
-        told = [fallbacks[name]] if name in fallbacks else []
-        choice = choices.get(name)
+        told = [said[name] for said in (resolution.fallbacks, rare) if name in said]
+        choice = resolution.choices.get(name)
         if name in codes and choice is not None:
             fmt = parts.format_of(choice)
             after += fmt.bytes(site.shape) + sum(_bytes(extra) for extra in codes[name].extra.values())
@@ -146,7 +167,7 @@ def site_receipts(
                 error=error,
                 tokens=int(seen["count"]) if "count" in seen else None,
                 fallback="; ".join(told) or None,
-                kept=kept.get(name),
+                kept=resolution.kept.get(name),
             )
         )
     return found

@@ -9,37 +9,19 @@ Cost: five forward passes of a block on two dozen tokens, with two copies of the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from regauge.anatomy.certificate import EXACT, TOLERANCE, certify
-from regauge.anatomy.model import Weights
 from regauge.anatomy.moves import Move, boundary
 from regauge.artifact.receipt import MoveReceipt
+from regauge.engine.block import Moved
 from regauge.engine.job import Job
-from regauge.hosts.transformers.precise import precise
+from regauge.hosts.precise import precise
+from regauge.hosts.states import States
 from regauge.hosts.transformers.probe import probe
 from regauge.hosts.transformers.runner import Runner
-from regauge.hosts.transformers.states import States
-
-
-@dataclass(frozen=True, eq=False)
-class Moved:
-    """The tensors of a block before and after its moves.
-
-    Attributes:
-        source: as read.
-        exact: after the moves, in float64.
-        stored: after the moves, in the dtype in which they are stored.
-        moves: every move, those of the whole model first.
-    """
-
-    source: Weights
-    exact: Weights
-    stored: Weights
-    moves: Sequence[Move]
 
 
 class Prover:

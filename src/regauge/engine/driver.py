@@ -9,7 +9,7 @@ same bytes. Peak memory: one block, its statistics and the states (mapped files 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,12 +17,8 @@ from torch import Tensor
 from regauge.anatomy.model import Site, Weights
 from regauge.artifact.receipt import MoveReceipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import STATES, Staging
-from regauge.engine.block import (
-    effective,
-    full_precision,
-    site_receipts,
-)
-from regauge.engine.certify import Moved, Prover
+from regauge.engine.block import Moved, effective, full_precision, site_receipts
+from regauge.engine.certify import Prover
 from regauge.engine.job import Job, outer_names
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
@@ -31,6 +27,27 @@ from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration
 
 SPILL = 256 << 20  # bytes of states from which they go to mapped files
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """What was done to the tensors of one shard.
+
+    Attributes:
+        rare: site → what was done about an expert that saw few tokens.
+        proof: certificates of its moves; selects: what was taken out, as measured.
+        logits_error: of the whole model, in the last shard.
+    """
+
+    sites: Sequence[Site]
+    moved: Moved
+    codes: Mapping[str, Codes]
+    stats: Mapping[str, Stats] = field(default_factory=dict)
+    rare: Mapping[str, str] = field(default_factory=dict)
+    proof: Sequence[MoveReceipt] = ()
+    notes: Sequence[str] = ()
+    logits_error: float | None = None
+    selects: Sequence[SelectReceipt] = ()
 
 
 class Drive:
@@ -63,7 +80,7 @@ class Drive:
             note: Any = self.staging.notes[shard]
             sites += [SiteReceipt.model_validate(entry) for entry in note["sites"]]
             moves += [MoveReceipt.model_validate(entry) for entry in note["moves"]]
-            selects += [SelectReceipt.model_validate(entry) for entry in note.get("selects", ())]
+            selects += [SelectReceipt.model_validate(entry) for entry in note["selects"]]
             notes += note["notes"]
         return sites, moves, selects, list(dict.fromkeys(notes))
 
@@ -91,7 +108,7 @@ class Drive:
         kept = self.staging.kept(_behind(blocks)) if blocks > 0 else None
         proof = self._prove(None, moved, kept)
         if not finished:
-            self._write(0, sites, head, codes, {}, {}, proof, list(self.job.anatomy.notes))
+            self._write(0, Done(sites, head, codes, proof=proof, notes=self.job.anatomy.notes))
         self.work.begin(running)
         if self.work.states is not None:
             if kept is not None:
@@ -117,7 +134,7 @@ class Drive:
         if work.states is not None and (unseen or job.reads_head or index < job.anatomy.blocks):
             stats |= work.advance(block, effective(moved.stored, codes, job.choices), unseen)
         self._keep(index)
-        self._write(index, sites, moved, codes, stats, rare, proof, notes, selects=selects)
+        self._write(index, Done(sites, moved, codes, stats, rare, proof, notes, selects=selects))
         self.staging.drop(_behind(block))
 
     def _tail(self, running: Weights) -> float | None:
@@ -128,7 +145,8 @@ class Drive:
         stats, rare = self.work.see_head(running)
         tail = _only(moved, last)
         sites = [site for site in self.job.sites(None) if f"{site.name}.weight" in last]
-        self._write(index, sites, tail, self.work.round(sites, tail, stats), stats, rare, [], [], error)
+        codes = self.work.round(sites, tail, stats)
+        self._write(index, Done(sites, tail, codes, stats, rare, logits_error=error))
         return error
 
     def _prove(self, block: int | None, moved: Moved, kept: Mapping[str, Tensor] | None) -> list[MoveReceipt]:
@@ -160,37 +178,20 @@ class Drive:
         """The codes in a shard written by an earlier run."""
         return self.job.wire.unpack(self.staging.read(self.shards[index]))[1]
 
-    def _write(
-        self,
-        index: int,
-        sites: Sequence[Site],
-        moved: Moved,
-        codes: Mapping[str, Codes],
-        stats: Mapping[str, Stats],
-        rare: Mapping[str, str],
-        proof: Sequence[MoveReceipt],
-        notes: Sequence[str],
-        logits_error: float | None = None,
-        selects: Sequence[SelectReceipt] = (),
-    ) -> None:
+    def _write(self, index: int, done: Done) -> None:
         """One shard with its figures, committed together."""
-        job, resolution = self.job, self.job.resolution
-        fallbacks = {**resolution.fallbacks}
-        for name, told in rare.items():
-            fallbacks[name] = f"{fallbacks[name]}; {told}" if name in fallbacks else told
-        figures = site_receipts(
-            sites, moved.source, moved.exact, moved.stored, codes, job.choices, stats, fallbacks, resolution.kept
-        )
+        job, moved, codes = self.job, done.moved, done.codes
+        figures = site_receipts(done.sites, moved, codes, done.stats, job.resolution, done.rare)
         tensors = job.wire.pack(full_precision(moved.stored, codes), codes)
         last = len(self.shards) - 1
         if index:
             tensors |= job.source.extras(None if index == last else index - 1)
         note = {
             "sites": [figure.model_dump(mode="json") for figure in figures],
-            "moves": [receipt.model_dump(mode="json") for receipt in proof],
-            "selects": [receipt.model_dump(mode="json") for receipt in selects],
-            "notes": list(notes),
-            "logits_error": logits_error,
+            "moves": [receipt.model_dump(mode="json") for receipt in done.proof],
+            "selects": [receipt.model_dump(mode="json") for receipt in done.selects],
+            "notes": list(done.notes),
+            "logits_error": done.logits_error,
         }
         self.staging.write(self.shards[index], tensors, note=note)
 

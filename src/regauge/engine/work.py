@@ -10,14 +10,13 @@ from regauge.anatomy import moves as algebra
 from regauge.anatomy.model import Site, Weights
 from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SelectReceipt
-from regauge.engine.block import activation_grids, as_stored, round_sites
-from regauge.engine.certify import Moved
+from regauge.engine.block import Moved, activation_grids, as_stored, round_sites
 from regauge.engine.job import Job
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import collection
 from regauge.formats.base import Codes
+from regauge.hosts.states import States
 from regauge.hosts.transformers.runner import Runner
-from regauge.hosts.transformers.states import States
 from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration
 

@@ -13,9 +13,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from regauge.anatomy.model import Anatomy, Site
 from regauge.errors import RecipeError
+
+if TYPE_CHECKING:
+    from regauge.anatomy.model import Anatomy, Site
 
 SPECIAL = frozenset({"embed", "head", "router", "position", "type", "patch"})
 """Kinds that stay in full precision unless a rule names them."""

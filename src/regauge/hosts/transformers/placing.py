@@ -14,7 +14,7 @@ from regauge.artifact.codec.base import COMPRESSED_TENSORS, Layout, Wire, decode
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
 from regauge.hosts.transformers.checkpoint import expected
-from regauge.runtime.matrices.install import install
+from regauge.hosts.transformers.install import install
 from regauge.runtime.matrices.modules import PackedLinear
 from regauge.runtime.modules import put
 
