@@ -16,7 +16,7 @@ from torch import Tensor
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.anatomy.moves import Move, apply, check, transform
 from regauge.errors import MoveError
-from regauge.hosts.transformers.precise import precise
+from regauge.hosts.precise import precise
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source
 from regauge.rewrites import FoldNorm, LayerNormToRMS, RotateHadamard

@@ -10,8 +10,8 @@ import torch
 
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.errors import ModelError, MoveError
+from regauge.hosts.precise import precise
 from regauge.hosts.transformers.adapt import GaugedNorm, adapt_modules
-from regauge.hosts.transformers.precise import precise
 from regauge.hosts.transformers.runner import Runner
 from tests.pico import batches
 from tests.streaming import distance, opened, run, stock

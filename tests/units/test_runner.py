@@ -14,7 +14,7 @@ import torch
 
 from regauge.anatomy.model import Weights
 from regauge.anatomy.storage import gather
-from regauge.hosts.transformers.precise import precise
+from regauge.hosts.precise import precise
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source
 from tests.pico import FAMILIES, PICOS, batches

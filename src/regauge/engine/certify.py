@@ -18,10 +18,10 @@ from regauge.anatomy.moves import Move, boundary
 from regauge.artifact.receipt import MoveReceipt
 from regauge.engine.block import Moved
 from regauge.engine.job import Job
-from regauge.hosts.transformers.precise import precise
+from regauge.hosts.precise import precise
+from regauge.hosts.states import States
 from regauge.hosts.transformers.probe import probe
 from regauge.hosts.transformers.runner import Runner
-from regauge.hosts.transformers.states import States
 
 
 class Prover:

@@ -24,8 +24,8 @@ from regauge.engine.statistics import collection
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import BATCH, Pass
 from regauge.errors import RecipeError
+from regauge.hosts.states import States
 from regauge.hosts.transformers.runner import Runner
-from regauge.hosts.transformers.states import States
 from regauge.rewrites.base import fixed
 from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration

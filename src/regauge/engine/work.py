@@ -13,8 +13,8 @@ from regauge.engine.block import Moved, activation_grids, as_stored, round_sites
 from regauge.engine.job import Job
 from regauge.engine.statistics import collection
 from regauge.formats.base import Codes
+from regauge.hosts.states import States
 from regauge.hosts.transformers.runner import Runner
-from regauge.hosts.transformers.states import States
 from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.errors import ModelError
+from regauge.hosts.states import States
 from regauge.hosts.transformers.probe import context
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.sampling import sample
 from regauge.hosts.transformers.source import Source
-from regauge.hosts.transformers.states import States
 from regauge.text.split import Reader, window_length
 
 Read = Callable[[int | None], Weights]

@@ -20,12 +20,12 @@ from torch.func import functional_call
 
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.errors import ModelError
+from regauge.hosts.states import Call, Pool, States
 from regauge.hosts.transformers.adapt import adapt_modules, loop_experts
 from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.hooks import Change, Taps, Watch, tapped
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.source import Source
-from regauge.hosts.transformers.states import Call, Pool, States
 
 Inputs = Sequence[Tensor | Mapping[str, Any]]
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from regauge.anatomy.model import Weights
 from regauge.engine.statistics import Collection, collection
-from regauge.hosts.transformers.states import States
+from regauge.hosts.states import States
 from regauge.search.losses.shelf import Shelf, deltas
 from regauge.search.options import SiteGroup
 from regauge.search.subject import Subject, first

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Weights
-from regauge.hosts.transformers.states import States
+from regauge.hosts.states import States
 from regauge.measure.quality import Scores, compare_many
 from regauge.search.losses.shelf import Shelf
 from regauge.search.options import Option

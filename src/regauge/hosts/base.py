@@ -1,0 +1,210 @@
+"""What the engine, the search and the report ask of a model library: four protocols, and nothing of any library.
+
+A `Host` stands for one library. It opens a `Source` (a checked checkpoint that is read tensor by tensor), gives a
+`Runner` (which streams it block by block on the library's own modules) and loads artifacts as that library's models. A
+`Skeleton` is the library's module tree without memory for weights. Tensors go in and out under canonical names.
+
+Legend: B batch, T tokens, D hidden, V vocabulary, N windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from regauge.anatomy.model import Anatomy, Weights
+from regauge.hosts.states import States
+from regauge.measure.subject import Facts
+
+Inputs = Sequence[Tensor | Mapping[str, Any]]
+"""Batches: token ids (B, T), pixels (B, C, H, W), or the keyword arguments of the model's forward."""
+
+Watch = Mapping[str, Callable[[Tensor], None]]
+"""Site → is shown its inputs (tokens, I), padding left out."""
+
+Change = Mapping[str, Callable[[Tensor], Tensor]]
+"""Site → replaces its input (…, I) or output (…, O)."""
+
+Tick = Callable[[int, int], None]
+"""Is told (done, total)."""
+
+
+@runtime_checkable
+class Skeleton(Protocol):
+    """A module tree without memory for weights."""
+
+    def named_modules(self) -> Iterator[tuple[str, Any]]: ...
+    def get_submodule(self, path: str) -> Any: ...
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A checked checkpoint, read on demand. Read-only."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def anatomy(self) -> Anatomy: ...
+    @property
+    def dtype(self) -> torch.dtype: ...  # that most weights are stored in
+    @property
+    def files(self) -> Sequence[Path]: ...  # of weights
+    @property
+    def model(self) -> Any: ...  # its skeleton; not to be changed
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...  # parameter key → shape
+
+    def read(self, names: Iterable[str]) -> Weights:
+        """Canonical tensors by name, in the stored dtype."""
+
+    def block(self, index: int | None) -> Weights:
+        """Every canonical tensor of a block (None: embeddings, last norm and head)."""
+
+    def extras(self, index: int | None) -> dict[str, Tensor]:
+        """Parameters that are in no site or norm, by module key."""
+
+    def scatter(self, anatomy: Anatomy, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Canonical tensors → parameters by module key."""
+
+    def digest(self) -> str:
+        """sha256 over config and weights."""
+
+    def parameters(self) -> int:
+        """How many numbers the model has, tied ones once."""
+
+    def bytes_bf16(self) -> int:
+        """Bytes of all parameters as bf16, tied ones once."""
+
+    def tokenizer(self) -> Any:
+        """The tokenizer, or the `ModelError` that says there is none."""
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Streams a source, in its own anatomy or a rewritten one; gradients flow where weights or states ask for them."""
+
+    def begin(self, inputs: Inputs, weights: Weights, watch: Watch | None = None) -> States:
+        """Runs what lies before the blocks."""
+
+    def block(
+        self,
+        index: int,
+        weights: Weights,
+        states: States,
+        watch: Watch | None = None,
+        inputs: Change | None = None,
+        outputs: Change | None = None,
+    ) -> States:
+        """Runs one block on every batch; the states given stay as they are."""
+
+    def bind(
+        self,
+        index: int,
+        weights: Weights,
+        states: States,
+        watch: Watch | None = None,
+        inputs: Change | None = None,
+        outputs: Change | None = None,
+    ) -> Callable[[Tensor, int], Tensor]:
+        """One block as a function of (hidden (B, T, D), number of the batch)."""
+
+    def tail(
+        self,
+        weights: Weights,
+        states: States,
+        watch: Watch | None = None,
+        inputs: Change | None = None,
+        outputs: Change | None = None,
+    ) -> Iterator[Tensor]:
+        """The model's output for each batch."""
+
+    def logits(self, inputs: Inputs, weights: Callable[[int | None], Weights] | None = None) -> Iterator[Tensor]:
+        """The whole model on some batches, streamed; `weights` gives the tensors of a block, None reads the source."""
+
+
+@runtime_checkable
+class Ways(Protocol):
+    """The ways in which one model can be run on one set of weights."""
+
+    @property
+    def runtime(self) -> Any: ...  # as an artifact is run
+    @property
+    def own(self) -> Callable[..., Any] | None: ...  # by the library's own modules; None for an artifact
+    @property
+    def native(self) -> bool: ...  # whether the native step has served a token so far
+
+
+@runtime_checkable
+class Host(Protocol):
+    """One model library."""
+
+    @property
+    def name(self) -> str: ...
+
+    def folder(self, model: str, revision: str | None = None) -> Path:
+        """The directory of a model; one that is on a hub is fetched."""
+
+    def open(self, model: str | Path, revision: str | None = None) -> Source:
+        """Opens a directory or hub id, or raises the `ModelError` that says what is wrong with it."""
+
+    def runner(
+        self,
+        source: Source,
+        anatomy: Anatomy | None = None,
+        dtype: torch.dtype = torch.float32,
+        attention: str | None = None,
+    ) -> Runner:
+        """A runner of a source that this host opened; `anatomy` is what the weights will be given in."""
+
+    def reads_images(self, source: Source) -> bool:
+        """Whether the model's input is pixels rather than token ids."""
+
+    def image_shape(self, source: Source) -> tuple[int, int]:
+        """(channels, side) of the images that a vision model reads."""
+
+    def context(self, source: Source) -> int | None:
+        """The most tokens that the model reads at once, where it says so."""
+
+    def probe(self, source: Source, seed: int = 0) -> list[Tensor]:
+        """One small batch of random inputs, the same for the same seed: what moves are proved on."""
+
+    def precise(self) -> AbstractContextManager[None]:
+        """While it lasts the library computes in float64 throughout."""
+
+    def sample(
+        self,
+        source: Source,
+        tokenizer: Any,
+        count: int,
+        length: int,
+        seed: int = 0,
+        tick: Tick = lambda done, total: None,
+    ) -> tuple[Tensor, str]:
+        """(N, T) token ids that the model draws from itself, and how they begin."""
+
+    def tokenizer(self, folder: Path) -> Any:
+        """The tokenizer of a model's directory."""
+
+    def load(self, path: str | Path, **options: Any) -> Any:
+        """A model of an artifact or a plain checkpoint, as `regauge.load` gives it."""
+
+    def whole(self, source: Source) -> Any:
+        """The library's model of a source, with its weights."""
+
+    def ways(self, model: Any) -> Ways:
+        """How a loaded model can be run."""
+
+    def ways_of_source(self, source: Source, dtype: torch.dtype = torch.bfloat16) -> Ways:
+        """How the uncompressed source can be run, in the dtype in which speeds are counted."""
+
+    def facts(self, model: Any) -> Facts:
+        """What measuring needs to know of a loaded model."""
+
+    def unsaid(self) -> AbstractContextManager[None]:
+        """While a model is timed, what falls back is not said."""

@@ -1,0 +1,96 @@
+"""transformers as a `Host`: where each thing that the engine asks for is in this package."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from regauge.anatomy.model import Anatomy
+from regauge.hosts import base
+from regauge.hosts.precise import precise
+from regauge.hosts.transformers import hub, load, probe, sampling, ways
+from regauge.hosts.transformers.runner import Runner
+from regauge.hosts.transformers.source import Source, read_tokenizer
+from regauge.measure.subject import Facts
+
+
+@dataclass(frozen=True)
+class TransformersHost:
+    """Hugging Face transformers."""
+
+    name: str = "transformers"
+
+    def folder(self, model: str, revision: str | None = None) -> Path:
+        return hub.model_folder(model, revision)
+
+    def open(self, model: str | Path, revision: str | None = None) -> base.Source:
+        return Source.open(model, revision)
+
+    def runner(
+        self,
+        source: base.Source,
+        anatomy: Anatomy | None = None,
+        dtype: torch.dtype = torch.float32,
+        attention: str | None = None,
+    ) -> base.Runner:
+        return Runner(_own(source), anatomy, dtype, attention)
+
+    def reads_images(self, source: base.Source) -> bool:
+        return probe.reads_images(_own(source))
+
+    def image_shape(self, source: base.Source) -> tuple[int, int]:
+        return probe.image_shape(_own(source))
+
+    def context(self, source: base.Source) -> int | None:
+        return probe.context(_own(source))
+
+    def probe(self, source: base.Source, seed: int = 0) -> list[Tensor]:
+        return probe.probe(_own(source), seed)
+
+    def precise(self) -> AbstractContextManager[None]:
+        return precise()
+
+    def sample(
+        self,
+        source: base.Source,
+        tokenizer: Any,
+        count: int,
+        length: int,
+        seed: int = 0,
+        tick: base.Tick = lambda done, total: None,
+    ) -> tuple[Tensor, str]:
+        return sampling.sample(_own(source), tokenizer, count, length, seed, tick)
+
+    def tokenizer(self, folder: Path) -> Any:
+        return read_tokenizer(folder)
+
+    def load(self, path: str | Path, **options: Any) -> Any:
+        return load.load(path, **options)
+
+    def whole(self, source: base.Source) -> Any:
+        return sampling.whole_model(_own(source))
+
+    def ways(self, model: Any) -> base.Ways:
+        return ways.ways_of(model)
+
+    def ways_of_source(self, source: base.Source, dtype: torch.dtype = torch.bfloat16) -> base.Ways:
+        return ways.ways_of_source(_own(source), dtype)
+
+    def facts(self, model: Any) -> Facts:
+        return ways.facts(model)
+
+    def unsaid(self) -> AbstractContextManager[None]:
+        return ways.unsaid()
+
+
+def _own(source: base.Source) -> Source:
+    """A source that this host opened, which it knows more of than the engine does."""
+    return cast(Source, source)
+
+
+HOST = TransformersHost()
