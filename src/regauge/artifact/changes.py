@@ -48,7 +48,7 @@ def changed(source: Anatomy, raw: Mapping[str, Any], sizes: Mapping[str, Any]) -
         gain, bias = (_unslot(change.get(key), f"{key} of norm {name!r}") for key in ("gain", "bias"))
         norms[name] = replace(was, kind=change["kind"], gain=gain, bias=bias, source_kind=was.kind)
     for name, slot in mapped(raw, "biases", "its anatomy").items():
-        sites[_there(name, sites)] = replace(sites[name], bias=_unslot(slot, f"bias of {name!r}"))
+        sites[name] = replace(sites[_there(name, sites)], bias=_unslot(slot, f"bias of {name!r}"))
     shapes: dict[str, tuple[int, int]] = {}
     for name, shape in sizes.items():
         pair = [typed(size, int, f"a size of {name!r}") for size in typed(shape, list, f"sizes of {name!r}")]
