@@ -16,18 +16,43 @@ from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.load import load
 
 FETCHING = frozenset(
-    """
-    token use_auth_token cache_dir force_download resume_download proxies local_files_only trust_remote_code
-    code_revision low_cpu_mem_usage use_safetensors weights_only adapter_kwargs ignore_mismatched_sizes name_or_path
-    _from_auto _commit_hash _from_pipeline
-    """.split()
+    [
+        "token",
+        "use_auth_token",
+        "cache_dir",
+        "force_download",
+        "resume_download",
+        "proxies",
+        "local_files_only",
+        "trust_remote_code",
+        "code_revision",
+        "low_cpu_mem_usage",
+        "use_safetensors",
+        "weights_only",
+        "adapter_kwargs",
+        "ignore_mismatched_sizes",
+        "name_or_path",
+        "_from_auto",
+        "_commit_hash",
+        "_from_pipeline",
+    ]
 )
 """Arguments about how files are fetched and opened, which regauge does its own way: packed, from safetensors."""
 SETTABLE = frozenset(
-    """
-    use_cache return_dict output_attentions output_hidden_states output_router_logits id2label label2id num_labels
-    problem_type pad_token_id bos_token_id eos_token_id
-    """.split()
+    [
+        "use_cache",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+    ]
 )
 """Fields of a config that may differ from the artifact's: they change no tensor."""
 UNSAID = frozenset(("dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path", "architectures"))
