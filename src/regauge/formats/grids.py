@@ -34,8 +34,16 @@ class Int:
         return f"int{self.bits}" if self.symmetric else f"int{self.bits}-asym"
 
     @property
+    def offset(self) -> int:
+        return 1 << (self.bits - 1) if self.symmetric else 0
+
+    @property
+    def cast(self) -> torch.dtype | None:
+        return None
+
+    @property
     def low(self) -> float:
-        return float(-(1 << (self.bits - 1))) if self.symmetric else 0.0
+        return float(-self.offset)
 
     @property
     def high(self) -> float:

@@ -205,20 +205,22 @@ def site_of(name: str, part: Any, bias: Tensor | None = None) -> Site:
         return Site(part.full_OI, bias)
     if not isinstance(part, PackedMatrix) or part.native is None:
         raise Unservable(f"{name} is held in a way that only torch's modules multiply")
-    if part.left_OR is not None:
-        raise Unservable(f"{name} has a low-rank term beside it")
+    if len(part.terms):
+        raise Unservable(f"{name} has a {part.terms[0].kind} term beside it")
     return Site(part.native, bias, _rounding(name, part))
 
 
 def _rounding(name: str, part: PackedMatrix) -> str:
     """How the step rounds what a matrix reads: as the artifact says, or as the packed module does by itself."""
-    if part.inputs is None:
+    reading = part.reading
+    if reading is None:
         wanted = AUTOMATIC if part.activations is None else ACTIVATIONS[part.activations]
         number = few(part.meta[META.index("bits")] if part.meta else 8, part.dtype, wanted)
         return next(name for name, known in ACTIVATIONS.items() if known == number)
-    if not part.inputs.name.startswith("int") or not part.inputs.symmetric or part.inputs.bits < 2:
-        raise Unservable(f"{name} reads {part.inputs.name} inputs, which the step does not round")
-    return f"token{part.inputs.bits}"
+    own = reading.step is None and not reading.transform.changes and reading.format.grain.groups((2, 1))[0] == 2
+    if not own or reading.bits is None or reading.bits < 2:
+        raise Unservable(f"{name} reads {reading.name} inputs, which the step does not round")
+    return f"token{reading.bits}"
 
 
 def _follow(module: Any, path: str) -> Any:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regauge.formats.activations import quantise, simulate
 from regauge.formats.base import Codes, Format, Grid, Step
+from regauge.formats.readings import Reading
 from regauge.kernels.reference import pack, unpack
 from regauge.runtime.matrices import int4, lookup
 
@@ -50,21 +50,22 @@ class Way:
     product: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
-def way(fmt: Format, shape: tuple[int, int], dtype: torch.dtype, device: str, inputs: Grid | None) -> Way:
+def way(fmt: Format, shape: tuple[int, int], dtype: torch.dtype, device: str, reading: Reading | None) -> Way:
     """The fastest way that fits."""
     grain = fmt.grain.taken(shape).name
-    cpu, signed8 = device == "cpu", fmt.grid.name == "int8" and grain == "channel"
-    if cpu and signed8 and inputs is not None and inputs.name == "int8":
-        return _bytes_by_bytes(shape, inputs)
-    if inputs is not None:
-        return quantised_inputs(way(fmt, shape, dtype, device, None), inputs)
+    integer = fmt.grid.kind == "integer"
+    cpu, signed8 = device == "cpu", integer and fmt.grid.bits == 8 and fmt.grid.symmetric and grain == "channel"
+    if cpu and signed8 and reading is not None and reading.bits == 8:
+        return _bytes_by_bytes(shape, reading)
+    if reading is not None:
+        return quantised_inputs(way(fmt, shape, dtype, device, None), reading)
     if cpu and dtype == torch.bfloat16:
         if signed8:
             return _int8(shape)
         size = fmt.grain.span(shape)
         fits = [g for g in GROUPS if size % g == 0]
         grouped = grain.startswith("group:") or grain == "channel"
-        if fmt.grid.name in ("int4", "int4-asym") and grouped and fits and shape[0] % 16 == 0 and int4.usable():
+        if integer and fmt.grid.bits == 4 and grouped and fits and shape[0] % 16 == 0 and int4.usable():
             return _int4(fmt, shape, fits[0])
     return _decoded(fmt, shape)
 
@@ -157,8 +158,9 @@ def _signed_take(held: Mapping[str, Tensor], index: Tensor, dtype: torch.dtype) 
     return (held["weight"][index].float() * held["scale"][index, None].float()).to(dtype)
 
 
-def _bytes_by_bytes(shape: tuple[int, int], inputs: Grid) -> Way:
-    """Activations quantised a token at a time, then an integer product: `torch._int_mm`. Any float dtype."""
+def _bytes_by_bytes(shape: tuple[int, int], reading: Reading) -> Way:
+    """Activations quantised with one step a token or for all, then an integer product: `torch._int_mm`. Any float
+    dtype."""
 
     def hold(codes: Codes) -> Held:
         signed = codes.codes_OI.to(torch.int16).sub_(128).to(torch.int8)
@@ -167,21 +169,21 @@ def _bytes_by_bytes(shape: tuple[int, int], inputs: Grid) -> Way:
     def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
         if not x_TI.shape[0]:
             return x_TI.new_empty(0, shape[0])
-        tokens = quantise(x_TI, inputs)
-        sums_TO = torch._int_mm(tokens.z_TI.to(torch.int8), held["weight"].t())
-        return sums_TO.float().mul_(tokens.scale_T1).mul_(held["scale"]).to(x_TI.dtype)
+        rounded = reading.codes(x_TI)
+        sums_TO = torch._int_mm(rounded.z_TI.to(torch.int8), held["weight"].t())
+        return sums_TO.float().mul_(rounded.step.scale_G1).mul_(held["scale"]).to(x_TI.dtype)
 
     return Way("int8 x int8", hold, _signed_rows, _signed_take, product)
 
 
-def quantised_inputs(plain: Way, inputs: Grid) -> Way:
-    """Activations through their codes and back, then the way of the weights alone."""
+def quantised_inputs(plain: Way, reading: Reading) -> Way:
+    """Activations through their transform, their codes and back, then the way of the weights alone."""
     return Way(
-        f"{plain.name}, {inputs.name} inputs simulated",
+        f"{plain.name}, {reading.name} inputs simulated",
         plain.hold,
         plain.rows,
         plain.take,
-        lambda x_TI, held: plain.product(simulate(x_TI, inputs), held),
+        lambda x_TI, held: plain.product(reading.simulate(x_TI), held),
     )
 
 

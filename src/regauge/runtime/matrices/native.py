@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Codes, Format, Grid
+from regauge.formats.readings import Reading
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.layout import Value, group_of, meta_of, panel_bytes
 from regauge.kernels.cpu.library import available
@@ -70,7 +71,7 @@ def panels(
     codes: Codes,
     fmt: Format,
     dtype: torch.dtype,
-    inputs: Grid | None = None,
+    reading: Reading | None = None,
     activations: str | None = None,
     allocate: Callable[[int], Tensor] | None = None,
 ) -> tuple[Way, Meta] | None:
@@ -100,7 +101,7 @@ def panels(
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 
     number = operators.AUTOMATIC if activations is None else matrix.ACTIVATIONS[activations]
-    return _way(meta, value, hold, inputs, number), meta
+    return _way(meta, value, hold, reading, number), meta
 
 
 def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -128,7 +129,7 @@ def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor
     return spread(codes.step.scale_G1.float()), zero_ON, None
 
 
-def _way(meta: Meta, value: Value, hold: Callable[[Codes], Held], inputs: Grid | None, activations: int) -> Way:
+def _way(meta: Meta, value: Value, hold: Callable[[Codes], Held], reading: Reading | None, activations: int) -> Way:
     arguments = list(meta)
 
     def rows(held: Mapping[str, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -141,16 +142,24 @@ def _way(meta: Meta, value: Value, hold: Callable[[Codes], Held], inputs: Grid |
         return operators.linear(x_TI, held, arguments, activations)
 
     plain = Way(NAME, hold, rows, take, product)
-    if inputs is None:
+    if reading is None:
         return plain
-    read = value_of(inputs)
-    if not inputs.symmetric or read is None or read.kind != matrix.INT or not whole_bytes(value):
-        return quantised_inputs(plain, inputs)
+    bits = reading.bits
+    if bits is None or not whole_bytes(value):
+        return quantised_inputs(plain, reading)
 
     def integers(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
-        return operators.integers(x_TI, held, arguments, inputs.bits)
+        return operators.integers(reading.prepared(x_TI), held, arguments, bits).to(x_TI.dtype)
 
-    return Way(f"{NAME}, {inputs.name} inputs", hold, rows, take, integers)
+    def codes(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
+        if not len(x_TI):
+            return x_TI.new_empty(0, arguments[0])
+        rounded = reading.codes(x_TI)
+        scale_T1 = rounded.step.scale_G1.expand(len(x_TI), 1)
+        return operators.codes(rounded.z_TI.to(torch.int8), scale_T1, held, arguments, x_TI.dtype)
+
+    own = reading.step is None and reading.format.grain.groups((2, 1))[0] == 2  # a step a token, of its own values
+    return Way(f"{NAME}, {reading.name} inputs", hold, rows, take, integers if own else codes)
 
 
 def whole_bytes(value: Value) -> bool:

@@ -27,7 +27,7 @@ BLOCK = 1 << 18
 VIEWS = 1 << 16
 """C views kept before all are dropped: some 200 bytes each."""
 LEAST = torch.finfo(torch.float32).eps * torch.finfo(torch.float32).tiny ** 0.5
-"""Least step of a token, as `formats.activations.quantise` has it."""
+"""Least step of a token, as `rangers.Dynamic` has it."""
 NUMBERED = tuple(matrix.DTYPES)
 _BITS, _VALUE = matrix.META.index("bits"), matrix.META.index("value")
 
@@ -36,6 +36,7 @@ _library: Any = torch.library.Library("regauge", "FRAGMENT")  # type: ignore[no-
 _MATRIX = "Tensor panels, Tensor? row_scale, Tensor? table, int[] meta"
 _library.define(f"packed_linear(Tensor x, {_MATRIX}, int activations) -> Tensor")
 _library.define(f"packed_integers(Tensor x, {_MATRIX}, int bits) -> Tensor")
+_library.define(f"packed_codes(Tensor z, Tensor scale, {_MATRIX}, int dtype) -> Tensor")
 _library.define(f"packed_rows({_MATRIX}, SymInt start, SymInt stop, int dtype) -> Tensor")
 _library.define(f"packed_take(Tensor index, {_MATRIX}, int dtype) -> Tensor")
 
@@ -107,10 +108,23 @@ def _integers(
     if x_TI.shape[0] <= matrix.ONCE:
         return matrix.linear_of(x_TI, struct, matrix.TOKEN + bits)
     x, top = x_TI.float(), (1 << (bits - 1)) - 1
-    # `formats.activations.quantise` on a symmetric grid, in half as many operations.
+    # `Reading.codes` on a symmetric grid with a step a token, in half as many operations.
     scale_T1 = torch.linalg.vector_norm(x, torch.inf, -1, True).div_(top + 0.5).clamp_(min=LEAST)
     z_TI = (x / scale_T1).round_().clamp_(-top - 1, top).to(torch.int8)
     return matrix.blocked_integers_of(z_TI, scale_T1.view(-1), struct, x_TI.dtype)
+
+
+def _codes(
+    z_TI: Tensor,
+    scale_T1: Tensor,
+    panels: Tensor,
+    row_scale: Tensor | None,
+    table: Tensor | None,
+    meta: Sequence[int],
+    dtype: int,
+) -> Tensor:
+    struct = view(panels, row_scale, table, meta)
+    return matrix.blocked_integers_of(z_TI.contiguous(), scale_T1.reshape(-1).contiguous(), struct, NUMBERED[dtype])
 
 
 def _rows(
@@ -136,6 +150,18 @@ def _linear_shape(
     x_TI: Tensor, panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: Sequence[int], activations: int
 ) -> Tensor:
     return x_TI.new_empty(x_TI.shape[0], meta[0])
+
+
+def _codes_shape(
+    z_TI: Tensor,
+    scale_T1: Tensor,
+    panels: Tensor,
+    row_scale: Tensor | None,
+    table: Tensor | None,
+    meta: Sequence[int],
+    dtype: int,
+) -> Tensor:
+    return panels.new_empty(z_TI.shape[0], meta[0], dtype=NUMBERED[dtype])
 
 
 def _rows_shape(
@@ -172,6 +198,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 for _name, _compute, _shape in (
     ("packed_linear", _linear, _linear_shape),
     ("packed_integers", _integers, _linear_shape),
+    ("packed_codes", _codes, _codes_shape),
     ("packed_rows", _rows, _rows_shape),
     ("packed_take", _take, _take_shape),
 ):
@@ -202,6 +229,13 @@ def integers(x_TI: Tensor, held: Held, meta: list[int], bits: int) -> Tensor:
     """x Wᵀ (T, O), each token of x rounded to signed integers of so many bits; sums of integers are exact."""
     product = _integers if plain(x_TI) else torch.ops.regauge.packed_integers
     found: Tensor = product(x_TI, held["panels"], held.get("row_scale"), held.get("table"), meta, bits)
+    return found
+
+
+def codes(z_TI: Tensor, scale_T1: Tensor, held: Held, meta: list[int], dtype: torch.dtype) -> Tensor:
+    """x Wᵀ (T, O) of x = scale · z, z integers of 8 bits; sums of integers are exact."""
+    tensors = held["panels"], held.get("row_scale"), held.get("table")
+    found: Tensor = torch.ops.regauge.packed_codes(z_TI, scale_T1, *tensors, meta, matrix.DTYPES[dtype])
     return found
 
 
