@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from regauge import parts
 from regauge.anatomy import moves as algebra
 from regauge.anatomy.model import Site, Weights
 from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SelectReceipt
-from regauge.engine.block import Moved, activation_grids, as_stored, round_sites
+from regauge.engine.block import Moved, as_stored, changes, round_sites
 from regauge.engine.job import Job
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import collection
 from regauge.formats.base import Codes
+from regauge.formats.readings import dynamic
 from regauge.hosts.states import States
 from regauge.hosts.transformers.runner import Runner
 from regauge.rounding.base import Stats
@@ -40,6 +42,7 @@ class Pass:
         if self.runner is not None and job.shaping is not None:
             self.whole = Runner(job.source, anatomy=job.whole)
         self.states: States | None = None
+        self.readings = {tap: dynamic(parts.format_of(point)) for tap, point in job.resolution.inputs.items()}
 
     def read(self, block: int | None) -> Moved:
         """The tensors of a block, after the moves of the whole model."""
@@ -138,7 +141,7 @@ class Pass:
         """Runs the compressed block for the next states; keeps rows of the inputs of some sites on the way."""
         runner, states = self.running()
         found = collection(sample, {site.name: frozenset() for site in sample}, sample=True)
-        inputs = activation_grids(self.job.sites(block), self.job.resolution.inputs)
+        inputs = changes(self.job.sites(block), self.readings)
         self.states = runner.block(block, weights, states, watch=found.watch, inputs=inputs)
         return found.finish(sample)[0]
 

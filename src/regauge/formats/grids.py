@@ -34,6 +34,10 @@ class Int:
         return f"int{self.bits}" if self.symmetric else f"int{self.bits}-asym"
 
     @property
+    def kind(self) -> str:
+        return "integer"
+
+    @property
     def offset(self) -> int:
         return 1 << (self.bits - 1) if self.symmetric else 0
 
@@ -83,6 +87,14 @@ class Float:
     top: float
     tiny: float
     cast: torch.dtype | None = None
+
+    @property
+    def kind(self) -> str:
+        return "float"
+
+    @property
+    def offset(self) -> int:
+        return 0
 
     @property
     def symmetric(self) -> bool:
@@ -184,6 +196,18 @@ class CodeBook:
     def __post_init__(self) -> None:
         if list(self.values) != sorted(set(self.values)) or not 2 <= len(self.values) <= 1 << self.bits:
             raise ValueError(f"a code book of {self.bits} bits is at most {1 << self.bits} values in rising order")
+
+    @property
+    def kind(self) -> str:
+        return "table"
+
+    @property
+    def offset(self) -> int:
+        return 0
+
+    @property
+    def cast(self) -> torch.dtype | None:
+        return None
 
     @property
     def symmetric(self) -> bool:

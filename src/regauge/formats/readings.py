@@ -62,7 +62,9 @@ class Reading:
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
         """What an artifact keeps of it, by name."""
-        kept = {} if self.step is None else {name: self.step.fields[name] for name in FIELDS if name in self.step.fields}
+        kept = (
+            {} if self.step is None else {name: self.step.fields[name] for name in FIELDS if name in self.step.fields}
+        )
         return {**kept, **self.transform.tensors}
 
     @cached_property

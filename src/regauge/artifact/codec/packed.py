@@ -129,7 +129,9 @@ def _taken(rest: dict[str, Tensor], site: str, prefixes: frozenset[str]) -> dict
     return found
 
 
-def _terms(site: str, choice: Point, shape: tuple[int, int], found: Mapping[str, dict[str, Tensor]]) -> tuple[Term, ...]:
+def _terms(
+    site: str, choice: Point, shape: tuple[int, int], found: Mapping[str, dict[str, Tensor]]
+) -> tuple[Term, ...]:
     """The terms of a site, each whole and of its shape, and all that its point says there are."""
     compensator = choice.name("compensator")
     wanted = parts.part("compensator", compensator).term if compensator else ""

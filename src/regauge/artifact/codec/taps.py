@@ -39,7 +39,9 @@ def by_tap(anatomy: Anatomy, readings: Mapping[str, Point | None]) -> tuple[dict
 def written(taps: Mapping[str, Reading]) -> dict[str, Tensor]:
     """What an artifact keeps of readings: `{tap}.{name}`."""
     return {
-        f"{tap}.{name}": tensor.contiguous() for tap, reading in taps.items() for name, tensor in reading.tensors.items()
+        f"{tap}.{name}": tensor.contiguous()
+        for tap, reading in taps.items()
+        for name, tensor in reading.tensors.items()
     }
 
 
