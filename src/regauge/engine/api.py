@@ -32,7 +32,8 @@ from regauge.engine.reading import Reading, reading, sampled
 from regauge.engine.strengths import settle
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError, OutputError
-from regauge.hosts.transformers.source import Source
+from regauge.hosts import host_of
+from regauge.hosts.base import Source
 from regauge.plan import Plan, digest, dump
 from regauge.text.calibration import Calibration
 from regauge.text.corpora import Where
@@ -98,7 +99,7 @@ def apply(
     clock = Clock(progress or nobody, time_limit)
     with quiet_torch(), PeakMemory() as memory:
         clock.say("open")
-        source = Source.open(model, revision)
+        source = host_of(model).open(model, revision)
         plan = plan_of(recipe)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         ready.refusals.attempt(lambda: refuse_out(Path(out), force), None)
@@ -136,7 +137,7 @@ def dry_run(
         ModelError, RecipeError: the model cannot be opened or the recipe not read; there is nothing to say then.
     """
     with quiet_torch():
-        source = Source.open(model, revision)
+        source = host_of(model).open(model, revision)
         plan = plan_of(recipe)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         target = None if out is None else Path(out)

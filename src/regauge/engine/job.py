@@ -18,7 +18,8 @@ from regauge.artifact.codec.base import Layout, Wire
 from regauge.artifact.codec.choose import choose
 from regauge.errors import RecipeError, RegaugeError
 from regauge.formats.base import Format
-from regauge.hosts.transformers.source import Source
+from regauge.hosts import host_of
+from regauge.hosts.base import Host, Source
 from regauge.parts import Point, Spec
 from regauge.plan import Plan, load
 from regauge.plan.resolution import Resolution, inert, resolve
@@ -65,6 +66,11 @@ class Job:
     refusals: tuple[str, ...]
     needs: Mapping[str, frozenset[str]]
     seed: int = 0
+
+    @property
+    def host(self) -> Host:
+        """The model library that opened the source."""
+        return host_of(self.source.path)
 
     @property
     def moves(self) -> tuple[Move, ...]:

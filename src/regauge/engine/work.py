@@ -13,8 +13,8 @@ from regauge.engine.block import Moved, activation_grids, as_stored, round_sites
 from regauge.engine.job import Job
 from regauge.engine.statistics import collection
 from regauge.formats.base import Codes
+from regauge.hosts.base import Runner
 from regauge.hosts.states import States
-from regauge.hosts.transformers.runner import Runner
 from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration
 
@@ -33,7 +33,7 @@ class Pass:
         self.batches = windows.batches(BATCH) if windows is not None else []
         self.runner = runner
         if windows is not None and runner is None:
-            self.runner = Runner(job.source, anatomy=job.anatomy)
+            self.runner = job.host.runner(job.source, anatomy=job.anatomy)
         self.states: States | None = None
 
     def read(self, block: int | None) -> Moved:
