@@ -32,7 +32,7 @@ class Prover:
         self.job = job
         with job.host.precise():
             self._source = job.host.runner(job.source, dtype=torch.float64)
-            self._moved = job.host.runner(job.source, anatomy=job.anatomy, dtype=torch.float64)
+            self._moved = job.host.runner(job.source, anatomy=job.whole, dtype=torch.float64)
         self._enter, self._leave = boundary(job.moves)
         self.before: States
         self.after: States

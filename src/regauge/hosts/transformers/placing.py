@@ -43,7 +43,10 @@ def place(
     if wire.name == COMPRESSED_TENSORS:
         codes = {name: as_stock(found, dtype, layout, name) for name, found in codes.items()}
     install(model, layout, codes, full, dtype, device, activations)
+    halves = [f"{name}." for name in layout.quantised if name not in codes]  # said to lack codes, once all is read
     for key, tensor in full.items():
+        if key.startswith(tuple(halves)):
+            continue
         assign(model, key, tensor, dtype, path)
     return set(codes)
 

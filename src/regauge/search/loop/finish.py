@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from regauge.engine.api import versions
+from regauge.engine.receipts import versions
 from regauge.measure.machine import bandwidth, machine
 from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
 from regauge.measure.samples import continuations
