@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from regauge.engine.receipts import versions
-from regauge.measure.machine import bandwidth, machine
+from regauge.kernels.cpu.machine import bandwidth
+from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
 from regauge.measure.samples import continuations
 from regauge.search.allocation import Allocation
