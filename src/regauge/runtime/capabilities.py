@@ -4,7 +4,7 @@ A product is *native* where a kernel reads the packed codes, and rounds the inpu
 Everything else is *simulated*: weights are decoded to floats a block of rows at a time, or inputs go through their
 codes and back before a product of floats. Results are the same to rounding; simulated ones gain memory and no speed.
 
-To add a kernel: add its line to `ROWS`, and its way of holding a matrix to `runtime/matrices`. A test multiplies a
+To add a kernel: add its line to `rows.py`, and its way of holding a matrix to `runtime/matrices`. A test multiplies a
 random matrix for every line, and asks the table about every format of the table of parts.
 
 Legend: O output channels, I input channels.
@@ -13,122 +13,27 @@ Legend: O output channels, I input channels.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
+from regauge import parts
 from regauge.errors import SettingError, nearest
 from regauge.formats.base import Format, Grid
-from regauge.kernels.cpu.layout import PANEL, group_of, unit
+from regauge.kernels.cpu.layout import PANEL, group_of
 from regauge.kernels.cpu.library import available
+from regauge.parts import Point
+from regauge.runtime.matrices import int4
+from regauge.runtime.rows import CPU, DEVICES, INT4, NATIVE, ROWS, TORCH, Read, Row
 
-CPU, CUDA = "cpu", "cuda"
-DEVICES = (CPU, CUDA)
-"""Kinds of device that the runtime has kernels for."""
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 DECODED = "decoded"
 """The way of every format that no kernel reads."""
 SMALL, PADDING = 64 << 10, 1.03
 """Panels may pad a matrix to so many times its codes, or to so many bytes."""
-E4M3 = torch.float8_e4m3fn
 Shape = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Read:
-    """How the inputs of a matrix are rounded.
-
-    Attributes:
-        grain: which elements share a step.
-        static: whether the step is stored, not taken from each call's own values.
-        transform: what the inputs are multiplied by first.
-    """
-
-    grid: Grid
-    grain: str = "token"
-    static: bool = False
-    transform: str = "identity"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one kernel multiplies. A field that a matrix does not meet is a reason, in the order of the fields.
-
-    Attributes:
-        device: `cpu` or `cuda`.
-        kernel: its name; several rows may have one.
-        library: what must be installed: the C++ kernels, `triton`, or nothing but torch.
-        kind: of the weights' grid.
-        bits: of a code.
-        zeros: whether groups may have zero points.
-        whole: whether codes must stand for whole multiples of one step that fit a byte.
-        like: the dtype whose bytes the codes must be.
-        group: bits → groups along a row are a multiple of so many inputs; empty: one step a row.
-        groups: sizes that go besides.
-        tensor: whether one step may serve the whole matrix.
-        panels: whether rows are padded to panels, which must not cost much.
-        rows, columns: O is a multiple of the one; I is one of the other where that is not 0.
-        inputs: kind of the inputs' grid; "" for inputs that are not rounded.
-        input_bits: of a code of the inputs, which are symmetric and have a step a token, of each call's own values.
-        dtypes: of the inputs and of the result.
-    """
-
-    device: str
-    kernel: str
-    library: str
-    kind: str
-    bits: tuple[int, ...]
-    zeros: bool = False
-    whole: bool = False
-    like: torch.dtype | None = None
-    group: Mapping[int, int] | None = None
-    groups: tuple[int, ...] = ()
-    tensor: bool = True
-    panels: bool = False
-    rows: int = 1
-    columns: int = 1
-    most: int = 1 << 31
-    inputs: str = ""
-    input_bits: tuple[int, ...] = ()
-    input_like: torch.dtype | None = None
-    dtypes: tuple[torch.dtype, ...] = FLOATS
-
-
-EVERY = tuple(range(1, 9))
-UNITS = {bits: unit(bits) for bits in EVERY}
-EIGHTS = dict.fromkeys(EVERY, 8)
-BYTES = tuple(range(2, 9))
-"""Bits of signed integers that a byte holds."""
-NATIVE, TRITON, TORCH = "the C++ kernels", "triton", "torch"
-MOST = (1 << 17) - 1
-"""Inputs whose products of bytes 32 bits surely hold."""
-
-_PANELS = (CPU, "panels", NATIVE)
-ROWS: tuple[Row, ...] = (
-    Row(*_PANELS, "integer", EVERY, zeros=True, group=UNITS, panels=True),
-    Row(*_PANELS, "float", EVERY, group=UNITS, panels=True),
-    Row(*_PANELS, "table", (1, 2, 3, 4), group=UNITS, panels=True),
-    Row(*_PANELS, "integer", EVERY, zeros=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
-    Row(*_PANELS, "float", (2, 3, 4), whole=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
-    Row(*_PANELS, "table", (1, 2, 3, 4), whole=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
-    Row(CPU, "int8 x int8", TORCH, "integer", (8,), tensor=False, inputs="integer", input_bits=(8,),
-        dtypes=(*FLOATS, torch.float64)),
-    Row(CPU, "int8", TORCH, "integer", (8,), tensor=False, dtypes=(torch.bfloat16,)),
-    Row(CPU, "int4", TORCH, "integer", (4,), zeros=True, group={4: 32}, tensor=False, rows=16, columns=32,
-        dtypes=(torch.bfloat16,)),
-    Row(CUDA, "fp8", TRITON, "float", (8,), like=E4M3, group={8: 128}, groups=(32, 64)),
-    Row(CUDA, "linear", TRITON, "integer", EVERY, zeros=True, group=EIGHTS),
-    Row(CUDA, "linear", TRITON, "float", EVERY, group=EIGHTS),
-    Row(CUDA, "linear", TRITON, "table", EVERY, group=EIGHTS),
-    Row(CUDA, "fp8", TRITON, "float", (8,), like=E4M3, group={8: 128}, groups=(32, 64), inputs="float",
-        input_bits=(8,), input_like=E4M3),
-    Row(CUDA, "w8a8", TRITON, "integer", (8,), most=MOST, inputs="integer", input_bits=BYTES),
-    Row(CUDA, "w6a6", TRITON, "integer", (6,), most=MOST, inputs="integer", input_bits=BYTES),
-    Row(CUDA, "packed_int", TRITON, "integer", (1, 2, 3, 4, 5, 7), most=MOST, inputs="integer", input_bits=BYTES),
-)  # fmt: skip
-"""Of several rows that fit, the first is taken: the faster one."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +65,7 @@ def ask(
     dtype: torch.dtype = torch.bfloat16,
     device: str = CPU,
     here: bool = False,
+    few: bool = False,
 ) -> Answer:
     """How a matrix of this format and shape (O, I) is multiplied.
 
@@ -168,13 +74,14 @@ def ask(
         dtype: of the inputs.
         device: `cpu` or `cuda`.
         here: whether what is not installed here counts as absent; without it the answer is the same everywhere.
+        few: whether it is asked for a few tokens at a time only.
 
     Raises:
         SettingError: the runtime has no kernels for such a device.
     """
     if device not in DEVICES:
         raise SettingError(f"the runtime has no kernels for {device!r}{nearest(device, DEVICES)}")
-    rows = [row for row in ROWS if row.device == device]
+    rows = [row for row in ROWS if row.device == device and few >= row.few]
     fits, why = _first(rows, fmt, shape, inputs, dtype, here)
     if fits is not None:
         return Answer(fits.kernel, rounds=inputs is not None)
@@ -186,6 +93,21 @@ def ask(
     return Answer(plain.kernel, f"inputs are rounded before a product of floats: {why}")
 
 
+def read_of(reading: Point | None) -> Read | None:
+    """How inputs are rounded, from the point of their tap; None where they are not."""
+    if reading is None:
+        return None
+    grid: Grid = parts.build("grid", reading.spec("grid"))
+    static = reading.name("ranger") not in ("", "dynamic")
+    return Read(grid, reading.name("grain") or "token", static, reading.name("transform") or "identity")
+
+
+def runs(choice: Point, reading: Point | None, shape: Shape) -> dict[str, str]:
+    """How a site runs on each kind of device, for receipts and `explain`: device → `native (…)` or `simulated (…)`."""
+    fmt, read = parts.format_of(choice), read_of(reading)
+    return {device: str(ask(fmt, shape, read, device=device)) for device in DEVICES}
+
+
 def _first(
     rows: list[Row], fmt: Format, shape: Shape, inputs: Read | None, dtype: torch.dtype, here: bool
 ) -> tuple[Row | None, str]:
@@ -194,19 +116,24 @@ def _first(
     for row in rows:
         if bool(row.inputs) != (inputs is not None):
             continue
-        for number, check in enumerate(CHECKS):
-            told = check(row, fmt, shape, inputs)
-            if told:
-                break
-        else:
-            number = len(CHECKS)
-            told = f"{row.kernel} does not take {_named(dtype)}" if dtype not in row.dtypes else ""
-            told = told or (f"{row.library} is not installed" if here and not installed(row.library) else "")
-            if not told:
-                return row, ""
-        if number > nearest_yet:
-            nearest_yet, why = number, told
+        met, told = _met(row, fmt, shape, inputs)
+        if not told and dtype not in row.dtypes:
+            told = f"{row.kernel} does not take {_named(dtype)}"
+        elif not told and here and not installed(row.library):
+            told = f"{row.library} is not installed"
+        if not told:
+            return row, ""
+        if met > nearest_yet:
+            nearest_yet, why = met, told
     return None, why
+
+
+def _met(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> tuple[int, str]:
+    """How many checks a matrix meets, and why not the next."""
+    for number, check in enumerate(CHECKS):
+        if told := check(row, fmt, shape, inputs):
+            return number, told
+    return len(CHECKS), ""
 
 
 Check = Callable[[Row, Format, Shape, Read | None], str]
@@ -219,7 +146,7 @@ def _kind(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
 def _bits(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
     if fmt.grid.bits in row.bits and (row.like is None or is_like(fmt.grid, row.like)):
         return ""
-    return f"no kernel of {row.device} reads {fmt.grid.name}" + (" with such inputs" if inputs else "")
+    return f"no kernel of {row.device} reads {fmt.grid.name}" + (" with rounded inputs" if inputs else "")
 
 
 def _inputs(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
@@ -278,23 +205,35 @@ def installed(library: str) -> bool:
     """Whether a library of kernels is here."""
     if library == NATIVE:
         return available()
+    if library == INT4:
+        return int4.usable()
     return library == TORCH or importlib.util.find_spec(library) is not None
 
 
-@lru_cache(maxsize=64)
 def is_like(grid: Grid, dtype: torch.dtype) -> bool:
     """Whether the codes of a grid are the bytes of a dtype; codes that are never written may differ."""
+    return _is_like(grid, dtype)  # type: ignore[arg-type]  # grids are frozen
+
+
+@lru_cache(maxsize=64)
+def _is_like(grid: Grid, dtype: torch.dtype) -> bool:
     seen = ~grid.table.isnan()
     table = torch.arange(1 << grid.bits).to(torch.uint8).view(dtype).float()
     return grid.bits == 8 and len(table) == len(seen) and torch.equal(table[seen], grid.table[seen])
 
 
-@lru_cache(maxsize=64)
 def is_whole(grid: Grid) -> bool:
     """Whether the values of a grid are integers of 8 bits after some power of two (fp4, ternary; not nf4)."""
-    if grid.kind == "integer":
-        return True
-    table = grid.table.nan_to_num(0.0)
+    return _is_whole(grid)  # type: ignore[arg-type]  # grids are frozen
+
+
+@lru_cache(maxsize=64)
+def _is_whole(grid: Grid) -> bool:
+    return grid.kind == "integer" or whole(grid.table.nan_to_num(0.0))
+
+
+def whole(table: Tensor) -> bool:
+    """The same of a table of values."""
     return any(
         bool((table / step == (table / step).round()).all()) and bool((table.abs() / step <= 127).all())
         for step in (1, 0.5, 0.25, 0.125, 0.0625)

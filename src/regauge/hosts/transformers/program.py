@@ -19,8 +19,10 @@ from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.kernels.cpu.matrix import ACTIVATIONS, META
 from regauge.kernels.cpu.step import FUNCTIONS as CODES
 from regauge.kernels.cpu.step import Block, Norm, Program, Site
+from regauge.runtime.capabilities import ask
 from regauge.runtime.matrices.modules import FullMatrix, PackedExperts, PackedLinear, PackedMatrix
 from regauge.runtime.matrices.operators import AUTOMATIC, few
+from regauge.runtime.rows import Read
 
 FUNCTIONS = {
     "silu": "silu",
@@ -216,8 +218,9 @@ def _rounding(name: str, part: PackedMatrix) -> str:
         wanted = AUTOMATIC if part.activations is None else ACTIVATIONS[part.activations]
         number = few(part.meta[META.index("bits")] if part.meta else 8, part.dtype, wanted)
         return next(name for name, known in ACTIVATIONS.items() if known == number)
-    if not part.inputs.name.startswith("int") or not part.inputs.symmetric or part.inputs.bits < 2:
-        raise Unservable(f"{name} reads {part.inputs.name} inputs, which the step does not round")
+    answer = ask(part.format, part.shape, Read(part.inputs), part.dtype, few=True)
+    if not answer.rounds:
+        raise Unservable(f"{name} reads {part.inputs.name} inputs, which the step does not round ({answer.why})")
     return f"token{part.inputs.bits}"
 
 
