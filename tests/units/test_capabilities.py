@@ -20,7 +20,6 @@ from regauge.errors import SettingError
 from regauge.formats.activations import simulate
 from regauge.formats.base import Codes, Format, Grid
 from regauge.formats.grids import E4M3, E5M2, NF4, Int, Ternary
-from regauge.hosts.transformers.program import Unservable, site_of
 from regauge.kernels.cpu import matrix as kernels
 from regauge.kernels.cpu.library import available
 from regauge.parts.table import TABLE
@@ -30,6 +29,7 @@ from regauge.runtime.capabilities import DECODED, ask
 from regauge.runtime.matrices import choose, int4, lookup, multiply, operators
 from regauge.runtime.matrices.modules import PackedMatrix
 from regauge.runtime.rows import CPU, CUDA, INT4, NATIVE, ROWS, Read, Row
+from regauge.runtime.step.sites import Unservable, site_of
 from tests.pico import pico, save
 from tests.words import save_tokenizer
 
