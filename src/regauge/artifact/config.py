@@ -69,7 +69,7 @@ def config_json(source: Path, wire: Wire) -> str:
     if quantisation:
         raw["quantization_config"] = quantisation
     if wire.name == REGAUGE:
-        raw["auto_map"] = {name: f"{SHIM.removesuffix('.py')}.RegaugeModel" for name in CLASSES}
+        raw["auto_map"] = {name: f"{SHIM.removesuffix('.py')}.{name}" for name in CLASSES}
     return json.dumps(raw, indent=2, sort_keys=True) + "\n"
 
 

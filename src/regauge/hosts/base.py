@@ -200,6 +200,9 @@ class Host(Protocol):
     def load(self, path: str | Path, **options: Any) -> Any:
         """A model of an artifact or a plain checkpoint, as `regauge.load` gives it."""
 
+    def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
+        """An artifact opened through the library's own door, as the class of that name."""
+
     def whole(self, source: Source) -> Any:
         """The library's model of a source, with its weights."""
 
