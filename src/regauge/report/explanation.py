@@ -73,6 +73,8 @@ def _of_plan(plan: Plan) -> Facts:
             row["stored"] = stored(rule.point, reading=_reading(plan, rule))
             row["runs"] = runs(rule.point, _reading(plan, rule), SHAPE)
             needs = sorted({*needs, *_needs(rule.point)})
+        if rule.point is not None and place == parts.SHAPE:  # what keeps no function is measured
+            needs = sorted({*needs, *_shape_needs(rule.point), "the outputs of cut blocks"})
         rules.append(row)
     return {
         "kind": "preset",
@@ -103,6 +105,11 @@ def _reading(plan: Plan, rule: Rule) -> Point | None:
 def _needs(choice: Point) -> set[str]:
     compensator = parts.compensator_of(choice)
     return set(parts.rounder_of(choice).needs) | (set(compensator.needs) if compensator is not None else set())
+
+
+def _shape_needs(point: Point) -> set[str]:
+    axes = [axis for axis in ("score", "repair") if point[axis] is not None]
+    return {need for axis in axes for need in parts.build(axis, point.spec(axis)).needs}
 
 
 def _line(axis: str, role: str, spec: Spec) -> dict[str, str]:
