@@ -16,11 +16,10 @@ from regauge.anatomy.model import Anatomy
 from regauge.artifact.codec.base import rows_of
 from regauge.hosts.transformers.columns import Step, table_for
 from regauge.hosts.transformers.skeleton import body_prefix
-from regauge.kernels.cpu.matrix import ACTIVATIONS, META
 from regauge.kernels.cpu.step import FUNCTIONS as CODES
 from regauge.kernels.cpu.step import Block, Norm, Program, Site
-from regauge.runtime.matrices.modules import FullMatrix, PackedExperts, PackedLinear, PackedMatrix
-from regauge.runtime.matrices.operators import AUTOMATIC, few
+from regauge.runtime.matrices.modules import PackedExperts, PackedLinear
+from regauge.runtime.step.sites import Unservable, site_of
 
 FUNCTIONS = {
     "silu": "silu",
@@ -36,10 +35,6 @@ FUNCTIONS = {
 """transformers' names of activations → ours."""
 MOVING = ("dynamic", "longrope")
 """Rotary embeddings whose frequencies depend on the length of the text."""
-
-
-class Unservable(Exception):
-    """The native step cannot run this model; the text says why."""
 
 
 def build(model: Any, anatomy: Anatomy) -> Program:
@@ -189,38 +184,6 @@ class _Builder:
         if not isinstance(module, PackedExperts):
             return Site(self._full(name))
         return site_of(name, module.experts[site.expert or 0].get_submodule(site.kind), None)
-
-
-def site_of(name: str, part: Any, bias: Tensor | None = None) -> Site:
-    """A matrix of the packed modules as the step reads it.
-
-    Args:
-        name: what an error calls it.
-        part: a `PackedMatrix` or `FullMatrix`.
-
-    Raises:
-        Unservable: torch's modules alone can multiply by it.
-    """
-    if isinstance(part, FullMatrix):
-        return Site(part.full_OI, bias)
-    if not isinstance(part, PackedMatrix) or part.native is None:
-        raise Unservable(f"{name} is held in a way that only torch's modules multiply")
-    if len(part.terms):
-        raise Unservable(f"{name} has a {part.terms[0].kind} term beside it")
-    return Site(part.native, bias, _rounding(name, part))
-
-
-def _rounding(name: str, part: PackedMatrix) -> str:
-    """How the step rounds what a matrix reads: as the artifact says, or as the packed module does by itself."""
-    reading = part.reading
-    if reading is None:
-        wanted = AUTOMATIC if part.activations is None else ACTIVATIONS[part.activations]
-        number = few(part.meta[META.index("bits")] if part.meta else 8, part.dtype, wanted)
-        return next(name for name, known in ACTIVATIONS.items() if known == number)
-    own = reading.step is None and not reading.transform.changes and reading.format.grain.groups((2, 1))[0] == 2
-    if not own or reading.bits is None or reading.bits < 2:
-        raise Unservable(f"{name} reads {reading.name} inputs, which the step does not round")
-    return f"token{reading.bits}"
 
 
 def _follow(module: Any, path: str) -> Any:

@@ -19,8 +19,7 @@ from regauge.formats.base import Codes, Format, Term
 from regauge.formats.readings import Reading
 from regauge.formats.terms import KINDS
 from regauge.kernels.cpu.matrix import Matrix
-from regauge.runtime.matrices.multiply import Way, way
-from regauge.runtime.matrices.native import panels
+from regauge.runtime.matrices.choose import choose
 
 
 class HeldTerm(nn.Module):
@@ -44,7 +43,8 @@ class PackedMatrix(nn.Module):
     Attributes:
         shape: (O, I).
         dtype: of the activations it is made for.
-        way: how it is held and multiplied.
+        format: what its codes stand for.
+        way: how it is held and multiplied, as the capability table says.
         reading: how the input is read before it is multiplied; None: as it is.
         activations: how panels round activations, a name of `matrix.ACTIVATIONS`; None: as `operators.few` says.
         meta: `matrix.META` of panels; None where another way holds the matrix.
@@ -64,9 +64,8 @@ class PackedMatrix(nn.Module):
         rows, columns = codes.codes_OI.shape
         self.shape, self.dtype = (rows, columns), dtype
         self.reading, self.activations = reading, activations
-        fits = panels(codes, fmt, dtype, reading, activations, allocate) if device == "cpu" else None
-        self.way: Way = way(fmt, self.shape, dtype, device, reading) if fits is None else fits[0]
-        self.meta = None if fits is None else fits[1]
+        self.way, self.meta = choose(codes, fmt, dtype, device, reading, activations, allocate)
+        self.format = fmt
         for name, tensor in self.way.hold(codes).items():
             self.register_buffer(name, tensor, persistent=False)
         self.held = tuple(self._buffers)

@@ -50,23 +50,18 @@ class Way:
     product: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
-def way(fmt: Format, shape: tuple[int, int], dtype: torch.dtype, device: str, reading: Reading | None) -> Way:
-    """The fastest way that fits."""
-    grain = fmt.grain.taken(shape).name
-    integer = fmt.grid.kind == "integer"
-    cpu, signed8 = device == "cpu", integer and fmt.grid.bits == 8 and fmt.grid.symmetric and grain == "channel"
-    if cpu and signed8 and reading is not None and reading.bits == 8:
+def way(kernel: str, fmt: Format, shape: tuple[int, int], reading: Reading | None) -> Way:
+    """The way of a kernel of the capability table that torch has, or `decoded`.
+
+    Args:
+        reading: of inputs that the kernel rounds.
+    """
+    if kernel == "int8 x int8" and reading is not None:
         return _bytes_by_bytes(shape, reading)
-    if reading is not None:
-        return quantised_inputs(way(fmt, shape, dtype, device, None), reading)
-    if cpu and dtype == torch.bfloat16:
-        if signed8:
-            return _int8(shape)
-        size = fmt.grain.span(shape)
-        fits = [g for g in GROUPS if size % g == 0]
-        grouped = grain.startswith("group:") or grain == "channel"
-        if integer and fmt.grid.bits == 4 and grouped and fits and shape[0] % 16 == 0 and int4.usable():
-            return _int4(fmt, shape, fits[0])
+    if kernel == "int8":
+        return _int8(shape)
+    if kernel == "int4":
+        return _int4(fmt, shape, next(size for size in GROUPS if fmt.grain.span(shape) % size == 0))
     return _decoded(fmt, shape)
 
 
@@ -159,8 +154,7 @@ def _signed_take(held: Mapping[str, Tensor], index: Tensor, dtype: torch.dtype) 
 
 
 def _bytes_by_bytes(shape: tuple[int, int], reading: Reading) -> Way:
-    """Activations quantised with one step a token or for all, then an integer product: `torch._int_mm`. Any float
-    dtype."""
+    """Activations quantised a token at a time, then an integer product: `torch._int_mm`. Any float dtype."""
 
     def hold(codes: Codes) -> Held:
         signed = codes.codes_OI.to(torch.int16).sub_(128).to(torch.int8)

@@ -17,6 +17,7 @@ from torch import Tensor
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.interface import Struct, struct_of
 from regauge.kernels.cpu.library import level
+from regauge.runtime.capabilities import whole
 
 AUTOMATIC = 3
 """Of activations, beside `matrix.ACTIVATIONS`: the model's dtype, the bits and the tokens decide."""
@@ -36,7 +37,6 @@ _library: Any = torch.library.Library("regauge", "FRAGMENT")  # type: ignore[no-
 _MATRIX = "Tensor panels, Tensor? row_scale, Tensor? table, int[] meta"
 _library.define(f"packed_linear(Tensor x, {_MATRIX}, int activations) -> Tensor")
 _library.define(f"packed_integers(Tensor x, {_MATRIX}, int bits) -> Tensor")
-_library.define(f"packed_codes(Tensor z, Tensor scale, {_MATRIX}, int dtype) -> Tensor")
 _library.define(f"packed_rows({_MATRIX}, SymInt start, SymInt stop, int dtype) -> Tensor")
 _library.define(f"packed_take(Tensor index, {_MATRIX}, int dtype) -> Tensor")
 
@@ -70,18 +70,10 @@ def few(bits: int, dtype: torch.dtype, activations: int) -> int:
 
 def _by_bytes(struct: Struct, dtype: torch.dtype, activations: int, table: Tensor | None) -> bool:
     """Whether many tokens are rounded to 8 bits and multiplied by the blocked product, which is asked for or faster."""
-    if struct.value == matrix.FLOAT or (table is not None and not narrow(table)):
+    if struct.value == matrix.FLOAT or (table is not None and not whole(table)):
         return False
     automatic = activations == AUTOMATIC and dtype != torch.float32 and struct.bits <= 4 and level() == "vnni"
     return automatic or activations == matrix.ACTIVATIONS["int8"]
-
-
-def narrow(table: Tensor) -> bool:
-    """Whether the values are integers of 8 bits after some power of two (fp4, ternary; not nf4)."""
-    return any(
-        bool((table / unit == (table / unit).round()).all()) and bool((table.abs() / unit <= 127).all())
-        for unit in (1, 0.5, 0.25, 0.125, 0.0625)
-    )
 
 
 def _linear(
@@ -114,19 +106,6 @@ def _integers(
     return matrix.blocked_integers_of(z_TI, scale_T1.view(-1), struct, x_TI.dtype)
 
 
-def _codes(
-    z_TI: Tensor,
-    scale_T1: Tensor,
-    panels: Tensor,
-    row_scale: Tensor | None,
-    table: Tensor | None,
-    meta: Sequence[int],
-    dtype: int,
-) -> Tensor:
-    struct = view(panels, row_scale, table, meta)
-    return matrix.blocked_integers_of(z_TI.contiguous(), scale_T1.reshape(-1).contiguous(), struct, NUMBERED[dtype])
-
-
 def _rows(
     panels: Tensor,
     row_scale: Tensor | None,
@@ -150,18 +129,6 @@ def _linear_shape(
     x_TI: Tensor, panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: Sequence[int], activations: int
 ) -> Tensor:
     return x_TI.new_empty(x_TI.shape[0], meta[0])
-
-
-def _codes_shape(
-    z_TI: Tensor,
-    scale_T1: Tensor,
-    panels: Tensor,
-    row_scale: Tensor | None,
-    table: Tensor | None,
-    meta: Sequence[int],
-    dtype: int,
-) -> Tensor:
-    return panels.new_empty(z_TI.shape[0], meta[0], dtype=NUMBERED[dtype])
 
 
 def _rows_shape(
@@ -198,7 +165,6 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 for _name, _compute, _shape in (
     ("packed_linear", _linear, _linear_shape),
     ("packed_integers", _integers, _linear_shape),
-    ("packed_codes", _codes, _codes_shape),
     ("packed_rows", _rows, _rows_shape),
     ("packed_take", _take, _take_shape),
 ):
@@ -229,13 +195,6 @@ def integers(x_TI: Tensor, held: Held, meta: list[int], bits: int) -> Tensor:
     """x Wᵀ (T, O), each token of x rounded to signed integers of so many bits; sums of integers are exact."""
     product = _integers if plain(x_TI) else torch.ops.regauge.packed_integers
     found: Tensor = product(x_TI, held["panels"], held.get("row_scale"), held.get("table"), meta, bits)
-    return found
-
-
-def codes(z_TI: Tensor, scale_T1: Tensor, held: Held, meta: list[int], dtype: torch.dtype) -> Tensor:
-    """x Wᵀ (T, O) of x = scale · z, z integers of 8 bits; sums of integers are exact."""
-    tensors = held["panels"], held.get("row_scale"), held.get("table")
-    found: Tensor = torch.ops.regauge.packed_codes(z_TI, scale_T1, *tensors, meta, matrix.DTYPES[dtype])
     return found
 
 
