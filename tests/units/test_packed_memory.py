@@ -11,9 +11,9 @@ import torch
 
 from artifacts import choice, encode, make
 from regauge import parts
+from regauge.hosts.transformers import install
 from regauge.measure.cost import memory, weight_bytes
 from regauge.runtime.matrices import arena as arenas
-from regauge.runtime.matrices import install
 from regauge.runtime.matrices.arena import ALIGNED, HUGE, Arena
 from regauge.runtime.matrices.modules import PackedMatrix
 from tests.pico import pico, save

@@ -48,12 +48,12 @@ def changed(source: Anatomy, raw: Mapping[str, Any], sizes: Mapping[str, Any]) -
         gain, bias = (_unslot(change.get(key), f"{key} of norm {name!r}") for key in ("gain", "bias"))
         norms[name] = replace(was, kind=change["kind"], gain=gain, bias=bias, source_kind=was.kind)
     for name, slot in mapped(raw, "biases", "its anatomy").items():
-        sites[_there(name, sites)] = replace(sites[name], bias=_unslot(slot, f"bias of {name!r}"))
+        sites[name] = replace(sites[_there(name, sites)], bias=_unslot(slot, f"bias of {name!r}"))
     for name, shape in sizes.items():
         pair = [typed(size, int, f"a size of {name!r}") for size in typed(shape, list, f"sizes of {name!r}")]
         if len(pair) != 2 or min(pair) < 1:
             raise ArtifactError(f"the header gives {name!r} the sizes {pair}; a matrix has two, both above 0.")
-        sites[_there(name, sites)] = replace(sites[name], shape=(pair[0], pair[1]))
+        sites[name] = replace(sites[_there(name, sites)], shape=(pair[0], pair[1]))
     tied = typed(raw.get("tied"), bool, "'tied' of its anatomy")
     made = replace(source, norms=tuple(norms.values()), sites=tuple(sites.values()), tied=tied)
     return with_streams(made) if sizes else made

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regauge.errors import ArtifactError
+from regauge.errors import ArtifactError, RegaugeError
 
 NAMES: dict[torch.dtype, str] = {
     torch.float64: "F64",
@@ -31,6 +32,10 @@ NAMES: dict[torch.dtype, str] = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
 }
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
@@ -83,56 +88,92 @@ def sha256(path: Path) -> str:
 Header = dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]
 """Tensor → dtype, shape, and where it begins and ends in the file."""
 
+MOST = 100_000_000  # bytes of a header: the format's own limit
+AXES = 16  # of a tensor
+ENTRY = {"dtype", "shape", "data_offsets"}
 
-def header(path: Path) -> Header:
-    """What a file holds, checked against the length of the file. Reads the header only.
+
+def header(path: Path, error: type[RegaugeError] = ArtifactError) -> Header:
+    """What a file holds, every number of it checked: the one reader of safetensors headers. Reads the header only.
+
+    Tensors lie one after another, without a gap, from the end of the header to the end of the file.
+
+    Args:
+        error: what is raised.
 
     Raises:
-        ArtifactError: the file is missing, truncated, or not safetensors.
+        ArtifactError: the file is missing, truncated, longer than it says, or not safetensors.
     """
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            raw = file.read(length) if 0 < length <= size - 8 else b""
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
-    if not raw:
-        raise ArtifactError(f"{path} is truncated or not a safetensors file; fetch or build it again.")
+            if size < 8 or not 0 < length <= min(size - 8, MOST):
+                raise error(f"{path} is truncated or cut off in its header ({size:,} bytes), or no safetensors file.")
+            raw = file.read(length)
+    except OSError as seen:
+        raise error(f"{path} cannot be read: {seen.strerror}.") from seen
     try:
-        entries: dict[str, dict[str, object]] = json.loads(raw)
-    except ValueError as error:
-        raise ArtifactError(f"{path} has a corrupt header; fetch or build it again.") from error
-    found: Header = {}
+        entries = json.loads(raw, object_pairs_hook=_once)
+        if type(entries) is not dict:
+            raise ValueError(f"it is a {type(entries).__name__}, not a mapping")
+        entries.pop("__metadata__", None)
+        found = {name: _entry(name, entry) for name, entry in entries.items()}
+        end = _end(found)
+    except (ValueError, RecursionError) as seen:
+        raise error(f"the header of {path} is corrupt ({seen}); fetch or build it again.") from seen
     start = 8 + length
-    for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        found[name] = _entry(path, name, entry, start)
-    last = max((end for *_, end in found.values()), default=start)
-    if last != size:
-        raise ArtifactError(
-            f"{path} is {size:,} bytes long and its header promises {last:,}: it is "
-            f"{'truncated' if size < last else 'not what was written'}; fetch or build it again."
+    if start + end != size:
+        raise error(
+            f"{path} is {'truncated' if size < start + end else 'too long, and not what was written'}: "
+            f"its header promises {start + end:,} bytes and it has {size:,}; fetch or build it again."
         )
+    return {name: (dtype, shape, start + a, start + b) for name, (dtype, shape, a, b) in found.items()}
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A mapping whose names are there once: of two, each reader would believe another."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it names something twice")
     return found
 
 
-def _entry(
-    path: Path, name: str, entry: Mapping[str, object], start: int
-) -> tuple[torch.dtype, tuple[int, ...], int, int]:
-    try:
-        dtype = DTYPES[str(entry["dtype"])]
-        shape = tuple(int(n) for n in entry["shape"])  # type: ignore[attr-defined]  # JSON; checked by the except
-        first, last = (int(n) for n in entry["data_offsets"])  # type: ignore[attr-defined]  # the same
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path}: the header's entry for {name!r} cannot be read.") from error
-    count = 1
-    for n in shape:
-        count *= n
-    if last - first != count * torch.empty(0, dtype=dtype).element_size():
-        raise ArtifactError(f"{path}: {name!r} has shape {shape} and {last - first} bytes, which contradict.")
-    return dtype, shape, start + first, start + last
+def _entry(name: str, entry: object) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    """One tensor, with offsets from the end of the header."""
+    if type(entry) is not dict or entry.keys() != ENTRY:
+        raise ValueError(f"its entry for {name[:80]!r} is not dtype, shape and data_offsets")
+    dtype = DTYPES.get(entry["dtype"]) if type(entry["dtype"]) is str else None
+    if dtype is None:
+        raise ValueError(f"{name[:80]!r} has the dtype {str(entry['dtype'])[:20]!r}, which is not read")
+    shape, offsets = _counts(name, entry["shape"], AXES), _counts(name, entry["data_offsets"], 2)
+    if len(offsets) != 2:
+        raise ValueError(f"{name[:80]!r} has {len(offsets)} data_offsets")
+    first, last = offsets
+    if last - first != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name[:80]!r} has shape {list(shape)} and {last - first} bytes, which contradict")
+    return dtype, shape, first, last
+
+
+def _counts(name: str, found: object, most: int) -> tuple[int, ...]:
+    """A list of counts: whole, not negative, not beyond what a file can have."""
+    if type(found) is not list or len(found) > most or any(type(n) is not int or not 0 <= n < 1 << 62 for n in found):
+        raise ValueError(f"{name[:80]!r} has a shape or offsets that are no short list of counts: {str(found)[:60]}")
+    return tuple(found)
+
+
+def _end(found: Header) -> int:
+    """Where the last tensor ends.
+
+    Raises:
+        ValueError: two share bytes, or some bytes belong to none.
+    """
+    end = 0
+    for name, (_, _, first, last) in sorted(found.items(), key=lambda item: item[1][2:]):
+        if first != end:
+            raise ValueError(f"{name[:80]!r} begins at {first} where the tensor before it ends at {end}")
+        end = last
+    return end
 
 
 def read(path: Path, names: set[str] | None = None) -> dict[str, Tensor]:

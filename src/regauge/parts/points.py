@@ -176,6 +176,7 @@ class Point:
 
     def __post_init__(self) -> None:
         given = dict(self.specs)
+        place_of(self.place)
         for name in given:
             axis_of(self.place, name)
         ordered = tuple((name, given[name]) for name in AXES[self.place] if name in given)

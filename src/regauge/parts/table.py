@@ -213,12 +213,16 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             "2211.10438",
             short="alpha",
             places=(REWRITES,),
+            text=True,
+            cost="one pass over calibration text",
         ),
         "smooth-streams": Part(
             "regauge.rewrites.smoothing:SmoothStreams",
             "every scalable stream smoothed, one strength for the model by its own loss",
             "2312.03788",
             places=(REWRITES,),
+            text=True,
+            cost="one pass over calibration text, and one of the whole model for each strength tried",
         ),
         "rotate": Part(
             "regauge.rewrites.rotation:RotateHadamard",
@@ -230,6 +234,8 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             "regauge.rewrites.permutation:PermuteByImportance",
             "channels sorted so that the prefix matters most",
             places=(REWRITES,),
+            text=True,
+            cost="one pass over calibration text",
         ),
     },
 }

@@ -51,7 +51,12 @@ def _coordinate(place: str, name: str, spec: Spec) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return type(yaml.safe_load(text)) in (int, float)
+    """Whether a bare number is read back as this very text."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return False
+    return type(value) in (int, float) and str(value) == text
 
 
 def coordinates(point: Point) -> dict[str, str]:

@@ -16,13 +16,13 @@ from typing import Any
 
 from torch import Tensor
 
+from regauge.artifact import files
 from regauge.errors import CorruptWeights, ModelError, UnsafeWeights
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 REBUILT = r"(rotary_emb\.inv_freq|position_ids|\.(attn|attention)\.(masked_)?bias)$"
 """Buffers that old checkpoints hold and the modules of today make themselves: frequencies, positions, masks."""
-MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return found
 
 
-def stored_tensors(folder: Path, files: list[Path]) -> dict[str, Stored]:
+def stored_tensors(folder: Path, paths: list[Path]) -> dict[str, Stored]:
     """Every tensor of some checked files by its name in them; an index must agree with the files."""
     found: dict[str, Stored] = {}
-    for path in files:
+    for path in paths:
         found |= read_header(path)
-    if files != [folder / SINGLE] and (folder / INDEX).exists():
+    if paths != [folder / SINGLE] and (folder / INDEX).exists():
         lost = [f"{key} ({name})" for key, name in _weight_map(folder).items() if key not in found]
         if lost:
             raise CorruptWeights(
@@ -100,26 +100,9 @@ def stored_tensors(folder: Path, files: list[Path]) -> dict[str, Stored]:
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """The header of one safetensors file, after checking that the file is as long as it says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 0 < length <= min(size - 8, MAX_HEADER):
-            raise CorruptWeights(f"{path} is no safetensors file, or it was cut off in its header ({size} bytes)")
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
-        entries = {key: value for key, value in header.items() if key != "__metadata__"}
-        end = max((value["data_offsets"][1] for value in entries.values()), default=0)
-        found = {key: Stored(path, key, value["dtype"], tuple(value["shape"])) for key, value in entries.items()}
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-        raise CorruptWeights(f"the header of {path} is corrupt ({error}); download the file again") from error
-    if size != 8 + length + end:
-        raise CorruptWeights(
-            f"{path} is {'truncated' if size < 8 + length + end else 'too long'}: its header promises "
-            f"{8 + length + end} bytes and it has {size}; download the file again"
-        )
-    return found
+    """The tensors of one safetensors file, from its header."""
+    found = files.header(path, CorruptWeights)
+    return {key: Stored(path, key, files.NAMES[dtype], shape) for key, (dtype, shape, *_) in found.items()}
 
 
 def locate(model: Any, stored: Mapping[str, Stored]) -> tuple[dict[str, tuple[Piece, ...]], tuple[str, ...]]:

@@ -14,7 +14,7 @@ from regauge.artifact.codec.base import COMPRESSED_TENSORS, Layout, Wire, decode
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
 from regauge.hosts.transformers.checkpoint import expected
-from regauge.runtime.matrices.install import install
+from regauge.hosts.transformers.install import install
 from regauge.runtime.matrices.modules import PackedLinear
 from regauge.runtime.modules import put
 
@@ -43,7 +43,10 @@ def place(
     if wire.name == COMPRESSED_TENSORS:
         codes = {name: as_stock(found, dtype, layout, name) for name, found in codes.items()}
     install(model, layout, codes, full, dtype, device, activations)
+    halves = [f"{name}." for name in layout.quantised if name not in codes]  # said to lack codes, once all is read
     for key, tensor in full.items():
+        if key.startswith(tuple(halves)):
+            continue
         assign(model, key, tensor, dtype, path)
     return set(codes)
 

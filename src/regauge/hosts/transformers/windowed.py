@@ -13,11 +13,11 @@ from regauge.artifact import files
 from regauge.artifact.codec.base import Wire
 from regauge.errors import ArtifactError
 from regauge.hosts.transformers.columns import table_for
+from regauge.hosts.transformers.install import release
 from regauge.hosts.transformers.placing import assign, place, tie
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.source import Source
 from regauge.kernels.cpu.library import available
-from regauge.runtime.matrices.install import release
 from regauge.runtime.window.build import Like, Loading
 from regauge.runtime.window.disk import Disk, Extent, drop_all
 from regauge.runtime.window.figure import Figure
