@@ -238,6 +238,7 @@ class _Done:
     moves: list[MoveReceipt]
     notes: list[str]
     searched: list[dict[str, object]]
+    learnt: list[dict[str, object]]
     logits_error: float | None
 
 
@@ -247,7 +248,7 @@ def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, s
     drive = Drive(job, windows, staging, clock)
     logits_error = drive.run()
     sites, moves, notes = drive.receipts()
-    done = _Done(job, windows, sites, moves, [*notes, *read.notes], searched, logits_error)
+    done = _Done(job, windows, sites, moves, [*notes, *read.notes], searched, drive.learnt(), logits_error)
     metadata: Any = staging.index()["metadata"]
     return _receipt(done, source, source_hash, int(metadata["total_size"]))
 
@@ -270,6 +271,7 @@ def _receipt(done: _Done, source: str, source_hash: str, after: int) -> Receipt:
         taps=tuple(tap_receipts(job.anatomy.sites, job.resolution.inputs)),
         moves=tuple(done.moves),
         searched=tuple(done.searched),
+        learnt=tuple(done.learnt),
         logits_error=done.logits_error,
         notes=tuple(dict.fromkeys([*job.resolution.notes, *done.notes])),
         bytes_bf16=before,
@@ -295,7 +297,7 @@ def _command() -> str:
 
 
 def _files(job: Job, receipt: Receipt, log: Mapping[str, Any], staging: Staging) -> dict[str, bytes | str | Path]:
-    kept = receipt.model_dump(mode="json", exclude=set(VOLATILE))
+    kept = receipt.model_dump(mode="json", exclude={*VOLATILE, *(() if receipt.learnt else ("learnt",))})
     text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
     files = artifact_files(job.source.path, job.wire, staging.index(), dump(job.plan), text)
     return {**files, RUN_LOG: json.dumps(dict(log), indent=1) + "\n"}

@@ -7,7 +7,7 @@ driver carries out. Cost: reading headers; no weight is touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,11 +17,13 @@ from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import Layout, Wire
 from regauge.artifact.codec.choose import choose
 from regauge.errors import RecipeError, RegaugeError
-from regauge.formats.base import Format
+from regauge.formats.base import OBJECTIVE, Format
 from regauge.hosts.transformers.source import Source
-from regauge.parts import Point, Spec
+from regauge.learn.base import SiteLearned
+from regauge.learn.settings import Settings
+from regauge.parts import WEIGHTS, Point, Spec
 from regauge.plan import Plan, load
-from regauge.plan.resolution import Resolution, inert, resolve
+from regauge.plan.resolution import Resolution, inert, learnt, resolve
 from regauge.rewrites.base import Rewrite
 
 T = TypeVar("T")
@@ -54,6 +56,7 @@ class Job:
         resolution: what each site gets.
         wire: how the artifact is laid out; `refusals` says why it is not compressed-tensors.
         needs: site → statistics that its rounder and compensator need; sites that need none are absent.
+        learnt: site → the part that is trained there by the error of its block; most have none.
     """
 
     plan: Plan
@@ -65,6 +68,7 @@ class Job:
     refusals: tuple[str, ...]
     needs: Mapping[str, frozenset[str]]
     seed: int = 0
+    learnt: Mapping[str, SiteLearned] = field(default_factory=dict)
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -88,7 +92,17 @@ class Job:
     @property
     def calibrated(self) -> bool:
         """Whether any part wants to see text."""
-        return bool(self.needs) or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)
+        return bool(self.needs or self.learnt) or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)
+
+    @property
+    def taught(self) -> bool:
+        """Whether any part asks for the error of a block against the teacher's states."""
+        return bool(self.learnt) or any(OBJECTIVE in recast.rewrite.needs for recast in self.recasts)
+
+    @property
+    def settings(self) -> Settings:
+        """How what is learnt is trained."""
+        return Settings(**self.plan.learning)  # type: ignore[arg-type]  # of the kinds that the parser checked
 
     @property
     def certified(self) -> bool:
@@ -163,7 +177,12 @@ def prepare(
     if resolution is None or chosen is None or len(told.errors) > known:
         return None
     needs = {site.name: wanted for site in anatomy.sites if (wanted := _needs(site, resolution.choices[site.name]))}
-    return Job(plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed)
+    taught: dict[str, SiteLearned] = {  # whatever needs the objective is learnt: that is the contract of the need
+        name: parts.build("ranger", point.spec("ranger"))
+        for name, point in resolution.at(WEIGHTS).items()
+        if learnt(point)
+    }
+    return Job(plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed, taught)
 
 
 def _needs(site: Site, choice: Point | None) -> frozenset[str]:

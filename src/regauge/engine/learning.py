@@ -19,7 +19,7 @@ from regauge.engine.objective import Objective
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import Format
 from regauge.learn.base import Parameters, SiteLearned, Trial
-from regauge.learn.loop import DONE, ENDED, State, Watch, train
+from regauge.learn.loop import ENDED, NOT_FINITE, State, Watch, train
 from regauge.learn.settings import Settings
 from regauge.learn.sites import Together, on_sites
 
@@ -50,12 +50,12 @@ class BlockProblem:
 
     def loss(self, parameters: Parameters, batch: int, progress: float) -> Tensor:
         tried = self.parts.apply(parameters, self.trial, progress)
-        loss = self.objective.miss(tried.weights, batch, tried.inputs)
+        loss = self.objective.miss(dict(tried.weights), batch, tried.inputs)
         return loss if tried.penalty is None else loss + tried.penalty.sum()
 
     def error(self, parameters: Parameters) -> float:
         tried = self.parts.apply(parameters, self.trial, 1.0)
-        return self.objective.error(tried.weights, tried.inputs)
+        return self.objective.error(dict(tried.weights), tried.inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +90,10 @@ class Lesson:
     weights: Weights
     seed: int = 0
 
-    @property
-    def room(self) -> str:
-        """Name under which its loop is kept."""
-        return f"learning-{self.block}"
+
+def room(block: int) -> str:
+    """Name under which the loop of a block is kept in the staged output."""
+    return f"learning-{block}"
 
 
 def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Staging | None, clock: Clock) -> Learnt:
@@ -104,18 +104,17 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
     """
     trial = Trial({name: tensor.float() for name, tensor in lesson.weights.items()})
     parts = on_sites(list(lesson.parts), lesson.parts, lesson.formats)
-    kept = None if staging is None else staging.kept(lesson.room)
+    name = room(lesson.block)
+    kept = None if staging is None else staging.kept(name)
     state = None if kept is None else State.of(kept)
     phase = f"learning block {lesson.block}"
     clock.start(phase, settings.steps, 0 if state is None else state.step)
     watch = Watch(
-        keep=lambda state: None if staging is None else staging.keep(lesson.room, state.tensors()),
+        keep=lambda state: None if staging is None else staging.keep(name, state.tensors()),
         tick=lambda done, total: clock.tick(phase, done, total),
     )
     digest = hashlib.sha256(f"{lesson.seed} {lesson.block}".encode()).digest()
-    state = train(
-        BlockProblem(parts, trial, objective), settings, int.from_bytes(digest[:6], "big"), watch, state
-    )
+    state = train(BlockProblem(parts, trial, objective), settings, int.from_bytes(digest[:6], "big"), watch, state)
     with torch.no_grad():
         finished = parts.finish(state.best, trial)
     told = {
@@ -126,8 +125,7 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
         "after": state.least,
         "ended": ENDED[state.ended],
     }
-    notes = () if state.ended in _EXPECTED else (f"learning block {lesson.block} ended at step {state.step}: {told['ended']}",)
+    notes: tuple[str, ...] = ()
+    if state.ended == NOT_FINITE:
+        notes = (f"learning block {lesson.block} ended at step {state.step}: {ENDED[NOT_FINITE]}",)
     return Learnt(finished.formats, told, notes)
-
-
-_EXPECTED = (DONE,)

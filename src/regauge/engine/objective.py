@@ -28,9 +28,9 @@ TRIED = 8192  # tokens on which a plain call takes the error: a part calls it fo
 class Objective:
     """Σ (y − t)² / Σ t², y the block's output and t the teacher's, padding left out. 0 = the same; lower = better.
 
-    As a plain call, `objective(weights)`, it takes tentative tensors of the block, rounds them as the plan's formats say
-    (each weight to its nearest code, whatever the rounder) and gives the error on some of the text. `miss` is the same
-    for one batch of it, differentiable in the weights, for `learn/loop.py`.
+    As a plain call, `objective(weights)`, it takes tentative tensors of the block, rounds them as the plan's formats
+    say (each weight to its nearest code, whatever the rounder) and gives the error on some of the text. `miss` is the
+    same for one batch of it, differentiable in the weights, for `learn/loop.py`.
     Cost: a call runs the block on at most `TRIED` tokens and rounds it once.
 
     Attributes:

@@ -185,8 +185,8 @@ def _refusals(point: Point, site: Site) -> list[str]:
         reasons.append(_divide(refusal, point, "channel"))
     if site.block is None and OBJECTIVE in parts.format_of(point).ranger.needs:
         reasons.append(
-            f"ranger {point.name('ranger')!r} is learnt by the error of a block's output, and what lies in no block has "
-            "none: give it another ranger"
+            f"ranger {point.name('ranger')!r} is learnt by the error of a block's output, and what lies in no block "
+            "has none: give it another ranger"
         )
     if site.tap is None:
         needs = sorted(parts.rounder_of(point).needs)

@@ -72,8 +72,8 @@ class GPTQ:
     Attributes:
         damp: λ as a share of the mean diagonal of H.
         order: "none" goes left to right, "activation" by falling diagonal of H; this needs static groups.
-        static_groups: steps are fitted to the original weights, as they are where they were learnt. Else a group's step is fitted when its first column is
-            reached, to weights that carry the feedback.
+        static_groups: steps are fitted to the original weights, as those that were learnt are. Else a group's step is
+            fitted when its first column is reached, to weights that carry the feedback.
         block: columns of one block of feedback; a matter of speed only.
         precision: "float32" of the factor, with float64 where that fails; "float64" from the start; "double" makes the
             sweep float64 too, for comparisons.
