@@ -23,6 +23,11 @@ LEADS = {
     "transform": "What an activation is multiplied by before it is rounded, and its weights by the inverse.",
     "rounder": "Which code each weight takes. Each equals nearest rounding where XᵀX is the identity.",
     "compensator": "What is added back for the error.",
+    "unit": "Pruning: what is taken out as one.",
+    "score": "Pruning: which units matter. Higher is kept.",
+    "allocation": "Pruning: how many units stay where.",
+    "schedule": "Pruning: in how many steps units go.",
+    "repair": "Pruning: what is done to the weights that read the units that stay.",
     "rewrite": "Moves that keep the function and make it easier to compress. Each carries a certificate.",
 }
 

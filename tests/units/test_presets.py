@@ -10,7 +10,7 @@ import yaml
 
 from regauge import parts
 from regauge.errors import RecipeError
-from regauge.parts import TABLE, Spec
+from regauge.parts import SHAPE, TABLE, Spec
 from regauge.plan import diff, digest, dump, load, parse, patterns, preset_text, presets
 from regauge.report.explanation import explain, facts, listing
 
@@ -69,6 +69,11 @@ def test_every_part_of_a_preset_can_be_built(name: str) -> None:
         assert rule.point is not None
         parts.format_of(rule.point)
         reads |= bool(parts.rounder_of(rule.point).needs)
+    for rule in plan.of(SHAPE):
+        assert rule.point is not None
+        for axis, spec in rule.point:
+            parts.build(axis, spec)
+        reads = True  # what no move keeps is measured on text
     assert reads == bool(plan.calibration), "a preset says how much text it reads if and only if it reads any"
 
 

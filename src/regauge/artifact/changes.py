@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from regauge.anatomy.model import Anatomy, Slot
-from regauge.anatomy.streams import with_streams
+from regauge.anatomy.sizes import resized
 from regauge.artifact.strict import known, mapped, typed
 from regauge.errors import ArtifactError
 
@@ -49,14 +49,18 @@ def changed(source: Anatomy, raw: Mapping[str, Any], sizes: Mapping[str, Any]) -
         norms[name] = replace(was, kind=change["kind"], gain=gain, bias=bias, source_kind=was.kind)
     for name, slot in mapped(raw, "biases", "its anatomy").items():
         sites[name] = replace(sites[_there(name, sites)], bias=_unslot(slot, f"bias of {name!r}"))
+    shapes: dict[str, tuple[int, int]] = {}
     for name, shape in sizes.items():
         pair = [typed(size, int, f"a size of {name!r}") for size in typed(shape, list, f"sizes of {name!r}")]
         if len(pair) != 2 or min(pair) < 1:
             raise ArtifactError(f"the header gives {name!r} the sizes {pair}; a matrix has two, both above 0.")
-        sites[name] = replace(sites[_there(name, sites)], shape=(pair[0], pair[1]))
+        shapes[_there(name, sites)] = (pair[0], pair[1])
     tied = typed(raw.get("tied"), bool, "'tied' of its anatomy")
     made = replace(source, norms=tuple(norms.values()), sites=tuple(sites.values()), tied=tied)
-    return with_streams(made) if sizes else made
+    try:
+        return resized(made, shapes)
+    except ValueError as error:
+        raise ArtifactError(f"the sizes in the header do not fit together: {error}.") from error
 
 
 def _there(name: str, sites: Mapping[str, object]) -> str:

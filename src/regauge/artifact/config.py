@@ -61,13 +61,15 @@ def config_json(source: Path, wire: Wire) -> str:
     raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
     if any(site.name == "head" for site in wire.layout.anatomy.sites):
         raw["tie_word_embeddings"] = wire.layout.anatomy.tied
+    if wire.name != REGAUGE:  # ours keeps the source's sizes there, and has its own in the header
+        raw |= wire.layout.config
     if not raw.get("dtype") and not raw.get("torch_dtype"):
         raw["dtype"] = str(wire.layout.dtype).removeprefix("torch.")  # else it would load in another than the source
     quantisation = wire.config()
     if quantisation:
         raw["quantization_config"] = quantisation
     if wire.name == REGAUGE:
-        raw["auto_map"] = {name: f"{SHIM.removesuffix('.py')}.RegaugeModel" for name in CLASSES}
+        raw["auto_map"] = {name: f"{SHIM.removesuffix('.py')}.{name}" for name in CLASSES}
     return json.dumps(raw, indent=2, sort_keys=True) + "\n"
 
 

@@ -72,6 +72,25 @@ class MoveReceipt(_Record):
     stored: float
     tolerance: float
     tolerance_stored: float
+    proof: str = "certified"
+
+
+class SelectReceipt(_Record):
+    """What was taken out of one block, which keeps no function: measured, not certified.
+
+    `error` is ‖f′(x) − f(x)‖ / ‖f(x)‖ of the block's output f over `tokens` of the calibration text, x being what the
+    compressed model makes of it up to there; `added` is the same over what the block adds, ‖f(x) − x‖. Before rounding.
+    """
+
+    block: int
+    streams: tuple[str, ...]
+    how: dict[str, object]
+    before: int  # units
+    after: int
+    error: float
+    added: float
+    tokens: int
+    proof: str = "measured"
 
 
 class Receipt(_Record):
@@ -93,6 +112,7 @@ class Receipt(_Record):
     stores: tuple[StoreReceipt, ...] = ()
     streams: tuple[StreamReceipt, ...] = ()
     moves: tuple[MoveReceipt, ...] = ()
+    selects: tuple[SelectReceipt, ...] = ()
     searched: tuple[dict[str, object], ...] = ()  # strengths chosen by the whole model's loss, with the grid tried
     learnt: tuple[dict[str, object], ...] = ()  # a block each: sites, steps, its error before and after, why it ended
     logits_error: float | None = None  # whole model after all exact moves, before rounding, relative maximum

@@ -125,6 +125,12 @@ def receipt(done: Receipt, out: Path) -> None:
         exact, stored = max(move.exact for move in done.moves), max(move.stored for move in done.moves)
         logits = "" if done.logits_error is None else f"; logits {done.logits_error:.1e}"
         line(f"  {len(done.moves)} certificates of exact moves: {exact:.1e} in float64, {stored:.1e} as stored{logits}")
+    if done.selects:
+        before, after = (sum(getattr(s, what) for s in done.selects) for what in ("before", "after"))
+        how = ", ".join(f"{axis} {part}" for axis, part in done.selects[0].how.items())
+        line(f"  {after:,} of {before:,} units stay in {len(done.selects)} blocks ({how})")
+        least, most = (pick(select.error for select in done.selects) for pick in (min, max))
+        line(f"  outputs of those blocks change by {least:.3f} to {most:.3f} of their size, measured, not certified")
     line(f"  format: {done.wire}" + (f", because {'; '.join(done.refusals)}" if done.refusals else ""))
     for note in done.notes:
         line(f"  note: {note}")

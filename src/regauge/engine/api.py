@@ -22,7 +22,7 @@ import torch
 
 from regauge.artifact.config import artifact_files
 from regauge.artifact.disk import check_disk
-from regauge.artifact.receipt import MoveReceipt, Receipt, SiteReceipt
+from regauge.artifact.receipt import MoveReceipt, Receipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import Staging
 from regauge.engine.block import tap_receipts
 from regauge.engine.driver import Drive
@@ -109,7 +109,7 @@ def apply(
         _in_time(job, read, clock)
         identity = _identity(job, read)
         with Staging(out, identity, force=force) as staging, _threads(staging):
-            receipt = _run(job, read, staging, clock, str(model), str(identity["source"]))
+            job, receipt = _run(job, read, staging, clock, str(model), str(identity["source"]))
             log = _log(clock, memory, command or _command())
             final = receipt.model_copy(update=log)
             staging.finish(_files(job, receipt, log, staging))
@@ -236,21 +236,24 @@ class _Done:
     windows: Calibration | None
     sites: list[SiteReceipt]
     moves: list[MoveReceipt]
+    selects: list[SelectReceipt]
     notes: list[str]
     searched: list[dict[str, object]]
     learnt: list[dict[str, object]]
     logits_error: float | None
 
 
-def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, source_hash: str) -> Receipt:
+def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, source_hash: str) -> tuple[Job, Receipt]:
+    """The work, and the job as it was carried out, with every choice made."""
     windows = sampled(job, read, staging, clock)
     job, searched = settle(job, windows, staging, clock)
     drive = Drive(job, windows, staging, clock)
     logits_error = drive.run()
-    sites, moves, notes = drive.receipts()
-    done = _Done(job, windows, sites, moves, [*notes, *read.notes], searched, drive.learnt(), logits_error)
+    sites, moves, selects, notes = drive.receipts()
+    said = [*notes, *read.notes]
+    done = _Done(job, windows, sites, moves, selects, said, searched, drive.learnt(), logits_error)
     metadata: Any = staging.index()["metadata"]
-    return _receipt(done, source, source_hash, int(metadata["total_size"]))
+    return job, _receipt(done, source, source_hash, int(metadata["total_size"]))
 
 
 def _receipt(done: _Done, source: str, source_hash: str, after: int) -> Receipt:
@@ -270,6 +273,7 @@ def _receipt(done: _Done, source: str, source_hash: str, after: int) -> Receipt:
         sites=tuple(done.sites),
         taps=tuple(tap_receipts(job.anatomy.sites, job.resolution.inputs)),
         moves=tuple(done.moves),
+        selects=tuple(done.selects),
         searched=tuple(done.searched),
         learnt=tuple(done.learnt),
         logits_error=done.logits_error,

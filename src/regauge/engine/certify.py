@@ -35,7 +35,7 @@ class Prover:
         self.job = job
         with precise():
             self._source = Runner(job.source, dtype=torch.float64)
-            self._moved = Runner(job.source, anatomy=job.anatomy, dtype=torch.float64)
+            self._moved = Runner(job.source, anatomy=job.whole, dtype=torch.float64)
         self._enter, self._leave = boundary(job.moves)
         self.before: States
         self.after: States

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from regauge.anatomy.model import Site, Weights
-from regauge.artifact.receipt import MoveReceipt, SiteReceipt
+from regauge.artifact.receipt import MoveReceipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import STATES, Staging
 from regauge.engine.block import Moved, effective, full_precision, site_receipts
 from regauge.engine.certify import Prover
@@ -37,7 +37,7 @@ class Done:
 
     Attributes:
         rare: site → what was done about an expert that saw few tokens.
-        proof: certificates of its moves.
+        proof: certificates of its moves; selects: what was taken out, as measured.
         logits_error: of the whole model, in the last shard.
         learnt: what was trained in the block, and how far it came.
     """
@@ -50,6 +50,7 @@ class Done:
     proof: Sequence[MoveReceipt] = ()
     notes: Sequence[str] = ()
     logits_error: float | None = None
+    selects: Sequence[SelectReceipt] = ()
     learnt: Mapping[str, object] | None = None
 
 
@@ -76,15 +77,16 @@ class Drive:
             self.clock.tick("blocks", block + 1, self.job.anatomy.blocks)
         return self._tail(before)
 
-    def receipts(self) -> tuple[list[SiteReceipt], list[MoveReceipt], list[str]]:
+    def receipts(self) -> tuple[list[SiteReceipt], list[MoveReceipt], list[SelectReceipt], list[str]]:
         """What every shard noted, in order."""
-        sites, moves, notes = [], [], []
+        sites, moves, selects, notes = [], [], [], []
         for shard in self.shards:
             note: Any = self.staging.notes[shard]
             sites += [SiteReceipt.model_validate(entry) for entry in note["sites"]]
             moves += [MoveReceipt.model_validate(entry) for entry in note["moves"]]
+            selects += [SelectReceipt.model_validate(entry) for entry in note["selects"]]
             notes += note["notes"]
-        return sites, moves, list(dict.fromkeys(notes))
+        return sites, moves, selects, list(dict.fromkeys(notes))
 
     def learnt(self) -> list[dict[str, object]]:
         """What was trained, a block each, in order."""
@@ -126,6 +128,9 @@ class Drive:
     def _block(self, block: int) -> None:
         work, job, index = self.work, self.job, block + 1
         moved, notes, rare = work.local(block, work.read(block))
+        proof = self._prove(block, moved, None)
+        moved, selects, rarer = work.prune(block, moved)
+        rare |= rarer
         sites = job.sites(block)
         needs = {site.name: job.needs[site.name] for site in sites if site.name in job.needs}
         stats: dict[str, Stats] = {}
@@ -134,12 +139,11 @@ class Drive:
             rare |= rarer
         learnt = work.learn(block, moved, stats, self.staging, self.clock)
         codes = work.round(sites, moved, stats, None if learnt is None else learnt.formats)
-        proof = self._prove(block, moved, None)
         unseen = [site for site in sites if site.name in codes and site.name not in stats]
         if work.states is not None and (unseen or job.reads_head or index < job.anatomy.blocks):
             stats |= work.advance(block, effective(moved.stored, codes, job.choices), unseen)
         self._keep(index)
-        done = Done(sites, moved, codes, stats, rare, proof, notes)
+        done = Done(sites, moved, codes, stats, rare, proof, notes, selects=selects)
         if learnt is not None:
             done = replace(done, notes=[*notes, *learnt.notes], learnt=learnt.told)
         self._write(index, done)
@@ -213,6 +217,7 @@ class Drive:
         note = {
             "sites": [figure.model_dump(mode="json") for figure in figures],
             "moves": [receipt.model_dump(mode="json") for receipt in done.proof],
+            "selects": [receipt.model_dump(mode="json") for receipt in done.selects],
             "notes": list(done.notes),
             "logits_error": done.logits_error,
         } | ({} if done.learnt is None else {"learnt": dict(done.learnt)})

@@ -20,6 +20,7 @@ from regauge.engine import learning_cost
 from regauge.engine.block import round_site, spelled
 from regauge.engine.job import Job
 from regauge.engine.reading import Reading
+from regauge.engine.shaping import MEASURED, needs_of
 from regauge.formats.base import OBJECTIVE
 from regauge.parts import Point
 from regauge.plan import digest
@@ -77,6 +78,7 @@ class DryRun(_Record):
 def site_plans(job: Job) -> list[SitePlan]:
     """Every site with what it would get."""
     out = []
+    shapes = {site.name: site.shape for site in job.source.anatomy.sites}
     for site in job.anatomy.sites:
         choice = job.choices[site.name]
         tied = site.name == "head" and job.anatomy.tied
@@ -84,13 +86,14 @@ def site_plans(job: Job) -> list[SitePlan]:
         count = site.shape[0] * site.shape[1]
         after = count * job.source.dtype.itemsize if choice is None else parts.bytes_of(choice, site.shape)
         known = not tied
+        rows, columns = shapes[site.name]
         out.append(
             SitePlan(
                 name=site.name,
                 kind=site.kind,
                 shape=site.shape,
                 choice=None if choice is None else spelled(choice),
-                bytes_before=known * (2 * count + (2 * site.shape[0] if site.bias is not None else 0)),
+                bytes_before=known * (2 * rows * columns + (2 * rows if site.bias is not None else 0)),
                 bytes_after=known * (after + bias),
                 kept=job.resolution.kept.get(site.name),
                 fallback=job.resolution.fallbacks.get(site.name),
@@ -133,6 +136,12 @@ def passes(job: Job, read: Reading, flop: float | None = None) -> list[str]:
                 points *= len(grid)
             if recast.rewrite.search:
                 told.append(f"{points + 1} passes on a part of the text to search {', '.join(recast.rewrite.search)}")
+        if job.shaping is not None:
+            told += ["one pass of the original for the scores of every unit"] * job.shaping.waiting
+            told.append(
+                f"in the pass below, each of {len(job.shaping.blocks(job.whole))} blocks is run once more to see which "
+                f"units matter, and twice on at most {MEASURED:,} tokens to measure what it takes units out of"
+            )
         seen = sum(1 for recast in job.local if recast.rewrite.needs) + bool(job.needs)
         told.append(f"one pass that runs each block {seen + 1} times: to see what it reads, and compressed")
         told += learning_cost.told(job, read.tokens, flop)
@@ -184,6 +193,11 @@ def seconds(job: Job, tokens: int, sampled: bool = False) -> float:
     total += job.source.bytes_bf16() * 2e-9  # reading, hashing and writing
     if job.calibrated:
         runs = 1 + bool(job.needs) + len(job.local)
+        if job.shaping is not None:
+            runs += 3 + job.shaping.waiting
+            cut = {site.name: site.shape[1] for site in job.whole.sites if site.kind == "down"}
+            wanted = needs_of(job.whole, [(job.whole.stream(name), one) for name, one in job.shaping.cuts.items()])
+            total += sum(2 * tokens * cut[name] ** 2 * flop for name, needs in wanted.items() if "hessian" in needs)
         total += runs * 2 * inner * tokens * flop * 1.5
         if job.needs:
             wide = {site.tap: site.shape[1] for site in job.anatomy.sites if "hessian" in job.needs.get(site.name, ())}
@@ -229,6 +243,8 @@ def record(
     before = job.source.bytes_bf16()
     tokens = read.tokens
     notes = [*job.resolution.notes, *read.notes]
+    if job.shaping is not None and job.shaping.waiting:
+        notes.append("how many units stay in which block is decided after scores are seen; an even cut is counted here")
     return DryRun(
         plan=job.plan.name,
         plan_hash=digest(job.plan),

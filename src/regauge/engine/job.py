@@ -16,12 +16,13 @@ from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import Layout, Wire
 from regauge.artifact.codec.choose import choose
+from regauge.engine.shaping import Shaping, shaping_of
 from regauge.errors import RecipeError, RegaugeError
 from regauge.formats.base import OBJECTIVE, Format
 from regauge.hosts.transformers.source import Source
 from regauge.learn.base import SiteLearned
 from regauge.learn.settings import Settings
-from regauge.parts import WEIGHTS, Point, Spec
+from regauge.parts import SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, load
 from regauge.plan.resolution import Resolution, inert, learnt, resolve
 from regauge.rewrites.base import Rewrite
@@ -51,11 +52,12 @@ class Job:
     """A plan on a model.
 
     Attributes:
-        anatomy: after the rewrites of the whole model.
+        anatomy: after the rewrites of the whole model, in the sizes that pruning leaves.
         recasts: every rewrite in order, those of the whole model first.
         resolution: what each site gets.
         wire: how the artifact is laid out; `refusals` says why it is not compressed-tensors.
         needs: site → statistics that its rounder and compensator need; sites that need none are absent.
+        shaping: what is pruned, if anything is; `gauge` is then the anatomy before that.
         learnt: site → the part that is trained there by the error of its block; most have none.
     """
 
@@ -68,6 +70,8 @@ class Job:
     refusals: tuple[str, ...]
     needs: Mapping[str, frozenset[str]]
     seed: int = 0
+    shaping: Shaping | None = None
+    gauge: Anatomy | None = None
     learnt: Mapping[str, SiteLearned] = field(default_factory=dict)
 
     @property
@@ -86,13 +90,33 @@ class Job:
         return tuple(recast for recast in self.recasts if recast.rewrite.scope == "model" and recast.rewrite.needs)
 
     @property
+    def whole(self) -> Anatomy:
+        """The anatomy before anything is taken out."""
+        return self.anatomy if self.gauge is None else self.gauge
+
+    @property
+    def unpruned(self) -> Job:
+        """The same job without its pruning; its formats are not for these sizes."""
+        return replace(self, anatomy=self.whole, shaping=None, gauge=None)
+
+    def moved_to(self, anatomy: Anatomy) -> Job:
+        """The same job after a rewrite made `anatomy` of the whole model."""
+        if self.shaping is None:
+            return replace(self, anatomy=anatomy)
+        return replace(self, anatomy=self.shaping.pruned(anatomy), gauge=anatomy)
+
+    @property
     def choices(self) -> Mapping[str, Point | None]:
         return self.resolution.choices
 
     @property
     def calibrated(self) -> bool:
         """Whether any part wants to see text."""
-        return bool(self.needs or self.learnt) or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)
+        return (
+            bool(self.needs or self.learnt)
+            or self.shaping is not None
+            or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)
+        )
 
     @property
     def taught(self) -> bool:
@@ -162,27 +186,66 @@ def prepare(
     told = refusals or Refusals()
     known = len(told.errors)
     nothing: tuple[Recast, ...] = ()
-    anatomy, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, nothing))
-    resolution = told.attempt(lambda: resolve(plan, anatomy), None)
-    chosen = None
+    whole, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, nothing))
+    shaping = told.attempt(lambda: shaping_of(plan, whole), None)
+    anatomy = whole if shaping is None else shaping.pruned(whole)
+    resolution, chosen = None, None
+    if shaping is not None or not plan.of(SHAPE) or len(told.errors) == known:
+        resolution = told.attempt(lambda: resolve(plan, anatomy), None)
+    for recast in recasts if shaping is not None else ():
+        if OBJECTIVE in recast.rewrite.needs:
+            why = "by the error of a block, and cannot where the same recipe takes units out of blocks"
+            told.errors.append(RecipeError(f"recipe {plan.name!r}: rewrite {recast.name!r} chooses {why}"))
     if resolution is not None:
         for reason in inert(plan, resolution):
             told.errors.append(RecipeError(reason))
-        layout = Layout(
-            source.anatomy, anatomy, resolution.choices, source.dtype, source.shapes, inputs=resolution.inputs
-        )
+        layout = layout_of(source, anatomy, resolution, shaping)
         chosen = told.attempt(lambda: choose(layout, wire), None)
     if refusals is None:
         told.settle()
     if resolution is None or chosen is None or len(told.errors) > known:
         return None
-    needs = {site.name: wanted for site in anatomy.sites if (wanted := _needs(site, resolution.choices[site.name]))}
+    needs = needs_in(anatomy, resolution)
+    gauge = None if shaping is None else whole
     taught: dict[str, SiteLearned] = {  # whatever needs the objective is learnt: that is the contract of the need
         name: parts.build("ranger", point.spec("ranger"))
         for name, point in resolution.at(WEIGHTS).items()
         if learnt(point)
     }
-    return Job(plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed, taught)
+    return Job(
+        plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge, taught
+    )
+
+
+def layout_of(source: Source, anatomy: Anatomy, resolution: Resolution, shaping: Shaping | None) -> Layout:
+    """What the artifact's tensors will be."""
+    config, unsaid = source.config_changes(anatomy)
+    if shaping is not None and shaping.waiting:
+        config, unsaid = {}, "its widths are decided block by block, and config.json has one number for all blocks"
+    inputs, choices = resolution.inputs, resolution.choices
+    return Layout(
+        source.anatomy, anatomy, choices, source.dtype, source.shapes, inputs=inputs, config=config, unsaid=unsaid
+    )
+
+
+def resized(job: Job, kept: Mapping[str, int]) -> Job:
+    """The job once it is known how many units stay in each stream.
+
+    Raises:
+        RecipeError: a format does not fit the sizes.
+    """
+    assert job.shaping is not None, "something is pruned"
+    shaping = replace(job.shaping, kept=kept)
+    anatomy = shaping.pruned(job.whole)
+    resolution = resolve(job.plan, anatomy)
+    wire = choose(layout_of(job.source, anatomy, resolution, shaping), job.wire.name).wire
+    needs = needs_in(anatomy, resolution)
+    return replace(job, anatomy=anatomy, shaping=shaping, resolution=resolution, wire=wire, needs=needs)
+
+
+def needs_in(anatomy: Anatomy, resolution: Resolution) -> dict[str, frozenset[str]]:
+    """Site → statistics that its rounder and compensator need."""
+    return {site.name: wanted for site in anatomy.sites if (wanted := _needs(site, resolution.choices[site.name]))}
 
 
 def _needs(site: Site, choice: Point | None) -> frozenset[str]:

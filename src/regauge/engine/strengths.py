@@ -19,7 +19,8 @@ from torch import Tensor
 
 from regauge.artifact.staging import Staging
 from regauge.engine.block import effective
-from regauge.engine.job import Job
+from regauge.engine.job import Job, resized
+from regauge.engine.shaping import allot, needs_of, scores_of
 from regauge.engine.statistics import collection
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import BATCH, Pass
@@ -30,6 +31,7 @@ from regauge.rewrites.base import fixed
 from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration
 
+ALLOTTED = "units kept"
 TOKENS = 4096  # of the text, for each value of a grid
 
 
@@ -57,6 +59,8 @@ def settle(
     """The job with every global choice made, and what was searched. A resumed run finds what an earlier one chose."""
     if windows is None:
         return job, []
+    if job.shaping is not None and job.shaping.waiting:
+        job = _allotted(job, windows, staging, clock)
     if job.waiting:
         job = _surveyed(job, windows, staging, clock)
     searched: list[dict[str, object]] = []
@@ -77,7 +81,7 @@ def whole_loss(job: Job, original: Original, windows: Calibration, runner: Runne
     running = effective(outer.stored, codes, job.choices)
     work.begin(running, outer.exact)
     for block in range(job.anatomy.blocks):
-        moved, *_ = work.local(block, work.read(block))
+        moved, *_ = work.prune(block, work.local(block, work.read(block))[0])
         inner = job.sites(block)
         needs = {site.name: job.needs[site.name] for site in inner if site.name in job.needs}
         stats = work.see(block, moved.exact, needs)[0] if needs else {}
@@ -143,14 +147,36 @@ def _surveyed(job: Job, windows: Calibration, staging: Staging, clock: Clock) ->
     for index, recast in enumerate(job.recasts):
         if recast.rewrite.scope != "model" or not recast.rewrite.needs:
             continue
-        stats = _survey(job, recast.rewrite.needs, windows, clock)
-        anatomy, moves = recast.rewrite(job.anatomy, {}, stats, None, None)
-        if anatomy.slots(None).keys() != job.anatomy.slots(None).keys():
+        stats = _survey(job.unpruned, recast.rewrite.needs, windows, clock)
+        anatomy, moves = recast.rewrite(job.whole, {}, stats, None, None)
+        if anatomy.slots(None).keys() != job.whole.slots(None).keys():
             raise RecipeError(f"rewrite {recast.name!r} changes which tensors there are after it has seen statistics")
         recasts = list(job.recasts)
         recasts[index] = replace(recast, moves=tuple(moves))
-        job = replace(job, anatomy=anatomy, recasts=tuple(recasts))
+        job = replace(job.moved_to(anatomy), recasts=tuple(recasts))
     return job
+
+
+def _allotted(job: Job, windows: Calibration, staging: Staging, clock: Clock) -> Job:
+    """The job with the sizes that scores decide, taken on the original model."""
+    assert job.shaping is not None, "something waits for scores"
+    kept = staging.notes.get(ALLOTTED)
+    if not isinstance(kept, dict):
+        plain, shaping = job.unpruned, job.shaping
+        work = Pass(plain, windows)
+        work.begin(work.read(None).stored)
+        scores: dict[str, Tensor] = {}
+        clock.start("scores", plain.anatomy.blocks)
+        for block in range(plain.anatomy.blocks):
+            moved, cuts = work.read(block), shaping.in_block(plain.anatomy, block)
+            stats, _ = work.see(block, moved.exact, needs_of(plain.anatomy, cuts, repair=False))
+            scores |= scores_of(plain.anatomy, cuts, moved.exact, stats)
+            runner, states = work.running()
+            work.states = runner.block(block, moved.stored, states)
+            clock.tick("scores", block + 1, plain.anatomy.blocks)
+        kept = allot(shaping.cuts, plain.anatomy, scores)
+        staging.note(ALLOTTED, kept)
+    return resized(job, {str(name): int(str(count)) for name, count in kept.items()})
 
 
 def _survey(job: Job, needs: frozenset[str], windows: Calibration, clock: Clock) -> dict[str, Stats]:

@@ -9,11 +9,13 @@ import torch
 from regauge.anatomy import moves as algebra
 from regauge.anatomy.model import Site, Weights
 from regauge.anatomy.moves import Move
+from regauge.artifact.receipt import SelectReceipt
 from regauge.artifact.staging import Staging
 from regauge.engine.block import Choices, Moved, activation_grids, as_stored, effective, round_sites
 from regauge.engine.job import Job
 from regauge.engine.learning import Learnt, Lesson, learn
 from regauge.engine.objective import Bound, Change, Objective
+from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import collection
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import OBJECTIVE, Codes, Format
@@ -42,6 +44,9 @@ class Pass:
         self.runner = runner
         if windows is not None and runner is None:
             self.runner = Runner(job.source, anatomy=job.anatomy)
+        self.whole = self.runner  # of blocks before anything is taken out of them
+        if self.runner is not None and job.shaping is not None:
+            self.whole = Runner(job.source, anatomy=job.whole)
         self.states: States | None = None
         self.teacher: States | None = None
         self.target: States | None = None
@@ -64,31 +69,75 @@ class Pass:
     def local(self, block: int, moved: Moved) -> tuple[Moved, list[str], dict[str, str]]:
         """The block after the rewrites that work block by block, what they noted, and sites of rare experts."""
         job, notes = self.job, list[str]()
-        if self.teacher is not None and self.runner is not None:
-            self.target = self.runner.block(block, moved.exact, self.teacher)
+        if self.teacher is not None and self.whole is not None:
+            self.target = self.whole.block(block, moved.exact, self.teacher)
         rare: dict[str, str] = {}
         for recast in job.local:
             stats: dict[str, Stats] = {}
             wanted = recast.rewrite.needs - {OBJECTIVE}
             if wanted:
                 needs = {site.name: wanted for site in job.sites(block) if site.tap is not None}
-                stats, rare = self.see(block, moved.exact, needs)
+                stats, rare = self.see(block, moved.exact, needs, runner=self.whole)
             objective = self.objective(block, moved) if OBJECTIVE in recast.rewrite.needs else None
-            anatomy, made = recast.rewrite(job.anatomy, moved.exact, stats, objective, block)
-            notes += [note for note in anatomy.notes if note not in job.anatomy.notes]
-            exact = algebra.apply(made, job.anatomy, moved.exact, dtype=torch.float64)
+            anatomy, made = recast.rewrite(job.whole, moved.exact, stats, objective, block)
+            notes += [note for note in anatomy.notes if note not in job.whole.notes]
+            exact = algebra.apply(made, job.whole, moved.exact, dtype=torch.float64)
             moved = self._moved(moved.source, exact, (*moved.moves, *made))
         return moved, notes, rare
 
-    def see(
-        self, block: int, weights: Weights, needs: Mapping[str, frozenset[str]], sample: bool = False
-    ) -> tuple[dict[str, Stats], dict[str, str]]:
-        """Statistics of a block's inputs under some weights, and the sites whose expert was rare."""
-        sites = self.job.sites(block)
-        found = collection(sites, needs, sample)
+    def prune(self, block: int, moved: Moved) -> tuple[Moved, list[SelectReceipt], dict[str, str]]:
+        """The block after units were taken out of it, what that was measured to do, and sites of rare experts."""
+        job = self.job
+        cuts = [] if job.shaping is None else job.shaping.in_block(job.whole, block)
+        if job.shaping is None or not cuts:
+            return moved, [], {}
+        anatomy, weights, runner = job.whole, moved.exact, self.whole
+        rare: dict[str, str] = {}
+        for kept in steps_of(cuts, job.shaping.kept):
+            if anatomy is not job.whole:  # a later step of a schedule: the block has the sizes of the one before
+                runner = Runner(job.source, anatomy=anatomy)
+            cuts = [(anatomy.stream(stream.name), cut) for stream, cut in cuts]
+            stats, rarer = self.see(block, weights, needs_of(anatomy, cuts), runner=runner)
+            rare |= rarer
+            moves, weights = cut_block(anatomy, cuts, weights, stats, kept)
+            anatomy = algebra.transform(moves, anatomy)
+        after = self._moved(moved.source, weights, moved.moves)
+        return after, [self._measured(block, moved.stored, after.stored)], rare
+
+    def _measured(self, block: int, before: Weights, after: Weights) -> SelectReceipt:
+        """The cut block beside the whole one, on the states of the compressed model."""
         runner, states = self.running()
+        assert self.whole is not None, "it runs, so the whole block does"
+        run_whole, run_cut = self.whole.bind(block, before, states), runner.bind(block, after, states)
+        sums, tokens = torch.zeros(3, dtype=torch.float64), 0
+        for batch, x_BTD in enumerate(states.hidden):
+            whole_BTD, cut_BTD = run_whole(x_BTD, batch), run_cut(x_BTD, batch)
+            for index, of in enumerate((cut_BTD - whole_BTD, whole_BTD, whole_BTD - x_BTD)):
+                sums[index] += of.float().square().sum(dtype=torch.float64)
+            tokens += x_BTD.shape[0] * x_BTD.shape[1]
+            if tokens >= MEASURED:
+                break
+        lost, made, added = sums.tolist()
+        return select_receipt(self.job, block, (lost / made) ** 0.5, (lost / added) ** 0.5, tokens)
+
+    def see(
+        self,
+        block: int,
+        weights: Weights,
+        needs: Mapping[str, frozenset[str]],
+        sample: bool = False,
+        runner: Runner | None = None,
+    ) -> tuple[dict[str, Stats], dict[str, str]]:
+        """Statistics of a block's inputs under some weights, and the sites whose expert was rare.
+
+        Args:
+            runner: of the sizes that the weights have, where those are not the job's.
+        """
+        own, states = self.running()
+        sites = list((runner or own).anatomy.in_block(block))
+        found = collection(sites, needs, sample)
         if found.watch:
-            run = runner.bind(block, weights, states, watch=found.watch)
+            run = (runner or own).bind(block, weights, states, watch=found.watch)
             for batch, hidden in enumerate(states.hidden):
                 run(hidden, batch)
         return found.finish(sites)

@@ -72,6 +72,9 @@ class Source(Protocol):
     def scatter(self, anatomy: Anatomy, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Canonical tensors → parameters by module key."""
 
+    def config_changes(self, anatomy: Anatomy) -> tuple[Mapping[str, int], str]:
+        """What the library's config must say so that it builds these sizes, or why it cannot say them."""
+
     def digest(self) -> str:
         """sha256 over config and weights."""
 
@@ -88,6 +91,9 @@ class Source(Protocol):
 @runtime_checkable
 class Runner(Protocol):
     """Streams a source, in its own anatomy or a rewritten one; gradients flow where weights or states ask for them."""
+
+    @property
+    def anatomy(self) -> Anatomy: ...  # what the weights are given in
 
     def begin(self, inputs: Inputs, weights: Weights, watch: Watch | None = None) -> States:
         """Runs what lies before the blocks."""
@@ -193,6 +199,9 @@ class Host(Protocol):
 
     def load(self, path: str | Path, **options: Any) -> Any:
         """A model of an artifact or a plain checkpoint, as `regauge.load` gives it."""
+
+    def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
+        """An artifact opened through the library's own door, as the class of that name."""
 
     def whole(self, source: Source) -> Any:
         """The library's model of a source, with its weights."""

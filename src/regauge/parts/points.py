@@ -108,11 +108,12 @@ _DECLARED = (
         "blocks.*.ffn",
         (
             Axis("unit", "what is taken out as one", required=True),
-            Axis("score", "which units matter: higher is kept"),
-            Axis("allocation", "how many go from where"),
-            Axis("schedule", "in how many steps"),
-            Axis("repair", "what is done to those that stay"),
+            Axis("score", "which units matter: higher is kept", default="activation"),
+            Axis("allocation", "how many stay where", default="uniform"),
+            Axis("schedule", "in how many steps", default="once"),
+            Axis("repair", "what is done to the weights that read those that stay", default="none"),
         ),
+        acts=True,
     ),
     Place(
         "tokens",
@@ -129,7 +130,7 @@ _DECLARED = (
 PLACES: Mapping[str, Place] = {place.name: place for place in _DECLARED}
 AXES: Mapping[str, tuple[str, ...]] = {place.name: tuple(axis.name for axis in place.axes) for place in _DECLARED}
 """Place → its axes, in the order in which a point is printed."""
-WEIGHTS, INPUTS, CACHE = "weights", "inputs", "cache"
+WEIGHTS, INPUTS, CACHE, SHAPE = "weights", "inputs", "cache", "shape"
 REWRITES = "rewrites"
 """Where rewrites stand in a recipe: no place, but a list of their own."""
 

@@ -39,6 +39,8 @@ class Layout:
         dtype: of full-precision tensors, the source's.
         shapes: parameter key → shape, of those with other than two axes (patches, class token).
         inputs: tap → how all sites that read it read it; absent: as it is.
+        config: what config.json must say otherwise than the source's, so that stock code builds the sizes; `unsaid` is
+            why it cannot say them, where sizes were changed and it cannot.
         apart: site → how it reads its tap (None: as it is), where that is not how the tap is read. Only artifacts of
             format version 1 and checkpoints of others have such sites.
     """
@@ -50,6 +52,8 @@ class Layout:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: Mapping[str, Point] = field(default_factory=dict)
     apart: Mapping[str, Point | None] = field(default_factory=dict)
+    config: Mapping[str, int] = field(default_factory=dict)
+    unsaid: str = ""
 
     def reading(self, site: Site) -> Point | None:
         """How a site reads its tap; None: as it is."""

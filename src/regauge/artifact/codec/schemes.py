@@ -149,6 +149,8 @@ def refusals(layout: Layout) -> list[str]:
 
 def _all(layout: Layout) -> Iterator[tuple[str, str]]:
     yield from _changed(layout.source, layout.anatomy)
+    if layout.unsaid:
+        yield "sizes", layout.unsaid
     quantised = layout.quantised
     found: list[Scheme] = []
     for sites in layout.modules().values():

@@ -119,8 +119,8 @@ class Table(_Columns):
         outside: prefixes of parameters of the body that are no site and stay as they are.
         refuse: settings refused with their reason.
         sizes: attributes of a block's modules that hold a size its weights do not tell, as paths from the block →
-            `heads`, `kv_heads`, or `width` (channels of all queries together). A path through `config` gives the
-            module a config of its own.
+            `heads`, `kv_heads`, `width` (channels of all queries together) or `hidden` (of the residual). A path
+            through `config` gives the module a config of its own; a module that a block lacks is left out.
         step: what the native decode step needs; absent: the family has none.
     """
 
@@ -138,7 +138,7 @@ class Table(_Columns):
     head: str | None = None
     outside: list[str] = Field(default_factory=list)
     refuse: list[Refusal] = Field(default_factory=list)
-    sizes: dict[str, Literal["heads", "kv_heads", "width"]] = Field(default_factory=dict)
+    sizes: dict[str, Literal["heads", "kv_heads", "width", "hidden"]] = Field(default_factory=dict)
     step: Step | None = None
 
 

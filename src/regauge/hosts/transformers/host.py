@@ -13,7 +13,7 @@ from torch import Tensor
 from regauge.anatomy.model import Anatomy
 from regauge.hosts import base
 from regauge.hosts.precise import precise
-from regauge.hosts.transformers import hub, load, probe, sampling, ways
+from regauge.hosts.transformers import door, hub, load, probe, sampling, ways
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source, read_tokenizer
 from regauge.measure.subject import Facts
@@ -71,6 +71,9 @@ class TransformersHost:
 
     def load(self, path: str | Path, **options: Any) -> Any:
         return load.load(path, **options)
+
+    def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
+        return door.from_pretrained(auto, path, **options)
 
     def whole(self, source: base.Source) -> Any:
         return sampling.whole_model(_own(source))

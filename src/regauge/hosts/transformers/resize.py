@@ -34,10 +34,10 @@ def resize_modules(model: Any, source: Anatomy, anatomy: Anatomy) -> None:
         if norm.gain is None and isinstance(module, nn.LayerNorm):
             module.normalized_shape = (norm.size,)
     table = table_for(model.config.model_type)
-    if table.sizes:
-        for block, (was, has) in enumerate(zip(source.attentions, anatomy.attentions, strict=True)):
-            if has is not None and has != was:
-                _tell(model.get_submodule(f"{body_prefix(model)}{table.blocks}.{block}"), table, has)
+    for block, attention in enumerate(anatomy.attentions):
+        if table.sizes and attention is not None:
+            at = model.get_submodule(f"{body_prefix(model)}{table.blocks}.{block}")
+            _tell(at, table, attention, anatomy.hidden)
 
 
 def _resize(module: Any, name: str, shape: tuple[int, ...]) -> None:
@@ -57,18 +57,18 @@ def _resize(module: Any, name: str, shape: tuple[int, ...]) -> None:
         module.nx, module.nf = shape
 
 
-def _tell(block: Any, table: Table, has: Attention) -> None:
-    numbers = {"heads": has.heads, "kv_heads": has.kv_heads, "width": has.heads * has.head_dim}
+def _tell(block: Any, table: Table, attention: Attention, hidden: int) -> None:
+    numbers = {"heads": attention.heads, "kv_heads": attention.kv_heads, "hidden": hidden}
+    numbers["width"] = attention.heads * attention.head_dim
     for path, what in table.sizes.items():
         *steps, name = path.split(".")
         module = block
         for step in steps:
             if step == "config":
                 module.config = copy.copy(module.config)
-            module = getattr(module, step)
-        if not hasattr(module, name):
-            raise AttributeError(f"the family table of {table.types[0]} names {path!r}, which its blocks have not")
-        setattr(module, name, numbers[what])
+            module = getattr(module, step, None)
+        if isinstance(getattr(module, name, None), int):  # a dense block has no router
+            setattr(module, name, numbers[what])
 
 
 def config_changes(config: Any, source: Anatomy, anatomy: Anatomy) -> tuple[Mapping[str, int], str]:

@@ -26,6 +26,7 @@ from regauge.hosts.transformers.checkpoint import Piece
 from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.configs import build_skeleton, first_line, read_config
 from regauge.hosts.transformers.hub import model_folder
+from regauge.hosts.transformers.resize import config_changes
 from regauge.hosts.transformers.skeleton import body_prefix, silent
 from regauge.hosts.transformers.table import anatomy_of
 
@@ -141,6 +142,10 @@ class Source:
     def scatter(self, anatomy: Anatomy, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Canonical tensors → parameters by module key; see `scatter.scatter`."""
         return scatter(anatomy, weights, self.shapes)
+
+    def config_changes(self, anatomy: Anatomy) -> tuple[Mapping[str, int], str]:
+        """What config.json must say so that stock code builds these sizes, or why it cannot; see `resize`."""
+        return config_changes(self.config, self.anatomy, anatomy)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
