@@ -10,7 +10,8 @@ import torch
 from regauge.engine.api import versions
 from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.sampling import whole_model
-from regauge.measure.machine import bandwidth, machine
+from regauge.kernels.cpu.machine import bandwidth
+from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
 from regauge.measure.samples import continuations
 from regauge.search.allocation import Allocation
