@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from regauge.measure.compare import Comparison
     from regauge.measure.cost import Costs
     from regauge.report.inspection import AttentionGroup, Inspection, SiteGroup
+    from regauge.report.methods import Method
     from regauge.search.record import Run
     from regauge.search.sense import Sensitivity
 
@@ -272,3 +273,27 @@ def _cost_row(name: str, costs: Costs) -> list[str]:
         "" if costs.cache_bytes is None else told(round(costs.cache_bytes)),
         "" if costs.bytes is None else told(costs.bytes),
     ]
+
+
+def methods(found: Sequence[Method]) -> None:
+    """A table a kind: presets first, then each axis."""
+    for kind in dict.fromkeys(method.kind for method in found):
+        rows = [method for method in found if method.kind == kind]
+        heads = ["row", "paper", "acts on", "cost", "measured"] if kind == "preset" else ["paper", "acts on", "cost"]
+        table(
+            [kind, "what", *heads],
+            [[one.name, one.what, *(_cell(one, head) for head in heads)] for one in rows],
+        )
+    if any(method.kind == "preset" for method in found):
+        line("KL to the original in nats a token, beside nearest rounding at the same bits (benchmarks/rows.py).")
+    line("'regauge explain NAME' tells more of each.")
+
+
+def _cell(method: Method, head: str) -> str:
+    if head == "row":
+        return method.row
+    if head == "paper":
+        return ", ".join(cite.removeprefix("arXiv:") for cite in method.paper)
+    if head == "acts on":
+        return ", ".join(method.places)
+    return method.cost if head == "cost" else method.measured

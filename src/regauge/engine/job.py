@@ -19,7 +19,8 @@ from regauge.artifact.codec.choose import choose
 from regauge.engine.shaping import Shaping, shaping_of
 from regauge.errors import RecipeError, RegaugeError
 from regauge.formats.base import OBJECTIVE, Format
-from regauge.hosts.transformers.source import Source
+from regauge.hosts import host_of
+from regauge.hosts.base import Host, Source
 from regauge.learn.base import SiteLearned
 from regauge.learn.settings import Settings
 from regauge.parts import SHAPE, WEIGHTS, Point, Spec
@@ -73,6 +74,11 @@ class Job:
     shaping: Shaping | None = None
     gauge: Anatomy | None = None
     learnt: Mapping[str, SiteLearned] = field(default_factory=dict)
+
+    @property
+    def host(self) -> Host:
+        """The model library that opened the source."""
+        return host_of(self.source.path)
 
     @property
     def moves(self) -> tuple[Move, ...]:

@@ -28,7 +28,7 @@ def listing() -> dict[str, list[dict[str, str]]]:
     """Every preset file and every part in a line: kind or axis → rows of name and what."""
     found = {
         "preset": [
-            {"name": _spread(pattern.name, pattern.where), "what": _spread(pattern.title, pattern.where)}
+            {"name": spread(pattern.name, pattern.where), "what": spread(pattern.title, pattern.where)}
             for pattern in patterns()
         ]
     }
@@ -37,7 +37,7 @@ def listing() -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def _spread(text: str, where: Mapping[str, tuple[int, ...]]) -> str:
+def spread(text: str, where: Mapping[str, tuple[int, ...]]) -> str:
     """`gptq-w$bits` → `gptq-w{2-8}`."""
     for key, values in where.items():
         run = values == tuple(range(values[0], values[-1] + 1)) and len(values) > 2
@@ -71,6 +71,8 @@ def _of_plan(plan: Plan) -> Facts:
             row["bits"] = bits(rule.point)
             row["stored"] = stored(rule.point, reading=_reading(plan, rule))
             needs = sorted({*needs, *_needs(rule.point)})
+        if rule.point is not None and place == parts.SHAPE:  # what keeps no function is measured
+            needs = sorted({*needs, *_shape_needs(rule.point), "the outputs of cut blocks"})
         rules.append(row)
     return {
         "kind": "preset",
@@ -78,6 +80,7 @@ def _of_plan(plan: Plan) -> Facts:
         "title": plan.title,
         "cite": list(plan.cite),
         "differs": plan.differs,
+        "row": plan.row,
         "needs": needs,
         "searches": [
             f"{spec.part} tries {len(values)} values of {option}, each a pass of the whole model"
@@ -100,6 +103,11 @@ def _reading(plan: Plan, rule: Rule) -> Point | None:
 def _needs(choice: Point) -> set[str]:
     compensator = parts.compensator_of(choice)
     return set(parts.rounder_of(choice).needs) | (set(compensator.needs) if compensator is not None else set())
+
+
+def _shape_needs(point: Point) -> set[str]:
+    axes = [axis for axis in ("score", "repair") if point[axis] is not None]
+    return {need for axis in axes for need in parts.build(axis, point.spec(axis)).needs}
 
 
 def _line(axis: str, role: str, spec: Spec) -> dict[str, str]:
@@ -142,12 +150,12 @@ def _of_part(axis: str, name: str) -> Facts:
         "short": part.short,
         "places": list(part.places),
         "cost": part.cost,
-        "used": [_spread(p.name, p.where) for p in patterns() if any(_uses(load(n), axis, name) for n in p.points())],
+        "used": [spread(p.name, p.where) for p in patterns() if any(uses(load(n), axis, name) for n in p.points())],
         "text": inspect.cleandoc(made.__doc__ or ""),
     }
 
 
-def _uses(plan: Plan, axis: str, name: str) -> bool:
+def uses(plan: Plan, axis: str, name: str) -> bool:
     if axis == "rewrite":
         return any(spec.part == name for spec in plan.rewrites)
     points = [rule.point for rules in plan.places.values() for rule in rules if rule.point is not None]

@@ -16,11 +16,10 @@ from regauge.anatomy.model import Anatomy
 from regauge.artifact.codec.base import rows_of
 from regauge.hosts.transformers.columns import Step, table_for
 from regauge.hosts.transformers.skeleton import body_prefix
-from regauge.kernels.cpu.matrix import ACTIVATIONS, META
 from regauge.kernels.cpu.step import FUNCTIONS as CODES
 from regauge.kernels.cpu.step import Block, Norm, Program, Site
-from regauge.runtime.matrices.modules import FullMatrix, PackedExperts, PackedLinear, PackedMatrix
-from regauge.runtime.matrices.operators import AUTOMATIC, few
+from regauge.runtime.matrices.modules import PackedExperts, PackedLinear
+from regauge.runtime.step.sites import Unservable, site_of
 
 FUNCTIONS = {
     "silu": "silu",
@@ -36,10 +35,6 @@ FUNCTIONS = {
 """transformers' names of activations → ours."""
 MOVING = ("dynamic", "longrope")
 """Rotary embeddings whose frequencies depend on the length of the text."""
-
-
-class Unservable(Exception):
-    """The native step cannot run this model; the text says why."""
 
 
 def build(model: Any, anatomy: Anatomy) -> Program:
@@ -189,36 +184,6 @@ class _Builder:
         if not isinstance(module, PackedExperts):
             return Site(self._full(name))
         return site_of(name, module.experts[site.expert or 0].get_submodule(site.kind), None)
-
-
-def site_of(name: str, part: Any, bias: Tensor | None = None) -> Site:
-    """A matrix of the packed modules as the step reads it.
-
-    Args:
-        name: what an error calls it.
-        part: a `PackedMatrix` or `FullMatrix`.
-
-    Raises:
-        Unservable: torch's modules alone can multiply by it.
-    """
-    if isinstance(part, FullMatrix):
-        return Site(part.full_OI, bias)
-    if not isinstance(part, PackedMatrix) or part.native is None:
-        raise Unservable(f"{name} is held in a way that only torch's modules multiply")
-    if part.left_OR is not None:
-        raise Unservable(f"{name} has a low-rank term beside it")
-    return Site(part.native, bias, _rounding(name, part))
-
-
-def _rounding(name: str, part: PackedMatrix) -> str:
-    """How the step rounds what a matrix reads: as the artifact says, or as the packed module does by itself."""
-    if part.inputs is None:
-        wanted = AUTOMATIC if part.activations is None else ACTIVATIONS[part.activations]
-        number = few(part.meta[META.index("bits")] if part.meta else 8, part.dtype, wanted)
-        return next(name for name, known in ACTIVATIONS.items() if known == number)
-    if not part.inputs.name.startswith("int") or not part.inputs.symmetric or part.inputs.bits < 2:
-        raise Unservable(f"{name} reads {part.inputs.name} inputs, which the step does not round")
-    return f"token{part.inputs.bits}"
 
 
 def _follow(module: Any, path: str) -> Any:
