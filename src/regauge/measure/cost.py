@@ -234,28 +234,3 @@ def memory(path: str | Path, dtype: str = "stored", timeout: float = 600.0) -> M
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ModelError(f"{path} could not be loaded in a fresh process to read its memory: {last[0]}")
     return Memory(**json.loads(done.stdout.strip().splitlines()[-1]))
-
-
-def weight_bytes(path: str | Path) -> int:
-    """Bytes of the tensors that loading a directory reads: data only, headers not counted.
-
-    Those are an artifact's own shards, else the single file, else the files that the index names, as transformers has
-    it; weights in another form beside them, and other models in folders below, are not this model's.
-    """
-    total = 0
-    for file in _weight_files(Path(path)):
-        with file.open("rb") as stream:
-            header = int.from_bytes(stream.read(8), "little")
-        total += file.stat().st_size - 8 - header
-    return total
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    own = sorted(folder.glob("regauge-*-of-*.safetensors"))
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if own or single.exists():
-        return own or [single]
-    if index.exists():
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(named))]
-    return sorted(folder.glob("model-*-of-*.safetensors"))
