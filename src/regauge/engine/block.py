@@ -16,7 +16,7 @@ from regauge.anatomy.model import Anatomy, Site, Weights
 from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SiteReceipt, TapReceipt
 from regauge.engine.statistics import output_error
-from regauge.formats.base import Codes
+from regauge.formats.base import Codes, Format
 from regauge.formats.readings import Reading
 from regauge.formats.terms import summed
 from regauge.parts import Point
