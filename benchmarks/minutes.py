@@ -37,7 +37,7 @@ def main() -> int:
     samples: list[list[float]] = []
     until = time.monotonic() + given.seconds
     while time.monotonic() < until:
-        samples.append([bandwidth(*how) for how in turn])
+        samples.append([bandwidth(*how) / 1e9 for how in turn])
     print(f"GB/s read by 1 and by {threads} threads, medians of {len(samples)} moments")
     for name, slow in (("slow", True), ("fast", False)):
         some = [sample for sample in samples if (sample[3] < SLOW * sample[2]) == slow]

@@ -1,4 +1,4 @@
-"""Writes docs/axes/: one page an axis, read off the table of parts and the parts' own docstrings.
+"""Writes docs/axes/: one page an axis, read off the table of parts and the parts' own docstrings, and one of places.
 
     python scripts/write_axis_pages.py            # write them
     python scripts/write_axis_pages.py --check    # exit 1 where they are stale
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from regauge.parts import TABLE
+from regauge.parts import PLACES, TABLE, Axis, empty
 from regauge.report.explanation import facts
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "axes"
@@ -32,13 +32,48 @@ LEADS = {
 }
 
 
+PLACES_LEAD = """A rule of a recipe is about a *place*, and its coordinates stand on the axes of that place. One section
+a place; a selector before each rule says which of them it takes, and the last that matches wins."""
+FORMATS = "a grid and a grain in one word, `int2-asym/time:32`"
+
+
+def places() -> str:
+    """Markdown of every place with its axes."""
+    lines = ["# Places", "", PLACES_LEAD, ""]
+    for place in PLACES.values():
+        acts = "" if place.acts else " Nothing acts on them yet: such a recipe is read, resolved and then refused."
+        lines += [f"## `{place.name}`", "", f"Of {place.of[1]}, such as `{place.like}`.{acts}", ""]
+        lines += ["| axis | decides | where nothing is said | parts |", "|---|---|---|---|"]
+        for axis in place.axes:
+            said = "must be said" if axis.required else f"`{axis.default}`" if axis.default else "nothing"
+            lines.append(f"| {axis.name} | {axis.what} | {said} | {_parts(place.name, axis)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _parts(place: str, axis: Axis) -> str:
+    if axis.parts not in TABLE:
+        return "none yet" if empty(axis.parts, place) else FORMATS
+    names = [f"`{name}`" for name, part in TABLE[axis.parts].items() if place in part.places]
+    return f"[{len(names)}]({axis.parts}.md): {', '.join(names)}" if names else "none yet"
+
+
+def lead(axis: str) -> str:
+    """What an axis decides: in our words, or in those of its declaration."""
+    declared = (one.what for place in PLACES.values() for one in place.axes if one.parts == axis)
+    return LEADS.get(axis) or f"{' / '.join(dict.fromkeys(declared)).capitalize()}."
+
+
 def page(axis: str) -> str:
     """Markdown of one axis."""
-    lines = [f"# {axis}", "", LEADS.get(axis, ""), ""]
+    lines = [f"# {axis}", "", lead(axis), ""]
     for name in TABLE[axis]:
         found = next(fact for fact in facts(name) if fact["kind"] == axis)
         lines += [f"## `{name}`", "", str(found["text"]) or str(found["what"]), ""]
         options, cites, used = found["options"], found["cite"], found["used"]
+        told = [f"For {', '.join(str(place) for place in TABLE[axis][name].places)}."]
+        told += [f"Cost: {found['cost']}."] if found["cost"] else []
+        lines += [" ".join(told), ""]
         assert isinstance(options, dict)
         assert isinstance(cites, list)
         assert isinstance(used, list)
@@ -53,7 +88,7 @@ def page(axis: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    pages = {TARGET / f"{axis}.md": page(axis) for axis in TABLE}
+    pages = {TARGET / f"{axis}.md": page(axis) for axis in TABLE} | {TARGET / "places.md": places()}
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in arguments:
         for path in stale:

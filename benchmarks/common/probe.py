@@ -9,35 +9,18 @@ import psutil
 import torch
 
 from common.records import Peaks
-
-SIZE = 512 << 20  # bytes read by the fallback: more than any cache holds
-
-
-def native() -> Callable[[], float] | None:
-    """The C++ probe, GB/s of sequential reads by all threads; None where the kernels are not built."""
-    from regauge.kernels.cpu import library
-
-    if library.library() is None:
-        return None
-    from regauge.kernels.cpu.machine import bandwidth
-
-    return lambda: float(bandwidth(torch.get_num_threads()))
+from regauge.kernels.cpu.library import library
+from regauge.kernels.cpu.machine import bandwidth
 
 
-class Fallback:
-    """torch's sum over a buffer: somewhat below what the memory gives, so fractions of it are too high."""
+def native() -> bool:
+    """Whether the C++ probe reads; else torch's sum does, somewhat below what the memory gives."""
+    return library() is not None
 
-    def __init__(self, size: int = SIZE) -> None:
-        self.buffer = torch.ones(size // 4)
 
-    def __call__(self) -> float:
-        best = 0.0
-        until = time.perf_counter() + 0.1
-        while not best or time.perf_counter() < until:
-            start = time.perf_counter()
-            self.buffer.sum()
-            best = max(best, 4 * self.buffer.numel() / (time.perf_counter() - start) / 1e9)
-        return best
+def gigabytes() -> float:
+    """GB/s of sequential reads by all threads, at this moment."""
+    return bandwidth() / 1e9
 
 
 def best(work: Callable[[], object], seconds: float = 0.3) -> float:

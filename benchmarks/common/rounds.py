@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from common.probe import Fallback, Others, native
+from common.probe import Others, gigabytes, native
 from common.records import Row
 
 PEERS = Path(__file__).resolve().parents[1] / "peers"
@@ -95,12 +95,11 @@ class Rounds:
     peers: dict[str, Peer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        found = native()
-        self.probing = "native" if found is not None else "torch, by summing a buffer"
+        self.probing = "native" if native() else "torch, by summing a buffer"
         if self.log is not None:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self.log.write_text("")
-        self.probe: Callable[[], float] = found if found is not None else Fallback()
+        self.probe: Callable[[], float] = gigabytes
 
     def run(self, entries: list[Entry], rounds: int, warm: int = 1, tell: Callable[[str], None] = print) -> None:
         """Loads every entry, then lets each run once a round; fills the rows."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from regauge.plan import Plan
     from regauge.report.explanation import explain
     from regauge.report.inspection import inspect
+    from regauge.report.methods import methods
     from regauge.search.fit import fit, pick
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "inspect",
     "load",
     "measure",
+    "methods",
     "pick",
     "report",
     "stream",
@@ -50,6 +52,7 @@ _HOMES = {
     "explain": "report.explanation",
     "fit": "search.fit",
     "inspect": "report.inspection",
+    "methods": "report.methods",
     "load": "hosts.transformers.load",
     "pick": "search.fit",
     "stream": "hosts.transformers.stream",

@@ -59,11 +59,11 @@ def context(value: str, text: str) -> int:
 
 
 def told(count: float) -> str:
-    """Bytes for a sentence: `1.87 GB`, `640 kB`; three digits."""
+    """Bytes as a person reads them, in powers of ten: `1.50 GB`, `640 kB`; three digits. The one place for it."""
     for unit in ("TB", "GB", "MB", "kB"):
         if count >= UNITS[unit]:
             number = count / UNITS[unit]
-            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+            return f"{number:.{0 if number >= 100 else 1 if number >= 10 else 2}f} {unit}"
     return f"{count:.0f} B"
 
 

@@ -20,7 +20,17 @@ from regauge.kernels.reference import pack, packed_bytes, unpack
 GRIDS = sorted(parts.TABLE["grid"])
 RANGERS = sorted(parts.TABLE["ranger"])
 SCALES = sorted(parts.TABLE["scale"])
-GRAINS = ["channel", "tensor", "group:1", "group:7", "group:13 else channel", "group:5 else group:7 else tensor"]
+GRAINS = [
+    "channel",
+    "tensor",
+    "token",
+    "time:1",
+    "time:11",
+    "group:1",
+    "group:7",
+    "group:13 else channel",
+    "group:5 else group:7 else tensor",
+]
 # Each grid with one scale, each scale with an integer, a float and an asymmetric grid.
 PAIRS = [*((grid, "bf16") for grid in GRIDS), *itertools.product(["int3", "int4-asym", "fp4"], SCALES)]
 SHAPE = (11, 91)  # 91 = 7 · 13

@@ -18,7 +18,7 @@ PUBLIC = {
 ALSO = {
     "rewrites/smoothing.py": {"_smooth"},
     "rounding/rounders.py": {"_sweep"},
-    "runtime/matrices/install.py": {"install", "_matrix"},
+    "hosts/transformers/install.py": {"install", "_matrix"},
     "runtime/matrices/modules.py": {"__init__"},
     "runtime/matrices/operators.py": {"_rows", "_rows_shape"},
     "hosts/transformers/placing.py": {"place"},

@@ -146,7 +146,6 @@ def turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[rounds.Round
         (tmp_path / f"{name}.py").write_text(PEER.format(peers=str(ROOT / "benchmarks" / "peers"), log=str(log)))
     monkeypatch.setattr(rounds, "PEERS", tmp_path)
     monkeypatch.setattr(rounds, "REST", 0.0)
-    monkeypatch.setattr(rounds, "native", lambda: lambda: 0.0)
     made = rounds.Rounds(log=tmp_path / "stderr")
     count = iter(range(10, 1000, 10))
     made.probe = lambda: float(next(count))

@@ -16,6 +16,7 @@ import typer
 
 import regauge
 from pico import pico, save
+from regauge.amounts import told
 from regauge.cli import main, show
 from regauge.cli.options import seconds
 from regauge.errors import ExactnessError, OutputError, RecipeError
@@ -231,7 +232,7 @@ def test_wrong_lengths_of_time(text: str) -> None:
 
 
 def test_figures_for_people() -> None:
-    assert [show.size(count) for count in (0, 999, 1000, 1234567, 9.87e9)] == [
+    assert [told(count) for count in (0, 999, 1000, 1234567, 9.87e9)] == [
         "0 B",
         "999 B",
         "1.00 kB",

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from regauge.engine import apply, dry_run
-from regauge.engine.api import read_receipt
+from regauge.engine.receipts import read_receipt
 from regauge.engine.watchdog import Progress
 from regauge.errors import BudgetError, ModelError, OutputError, RecipeError, RegaugeError, ResumeError, TextError
 from regauge.plan import load, parse
@@ -212,7 +212,7 @@ def test_a_chat_template_opens_the_windows(tmp_path: Path) -> None:
 
 
 def test_a_plan_without_text_runs_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regauge.engine.work.Runner", None)
+    monkeypatch.setattr("regauge.engine.job.host_of", None)
     receipt = apply("rtn-w4", model, tmp_path / "out", calibration="never read")
     assert receipt.calibration == {}
     assert "the recipe reads no text, so the calibration text was not used" in receipt.notes

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from regauge.engine.watchdog import Clock, PeakMemory, Progress, anonymous_bytes, quiet_torch
+from regauge.engine.watchdog import Clock, PeakMemory, Progress, quiet_torch
 from regauge.errors import BudgetError
+from regauge.kernels.cpu.machine import anonymous_bytes
 
 
 def test_the_peak_sees_memory_that_is_gone_again() -> None:
     before = anonymous_bytes()
-    if not before:
-        pytest.skip("this system does not say how much memory is anonymous")
     with PeakMemory(0.001) as memory:
         held = torch.ones(16 << 20)
         time.sleep(0.05)
         del held
     assert memory.peak >= before + 50_000_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the count to compare with")
+def test_anonymous_bytes_are_the_kernels_own_count(tmp_path: Path) -> None:
+    held = torch.ones(8 << 20)
+    (tmp_path / "file").write_bytes(b"x" * (32 << 20))
+    mapped = torch.from_file(str(tmp_path / "file"), size=32 << 20, dtype=torch.uint8)
+    assert int(mapped[::4096].sum(dtype=torch.int64)) > 0  # resident, and a file's
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    assert anonymous_bytes() == pytest.approx(int(lines["RssAnon"].split()[0]) * 1024, abs=4 << 20)
+    assert held.numel()
 
 
 def test_random_state_threads_and_gradients_are_left_alone() -> None:

@@ -95,6 +95,18 @@ def test_without_regauge_every_way_to_open_it_is_an_error(artifact: Path) -> Non
     assert "model.safetensors" in told["class plain"]
 
 
+def test_a_pruned_model_never_loads_in_the_wrong_sizes(tmp_path: Path) -> None:
+    """Blocks of other widths and nothing quantised: every tensor has a stock name, and none lies where stock looks."""
+    from sizes import cut
+
+    made = cut(tmp_path, "llama", "ffn", "full").made
+    assert not made.wire.layout.quantised
+    told = run(WITHOUT, made.path)
+    assert len(told) == 9
+    assert not {name: what for name, what in told.items() if what.startswith("LOADED")}
+    assert run(WITH, made.path, tmp_path / "saved")["class"] == "LlamaForCausalLM"
+
+
 def test_with_regauge_the_shim_loads_it_and_transformers_will_not_save_it(artifact: Path, tmp_path: Path) -> None:
     import torch
 

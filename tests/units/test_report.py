@@ -14,7 +14,7 @@ from regauge.artifact.receipt import MoveReceipt, Receipt, SiteReceipt
 from regauge.errors import OutputError
 from regauge.report import charts
 from regauge.report.page import render, write
-from regauge.report.view import Point, Sample, View, human, of_receipt
+from regauge.report.view import Point, Sample, View, of_receipt
 
 NASTY = "</script><script>alert(1)</script>"
 
@@ -156,11 +156,6 @@ def test_frontier_never_mixes_predicted_and_measured() -> None:
     assert list(traces["measured in memory"].error_y.arrayminus) == pytest.approx([0.05, 0.01])
     assert list(traces["built"].y) == [0.045]
     assert list(traces["uniform presets"].x) == [2.1]
-
-
-@pytest.mark.parametrize(("count", "said"), [(0, "0 B"), (999, "999 B"), (1500, "1.50 kB"), (2.2e12, "2200.00 GB")])
-def test_human(count: float, said: str) -> None:
-    assert human(count) == said
 
 
 def test_a_directory_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

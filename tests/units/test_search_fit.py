@@ -163,8 +163,8 @@ def test_what_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(BudgetError, match=r"'memory=0.01x' allows .* bytes, and the smallest that we can make is"):
         fit(model, tmp_path / "out", budgets=["memory=0.01x"], calibration=text)
-    with pytest.raises(BudgetError, match=r"'decode=90x' cannot be had here: .* would reach .*x"):
-        fit(model, tmp_path / "out", budgets=["decode=90x"], calibration=text)
+    with pytest.raises(BudgetError, match=r"'decode=100000x' cannot be had here: .* would reach .*x"):
+        fit(model, tmp_path / "out", budgets=["decode=100000x"], calibration=text)
     with pytest.raises(OutputError, match="exists"):
         fit(model, done[1], budgets=["memory=0.5x"], calibration=text)
     precious = tmp_path / "precious"

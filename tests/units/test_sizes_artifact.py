@@ -12,7 +12,6 @@ from torch import Tensor
 
 import regauge as rg
 from regauge.anatomy.model import Anatomy, Weights
-from regauge.anatomy.moves import Move, apply, transform
 from regauge.errors import ArtifactError
 from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.load import load
@@ -20,47 +19,10 @@ from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.skeleton import body_prefix, skeleton
 from regauge.hosts.transformers.source import Source
 from regauge.kernels.cpu.library import available
-from tests.artifacts import choice, make, outputs
+from tests.artifacts import outputs
 from tests.pico import PICOS, batches, pico, save
+from tests.sizes import cut
 from tests.units.test_step import difference
-
-FORMS = {"full": None, "int4": choice("int4", "group:5 else channel", "f16"), "nf4": choice("nf4")}
-UNPACKED = ("position", "router", "type", "patch")
-
-
-def moves_of(anatomy: Anatomy, kind: str) -> list[Move]:
-    """Another part of the streams of a kind in each block; of the residual, all but three channels."""
-    if kind == "residual":
-        return [Move("select", "residual", torch.arange(anatomy.hidden - 3).flip(0))]
-    found = []
-    for stream in anatomy.streams:
-        if stream.kind == kind and "select" in stream.admits:
-            kept = max(1, stream.size - 1 - 4 * (stream.block or 0) * (kind == "ffn"))
-            found.append(Move("select", stream.name, torch.arange(stream.size).flip(0)[:kept]))
-    return found
-
-
-def cut(folder: Path, name: str, kind: str, form: str) -> tuple[Any, Any, Anatomy, list[Move]]:
-    """A pico, its artifact with streams cut, the anatomy and the moves."""
-    model = pico(name)
-    path = save(model, folder / "source")
-    source = Source.open(path)
-    moves = moves_of(source.anatomy, kind)
-    anatomy = transform(moves, source.anatomy)
-
-    def change(weights: Weights) -> Weights:
-        return apply(moves, source.anatomy, weights)
-
-    wanted = FORMS[form]
-    made = make(
-        path,
-        folder / "out",
-        lambda site: None if site.kind in UNPACKED else wanted,
-        prefer="regauge",
-        anatomy=anatomy,
-        change=change,
-    )
-    return model, made, anatomy, moves
 
 
 def expected(made: Any, anatomy: Anatomy, batch: Tensor) -> Tensor:
@@ -82,18 +44,20 @@ def test_every_family_loads_in_other_sizes(name: str, kind: str, form: str, tmp_
         and "select" in Source.open(save(pico(name), tmp_path / "look")).anatomy.stream("residual").stops
     ):
         pytest.skip("the channels of this residual are fixed")
-    model, made, anatomy, _ = cut(tmp_path, name, kind, form)
+    found = cut(tmp_path, name, kind, form)
+    model, made, anatomy = found.model, found.made, found.anatomy
     loaded = load(made.path, activations="float32")
     loaded.config._experts_implementation = "eager"  # the default, a grouped kernel, wants rows of 16 bytes
     batch = batches(model)[0].float() if model.main_input_name == "pixel_values" else batches(model)[0]
     wanted = expected(made, anatomy, batch)
-    found = outputs(loaded, batch)
-    assert found.shape == wanted.shape
-    assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5
+    ours = outputs(loaded, batch)
+    assert ours.shape == wanted.shape
+    assert float((ours - wanted).abs().max() / wanted.abs().max()) < 2e-5
 
 
 def test_the_header_lists_sizes_by_place(tmp_path: Path) -> None:
-    _, made, anatomy, _ = cut(tmp_path, "llama", "heads", "nf4")
+    found = cut(tmp_path, "llama", "heads", "nf4")
+    made, anatomy = found.made, found.anatomy
     raw = json.loads((made.path / "config.json").read_text())
     assert raw["num_attention_heads"] == 6  # the source's: stock classes read it, and have no number for each block
     sizes = raw["quantization_config"]["sizes"]
@@ -116,7 +80,7 @@ def test_the_header_lists_sizes_by_place(tmp_path: Path) -> None:
     ],
 )
 def test_sizes_that_others_wrote_are_checked(sizes: dict[str, Any], why: str, tmp_path: Path) -> None:
-    _, made, *_ = cut(tmp_path, "llama", "ffn", "nf4")
+    made = cut(tmp_path, "llama", "ffn", "nf4").made
     path = made.path / "config.json"
     raw = json.loads(path.read_text())
     raw["quantization_config"]["sizes"] |= sizes
@@ -142,7 +106,7 @@ def follow(module: Any, path: str) -> Any:
 
 def test_without_its_sizes_an_artifact_does_not_load(tmp_path: Path) -> None:
     for form in ("full", "nf4"):
-        _, made, *_ = cut(tmp_path / form, "llama", "ffn", form)
+        made = cut(tmp_path / form, "llama", "ffn", form).made
         path = made.path / "config.json"
         raw = json.loads(path.read_text())
         raw["quantization_config"]["sizes"] = {}
@@ -154,12 +118,12 @@ def test_without_its_sizes_an_artifact_does_not_load(tmp_path: Path) -> None:
 @pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
 @pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "gpt_neox", "mixtral", "qwen3_moe"])
 def test_the_step_serves_blocks_of_other_widths(name: str, tmp_path: Path) -> None:
-    _, made, *_ = cut(tmp_path, name, "ffn", "nf4")
+    made = cut(tmp_path, name, "ffn", "nf4").made
     assert difference(rg.load(made.path, activations="float32"), batch=2) < 3e-6
 
 
 def test_a_cut_model_generates_and_runs_in_a_window(tmp_path: Path) -> None:
-    _, made, *_ = cut(tmp_path, "llama", "ffn", "nf4")
+    made = cut(tmp_path, "llama", "ffn", "nf4").made
     model, small = rg.load(made.path), rg.load(made.path, memory="2MB")
     ids = torch.arange(7)[None]
     kwargs = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import regauge as rg
-from artifacts import choice, make
-from pico import pico, save
 from regauge.errors import FallbackWarning
+from regauge.formats.grids import Int
+from regauge.hosts.transformers.program import build
 from regauge.kernels.cpu.library import available
+from regauge.runtime.step.sites import Unservable
 from units.test_step import forced, loaded, padded
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
@@ -216,7 +216,7 @@ def test_sites_that_read_one_activation_in_two_ways_are_eagers(tmp_path: Path) -
     model = loaded(tmp_path, "llama", "int8")
     mlp = model.model.layers[1].mlp
     for layer, bits in ((mlp.gate_proj, 8), (mlp.up_proj, 6)):
-        layer.parts[0].inputs = IntGrid(bits)
+        layer.parts[0].inputs = Int(bits)
     with pytest.raises(Unservable, match="one activation in several ways"):
         build(model, model.regauge_step.anatomy)
 

@@ -423,9 +423,9 @@ def test_more_than_is_available_is_refused_before_reading(tmp_path: Path, monkey
     figure = least(path)
     monkeypatch.setattr(figures, "machine_memory", lambda: (10**9, 30_000))
     for folder in (path, made):
-        with pytest.raises(BudgetError, match=r"30 kB are available; give memory='24\.0kB' to keep only a window"):
+        with pytest.raises(BudgetError, match=r"30\.0 kB are available; give memory='24\.0kB' to keep only a window"):
             load(folder)
-    with pytest.raises(BudgetError, match="30 kB are available; give less"):
+    with pytest.raises(BudgetError, match=r"30\.0 kB are available; give less"):
         load(path, memory=figure)
 
 
@@ -441,7 +441,7 @@ def test_a_scratch_file_needs_a_disk_with_room(tmp_path: Path, monkeypatch: pyte
     stat = type("Stat", (), {"f_bavail": 1, "f_frsize": 4096})
     with monkeypatch.context() as patched:
         patched.setattr(disks.os, "statvfs", lambda folder: stat)
-        with pytest.raises(OutputError, match=r"needs .* of scratch space in .*, which has 4\.1 kB"):
+        with pytest.raises(OutputError, match=r"needs .* of scratch space in .*, which has 4\.10 kB"):
             load(made, memory=figure)
 
 

@@ -9,8 +9,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from regauge.amounts import told
 from regauge.errors import OutputError
 
+UNLOCKABLE = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system without locks says: two runs at once are then the user's to avoid."""
 TEMPORARY = ".tmp-"
 """What the name of a file begins with until it is whole."""
 
@@ -42,7 +47,7 @@ def check_disk(out: Path, needed: int) -> None:
     free = free_bytes(out)
     if free < needed:
         raise OutputError(
-            f"{out} needs about {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
+            f"{out} needs about {told(needed)} and its disk has {told(free)} free; "
             "free some space or choose another directory."
         )
 
@@ -63,9 +68,31 @@ def put(path: Path, content: bytes | str | Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes the renames within a directory last."""
+    """Makes the renames within a directory last; Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def take_lock(path: Path) -> FileLock:
+    """Holds a directory that one run at a time may write, by the system's lock on a file in it, which ends with the
+    process that has it, however that ends.
+
+    Raises:
+        OutputError: another run has it.
+    """
+    lock = FileLock(path, blocking=False, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise OutputError(
+            f"another run is writing {path.parent}; wait for it to end or choose another directory."
+        ) from error
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            raise
+    return lock

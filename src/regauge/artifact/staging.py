@@ -7,7 +7,6 @@ an OUT that is not whole.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from types import TracebackType
 from torch import Tensor
 
 from regauge.artifact import files
-from regauge.artifact.disk import TEMPORARY, check_disk, free_bytes, one_sentence, put, sync_directory
+from regauge.artifact.disk import TEMPORARY, check_disk, free_bytes, one_sentence, put, sync_directory, take_lock
 from regauge.errors import ExactnessError, ModelError, MoveError, OutputError, RecipeError, ResumeError, TextError
 
 __all__ = ["STATES", "Json", "Staging", "check_disk", "differences", "free_bytes", "one_sentence"]
@@ -74,11 +73,12 @@ class Staging:
         self.root = self.out.with_name(self.out.name + ".partial")
         self._old = self.out.with_name(self.out.name + ".replaced")
         self._force = force
+        self._closed = False
         self._refuse_existing(force)
         plain: dict[str, Json] = json.loads(json.dumps(identity))
         with one_sentence("making", self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = self._take_lock()
+            self._lock = take_lock(self.root / LOCK)
         try:
             with one_sentence("opening", self.root):
                 self._manifest = self._open(plain, force)
@@ -99,19 +99,6 @@ class Staging:
                 f"{self.out} exists and was not made by regauge, so --force does not replace it; "
                 "choose another directory or remove it yourself."
             )
-
-    def _take_lock(self) -> int:
-        handle = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise OutputError(
-                f"another run is writing {self.root}; wait for it to end or choose another directory."
-            ) from error
-        except OSError:
-            return handle  # a file system without locks: two runs at once are then the user's to avoid
-        return handle
 
     def _open(self, identity: dict[str, Json], force: bool) -> dict[str, dict[str, Json]]:
         fresh: dict[str, dict[str, Json]] = {"identity": identity, "shards": {}, "notes": {}}
@@ -151,15 +138,14 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, HOPELESS) and self._lock >= 0:
+        if isinstance(error, HOPELESS) and not self._closed:
             shutil.rmtree(self.root, ignore_errors=True)
         self.close()
 
     def close(self) -> None:
         """Releases the lock. Safe to repeat."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.release()
+        self._closed = True
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -285,6 +271,8 @@ class Staging:
                 shutil.rmtree(self._old, ignore_errors=True)
                 os.replace(self.out, self._old)
             (self.root / MANIFEST).unlink()
+            if os.name == "nt":
+                self._lock.release()  # Windows renames no directory with an open file in it
             os.replace(self.root, self.out)
             sync_directory(self.out.parent)
             (self.out / LOCK).unlink(missing_ok=True)  # last, so that nobody else takes the directory before

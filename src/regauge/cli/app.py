@@ -198,6 +198,20 @@ def inspect(
 
 
 @app.command()
+def methods(
+    word: Annotated[str | None, typer.Argument(metavar="[WORD]", help="In its name, title, place or paper.")] = None,
+    json: JSON = False,
+    debug: DEBUG = False,
+) -> None:
+    """Every preset and part: paper, place, cost, and what it was measured to gain."""
+    from regauge.cli import show, tell
+    from regauge.report.methods import methods as known
+
+    found = known(word)
+    show.as_json(found) if json else tell.methods(found)
+
+
+@app.command()
 def explain(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A preset, a recipe file or a part.")] = None,
     json: JSON = False,

@@ -61,14 +61,6 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") 
     console.print(shown)
 
 
-def size(count: float) -> str:
-    """Bytes as a person reads them, in powers of ten."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count:.0f} B"
-
-
 def span(seconds: float) -> str:
     """A length of time."""
     if seconds < 90:

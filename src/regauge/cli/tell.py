@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regauge.cli.show import line, size, span, table, where
+from regauge.amounts import told
+from regauge.cli.show import line, span, table, where
 from regauge.plan.select import pattern
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from regauge.measure.compare import Comparison
     from regauge.measure.cost import Costs
     from regauge.report.inspection import AttentionGroup, Inspection, SiteGroup
+    from regauge.report.methods import Method
     from regauge.search.record import Run
     from regauge.search.sense import Sensitivity
 
@@ -22,18 +24,18 @@ if TYPE_CHECKING:
 def inspection(found: Inspection) -> None:
     """Bytes, sites, streams with the moves they admit, and why not the others."""
     same = len(found.attention) == 1 and len(found.attention[0].blocks) == found.blocks
-    told = ", ".join(_heads(group, same) for group in found.attention) or "no attention"
-    line(f"{found.model}: {found.family}, {found.blocks} blocks, hidden {found.hidden}, {told}")
+    heads = ", ".join(_heads(group, same) for group in found.attention) or "no attention"
+    line(f"{found.model}: {found.family}, {found.blocks} blocks, hidden {found.hidden}, {heads}")
     line(
-        f"  {found.parameters:,} parameters: {size(found.bytes_bf16)} as bf16, {size(found.bytes_stored)} stored "
+        f"  {found.parameters:,} parameters: {told(found.bytes_bf16)} as bf16, {told(found.bytes_stored)} stored "
         f"({found.dtype}){', head tied to the embeddings' if found.tied else ''}"
     )
     if found.cache_bytes_a_token is not None:
         line(f"  cache: {found.cache_bytes_a_token:,} bytes a token in bf16, from shapes")
     each = found.block_bytes_bf16
     if each:
-        told = f"{size(each[0])} each" if len(set(each)) == 1 else ", ".join(size(one) for one in each)
-        line(f"  blocks: {size(sum(each))} as bf16, {told}")
+        apart = f"{told(each[0])} each" if len(set(each)) == 1 else ", ".join(told(one) for one in each)
+        line(f"  blocks: {told(sum(each))} as bf16, {apart}")
     for note in found.notes:
         line(f"  note: {note}")
     names = [g.select for g in found.sites]
@@ -44,7 +46,7 @@ def inspection(found: Inspection) -> None:
                 _named(g, names),
                 f"{g.shape[0]} × {g.shape[1]}",
                 str(g.count),
-                size(g.bytes_bf16),
+                told(g.bytes_bf16),
                 f"{100 * g.share:.1f} %",
             ]
             for g in found.sites
@@ -65,8 +67,8 @@ def inspection(found: Inspection) -> None:
         alike: dict[str, list[str]] = {}
         for name, moves in streams.items():
             alike.setdefault(", ".join(moves), []).append(name)
-        told = "; ".join(f"{moves} on {', '.join(names)}" for moves, names in alike.items())
-        line(f"  {told}: {why}")
+        stopped = "; ".join(f"{moves} on {', '.join(names)}" for moves, names in alike.items())
+        line(f"  {stopped}: {why}")
 
 
 def _named(group: SiteGroup, names: Sequence[str]) -> str:
@@ -112,15 +114,15 @@ def sensitivity(found: Sensitivity) -> None:
 
 def receipt(done: Receipt, out: Path) -> None:
     """What `apply` did, in the order in which a person asks."""
-    line(f"{where(out)}: {size(done.bytes_after)}, {done.ratio:.3f} of the source's {size(done.bytes_bf16)} as bf16")
+    line(f"{where(out)}: {told(done.bytes_after)}, {done.ratio:.3f} of the source's {told(done.bytes_bf16)} as bf16")
     quantised = [site for site in done.sites if site.choice is not None]
     weights = sum(site.shape[0] * site.shape[1] for site in quantised)
     bits = sum(site.bits * site.shape[0] * site.shape[1] for site in quantised) / max(weights, 1)
     if quantised:
         errors = [site for site in quantised if site.error is not None]
         worst = max(errors, key=lambda site: site.error or 0.0, default=None)
-        told = f"; largest relative error {worst.error:.3f} at {worst.name}" if worst is not None else ""
-        line(f"  {len(quantised)} of {len(done.sites)} sites quantised, {bits:.2f} bits a weight{told}")
+        largest = f"; largest relative error {worst.error:.3f} at {worst.name}" if worst is not None else ""
+        line(f"  {len(quantised)} of {len(done.sites)} sites quantised, {bits:.2f} bits a weight{largest}")
     if done.moves:
         exact, stored = max(move.exact for move in done.moves), max(move.stored for move in done.moves)
         logits = "" if done.logits_error is None else f"; logits {done.logits_error:.1e}"
@@ -134,7 +136,7 @@ def receipt(done: Receipt, out: Path) -> None:
     line(f"  format: {done.wire}" + (f", because {'; '.join(done.refusals)}" if done.refusals else ""))
     for note in done.notes:
         line(f"  note: {note}")
-    line(f"  {span(done.seconds)}, peak memory {size(done.peak_bytes)} (anonymous), plan {done.plan_hash[:12]}")
+    line(f"  {span(done.seconds)}, peak memory {told(done.peak_bytes)} (anonymous), plan {done.plan_hash[:12]}")
 
 
 def dry_run(plan: DryRun) -> None:
@@ -144,12 +146,12 @@ def dry_run(plan: DryRun) -> None:
         table(
             ["sites", "out × in", "bf16", "after", "what"], [_site_row(name, some) for name, some in _alike(plan.sites)]
         )
-        line(f"  {size(plan.bytes_after)} of {size(plan.bytes_bf16)} as bf16: {plan.ratio:.3f}, counted from formats")
+        line(f"  {told(plan.bytes_after)} of {told(plan.bytes_bf16)} as bf16: {plan.ratio:.3f}, counted from formats")
         line(f"  format: {plan.wire}" + (f", because {'; '.join(plan.wire_refusals)}" if plan.wire_refusals else ""))
-    for number, told in enumerate(plan.passes, 1):
-        line(f"  pass {number}: {told}" if len(plan.passes) > 1 else f"  {told}")
+    for number, what in enumerate(plan.passes, 1):
+        line(f"  pass {number}: {what}" if len(plan.passes) > 1 else f"  {what}")
     if plan.seconds is not None:
-        disk = f"{size(plan.disk_needed)} of disk ({size(plan.disk_free)} free)"
+        disk = f"{told(plan.disk_needed)} of disk ({told(plan.disk_free)} free)"
         line(f"  about {span(plan.seconds)} on this machine, {disk}")
     for note in plan.notes:
         line(f"  note: {note}")
@@ -174,7 +176,7 @@ def _site_row(name: str, some: Sequence[SitePlan]) -> list[str]:
     if first.fallback:
         what += f" ({first.fallback})"
     before, after = (sum(getattr(site, field) for site in some) for field in ("bytes_before", "bytes_after"))
-    return [name, f"{len(some)} of {first.shape[0]} × {first.shape[1]}", size(before), size(after), what]
+    return [name, f"{len(some)} of {first.shape[0]} × {first.shape[1]}", told(before), told(after), what]
 
 
 def run(found: Run, out: Path) -> None:
@@ -190,8 +192,8 @@ def run(found: Run, out: Path) -> None:
         [
             f"{one.name}{' ←' if index == found.chosen else ''}",
             f"{one.bits:.2f}",
-            size(one.bytes_predicted),
-            "" if one.bytes_measured is None else size(one.bytes_measured),
+            told(one.bytes_predicted),
+            "" if one.bytes_measured is None else told(one.bytes_measured),
             f"{one.kl_predicted:.4f}",
             "" if one.in_memory is None else f"{one.in_memory.kl.value:.4f}",
             "" if one.measured is None else f"{one.measured.kl.value:.4f}",
@@ -202,9 +204,9 @@ def run(found: Run, out: Path) -> None:
     table(heads, rows, "Frontier")
     for note in found.notes:
         line(f"  note: {note}")
-    for told in figures.tables(found):
-        table(list(told.header), [list(row) for row in told.rows], told.title)
-        line(f"  {told.caption if told.rows else told.empty}")
+    for one in figures.tables(found):
+        table(list(one.header), [list(row) for row in one.rows], one.title)
+        line(f"  {one.caption if one.rows else one.empty}")
         line()
     line(f"{where(out)}: point {found.point.name} of {len(found.points)}, {found.chosen_why}")
     for verdict in found.verdicts:
@@ -256,7 +258,7 @@ def measurement(found: Comparison) -> None:
         d = pair.difference
         said = {"first": "lower", "second": "higher"}.get(pair.verdict, "no difference that the text can show")
         line(f"  {name}: KL {d.value:+.5f} [{d.low:+.5f}, {d.high:+.5f}]: {said}")
-    line(f"  a copy in memory moved {found.bandwidth / 1e9:.1f} GB/s at this minute; {span(found.seconds)}")
+    line(f"  memory was read at {found.bandwidth / 1e9:.1f} GB/s at this minute; {span(found.seconds)}")
     for note in found.notes:
         line(f"  note: {note}")
 
@@ -266,8 +268,32 @@ def _cost_row(name: str, costs: Costs) -> list[str]:
         name,
         "" if costs.decode is None else f"{costs.decode.median:.1f}",
         "" if costs.prefill is None else f"{costs.prefill.median:.0f}",
-        "" if costs.memory is None else size(costs.memory.anonymous),
-        "" if costs.memory is None else size(costs.memory.file),
-        "" if costs.cache_bytes is None else size(round(costs.cache_bytes)),
-        "" if costs.bytes is None else size(costs.bytes),
+        "" if costs.memory is None else told(costs.memory.anonymous),
+        "" if costs.memory is None else told(costs.memory.file),
+        "" if costs.cache_bytes is None else told(round(costs.cache_bytes)),
+        "" if costs.bytes is None else told(costs.bytes),
     ]
+
+
+def methods(found: Sequence[Method]) -> None:
+    """A table a kind: presets first, then each axis."""
+    for kind in dict.fromkeys(method.kind for method in found):
+        rows = [method for method in found if method.kind == kind]
+        heads = ["row", "paper", "acts on", "cost", "measured"] if kind == "preset" else ["paper", "acts on", "cost"]
+        table(
+            [kind, "what", *heads],
+            [[one.name, one.what, *(_cell(one, head) for head in heads)] for one in rows],
+        )
+    if any(method.kind == "preset" for method in found):
+        line("KL to the original in nats a token, beside nearest rounding at the same bits (benchmarks/rows.py).")
+    line("'regauge explain NAME' tells more of each.")
+
+
+def _cell(method: Method, head: str) -> str:
+    if head == "row":
+        return method.row
+    if head == "paper":
+        return ", ".join(cite.removeprefix("arXiv:") for cite in method.paper)
+    if head == "acts on":
+        return ", ".join(method.places)
+    return method.cost if head == "cost" else method.measured

@@ -9,37 +9,28 @@ the same inputs give the same bytes, but for `regauge/run-log.json`: seconds, me
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from regauge.artifact.config import artifact_files
 from regauge.artifact.disk import check_disk
-from regauge.artifact.receipt import MoveReceipt, Receipt, SelectReceipt, SiteReceipt
+from regauge.artifact.receipt import Receipt
 from regauge.artifact.staging import Staging
-from regauge.engine.block import tap_receipts
 from regauge.engine.driver import Drive
 from regauge.engine.estimate import DryRun, disk_needed, record, seconds
 from regauge.engine.job import Job, Refusals, plan_of, prepare
 from regauge.engine.reading import Reading, reading, sampled
+from regauge.engine.receipts import Done, command_line, files_of, log_of, receipt_of, versions
 from regauge.engine.strengths import settle
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError, OutputError
-from regauge.hosts.transformers.source import Source
-from regauge.plan import Plan, digest, dump
-from regauge.text.calibration import Calibration
+from regauge.hosts import host_of
+from regauge.hosts.base import Source
+from regauge.plan import Plan, digest
 from regauge.text.corpora import Where
-from regauge.version import __version__
-
-RECEIPT, RUN_LOG = "regauge/receipt.json", "regauge/run-log.json"
-VOLATILE = ("command", "seconds", "peak_bytes", "machine")
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,7 @@ def apply(
     clock = Clock(progress or nobody, time_limit)
     with quiet_torch(), PeakMemory() as memory:
         clock.say("open")
-        source = Source.open(model, revision)
+        source = host_of(model).open(model, revision)
         plan = plan_of(recipe)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         ready.refusals.attempt(lambda: refuse_out(Path(out), force), None)
@@ -110,9 +101,9 @@ def apply(
         identity = _identity(job, read)
         with Staging(out, identity, force=force) as staging, _threads(staging):
             job, receipt = _run(job, read, staging, clock, str(model), str(identity["source"]))
-            log = _log(clock, memory, command or _command())
+            log = log_of(clock, memory, command or command_line())
             final = receipt.model_copy(update=log)
-            staging.finish(_files(job, receipt, log, staging))
+            staging.finish(files_of(job, receipt, log, staging))
         clock.say("finish", f"{out} is written")
     return final
 
@@ -136,7 +127,7 @@ def dry_run(
         ModelError, RecipeError: the model cannot be opened or the recipe not read; there is nothing to say then.
     """
     with quiet_torch():
-        source = Source.open(model, revision)
+        source = host_of(model).open(model, revision)
         plan = plan_of(recipe)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         target = None if out is None else Path(out)
@@ -158,18 +149,6 @@ def dry_run(
             why = f"{target} needs {found.disk_needed:,} bytes and its disk has {found.disk_free:,} free."
             found = found.model_copy(update={"refusals": (*found.refusals, why)})
         return found
-
-
-def read_receipt(artifact: str | Path) -> Receipt:
-    """The receipt of an artifact, with the run log's figures where it has one."""
-    path = Path(artifact)
-    try:
-        data = json.loads((path / RECEIPT).read_text(encoding="utf-8"))
-        log = path / RUN_LOG
-        data |= json.loads(log.read_text(encoding="utf-8")) if log.exists() else {}
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} has no receipt that can be read ({error}); it was not made by regauge.") from error
-    return Receipt.model_validate(data)
 
 
 def _ready(plan: Plan, source: Source, given: Reads) -> _Ready:
@@ -211,12 +190,6 @@ def _threads(staging: Staging) -> Any:
     return quiet_torch(known if isinstance(known, int) else None)
 
 
-def versions() -> dict[str, str]:
-    """What decides the bytes beside the inputs."""
-    found = {name: version(name) for name in ("torch", "transformers", "compressed-tensors")}
-    return {"regauge": __version__, "python": sys.version.split()[0], **found}
-
-
 def _identity(job: Job, read: Reading) -> dict[str, Any]:
     return {
         "plan": digest(job.plan),
@@ -228,20 +201,6 @@ def _identity(job: Job, read: Reading) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, eq=False)
-class _Done:
-    """What a run did."""
-
-    job: Job
-    windows: Calibration | None
-    sites: list[SiteReceipt]
-    moves: list[MoveReceipt]
-    selects: list[SelectReceipt]
-    notes: list[str]
-    searched: list[dict[str, object]]
-    logits_error: float | None
-
-
 def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, source_hash: str) -> tuple[Job, Receipt]:
     """The work, and the job as it was carried out, with every choice made."""
     windows = sampled(job, read, staging, clock)
@@ -249,56 +208,6 @@ def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, s
     drive = Drive(job, windows, staging, clock)
     logits_error = drive.run()
     sites, moves, selects, notes = drive.receipts()
-    done = _Done(job, windows, sites, moves, selects, [*notes, *read.notes], searched, logits_error)
+    done = Done(job, windows, sites, moves, selects, [*notes, *read.notes], searched, logits_error)
     metadata: Any = staging.index()["metadata"]
-    return job, _receipt(done, source, source_hash, int(metadata["total_size"]))
-
-
-def _receipt(done: _Done, source: str, source_hash: str, after: int) -> Receipt:
-    job, windows = done.job, done.windows
-    before = job.source.bytes_bf16()
-    return Receipt(
-        regauge=__version__,
-        plan=job.plan.name,
-        plan_hash=digest(job.plan),
-        source=source,
-        source_hash=source_hash,
-        family=job.source.anatomy.family,
-        wire=job.wire.name,
-        refusals=job.refusals,
-        seed=job.seed,
-        calibration=windows.record() if windows is not None else {},
-        sites=tuple(done.sites),
-        taps=tuple(tap_receipts(job.anatomy.sites, job.resolution.inputs)),
-        moves=tuple(done.moves),
-        selects=tuple(done.selects),
-        searched=tuple(done.searched),
-        logits_error=done.logits_error,
-        notes=tuple(dict.fromkeys([*job.resolution.notes, *done.notes])),
-        bytes_bf16=before,
-        bytes_after=after,
-        ratio=after / before,
-        versions=versions(),
-    )
-
-
-def _log(clock: Clock, memory: PeakMemory, command: str) -> dict[str, Any]:
-    from regauge.measure.machine import machine
-
-    return {
-        "command": command,
-        "seconds": round(clock.seconds, 3),
-        "peak_bytes": memory.peak,
-        "machine": machine().model_dump(mode="json"),
-    }
-
-
-def _command() -> str:
-    return " ".join(Path(word).name if number == 0 else word for number, word in enumerate(sys.argv))
-
-
-def _files(job: Job, receipt: Receipt, log: Mapping[str, Any], staging: Staging) -> dict[str, bytes | str | Path]:
-    kept = receipt.model_dump(mode="json", exclude=set(VOLATILE))
-    text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
-    files = artifact_files(job.source.path, job.wire, staging.index(), dump(job.plan), text)
-    return {**files, RUN_LOG: json.dumps(dict(log), indent=1) + "\n"}
+    return job, receipt_of(done, source, source_hash, int(metadata["total_size"]))

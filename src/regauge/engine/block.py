@@ -20,6 +20,7 @@ from regauge.formats.base import Codes, Format
 from regauge.parts import Point
 from regauge.plan.resolution import Resolution
 from regauge.rounding.base import Stats
+from regauge.runtime.capabilities import runs
 
 Choices = Mapping[str, Point | None]
 
@@ -168,6 +169,7 @@ def site_receipts(
                 tokens=int(seen["count"]) if "count" in seen else None,
                 fallback="; ".join(told) or None,
                 kept=resolution.kept.get(name),
+                runs={} if choice is None else runs(choice, resolution.inputs.get(site.tap or ""), site.shape),
             )
         )
     return found

@@ -18,10 +18,7 @@ from regauge.anatomy.moves import Move, boundary
 from regauge.artifact.receipt import MoveReceipt
 from regauge.engine.block import Moved
 from regauge.engine.job import Job
-from regauge.hosts.precise import precise
 from regauge.hosts.states import States
-from regauge.hosts.transformers.probe import probe
-from regauge.hosts.transformers.runner import Runner
 
 
 class Prover:
@@ -33,17 +30,17 @@ class Prover:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        with precise():
-            self._source = Runner(job.source, dtype=torch.float64)
-            self._moved = Runner(job.source, anatomy=job.whole, dtype=torch.float64)
+        with job.host.precise():
+            self._source = job.host.runner(job.source, dtype=torch.float64)
+            self._moved = job.host.runner(job.source, anatomy=job.whole, dtype=torch.float64)
         self._enter, self._leave = boundary(job.moves)
         self.before: States
         self.after: States
 
     def begin(self, outer: Moved) -> MoveReceipt:
         """Embeddings."""
-        inputs = probe(self.job.source)
-        with precise(), torch.no_grad():
+        inputs = self.job.host.probe(self.job.source)
+        with self.job.host.precise(), torch.no_grad():
             self.before = self._source.begin(inputs, outer.source)
             self.after = self._moved.begin(inputs, outer.exact)
             stored = self._moved.begin(inputs, outer.stored)
@@ -51,7 +48,7 @@ class Prover:
 
     def block(self, index: int, moved: Moved) -> MoveReceipt:
         """One block; both copies go on to the next."""
-        with precise(), torch.no_grad():
+        with self.job.host.precise(), torch.no_grad():
             entered = self.after.with_hidden([self._enter(x_BTD) for x_BTD in self.before.hidden])
             self.before = self._source.block(index, moved.source, self.before)
             found = self._moved.block(index, moved.exact, entered)
@@ -61,7 +58,7 @@ class Prover:
 
     def logits(self, outer: Moved) -> float:
         """The moved model's logits against the source's, relative maximum."""
-        with precise(), torch.no_grad():
+        with self.job.host.precise(), torch.no_grad():
             expected = torch.cat(list(self._source.tail(outer.source, self.before)))
             found = torch.cat(list(self._moved.tail(outer.exact, self.after)))
         return certify(found, expected, EXACT, f"the whole model after {self._names()}")

@@ -19,7 +19,8 @@ from regauge.artifact.codec.choose import choose
 from regauge.engine.shaping import Shaping, shaping_of
 from regauge.errors import RecipeError, RegaugeError
 from regauge.formats.base import Format
-from regauge.hosts.transformers.source import Source
+from regauge.hosts import host_of
+from regauge.hosts.base import Host, Source
 from regauge.parts import SHAPE, Point, Spec
 from regauge.plan import Plan, load
 from regauge.plan.resolution import Resolution, inert, resolve
@@ -69,6 +70,11 @@ class Job:
     seed: int = 0
     shaping: Shaping | None = None
     gauge: Anatomy | None = None
+
+    @property
+    def host(self) -> Host:
+        """The model library that opened the source."""
+        return host_of(self.source.path)
 
     @property
     def moves(self) -> tuple[Move, ...]:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import ModelError
-from regauge.hosts.transformers.hub import model_folder
-from regauge.hosts.transformers.load import load
-from regauge.hosts.transformers.probe import context
-from regauge.hosts.transformers.sampling import sample
-from regauge.hosts.transformers.source import Source, read_tokenizer
-from regauge.hosts.transformers.ways import facts, unsaid, ways_of
+from regauge.hosts import host_of
 from regauge.measure.compare import Comparison, Method, side_by_side
 from regauge.measure.cost import ORIGINAL, RUNTIME, Model
 from regauge.measure.subject import Facts, Subject
@@ -52,8 +48,9 @@ def measure(
     clock = Clock(progress or nobody)
     subjects = [_subject(name, path) for name, path in zip(_names(models), models, strict=True)]
     notes = () if eval is not None else ("no text was given: the first model sampled it from itself",)
-    with quiet_torch(), unsaid():
-        tokenizer: Tokenizer = read_tokenizer(model_folder(str(models[0]), None))
+    host = host_of(models[0])
+    with quiet_torch(), host.unsaid():
+        tokenizer: Tokenizer = host.tokenizer(host.folder(str(models[0])))
 
         def text(found: Facts) -> Windows:
             if eval is None:
@@ -73,11 +70,16 @@ def _names(models: Sequence[str | Path]) -> list[str]:
 
 
 def _subject(name: str, path: str | Path) -> Subject:
+    host = host_of(path)
+
+    def load(dtype: torch.dtype) -> Any:
+        return host.load(path, dtype=dtype)
+
     def ways(dtype: torch.dtype) -> Mapping[str, Model]:
-        found = ways_of(load(path, dtype=dtype))
+        found = host.ways(load(dtype))
         return {RUNTIME: found.runtime} if found.own is None else {RUNTIME: found.runtime, ORIGINAL: found.own}
 
-    return Subject(name, path, lambda dtype: load(path, dtype=dtype), ways, facts)
+    return Subject(name, path, load, ways, host.facts)
 
 
 def _given(text: Where, tokenizer: Tokenizer, found: Facts, seed: int) -> Windows:
@@ -87,9 +89,10 @@ def _given(text: Where, tokenizer: Tokenizer, found: Facts, seed: int) -> Window
 
 
 def _sampled(path: str | Path, tokenizer: Tokenizer, seed: int) -> Windows:
-    source = Source.open(path)
-    length = window_length(source.parameters(), context(source))
-    ids_NT, told = sample(source, tokenizer, SAMPLED // length, length, seed)
+    host = host_of(path)
+    source = host.open(path)
+    length = window_length(source.parameters(), host.context(source))
+    ids_NT, told = host.sample(source, tokenizer, SAMPLED // length, length, seed)
     rows = tuple(ids_NT.unbind())
     sizes = tuple(max(1, len(tokenizer.decode(row.tolist()).encode())) for row in rows)
     return Windows(rows, tuple(range(len(rows))), sizes, f"sampled from the first model, from {told}")

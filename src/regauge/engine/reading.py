@@ -13,8 +13,6 @@ from regauge.artifact.staging import Staging
 from regauge.engine.job import Job
 from regauge.engine.watchdog import Clock
 from regauge.errors import ModelError, TextError
-from regauge.hosts.transformers.probe import context, image_shape, reads_images
-from regauge.hosts.transformers.source import Source
 from regauge.text.calibration import Calibration, draw, images, noted
 from regauge.text.corpora import Where, corpus
 
@@ -39,7 +37,7 @@ class Amount:
     notes: tuple[str, ...] = ()
 
 
-def amount(job: Job, source: Source, tokens: int | None, length: int | None) -> Amount:
+def amount(job: Job, tokens: int | None, length: int | None) -> Amount:
     """Tokens and window length.
 
     Raises:
@@ -48,7 +46,7 @@ def amount(job: Job, source: Source, tokens: int | None, length: int | None) -> 
     for name, value in (("tokens", tokens), ("length", length)):
         if value is not None and value < 1:
             raise TextError(f"{name} must be 1 or more; you wrote {value}.")
-    most, notes = context(source), []
+    most, notes = job.host.context(job.source), []
     wanted = length or job.plan.calibration.get("length", LENGTH)
     if most is not None and wanted > most:
         if length is not None:
@@ -89,17 +87,16 @@ def reading(job: Job, calibration: Where | None, tokens: int | None = None, leng
         TextError: missing, empty, binary or too short text, or none where the model cannot sample it.
         ModelError: there is no tokenizer.
     """
-    source = job.source
     if not job.calibrated:
         notes = ("the recipe reads no text, so the calibration text was not used",) if calibration is not None else ()
         return Reading(None, None, {"kind": "none"}, notes)
-    if reads_images(source):
+    if job.host.reads_images(job.source):
         found = _images(job, calibration, tokens)
         return Reading(found, None, {"kind": "images", "sha256": found.sha256})
-    much = amount(job, source, tokens, length)
+    much = amount(job, tokens, length)
     if calibration is None:
         return _promise(job, much)
-    found = draw(corpus(calibration), source.tokenizer(), much.tokens, much.length, job.seed, much.exact)
+    found = draw(corpus(calibration), job.source.tokenizer(), much.tokens, much.length, job.seed, much.exact)
     found = noted(found, *much.notes)
     return Reading(found, None, {"kind": "text", "sha256": found.sha256}, found.notes)
 
@@ -127,13 +124,11 @@ def sampled(job: Job, promised: Reading, staging: Staging, clock: Clock) -> Cali
     """The windows: those read, or those that the model samples now (once; a resumed run finds them)."""
     if promised.sampled is None:
         return promised.windows
-    from regauge.hosts.transformers.sampling import sample
-
     count, length = promised.sampled
     kept = staging.kept(KEPT)
     if kept is None:
         clock.say("text", "; ".join(promised.notes))
-        ids_NT, told = sample(
+        ids_NT, told = job.host.sample(
             job.source,
             job.source.tokenizer(),
             count,
@@ -156,7 +151,7 @@ def _images(job: Job, calibration: Where | None, tokens: int | None) -> Calibrat
             "--calibration an .npz whose array 'x' is (N, H, W, 3) of uint8."
         )
     try:
-        channels, side = image_shape(job.source)
+        channels, side = job.host.image_shape(job.source)
     except AttributeError as error:
         raise ModelError(f"{job.source.path}: the config does not say how large its images are.") from error
     each = max(1, (side // 16) ** 2)

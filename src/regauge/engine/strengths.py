@@ -25,8 +25,8 @@ from regauge.engine.statistics import collection
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import BATCH, Pass
 from regauge.errors import RecipeError
+from regauge.hosts.base import Runner
 from regauge.hosts.states import States
-from regauge.hosts.transformers.runner import Runner
 from regauge.rewrites.base import fixed
 from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration
@@ -45,7 +45,7 @@ class Original:
 
     @staticmethod
     def of(job: Job, batches: list[Tensor]) -> Original:
-        runner = Runner(job.source)
+        runner = job.host.runner(job.source)
         outer = job.source.block(None)
         states = runner.begin(batches, outer)
         for block in range(job.anatomy.blocks):
@@ -120,7 +120,7 @@ def _searched(
     if len(losses) < len(points):
         few = replace(windows, inputs=windows.inputs[: max(1, -(-TOKENS // windows.inputs[0].numel()))])
         original = Original.of(job, few.batches(BATCH))
-        runner = Runner(job.source, anatomy=job.anatomy)
+        runner = job.host.runner(job.source, anatomy=job.anatomy)
         clock.start(f"search of {recast.name}", len(points), len(losses))
         for point in points[len(losses) :]:
             losses.append(whole_loss(_set(job, index, point), original, few, runner))

@@ -1,7 +1,7 @@
 """What a run needs to know about itself: memory, time, progress; and what it must leave as it found it.
 
-Memory is anonymous resident bytes (`RssAnon` of /proc/self/status): pages of mapped weight files can be dropped by the
-kernel at any time and do not count. A thread reads it every few milliseconds; where /proc lacks it the peak is 0.
+Memory is anonymous resident bytes: pages of mapped weight files can be dropped by the kernel at any time and do not
+count. A thread reads it every few milliseconds.
 """
 
 from __future__ import annotations
@@ -11,25 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 
 import torch
 
 from regauge.errors import BudgetError
-
-STATUS = Path("/proc/self/status")
-
-
-def anonymous_bytes() -> int:
-    """Anonymous resident bytes of this process; 0 where the system does not say."""
-    try:
-        for line in STATUS.read_text(encoding="utf-8").splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        return 0
-    return 0
+from regauge.kernels.cpu.machine import anonymous_bytes
 
 
 class PeakMemory:

@@ -15,8 +15,8 @@ from regauge.engine.job import Job
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import collection
 from regauge.formats.base import Codes
+from regauge.hosts.base import Runner
 from regauge.hosts.states import States
-from regauge.hosts.transformers.runner import Runner
 from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration
 
@@ -35,10 +35,10 @@ class Pass:
         self.batches = windows.batches(BATCH) if windows is not None else []
         self.runner = runner
         if windows is not None and runner is None:
-            self.runner = Runner(job.source, anatomy=job.anatomy)
+            self.runner = job.host.runner(job.source, anatomy=job.anatomy)
         self.whole = self.runner  # of blocks before anything is taken out of them
         if self.runner is not None and job.shaping is not None:
-            self.whole = Runner(job.source, anatomy=job.whole)
+            self.whole = job.host.runner(job.source, anatomy=job.whole)
         self.states: States | None = None
 
     def read(self, block: int | None) -> Moved:
@@ -81,7 +81,7 @@ class Pass:
         rare: dict[str, str] = {}
         for kept in steps_of(cuts, job.shaping.kept):
             if anatomy is not job.whole:  # a later step of a schedule: the block has the sizes of the one before
-                runner = Runner(job.source, anatomy=anatomy)
+                runner = job.host.runner(job.source, anatomy=anatomy)
             cuts = [(anatomy.stream(stream.name), cut) for stream, cut in cuts]
             stats, rarer = self.see(block, weights, needs_of(anatomy, cuts), runner=runner)
             rare |= rarer

@@ -37,6 +37,8 @@ class Grid(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def kind(self) -> str: ...  # integer, float or table: what decides which kernels multiply it
+    @property
     def bits(self) -> int: ...  # stored bits an element
     @property
     def symmetric(self) -> bool: ...  # True: no zero point is stored

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from regauge.kernels.cpu.machine import bandwidth
 from regauge.measure.cost import (
     ORIGINAL,
     RUNTIME,
@@ -31,7 +32,7 @@ from regauge.measure.cost import (
     weight_bytes,
 )
 from regauge.measure.encoders import cosine, embed
-from regauge.measure.machine import bandwidth, machine
+from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, compare_many, paired, summarise
 from regauge.measure.subject import Facts, Subject, logits
 from regauge.text.windows import Windows

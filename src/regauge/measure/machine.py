@@ -1,7 +1,7 @@
-"""What machine this is, how fast its memory is at this minute, and where figures measured on it are kept.
+"""What machine this is, and where figures measured on it are kept.
 
 Absolute speeds do not travel, so every cached cost carries the fingerprint of the machine it was measured on, and
-every benchmark row has a bandwidth probe beside it: on shared hosts bandwidth can halve from minute to minute.
+every figure has a bandwidth probe beside it: on shared hosts bandwidth can halve from minute to minute.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import hashlib
 import json
 import os
 import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import platformdirs
 import psutil
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -72,23 +71,6 @@ def _cpuinfo(path: Path) -> tuple[str, frozenset[str]]:
     return found.get("model name", found.get("CPU part", "")), frozenset(flags.split())
 
 
-def bandwidth(size: int = 256 * 2**20, repeats: int = 5) -> float:
-    """Bytes a second that a copy moves: `size` read and `size` written, median of `repeats`, torch's threads.
-
-    The buffers (256 MiB each) are far larger than any last-level cache. A plain copy may move a third stream (the
-    destination is read before it is written); that one is not counted, so this is a lower bound.
-    """
-    source = torch.ones(size // 4, dtype=torch.float32)
-    target = torch.empty_like(source)
-    target.copy_(source)  # touch every page before the clock runs
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        target.copy_(source)
-        times.append(time.perf_counter() - start)
-    return 2 * size / statistics.median(times)
-
-
 class Cached(BaseModel):
     """The file of one fingerprint: measured seconds by key."""
 
@@ -100,9 +82,8 @@ class Cached(BaseModel):
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/regauge/machines`, by default under `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "regauge" / "machines"
+    """`machines` in the system's folder for caches: `~/.cache/regauge` on Linux, or under `$XDG_CACHE_HOME`."""
+    return platformdirs.user_cache_path("regauge", appauthor=False) / "machines"
 
 
 def read_costs(found: Machine, folder: Path | None = None) -> dict[str, float]:

@@ -6,8 +6,9 @@ import re
 
 import plotly.graph_objects as go
 
+from regauge.amounts import told
 from regauge.artifact.receipt import SiteReceipt
-from regauge.report.view import Point, human
+from regauge.report.view import Point
 
 INK, BLUE, ORANGE, GREY = "#1f2430", "#2563a8", "#d9730d", "#8a8f98"
 ORDER = ("embed", "position", "type", "patch", "q", "k", "v", "o", "router", "gate", "up", "down", "head")
@@ -148,5 +149,5 @@ def _hover(site: SiteReceipt) -> str:
     error = "not measured" if site.error is None else f"{site.error:.4f}"
     return (
         f"<b>{site.name}</b> {site.shape[0]}×{site.shape[1]}<br>{site.bits:.2f} bits a weight, "
-        f"{human(site.bytes_after)}<br>output error {error}"
+        f"{told(site.bytes_after)}<br>output error {error}"
     )

@@ -12,6 +12,7 @@ from regauge import parts
 from regauge.errors import RecipeError, nearest
 from regauge.parts import FORMAT, INPUTS, TABLE, WEIGHTS, Point, Spec, axis_of
 from regauge.plan import Plan, Rule, dump, load, patterns, presets
+from regauge.runtime.capabilities import runs
 
 SHAPE = (4096, 4096)
 """The matrix on which bits a weight are counted."""
@@ -28,7 +29,7 @@ def listing() -> dict[str, list[dict[str, str]]]:
     """Every preset file and every part in a line: kind or axis → rows of name and what."""
     found = {
         "preset": [
-            {"name": _spread(pattern.name, pattern.where), "what": _spread(pattern.title, pattern.where)}
+            {"name": spread(pattern.name, pattern.where), "what": spread(pattern.title, pattern.where)}
             for pattern in patterns()
         ]
     }
@@ -37,7 +38,7 @@ def listing() -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def _spread(text: str, where: Mapping[str, tuple[int, ...]]) -> str:
+def spread(text: str, where: Mapping[str, tuple[int, ...]]) -> str:
     """`gptq-w$bits` → `gptq-w{2-8}`."""
     for key, values in where.items():
         run = values == tuple(range(values[0], values[-1] + 1)) and len(values) > 2
@@ -70,7 +71,10 @@ def _of_plan(plan: Plan) -> Facts:
         if rule.point is not None and place == WEIGHTS:
             row["bits"] = bits(rule.point)
             row["stored"] = stored(rule.point, reading=_reading(plan, rule))
+            row["runs"] = runs(rule.point, _reading(plan, rule), SHAPE)
             needs = sorted({*needs, *_needs(rule.point)})
+        if rule.point is not None and place == parts.SHAPE:  # what keeps no function is measured
+            needs = sorted({*needs, *_shape_needs(rule.point), "the outputs of cut blocks"})
         rules.append(row)
     return {
         "kind": "preset",
@@ -78,6 +82,7 @@ def _of_plan(plan: Plan) -> Facts:
         "title": plan.title,
         "cite": list(plan.cite),
         "differs": plan.differs,
+        "row": plan.row,
         "needs": needs,
         "searches": [
             f"{spec.part} tries {len(values)} values of {option}, each a pass of the whole model"
@@ -100,6 +105,11 @@ def _reading(plan: Plan, rule: Rule) -> Point | None:
 def _needs(choice: Point) -> set[str]:
     compensator = parts.compensator_of(choice)
     return set(parts.rounder_of(choice).needs) | (set(compensator.needs) if compensator is not None else set())
+
+
+def _shape_needs(point: Point) -> set[str]:
+    axes = [axis for axis in ("score", "repair") if point[axis] is not None]
+    return {need for axis in axes for need in parts.build(axis, point.spec(axis)).needs}
 
 
 def _line(axis: str, role: str, spec: Spec) -> dict[str, str]:
@@ -142,12 +152,12 @@ def _of_part(axis: str, name: str) -> Facts:
         "short": part.short,
         "places": list(part.places),
         "cost": part.cost,
-        "used": [_spread(p.name, p.where) for p in patterns() if any(_uses(load(n), axis, name) for n in p.points())],
+        "used": [spread(p.name, p.where) for p in patterns() if any(uses(load(n), axis, name) for n in p.points())],
         "text": inspect.cleandoc(made.__doc__ or ""),
     }
 
 
-def _uses(plan: Plan, axis: str, name: str) -> bool:
+def uses(plan: Plan, axis: str, name: str) -> bool:
     if axis == "rewrite":
         return any(spec.part == name for spec in plan.rewrites)
     points = [rule.point for rules in plan.places.values() for rule in rules if rule.point is not None]
@@ -181,7 +191,9 @@ def _plan_text(found: Facts) -> str:
         if rule["place"] == WEIGHTS:
             told_bits = f"{rule['bits']:.2f} bits a weight on {SHAPE[0]} × {SHAPE[1]}"
             lines += ["", f"{WEIGHTS} of {rule['select']}: {told_bits}"]
-            lines += textwrap.wrap(f"stored as {rule['stored']}", 100, initial_indent="  ", subsequent_indent="    ")
+            told_runs = dict(rule["runs"]) if isinstance(rule["runs"], Mapping) else {}
+            for said in (f"stored as {rule['stored']}", *(f"on {device}: {how}" for device, how in told_runs.items())):
+                lines += textwrap.wrap(said, 100, initial_indent="  ", subsequent_indent="    ")
         else:
             lines += ["", f"{rule['place']} of {rule['select']}"]
         lines += _columns([[row["axis"], row["name"], row["what"]] for row in _rows(rule["parts"])])

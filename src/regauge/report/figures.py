@@ -131,5 +131,5 @@ def made(run: Run) -> str:
     machine = run.machine.get("cpu") or "unknown"
     threads = run.machine.get("threads")
     beside = f", {threads} threads" if threads else ""
-    speed = f"; memory moved at {run.bandwidth / 1e9:.1f} GB/s" if run.bandwidth else ""
+    speed = f"; memory read at {run.bandwidth / 1e9:.1f} GB/s" if run.bandwidth else ""
     return f"Machine: {machine}{beside}{speed}; {sum(run.seconds.values()):.0f} s in all."

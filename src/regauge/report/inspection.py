@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regauge.anatomy.model import Anatomy, Attention, Site, Stream
-from regauge.hosts.transformers.source import Source
+from regauge.hosts import host_of
 from regauge.plan.select import pattern
 
 
@@ -72,7 +72,7 @@ class Inspection:
 
 def inspect(model: str | Path, revision: str | None = None) -> Inspection:
     """Counts a model. Reads its configuration and the headers of its files, not its weights."""
-    source = Source.open(model, revision)
+    source = host_of(model).open(model, revision)
     anatomy = source.anatomy
     return Inspection(
         model=str(model),

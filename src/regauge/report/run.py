@@ -128,7 +128,7 @@ def _costs(run: Run) -> Table:
         "Resident memory is what a fresh process gained by loading the model; the original's pages are its file's. "
     )
     if run.bandwidth:
-        caption += f"Beside them a copy in memory moved {run.bandwidth / 1e9:.1f} GB/s, reads and writes together."
+        caption += f"Beside them memory was read at {run.bandwidth / 1e9:.1f} GB/s."
     return Table(
         "Measured costs",
         caption,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from regauge.amounts import told
 from regauge.artifact.receipt import Receipt, SiteReceipt
 
 Row = tuple[str, ...]
@@ -66,15 +67,6 @@ class View:
     facts: tuple[Row, ...] = field(default_factory=tuple)
 
 
-def human(count: float) -> str:
-    """Bytes for people: 1 234 567 → `1.23 MB` (decimal units)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
-
-
 def certificates(receipt: Receipt) -> Table:
     """One row a block and rewrite: error in float64, error after storage, what was allowed."""
     rows = tuple(
@@ -129,8 +121,8 @@ def spent(receipt: Receipt) -> Table:
             (
                 kind,
                 str(len(sites)),
-                human(sum(site.bytes_before for site in sites)),
-                human(after),
+                told(sum(site.bytes_before for site in sites)),
+                told(after),
                 f"{8 * after / weights:.2f}" if weights else "–",
                 f"{sum(errors) / len(errors):.4f}" if errors else "–",
             )
@@ -157,7 +149,7 @@ def facts(receipt: Receipt) -> tuple[Row, ...]:
     found += [(f"machine: {key}", str(value)) for key, value in receipt.machine.items()]
     found += [(f"version: {key}", str(value)) for key, value in receipt.versions.items()]
     if receipt.peak_bytes:
-        found.append(("peak memory", human(receipt.peak_bytes)))
+        found.append(("peak memory", told(receipt.peak_bytes)))
     if receipt.seconds:
         found.append(("seconds", f"{receipt.seconds:.1f}"))
     if receipt.logits_error is not None:
@@ -171,7 +163,7 @@ def of_receipt(receipt: Receipt) -> View:
         (
             "size",
             f"{receipt.ratio:.3f}×",
-            f"{human(receipt.bytes_after)} of {human(receipt.bytes_bf16)} as bf16",
+            f"{told(receipt.bytes_after)} of {told(receipt.bytes_bf16)} as bf16",
         ),
         (
             "sites",

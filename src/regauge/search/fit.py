@@ -22,7 +22,8 @@ from regauge.artifact.receipt import Receipt
 from regauge.engine.api import refuse_out as refuse_writing
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import ArtifactError, OutputError, ResumeError
-from regauge.hosts.transformers.source import Source
+from regauge.hosts import host_of
+from regauge.hosts.base import Source
 from regauge.search import budgets as written
 from regauge.search import record
 from regauge.search.loop.build import plan_for
@@ -80,7 +81,7 @@ def fit(
     refuse_out(target, force)
     with quiet_torch():
         clock.say("open")
-        source = Source.open(model, revision)
+        source = host_of(model).open(model, revision)
         reachable(source, ask.budgets)
         if dry_run:
             return estimate(source, ask)
@@ -135,7 +136,7 @@ def pick(run: str | Path, index: int, out: str | Path, force: bool = False, prog
     given = found.calibration
     with quiet_torch():
         revision = given.get("revision")
-        source = Source.open(found.source, str(revision) if revision is not None else None)
+        source = host_of(found.source).open(found.source, str(revision) if revision is not None else None)
         if source.digest() != found.source_hash:
             raise ResumeError(f"{found.source} has changed since the search; run fit again.")
         sizes = Sizes(**{name: int(str(value)) for name, value in dict(given["sizes"]).items()})  # type: ignore[call-overload]  # JSON of our own writing

@@ -20,10 +20,8 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.errors import BudgetError
-from regauge.hosts.transformers.probe import context
-from regauge.hosts.transformers.program import Unservable, site_of
-from regauge.hosts.transformers.source import Source
-from regauge.hosts.transformers.ways import unsaid, ways_of_source
+from regauge.hosts import host_of
+from regauge.hosts.base import Source
 from regauge.kernels.cpu.library import ABI, level
 from regauge.kernels.cpu.step import Norm, Program, Site
 from regauge.measure.cost import ORIGINAL, PREFILL, RUNTIME, prompt_of, speeds
@@ -31,6 +29,7 @@ from regauge.measure.machine import cost, machine, read_costs, write_costs
 from regauge.parts import Spec
 from regauge.runtime.matrices.arena import Arena
 from regauge.runtime.matrices.modules import FullMatrix, PackedMatrix
+from regauge.runtime.step.sites import Unservable, site_of
 from regauge.search.budgets import Budget
 from regauge.search.options import Option, SiteGroup
 from regauge.search.subject import Subject
@@ -124,10 +123,11 @@ def profile(subject: Subject, groups: Sequence[SiteGroup], turns: int) -> Timing
 def source_ms(source: Source, turns: int) -> tuple[dict[str, float], dict[str, float], bool]:
     """ms a token of the source in bf16, by its library's own modules and as an artifact runs, turn about; and whether
     the native step served."""
-    ways = ways_of_source(source)
+    host = host_of(source.path)
+    ways = host.ways_of_source(source)
     models = {RUNTIME: ways.runtime} if ways.own is None else {RUNTIME: ways.runtime, ORIGINAL: ways.own}
-    with unsaid():
-        found = speeds(models, prompt_of(source.anatomy.site("embed").shape[0], context(source)), turns)
+    with host.unsaid():
+        found = speeds(models, prompt_of(source.anatomy.site("embed").shape[0], host.context(source)), turns)
     base = {name: 1000 / pair[RUNTIME].median for name, pair in found.items()}
     own = {name: 1000 / pair.get(ORIGINAL, pair[RUNTIME]).median for name, pair in found.items()}
     return own, base, ways.native

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
-from regauge.hosts.transformers.source import Source
+from regauge.hosts import host_of
 from regauge.search.loop.start import calibration_batches
 from regauge.search.losses.fisher import fisher, forward
 from regauge.search.losses.shelf import Shelf
@@ -59,7 +59,7 @@ def sensitivity(
     clock = Clock(progress or nobody)
     with quiet_torch(), tempfile.TemporaryDirectory(prefix="regauge-") as folder:
         clock.say("open")
-        source = Source.open(model, revision)
+        source = host_of(model).open(model, revision)
         texts = prepare(reader(source, seed), calibration, None, Sizes(TOKENS, 512, 512), seed)
         groups = tuple(
             SiteGroup(group.name, group.sites, group.options[:1])

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.errors import ModelError
+from regauge.hosts import host_of
+from regauge.hosts.base import Host, Runner, Source
 from regauge.hosts.states import States
-from regauge.hosts.transformers.probe import context
-from regauge.hosts.transformers.runner import Runner
-from regauge.hosts.transformers.sampling import sample
-from regauge.hosts.transformers.source import Source
 from regauge.text.split import Reader, window_length
 
 Read = Callable[[int | None], Weights]
@@ -46,7 +44,12 @@ class Subject:
                 return kept[index]
 
             read = held
-        return Subject(source, source.anatomy, read, Runner(source))
+        return Subject(source, source.anatomy, read, host_of(source.path).runner(source))
+
+    @property
+    def host(self) -> Host:
+        """The model library that opened the source."""
+        return host_of(self.source.path)
 
     @property
     def blocks(self) -> int:
@@ -68,10 +71,11 @@ def reader(source: Source, seed: int) -> Reader:
         raise ModelError(
             f"fit measures next-token KL, and {source.anatomy.family} predicts no next token; use apply with a recipe."
         )
-    tokenizer, length = source.tokenizer(), window_length(source.parameters(), context(source))
+    host, tokenizer = host_of(source.path), source.tokenizer()
+    length = window_length(source.parameters(), host.context(source))
 
     def draw(count: int) -> tuple[list[str], str]:
-        ids_NT, told = sample(source, tokenizer, count, length, seed)
+        ids_NT, told = host.sample(source, tokenizer, count, length, seed)
         return [tokenizer.decode(row, skip_special_tokens=True) for row in ids_NT.tolist()], told
 
     return Reader(tokenizer, length, draw)

@@ -22,10 +22,11 @@ from regauge.errors import FallbackWarning
 from regauge.hosts.transformers.cache import GrowingLayer, adopt
 from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.inputs import Inputs, first_tokens
-from regauge.hosts.transformers.program import Unservable, build
+from regauge.hosts.transformers.program import build
 from regauge.kernels.cpu.library import available
 from regauge.kernels.cpu.matrix import DTYPES
 from regauge.kernels.cpu.step import MOST, Program, Store
+from regauge.runtime.step.sites import Unservable
 
 SERVED = frozenset(("input_ids", "attention_mask", "position_ids", "past_key_values", "logits_to_keep"))
 HARMLESS = {"use_cache": (True, None), "return_dict": (True, None)}

@@ -17,11 +17,10 @@ from regauge.anatomy.model import Anatomy
 from regauge.artifact.codec.base import rows_of
 from regauge.hosts.transformers.columns import Step, table_for
 from regauge.hosts.transformers.skeleton import body_prefix
-from regauge.kernels.cpu.matrix import ACTIVATIONS, META
 from regauge.kernels.cpu.step import FUNCTIONS as CODES
 from regauge.kernels.cpu.step import Block, Norm, Program, Site, Tap
-from regauge.runtime.matrices.modules import FullMatrix, PackedExperts, PackedLinear, PackedMatrix
-from regauge.runtime.matrices.operators import AUTOMATIC, few
+from regauge.runtime.matrices.modules import PackedExperts, PackedLinear
+from regauge.runtime.step.sites import Unservable, site_of, tap_of
 
 FUNCTIONS = {
     "silu": "silu",
@@ -44,10 +43,6 @@ TAPS = {
 """Each tap of a block, and the kinds of sites that read it."""
 MOVING = ("dynamic", "longrope")
 """Rotary embeddings whose frequencies depend on the length of the text."""
-
-
-class Unservable(Exception):
-    """The native step cannot run this model; the text says why."""
 
 
 def build(model: Any, anatomy: Anatomy) -> Program:
@@ -225,47 +220,6 @@ class _Builder:
         if not isinstance(module, PackedExperts):
             return Site(self._full(name))
         return self._part(name, module.experts[site.expert or 0].get_submodule(site.kind))
-
-
-def site_of(name: str, part: Any, bias: Tensor | None = None) -> Site:
-    """A matrix of the packed modules as the step reads it.
-
-    Args:
-        name: what an error calls it.
-        part: a `PackedMatrix` or `FullMatrix`.
-
-    Raises:
-        Unservable: torch's modules alone can multiply by it.
-    """
-    if isinstance(part, FullMatrix):
-        return Site(part.full_OI, bias)
-    if not isinstance(part, PackedMatrix) or part.native is None:
-        raise Unservable(f"{name} is held in a way that only torch's modules multiply")
-    low_rank = None
-    if part.left_OR is not None and part.right_RI is not None:
-        low_rank = part.left_OR, part.right_RI
-    return Site(part.native, bias, _carried(part), low_rank)
-
-
-def tap_of(name: str, part: Any) -> Tap:
-    """How a matrix of the packed modules reads its input, as the artifact says.
-
-    Raises:
-        Unservable: on a grid that the step does not round to.
-    """
-    inputs = getattr(part, "inputs", None)
-    if inputs is None:
-        return Tap()
-    if not inputs.name.startswith("int") or inputs.bits < 2:
-        raise Unservable(f"{name} reads {inputs.name} inputs, which the step does not round")
-    return Tap(rounding="dynamic", bits=inputs.bits, asymmetric=not inputs.symmetric)
-
-
-def _carried(part: PackedMatrix) -> str:
-    """How products carry what no tap rounds: as the packed module does by itself."""
-    wanted = AUTOMATIC if part.activations is None else ACTIVATIONS[part.activations]
-    number = few(part.meta[META.index("bits")] if part.meta else 8, part.dtype, wanted)
-    return next(name for name, known in ACTIVATIONS.items() if known == number)
 
 
 def _follow(module: Any, path: str) -> Any:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from regauge.anatomy.model import Anatomy
 from regauge.errors import ArtifactError
+from regauge.kernels.cpu.machine import anonymous_bytes, trim
 from regauge.runtime.window.disk import Block, Disk, Entry, Extent, Spool, aligned
-from regauge.runtime.window.figure import Figure, anonymous_bytes, check_exists, check_room, trim
+from regauge.runtime.window.figure import Figure, check_exists, check_room
 from regauge.runtime.window.plan import Plan, make_plan
 from regauge.runtime.window.resident import Window
 

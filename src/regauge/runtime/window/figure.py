@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,18 +146,3 @@ def _round(available: int) -> str:
     size = max(available * 4 // 5, 1)
     unit = next((unit for unit in ("GB", "MB", "kB") if size >= amounts.UNITS[unit]), "B")
     return f"{size / amounts.UNITS[unit]:.1f}{unit}"
-
-
-def anonymous_bytes() -> int:
-    """Anonymous resident bytes of this process (RssAnon); 0 where the system does not say."""
-    try:
-        _, resident, shared, *_ = Path("/proc/self/statm").read_text(encoding="utf-8").split()
-    except (OSError, ValueError):
-        return 0
-    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
-
-
-def trim() -> None:
-    """Gives freed memory back to the system, where the C library can (glibc)."""
-    if sys.platform == "linux":
-        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)

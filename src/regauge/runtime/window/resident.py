@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from regauge import amounts
 from regauge.errors import BudgetError
+from regauge.kernels.cpu.machine import anonymous_bytes, trim
 from regauge.runtime.window.disk import Block, Disk
-from regauge.runtime.window.figure import anonymous_bytes, trim
 from regauge.runtime.window.plan import Plan
 from regauge.runtime.window.reader import Memory, Reader
 

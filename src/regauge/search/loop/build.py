@@ -14,15 +14,14 @@ import torch
 
 from regauge.artifact.receipt import Receipt
 from regauge.engine import apply
-from regauge.hosts.transformers.load import load
-from regauge.hosts.transformers.probe import context
-from regauge.hosts.transformers.source import Source
-from regauge.hosts.transformers.ways import unsaid, ways_of_source
+from regauge.hosts import host_of
+from regauge.hosts.base import Source
 from regauge.measure.cost import (
     COMPRESSED,
     ORIGINAL,
     RUNTIME,
     Costs,
+    Model,
     Speed,
     cache_bytes_a_token,
     memory,
@@ -79,7 +78,9 @@ def build(desk: Desk, plan: Plan) -> Built:
         progress=desk.clock.watcher,
         command=desk.ask.command,
     )
-    return Built(folder, receipt, score(load(folder, dtype=torch.float32), desk.subject, texts.search))
+    return Built(
+        folder, receipt, score(desk.subject.host.load(folder, dtype=torch.float32), desk.subject, texts.search)
+    )
 
 
 @torch.no_grad()
@@ -91,18 +92,23 @@ def score(model: Any, subject: Subject, windows: Windows, tokens: int = 2048) ->
 
 def cache_growth(source: Source) -> float:
     """Bytes of the source's cache a token, in bf16."""
-    return cache_bytes_a_token(ways_of_source(source).runtime, torch.ones(1, 32, dtype=torch.int64))
+    return _growth(host_of(source.path).ways_of_source(source).runtime)
+
+
+def _growth(model: Model) -> float:
+    return cache_bytes_a_token(model, torch.ones(1, 32, dtype=torch.int64))
 
 
 def speeds(source: Source, folder: Path, turns: int) -> dict[str, dict[str, Speed]]:
     """`decode` and `prefill`, turn about: the source in bf16 by its library's own modules (`original`) and by the same
     runtime (`runtime`), and the artifact (`compressed`)."""
-    ways = ways_of_source(source)
-    models = {RUNTIME: ways.runtime, COMPRESSED: load(folder, dtype=torch.bfloat16)}
+    host = host_of(source.path)
+    ways = host.ways_of_source(source)
+    models = {RUNTIME: ways.runtime, COMPRESSED: host.load(folder, dtype=torch.bfloat16)}
     if ways.own is not None:
         models[ORIGINAL] = ways.own
-    with unsaid():
-        return timed(models, prompt_of(source.anatomy.site("embed").shape[0], context(source)), turns)
+    with host.unsaid():
+        return timed(models, prompt_of(source.anatomy.site("embed").shape[0], host.context(source)), turns)
 
 
 def costs(source: Source, folder: Path, turns: int, resident: bool) -> dict[str, Costs]:
@@ -111,7 +117,7 @@ def costs(source: Source, folder: Path, turns: int, resident: bool) -> dict[str,
     paths = {ORIGINAL: source.path, COMPRESSED: folder}
     cache = {
         ORIGINAL: cache_growth(source),
-        COMPRESSED: cache_bytes_a_token(load(folder, dtype=torch.bfloat16), torch.ones(1, 32, dtype=torch.int64)),
+        COMPRESSED: _growth(host_of(source.path).load(folder, dtype=torch.bfloat16)),
     }
     return {
         name: Costs(

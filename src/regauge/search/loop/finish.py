@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from regauge.engine.api import versions
-from regauge.hosts.transformers.load import load
-from regauge.hosts.transformers.sampling import whole_model
-from regauge.measure.machine import bandwidth, machine
+from regauge.engine.receipts import versions
+from regauge.kernels.cpu.machine import bandwidth
+from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
 from regauge.measure.samples import continuations
 from regauge.search.allocation import Allocation
@@ -103,7 +102,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
 def evaluate(desk: Desk, settled: Settled) -> Figures:
     """The artifact as it loads; the frontier and the uniform baselines as variants in memory."""
     problem, text, seed = settled.problem, desk.texts.evaluation, desk.ask.seed
-    made = score(load(settled.built.folder, dtype=torch.float32), desk.subject, text)
+    made = score(desk.subject.host.load(settled.built.folder, dtype=torch.float32), desk.subject, text)
     even = _uniforms(problem, settled.built.bytes)
     picks = [problem.picks(point) for point in settled.frontier]
     scores = true_scores(desk.subject, problem.shelf, text, [*picks, *even.values()])
@@ -230,10 +229,10 @@ def _budget(settled: Settled, budget: Budget, cache: float, whole: int) -> Verdi
 
 
 def _samples(desk: Desk, settled: Settled) -> tuple[Sample, ...]:
-    source = desk.subject.source
+    source, host = desk.subject.source, desk.subject.host
     tokenizer, prompts = source.tokenizer(), desk.texts.prompts[:4]
-    before = continuations(whole_model(source), tokenizer, prompts)
-    after = continuations(load(settled.built.folder), tokenizer, prompts)
+    before = continuations(host.whole(source), tokenizer, prompts)
+    after = continuations(host.load(settled.built.folder), tokenizer, prompts)
     return tuple(Sample(prompt=p, original=a, compressed=b) for p, a, b in zip(prompts, before, after, strict=True))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from regauge.artifact.disk import check_disk
 from regauge.errors import BudgetError
-from regauge.hosts.transformers.source import Source
+from regauge.hosts.base import Source
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
 from regauge.search.loop.desk import Ask, Desk

@@ -1,0 +1,107 @@
+"""The receipt of a run: made from what was done, written beside the artifact, read back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from regauge.artifact.config import artifact_files
+from regauge.artifact.receipt import MoveReceipt, Receipt, SelectReceipt, SiteReceipt
+from regauge.artifact.staging import Staging
+from regauge.engine.block import tap_receipts
+from regauge.engine.job import Job
+from regauge.engine.watchdog import Clock, PeakMemory
+from regauge.errors import OutputError
+from regauge.measure.machine import machine
+from regauge.plan import digest, dump
+from regauge.text.calibration import Calibration
+from regauge.version import __version__
+
+RECEIPT, RUN_LOG = "regauge/receipt.json", "regauge/run-log.json"
+VOLATILE = ("command", "seconds", "peak_bytes", "machine")
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """What a run did."""
+
+    job: Job
+    windows: Calibration | None
+    sites: list[SiteReceipt]
+    moves: list[MoveReceipt]
+    selects: list[SelectReceipt]
+    notes: list[str]
+    searched: list[dict[str, object]]
+    logits_error: float | None
+
+
+def receipt_of(done: Done, source: str, source_hash: str, after: int) -> Receipt:
+    """The receipt; `after` is bytes of the tensors as stored."""
+    job, windows = done.job, done.windows
+    before = job.source.bytes_bf16()
+    return Receipt(
+        regauge=__version__,
+        plan=job.plan.name,
+        plan_hash=digest(job.plan),
+        source=source,
+        source_hash=source_hash,
+        family=job.source.anatomy.family,
+        wire=job.wire.name,
+        refusals=job.refusals,
+        seed=job.seed,
+        calibration=windows.record() if windows is not None else {},
+        sites=tuple(done.sites),
+        taps=tuple(tap_receipts(job.anatomy.sites, job.resolution.inputs)),
+        moves=tuple(done.moves),
+        selects=tuple(done.selects),
+        searched=tuple(done.searched),
+        logits_error=done.logits_error,
+        notes=tuple(dict.fromkeys([*job.resolution.notes, *done.notes])),
+        bytes_bf16=before,
+        bytes_after=after,
+        ratio=after / before,
+        versions=versions(),
+    )
+
+
+def read_receipt(artifact: str | Path) -> Receipt:
+    """The receipt of an artifact, with the run log's figures where it has one."""
+    path = Path(artifact)
+    try:
+        data = json.loads((path / RECEIPT).read_text(encoding="utf-8"))
+        log = path / RUN_LOG
+        data |= json.loads(log.read_text(encoding="utf-8")) if log.exists() else {}
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} has no receipt that can be read ({error}); it was not made by regauge.") from error
+    return Receipt.model_validate(data)
+
+
+def versions() -> dict[str, str]:
+    """What decides the bytes beside the inputs."""
+    found = {name: version(name) for name in ("torch", "transformers", "compressed-tensors")}
+    return {"regauge": __version__, "python": sys.version.split()[0], **found}
+
+
+def log_of(clock: Clock, memory: PeakMemory, command: str) -> dict[str, Any]:
+    return {
+        "command": command,
+        "seconds": round(clock.seconds, 3),
+        "peak_bytes": memory.peak,
+        "machine": machine().model_dump(mode="json"),
+    }
+
+
+def command_line() -> str:
+    return " ".join(Path(word).name if number == 0 else word for number, word in enumerate(sys.argv))
+
+
+def files_of(job: Job, receipt: Receipt, log: Mapping[str, Any], staging: Staging) -> dict[str, bytes | str | Path]:
+    kept = receipt.model_dump(mode="json", exclude=set(VOLATILE))
+    text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
+    files = artifact_files(job.source.path, job.wire, staging.index(), dump(job.plan), text)
+    return {**files, RUN_LOG: json.dumps(dict(log), indent=1) + "\n"}

@@ -1,0 +1,159 @@
+"""Every published method and every part that we carry: paper, place, cost, and the figure measured, read off the table.
+
+    regauge methods gptq        # those with the word in their name, title, place or paper
+
+A preset is one file of `presets/`, which may stand for several names that differ in numbers alone. What was measured
+stands in `presets/measured.json`, which `benchmarks/rows.py` printed; where nothing was measured the row says so.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from regauge import parts
+from regauge.errors import RecipeError, nearest
+from regauge.parts import TABLE, WEIGHTS
+from regauge.plan import Plan, load, patterns
+from regauge.report.explanation import SHAPE, spread, uses
+
+PRESET = "preset"
+UNMEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row.
+
+    Attributes:
+        name: as a recipe or `apply` takes it; of a preset with numbers, its pattern.
+        kind: `preset`, or the axis that a part is on.
+        what: what it does, in a line.
+        row: the method of the published list that a preset implements; "" for a part, or where there is none.
+        paper: arXiv ids or addresses.
+        places: what it acts on.
+        cost: what it reads, stores and takes.
+        measured: the figure that a command printed, or that nothing was measured.
+        names: every name that a preset file stands for.
+    """
+
+    name: str
+    kind: str
+    what: str
+    row: str
+    paper: tuple[str, ...]
+    places: tuple[str, ...]
+    cost: str
+    measured: str
+    names: tuple[str, ...] = ()
+
+
+def methods(word: str | None = None) -> tuple[Method, ...]:
+    """Every preset file, then every part of each axis.
+
+    Args:
+        word: only rows that have it in their name, title, row, place, kind or paper.
+
+    Raises:
+        RecipeError: no row has the word; names the nearest.
+    """
+    found = (*_presets(), *_parts())
+    if word is None:
+        return found
+    wanted = word.strip().lower()
+    chosen = tuple(method for method in found if wanted in _words(method))
+    if not chosen:
+        names = {method.name for method in found} | {name for method in found for name in (*method.names, method.row)}
+        raise RecipeError(f"no method has {word!r} in it{_near(wanted, names)}; 'regauge methods' lists them all")
+    return chosen
+
+
+@cache
+def _kept() -> dict[str, Any]:
+    """What `benchmarks/rows.py` kept: how it was measured, and preset → figures."""
+    found: dict[str, Any] = json.loads((files("regauge") / "presets" / "measured.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _words(method: Method) -> str:
+    return " ".join(str(value) for value in asdict(method).values()).lower()
+
+
+def _near(word: str, names: set[str]) -> str:
+    hint = nearest(word, names)
+    return hint if "did you mean" in hint else ""
+
+
+def _presets() -> tuple[Method, ...]:
+    found = []
+    for pattern in patterns():
+        names = tuple(pattern.points())
+        plans = {name: load(name) for name in names}
+        plan = plans[names[0]]
+        found.append(
+            Method(
+                name=spread(pattern.name, pattern.where),
+                kind=PRESET,
+                what=spread(pattern.title, pattern.where),
+                row="" if plan.row.startswith("none") else plan.row,
+                paper=plan.cite,
+                places=(*(("rewrites",) if plan.rewrites else ()), *plan.places),
+                cost=_cost(plans),
+                measured=_measured(names),
+                names=names,
+            )
+        )
+    return tuple(found)
+
+
+def _cost(plans: dict[str, Plan]) -> str:
+    """Bits a weight, and the text that is read."""
+    bits = sorted(
+        parts.bytes_of(rule.point, SHAPE) * 8 / (SHAPE[0] * SHAPE[1])
+        for plan in plans.values()
+        for rule in plan.of(WEIGHTS)
+        if rule.point is not None
+    )
+    size = next(iter(plans.values())).calibration
+    told = [f"reads {size['tokens']} tokens of text" if "tokens" in size else "reads no text"]
+    if bits:
+        ends = f"{bits[0]:.2f}" if bits[-1] - bits[0] < 0.005 else f"{bits[0]:.2f} to {bits[-1]:.2f}"
+        told.append(f"{ends} bits a weight")
+    return ", ".join(told)
+
+
+def _measured(names: tuple[str, ...]) -> str:
+    told = []
+    for name in names:
+        row = _kept()["rows"].get(name)
+        if row is not None:
+            beside = f", nearest {row['null_kl'][0]:.4f} ({row['verdict']})" if "null_kl" in row else ""
+            told.append(f"{name}: KL {row['kl'][0]:.4f}{beside}")
+    return "; ".join(told) or UNMEASURED
+
+
+def _parts() -> tuple[Method, ...]:
+    return tuple(
+        Method(
+            name=name,
+            kind=axis,
+            what=part.what,
+            row="",
+            paper=(f"arXiv:{part.cite}",) if part.cite[:1].isdigit() else (part.cite,) if part.cite else (),
+            places=part.places,
+            cost=part.cost,
+            measured=_through(axis, name),
+        )
+        for axis, table in TABLE.items()
+        for name, part in table.items()
+    )
+
+
+@cache
+def _through(axis: str, name: str) -> str:
+    """The measured presets that use a part, since a part alone is no method."""
+    using = [preset for preset in _kept()["rows"] if uses(load(preset), axis, name)]
+    return f"in {', '.join(using)}" if using else UNMEASURED
