@@ -8,10 +8,8 @@ from torch import Tensor
 
 from regauge.kernels.cpu.matrix import ACTIVATIONS, META
 from regauge.kernels.cpu.step import Site, Tap
-from regauge.runtime.capabilities import ask
 from regauge.runtime.matrices.modules import FullMatrix, PackedMatrix
 from regauge.runtime.matrices.operators import AUTOMATIC, few
-from regauge.runtime.rows import Read
 
 
 class Unservable(Exception):
@@ -46,9 +44,8 @@ def tap_of(name: str, part: Any) -> Tap:
     """
     if not isinstance(part, PackedMatrix) or part.inputs is None:
         return Tap()
-    answer = ask(part.format, part.shape, Read(part.inputs), part.dtype, few=True)
-    if not answer.rounds:
-        raise Unservable(f"{name} reads {part.inputs.name} inputs, which the step does not round ({answer.why})")
+    if part.inputs.kind != "integer" or part.inputs.bits < 2:
+        raise Unservable(f"{name} reads {part.inputs.name} inputs, which the step does not round")
     return Tap(rounding="dynamic", bits=part.inputs.bits, asymmetric=not part.inputs.symmetric)
 
 
