@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,6 +21,19 @@ from torch import Tensor
 from regauge.formats.hadamard import Kronecker, straight
 
 NOTHING: Mapping[str, Tensor] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Native:
+    """A transform as kernels apply it: a multiplier a channel, or A = left ⊗ right. Float32, contiguous.
+
+    Attributes:
+        sylvester: whether A is a normalised Hadamard of Sylvester's order, for which kernels have a fast way.
+    """
+
+    diagonal_I: Tensor | None = None
+    pair: tuple[Tensor, Tensor] | None = None
+    sylvester: bool = False
 
 
 @runtime_checkable
@@ -34,6 +48,8 @@ class Transform(Protocol):
     def bytes(self) -> int: ...
     @property
     def changes(self) -> bool: ...  # False: A is the identity
+    @property
+    def native(self) -> Native | None: ...  # as kernels apply it, where they can
     def forward(self, x: Tensor) -> Tensor:
         """x A, in the shape and dtype of x (..., I)."""
 
@@ -72,6 +88,7 @@ class Same:
     changes: bool = False
     bytes: int = 0
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    native: Native | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -100,6 +117,10 @@ class Scaled:
     def bytes(self) -> int:
         return _bytes(self.tensors)
 
+    @cached_property
+    def native(self) -> Native:
+        return Native(diagonal_I=(1 / self.divisor_I.float()).contiguous())
+
     def forward(self, x: Tensor) -> Tensor:
         return x / self.divisor_I.to(x.device, x.dtype)
 
@@ -124,6 +145,15 @@ class Turned:
     @property
     def bytes(self) -> int:
         return _bytes(self.tensors)
+
+    @cached_property
+    def native(self) -> Native:
+        first, *others = self.turn.factors
+        rest = torch.ones(1, 1, dtype=torch.float64)
+        for factor in others:
+            rest = torch.kron(rest, factor)
+        pair = first.T.float().contiguous(), rest.T.float().contiguous()
+        return Native(pair=pair, sylvester=self.turn.size & (self.turn.size - 1) == 0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.turn(x, -1)
@@ -153,6 +183,10 @@ class Crossed:
     @property
     def bytes(self) -> int:
         return _bytes(self.tensors)
+
+    @cached_property
+    def native(self) -> Native:
+        return Native(pair=(self.left_AA.float().contiguous(), self.right_BB.float().contiguous()))
 
     def forward(self, x: Tensor) -> Tensor:
         return _crossed(x, self.left_AA.to(x.device, x.dtype), self.right_BB.to(x.device, x.dtype))

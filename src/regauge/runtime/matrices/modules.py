@@ -83,6 +83,11 @@ class PackedMatrix(nn.Module):
         buffers = cast(dict[str, Tensor], self._buffers)
         return buffers if self.meta is not None else {name: buffers[name] for name in self.held}
 
+    @property
+    def added(self) -> list[Term]:
+        """The terms beside the codes, in the dtype of the activations."""
+        return [cast(HeldTerm, held).term for held in self.terms]
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Weights of some rows: the sum of all terms."""
         return self._summed(self.way.rows(self._bytes(), start, stop, self.dtype), slice(start, stop))
@@ -92,8 +97,8 @@ class PackedMatrix(nn.Module):
         return self._summed(self.way.take(self._bytes(), index, self.dtype), index)
 
     def _summed(self, found: Tensor, index: slice | Tensor) -> Tensor:
-        for held in self.terms:
-            found = found + cast(HeldTerm, held).term.dense(index)
+        for term in self.added:
+            found = found + term.dense(index)
         return found
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,8 +108,8 @@ class PackedMatrix(nn.Module):
         if len(self.terms):
             # The site's input is what is quantised, so every term reads it quantised, as calibration did.
             x_TI = x_TI if self.reading is None else self.reading.simulate(x_TI)
-            for held in self.terms:
-                y_TO = cast(HeldTerm, held).term.apply(x_TI, y_TO)
+            for term in self.added:
+                y_TO = term.apply(x_TI, y_TO)
         return y_TO.view(*x.shape[:-1], self.shape[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedMatrix:
