@@ -116,6 +116,7 @@ class Receipt(_Record):
     moves: tuple[MoveReceipt, ...] = ()
     selects: tuple[SelectReceipt, ...] = ()
     searched: tuple[dict[str, object], ...] = ()  # strengths chosen by the whole model's loss, with the grid tried
+    learnt: tuple[dict[str, object], ...] = ()  # a block each: sites, steps, its error before and after, why it ended
     logits_error: float | None = None  # whole model after all exact moves, before rounding, relative maximum
     notes: tuple[str, ...] = ()
     bytes_bf16: int = 0  # the source, every tensor counted as bf16
