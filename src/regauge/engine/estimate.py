@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from regauge import parts
 from regauge.anatomy.model import Site
 from regauge.artifact.disk import free_bytes
-from regauge.engine.block import round_site, spelled
+from regauge.artifact.receipt import TapReceipt
+from regauge.engine.block import round_site, spelled, tap_receipts
 from regauge.engine.job import Job
 from regauge.engine.reading import Reading
 from regauge.engine.shaping import MEASURED, needs_of
@@ -62,6 +63,7 @@ class DryRun(_Record):
     wire_refusals: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
     sites: tuple[SitePlan, ...] = ()
+    taps: tuple[TapReceipt, ...] = ()
     notes: tuple[str, ...] = ()
     passes: tuple[str, ...] = ()
     calibration: dict[str, object] = {}
@@ -238,6 +240,7 @@ def record(
         wire_refusals=job.refusals,
         refusals=tuple(refusals),
         sites=tuple(sites),
+        taps=tuple(tap_receipts(job.anatomy.sites, job.resolution.inputs)),
         notes=tuple(dict.fromkeys(notes)),
         passes=tuple(passes(job, read)),
         calibration=read.windows.record() if read.windows is not None else dict(read.identity),
