@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from regauge.artifact.files import weight_bytes
 from regauge.kernels.cpu.machine import bandwidth
-from regauge.measure.cost import cache_bytes, cache_bytes_a_token, interleave, speed, verdict, weight_bytes
+from regauge.measure.cost import cache_bytes, cache_bytes_a_token, interleave, speed, verdict
 from regauge.measure.machine import cost, machine, read_costs, write_costs
 
 

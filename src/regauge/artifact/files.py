@@ -45,6 +45,12 @@ def size_of(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
+def weight_bytes(folder: str | Path) -> int:
+    """Bytes of the tensors in every safetensors file of a directory: data only, headers not counted."""
+    found = (header(path) for path in sorted(Path(folder).glob("**/*.safetensors")))
+    return sum(last - first for one in found for *_, first, last in one.values())
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> str:
     """Writes one file, fsyncs it, and returns its sha256. The same tensors give the same bytes.
 

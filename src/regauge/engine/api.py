@@ -208,6 +208,7 @@ def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, s
     drive = Drive(job, windows, staging, clock)
     logits_error = drive.run()
     sites, moves, selects, notes = drive.receipts()
-    done = Done(job, windows, sites, moves, selects, [*notes, *read.notes], searched, logits_error)
+    told = [*notes, *read.notes]
+    done = Done(job, windows, sites, moves, selects, told, searched, logits_error, tuple(drive.learnt()))
     metadata: Any = staging.index()["metadata"]
     return job, receipt_of(done, source, source_hash, int(metadata["total_size"]))
