@@ -29,7 +29,7 @@ from regauge.runtime.capabilities import DECODED, ask
 from regauge.runtime.matrices import choose, int4, lookup, multiply, operators
 from regauge.runtime.matrices.modules import PackedMatrix
 from regauge.runtime.rows import CPU, CUDA, INT4, NATIVE, ROWS, Read, Row
-from regauge.runtime.step.sites import Unservable, site_of
+from regauge.runtime.step.sites import Unservable, site_of, tap_of
 from tests.pico import pico, save
 from tests.words import save_tokenizer
 
@@ -264,11 +264,15 @@ def test_every_preset_by_hand() -> None:
 
 
 @pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
-def test_the_step_rounds_what_the_table_says() -> None:
-    """Beside nf4 the step rounds inputs for its few tokens; beside fp8 its kernels would leave them as they are."""
-    for grid, rounding in (("nf4", "token8"), ("int4", "token8"), ("fp4", "token8")):
-        packed = PackedMatrix(encoded(grid, "group:32"), formatted(grid, "group:32"), torch.bfloat16, inputs=Int(8))
-        assert site_of("a site", packed).activations == rounding
-    packed = PackedMatrix(encoded("fp8", "channel"), formatted("fp8", "channel"), torch.bfloat16, inputs=Int(8))
-    with pytest.raises(Unservable, match=r"a site reads int8 inputs, which the step does not round \(inputs are"):
-        site_of("a site", packed)
+def test_the_step_rounds_inputs_to_integers_beside_every_grid() -> None:
+    """It is the tap that is rounded, not the input of a kernel; on grids of floats it is left to torch."""
+    for grid, grain in (("nf4", "group:32"), ("int4", "group:32"), ("fp4", "group:32"), ("fp8", "channel")):
+        for inputs in (Int(8), Int(6)):
+            packed = PackedMatrix(encoded(grid, grain), formatted(grid, grain), torch.bfloat16, inputs=inputs)
+            if packed.native is not None:
+                tap = tap_of("a site", packed)
+                assert (tap.rounding, tap.bits, tap.asymmetric, tap.group) == ("dynamic", inputs.bits, False, 0)
+                assert not site_of("a site", packed).unrounded
+    packed = PackedMatrix(encoded("int8", "channel"), formatted("int8", "channel"), torch.bfloat16, inputs=E4M3())
+    with pytest.raises(Unservable, match="a site reads fp8 inputs, which the step does not round"):
+        tap_of("a site", packed)

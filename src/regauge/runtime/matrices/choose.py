@@ -9,9 +9,10 @@ from torch import Tensor
 
 from regauge.formats.base import Codes, Format, Grid
 from regauge.runtime.capabilities import DECODED, Answer, ask
+from regauge.runtime.matrices import triton
 from regauge.runtime.matrices.multiply import Way, quantised_inputs, way
 from regauge.runtime.matrices.native import NAME, Meta, panels
-from regauge.runtime.rows import CPU, DEVICES, Read
+from regauge.runtime.rows import CPU, CUDA, DEVICES, Read
 
 ELSEWHERE = Answer(DECODED, "the runtime has no kernels for this device")
 
@@ -39,6 +40,8 @@ def choose(
     rounds = inputs if answer.rounds else None
     if answer.kernel == NAME:
         found, meta = panels(codes, fmt, rounds, activations, allocate)
+    elif kind == CUDA and answer.kernel != DECODED:
+        found, meta = triton.way(answer.kernel, fmt, shape, rounds), None
     else:
         found, meta = way(answer.kernel, fmt, shape, rounds), None
     return (found if inputs is None or answer.rounds else quantised_inputs(found, inputs)), meta

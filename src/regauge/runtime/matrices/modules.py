@@ -20,6 +20,9 @@ from regauge.formats.base import Codes, Format, Grid
 from regauge.kernels.cpu.matrix import Matrix
 from regauge.runtime.matrices.choose import choose
 
+HOMES = {"cpu": "the CPU", "cuda": "a GPU"}
+"""Where kernels run, in words."""
+
 
 class PackedMatrix(nn.Module):
     """A matrix of one format: its bytes as buffers, and how to multiply by it.
@@ -99,15 +102,13 @@ class PackedMatrix(nn.Module):
         return y_TO.view(*x.shape[:-1], self.shape[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedMatrix:
-        """Panels stay on the CPU, and their float32 steps and tables float32."""
-        if self.meta is None:
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
-            return self
+        """What is held keeps its dtypes: float32 steps and tables stay so. Kernels of one device keep it there."""
         where = fn(torch.empty(0, dtype=torch.uint8)).device
-        if where.type not in ("cpu", "meta"):
+        home, held = self.way.device, cast(Tensor, self._buffers[self.held[0]])
+        if home and held.device.type == home and where.type not in (home, "meta"):
             raise ModelError(
-                f"a model that was loaded for the CPU holds its weights as its kernels want them, and cannot go to "
-                f"{where}; load it there: rg.load(path, device='{where}')."
+                f"a model that was loaded for {HOMES[home]} holds its weights as its kernels want them, and cannot go "
+                f"to {where}; load it there: rg.load(path, device='{where}')."
             )
         before = {name: self._buffers[name] for name in self.held}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own

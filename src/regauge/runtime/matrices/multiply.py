@@ -10,7 +10,7 @@ Legend: O output channels, I input channels, N groups along a row, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class Way:
         rows: buffers, rows [start, stop) → weights in a dtype.
         take: buffers, row numbers (n,) → those rows in a dtype.
         product: x_TI, buffers → y_TO in the dtype of x.
+        device: the kind of device that alone multiplies by what is held; "" for any.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Way:
     rows: Callable[[Mapping[str, Tensor], int, int, torch.dtype], Tensor]
     take: Callable[[Mapping[str, Tensor], Tensor, torch.dtype], Tensor]
     product: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+    device: str = ""
 
 
 def way(kernel: str, fmt: Format, shape: tuple[int, int], inputs: Grid | None) -> Way:
@@ -172,12 +174,10 @@ def _bytes_by_bytes(shape: tuple[int, int], inputs: Grid) -> Way:
 
 def quantised_inputs(plain: Way, inputs: Grid) -> Way:
     """Activations through their codes and back, then the way of the weights alone."""
-    return Way(
-        f"{plain.name}, {inputs.name} inputs simulated",
-        plain.hold,
-        plain.rows,
-        plain.take,
-        lambda x_TI, held: plain.product(simulate(x_TI, inputs), held),
+    return replace(
+        plain,
+        name=f"{plain.name}, {inputs.name} inputs simulated",
+        product=lambda x_TI, held: plain.product(simulate(x_TI, inputs), held),
     )
 
 

@@ -7,11 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from regauge.kernels.cpu.matrix import ACTIVATIONS, META
-from regauge.kernels.cpu.step import Site
-from regauge.runtime.capabilities import ask
+from regauge.kernels.cpu.step import Site, Tap
 from regauge.runtime.matrices.modules import FullMatrix, PackedMatrix
 from regauge.runtime.matrices.operators import AUTOMATIC, few
-from regauge.runtime.rows import Read
 
 
 class Unservable(Exception):
@@ -32,18 +30,27 @@ def site_of(name: str, part: Any, bias: Tensor | None = None) -> Site:
         return Site(part.full_OI, bias)
     if not isinstance(part, PackedMatrix) or part.native is None:
         raise Unservable(f"{name} is held in a way that only torch's modules multiply")
-    if part.left_OR is not None:
-        raise Unservable(f"{name} has a low-rank term beside it")
-    return Site(part.native, bias, _rounding(name, part))
+    low_rank = None
+    if part.left_OR is not None and part.right_RI is not None:
+        low_rank = part.left_OR, part.right_RI
+    return Site(part.native, bias, _carried(part), low_rank)
 
 
-def _rounding(name: str, part: PackedMatrix) -> str:
-    """How the step rounds what a matrix reads: as the artifact says, or as the packed module does by itself."""
-    if part.inputs is None:
-        wanted = AUTOMATIC if part.activations is None else ACTIVATIONS[part.activations]
-        number = few(part.meta[META.index("bits")] if part.meta else 8, part.dtype, wanted)
-        return next(name for name, known in ACTIVATIONS.items() if known == number)
-    answer = ask(part.format, part.shape, Read(part.inputs), part.dtype, few=True)
-    if not answer.rounds:
-        raise Unservable(f"{name} reads {part.inputs.name} inputs, which the step does not round ({answer.why})")
-    return f"token{part.inputs.bits}"
+def tap_of(name: str, part: Any) -> Tap:
+    """How a matrix of the packed modules reads its input, as the artifact says.
+
+    Raises:
+        Unservable: on a grid that the step does not round to.
+    """
+    if not isinstance(part, PackedMatrix) or part.inputs is None:
+        return Tap()
+    if part.inputs.kind != "integer" or part.inputs.bits < 2:
+        raise Unservable(f"{name} reads {part.inputs.name} inputs, which the step does not round")
+    return Tap(rounding="dynamic", bits=part.inputs.bits, asymmetric=not part.inputs.symmetric)
+
+
+def _carried(part: PackedMatrix) -> str:
+    """How products carry what no tap rounds: as the packed module does by itself."""
+    wanted = AUTOMATIC if part.activations is None else ACTIVATIONS[part.activations]
+    number = few(part.meta[META.index("bits")] if part.meta else 8, part.dtype, wanted)
+    return next(name for name, known in ACTIVATIONS.items() if known == number)
