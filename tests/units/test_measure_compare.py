@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from regauge.artifact.files import weight_bytes
 from regauge.engine import apply
 from regauge.engine.measuring import measure
 from regauge.errors import ModelError
 from regauge.measure import compare as module
 from regauge.measure.compare import Method, side_by_side
-from regauge.measure.cost import ORIGINAL, RUNTIME, Costs, Speed, gain, gains, weight_bytes
+from regauge.measure.cost import ORIGINAL, RUNTIME, Costs, Speed, gain, gains
 from regauge.measure.subject import Facts, Subject
 from regauge.text.windows import Windows
 from tests import tiny

@@ -87,6 +87,14 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             offers={WEIGHTS: ("search",)},
             cost="seven passes over the weights for each of some twenty shrinks",
         ),
+        "learnt-clip": Part(
+            "regauge.formats.learnt:LearntClip",
+            "the range whose ends are clipped as training by the block's error finds best",
+            "2308.13137",
+            short="rate",
+            text=True,
+            cost="in each training step of a block, running it forward and backward on a batch of text",
+        ),
         "dynamic": Part(
             "regauge.formats.rangers:Dynamic",
             "the range of each call's own values: [-a, a] on symmetric grids, else least to greatest",
