@@ -36,7 +36,7 @@ W4 = """
 name: minilm-w4
 title: int4 everywhere, embedding tables included
 calibration: {tokens: 65536, length: 64}
-rules:
+weights:
   blocks.*: {grid: int4-asym, grain: group:64 else group:32 else channel, ranger: search, scale: bf16, rounder: gptq}
   embed | embed.position: {grid: int4-asym, grain: group:32, ranger: search, scale: bf16, rounder: nearest}
 """

@@ -48,7 +48,9 @@ def names() -> list[str]:
     found = []
     for pattern in patterns():
         points = pattern.points()
-        near = [name for name, point in points.items() if all(point[key] == LIKE[key] for key in point)]
+        near = [
+            name for name, point in points.items() if all(LIKE.get(key, value) == value for key, value in point.items())
+        ]
         name = (near or list(points))[0]
         if load(name).of(WEIGHTS):
             found.append(name)

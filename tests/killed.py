@@ -3,7 +3,7 @@
     python tests/killed.py MODEL TEXT OUT RECIPE KILLS [SEED]
 
 Everything is imported once, before any thread starts; every attempt is a fork. OUT/whole is a run left alone, OUT/cut
-the run that was killed.
+the run that was killed. With KEEP in the environment a loop that learns is kept every so many seconds.
 """
 
 from __future__ import annotations
@@ -66,13 +66,16 @@ def main() -> None:
     import regauge.engine.api  # noqa: F401  # imported once, for every fork
     import regauge.hosts.transformers.load  # noqa: F401  # the same
     from regauge.hosts.transformers.source import Source
+    from regauge.learn import loop
 
+    loop.EVERY = float(os.environ.get("KEEP", loop.EVERY))
     torch.set_num_threads(1)
     Source.open(model).tokenizer()
     arguments = {"recipe": recipe, "model": model, "calibration": text, "tokens": 512, "length": 32}
     whole, cut = Path(out) / "whole", Path(out) / "cut"
     seconds, _ = attempt(whole, None, arguments)
     landed: list[int] = []
+    loops = 0
     rewritten = False
     different: set[str] = set()
     partial = cut.with_name("cut.partial")
@@ -83,13 +86,15 @@ def main() -> None:
         rewritten |= not before.items() <= inodes(cut if ended else partial, before).items()
         if not ended:
             landed.append(len(inodes(partial)))
+            loops += any(partial.glob("states/learning-*"))
             continue
         one, other = contents(whole), contents(cut)
         different |= {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
         if len(landed) == int(kills):
             break  # the last run was left alone
         shutil.rmtree(cut)
-    print(json.dumps({"shards at each kill": landed, "rewritten": rewritten, "different": sorted(different)}))
+    told = {"shards at each kill": landed, "in a loop": loops, "rewritten": rewritten, "different": sorted(different)}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,12 @@ BODY = {
     "int4-asym g128": "{grid: int4-asym, grain: group:128 else group:64, ranger: minmax, scale: f16, rounder: nearest}",
     "int3-asym g64": "{grid: int3-asym, grain: group:64, ranger: minmax, scale: f16, rounder: nearest}",
     "int2-asym g64": "{grid: int2-asym, grain: group:64, ranger: minmax, scale: f16, rounder: nearest}",
-    "int8 x int8": "{grid: int8, grain: channel, ranger: absmax, scale: f32, rounder: nearest, activations: int8}",
+    "int8 x int8": "{grid: int8, grain: channel, ranger: absmax, scale: f32, rounder: nearest}",
 }
 """Coordinates of the matrices of all blocks."""
+
+INPUTS = {"int8 x int8": "{grid: int8, grain: token}"}
+"""How the taps of all blocks are read, where they are rounded."""
 
 TABLES = {
     "int8 channel": "int8 channel",
@@ -41,7 +44,8 @@ def recipe(variant: str, shape: Shape) -> str:
     """The recipe of a variant as YAML."""
     tables = ("embed",) if shape.tied else ("embed", "head")
     rules = [f"  blocks.*: {BODY[variant]}", *(f"  {name}: {BODY[TABLES[variant]]}" for name in tables)]
-    return "\n".join([f"name: {slug(variant)}", "rules:", *rules]) + "\n"
+    inputs = ["inputs:", f"  blocks.*: {INPUTS[variant]}"] if variant in INPUTS else []
+    return "\n".join([f"name: {slug(variant)}", "weights:", *rules, *inputs]) + "\n"
 
 
 def slug(variant: str) -> str:

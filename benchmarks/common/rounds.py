@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from common.probe import Others, native
+from common.probe import Others, gigabytes, native
 from common.records import Row
 
 PEERS = Path(__file__).resolve().parents[1] / "peers"

@@ -50,11 +50,14 @@ def test_progress_counts_only_this_run_and_stops_where_time_will_not_suffice() -
     clock = Clock(seen.append, limit=1000.0)
     clock.start("blocks", 10, done=4)
     clock.began -= 400
-    clock._phase_began -= 100
+    clock.start("learning block 4", 3)  # a phase inside the other
+    clock._phases["blocks"] = (clock._phases["blocks"][0] - 100, 4)
+    clock.tick("learning block 4", 1, 3)
+    del seen[1:]
     clock.tick("blocks", 5, 10)
     assert seen[0] == Progress("blocks", 4, 10)
     assert seen[1].eta == pytest.approx(500, rel=0.01)
-    clock._phase_began -= 100
+    clock._phases["blocks"] = (clock._phases["blocks"][0] - 100, 4)
     with pytest.raises(BudgetError, match=r"limit of 1000 s does not suffice: 5 of 10 blocks .* about 1000 s are left"):
         clock.tick("blocks", 5, 10)
     clock.tick("blocks", 10, 10)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from regauge.artifact.files import weight_bytes
+from regauge.engine import apply
+from regauge.engine.measuring import measure
+from regauge.errors import ModelError
 from regauge.measure import compare as module
 from regauge.measure.compare import Method, side_by_side
 from regauge.measure.cost import ORIGINAL, RUNTIME, Costs, Speed, gain, gains
 from regauge.measure.subject import Facts, Subject
 from regauge.text.windows import Windows
+from tests import tiny
 
 TEXT = Windows(tuple(torch.tensor([i % 7, 1, 2, 3]) for i in range(4)), (0, 1, 2, 3), (3,) * 4, "by hand")
 
@@ -90,3 +96,24 @@ def test_an_artifact_first_has_no_library_of_its_own(monkeypatch: pytest.MonkeyP
     assert found.original is None
     assert found.rows[1].decode is not None
     assert found.rows[1].decode.runtime is None
+
+
+def test_paths_are_opened_by_their_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From two directories to one comparison: the source runs in two ways, the artifact in one."""
+    monkeypatch.setattr(module, "memory", lambda *_: None)
+    monkeypatch.setattr(module, "bandwidth", lambda: 1e9)
+    source = tiny.folder(tmp_path / "source", "llama")
+    apply("rtn-w4g32", source, tmp_path / "made")
+    found = measure([source, tmp_path / "made"], eval=[tiny.TEXT * 3] * 6, rounds=2)
+    assert [row.name for row in found.rows] == ["source", "made"]
+    first, second = found.rows
+    assert first.quality is not None
+    assert second.quality is not None
+    assert (first.quality.kl.value, second.quality.kl.value > 0) == (0.0, True)
+    assert found.original is not None
+    assert second.prefill is not None
+    assert second.prefill.runtime is not None
+    assert first.costs.bytes == weight_bytes(source)
+    assert found.notes == ()
+    with pytest.raises(ModelError, match="nothing to measure: name a model"):
+        measure([])

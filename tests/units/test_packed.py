@@ -13,9 +13,10 @@ from regauge.formats.activations import simulate
 from regauge.formats.grids import E4M3, Int
 from regauge.kernels.cpu.library import available, level
 from regauge.kernels.cpu.matrix import FEW
-from regauge.runtime.matrices import int4, lookup, native
+from regauge.runtime import capabilities
+from regauge.runtime.matrices import int4, lookup
 from regauge.runtime.matrices.modules import PackedLinear, PackedMatrix
-from regauge.runtime.matrices.multiply import blocks, way
+from regauge.runtime.matrices.multiply import blocks
 
 FORMS = {
     "int2": choice("int2", "group:32", "bf16"),
@@ -122,14 +123,12 @@ def test_which_way_is_taken(form: str, name: str, monkeypatch: pytest.MonkeyPatc
         inputs = {"w8a8": ", int8 inputs", "w4a8": ", int8 inputs"}.get(form, "")
         for dtype in (torch.bfloat16, torch.float32, torch.float16):
             assert matrix(how, 64, 128, dtype)[0].way.name == f"panels{inputs}"
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(capabilities, "available", lambda: False)
     packed, _ = matrix(how, 64, 128, torch.bfloat16)
     assert packed.way.name == name
     assert packed.native is None
     if how.activations is None:
         assert matrix(how, 64, 128, torch.float32)[0].way.name == "decoded"  # torch's kernels are slow in float32
-        inputs, fmt = None, parts.format_of(how.point)
-        assert way(fmt, (64, 128), torch.bfloat16, "cuda", inputs).name == "decoded"
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -11,8 +11,9 @@ import torch
 
 from artifacts import choice, encode, make
 from regauge import parts
+from regauge.artifact.files import weight_bytes
 from regauge.hosts.transformers import install
-from regauge.measure.cost import memory, weight_bytes
+from regauge.measure.cost import memory
 from regauge.runtime.matrices import arena as arenas
 from regauge.runtime.matrices.arena import ALIGNED, HUGE, Arena
 from regauge.runtime.matrices.modules import PackedMatrix

@@ -173,7 +173,7 @@ inputs:
 cache:
   "*": {keys: int2-asym/time:32, values: {grid: int2-asym, grain: group:5, scale: f16}, window: 128, score: snapkv}
 shape:
-  blocks.*.heads: {unit: kv-group}
+  blocks.*.ffn: {unit: neuron}
 tokens:
   blocks.0.residual: {score: norm, disposal: {part: merge, into: mean}}
 """
@@ -197,7 +197,7 @@ def test_a_recipe_of_all_five_places(anatomy: Anatomy) -> None:
 
 
 def test_what_nothing_can_do_yet_is_said_at_once_and_before_any_work(source: Source) -> None:
-    text = ALL_FIVE.replace("shape:\n  blocks.*.heads: {unit: kv-group}\n", "")
+    text = ALL_FIVE.replace("shape:\n  blocks.*.ffn: {unit: neuron}\n", "")
     plan = parse(text)
     found = resolve(plan, source.anatomy)
     assert set(found.at("cache")) == {"blocks.0.cache", "blocks.1.cache"}

@@ -33,7 +33,7 @@ def test_a_file_is_flat(file: object) -> None:
     text = file.read_text(encoding="utf-8")  # type: ignore[attr-defined]  # a Traversable
     assert len(text.splitlines()) < 12
     rows = yaml.safe_load(text)
-    known = "name title cite differs row calibration where rewrites weights inputs cache shape tokens"
+    known = "name title cite differs row calibration learning where rewrites weights inputs cache shape tokens"
     assert set(rows) <= set(known.split())
     assert rows["title"]
     assert rows["differs"]
@@ -68,7 +68,7 @@ def test_every_part_of_a_preset_can_be_built(name: str) -> None:
     for rule in plan.rules:
         assert rule.point is not None
         parts.format_of(rule.point)
-        reads |= bool(parts.rounder_of(rule.point).needs)
+        reads |= bool(parts.rounder_of(rule.point).needs | parts.format_of(rule.point).ranger.needs)
     for rule in plan.of(SHAPE):
         assert rule.point is not None
         for axis, spec in rule.point:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from regauge.artifact.files import weight_bytes
 from regauge.errors import ArtifactError, BudgetError, ModelError, OutputError, ResumeError, TextError
-from regauge.measure.cost import weight_bytes
 from regauge.search import profile, record
 from regauge.search.fit import fit, pick
 from regauge.search.loop import build, finish, start

@@ -46,7 +46,7 @@ def test_decoding_is_timed_as_the_native_step_runs(tmp_path: Path, monkeypatch: 
 def test_a_decode_budget_is_met_by_measurement(
     bundled: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three times the source's speed, of a real model; and a sentence where the machine cannot."""
+    """1.2 times the speed of the source by the same runtime, of a real model; and a sentence where it cannot be had."""
     small = Effort(
         calibration=2048, search=512, evaluation=1024, gradient=512, checks=4, neighbours=2, rounds=1, points=6,
         builds=3, turns=5, memory=False,
@@ -59,12 +59,12 @@ def test_a_decode_budget_is_met_by_measurement(
     text.mkdir()
     for path in sorted((root / "src/regauge").rglob("*.py"))[:40]:
         (text / f"{path.parent.name}-{path.name}.txt").write_text(path.read_text())
-    run = fit(bundled, tmp_path / "out", budgets=["decode=3x"], calibration=text)
+    run = fit(bundled, tmp_path / "out", budgets=["decode=1.2x"], calibration=text)
     (verdict,) = run.verdicts
-    before, after = run.costs["original"].decode, run.costs["compressed"].decode
+    before, after = run.costs["runtime"].decode, run.costs["compressed"].decode
     assert before is not None
     assert after is not None
     assert verdict.met
-    assert after.median >= 3 * before.median
+    assert after.median >= 1.1 * before.median  # another measurement than the one that was held to
     with pytest.raises(BudgetError, match=r"'decode=5000x' cannot be had here: .* would reach .*x"):
         fit(bundled, tmp_path / "other", budgets=["decode=5000x"], calibration=text)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from regauge.artifact.codec.base import REGAUGE, Wire
+from regauge.artifact.folder import ANATOMY, anatomy_json
 
 SHIM = "regauge_loader.py"
 CLASSES = (
@@ -88,6 +89,7 @@ def artifact_files(
     found["config.json"] = config_json(source, wire)
     found["regauge/recipe.yaml"] = recipe
     found["regauge/receipt.json"] = receipt
+    found[ANATOMY] = anatomy_json(wire.layout.source)
     if wire.name == REGAUGE:
         found[SHIM] = Path(__file__).with_name("shim.py.txt")
     else:

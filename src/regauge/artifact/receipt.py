@@ -13,7 +13,8 @@ class SiteReceipt(_Record):
     """One weight matrix.
 
     `bits` counts everything stored for the site over its weights. `error` is ‖(W − Ŵ)X‖ / ‖WX‖ on the calibration
-    text (‖W − Ŵ‖ / ‖W‖ where no text was needed). `tokens` is how many calibration tokens reached the site.
+    text (‖W − Ŵ‖ / ‖W‖ where no text was needed). `tokens` is how many calibration tokens reached the site. `runs` is
+    how it is multiplied on each kind of device: `native (kernel)` or `simulated (why)`; empty where it stays whole.
     """
 
     name: str
@@ -27,6 +28,7 @@ class SiteReceipt(_Record):
     tokens: int | None = None
     fallback: str | None = None
     kept: str | None = None  # why it stays in full precision
+    runs: dict[str, str] = {}
 
 
 class TapReceipt(_Record):
@@ -114,6 +116,7 @@ class Receipt(_Record):
     moves: tuple[MoveReceipt, ...] = ()
     selects: tuple[SelectReceipt, ...] = ()
     searched: tuple[dict[str, object], ...] = ()  # strengths chosen by the whole model's loss, with the grid tried
+    learnt: tuple[dict[str, object], ...] = ()  # a block each: sites, steps, its error before and after, why it ended
     logits_error: float | None = None  # whole model after all exact moves, before rounding, relative maximum
     notes: tuple[str, ...] = ()
     bytes_bf16: int = 0  # the source, every tensor counted as bf16

@@ -211,7 +211,7 @@ def run(found: Run, out: Path) -> None:
     line(f"{where(out)}: point {found.point.name} of {len(found.points)}, {found.chosen_why}")
     for verdict in found.verdicts:
         word = "met" if verdict.met else "NOT met"
-        line(f"  {word}: {verdict.text}: {verdict.measured:.4g} {verdict.unit} ({verdict.how})")
+        line(f"  {word}: {verdict.text}: {figures.amount(verdict.measured, verdict.unit)} ({verdict.how})")
     line(f"  {figures.made(found)} The page: {where(out)}/regauge/report.html")
 
 

@@ -20,6 +20,7 @@ from regauge.formats.base import Codes, Format
 from regauge.parts import Point
 from regauge.plan.resolution import Resolution
 from regauge.rounding.base import Stats
+from regauge.runtime.capabilities import runs
 
 Choices = Mapping[str, Point | None]
 
@@ -58,20 +59,28 @@ def as_stored(anatomy: Anatomy, weights: Weights, like: Weights, default: torch.
 
 
 def round_sites(
-    sites: Iterable[Site], weights: Weights, choices: Choices, stats: Mapping[str, Stats]
+    sites: Iterable[Site],
+    weights: Weights,
+    choices: Choices,
+    stats: Mapping[str, Stats],
+    formats: Mapping[str, Format] | None = None,
 ) -> dict[str, Codes]:
-    """Codes of every site that has a choice, with what its compensator adds."""
+    """Codes of every site that has a choice, with what its compensator adds.
+
+    Args:
+        formats: site → its format with a step that was learnt, in place of the choice's own.
+    """
     codes: dict[str, Codes] = {}
     for site in sites:
-        choice = choices.get(site.name)
+        choice, name = choices.get(site.name), site.name
         if choice is not None:
-            codes[site.name] = round_site(weights[f"{site.name}.weight"], choice, stats.get(site.name, {}))
+            codes[name] = round_site(weights[f"{name}.weight"], choice, stats.get(name, {}), (formats or {}).get(name))
     return codes
 
 
-def round_site(w_OI: Tensor, choice: Point, stats: Stats) -> Codes:
-    """One matrix through its rounder and compensator."""
-    fmt = parts.format_of(choice)
+def round_site(w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = None) -> Codes:
+    """One matrix through its rounder and compensator; in `fmt` where that is given."""
+    fmt = fmt or parts.format_of(choice)
     w_OI = w_OI.float() if w_OI.dtype is torch.float64 else w_OI
     codes = parts.rounder_of(choice)(w_OI, fmt, stats)
     compensator = parts.compensator_of(choice)
@@ -168,6 +177,7 @@ def site_receipts(
                 tokens=int(seen["count"]) if "count" in seen else None,
                 fallback="; ".join(told) or None,
                 kept=resolution.kept.get(name),
+                runs={} if choice is None else runs(choice, resolution.inputs.get(site.tap or ""), site.shape),
             )
         )
     return found

@@ -20,9 +20,11 @@ from regauge.artifact.staging import STATES, Staging
 from regauge.engine.block import Moved, effective, full_precision, site_receipts
 from regauge.engine.certify import Prover
 from regauge.engine.job import Job, outer_names
+from regauge.engine.learning import room
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
 from regauge.formats.base import Codes
+from regauge.hosts.states import States
 from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration
 
@@ -37,6 +39,7 @@ class Done:
         rare: site → what was done about an expert that saw few tokens.
         proof: certificates of its moves; selects: what was taken out, as measured.
         logits_error: of the whole model, in the last shard.
+        learnt: what was trained in the block, and how far it came.
     """
 
     sites: Sequence[Site]
@@ -48,6 +51,7 @@ class Done:
     notes: Sequence[str] = ()
     logits_error: float | None = None
     selects: Sequence[SelectReceipt] = ()
+    learnt: Mapping[str, object] | None = None
 
 
 class Drive:
@@ -84,6 +88,11 @@ class Drive:
             notes += note["notes"]
         return sites, moves, selects, list(dict.fromkeys(notes))
 
+    def learnt(self) -> list[dict[str, object]]:
+        """What was trained, a block each, in order."""
+        notes: list[Any] = [self.staging.notes[shard] for shard in self.shards]
+        return [dict(note["learnt"]) for note in notes if "learnt" in note]
+
     def _finished(self) -> int:
         """How many shards are whole and can be gone on from. Without its states a block cannot be, so it is redone."""
         count = 0
@@ -109,12 +118,11 @@ class Drive:
         proof = self._prove(None, moved, kept)
         if not finished:
             self._write(0, Done(sites, head, codes, proof=proof, notes=self.job.anatomy.notes))
-        self.work.begin(running)
-        if self.work.states is not None:
-            if kept is not None:
-                hidden = [kept[f"hidden.{n}"] for n in range(len(self.work.states))]
-                self.work.states = self.work.states.with_hidden(hidden)
-            self._spill()
+        self.work.begin(running, moved.exact)
+        if kept is not None:
+            found = kept
+            self._each(lambda name, states: states.with_hidden([found[f"{name}.{n}"] for n in range(len(states))]))
+        self._spill()
         return running
 
     def _block(self, block: int) -> None:
@@ -129,13 +137,19 @@ class Drive:
         if needs:
             stats, rarer = work.see(block, moved.exact, needs, sample=True)
             rare |= rarer
-        codes = work.round(sites, moved, stats)
+        learnt = work.learn(block, moved, stats, self.staging, self.clock)
+        codes = work.round(sites, moved, stats, None if learnt is None else learnt.formats)
         unseen = [site for site in sites if site.name in codes and site.name not in stats]
         if work.states is not None and (unseen or job.reads_head or index < job.anatomy.blocks):
             stats |= work.advance(block, effective(moved.stored, codes, job.choices), unseen)
         self._keep(index)
-        self._write(index, Done(sites, moved, codes, stats, rare, proof, notes, selects=selects))
+        done = Done(sites, moved, codes, stats, rare, proof, notes, selects=selects)
+        if learnt is not None:
+            done = replace(done, notes=[*notes, *learnt.notes], learnt=learnt.told)
+        self._write(index, done)
         self.staging.drop(_behind(block))
+        if learnt is not None:
+            self.staging.drop(room(block))
 
     def _tail(self, running: Weights) -> float | None:
         index = len(self.shards) - 1
@@ -162,17 +176,31 @@ class Drive:
     def _keep(self, blocks: int) -> None:
         """The states behind so many blocks, for a run that goes on from here."""
         kept = self.prover.keep() if self.prover is not None else {}
-        if self.work.states is not None:
-            kept |= {f"hidden.{n}": hidden for n, hidden in enumerate(self.work.states.hidden)}
+        for stream, states in self._streams().items():
+            kept |= {f"{stream}.{n}": hidden for n, hidden in enumerate(states.hidden)}
         if kept:
             self.staging.keep(_behind(blocks), kept)
 
+    def _streams(self) -> dict[str, States]:
+        """The streams of states that there are."""
+        found = {"hidden": self.work.states, "teacher": self.work.teacher}
+        return {name: states for name, states in found.items() if states is not None}
+
+    def _each(self, change: Callable[[str, States], States]) -> None:
+        """Every stream of states by another in its place."""
+        changed = {name: change(name, states) for name, states in self._streams().items()}
+        self.work.states, self.work.teacher = changed.get("hidden"), changed.get("teacher")
+
     def _spill(self) -> None:
-        states = self.work.states
-        if states is not None and sum(h.numel() * h.element_size() for h in states.hidden) > SPILL:
-            folder = self.staging.root / STATES
-            folder.mkdir(exist_ok=True)
-            self.work.states = states.spill(folder)
+        if sum(h.numel() * h.element_size() for states in self._streams().values() for h in states.hidden) <= SPILL:
+            return
+
+        def spilt(name: str, states: States) -> States:
+            folder = self.staging.root / STATES / name
+            folder.mkdir(parents=True, exist_ok=True)
+            return states.spill(folder)
+
+        self._each(spilt)
 
     def _codes_of(self, index: int) -> dict[str, Codes]:
         """The codes in a shard written by an earlier run."""
@@ -192,7 +220,7 @@ class Drive:
             "selects": [receipt.model_dump(mode="json") for receipt in done.selects],
             "notes": list(done.notes),
             "logits_error": done.logits_error,
-        }
+        } | ({} if done.learnt is None else {"learnt": dict(done.learnt)})
         self.staging.write(self.shards[index], tensors, note=note)
 
 

@@ -16,10 +16,12 @@ from pydantic import BaseModel, ConfigDict
 from regauge import parts
 from regauge.anatomy.model import Site
 from regauge.artifact.disk import free_bytes
+from regauge.engine import learning_cost
 from regauge.engine.block import round_site, spelled
 from regauge.engine.job import Job
 from regauge.engine.reading import Reading
 from regauge.engine.shaping import MEASURED, needs_of
+from regauge.formats.base import OBJECTIVE
 from regauge.parts import Point
 from regauge.plan import digest
 
@@ -119,8 +121,8 @@ def bytes_after(job: Job) -> int:
     return sum(plan.bytes_after for plan in site_plans(job)) + other_bytes(job)
 
 
-def passes(job: Job, read: Reading) -> list[str]:
-    """How often the model is streamed, and for what."""
+def passes(job: Job, read: Reading, flop: float | None = None) -> list[str]:
+    """How often the model is streamed, and for what; `flop` is the machine's speed, where costs are to be told."""
     if not job.calibrated:
         told = ["one pass over the weights, tensor by tensor; no text is read and nothing is run"]
     else:
@@ -142,9 +144,25 @@ def passes(job: Job, read: Reading) -> list[str]:
             )
         seen = sum(1 for recast in job.local if recast.rewrite.needs) + bool(job.needs)
         told.append(f"one pass that runs each block {seen + 1} times: to see what it reads, and compressed")
+        told += learning_cost.told(job, read.tokens, flop)
     if job.certified:
         told.append("alongside, certificates of the moves in float64 on two dozen tokens")
     return told
+
+
+def _tried() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(EDGE, EDGE, generator=generator), torch.randn(EDGE, EDGE, generator=generator)
+
+
+def speed() -> float:
+    """Seconds of one multiply or add in a float32 product, taken now on a small one."""
+    w_OI, x_TI = _tried()
+    x_TI @ w_OI.T
+    started = time.perf_counter()
+    for _ in range(4):
+        x_TI @ w_OI.T
+    return (time.perf_counter() - started) / 4 / (2 * EDGE**3)
 
 
 def seconds(job: Job, tokens: int, sampled: bool = False) -> float:
@@ -154,14 +172,8 @@ def seconds(job: Job, tokens: int, sampled: bool = False) -> float:
         sampled: the model samples those tokens first.
     """
     began = time.perf_counter()
-    generator = torch.Generator().manual_seed(0)
-    w_OI = torch.randn(EDGE, EDGE, generator=generator)
-    x_TI = torch.randn(EDGE, EDGE, generator=generator)
-    x_TI @ w_OI.T
-    started = time.perf_counter()
-    for _ in range(4):
-        x_TI @ w_OI.T
-    flop = (time.perf_counter() - started) / 4 / (2 * EDGE**3)
+    w_OI, x_TI = _tried()
+    flop = speed()
     stats = {"hessian": (x_TI.T @ x_TI).double() / EDGE, "second_moment": x_TI.square().mean(0)}
     each: dict[Point, float] = {}
     total, inner = 0.0, 0
@@ -190,6 +202,10 @@ def seconds(job: Job, tokens: int, sampled: bool = False) -> float:
         if job.needs:
             wide = {site.tap: site.shape[1] for site in job.anatomy.sites if "hessian" in job.needs.get(site.name, ())}
             total += sum(2 * tokens * width**2 * flop for width in wide.values())
+        if job.taught:
+            total += 2 * inner * tokens * flop * 1.5 + learning_cost.learning_cost(job, tokens, flop).seconds
+            choosing = sum(OBJECTIVE in recast.rewrite.needs for recast in job.local) * learning_cost.TRIES
+            total += choosing * (2 * inner * min(tokens, 8192) * flop * 1.5 + each_total(job, each))
         for recast in job.recasts:
             points = sum(len(grid) for grid in recast.rewrite.search.values())
             total += points * (2 * runs * 2 * inner * min(tokens, 8192) * flop + each_total(job, each))
@@ -212,10 +228,10 @@ def _steeper(site: Site, choice: Point) -> float:
 
 
 def disk_needed(job: Job, read: Reading) -> int:
-    """Bytes on disk while the job works: the artifact and two generations of states."""
+    """Bytes on disk while the job works: the artifact and two generations of states, the teacher's too where it is."""
     tokens = read.tokens
     states = tokens * job.anatomy.hidden * 4
-    return int(bytes_after(job) * 1.02) + 3 * states + (4 << 20)
+    return int(bytes_after(job) * 1.02) + (6 if job.taught else 3) * states + (4 << 20)
 
 
 def record(
@@ -239,7 +255,7 @@ def record(
         refusals=tuple(refusals),
         sites=tuple(sites),
         notes=tuple(dict.fromkeys(notes)),
-        passes=tuple(passes(job, read)),
+        passes=tuple(passes(job, read, speed() if timed and job.learnt else None)),
         calibration=read.windows.record() if read.windows is not None else dict(read.identity),
         bytes_bf16=before,
         bytes_after=after,

@@ -7,7 +7,7 @@ driver carries out. Cost: reading headers; no weight is touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,12 +18,14 @@ from regauge.artifact.codec.base import Layout, Wire
 from regauge.artifact.codec.choose import choose
 from regauge.engine.shaping import Shaping, shaping_of
 from regauge.errors import RecipeError, RegaugeError
-from regauge.formats.base import Format
+from regauge.formats.base import OBJECTIVE, Format
 from regauge.hosts import host_of
 from regauge.hosts.base import Host, Source
-from regauge.parts import SHAPE, Point, Spec
+from regauge.learn.base import SiteLearned
+from regauge.learn.settings import Settings
+from regauge.parts import SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, load
-from regauge.plan.resolution import Resolution, inert, resolve
+from regauge.plan.resolution import Resolution, inert, learnt, resolve
 from regauge.rewrites.base import Rewrite
 
 T = TypeVar("T")
@@ -57,6 +59,7 @@ class Job:
         wire: how the artifact is laid out; `refusals` says why it is not compressed-tensors.
         needs: site → statistics that its rounder and compensator need; sites that need none are absent.
         shaping: what is pruned, if anything is; `gauge` is then the anatomy before that.
+        learnt: site → the part that is trained there by the error of its block; most have none.
     """
 
     plan: Plan
@@ -70,6 +73,7 @@ class Job:
     seed: int = 0
     shaping: Shaping | None = None
     gauge: Anatomy | None = None
+    learnt: Mapping[str, SiteLearned] = field(default_factory=dict)
 
     @property
     def host(self) -> Host:
@@ -115,10 +119,20 @@ class Job:
     def calibrated(self) -> bool:
         """Whether any part wants to see text."""
         return (
-            bool(self.needs)
+            bool(self.needs or self.learnt)
             or self.shaping is not None
             or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)
         )
+
+    @property
+    def taught(self) -> bool:
+        """Whether any part asks for the error of a block against the teacher's states."""
+        return bool(self.learnt) or any(OBJECTIVE in recast.rewrite.needs for recast in self.recasts)
+
+    @property
+    def settings(self) -> Settings:
+        """How what is learnt is trained."""
+        return Settings(**self.plan.learning)  # type: ignore[arg-type]  # of the kinds that the parser checked
 
     @property
     def certified(self) -> bool:
@@ -184,6 +198,10 @@ def prepare(
     resolution, chosen = None, None
     if shaping is not None or not plan.of(SHAPE) or len(told.errors) == known:
         resolution = told.attempt(lambda: resolve(plan, anatomy), None)
+    for recast in recasts if shaping is not None else ():
+        if OBJECTIVE in recast.rewrite.needs:
+            why = "by the error of a block, and cannot where the same recipe takes units out of blocks"
+            told.errors.append(RecipeError(f"recipe {plan.name!r}: rewrite {recast.name!r} chooses {why}"))
     if resolution is not None:
         for reason in inert(plan, resolution):
             told.errors.append(RecipeError(reason))
@@ -195,7 +213,14 @@ def prepare(
         return None
     needs = needs_in(anatomy, resolution)
     gauge = None if shaping is None else whole
-    return Job(plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge)
+    taught: dict[str, SiteLearned] = {  # whatever needs the objective is learnt: that is the contract of the need
+        name: parts.build("ranger", point.spec("ranger"))
+        for name, point in resolution.at(WEIGHTS).items()
+        if learnt(point)
+    }
+    return Job(
+        plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge, taught
+    )
 
 
 def layout_of(source: Source, anatomy: Anatomy, resolution: Resolution, shaping: Shaping | None) -> Layout:

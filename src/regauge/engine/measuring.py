@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from regauge.artifact.files import weight_bytes
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import ModelError
 from regauge.hosts import host_of
@@ -79,7 +80,7 @@ def _subject(name: str, path: str | Path) -> Subject:
         found = host.ways(load(dtype))
         return {RUNTIME: found.runtime} if found.own is None else {RUNTIME: found.runtime, ORIGINAL: found.own}
 
-    return Subject(name, path, load, ways, host.facts)
+    return Subject(name, path, load, ways, host.facts, weight_bytes(path) if Path(path).is_dir() else None)
 
 
 def _given(text: Where, tokenizer: Tokenizer, found: Facts, seed: int) -> Windows:

@@ -38,6 +38,7 @@ class Done:
     notes: list[str]
     searched: list[dict[str, object]]
     logits_error: float | None
+    learnt: tuple[dict[str, object], ...] = ()
 
 
 def receipt_of(done: Done, source: str, source_hash: str, after: int) -> Receipt:
@@ -60,6 +61,7 @@ def receipt_of(done: Done, source: str, source_hash: str, after: int) -> Receipt
         moves=tuple(done.moves),
         selects=tuple(done.selects),
         searched=tuple(done.searched),
+        learnt=done.learnt,
         logits_error=done.logits_error,
         notes=tuple(dict.fromkeys([*job.resolution.notes, *done.notes])),
         bytes_bf16=before,
@@ -101,7 +103,7 @@ def command_line() -> str:
 
 
 def files_of(job: Job, receipt: Receipt, log: Mapping[str, Any], staging: Staging) -> dict[str, bytes | str | Path]:
-    kept = receipt.model_dump(mode="json", exclude=set(VOLATILE))
+    kept = receipt.model_dump(mode="json", exclude={*VOLATILE, *(() if receipt.learnt else ("learnt",))})
     text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
     files = artifact_files(job.source.path, job.wire, staging.index(), dump(job.plan), text)
     return {**files, RUN_LOG: json.dumps(dict(log), indent=1) + "\n"}

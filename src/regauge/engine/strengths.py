@@ -79,7 +79,7 @@ def whole_loss(job: Job, original: Original, windows: Calibration, runner: Runne
     early = [site for site in sites if site.name != "head"]
     codes = work.round(early, outer, {})
     running = effective(outer.stored, codes, job.choices)
-    work.begin(running)
+    work.begin(running, outer.exact)
     for block in range(job.anatomy.blocks):
         moved, *_ = work.prune(block, work.local(block, work.read(block))[0])
         inner = job.sites(block)

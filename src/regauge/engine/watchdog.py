@@ -82,8 +82,7 @@ class Clock:
     watcher: Watcher = nobody
     limit: float | None = None
     began: float = field(default_factory=time.monotonic)
-    _phase_began: float = 0.0
-    _from: int = 0
+    _phases: dict[str, tuple[float, int]] = field(default_factory=dict)  # phase → when it began, and from which unit
 
     @property
     def seconds(self) -> float:
@@ -97,8 +96,8 @@ class Clock:
         self.watcher(Progress(phase, done, total))
 
     def start(self, phase: str, total: int, done: int = 0) -> None:
-        """Begins a phase in which `done` units were finished by an earlier run."""
-        self._phase_began, self._from = time.monotonic(), done
+        """Begins a phase in which `done` units were finished by an earlier run; phases may lie in each other."""
+        self._phases[phase] = time.monotonic(), done
         self.watcher(Progress(phase, done, total))
 
     def tick(self, phase: str, done: int, total: int) -> None:
@@ -107,7 +106,8 @@ class Clock:
         Raises:
             BudgetError: what is left cannot be done within the limit; what is finished stays for the next run.
         """
-        each = (time.monotonic() - self._phase_began) / max(done - self._from, 1)
+        began, first = self._phases[phase]
+        each = (time.monotonic() - began) / max(done - first, 1)
         left = each * (total - done)
         self.watcher(Progress(phase, done, total, left))
         if self.limit is not None and done < total and self.seconds + left > self.limit:

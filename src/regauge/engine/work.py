@@ -10,13 +10,18 @@ from regauge.anatomy import moves as algebra
 from regauge.anatomy.model import Site, Weights
 from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SelectReceipt
-from regauge.engine.block import Moved, activation_grids, as_stored, round_sites
+from regauge.artifact.staging import Staging
+from regauge.engine.block import Choices, Moved, activation_grids, as_stored, effective, round_sites
 from regauge.engine.job import Job
+from regauge.engine.learning import Learnt, Lesson, learn
+from regauge.engine.objective import Bound, Change, Objective
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import collection
-from regauge.formats.base import Codes
+from regauge.engine.watchdog import Clock
+from regauge.formats.base import OBJECTIVE, Codes, Format
 from regauge.hosts.base import Runner
 from regauge.hosts.states import States
+from regauge.parts import Point, Spec
 from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration
 
@@ -28,11 +33,14 @@ class Pass:
 
     Attributes:
         states: what the compressed model has made of the text so far; None where no text is needed.
+        teacher: what the uncompressed model has, in the same gauge; None unless a part asks for it.
+        target: what the teacher makes of the block at hand; None before `local` has seen it.
     """
 
     def __init__(self, job: Job, windows: Calibration | None, runner: Runner | None = None) -> None:
         self.job = job
-        self.batches = windows.batches(BATCH) if windows is not None else []
+        size = job.settings.batch if job.learnt else BATCH
+        self.batches = windows.batches(size) if windows is not None else []
         self.runner = runner
         if windows is not None and runner is None:
             self.runner = job.host.runner(job.source, anatomy=job.anatomy)
@@ -40,6 +48,8 @@ class Pass:
         if self.runner is not None and job.shaping is not None:
             self.whole = job.host.runner(job.source, anatomy=job.whole)
         self.states: States | None = None
+        self.teacher: States | None = None
+        self.target: States | None = None
 
     def read(self, block: int | None) -> Moved:
         """The tensors of a block, after the moves of the whole model."""
@@ -59,13 +69,17 @@ class Pass:
     def local(self, block: int, moved: Moved) -> tuple[Moved, list[str], dict[str, str]]:
         """The block after the rewrites that work block by block, what they noted, and sites of rare experts."""
         job, notes = self.job, list[str]()
+        if self.teacher is not None and self.whole is not None:
+            self.target = self.whole.block(block, moved.exact, self.teacher)
         rare: dict[str, str] = {}
         for recast in job.local:
             stats: dict[str, Stats] = {}
-            if recast.rewrite.needs:
-                needs = {site.name: recast.rewrite.needs for site in job.sites(block) if site.tap is not None}
+            wanted = recast.rewrite.needs - {OBJECTIVE}
+            if wanted:
+                needs = {site.name: wanted for site in job.sites(block) if site.tap is not None}
                 stats, rare = self.see(block, moved.exact, needs, runner=self.whole)
-            anatomy, made = recast.rewrite(job.whole, moved.exact, stats, None, block)
+            objective = self.objective(block, moved) if OBJECTIVE in recast.rewrite.needs else None
+            anatomy, made = recast.rewrite(job.whole, moved.exact, stats, objective, block)
             notes += [note for note in anatomy.notes if note not in job.whole.notes]
             exact = algebra.apply(made, job.whole, moved.exact, dtype=torch.float64)
             moved = self._moved(moved.source, exact, (*moved.moves, *made))
@@ -128,11 +142,48 @@ class Pass:
                 run(hidden, batch)
         return found.finish(sites)
 
-    def begin(self, outer: Weights) -> None:
-        """States behind the embeddings."""
+    def objective(self, block: int, moved: Moved) -> Objective:
+        """The error of a block's output against the teacher's, under the plan's formats."""
+        (runner, states), job, sites = self.running(), self.job, self.job.sites(block)
+        assert self.target is not None, "a plan that needs the objective has a teacher"
+
+        def rounded(weights: Weights) -> Weights:
+            tried = as_stored(job.anatomy, weights, moved.source, job.source.dtype)
+            present = [site for site in sites if f"{site.name}.weight" in weights]
+            return effective(tried, round_sites(present, weights, _nearest(job.choices), {}), job.choices)
+
+        def bind(weights: Weights, inputs: Change) -> Bound:
+            return runner.bind(block, weights, states, inputs=inputs)
+
+        return Objective(states, self.target, bind, rounded, activation_grids(sites, job.resolution.inputs))
+
+    def learn(
+        self, block: int, moved: Moved, stats: Mapping[str, Stats], staging: Staging | None, clock: Clock
+    ) -> Learnt | None:
+        """Trains what is learnt in a block, with all else in it rounded; None where nothing is."""
+        job = self.job
+        sites = [site for site in job.sites(block) if f"{site.name}.weight" in moved.exact]
+        taught = {site.name: job.learnt[site.name] for site in sites if site.name in job.learnt}
+        if not taught:
+            return None
+        plain = self.round([site for site in sites if site.name not in taught], moved, stats)
+        weights = effective(moved.stored, plain, job.choices)
+        weights |= {f"{name}.weight": moved.exact[f"{name}.weight"] for name in taught}
+        formats = {name: job.format(name) for name in taught}
+        lesson = Lesson(block, taught, formats, weights, job.seed)
+        return learn(lesson, self.objective(block, moved), job.settings, staging, clock)
+
+    def begin(self, outer: Weights, exact: Weights | None = None) -> None:
+        """States behind the embeddings.
+
+        Args:
+            outer: the compressed model's tensors; `exact`: the teacher's, where one is asked for.
+        """
         if self.runner is None:
             return
         self.states = self.runner.begin(self.batches, outer)
+        if self.job.taught and exact is not None:
+            self.teacher = self.states.with_hidden(self.runner.begin(self.batches, exact).hidden)
 
     def advance(self, block: int, weights: Weights, sample: Sequence[Site] = ()) -> dict[str, Stats]:
         """Runs the compressed block for the next states; keeps rows of the inputs of some sites on the way."""
@@ -140,12 +191,20 @@ class Pass:
         found = collection(sample, {site.name: frozenset() for site in sample}, sample=True)
         inputs = activation_grids(self.job.sites(block), self.job.resolution.inputs)
         self.states = runner.block(block, weights, states, watch=found.watch, inputs=inputs)
+        if self.target is not None:
+            self.teacher, self.target = self.target, None
         return found.finish(sample)[0]
 
-    def round(self, sites: Sequence[Site], moved: Moved, stats: Mapping[str, Stats]) -> dict[str, Codes]:
-        """Codes of the sites whose weight is there."""
+    def round(
+        self,
+        sites: Sequence[Site],
+        moved: Moved,
+        stats: Mapping[str, Stats],
+        formats: Mapping[str, Format] | None = None,
+    ) -> dict[str, Codes]:
+        """Codes of the sites whose weight is there; `formats` holds those that were learnt."""
         present = [site for site in sites if f"{site.name}.weight" in moved.exact]
-        return round_sites(present, moved.exact, self.job.choices, stats)
+        return round_sites(present, moved.exact, self.job.choices, stats, formats)
 
     def see_head(self, outer: Weights) -> tuple[dict[str, Stats], dict[str, str]]:
         """Statistics of what the head reads, where its parts need them."""
@@ -164,3 +223,11 @@ class Pass:
         assert self.runner is not None, "a plan that needs text runs with text"
         assert self.states is not None, "begin comes first"
         return self.runner, self.states
+
+
+def _nearest(choices: Choices) -> dict[str, Point | None]:
+    """The same points with the rounder that needs nothing: what a tentative block is tried under."""
+    plain = Spec("nearest")
+    return {
+        name: None if point is None else point.but(rounder=plain, compensator=None) for name, point in choices.items()
+    }

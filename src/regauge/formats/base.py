@@ -37,6 +37,8 @@ class Grid(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def kind(self) -> str: ...  # integer, float or table: what decides which kernels multiply it
+    @property
     def bits(self) -> int: ...  # stored bits an element
     @property
     def symmetric(self) -> bool: ...  # True: no zero point is stored
@@ -102,24 +104,35 @@ class Scale(Protocol):
         """scale_G1 again from the fields."""
 
 
+OBJECTIVE = "objective"
+"""What a part needs that is learnt, or chosen, by the error of a block's output against the uncompressed model's."""
+
+
 @runtime_checkable
 class Ranger(Protocol):
     """How big the step is. Weights and activations alike."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def needs(self) -> frozenset[str]: ...  # `OBJECTIVE` where the step is learnt (see `learn/base.py`)
 
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step: ...
 
 
 @dataclass(frozen=True)
 class Format:
-    """One point of grid × grain × ranger × scale."""
+    """One point of grid × grain × ranger × scale.
+
+    Attributes:
+        step: of one matrix, where it is known already because it was learnt; None: the ranger finds it.
+    """
 
     grid: Grid
     grain: Grain
     ranger: Ranger
     scale: Scale
+    step: Step | None = None
 
     def bound(self, w_OI: Tensor) -> Format:
         """The format for this matrix: a level that all its steps share is fixed by its largest magnitudes."""
@@ -130,6 +143,8 @@ class Format:
 
     def fit(self, w_OI: Tensor, weight_OI: Tensor | None = None) -> Step:
         """The step of every group of `w_OI`; `weight_OI` ≥ 0 says how much each element's error counts."""
+        if self.step is not None:
+            return self.step
         weight_GK = None if weight_OI is None else self.grain.split(weight_OI)
         return self.ranger(self.grain.split(w_OI), self.grid, self.bound(w_OI).scale, weight_GK)
 

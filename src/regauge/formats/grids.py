@@ -34,6 +34,10 @@ class Int:
         return f"int{self.bits}" if self.symmetric else f"int{self.bits}-asym"
 
     @property
+    def kind(self) -> str:
+        return "integer"
+
+    @property
     def low(self) -> float:
         return float(-(1 << (self.bits - 1))) if self.symmetric else 0.0
 
@@ -75,6 +79,10 @@ class Float:
     top: float
     tiny: float
     cast: torch.dtype | None = None
+
+    @property
+    def kind(self) -> str:
+        return "float"
 
     @property
     def symmetric(self) -> bool:
@@ -176,6 +184,10 @@ class CodeBook:
     def __post_init__(self) -> None:
         if list(self.values) != sorted(set(self.values)) or not 2 <= len(self.values) <= 1 << self.bits:
             raise ValueError(f"a code book of {self.bits} bits is at most {1 << self.bits} values in rising order")
+
+    @property
+    def kind(self) -> str:
+        return "table"
 
     @property
     def symmetric(self) -> bool:

@@ -59,6 +59,10 @@ class AbsMax:
     def name(self) -> str:
         return "absmax"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
         raw_G1 = _even(reach(x_GK), grid)
         return stored(raw_G1, _middle(raw_G1, grid), grid, scale.bind(raw_G1, grid, 1))
@@ -74,6 +78,10 @@ class MinMax:
     @property
     def name(self) -> str:
         return "minmax"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
         low_G1, high_G1 = (end.clamp(max=0) if i == 0 else end.clamp(min=0) for i, end in enumerate(ends(x_GK)))
@@ -93,6 +101,10 @@ class Dynamic:
     @property
     def name(self) -> str:
         return "dynamic"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
         found: Ranger = AbsMax() if grid.symmetric else MinMax()
@@ -121,6 +133,10 @@ class Search:
     @property
     def name(self) -> str:
         return "search"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
         low_G1, high_G1 = ends(x_GK)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,6 @@ from regauge.measure.cost import (
     memory,
     prompt_of,
     speeds,
-    weight_bytes,
 )
 from regauge.measure.encoders import cosine, embed
 from regauge.measure.machine import machine
@@ -178,7 +176,7 @@ def _costs(subjects: Sequence[Subject], facts: Facts, method: Method) -> tuple[d
             prefill=found["prefill"].get(subject.name),
             memory=memory(subject.path, method.dtype),
             cache_bytes=cache.get(subject.name),
-            bytes=weight_bytes(subject.path) if Path(subject.path).is_dir() else None,
+            bytes=subject.stored,
         )
         for subject in subjects
     }

@@ -234,13 +234,3 @@ def memory(path: str | Path, dtype: str = "stored", timeout: float = 600.0) -> M
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ModelError(f"{path} could not be loaded in a fresh process to read its memory: {last[0]}")
     return Memory(**json.loads(done.stdout.strip().splitlines()[-1]))
-
-
-def weight_bytes(path: str | Path) -> int:
-    """Bytes of the tensors in every safetensors file of a directory: data only, headers not counted."""
-    total = 0
-    for file in sorted(Path(path).glob("**/*.safetensors")):
-        with file.open("rb") as stream:
-            header = int.from_bytes(stream.read(8), "little")
-        total += file.stat().st_size - 8 - header
-    return total

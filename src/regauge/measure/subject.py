@@ -36,6 +36,7 @@ class Subject:
         load: dtype → the model, as a user loads it.
         ways: dtype → the ways in which it can be run: `runtime`, and `original` where its library has its own.
         facts: of a loaded model.
+        stored: bytes of the tensors in its files; None where they are in no directory here.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Subject:
     load: Callable[[torch.dtype], Any]
     ways: Callable[[torch.dtype], Mapping[str, Model]]
     facts: Callable[[Any], Facts]
+    stored: int | None = None
 
 
 def logits(model: Model, inputs: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -22,6 +22,7 @@ from regauge.parts.build import (
     spell,
 )
 from regauge.parts.lookup import empty, foreign, part
+from regauge.parts.part import Part
 from regauge.parts.points import (
     AXES,
     CACHE,
@@ -39,7 +40,7 @@ from regauge.parts.points import (
     tables,
 )
 from regauge.parts.spec import Option, Spec
-from regauge.parts.table import TABLE, Part
+from regauge.parts.table import TABLE
 
 __all__ = [
     "AXES",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from regauge.errors import RecipeError, nearest
+from regauge.parts.part import Part
 from regauge.parts.points import FORMAT, tables
-from regauge.parts.table import TABLE, Part
+from regauge.parts.table import TABLE
 
 
 def part(table: str, name: str, place: str = "") -> Part:

@@ -1,50 +1,18 @@
 """The one explicit table of parts: table → name → constructor. Importing it imports no part and no torch.
 
-To add a part: write it in its axis file, add its line here, and test that it beats its null. An axis that is not in
-here, or is empty, has no parts yet: a recipe may speak of it and is refused before any work.
+To add a part: write it in its axis file, add its line here (or in `shape.py` or `moves.py`), and test that it beats its
+null. An axis that is not in here, or is empty, has no parts yet: a recipe may speak of it, and is refused before any
+work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
-from regauge.parts.points import CACHE, INPUTS, REWRITES, SHAPE, WEIGHTS
-
-
-@dataclass(frozen=True)
-class Part:
-    """One line of the table.
-
-    Attributes:
-        path: `package.module:Name` of the constructor.
-        what: what it does, in a line.
-        cite: arXiv ids or a specification.
-        fixed: options that the name itself fixes; a recipe cannot set them.
-        short: the option that `name:value` sets.
-        places: where it may be used.
-        wants: axis → the parts of it that this one works through; any other beside it is a contradiction.
-        refuses: axis → parts of it that cannot stand beside this one, and why.
-        offers: place → spellings under which the search tries it there. A grid's spellings are the grains beside which
-            it is tried; of every other axis the search takes the last part that a place can serve.
-        term: the kind of term that it adds to a matrix, "" for none.
-        text: whether it reads calibration text.
-        cost: what it costs to use, in a line; "" where it costs nothing to speak of.
-    """
-
-    path: str
-    what: str
-    cite: str = ""
-    fixed: Mapping[str, object] = field(default_factory=dict)
-    short: str = ""
-    places: tuple[str, ...] = (WEIGHTS,)
-    wants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    refuses: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    offers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    term: str = ""
-    text: bool = False
-    cost: str = ""
-
+from regauge.parts.moves import REWRITE_ROWS
+from regauge.parts.part import Part
+from regauge.parts.points import CACHE, INPUTS, WEIGHTS
+from regauge.parts.shape import SHAPE_ROWS
 
 NUMBERS = (WEIGHTS, INPUTS, CACHE)
 """Places whose elements are rounded."""
@@ -119,6 +87,14 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             offers={WEIGHTS: ("search",)},
             cost="seven passes over the weights for each of some twenty shrinks",
         ),
+        "learnt-clip": Part(
+            "regauge.formats.learnt:LearntClip",
+            "the range whose ends are clipped as training by the block's error finds best",
+            "2308.13137",
+            short="rate",
+            text=True,
+            cost="in each training step of a block, running it forward and backward on a batch of text",
+        ),
         "dynamic": Part(
             "regauge.formats.rangers:Dynamic",
             "the range of each call's own values: [-a, a] on symmetric grids, else least to greatest",
@@ -186,101 +162,6 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
     "transform": {
         "identity": Part("regauge.formats.transforms:Identity", "the activation as it is", places=(INPUTS,)),
     },
-    "unit": {
-        "neuron": Part(
-            "regauge.prune.units:Neuron",
-            "a neuron of a feed-forward layer: a row of up and gate, a column of down",
-            places=(SHAPE,),
-        ),
-    },
-    "score": {
-        "random": Part(
-            "regauge.prune.scores:Random", "by lot: what any other score must beat", short="seed", places=(SHAPE,)
-        ),
-        "magnitude": Part(
-            "regauge.prune.scores:Magnitude", "the length of all weights of a unit", "2301.12900", places=(SHAPE,)
-        ),
-        "activation": Part(
-            "regauge.prune.scores:Activation",
-            "what the layer's output loses with the unit: ‖x‖·‖down‖",
-            "2306.11695",
-            places=(SHAPE,),
-            text=True,
-            cost="one pass over calibration text",
-        ),
-    },
-    "allocation": {
-        "uniform": Part(
-            "regauge.prune.allocations:Uniform",
-            "the same share stays in every block, rounded to what kernels like",
-            short="keep",
-            places=(SHAPE,),
-        ),
-        "global": Part(
-            "regauge.prune.allocations:Global",
-            "one threshold for all blocks, so that some keep more than others",
-            "2312.11983",
-            short="keep",
-            places=(SHAPE,),
-            text=True,
-            cost="one more pass over calibration text; stock formats cannot say the sizes",
-        ),
-    },
-    "schedule": {"once": Part("regauge.prune.schedules:Once", "all at once", places=(SHAPE,))},
-    "repair": {
-        "none": Part("regauge.prune.repairs:Nothing", "the weights that stay, as they are", places=(SHAPE,)),
-        "least-squares": Part(
-            "regauge.prune.repairs:LeastSquares",
-            "down solved anew on the units that stay, so that they stand in for those that went",
-            "2302.04089",
-            short="damp",
-            places=(SHAPE,),
-            text=True,
-            cost="one pass over calibration text, XᵀX of the layer's inner width and its Cholesky factor",
-        ),
-    },
-    "rewrite": {
-        "fold-norm": Part(
-            "regauge.rewrites.norms:FoldNorm",
-            "gain and bias of each norm go into its readers",
-            "2404.00456",
-            places=(REWRITES,),
-        ),
-        "layernorm-to-rms": Part(
-            "regauge.rewrites.norms:LayerNormToRMS",
-            "centred writers of the residual make LayerNorm an RMSNorm",
-            "2305.14858",
-            places=(REWRITES,),
-        ),
-        "smooth-norms": Part(
-            "regauge.rewrites.smoothing:SmoothNorms",
-            "scales behind each norm move outliers from inputs to weights",
-            "2211.10438",
-            short="alpha",
-            places=(REWRITES,),
-            text=True,
-            cost="one pass over calibration text",
-        ),
-        "smooth-streams": Part(
-            "regauge.rewrites.smoothing:SmoothStreams",
-            "every scalable stream smoothed, one strength for the model by its own loss",
-            "2312.03788",
-            places=(REWRITES,),
-            text=True,
-            cost="one pass over calibration text, and one of the whole model for each strength tried",
-        ),
-        "rotate": Part(
-            "regauge.rewrites.rotation:RotateHadamard",
-            "residual and values turned by a Hadamard matrix",
-            "2404.00456",
-            places=(REWRITES,),
-        ),
-        "permute": Part(
-            "regauge.rewrites.permutation:PermuteByImportance",
-            "channels sorted so that the prefix matters most",
-            places=(REWRITES,),
-            text=True,
-            cost="one pass over calibration text",
-        ),
-    },
+    **SHAPE_ROWS,
+    "rewrite": REWRITE_ROWS,
 }

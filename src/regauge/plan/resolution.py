@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.errors import RecipeError
+from regauge.formats.base import OBJECTIVE
 from regauge.parts import INPUTS, PLACES, WEIGHTS, Point, Spec
 from regauge.plan.contradictions import reasons_of_parts
 from regauge.plan.matching import Match, match
@@ -73,6 +74,8 @@ def resolve(plan: Plan, anatomy: Anatomy) -> Resolution:
 def inert(plan: Plan, resolution: Resolution) -> list[str]:
     """What the plan asks for and nothing can do yet, a sentence each: a recipe may say it, the engine refuses it."""
     reasons: dict[str, None] = {}
+    if plan.learning and not any(learnt(point) for point in resolution.choices.values()):
+        reasons["'learning' says how to train, and nothing in this recipe is learnt"] = None
     for place, declared in PLACES.items():
         held = resolution.at(place)
         if held and not declared.acts:
@@ -82,6 +85,11 @@ def inert(plan: Plan, resolution: Resolution) -> list[str]:
                 if parts.empty(parts.axis_of(place, name).parts, place):
                     reasons[f"no part acts on {place} {name} yet, so {spec.part!r} cannot be had"] = None
     return [f"recipe {plan.name!r}: {reason}" for reason in reasons]
+
+
+def learnt(point: Point | None) -> bool:
+    """Whether something at a site is trained by the error of its block."""
+    return point is not None and OBJECTIVE in parts.format_of(point).ranger.needs
 
 
 def _error(plan: Plan, reasons: list[str]) -> RecipeError:
@@ -175,6 +183,11 @@ def _refusals(point: Point, site: Site) -> list[str]:
     refusal = parts.format_of(point).grain.refuses(site.shape)
     if refusal is not None:
         reasons.append(_divide(refusal, point, "channel"))
+    if site.block is None and OBJECTIVE in parts.format_of(point).ranger.needs:
+        reasons.append(
+            f"ranger {point.name('ranger')!r} is learnt by the error of a block's output, and what lies in no block "
+            "has none: give it another ranger"
+        )
     if site.tap is None:
         needs = sorted(parts.rounder_of(point).needs)
         if needs:

@@ -77,6 +77,8 @@ def dump(plan: Plan) -> str:
         lines.append(f"row: {_scalar(plan.row, block=True)}")
     if plan.calibration:
         lines.append(f"calibration: {_row({key: str(value) for key, value in plan.calibration.items()})}")
+    if plan.learning:
+        lines.append(f"learning: {_row({key: _scalar(value) for key, value in plan.learning.items()})}")
     if plan.rewrites:
         lines.append(f"rewrites: [{', '.join(_spelt(REWRITE, spec) for spec in plan.rewrites)}]")
     for place, rules in plan.places.items():
@@ -96,6 +98,7 @@ def digest(plan: Plan) -> str:
         OLDER: _meaning(plan, WEIGHTS),  # the key of version 1, so that a plan of weights alone keeps its hash
         "calibration": dict(sorted(plan.calibration.items())),
     }
+    meaning |= {"learning": dict(sorted(plan.learning.items()))} if plan.learning else {}
     meaning |= {place: _meaning(plan, place) for place in plan.places if place != WEIGHTS}
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
@@ -111,6 +114,8 @@ def diff(a: Plan, b: Plan) -> tuple[str, ...]:
         lines.append(f"rewrites: {_list(a)} → {_list(b)}")
     if dict(a.calibration) != dict(b.calibration):
         lines.append(f"calibration: {dict(a.calibration)} → {dict(b.calibration)}")
+    if dict(a.learning) != dict(b.learning):
+        lines.append(f"learning: {dict(a.learning)} → {dict(b.learning)}")
     for place in dict.fromkeys([*a.places, *b.places]):
         rows = [{rule.select: _told(rule.point) for rule in plan.of(place)} for plan in (a, b)]
         told = []

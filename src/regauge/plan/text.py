@@ -5,6 +5,7 @@ A recipe is one YAML mapping, read strictly:
     name: gptq-w4g128
     cite: [arXiv:2210.17323]
     calibration: {tokens: 262144, length: 2048}
+    learning: {steps: 320, batch: 2048}
     rewrites: [fold-norm, {part: smooth-norms, alpha: 0.5}]
     weights:
       blocks.*: {grid: int4, grain: group:128 else channel, ranger: search, scale: f16, rounder: gptq}
@@ -29,6 +30,8 @@ import yaml
 
 from regauge import parts
 from regauge.errors import RecipeError
+from regauge.learn.settings import KEYS as LEARNING
+from regauge.learn.settings import Settings
 from regauge.parts import AXES, FORMAT, INPUTS, PLACES, REWRITES, WEIGHTS, Axis, Option, Point, Spec
 from regauge.plan.model import Plan, Rule
 from regauge.plan.nodes import Node, PlacedError, keys, read
@@ -39,7 +42,7 @@ OLDER = "rules"
 ACTIVATIONS = "activations"
 """What a point on `inputs` was called: a coordinate of the weights with the name of a grid."""
 REWRITE = "rewrite"
-HEAD = ("name", "title", "cite", "differs", "row", "calibration", "rewrites")
+HEAD = ("name", "title", "cite", "differs", "row", "calibration", "learning", "rewrites")
 KEYS = (*HEAD, *PLACES, OLDER)
 FULL = "full"
 ALIKE = re.compile(r"\*|blocks\.(\*|\d+|\?|\[[^\]]*\]|\{[\d,]*\})(\.\*)?")
@@ -76,8 +79,26 @@ def parse(recipe: str | Mapping[str, object], where: str = "recipe", trusted: bo
         rewrites=rewrites,
         cite=tuple(node.text("cite") for node in found["cite"].items("cite")) if "cite" in found else (),
         calibration={key: node.count(key) for key, node in calibration.items()},
+        learning=_learning(found["learning"]) if "learning" in found else {},
         **texts,
     )
+
+
+def _learning(node: Node) -> dict[str, int | str]:
+    """What `learning:` says, each value of the kind that it must be."""
+    found: dict[str, int | str] = {}
+    for key, value in keys(node, tuple(LEARNING), "learning").items():
+        if LEARNING[key] is str:
+            found[key] = value.text(key)
+        elif isinstance(value.value, int) and not isinstance(value.value, bool):
+            found[key] = value.value
+        else:
+            raise value.error(f"{key} must be a whole number, not {value.value!r}")
+        try:
+            Settings(**{key: found[key]})  # type: ignore[arg-type]  # of the kind that LEARNING says
+        except ValueError as error:
+            raise value.error(str(error)) from error
+    return found
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from regauge import parts
 from regauge.errors import RecipeError, nearest
 from regauge.parts import FORMAT, INPUTS, TABLE, WEIGHTS, Point, Spec, axis_of
 from regauge.plan import Plan, Rule, dump, load, patterns, presets
+from regauge.runtime.capabilities import runs
 
 SHAPE = (4096, 4096)
 """The matrix on which bits a weight are counted."""
@@ -70,6 +71,7 @@ def _of_plan(plan: Plan) -> Facts:
         if rule.point is not None and place == WEIGHTS:
             row["bits"] = bits(rule.point)
             row["stored"] = stored(rule.point, reading=_reading(plan, rule))
+            row["runs"] = runs(rule.point, _reading(plan, rule), SHAPE)
             needs = sorted({*needs, *_needs(rule.point)})
         if rule.point is not None and place == parts.SHAPE:  # what keeps no function is measured
             needs = sorted({*needs, *_shape_needs(rule.point), "the outputs of cut blocks"})
@@ -189,7 +191,9 @@ def _plan_text(found: Facts) -> str:
         if rule["place"] == WEIGHTS:
             told_bits = f"{rule['bits']:.2f} bits a weight on {SHAPE[0]} × {SHAPE[1]}"
             lines += ["", f"{WEIGHTS} of {rule['select']}: {told_bits}"]
-            lines += textwrap.wrap(f"stored as {rule['stored']}", 100, initial_indent="  ", subsequent_indent="    ")
+            told_runs = dict(rule["runs"]) if isinstance(rule["runs"], Mapping) else {}
+            for said in (f"stored as {rule['stored']}", *(f"on {device}: {how}" for device, how in told_runs.items())):
+                lines += textwrap.wrap(said, 100, initial_indent="  ", subsequent_indent="    ")
         else:
             lines += ["", f"{rule['place']} of {rule['select']}"]
         lines += _columns([[row["axis"], row["name"], row["what"]] for row in _rows(rule["parts"])])

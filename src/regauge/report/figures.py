@@ -72,6 +72,11 @@ def _row(name: str, size: str, share: str, quality: Quality | None, costs: Costs
     return (name, size, share, *shown, rate(costs.decode), rate(costs.prefill))
 
 
+def amount(value: float, unit: str) -> str:
+    """A measurement or its limit, in its unit."""
+    return told(value) if unit == "bytes" else f"{value:.4g} {unit}".strip()
+
+
 def rate(speed: Speed | None) -> str:
     """Tokens a second."""
     return NONE if speed is None else f"{speed.median:,.0f}"

@@ -80,7 +80,13 @@ def _variant(point: record.Point) -> Point:
 
 def _budgets(run: Run) -> Table:
     rows = tuple(
-        (v.text, _amount(v.limit, v.unit), _amount(v.measured, v.unit), "met" if v.met else "missed", v.how)
+        (
+            v.text,
+            figures.amount(v.limit, v.unit),
+            figures.amount(v.measured, v.unit),
+            "met" if v.met else "missed",
+            v.how,
+        )
         for v in run.verdicts
     )
     return Table(
@@ -90,10 +96,6 @@ def _budgets(run: Run) -> Table:
         rows,
         "No budget was given: the knee of the frontier was built.",
     )
-
-
-def _amount(value: float, unit: str) -> str:
-    return told(value) if unit == "bytes" else f"{value:.4g} {unit}".strip()
 
 
 def _quality(run: Run) -> Table:

@@ -15,8 +15,10 @@ each value `fixed(rewrite, alpha=value)` gives the rewrite that does it, the mod
 and the value with the least loss of the whole model wins (the first of equals). A rewrite is never called while its
 `search` is not empty.
 
-**Objective.** A callable that gives the loss of tentative tensors of the block under the plan's formats, for rewrites
-that choose block by block; None where the engine has none to give.
+**Objective.** A callable that gives the loss of tentative tensors of the block, as moves left them, under the plan's
+formats: the error of the block's output against the uncompressed model's, on the states that the compressed model has
+made (`engine/objective.py`). Lower = better. It is given to rewrites of scope `block` whose `needs` holds `objective`,
+which costs a second stream of states and a run of the block for each call; None for all others.
 """
 
 from __future__ import annotations

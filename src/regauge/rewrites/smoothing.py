@@ -22,11 +22,13 @@ from torch import Tensor
 from regauge.anatomy.model import Anatomy, Port, Stream, Weights
 from regauge.anatomy.moves import Move, apply, transform
 from regauge.errors import RecipeError
+from regauge.formats.base import OBJECTIVE
 from regauge.rewrites.base import NOTHING, Moved, Objective, Statistics, statistic, unseen
 
 GRID = tuple(round(0.05 * i, 2) for i in range(21))
 """α = 0, 0.05, …, 1, as SmoothQuant+ searches it."""
 
+BY_BLOCK = "block"
 STREAMS = ("norm", "value", "ffn")
 FLOOR = 1e-5  # of max|X| and max|W| against the largest of the stream, so that no scale explodes
 
@@ -69,14 +71,17 @@ class SmoothStreams:
     alpha: float | str = "search"
     streams: str = "norm+value+ffn"
     scope: ClassVar[str] = "block"
-    needs: ClassVar[frozenset[str]] = frozenset({"absmax", "count"})
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, str) and self.alpha != "search":
-            raise RecipeError(f"smooth-streams: alpha is a number or 'search', not {self.alpha!r}")
+        if isinstance(self.alpha, str) and self.alpha not in ("search", BY_BLOCK):
+            raise RecipeError(f"smooth-streams: alpha is a number, 'search' or '{BY_BLOCK}', not {self.alpha!r}")
         for kind in self.streams.split("+"):
             if kind not in STREAMS:
                 raise RecipeError(f"smooth-streams: {kind!r} is no kind of stream to smooth ({', '.join(STREAMS)})")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"absmax", "count"} | ({OBJECTIVE} if self.alpha == BY_BLOCK else set()))
 
     @property
     def search(self) -> Mapping[str, tuple[float, ...]]:
@@ -92,8 +97,19 @@ class SmoothStreams:
     ) -> Moved:
         if self.search:
             raise RecipeError("smooth-streams: alpha is still to be searched; the engine sets it before it calls")
-        kinds = self.streams.split("+")
-        return _smooth(anatomy, weights, stats, block, float(self.alpha), kinds, "smooth-streams")
+        kinds, who = self.streams.split("+"), "smooth-streams"
+        if self.alpha != BY_BLOCK:
+            return _smooth(anatomy, weights, stats, block, float(self.alpha), kinds, who)
+        if objective is None:
+            raise RecipeError(f"{who}: alpha '{BY_BLOCK}' is chosen by a block's error, and nothing gives it here")
+        tried = {alpha: _smooth(anatomy, weights, stats, block, alpha, kinds, who) for alpha in GRID}
+        losses = {
+            alpha: objective(apply(moves, anatomy, weights, torch.float64)) for alpha, (_, moves) in tried.items()
+        }
+        best = min(GRID, key=lambda alpha: losses[alpha])
+        after, moves = tried[best]
+        note = f"{who}: alpha {best} in block {block}, whose error it leaves at {losses[best]:.3g}"
+        return after.with_(notes=(*after.notes, note)), moves
 
 
 def strength(x_absmax: Tensor, w_absmax: Tensor, alpha: float) -> Tensor:

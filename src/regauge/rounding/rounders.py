@@ -72,8 +72,8 @@ class GPTQ:
     Attributes:
         damp: λ as a share of the mean diagonal of H.
         order: "none" goes left to right, "activation" by falling diagonal of H; this needs static groups.
-        static_groups: steps are fitted to the original weights. Else a group's step is fitted when its first column is
-            reached, to weights that carry the feedback.
+        static_groups: steps are fitted to the original weights, as those that were learnt are. Else a group's step is
+            fitted when its first column is reached, to weights that carry the feedback.
         block: columns of one block of feedback; a matter of speed only.
         precision: "float32" of the factor, with float64 where that fails; "float64" from the start; "double" makes the
             sweep float64 too, for comparisons.
@@ -116,7 +116,8 @@ class GPTQ:
             order_I = hessian_II.diagonal().argsort(descending=True, stable=True)
         made = factor(hessian_II, self.damp, order_I, sweep)
         notes += made.notes
-        if self.static_groups or fmt.grain.span((w_OI.shape[0], w_OI.shape[1])) == w_OI.shape[1]:
+        known = self.static_groups or fmt.step is not None
+        if known or fmt.grain.span((w_OI.shape[0], w_OI.shape[1])) == w_OI.shape[1]:
             codes = _fixed(w_OI, fmt, fmt.fit(w_OI), made, order_I, self.block)
         else:
             codes = _refitted(w_OI, fmt, made, self.block)

@@ -2,8 +2,8 @@
 
 Memory is an upper bound in bytes: `x` counts against the source with every parameter as bf16, whatever dtype it is
 stored in; GB is 10⁹ and GiB is 2³⁰. `memory@CONTEXT` adds the cache at that many tokens. Decode and prefill are
-lower bounds on speed: `x` counts against the source in bf16 on this machine. A floor bounds what may be lost:
-`kl=0.05` nats a token.
+lower bounds on speed: `x` counts against the source in bf16 by the same runtime on this machine, so that it is
+compression that must give it. A floor bounds what may be lost: `kl=0.05` nats a token.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def parse_one(text: str) -> Budget:
     number, unit = amounts.amount(value, text)
     relative = unit == "x"
     if name != "memory" and not relative:
-        raise BudgetError(f"{text!r}: a speed is a ratio to the source in bf16; write {name}=1.5x.")
+        raise BudgetError(f"{text!r}: a speed is a ratio to the source in bf16 by the same runtime; write {name}=1.5x.")
     if name == "memory" and not relative:
         number *= amounts.factor(unit, text)
     return Budget(

@@ -8,8 +8,7 @@ file that is missing, truncated, of another shape or of a newer format is an err
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from regauge.anatomy.model import Anatomy
 from regauge.artifact import files
-from regauge.artifact.codec.base import COMPRESSED_TENSORS, REGAUGE, Wire
-from regauge.artifact.codec.compressed import CompressedTensors
-from regauge.artifact.codec.groups import read_groups
-from regauge.artifact.codec.packed import Packed
-from regauge.artifact.header import read_header
+from regauge.artifact.codec.base import Wire
+from regauge.artifact.folder import shards, wire_of
 from regauge.errors import ArtifactError, ModelError, SettingError, nearest
 from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.checkpoint import finite
@@ -39,7 +34,6 @@ from regauge.kernels.cpu.matrix import ACTIVATIONS
 from regauge.runtime.window.figure import Figure, check_room, read_figure
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
 
 def load(
@@ -91,13 +85,14 @@ def load(
     config = _config_object(raw, folder)
     model = skeleton(config)
     source = replace(anatomy_of(config, model), tied=bool(model.all_tied_weights_keys))
-    wire = _wire(quantisation, source, dtype, model)
-    shards = _shards(folder, wire)
+    linear = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    wire = wire_of(quantisation, source, dtype, linear)
+    found = shards(folder, wire)
     if figure is None and device == "cpu":
-        check_room(str(folder), sum(path.stat().st_size for path in shards))
+        check_room(str(folder), sum(path.stat().st_size for path in found))
     adapt_modules(model, wire.layout.source, wire.layout.anatomy)
-    if figure is None or not window_of_artifact(model, wire, shards, folder, dtype, figure):
-        _fill(model, wire, shards, dtype, device, activations)
+    if figure is None or not window_of_artifact(model, wire, found, folder, dtype, figure):
+        _fill(model, wire, found, dtype, device, activations)
     _finish(model, folder, wire.name)
     model = model.to(device)
     if torch.device(device).type == "cpu":
@@ -182,34 +177,12 @@ def _config_object(raw: Mapping[str, Any], folder: Path) -> Any:
     return config
 
 
-def _wire(quantisation: Mapping[str, Any], source: Anatomy, dtype: torch.dtype, model: Any) -> Wire:
-    method = quantisation.get("quant_method")
-    if method == REGAUGE:
-        return Packed(read_header(quantisation, source, dtype))
-    if method == COMPRESSED_TENSORS:
-        linear = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
-        return CompressedTensors(read_groups(quantisation, source, linear, dtype))
-    raise ArtifactError(f"the checkpoint is quantised by {method!r}, which regauge does not read; load the original.")
-
-
-def _shards(folder: Path, wire: Wire) -> list[Path]:
-    """Every shard, after checking that none is missing or truncated."""
-    stem = wire.shard(0, 1).partition("-")[0]
-    found = sorted(folder.glob(f"{stem}-?????-of-?????.safetensors")) or sorted(folder.glob(f"{stem}.safetensors"))
-    if not found:
-        raise ArtifactError(f"{folder} has no {wire.shard(0, 1).replace('00001', '*')} files; build it again.")
-    totals = {match[2] for path in found if (match := NUMBERED.search(path.name))}
-    if totals and (len(totals) > 1 or int(totals.pop()) != len(found)):
-        raise ArtifactError(f"{folder} has {len(found)} shards, and their names speak of more; copy it whole.")
-    for path in found:
-        files.header(path)
-    return found
-
-
-def _fill(model: Any, wire: Wire, shards: list[Path], dtype: torch.dtype, device: str, activations: str | None) -> None:
+def _fill(
+    model: Any, wire: Wire, paths: Sequence[Path], dtype: torch.dtype, device: str, activations: str | None
+) -> None:
     """Every shard, one after another."""
     missing = set(wire.layout.quantised)
-    for path in shards:
+    for path in paths:
         missing -= place(model, wire, files.read(path), dtype, device, path, activations)
     if missing:
         raise ArtifactError(f"the artifact lacks the codes of {sorted(missing)[0]}; build or fetch it again.")

@@ -13,16 +13,19 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 
-def convert(codes_OI: Tensor) -> Tensor:
+def convert(codes_OI: Integer[Tensor, "O I"]) -> UInt8[Tensor, ...]:
     """Codes 0 … 15 in torch's layout, half a byte each. O divides by 16, I by 2."""
     packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes_OI.to(torch.int32), 1)
     return packed
 
 
-def product(x_TI: Tensor, packed: Tensor, size: int, steps_NO2: Tensor) -> Tensor:
+def product(
+    x_TI: Float[Tensor, "T I"], packed: UInt8[Tensor, ...], size: int, steps_NO2: Float[Tensor, "N O 2"]
+) -> Float[Tensor, "T O"]:
     """x Wᵀ with w = (code − 8) · step[0] + step[1] in groups of `size` columns; bfloat16 alone is fast."""
     y_TO: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x_TI, packed, size, steps_NO2)
     return y_TO
@@ -55,7 +58,9 @@ def usable() -> bool:
     return block_size() > 0
 
 
-def rows(packed: Tensor, shape: tuple[int, int], start: int, stop: int) -> Tensor:
+def rows(
+    packed: UInt8[Tensor, ...], shape: tuple[int, int], start: int, stop: int
+) -> UInt8[Tensor, "{stop-start} {shape[1]}"]:
     """Codes of rows [start, stop), uint8."""
     return _read(packed, shape, start, stop, block_size())
 
@@ -91,7 +96,9 @@ def columns(packed: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Itera
         yield start, start + count, z_In.sub_(8)
 
 
-def take(packed: Tensor, shape: tuple[int, int], index: Tensor) -> Tensor:
+def take(
+    packed: UInt8[Tensor, ...], shape: tuple[int, int], index: Integer[Tensor, " n"]
+) -> UInt8[Tensor, "n {shape[1]}"]:
     """Codes of some rows (n, I), uint8: only their bytes are touched."""
     total, columns = shape
     size = block_size()

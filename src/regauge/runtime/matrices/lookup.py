@@ -28,7 +28,7 @@ def planes(grid: Grid) -> Planes:
     """How codes are held. One plane of all the bits where that is 2, 4 or 8 bits; () where look-ups do not apply."""
     if grid.bits in (2, 4, 8):
         return ((grid.bits, 0),)
-    if not grid.name.startswith("int"):  # only integers add up plane by plane
+    if grid.kind != "integer":  # only integers add up plane by plane
         return ()
     found, shift = [], 0
     for bits in (4, 2, 1):

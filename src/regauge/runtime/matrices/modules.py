@@ -18,8 +18,7 @@ from regauge.errors import ModelError
 from regauge.formats.activations import simulate
 from regauge.formats.base import Codes, Format, Grid
 from regauge.kernels.cpu.matrix import Matrix
-from regauge.runtime.matrices.multiply import Way, way
-from regauge.runtime.matrices.native import panels
+from regauge.runtime.matrices.choose import choose
 
 
 class PackedMatrix(nn.Module):
@@ -28,7 +27,8 @@ class PackedMatrix(nn.Module):
     Attributes:
         shape: (O, I).
         dtype: of the activations it is made for.
-        way: how it is held and multiplied.
+        format: what its codes stand for.
+        way: how it is held and multiplied, as the capability table says.
         inputs: grid of the quantised input, or None.
         activations: how panels round activations, a name of `matrix.ACTIVATIONS`; None: as `operators.few` says.
         meta: `matrix.META` of panels; None where another way holds the matrix.
@@ -48,9 +48,8 @@ class PackedMatrix(nn.Module):
         rows, columns = codes.codes_OI.shape
         self.shape, self.dtype = (rows, columns), dtype
         self.inputs, self.activations = inputs, activations
-        fits = panels(codes, fmt, dtype, inputs, activations, allocate) if device == "cpu" else None
-        self.way: Way = way(fmt, self.shape, dtype, device, inputs) if fits is None else fits[0]
-        self.meta = None if fits is None else fits[1]
+        self.way, self.meta = choose(codes, fmt, dtype, device, inputs, activations, allocate)
+        self.format = fmt
         for name, tensor in self.way.hold(codes).items():
             self.register_buffer(name, tensor, persistent=False)
         self.held = tuple(self._buffers)

@@ -50,22 +50,18 @@ class Way:
     product: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
-def way(fmt: Format, shape: tuple[int, int], dtype: torch.dtype, device: str, inputs: Grid | None) -> Way:
-    """The fastest way that fits."""
-    grain = fmt.grain.taken(shape).name
-    cpu, signed8 = device == "cpu", fmt.grid.name == "int8" and grain == "channel"
-    if cpu and signed8 and inputs is not None and inputs.name == "int8":
+def way(kernel: str, fmt: Format, shape: tuple[int, int], inputs: Grid | None) -> Way:
+    """The way of a kernel of the capability table that torch has, or `decoded`.
+
+    Args:
+        inputs: grid of inputs that the kernel rounds.
+    """
+    if kernel == "int8 x int8" and inputs is not None:
         return _bytes_by_bytes(shape, inputs)
-    if inputs is not None:
-        return quantised_inputs(way(fmt, shape, dtype, device, None), inputs)
-    if cpu and dtype == torch.bfloat16:
-        if signed8:
-            return _int8(shape)
-        size = fmt.grain.span(shape)
-        fits = [g for g in GROUPS if size % g == 0]
-        grouped = grain.startswith("group:") or grain == "channel"
-        if fmt.grid.name in ("int4", "int4-asym") and grouped and fits and shape[0] % 16 == 0 and int4.usable():
-            return _int4(fmt, shape, fits[0])
+    if kernel == "int8":
+        return _int8(shape)
+    if kernel == "int4":
+        return _int4(fmt, shape, next(size for size in GROUPS if fmt.grain.span(shape) % size == 0))
     return _decoded(fmt, shape)
 
 

@@ -1,4 +1,4 @@
-"""Packed matrices in the panels of the C++ kernels: which formats fit, and how they are held and multiplied.
+"""Packed matrices in the panels of the C++ kernels: how they are held and multiplied.
 
 Weights are always the ones that the codes stand for (`matrix.decode` is `Format.decode` to the bit, but for `nv`, whose
 steps are one float32 rounding away). Activations are rounded (`operators.few`): against exact products the error is
@@ -18,16 +18,11 @@ from torch import Tensor
 
 from regauge.formats.base import Codes, Format, Grid
 from regauge.kernels.cpu import matrix
-from regauge.kernels.cpu.layout import Value, group_of, meta_of, panel_bytes
-from regauge.kernels.cpu.library import available
+from regauge.kernels.cpu.layout import Value, group_of, meta_of
 from regauge.runtime.matrices import operators
-from regauge.runtime.matrices.multiply import Held, Way, quantised_inputs
+from regauge.runtime.matrices.multiply import Held, Way
 
 NAME = "panels"
-SMALL = 64 << 10
-"""Bytes up to which padding is of no account."""
-PADDING = 1.03
-"""What panels may take, as a multiple of the artifact's packed bytes."""
 Meta = tuple[int, ...]
 """The integers of `matrix.META`."""
 
@@ -69,30 +64,23 @@ def floats(bits: int, mantissa: int, bias: int) -> Tensor:
 def panels(
     codes: Codes,
     fmt: Format,
-    dtype: torch.dtype,
     inputs: Grid | None = None,
     activations: str | None = None,
     allocate: Callable[[int], Tensor] | None = None,
-) -> tuple[Way, Meta] | None:
-    """The way of a matrix in panels, and its `matrix.META`; None where format, shape or machine rule panels out.
+) -> tuple[Way, Meta]:
+    """The way of a matrix in panels, and its `matrix.META`. The capability table says which matrices fit.
 
     Args:
-        dtype: of the activations.
+        inputs: grid of inputs that the kernels round, a step a token.
         activations: a name of `matrix.ACTIVATIONS`; None: as `operators.few` says.
         allocate: memory for the panels.
     """
     rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
-    if dtype not in matrix.DTYPES or not rows or not columns or not available():
-        return None
-    value, span, groups = value_of(fmt.grid), fmt.grain.span(shape), fmt.grain.groups(shape)[0]
-    group = group_of(columns, fmt.grid.bits, span)
-    if value is None or not group or groups not in (1, rows * (columns // span)):
-        return None
+    value, group = value_of(fmt.grid), group_of(columns, fmt.grid.bits, fmt.grain.span(shape))
+    if value is None or not group:
+        raise ValueError(f"panels cannot say {fmt.grid.name} in {fmt.grain.name} on {rows} x {columns}")
     scale_ON, zero_ON, _ = _steps(codes, fmt, group)
     meta = meta_of(shape, fmt.grid.bits, value, group, scale_ON, zero_ON is not None)
-    need = panel_bytes(meta)
-    if not need or (need > SMALL and need > PADDING * fmt.bytes(shape)):
-        return None
 
     def hold(codes: Codes) -> Held:
         made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *_steps(codes, fmt, group), allocate)
@@ -100,7 +88,7 @@ def panels(
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 
     number = operators.AUTOMATIC if activations is None else matrix.ACTIVATIONS[activations]
-    return _way(meta, value, hold, inputs, number), meta
+    return _way(meta, hold, inputs, number), meta
 
 
 def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -128,7 +116,7 @@ def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor
     return spread(codes.step.scale_G1.float()), zero_ON, None
 
 
-def _way(meta: Meta, value: Value, hold: Callable[[Codes], Held], inputs: Grid | None, activations: int) -> Way:
+def _way(meta: Meta, hold: Callable[[Codes], Held], inputs: Grid | None, activations: int) -> Way:
     arguments = list(meta)
 
     def rows(held: Mapping[str, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -140,19 +128,11 @@ def _way(meta: Meta, value: Value, hold: Callable[[Codes], Held], inputs: Grid |
     def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
         return operators.linear(x_TI, held, arguments, activations)
 
-    plain = Way(NAME, hold, rows, take, product)
     if inputs is None:
-        return plain
-    read = value_of(inputs)
-    if not inputs.symmetric or read is None or read.kind != matrix.INT or not whole_bytes(value):
-        return quantised_inputs(plain, inputs)
+        return Way(NAME, hold, rows, take, product)
+    bits = inputs.bits
 
     def integers(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
-        return operators.integers(x_TI, held, arguments, inputs.bits)
+        return operators.integers(x_TI, held, arguments, bits)
 
     return Way(f"{NAME}, {inputs.name} inputs", hold, rows, take, integers)
-
-
-def whole_bytes(value: Value) -> bool:
-    """Whether codes stand for multiples of one step that fit a byte, as the blocked product wants."""
-    return value.kind == matrix.INT or (value.kind == matrix.TABLE and operators.narrow(torch.tensor(value.table)))

@@ -17,6 +17,7 @@ from torch import Tensor
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.interface import Struct, struct_of
 from regauge.kernels.cpu.library import level
+from regauge.runtime.capabilities import whole
 
 AUTOMATIC = 3
 """Of activations, beside `matrix.ACTIVATIONS`: the model's dtype, the bits and the tokens decide."""
@@ -69,18 +70,10 @@ def few(bits: int, dtype: torch.dtype, activations: int) -> int:
 
 def _by_bytes(struct: Struct, dtype: torch.dtype, activations: int, table: Tensor | None) -> bool:
     """Whether many tokens are rounded to 8 bits and multiplied by the blocked product, which is asked for or faster."""
-    if struct.value == matrix.FLOAT or (table is not None and not narrow(table)):
+    if struct.value == matrix.FLOAT or (table is not None and not whole(table)):
         return False
     automatic = activations == AUTOMATIC and dtype != torch.float32 and struct.bits <= 4 and level() == "vnni"
     return automatic or activations == matrix.ACTIVATIONS["int8"]
-
-
-def narrow(table: Tensor) -> bool:
-    """Whether the values are integers of 8 bits after some power of two (fp4, ternary; not nf4)."""
-    return any(
-        bool((table / unit == (table / unit).round()).all()) and bool((table.abs() / unit <= 127).all())
-        for unit in (1, 0.5, 0.25, 0.125, 0.0625)
-    )
 
 
 def _linear(

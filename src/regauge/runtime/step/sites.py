@@ -8,8 +8,10 @@ from torch import Tensor
 
 from regauge.kernels.cpu.matrix import ACTIVATIONS, META
 from regauge.kernels.cpu.step import Site
+from regauge.runtime.capabilities import ask
 from regauge.runtime.matrices.modules import FullMatrix, PackedMatrix
 from regauge.runtime.matrices.operators import AUTOMATIC, few
+from regauge.runtime.rows import Read
 
 
 class Unservable(Exception):
@@ -41,6 +43,7 @@ def _rounding(name: str, part: PackedMatrix) -> str:
         wanted = AUTOMATIC if part.activations is None else ACTIVATIONS[part.activations]
         number = few(part.meta[META.index("bits")] if part.meta else 8, part.dtype, wanted)
         return next(name for name, known in ACTIVATIONS.items() if known == number)
-    if not part.inputs.name.startswith("int") or not part.inputs.symmetric or part.inputs.bits < 2:
-        raise Unservable(f"{name} reads {part.inputs.name} inputs, which the step does not round")
+    answer = ask(part.format, part.shape, Read(part.inputs), part.dtype, few=True)
+    if not answer.rounds:
+        raise Unservable(f"{name} reads {part.inputs.name} inputs, which the step does not round ({answer.why})")
     return f"token{part.inputs.bits}"

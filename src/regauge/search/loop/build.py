@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from regauge.artifact.files import weight_bytes
 from regauge.artifact.receipt import Receipt
 from regauge.engine import apply
 from regauge.hosts import host_of
@@ -26,7 +27,6 @@ from regauge.measure.cost import (
     cache_bytes_a_token,
     memory,
     prompt_of,
-    weight_bytes,
 )
 from regauge.measure.cost import speeds as timed
 from regauge.measure.quality import Scores, compare

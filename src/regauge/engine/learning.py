@@ -1,0 +1,131 @@
+"""Learning inside the streaming pass: the parts of one block, trained together by `learn/loop.py` on the block's error.
+
+A loop is kept in the staged output every few seconds, so that a run that was killed in the middle of a block goes on
+there and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regauge.anatomy.model import Weights
+from regauge.artifact.staging import Staging
+from regauge.engine.objective import Objective
+from regauge.engine.watchdog import Clock
+from regauge.formats.base import Format
+from regauge.learn.base import Parameters, SiteLearned, Trial
+from regauge.learn.loop import ENDED, NOT_FINITE, State, Watch, train
+from regauge.learn.settings import Settings
+from regauge.learn.sites import Together, on_sites
+
+
+@dataclass(frozen=True, eq=False)
+class BlockProblem:
+    """The parts of one block and its objective, as the loop takes them.
+
+    Attributes:
+        parts: what is trained.
+        trial: the block as it is without them: float32, what is not learnt already rounded.
+    """
+
+    parts: Together
+    trial: Trial
+    objective: Objective
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        return self.parts.rates
+
+    @property
+    def batches(self) -> int:
+        return self.objective.batches
+
+    def init(self) -> Parameters:
+        return self.parts.init(self.trial)
+
+    def loss(self, parameters: Parameters, batch: int, progress: float) -> Tensor:
+        tried = self.parts.apply(parameters, self.trial, progress)
+        loss = self.objective.miss(dict(tried.weights), batch, tried.inputs)
+        return loss if tried.penalty is None else loss + tried.penalty.sum()
+
+    def error(self, parameters: Parameters) -> float:
+        tried = self.parts.apply(parameters, self.trial, 1.0)
+        return self.objective.error(dict(tried.weights), tried.inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """What became of a block's learnt parts.
+
+    Attributes:
+        formats: site → its format with the step that was learnt.
+        told: for the receipt.
+        notes: what the user did not ask for, a sentence each.
+    """
+
+    formats: Mapping[str, Format]
+    told: Mapping[str, object]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What is to be learnt in one block.
+
+    Attributes:
+        block: its number.
+        parts, formats: site → the part, and the format that it is about.
+        weights: of the block, exact where they are learnt, rounded where they are not.
+        seed: of the whole job.
+    """
+
+    block: int
+    parts: Mapping[str, SiteLearned]
+    formats: Mapping[str, Format]
+    weights: Weights
+    seed: int = 0
+
+
+def room(block: int) -> str:
+    """Name under which the loop of a block is kept in the staged output."""
+    return f"learning-{block}"
+
+
+def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Staging | None, clock: Clock) -> Learnt:
+    """Trains the parts of a block; goes on from what an earlier run kept.
+
+    Raises:
+        BudgetError: the time limit does not suffice; what was learnt so far stays for the next run.
+    """
+    trial = Trial({name: tensor.float() for name, tensor in lesson.weights.items()})
+    parts = on_sites(list(lesson.parts), lesson.parts, lesson.formats)
+    name = room(lesson.block)
+    kept = None if staging is None else staging.kept(name)
+    state = None if kept is None else State.of(kept)
+    phase = f"learning block {lesson.block}"
+    clock.start(phase, settings.steps, 0 if state is None else state.step)
+    watch = Watch(
+        keep=lambda state: None if staging is None else staging.keep(name, state.tensors()),
+        tick=lambda done, total: clock.tick(phase, done, total),
+    )
+    digest = hashlib.sha256(f"{lesson.seed} {lesson.block}".encode()).digest()
+    state = train(BlockProblem(parts, trial, objective), settings, int.from_bytes(digest[:6], "big"), watch, state)
+    with torch.no_grad():
+        finished = parts.finish(state.best, trial)
+    told = {
+        "block": lesson.block,
+        "sites": list(lesson.parts),
+        "steps": state.step,
+        "before": state.first,
+        "after": state.least,
+        "ended": ENDED[state.ended],
+    }
+    notes: tuple[str, ...] = ()
+    if state.ended == NOT_FINITE:
+        notes = (f"learning block {lesson.block} ended at step {state.step}: {ENDED[NOT_FINITE]}",)
+    return Learnt(finished.formats, told, notes)

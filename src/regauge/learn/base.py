@@ -1,0 +1,114 @@
+"""What is learnt: the contract between the loop and the parts that it trains.
+
+A part that is learnt is an ordinary part of its axis (a ranger, later a rounder or a transform) whose `needs` names
+`objective`. What comes out of `finish` is ordinary too, so an artifact never knows that something was learnt.
+
+Legend: O output channels, I input channels, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from regauge.formats.base import Format
+
+SCOPES = ("site", "block", "model", "family")
+"""Over what a part is trained: one matrix, one block, the whole model, or a family of models in one."""
+
+Parameters = Mapping[str, Tensor]
+"""Name → what is trained, float32. A loop never changes them in place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What a block would compute with, while it is tried. Differentiable in the parameters that made it.
+
+    Attributes:
+        weights: canonical tensors, float32.
+        inputs: site → what is done to its input: a reading, an online transform.
+        penalty: what is added to the loss, of any shape that sums up; None for nothing.
+    """
+
+    weights: Mapping[str, Tensor]
+    inputs: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    penalty: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """What learning leaves behind: ordinary coordinates, with nothing in them that says that they were learnt.
+
+    Attributes:
+        formats: site → its format, with the step that was learnt. (Codes, moves and readings join when a part gives
+            them; the loop does not look inside.)
+    """
+
+    formats: Mapping[str, Format] = field(default_factory=dict)
+
+    def __or__(self, other: Finished) -> Finished:
+        return Finished({**self.formats, **other.formats})
+
+
+@runtime_checkable
+class SiteLearned(Protocol):
+    """A part of the weights axis that is learnt for each matrix by itself: a ranger, a rounder."""
+
+    @property
+    def scope(self) -> str: ...  # "site"
+    @property
+    def needs(self) -> frozenset[str]: ...
+    @property
+    def rates(self) -> Mapping[str, float]: ...  # name of a parameter → its learning rate
+
+    def init(self, w_OI: Tensor, fmt: Format) -> Parameters:
+        """Where training begins, for this matrix."""
+
+    def apply(self, parameters: Parameters, w_OI: Tensor, fmt: Format, progress: float) -> Tensor:
+        """Ŵ (O, I), float32, differentiable; `progress` runs from 0 to 1, for what is annealed."""
+
+    def finish(self, parameters: Parameters, w_OI: Tensor, fmt: Format) -> Format:
+        """The format with what was learnt in it, which the rounder takes as any other."""
+
+
+@runtime_checkable
+class Learned(Protocol):
+    """What a loop trains: something that changes what a block computes with. `sites.py` makes one of a `SiteLearned`.
+
+    A part of scope `block` may change several weights and inputs together (an affine of what q, k and v read).
+    """
+
+    @property
+    def scope(self) -> str: ...
+    @property
+    def rates(self) -> Mapping[str, float]: ...
+
+    def init(self, trial: Trial) -> Parameters:
+        """Where training begins; `trial` holds the weights as they are."""
+
+    def apply(self, parameters: Parameters, trial: Trial, progress: float) -> Trial:
+        """The trial under these parameters."""
+
+    def finish(self, parameters: Parameters, trial: Trial) -> Finished:
+        """What was learnt, as ordinary coordinates."""
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """What one loop solves. Lower error = better."""
+
+    @property
+    def rates(self) -> Mapping[str, float]: ...
+    @property
+    def batches(self) -> int: ...
+
+    def init(self) -> Parameters: ...
+
+    def loss(self, parameters: Parameters, batch: int, progress: float) -> Tensor:
+        """The loss of one batch, a scalar, differentiable."""
+
+    def error(self, parameters: Parameters) -> float:
+        """The error over every batch, as hard as it will be in the end (nothing soft, no penalty)."""

@@ -1,0 +1,53 @@
+"""How a loop trains: what a recipe says under `learning:`. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Steps, batches, and when to stop. Learning rates belong to the parts.
+
+    Attributes:
+        steps: of the optimiser, for each block.
+        batch: tokens of one step (a window at least).
+        optimiser: by name (`learn/optimisers.py`).
+        schedule: of the learning rates: `constant`, or from 1 to 0 as `linear` or `cosine`.
+        patience: passes over the text without a new best before a block is left; 0 for never.
+    """
+
+    steps: int = 320
+    batch: int = 2048
+    optimiser: str = "adamw"
+    schedule: str = "constant"
+    patience: int = 5
+
+    def __post_init__(self) -> None:
+        for value, what in ((self.steps, "steps"), (self.batch, "tokens a batch")):
+            if value < 1:
+                raise ValueError(f"learning takes 1 or more {what}, not {value}")
+        if self.patience < 0:
+            raise ValueError(f"patience is 0 (never stop early) or more, not {self.patience}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"the schedule is one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"the optimiser is one of {', '.join(OPTIMISERS)}, not {self.optimiser!r}")
+
+    def factor(self, progress: float) -> float:
+        """What every learning rate is multiplied by after this share of the steps, 0 … 1."""
+        import math
+
+        return {
+            "constant": 1.0,
+            "linear": 1.0 - progress,
+            "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+        }[self.schedule]
+
+
+OPTIMISERS = ("adamw",)
+KEYS: Mapping[str, type] = {field.name: type(field.default) for field in fields(Settings)}
+"""What `learning:` may hold, and of which kind it is."""

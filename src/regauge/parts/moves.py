@@ -1,0 +1,53 @@
+"""The lines of the rewrites: choices of moves that keep the function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from regauge.parts.part import Part
+from regauge.parts.points import REWRITES
+
+REWRITE_ROWS: Mapping[str, Part] = {
+    "fold-norm": Part(
+        "regauge.rewrites.norms:FoldNorm",
+        "gain and bias of each norm go into its readers",
+        "2404.00456",
+        places=(REWRITES,),
+    ),
+    "layernorm-to-rms": Part(
+        "regauge.rewrites.norms:LayerNormToRMS",
+        "centred writers of the residual make LayerNorm an RMSNorm",
+        "2305.14858",
+        places=(REWRITES,),
+    ),
+    "smooth-norms": Part(
+        "regauge.rewrites.smoothing:SmoothNorms",
+        "scales behind each norm move outliers from inputs to weights",
+        "2211.10438",
+        short="alpha",
+        places=(REWRITES,),
+        text=True,
+        cost="one pass over calibration text",
+    ),
+    "smooth-streams": Part(
+        "regauge.rewrites.smoothing:SmoothStreams",
+        "every scalable stream smoothed, one strength for the model by its own loss",
+        "2312.03788",
+        places=(REWRITES,),
+        text=True,
+        cost="one pass over calibration text, and one of the whole model for each strength tried",
+    ),
+    "rotate": Part(
+        "regauge.rewrites.rotation:RotateHadamard",
+        "residual and values turned by a Hadamard matrix",
+        "2404.00456",
+        places=(REWRITES,),
+    ),
+    "permute": Part(
+        "regauge.rewrites.permutation:PermuteByImportance",
+        "channels sorted so that the prefix matters most",
+        places=(REWRITES,),
+        text=True,
+        cost="one pass over calibration text",
+    ),
+}

@@ -1,0 +1,274 @@
+"""The capability table is true: every row multiplies on the real kernels, and nothing else claims to.
+
+The rows of GPUs are walked in tests/gpu/test_triton_capabilities.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+import regauge as rg
+from regauge import parts
+from regauge.errors import SettingError
+from regauge.formats.activations import simulate
+from regauge.formats.base import Codes, Format, Grid
+from regauge.formats.grids import E4M3, E5M2, NF4, Int, Ternary
+from regauge.kernels.cpu import matrix as kernels
+from regauge.kernels.cpu.library import available
+from regauge.parts.table import TABLE
+from regauge.plan import load, patterns
+from regauge.runtime import capabilities
+from regauge.runtime.capabilities import DECODED, ask
+from regauge.runtime.matrices import choose, int4, lookup, multiply, operators
+from regauge.runtime.matrices.modules import PackedMatrix
+from regauge.runtime.rows import CPU, CUDA, INT4, NATIVE, ROWS, Read, Row
+from regauge.runtime.step.sites import Unservable, site_of
+from tests.pico import pico, save
+from tests.words import save_tokenizer
+
+SHAPE = (48, 192)
+GRAINS = ("channel", "tensor", "group:96", "group:32", "group:24", "group:8")
+GRIDS = tuple(TABLE["grid"])
+ERROR = {torch.float64: 1e-5, torch.float32: 5e-5, torch.float16: 1.2e-2, torch.bfloat16: 1.5e-2}
+"""Of a product, relative to its norm: 8 bits a group beside codes of up to 4 bits, 16 beside others."""
+
+
+@cache
+def formatted(grid: str, grain: str, scale: str = "f32") -> Format:
+    point = parts.point("weights", grid=grid, grain=grain, scale=scale, ranger="absmax", rounder="nearest")
+    return parts.format_of(point)
+
+
+@cache
+def encoded(grid: str, grain: str, scale: str = "f32") -> Codes:
+    w_OI = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    return formatted(grid, grain, scale).encode(w_OI)
+
+
+def grid_of(name: str | None) -> Grid | None:
+    return None if name is None else parts.build("grid", parts.Spec(name))
+
+
+def suits(row: Row, fmt: Format, inputs: Grid | None) -> bool:
+    read = None if inputs is None else Read(inputs)
+    return bool(row.inputs) == (inputs is not None) and not any(c(row, fmt, SHAPE, read) for c in capabilities.CHECKS)
+
+
+def cases(row: Row) -> Iterator[tuple[str, str, str | None]]:
+    """(grid, grain, inputs) of the table of parts that a row takes."""
+    for grid, grain, inputs in product(GRIDS, GRAINS, GRIDS if row.inputs else (None,)):
+        if suits(row, formatted(grid, grain), grid_of(inputs)):
+            yield grid, grain, inputs
+
+
+def tokens(count: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(count, SHAPE[1], generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def far(packed: PackedMatrix, fmt: Format, codes: Codes, count: int) -> float:
+    """The error of a product, relative to its norm, against float64."""
+    x_TI = tokens(count, packed.dtype)
+    read = x_TI if packed.inputs is None else simulate(x_TI.float(), packed.inputs)
+    wanted = read.double() @ fmt.decode(codes).double().T
+    return float((packed(x_TI).double() - wanted).norm() / wanted.norm())
+
+
+@contextmanager
+def without(row: Row) -> Iterator[None]:
+    """Rows before this one, and those of other libraries, are not to be had."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capabilities, "ROWS", (row,) if not row.inputs else (row, *_plain(row)))
+        yield
+
+
+def _plain(row: Row) -> tuple[Row, ...]:
+    return tuple(other for other in ROWS if other.kernel == row.kernel and not other.inputs)
+
+
+ON_CPU = [row for row in ROWS if row.device == CPU]
+
+
+@pytest.mark.parametrize("row", ON_CPU, ids=lambda row: f"{row.kernel}-{row.kind}-{row.inputs}-{row.few}")
+def test_every_row_multiplies_what_it_claims(row: Row) -> None:
+    """Each grid, and each grain and input that it takes, in every dtype."""
+    if row.library == NATIVE and not available():
+        pytest.skip("the C++ kernels were not built here")
+    if row.library == INT4 and not int4.usable():
+        pytest.skip("this torch lays int4 out in a way that we cannot read")
+    taken = list(cases(row))
+    assert {parts.build("grid", parts.Spec(grid)).bits for grid, _, _ in taken} <= set(row.bits)
+    assert taken
+    if row.few:
+        return  # the step's own: test_step.py
+    taken = taken[:: 1 + len(taken) // 60]
+    with without(row):
+        for (grid, grain, inputs), dtype in zip(taken, (row.dtypes * len(taken))[: len(taken)], strict=True):
+            fmt, codes = formatted(grid, grain), encoded(grid, grain)
+            packed = PackedMatrix(codes, fmt, dtype, inputs=grid_of(inputs))
+            assert row.kernel in packed.way.name, (grid, grain, inputs)
+            for count in (1, 3, 33):
+                assert far(packed, fmt, codes, count) < ERROR[dtype], (grid, grain, inputs, dtype, count)
+
+
+@contextmanager
+def seen() -> Iterator[list[str]]:
+    """Names of what decodes weights to floats, or sends inputs through their codes and back, as it is called."""
+    calls: list[str] = []
+
+    def watch(patch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+        old = getattr(owner, name)
+
+        def called(*args: object, **kwargs: object) -> object:
+            calls.append(name)
+            return old(*args, **kwargs)
+
+        patch.setattr(owner, name, called)
+
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, multiply, "simulate")
+        watch(patch, multiply, "by_blocks")
+        watch(patch, kernels, "decode_of")
+        watch(patch, lookup, "decode")
+        watch(patch, Format, "decode")
+        yield calls
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_what_is_simulated_decodes_and_what_is_native_does_not(grid: str) -> None:
+    """Every format of the parts × every grid of inputs: what the table says is what a product of two tokens does."""
+    whole, few = (None, *GRIDS), (None, "int8", "fp8")
+    some = [*product(GRAINS[:1], whole, (torch.bfloat16,)), *product(GRAINS[1:], few, (torch.bfloat16,))]
+    for grain, inputs, dtype in [*some, *product(GRAINS[:2], few, (torch.float64,))]:
+        fmt, codes, read = formatted(grid, grain), encoded(grid, grain), grid_of(inputs)
+        answer = ask(fmt, SHAPE, None if read is None else Read(read), dtype, here=True)
+        packed = PackedMatrix(codes, fmt, dtype, inputs=read)
+        x_TI = tokens(2, dtype)
+        with seen() as calls:
+            packed(x_TI)
+        assert bool(calls) != answer.native, (grid, grain, inputs, str(answer), calls)
+        assert ("simulated" in packed.way.name or packed.way.name == DECODED) != answer.native
+        assert (answer.kernel == DECODED) == packed.way.name.startswith(DECODED)
+        assert answer.native == (answer.why == "")
+
+
+@pytest.mark.parametrize("scale", list(TABLE["scale"]))
+@pytest.mark.parametrize("grid", ["int4", "fp4", "nf4", "fp8"])
+def test_how_a_step_is_stored_changes_nothing(grid: str, scale: str) -> None:
+    fmt, codes = formatted(grid, "group:32", scale), encoded(grid, "group:32", scale)
+    packed = PackedMatrix(codes, fmt, torch.float32)
+    assert ask(fmt, SHAPE, dtype=torch.float32, here=True).native == available()
+    assert far(packed, fmt, codes, 3) < ERROR[torch.float32]
+
+
+def test_by_hand() -> None:
+    """What the README promises, in words that a user reads."""
+
+    def say(grid: str, grain: str, inputs: str | None = None, device: str = CPU, shape: tuple[int, int] = SHAPE) -> str:
+        read = grid_of(inputs)
+        return str(ask(formatted(grid, grain), shape, None if read is None else Read(read), device=device))
+
+    assert say("int4-asym", "group:32") == "native (panels)"
+    assert say("int8", "channel", "int8") == "native (panels)"
+    assert say("int8", "channel", "int8", CUDA) == "native (w8a8)"
+    assert say("int6", "channel", "int6", CUDA) == "native (w6a6)"
+    assert say("int3", "tensor", "int8", CUDA) == "native (packed_int)"
+    assert say("fp8", "channel", "fp8", CUDA) == "native (fp8)"
+    assert say("nf4", "group:24", None, CUDA) == "native (linear)"
+    assert say("fp8", "group:24", None, CUDA) == "native (linear)"
+    said = "simulated (inputs are rounded before a product of floats: no kernel of cpu reads fp8 with rounded inputs)"
+    assert say("fp8", "channel", "fp8") == said
+    assert say("int4", "group:32", "int8", CUDA) == (
+        "simulated (inputs are rounded before a product of floats: packed_int takes a step a row, not of 32)"
+    )
+    assert say("int4-asym", "channel", "int8", CUDA) == (
+        "simulated (inputs are rounded before a product of floats: packed_int takes no zero points)"
+    )
+
+
+def test_what_a_row_asks_of_a_shape() -> None:
+    """A group of 24 is 24 codes of 4 bits, but of 3 bits no whole blocks of 32; one row of 300,000 would be 16."""
+    assert ask(formatted("int4", "group:24"), SHAPE).native
+    assert ask(formatted("int3", "group:24"), SHAPE).why == (
+        "weights are decoded: panels takes groups of a multiple of 32, not of 24"
+    )
+    assert ask(formatted("int4", "channel"), (1, 300_000)).why == (
+        "weights are decoded: panels would hold 16.00 times its codes"
+    )
+    wide = Read(Int(8))
+    assert ask(formatted("int8", "channel"), (8, 131_072), wide, device=CUDA).why == (
+        "inputs are rounded before a product of floats: w8a8 does not take 8 x 131072"
+    )
+
+
+def test_inputs_that_no_kernel_reads() -> None:
+    fmt = formatted("int8", "channel")
+    for read in (Read(Int(8), static=True), Read(Int(8), grain="tensor"), Read(Int(8), transform="hadamard")):
+        for device in (CPU, CUDA):
+            assert not ask(fmt, SHAPE, read, device=device).native
+
+
+def test_what_a_grid_is() -> None:
+    assert capabilities.is_like(E4M3(), torch.float8_e4m3fn)
+    assert not capabilities.is_like(E5M2(), torch.float8_e4m3fn)
+    assert not capabilities.is_like(Int(8), torch.float8_e4m3fn)
+    assert [capabilities.is_whole(grid) for grid in (Int(8), Ternary(), NF4(), E4M3())] == [True, True, False, False]
+
+
+def test_a_device_that_the_runtime_does_not_know() -> None:
+    with pytest.raises(SettingError, match=r"the runtime has no kernels for 'cudda' \(did you mean 'cuda'\?\)"):
+        ask(formatted("int4", "channel"), SHAPE, device="cudda")
+
+
+def test_without_its_library_a_row_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "installed", lambda library: False)
+    fmt = formatted("int4", "group:32")
+    assert ask(fmt, SHAPE).native
+    assert ask(fmt, SHAPE, device=CUDA, here=True).why == "weights are decoded: triton is not installed"
+    assert choose.choose(encoded("int4", "group:32"), fmt, torch.bfloat16)[0].name == DECODED
+    assert operators is not None
+
+
+def test_explain_and_receipts_say_how_a_preset_runs(tmp_path: Path) -> None:
+    assert "on cpu: native (panels)\n  on cuda: native (w8a8)" in rg.explain("smoothquant")
+    told = " ".join(rg.explain("zeroquant-fp").split())
+    assert "on cpu: simulated (inputs are rounded before a product of floats: panels does not round inputs to" in told
+    model = save_tokenizer(save(pico("llama"), tmp_path / "model"))
+    receipt = rg.apply("rtn-w8a8", model, out=tmp_path / "out")
+    sites = {site.name: site.runs for site in receipt.sites}
+    assert sites["blocks.0.attn.q"] == {CPU: "native (panels)", CUDA: "native (w8a8)"}
+    assert sites["embed"] == {}
+    assert {tuple(found.values()) for found in sites.values()} == {(), ("native (panels)", "native (w8a8)")}
+
+
+def test_every_preset_by_hand() -> None:
+    """What each preset runs as; those that are not native everywhere are few and named."""
+    found = {}
+    for pattern in patterns():
+        plan = load(next(iter(pattern.points())))
+        rules = {rule.select: rule.point for rule in plan.of("weights")}
+        reads = {rule.select: rule.point for rule in plan.of("inputs")}
+        for select, point in rules.items():
+            if point is not None:
+                told = capabilities.runs(point, reads.get(select), (4096, 4096))
+                found[plan.name] = tuple(how.partition(" ")[0] for how in told.values())
+    assert {name for name, how in found.items() if how != ("native", "native")} == {"fp8", "zeroquant-fp"}
+    assert found["fp8"] == ("simulated", "native")
+    assert found["zeroquant-fp"] == ("simulated", "simulated")
+
+
+@pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
+def test_the_step_rounds_what_the_table_says() -> None:
+    """Beside nf4 the step rounds inputs for its few tokens; beside fp8 its kernels would leave them as they are."""
+    for grid, rounding in (("nf4", "token8"), ("int4", "token8"), ("fp4", "token8")):
+        packed = PackedMatrix(encoded(grid, "group:32"), formatted(grid, "group:32"), torch.bfloat16, inputs=Int(8))
+        assert site_of("a site", packed).activations == rounding
+    packed = PackedMatrix(encoded("fp8", "channel"), formatted("fp8", "channel"), torch.bfloat16, inputs=Int(8))
+    with pytest.raises(Unservable, match=r"a site reads int8 inputs, which the step does not round \(inputs are"):
+        site_of("a site", packed)

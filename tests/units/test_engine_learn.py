@@ -1,0 +1,337 @@
+"""Learning inside `apply`: two streams, the objective, resuming in the middle of a block, and what is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from regauge.anatomy.model import Anatomy
+from regauge.artifact.receipt import Receipt
+from regauge.engine import apply, dry_run
+from regauge.engine.block import effective
+from regauge.engine.job import Job, prepare
+from regauge.engine.watchdog import Progress
+from regauge.engine.work import Pass
+from regauge.errors import BudgetError, RecipeError, TextError
+from regauge.hosts.transformers.source import Source
+from regauge.learn import loop
+from regauge.plan import Plan, dump, parse
+from regauge.rewrites.smoothing import GRID
+from regauge.text.calibration import Calibration
+from tests.pico import pico, save
+from tests.words import save_tokenizer, text
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "head_dim": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+READ: dict[str, Any] = {"calibration": [text(2000)], "tokens": 256, "length": 32}
+POINT = "grid: int2-asym, grain: group:16, ranger: {ranger}, scale: bf16, rounder: {rounder}"
+
+
+def recipe(
+    ranger: str = "learnt-clip:0.05",
+    rounder: str = "nearest",
+    steps: int = 24,
+    more: str = "",
+    select: str = "blocks.*",
+) -> Plan:
+    learning = f"learning: {{steps: {steps}, batch: 64, patience: 0}}\n" if "learnt" in ranger else ""
+    point = POINT.format(ranger=f"'{ranger}'", rounder=rounder)
+    return parse(f"name: taught\n{learning}{more}weights:\n  {select}: {{{point}}}\n")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tokenizer(save(pico("llama", **SIZES), tmp_path_factory.mktemp("learn") / "model"))
+
+
+def made(model: Path, out: Path, plan: Plan, **options: Any) -> Receipt:
+    return apply(plan, model, out, **{**READ, **options})
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    files = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    files.pop("regauge/run-log.json")
+    return files
+
+
+def passing(model: Path, plan: Plan) -> tuple[Job, Pass]:
+    """A pass at block 0, with both streams there."""
+    job = prepare(plan, Source.open(model))
+    assert job is not None
+    ids_NT = torch.arange(8 * 32).reshape(8, 32) % 23
+    work = Pass(job, Calibration(ids_NT, "counting"))
+    outer = work.read(None)
+    work.begin(outer.stored, outer.exact)
+    return job, work
+
+
+def test_a_block_that_was_learnt_is_nearer_to_the_teacher(model: Path, tmp_path: Path) -> None:
+    receipt = made(model, tmp_path / "out", recipe())
+    assert [entry["block"] for entry in receipt.learnt] == [0, 1]
+    for entry in receipt.learnt:
+        before, after = entry["before"], entry["after"]
+        assert isinstance(before, float)
+        assert isinstance(after, float)
+        assert after < 0.95 * before
+        assert entry["steps"] == 24
+        assert entry["ended"] == "every step was taken"
+    stored = json.loads((tmp_path / "out" / "regauge" / "receipt.json").read_text())
+    assert len(stored["learnt"]) == 2
+
+
+def test_nothing_learnt_leaves_no_word_in_the_receipt(model: Path, tmp_path: Path) -> None:
+    made(model, tmp_path / "out", recipe("minmax", "gptq"))
+    assert "learnt" not in json.loads((tmp_path / "out" / "regauge" / "receipt.json").read_text())
+
+
+@pytest.mark.parametrize("rounder", ["nearest", "gptq"])
+def test_the_same_seed_gives_the_same_bytes(rounder: str, model: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    made(model, tmp_path / "a", recipe(rounder=rounder, steps=12))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(6)
+    made(model, tmp_path / "b", recipe(rounder=rounder, steps=12))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_with_a_rate_of_zero_it_is_the_range_it_begins_with(model: Path, tmp_path: Path) -> None:
+    receipt = made(model, tmp_path / "out", recipe("learnt-clip:0.0", steps=6))
+    assert all(entry["before"] == entry["after"] for entry in receipt.learnt)
+
+
+def test_the_teachers_stream_is_the_uncompressed_models(model: Path) -> None:
+    """The teacher's states behind each block are those of the source, whatever the compressed block made of it."""
+    job, work = passing(model, recipe())
+    source = Source.open(model)
+    assert work.runner is not None
+    states = work.runner.begin(work.batches, source.block(None))
+    for block in range(2):
+        moved, *_ = work.local(block, work.read(block))
+        states = work.runner.block(block, source.block(block), states)
+        assert work.target is not None
+        for ours, theirs in zip(work.target.hidden, states.hidden, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        work.advance(block, effective(moved.stored, work.round(job.sites(block), moved, {}), job.choices))
+        assert work.teacher is not None
+        assert work.states is not None
+        torch.testing.assert_close(work.teacher.hidden[0], states.hidden[0])
+        assert not torch.allclose(work.states.hidden[0], states.hidden[0])
+
+
+def test_rotated_the_teacher_is_in_the_same_gauge(model: Path) -> None:
+    """A block that is not rounded at all has no error, also after the residual was turned and both streams with it."""
+    job, work = passing(model, recipe(more="rewrites: [fold-norm, rotate]\n"))
+    assert job.taught
+    moved, *_ = work.local(0, work.read(0))
+    objective = work.objective(0, moved)
+    assert objective.error(moved.exact) < 1e-10
+    down = "blocks.0.mlp.down.weight"
+    assert objective.error({**moved.exact, down: 0 * moved.exact[down]}) > 1e-3
+
+
+def test_a_pass_without_an_objective_has_no_teacher(model: Path) -> None:
+    _, work = passing(model, recipe("minmax", "gptq"))
+    work.local(0, work.read(0))
+    assert work.teacher is None
+    assert work.target is None
+
+
+def test_the_objective_by_hand(model: Path) -> None:
+    """As a plain number it is Σ(y − t)²/Σt² of the block under rounded weights; its batches average to it."""
+    job, work = passing(model, recipe("minmax", more=BY_BLOCK))
+    assert work.states is not None
+    work.states = work.states.with_hidden(
+        [hidden * 1.1 for hidden in work.states.hidden]
+    )  # what came before went wrong
+    plain = replace(job, recasts=())
+    work.job = plain
+    moved = work.read(0)
+    assert work.runner is not None
+    assert work.teacher is not None
+    work.target = work.runner.block(0, moved.exact, work.teacher)
+    objective = work.objective(0, moved)
+    rounded = effective(moved.stored, work.round(job.sites(0), moved, {}), job.choices)
+    above = below = 0.0
+    run = work.runner.bind(0, rounded, work.states)
+    for batch, (hidden, target) in enumerate(zip(work.states.hidden, work.target.hidden, strict=True)):
+        above += float((run(hidden, batch) - target).square().sum())
+        below += float(target.square().sum())
+    assert objective(moved.exact) == pytest.approx(above / below, rel=1e-5)
+    assert objective.error(rounded) == pytest.approx(above / below, rel=1e-5)
+    misses = [float(objective.miss(rounded, batch)) for batch in range(objective.batches)]
+    assert sum(misses) / len(misses) == pytest.approx(above / below, rel=1e-5)
+
+
+BY_BLOCK = "rewrites: [{part: smooth-streams, alpha: block}]\n"
+
+
+def test_smoothing_asks_the_objective_for_every_strength(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regauge.engine import objective
+
+    seen: list[float] = []
+    call = objective.Objective.__call__
+
+    def watched(self: objective.Objective, weights: dict[str, torch.Tensor]) -> float:
+        seen.append(call(self, weights))
+        return seen[-1]
+
+    monkeypatch.setattr(objective.Objective, "__call__", watched)
+    receipt = made(model, tmp_path / "out", recipe("minmax", more=BY_BLOCK))
+    assert len(seen) == 2 * len(GRID)
+    chosen = [note for note in receipt.notes if note.startswith("smooth-streams: alpha")]
+    for block, note in enumerate(chosen):
+        losses = seen[block * len(GRID) : (block + 1) * len(GRID)]
+        assert f"alpha {GRID[losses.index(min(losses))]} in block {block}" in note
+        assert min(losses) < losses[0]
+    assert len(chosen) == 2
+
+
+def test_a_rewrite_without_an_engine_says_what_is_missing() -> None:
+    from regauge.rewrites import SmoothStreams
+    from tests.toy import SHAPES, build
+
+    anatomy, weights = build(SHAPES["llama"])
+    assert isinstance(anatomy, Anatomy)
+    with pytest.raises(RecipeError, match="chosen by a block's error, and nothing gives it here"):
+        SmoothStreams(alpha="block")(anatomy, weights, {}, None, 0)
+
+
+def test_a_time_limit_in_the_middle_of_a_block_keeps_what_was_learnt(model: Path, tmp_path: Path) -> None:
+    def out_of_time(event: Progress) -> None:
+        if event.phase == "learning block 1" and event.done == 7:
+            raise BudgetError("time is up")
+
+    made(model, tmp_path / "whole", recipe())
+    with pytest.raises(BudgetError):
+        made(model, tmp_path / "cut", recipe(), progress=out_of_time)
+    begun: list[int] = []
+
+    def first(event: Progress) -> None:
+        if event.phase == "learning block 1":
+            begun.append(event.done)
+        assert event.phase != "learning block 0", "block 0 was finished"
+
+    made(model, tmp_path / "cut", recipe(), progress=first)
+    assert begun[:2] == [7, 8]
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mixtral", "bert"])
+def test_other_families_learn_too(name: str, tmp_path: Path) -> None:
+    folder = save_tokenizer(save(pico(name), tmp_path / "model"))
+    plan = recipe("learnt-clip:0.05", steps=6)
+    plan = parse(
+        "name: taught\nlearning: {steps: 6, batch: 64}\nweights: {blocks.*: {grid: int2-asym, grain: channel, "
+        "ranger: 'learnt-clip:0.05'}}\n"
+    )
+    receipt = apply(plan, folder, tmp_path / "out", calibration=[text(2000)], tokens=128, length=16)
+    assert len(receipt.learnt) == 2
+    assert all(float(str(entry["after"])) <= float(str(entry["before"])) for entry in receipt.learnt)
+
+
+def test_progress_of_the_blocks_goes_on_around_that_of_learning(model: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    made(model, tmp_path / "out", recipe(steps=5), progress=seen.append)
+    blocks = [(event.done, event.eta) for event in seen if event.phase == "blocks"]
+    assert [done for done, _ in blocks] == [0, 1, 2]
+    assert all(eta is not None and eta >= 0 for _, eta in blocks[1:])
+    assert [e.done for e in seen if e.phase == "learning block 0"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_dry_run_says_what_learning_costs(model: Path) -> None:
+    found = dry_run(recipe(steps=300), model, **READ)
+    assert not found.refusals
+    [line] = [told for told in found.passes if "training steps" in told]
+    assert "up to 300 training steps of 64 tokens, for 14 sites in all: about" in line
+    assert "MB of memory" in line
+    assert any("uncompressed model's states" in told for told in found.passes)
+    shorter = dry_run(recipe(steps=3), model, **READ)
+    assert found.seconds is not None
+    assert shorter.seconds is not None
+    assert found.seconds > shorter.seconds
+
+
+def test_a_loss_that_is_not_finite_is_a_note_and_the_best_stays(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = loop._gradients
+
+    def broken(problem: Any, parameters: Any, batch: int, progress: float) -> Any:
+        return None if progress >= 0.5 else whole(problem, parameters, batch, progress)
+
+    monkeypatch.setattr(loop, "_gradients", broken)
+    receipt = made(model, tmp_path / "out", recipe())
+    assert "learning block 0 ended at step 12: the loss or its gradient was not finite; the best so far was kept" in (
+        receipt.notes
+    )
+    assert all(float(str(entry["after"])) < float(str(entry["before"])) for entry in receipt.learnt)
+
+
+def test_what_cannot_be_learnt_is_refused_before_any_work(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        made(model, tmp_path / "out", recipe(select="embed"))
+    assert "ranger 'learnt-clip' is learnt by the error of a block's output" in str(caught.value)
+    assert "embed" in str(caught.value)
+    plan = replace(recipe("minmax"), learning={"steps": 3})
+    with pytest.raises(RecipeError, match="'learning' says how to train, and nothing in this recipe is learnt"):
+        made(model, tmp_path / "out", plan)
+    plan = recipe(rounder="importance")
+    with pytest.raises(RecipeError, match="rounder 'importance' works through ranger search"):
+        made(model, tmp_path / "out", plan)
+
+
+def test_without_text_it_says_so(tmp_path: Path) -> None:
+    folder = save_tokenizer(save(pico("bert"), tmp_path / "model"))
+    plan = parse("name: taught\nweights: {blocks.*: {grid: int2-asym, grain: channel, ranger: learnt-clip}}\n")
+    with pytest.raises(TextError, match="reads calibration text"):
+        apply(plan, folder, tmp_path / "out")
+
+
+def test_pruning_and_choosing_by_block_do_not_go_together(model: Path, tmp_path: Path) -> None:
+    more = f"{BY_BLOCK}shape:\n  blocks.*.ffn: {{unit: neuron, score: magnitude, allocation: 'uniform:0.5'}}\n"
+    plan = recipe("minmax", more=more)
+    plan = parse(dump(plan).replace("group:16", "channel"))
+    with pytest.raises(RecipeError, match="cannot where the same recipe takes units out of blocks"):
+        made(model, tmp_path / "out", plan)
+
+
+def test_killed_while_it_learns_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL at random moments of a run that spends nearly all its time in the loop."""
+    folder = save_tokenizer(save(pico("llama", **SIZES), tmp_path / "model"))
+    (tmp_path / "text.txt").write_text(text(2000), encoding="utf-8")
+    (tmp_path / "taught.yaml").write_text(
+        "name: taught\nlearning: {steps: 60, batch: 64, patience: 0}\n"
+        "weights: {blocks.*: {grid: int2-asym, grain: 'group:16', ranger: 'learnt-clip:0.05'}}\n",
+        encoding="utf-8",
+    )
+    arguments = [str(folder), str(tmp_path / "text.txt"), str(tmp_path), str(tmp_path / "taught.yaml"), "4", "3"]
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "killed.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "KEEP": "0"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["different"] in ([], ["regauge/run-log.json"])
+    assert found["rewritten"] is False
+    assert found["in a loop"] >= 2

@@ -1,0 +1,90 @@
+"""What is held to stays as asked: each budget by its own bytes, speeds by the same runtime, floors as written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from regauge.artifact.receipt import Receipt
+from regauge.measure.cost import Speed
+from regauge.measure.quality import Scores
+from regauge.search.allocation import Bound
+from regauge.search.budgets import parse_one
+from regauge.search.loop.build import Built
+from regauge.search.loop.desk import Ask, Desk
+from regauge.search.loop.finish import _budget
+from regauge.search.loop.settle import Goal, Held, Settled, _against, reached
+from tests.units.test_report import a_receipt
+
+
+def made(kind: Any, **fields: object) -> Any:
+    """A record with some of its fields only."""
+    found = object.__new__(kind)
+    for name, value in fields.items():
+        object.__setattr__(found, name, value)
+    return found
+
+
+def a_built(size: int, kl: float) -> Built:
+    receipt: Receipt = a_receipt(bytes_after=size)
+    one = np.ones(4)
+    return Built(Path("nowhere"), receipt, Scores(one, one, one * kl, one, np.zeros(4, dtype=np.int64), one[:1]))
+
+
+def a_speed(median: float) -> Speed:
+    return Speed(median=median, low=median, high=median, rounds=1)
+
+
+def a_desk(*budgets: str, floor: float | None = None) -> Desk:
+    floors = {} if floor is None else {"kl": floor}
+    found: Desk = made(Desk, ask=Ask("model", tuple(parse_one(text) for text in budgets), floors))
+    return found
+
+
+SPENT = {"decode": {"original": a_speed(10), "runtime": a_speed(40), "compressed": a_speed(60)}}
+
+
+def test_a_speed_is_held_against_the_same_runtime() -> None:
+    """Six times transformers and 1.5 times the same runtime: nothing that the runtime gave counts."""
+    assert reached(SPENT, "decode") == 1.5
+    budget = parse_one("decode=2x")
+    goal = Goal((Held(budget, Bound("decode", 1.0, 0.0, "ms a token")),), {})
+    missed, moved = _against(a_desk("decode=2x"), goal, a_built(100, 0.1), SPENT)
+    assert missed == "decode at 1.50x where 2x is asked"
+    assert moved.held[0].bound.limit == pytest.approx(0.75)
+    kept, same = _against(a_desk("decode=1.5x"), Goal((Held(parse_one("decode=1.5x"), goal.held[0].bound),), {}),
+                          a_built(100, 0.1), SPENT)  # fmt: skip
+    assert kept == ""
+    assert same.held[0].bound.limit == 1.0
+
+
+def test_the_floor_that_is_aimed_at_tightens_and_the_one_that_is_held_to_does_not() -> None:
+    desk = a_desk(floor=0.1)
+    missed, tighter = _against(desk, Goal((), desk.ask.floors), a_built(100, 0.2), None)
+    assert missed == "KL 0.2 where 0.1 is the floor"
+    assert tighter.floors["kl"] == pytest.approx(0.05)
+    kept, _ = _against(desk, tighter, a_built(100, 0.09), None)  # above what was aimed at, below what was asked
+    assert kept == ""
+
+
+def test_each_memory_budget_is_judged_by_its_own_bytes() -> None:
+    """1,000 bytes of artifact: within 1100 B by themselves, over 1500 B with 600 of cache."""
+    settled: Settled = made(Settled, built=a_built(1000, 0.0), speeds=None)
+    plain, cached = parse_one("memory=1100B"), parse_one("memory@1k=1500B")
+    assert [
+        (v.measured, v.met) for v in (_budget(settled, plain, 0.0, 4000), _budget(settled, cached, 600.0, 4000))
+    ] == [
+        (1000.0, True),
+        (1600.0, False),
+    ]
+
+
+def test_bytes_that_no_choice_changes_are_corrected_in_every_row() -> None:
+    rows = (
+        Held(parse_one("memory=1kB"), Bound("bytes", 1000, 10)),
+        Held(parse_one("decode=2x"), Bound("decode", 1, 0.5)),
+    )
+    assert [(row.resource, row.fixed) for row in Goal(rows, {}).bounds(70.0)] == [("bytes", 70.0), ("decode", 0.5)]
