@@ -19,6 +19,9 @@ needs_triton = pytest.mark.skipif(
 KERNELS = {"attend", "bytes", "combine", "dequantise", "fp8", "join", "linear", "packed"}
 
 
+GROUPS = [("linear", "refusals"), ("integers", "floats", "attention"), ("capabilities", "load")]
+
+
 def child(root: Path, cache: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs python; kernels compiled there are kept in `cache`, not in the user's."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TRITON", "PYTEST"))}
@@ -30,7 +33,7 @@ def child(root: Path, cache: Path, *command: str, **environment: str) -> subproc
 
 
 @needs_triton
-@pytest.mark.parametrize("group", [("linear", "refusals"), ("integers", "floats", "attention")], ids="+".join)
+@pytest.mark.parametrize("group", GROUPS, ids="+".join)
 def test_under_the_interpreter(group: tuple[str, ...], root: Path, tmp_path: Path) -> None:
     files = [f"tests/gpu/test_triton_{name}.py" for name in group]
     options = ("-m", "gpu", "-n", "0", "-p", "no:cacheprovider", "--tb=short", "-rs")

@@ -236,11 +236,11 @@ def measure(
     debug: DEBUG = False,
 ) -> None:
     """Quality, memory and speed, side by side."""
+    from regauge import engine
     from regauge.cli import show, tell
-    from regauge.engine.measuring import measure as side_by_side
 
     with show.progress(quiet=json) as watch:
-        found = side_by_side(models, eval=evaluation, seed=seed, progress=watch)
+        found = engine.measure(models, eval=evaluation, seed=seed, progress=watch)
     show.as_json(found) if json else tell.measurement(found)
 
 

@@ -15,6 +15,7 @@ from regauge.parts.spec import Option, Spec
 
 if TYPE_CHECKING:
     from regauge.formats.base import Format
+    from regauge.formats.transforms import Maker
     from regauge.rounding.base import Compensator, Rounder
 
 OTHERWISE = "otherwise"
@@ -174,6 +175,12 @@ def point(place: str, **spellings: str) -> Point:
 def format_of(point: Point) -> Format:
     """The format of a site's weight or of a tap's activation."""
     return _format(point.spec("grid"), point.spec("grain"), point.spec("ranger"), point.spec("scale"))
+
+
+def maker_of(point: Point) -> Maker:
+    """What makes the transform of a tap."""
+    made: Maker = build("transform", point["transform"] or Spec("identity"))
+    return made
 
 
 def rounder_of(point: Point) -> Rounder:

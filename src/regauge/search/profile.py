@@ -190,4 +190,4 @@ def _native(site: Site) -> Product:
     """A program of the step with nothing in it but this matrix."""
     width = site.matrix.shape[1]
     program = Program((), Norm("none", width, 0.0), site, width, 0, 0.0)
-    return lambda x_BH: program(x_BH, (0,), (0,), (), 0, 1, torch.bfloat16)
+    return lambda x_BH: program(x_BH, (0,), (0,), (), ())

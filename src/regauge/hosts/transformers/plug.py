@@ -1,8 +1,8 @@
-"""The native step under `model.forward`: one new token a sequence goes through it, all else through transformers.
+"""The native step under `model.forward`: a few new tokens a sequence go through it, all else through transformers.
 
-`generate` keeps sampling, stopping, streaming and beams. Where the step cannot serve a model or a call, transformers
-computes, and a warning says so once. What is checked, and when: the modules and their hooks whenever more than one
-token comes (the beginning of every text); the shapes of a call at every call.
+`generate` keeps sampling, stopping, streaming, beams and assisted decoding. Where the step cannot serve a model or a
+call, transformers computes, and a warning says so once. What is checked, and when: the modules and their hooks at the
+beginning of every text and whenever many tokens come; the shapes of a call at every call.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.inputs import Inputs, first_tokens
 from regauge.hosts.transformers.program import build
 from regauge.kernels.cpu.library import available
-from regauge.kernels.cpu.step import MOST, Program
+from regauge.kernels.cpu.matrix import DTYPES
+from regauge.kernels.cpu.step import MOST, Program, Store
 from regauge.runtime.step.sites import Unservable
 
-SERVED = frozenset(("input_ids", "attention_mask", "position_ids", "past_key_values"))
-HARMLESS = {"use_cache": (True, None), "return_dict": (True, None), "logits_to_keep": (0, 1)}
+SERVED = frozenset(("input_ids", "attention_mask", "position_ids", "past_key_values", "logits_to_keep"))
+HARMLESS = {"use_cache": (True, None), "return_dict": (True, None)}
 HARMLESS |= dict.fromkeys(("output_attentions", "output_hidden_states", "output_router_logits"), (False, None))
-"""Arguments that change nothing for one token while they have these values."""
+"""Arguments that change nothing for a few tokens while they have these values."""
+NEW = 16
+"""New tokens of a sequence that come through the step in one call."""
 COLLECTING = "transformers.utils.output_capturing"
 """Its hooks stay where they were once wanted."""
 
@@ -89,12 +92,12 @@ class NativeStep:
         self._inputs: Inputs | None = None
         self._signature: object = None
         self._stamps: list[int] = []
-        self._held: tuple[int, int, torch.dtype] = (0, 0, torch.float32)
+        self._sequences = 0
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes with it: not the program, whose addresses are this model's."""
-        own = ("program", "_inputs", "_signature", "_stamps", "_held", "_lock")
+        own = ("program", "_inputs", "_signature", "_stamps", "_sequences", "_lock")
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -102,12 +105,12 @@ class NativeStep:
         self._forget()
 
     def serve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """What `forward` returns for one new token a sequence, or None: let transformers compute."""
+        """What `forward` returns for a few new tokens a sequence, or None: let transformers compute."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         cache = kwargs.get("past_key_values")
         if len(args) > 1 or not isinstance(ids, Tensor) or ids.ndim != 2:
             return None
-        if ids.shape[1] != 1 or cache is None or cache.get_seq_length() == 0:
+        if not 1 <= ids.shape[1] <= NEW or cache is None or cache.get_seq_length() == 0:
             if self._ready() and cache is not None:
                 adopt(cache, self.anatomy.blocks)  # so that the first pass already writes where the step reads
             return None
@@ -121,49 +124,62 @@ class NativeStep:
         layers = adopt(cache, self.anatomy.blocks)
         if layers is None:
             return self._eager(f"the cache is a {type(cache).__name__} that the step does not write")
-        return self._step(ids, cache, layers, kwargs.get("attention_mask"), kwargs.get("position_ids"))
+        kept = kwargs.get("logits_to_keep", 0)
+        if not isinstance(kept, int) or kept < 0:
+            return self._eager(f"the call has logits_to_keep={_short(kept)}")
+        return self._step(ids, cache, layers, kwargs.get("attention_mask"), kwargs.get("position_ids"), kept)
 
-    def _step(self, ids: Tensor, cache: Any, layers: list[GrowingLayer], mask: Any, position_ids: Any) -> Any:
-        past, batch = layers[0].length, ids.shape[0]
-        if batch > MOST:
-            return self._eager(f"more than {MOST} sequences came at once")
-        if any([layer.length != past for layer in layers]):  # noqa: C419  # a generator takes twice as long
-            return self._eager("the layers of the cache hold unequal numbers of tokens")
-        starts = first_tokens(mask, batch, past)
+    def _step(
+        self, ids: Tensor, cache: Any, layers: list[GrowingLayer], mask: Any, position_ids: Any, kept: int
+    ) -> Any:
+        lengths, (batch, new) = [layer.length for layer in layers], ids.shape
+        past = lengths[0]
+        if batch * new > MOST:
+            return self._eager(f"more than {MOST} sequences came at once") if new == 1 else None
+        starts = first_tokens(mask, batch, past + new)
         if starts is None:
             return self._eager("the attention mask is not one of padding on the left")
+        if any(starts) and any([length != past for length in lengths]):  # noqa: C419  # a generator takes twice as long
+            return self._eager("the layers of the cache hold unequal numbers of tokens, and there is padding")
         program, inputs = self.program, self._inputs
         assert program is not None
         assert inputs is not None
-        positions = inputs.positions(position_ids, mask, batch, past)
+        positions = inputs.positions(position_ids, mask, batch, past, new)
         if positions is None:
-            return self._eager("the position_ids are not one position a sequence")
+            return self._eager("the position_ids are not one position a token")
         with self._lock:
-            if layers[0].room == past:
-                for layer in layers:
-                    layer.reserve(1)
+            for layer in layers:
+                if layer.length - layer.origin + new > layer.room:
+                    layer.reserve(new)
             stamps = [layer.stamp for layer in layers]
             if stamps != self._stamps:
                 self._point(program, layers, stamps)
-            held, capacity, dtype = self._held
-            if held != batch:
+            if self._sequences != batch:
                 return self._eager("the cache is of another shape than the model's, or than the tokens'")
             tables = inputs.rotary(max(positions) + 1)
-            x_BH = inputs.embedded(ids, positions)
-            logits_BV = program(x_BH, positions, starts, tables, past, capacity, dtype)
+            x_NH = inputs.embedded(ids, positions)
+            logits_NV = program(x_NH, positions, starts, tables, lengths, kept == 1)
             for layer in layers:
-                layer.length += 1
-            self.steps += 1
-        return self._returned(logits_BV.unsqueeze(1), cache)
+                layer.length += new
+            self.steps += new
+        logits_BQV = logits_NV.view(batch, -1, program.vocabulary)
+        return self._returned(logits_BQV if kept in (0, 1) else logits_BQV[:, -kept:], cache)
 
     def _point(self, program: Program, layers: list[GrowingLayer], stamps: list[int]) -> None:
         """Tells the program where the cache lies. A cache that it cannot read holds no sequence for it."""
-        keys, values = [layer.keys_BHTD for layer in layers], [layer.values_BHTD for layer in layers]
-        kinds = {None if held is None else (held.shape, held.dtype, held.device.type) for held in (*keys, *values)}
-        self._stamps, self._held = stamps, (0, 0, torch.float32)
-        if len(kinds) == 1 and keys[0] is not None and (keys[0].shape[1], keys[0].shape[3]) == program.cached:
-            program.caches([k for k in keys if k is not None], [v for v in values if v is not None])
-            self._held = (keys[0].shape[0], keys[0].shape[2], keys[0].dtype)
+        self._stamps, self._sequences = stamps, 0
+        stores, batches = [], set()
+        for layer, size in zip(layers, program.cached, strict=True):
+            keys, values = layer.keys_BHTD, layer.values_BHTD
+            if keys is None or values is None or keys.shape != values.shape or (keys.shape[1], keys.shape[3]) != size:
+                return
+            if any(held.dtype not in DTYPES or held.device.type != "cpu" for held in (keys, values)):
+                return
+            batches.add(keys.shape[0])
+            stores.append(Store(keys, values, layer.origin))
+        if len(batches) == 1:
+            program.keep(stores)
+            self._sequences = batches.pop()
 
     def _returned(self, logits: Tensor, cache: Any) -> Any:
         if not hasattr(self.output, "logits"):

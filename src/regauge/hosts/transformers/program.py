@@ -6,6 +6,7 @@ Nothing is copied but norms and biases (float32): matrices are read where the pa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ from regauge.artifact.codec.base import rows_of
 from regauge.hosts.transformers.columns import Step, table_for
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.kernels.cpu.step import FUNCTIONS as CODES
-from regauge.kernels.cpu.step import Block, Norm, Program, Site
+from regauge.kernels.cpu.step import Block, Norm, Program, Site, Tap
 from regauge.runtime.matrices.modules import PackedExperts, PackedLinear
-from regauge.runtime.step.sites import Unservable, site_of
+from regauge.runtime.step.sites import Unservable, site_of, tap_of
 
 FUNCTIONS = {
     "silu": "silu",
@@ -33,6 +34,13 @@ FUNCTIONS = {
     "quick_gelu": "quick_gelu",
 }
 """transformers' names of activations → ours."""
+TAPS = {
+    "attn_in": ("q", "k", "v"),
+    "attn_mixed": ("o",),
+    "mlp_in": ("gate", "up", "router"),
+    "mlp_hidden": ("down",),
+}
+"""Each tap of a block, and the kinds of sites that read it."""
 MOVING = ("dynamic", "longrope")
 """Rotary embeddings whose frequencies depend on the length of the text."""
 
@@ -57,6 +65,7 @@ class _Builder:
         self.sites = {site.name: site for site in anatomy.sites}
         self.norms = {norm.name: norm for norm in anatomy.norms}
         self.kinds = rotary_kinds(model.config, step)
+        self.reads: dict[str, Tap] = {}
 
     def program(self) -> Program:
         anatomy, config = self.anatomy, self.model.config
@@ -64,7 +73,8 @@ class _Builder:
         softcap = getattr(config, self.table.head_softcap) if self.table.head_softcap else None
         last = self._norm(self.norms["norm"]) if "norm" in self.norms else Norm("none", anatomy.hidden, 0.0)
         ropes = len(self.kinds) if self.table.rotary else 0
-        return Program(blocks, last, self._site("head"), anatomy.hidden, ropes, softcap or 0.0)
+        head, tap = self._reading({"head": self._site("head")})
+        return Program(blocks, last, head["head"], anatomy.hidden, ropes, softcap or 0.0, tap)
 
     def _block(self, number: int) -> Block:
         anatomy, plumbing, table = self.anatomy, self.anatomy.plumbing, self.table
@@ -85,9 +95,16 @@ class _Builder:
         for needed in ("attn_norm", "mlp_norm"):
             if needed not in norms:
                 raise Unservable(f"block {number} has no {needed.replace('_', '.')} of its own")
-        experts = self._experts(number)
+        experts, taps = self._experts(number), {}
         kinds = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down", "moe.router")
-        sites = {kind.rpartition(".")[2]: self._site(name + kind) for kind in kinds if name + kind in self.sites}
+        found = {name + kind: self._site(name + kind) for kind in kinds if name + kind in self.sites}
+        for tap, readers in TAPS.items():
+            one = {site: part for site, part in (found | experts).items() if site.rpartition(".")[2] in readers}
+            read, taps[tap] = self._reading(one)
+            found |= {site: part for site, part in read.items() if site in found}
+            experts |= {site: part for site, part in read.items() if site in experts}
+        sites = {site.rpartition(".")[2]: part for site, part in found.items()}
+        stack = self._stack(number, experts)
         if plumbing.activation not in FUNCTIONS:
             raise Unservable(f"the activation {plumbing.activation!r} is not one of the step's")
         if plumbing.arrangement == "post":
@@ -107,14 +124,28 @@ class _Builder:
             "parallel": int(bool(table.parallel and _follow(module, table.parallel))),
             "activation": CODES[FUNCTIONS[plumbing.activation]],
             "window": int(_follow(module, table.window) or 0) if table.window else 0,
-            "expert_count": len(experts),
+            "expert_count": len(stack),
         }
-        if experts:
+        if stack:
             integers["experts_used"] = int(_follow(module, str(table.experts_used)))
             normalise = table.normalise
             integers["normalise"] = int(bool(_follow(module, normalise) if isinstance(normalise, str) else normalise))
         softcap = _follow(module, table.softcap) if table.softcap else None
-        return Block(norms, sites, experts, integers, float(_follow(module, table.scaling)), float(softcap or 0.0))
+        return Block(norms, sites, stack, integers, float(_follow(module, table.scaling)), float(softcap or 0.0), taps)
+
+    def _reading(self, sites: Mapping[str, Site]) -> tuple[dict[str, Site], Tap]:
+        """Sites that read one activation, and how they all read it.
+
+        Raises:
+            Unservable: they read it in several ways.
+        """
+        taps = {name: self.reads.get(name, Tap()) for name in sites}
+        ways = {bytes(tap.struct()): tap for tap in taps.values() if not tap.plain}
+        tap = next(iter(ways.values()), Tap())
+        others = [name for name in sites if taps[name].plain and not tap.plain]
+        if len(ways) > 1 or (others and tap.transforms):
+            raise Unservable(f"{' and '.join(sorted(sites)[:2])} read one activation in several ways")
+        return {name: replace(site, unrounded=True) if name in others else site for name, site in sites.items()}, tap
 
     def _rope(self, number: int) -> int:
         if not self.table.rotary_kinds:
@@ -144,11 +175,15 @@ class _Builder:
             if module.bias is not None:
                 rows = rows_of(site.weight, module.out_features) if len(parts) > 1 else slice(None)
                 bias = module.bias.detach()[rows].float().contiguous()
-            return site_of(name, part, bias)
+            return self._part(name, part, bias)
         packed = module._modules.get("packed_weight")
         if packed is not None:
-            return site_of(name, packed, None)
+            return self._part(name, packed)
         return Site(self._full(name), self._bias(site, module))
+
+    def _part(self, name: str, part: Any, bias: Tensor | None = None) -> Site:
+        self.reads[name] = tap_of(name, part)
+        return site_of(name, part, bias)
 
     def _bias(self, site: anatomy_model.Site, module: Any) -> Tensor | None:
         if site.bias is None:
@@ -169,21 +204,22 @@ class _Builder:
             raise Unservable(f"{name} is in full precision and does not lie in one piece")
         return weight
 
-    def _experts(self, number: int) -> list[tuple[Site | None, Site, Site]]:
-        own = [site for site in self.anatomy.in_block(number) if site.expert is not None]
-        found = []
-        for expert in sorted({site.expert for site in own if site.expert is not None}):
-            at = f"blocks.{number}.moe.{expert}."
-            gate = self._expert(at + "gate") if at + "gate" in self.sites else None
-            found.append((gate, self._expert(at + "up"), self._expert(at + "down")))
-        return found
+    def _experts(self, number: int) -> dict[str, Site]:
+        """Every expert's sites, by name."""
+        return {s.name: self._expert(s.name) for s in self.anatomy.in_block(number) if s.expert is not None}
+
+    def _stack(self, number: int, sites: Mapping[str, Site]) -> list[tuple[Site | None, Site, Site]]:
+        """(gate or None, up, down) of each expert."""
+        numbers = sorted({self.sites[name].expert or 0 for name in sites})
+        at = [f"blocks.{number}.moe.{expert}." for expert in numbers]
+        return [(sites.get(one + "gate"), sites[one + "up"], sites[one + "down"]) for one in at]
 
     def _expert(self, name: str) -> Site:
         site = self.sites[name]
         module = self.model.get_submodule(site.module)
         if not isinstance(module, PackedExperts):
             return Site(self._full(name))
-        return site_of(name, module.experts[site.expert or 0].get_submodule(site.kind), None)
+        return self._part(name, module.experts[site.expert or 0].get_submodule(site.kind))
 
 
 def _follow(module: Any, path: str) -> Any:

@@ -11,7 +11,7 @@ Legend: T tokens, I input channels, O output channels, B bytes in a packed row, 
 
 from __future__ import annotations
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -190,3 +190,19 @@ def _(
     split: int,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], packed_OB.shape[0]))
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed_OB, bits, scale_ON, low, table, zero_ON, *_ = inputs
+    ctx.save_for_backward(packed_OB, scale_ON, table, zero_ON)
+    ctx.bits, ctx.inputs, ctx.low = bits, x.shape[-1], low
+
+
+def _gradient(ctx: Any, y: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x alone: dy W."""
+    packed_OB, scale_ON, table, zero_ON = ctx.saved_tensors
+    w_OI = dequantise_op(packed_OB, ctx.bits, ctx.inputs, scale_ON, ctx.low, table, zero_ON, y.dtype)
+    return (y @ w_OI, *(None,) * 8)
+
+
+_linear_op.register_autograd(_gradient, setup_context=_remember)
