@@ -11,8 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regauge.formats.grids import NF4
-from regauge.kernels import attention, reference, triton
+from regauge.formats.base import Format
+from regauge.formats.grains import Token
+from regauge.formats.grids import NF4, Int
+from regauge.formats.rangers import Dynamic
+from regauge.formats.scales import Float32
+from regauge.formats.states import packed_states
+from regauge.kernels import reference, triton
 
 NF4_GROUP, GROUP = 64, 128
 Call = Callable[[], Tensor]
@@ -182,8 +187,10 @@ def attentions(context: int, sequences: int, device: torch.device) -> Iterator[C
         ).squeeze(2)
 
     def ours(bits: int) -> Make:
+        fmt = Format(Int(bits, symmetric=False), Token(), Dynamic(), Float32())
+
         def make(states: Tensor) -> tuple[Call, int]:
-            keys, values = (attention.encode(part, bits) for part in states)
+            keys, values = (packed_states(part, fmt) for part in states)
             held = [t for s in (keys, values) for t in (s.packed_SKCB, s.scale_SKCN, s.zero_SKCN)]
             return lambda: triton.decode_attention(q, keys, values, lengths), nbytes(*held)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpu.operands import far, guarded, random
+from gpu.operands import encoded, far, guarded, random
 from regauge.kernels import attention, triton
 from regauge.kernels.attention import PackedStates
 
@@ -45,8 +45,8 @@ def cache(
     value_channels: int,
     symmetric: bool,
 ) -> tuple[PackedStates, PackedStates]:
-    keys = attention.encode(random(*shape, seed=1), bits[0], groups[0], symmetric)
-    return keys, attention.encode(random(*shape[:3], value_channels, seed=2) + 1, bits[1], groups[1], symmetric)
+    keys = encoded(random(*shape, seed=1), bits[0], groups[0], symmetric)
+    return keys, encoded(random(*shape[:3], value_channels, seed=2) + 1, bits[1], groups[1], symmetric)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_scores_far_from_zero(parts: int, device: torch.device) -> None:
     """Scores of ±1,000s, whose exponentials overflow; the greatest lies in the first part, or in the last."""
     states = random(1, 1, 300, 16, seed=1)
     states[0, 0, 7], states[0, 0, 293] = 40.0, -40.0
-    keys, values = attention.encode(states, 8), attention.encode(random(1, 1, 300, 16, seed=2), 8)
+    keys, values = encoded(states, 8), encoded(random(1, 1, 300, 16, seed=2), 8)
     on = moved(keys, device), moved(values, device), torch.tensor([300], device=device)
     for sign, winner in ((1.0, 7), (-1.0, 293)):
         q = torch.full((1, 1, 16), 40.0 * sign)

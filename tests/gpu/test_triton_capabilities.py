@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from regauge.errors import ModelError
-from regauge.formats.activations import simulate
 from regauge.formats.base import Codes, Format
 from regauge.kernels import triton as kernels
 from regauge.kernels.triton import launch
 from regauge.runtime.capabilities import DECODED, ask
 from regauge.runtime.matrices.modules import PackedMatrix
 from regauge.runtime.rows import CUDA, ROWS, Read, Row
-from units.test_capabilities import GRIDS, SHAPE, cases, encoded, formatted, grid_of, seen, tokens
+from units.test_capabilities import GRIDS, SHAPE, cases, encoded, formatted, grid_of, seen, token, tokens
 
 pytestmark = pytest.mark.gpu
 ERROR = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
@@ -25,7 +24,7 @@ ON_GPU = [row for row in ROWS if row.device == CUDA]
 
 def far(packed: PackedMatrix, fmt: Format, codes: Codes, count: int, device: torch.device) -> float:
     x_TI = tokens(count, packed.dtype)
-    read = x_TI if packed.inputs is None else simulate(x_TI.float(), packed.inputs)
+    read = x_TI if packed.reading is None else packed.reading.simulate(x_TI.float())
     wanted = read.double() @ fmt.decode(codes).double().T
     return float((packed(x_TI.to(device)).cpu().double() - wanted).norm() / wanted.norm())
 
@@ -40,7 +39,7 @@ def test_every_row_multiplies_what_it_claims(row: Row, device: torch.device) -> 
         fmt, codes, read = formatted(grid, grain), encoded(grid, grain), grid_of(inputs)
         answer = ask(fmt, SHAPE, None if read is None else Read(read), dtype, CUDA)
         assert answer.native
-        packed = PackedMatrix(codes, fmt, dtype, CUDA, inputs=read).to(device)
+        packed = PackedMatrix(codes, fmt, dtype, CUDA, reading=token(read)).to(device)
         assert packed.way.name.startswith(answer.kernel)
         ran.add(answer.kernel)
         assert far(packed, fmt, codes, 3, device) < ERROR[dtype], (grid, grain, inputs, dtype)
@@ -68,7 +67,7 @@ def test_what_is_simulated_says_so(grid: str, device: torch.device) -> None:
     for grain, inputs in product(("channel", "group:24"), (None, "int8", "int8-asym", "fp8")):
         fmt, codes, read = formatted(grid, grain), encoded(grid, grain), grid_of(inputs)
         answer = ask(fmt, SHAPE, None if read is None else Read(read), torch.bfloat16, CUDA)
-        packed = PackedMatrix(codes, fmt, torch.bfloat16, CUDA, inputs=read).to(device)
+        packed = PackedMatrix(codes, fmt, torch.bfloat16, CUDA, reading=token(read)).to(device)
         with seen() as calls:
             packed(tokens(2, torch.bfloat16).to(device))
         assert bool(calls) != answer.native, (grid, grain, inputs, str(answer), calls)

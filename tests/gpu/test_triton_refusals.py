@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpu.operands import encoded
 from regauge.errors import RegaugeError
-from regauge.kernels import attention, triton
+from regauge.kernels import triton
 
 pytestmark = pytest.mark.gpu
 
@@ -28,7 +29,7 @@ def bytes_(*shape: int) -> Tensor:
 
 
 X, W, S = ones(2, 64), octets(5, 32), ones(5, 1)
-KEYS = attention.encode(ones(2, 3, 7, 16), 4)
+KEYS = encoded(ones(2, 3, 7, 16), 4)
 Q, LENGTHS = ones(2, 6, 16), torch.tensor([7, 3])
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
@@ -135,11 +136,11 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "queries have 17 channels, keys 16",
     ),
     "bits of a cache": (
-        lambda: triton.decode_attention(Q, KEYS, attention.encode(ones(2, 3, 7, 16), 3), LENGTHS),
+        lambda: triton.decode_attention(Q, KEYS, encoded(ones(2, 3, 7, 16), 3), LENGTHS),
         "values have 3 bits; decode attention takes 1, 2, 4 or 8",
     ),
     "room": (
-        lambda: triton.decode_attention(Q, KEYS, attention.encode(ones(2, 3, 8, 16), 4), LENGTHS),
+        lambda: triton.decode_attention(Q, KEYS, encoded(ones(2, 3, 8, 16), 4), LENGTHS),
         "values.packed has shape (2, 3, 8, 8), but the other operands make it (2, 3, 7, 8)",
     ),
     "lengths": (
@@ -162,7 +163,5 @@ def test_refused(name: str, device: torch.device) -> None:
 
 
 def test_more_groups_than_divide(device: torch.device) -> None:
-    with pytest.raises(ValueError, match="3 groups do not divide 16 channels"):
-        attention.encode(ones(2, 3, 7, 16), 4, groups=3)
-    with pytest.raises(ValueError, match="codes have 2 to 8 bits, not 1"):
-        attention.encode(ones(2, 3, 7, 16), 1, symmetric=True)
+    with pytest.raises(ValueError, match="groups of 5 do not divide a width of 16"):
+        encoded(ones(2, 3, 7, 16), 4, groups=3)

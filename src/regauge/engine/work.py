@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from regauge import parts
 from regauge.anatomy import moves as algebra
 from regauge.anatomy.model import Site, Weights
 from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SelectReceipt
 from regauge.artifact.staging import Staging
-from regauge.engine.block import Choices, Moved, activation_grids, as_stored, effective, round_sites
+from regauge.engine.block import Choices, Moved, as_stored, changes, effective, round_sites
 from regauge.engine.job import Job
 from regauge.engine.learning import Learnt, Lesson, learn
 from regauge.engine.objective import Bound, Change, Objective
@@ -19,6 +20,7 @@ from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt
 from regauge.engine.statistics import collection
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import OBJECTIVE, Codes, Format
+from regauge.formats.readings import dynamic
 from regauge.hosts.base import Runner
 from regauge.hosts.states import States
 from regauge.parts import Point, Spec
@@ -48,6 +50,7 @@ class Pass:
         if self.runner is not None and job.shaping is not None:
             self.whole = job.host.runner(job.source, anatomy=job.whole)
         self.states: States | None = None
+        self.readings = {tap: dynamic(parts.format_of(point)) for tap, point in job.resolution.inputs.items()}
         self.teacher: States | None = None
         self.target: States | None = None
 
@@ -155,7 +158,7 @@ class Pass:
         def bind(weights: Weights, inputs: Change) -> Bound:
             return runner.bind(block, weights, states, inputs=inputs)
 
-        return Objective(states, self.target, bind, rounded, activation_grids(sites, job.resolution.inputs))
+        return Objective(states, self.target, bind, rounded, changes(sites, self.readings))
 
     def learn(
         self, block: int, moved: Moved, stats: Mapping[str, Stats], staging: Staging | None, clock: Clock
@@ -189,7 +192,7 @@ class Pass:
         """Runs the compressed block for the next states; keeps rows of the inputs of some sites on the way."""
         runner, states = self.running()
         found = collection(sample, {site.name: frozenset() for site in sample}, sample=True)
-        inputs = activation_grids(self.job.sites(block), self.job.resolution.inputs)
+        inputs = changes(self.job.sites(block), self.readings)
         self.states = runner.block(block, weights, states, watch=found.watch, inputs=inputs)
         if self.target is not None:
             self.teacher, self.target = self.target, None

@@ -1,7 +1,8 @@
 """The definition of decode attention over packed keys and values, in plain torch. Faster kernels are tested against it.
 
 One query token for each sequence attends to the keys and values that its cache holds packed: rows of channels as
-`reference.pack` makes them, with a step for each token and head, or for each of N equal groups of its channels.
+`reference.pack` makes them, with a step for each token and head, or for each of N equal groups of its channels. What
+makes codes of them is a format (`formats.states`).
 
 Legend: S sequences, H query heads, K key/value heads (K divides H; head h reads h // (H / K)), C tokens that the cache
 has room for, D channels of a head, B bytes of a packed row, N groups along a row.
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regauge.kernels.reference import pack, unpack
+from regauge.kernels.reference import unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,41 +36,6 @@ class PackedStates:
     zero_SKCN: Tensor | None
     bits: int
     channels: int
-
-
-def encode(states_SKCD: Tensor, bits: int, groups: int = 1, symmetric: bool = False) -> PackedStates:
-    """Packs keys or values, each group of channels on its own: from its least to its greatest value, or within ±max|x|.
-
-    Ties go to the even code. A constant group decodes to its constant: the step is then 1 and the zero point takes it.
-
-    Args:
-        states_SKCD: any float dtype.
-        bits: 1 to 8; 2 to 8 where symmetric, for one bit has no positive code.
-        groups: equal groups of channels along a head, each with a step of its own; divides D.
-        symmetric: without zero points.
-    """
-    sequences, heads, room, channels = states_SKCD.shape
-    if groups < 1 or channels % groups:
-        raise ValueError(f"{groups} groups do not divide {channels} channels")
-    if not 1 + symmetric <= bits <= 8:
-        raise ValueError(f"codes have {1 + symmetric} to 8 bits, not {bits}")
-    x_SKCNG = states_SKCD.float().view(sequences, heads, room, groups, channels // groups)
-    top = (1 << bits) - 1
-    zero_SKCN = None
-    if symmetric:
-        half = 1 << (bits - 1)
-        step = x_SKCNG.abs().amax(-1) / (half - 1)
-        step = torch.where(step > 0, step, 1.0)
-        codes = (x_SKCNG / step.unsqueeze(-1)).round() + half
-    else:
-        least = x_SKCNG.amin(-1)
-        step = (x_SKCNG.amax(-1) - least) / top
-        step = torch.where(step > 0, step, 1.0)
-        zero_SKCN = -least / step
-        codes = (x_SKCNG / step.unsqueeze(-1) + zero_SKCN.unsqueeze(-1)).round()
-    rows = codes.clamp_(0, top).to(torch.uint8).view(-1, channels)
-    packed = pack(rows, bits).view(sequences, heads, room, -1)
-    return PackedStates(packed, step, zero_SKCN, bits, channels)
 
 
 def decode(states: PackedStates) -> Tensor:

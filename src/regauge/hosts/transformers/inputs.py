@@ -78,7 +78,7 @@ class Inputs:
 
 def _packed(module: Any) -> tuple[Matrix, torch.dtype] | None:
     """The table of a plain packed embedding, and the dtype of what it gives."""
-    if type(module) is not PackedLookup or module.matrix.left_OR is not None:
+    if type(module) is not PackedLookup or len(module.matrix.terms):
         return None
     native = module.matrix.native
     return None if native is None else (native, module.matrix.dtype)

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from regauge.formats.activations import quantise
-from regauge.formats.base import Codes, Format, Grid
+from regauge.formats.base import Codes, Format
+from regauge.formats.readings import Reading
 from regauge.kernels.reference import pack, unpack
 from regauge.runtime.matrices.multiply import Held, Way
 
@@ -27,16 +27,16 @@ WIDE = 4
 """Bits of the lower plane of six."""
 
 
-def way(kernel: str, fmt: Format, shape: Shape, inputs: Grid | None) -> Way:
+def way(kernel: str, fmt: Format, shape: Shape, reading: Reading | None) -> Way:
     """The way of a kernel of the table's rows for `cuda`.
 
     Args:
-        inputs: grid of the inputs, which the kernel multiplies as codes; None: as they are.
+        reading: of inputs, which the kernel multiplies as codes; None: as they are.
 
     Raises:
         KeyError: there is no such kernel.
     """
-    hold, weights, product = KERNELS[kernel](fmt, shape, inputs)
+    hold, weights, product = KERNELS[kernel](fmt, shape, reading)
 
     def rows(held: Bytes, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         return weights(_some(held, slice(start, stop), shape[0]), dtype)
@@ -44,7 +44,7 @@ def way(kernel: str, fmt: Format, shape: Shape, inputs: Grid | None) -> Way:
     def take(held: Bytes, index: Tensor, dtype: torch.dtype) -> Tensor:
         return weights(_some(held, index, shape[0]), dtype)
 
-    name = kernel if inputs is None else f"{kernel}, {inputs.name} inputs"
+    name = kernel if reading is None else f"{kernel}, {reading.name} inputs"
     return Way(name, hold, rows, take, product, device="cuda")
 
 
@@ -75,7 +75,7 @@ def _steps(codes: Codes, fmt: Format, shape: Shape) -> Tensor:
     return _exactly(codes.step.scale_G1.float().reshape(1 if whole else shape[0], -1))
 
 
-def _linear(fmt: Format, shape: Shape, inputs: Grid | None) -> Made:
+def _linear(fmt: Format, shape: Shape, reading: Reading | None) -> Made:
     from regauge.kernels import triton
 
     grid, columns = fmt.grid, shape[1]
@@ -102,7 +102,7 @@ def _linear(fmt: Format, shape: Shape, inputs: Grid | None) -> Made:
     return hold, weights, product
 
 
-def _fp8(fmt: Format, shape: Shape, inputs: Grid | None) -> Made:
+def _fp8(fmt: Format, shape: Shape, reading: Reading | None) -> Made:
     from regauge.kernels import triton
 
     def hold(codes: Codes) -> Held:
@@ -118,22 +118,22 @@ def _fp8(fmt: Format, shape: Shape, inputs: Grid | None) -> Made:
         )
 
     def product(x_TI: Tensor, held: Bytes) -> Tensor:
-        if inputs is None:
+        if reading is None:
             return triton.fp8(x_TI, held["weight"], held["scale"])
-        tokens = quantise(x_TI, inputs)
-        z_TI, scale_T = tokens.z_TI.to(torch.float8_e4m3fn), tokens.scale_T1.reshape(-1)
+        rounded = reading.codes(x_TI)
+        z_TI, scale_T = rounded.z_TI.to(torch.float8_e4m3fn), rounded.step.scale_G1.reshape(-1)
         return triton.fp8(z_TI, held["weight"], held["scale"], x_scale_T=scale_T, dtype=x_TI.dtype)
 
     return hold, weights, product
 
 
-def _integers(fmt: Format, shape: Shape, inputs: Grid | None) -> Made:
+def _integers(fmt: Format, shape: Shape, reading: Reading | None) -> Made:
     """Integer weights in bytes, in planes of 4 and 2 bits, or packed, times integer inputs with a step a token."""
     from regauge.kernels import triton
 
     bits, columns = fmt.grid.bits, shape[1]
     low = int(fmt.grid.low)
-    assert inputs is not None, "the table has these kernels for integer inputs alone"
+    assert reading is not None, "the table has these kernels for integer inputs alone"
 
     def hold(codes: Codes) -> Held:
         scale = {"scale": _steps(codes, fmt, shape).reshape(-1)}
@@ -153,8 +153,8 @@ def _integers(fmt: Format, shape: Shape, inputs: Grid | None) -> Made:
         return (z_OI * held["scale"].float().unsqueeze(-1)).to(dtype)
 
     def product(x_TI: Tensor, held: Bytes) -> Tensor:
-        tokens = quantise(x_TI, inputs)
-        z_TI, step_T, dtype = tokens.z_TI.to(torch.int8), tokens.scale_T1.reshape(-1), x_TI.dtype
+        rounded = reading.codes(x_TI)
+        z_TI, step_T, dtype = rounded.z_TI.to(torch.int8), rounded.step.scale_G1.reshape(-1), x_TI.dtype
         if bits == 8:
             return triton.w8a8(z_TI, step_T, held["weight"], held["scale"], dtype=dtype)
         if bits == 6:
@@ -164,7 +164,7 @@ def _integers(fmt: Format, shape: Shape, inputs: Grid | None) -> Made:
     return hold, weights, product
 
 
-KERNELS: Mapping[str, Callable[[Format, Shape, Grid | None], Made]] = {
+KERNELS: Mapping[str, Callable[[Format, Shape, Reading | None], Made]] = {
     "linear": _linear,
     "fp8": _fp8,
     "w8a8": _integers,
