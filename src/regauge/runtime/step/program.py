@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from regauge.anatomy import model as anatomy_model
 from regauge.anatomy.model import Anatomy
 from regauge.anatomy.storage import rows_of
-from regauge.kernels.cpu.step import FUNCTIONS, Block, Norm, Program, Site, Tap
+from regauge.kernels.cpu.pieces import FUNCTIONS, Block, Norm, Site, Tap
+from regauge.kernels.cpu.step import Program
 from regauge.runtime.matrices.modules import PackedExperts, PackedLinear
 from regauge.runtime.step.sites import Unservable, site_of, tap_of
 
