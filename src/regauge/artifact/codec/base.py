@@ -19,12 +19,12 @@ from regauge.anatomy.storage import scatter
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes, Format
 from regauge.formats.rangers import AbsMax
-from regauge.parts import Point
+from regauge.parts import PLACES, WEIGHTS, Point
 
 COMPRESSED_TENSORS = "compressed-tensors"
 REGAUGE = "regauge"
 WIRES = (COMPRESSED_TENSORS, REGAUGE)
-DECODES = ("grid", "grain", "scale")
+DECODES = tuple(axis.name for axis in PLACES[WEIGHTS].axes if axis.decodes)
 """What codes are decoded by; the other coordinates say how they came about."""
 
 
