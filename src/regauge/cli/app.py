@@ -204,11 +204,11 @@ def methods(
     debug: DEBUG = False,
 ) -> None:
     """Every preset and part: paper, place, cost, and what it was measured to gain."""
-    from regauge.cli import show, tell
+    from regauge.cli import rows, show
     from regauge.report.methods import methods as known
 
     found = known(word)
-    show.as_json(found) if json else tell.methods(found)
+    show.as_json(found) if json else rows.methods(found)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from regauge import parts
 from regauge.errors import RecipeError, nearest
-from regauge.parts import FORMAT, INPUTS, TABLE, WEIGHTS, Point, Spec, axis_of
+from regauge.parts import FORMAT, INPUTS, TABLE, WEIGHTS, WORD, Point, Spec, axis_of
 from regauge.plan import Plan, Rule, dump, load, patterns, presets
 from regauge.runtime.capabilities import runs
 
@@ -116,7 +116,7 @@ def _shape_needs(point: Point) -> set[str]:
 
 def _line(axis: str, role: str, spec: Spec) -> dict[str, str]:
     if axis == FORMAT:
-        halves = zip(("grid", "grain"), parts.halves(spec.part), strict=True)
+        halves = zip(WORD, parts.halves(spec.part), strict=True)
         what = ", ".join(parts.describe(table, half.part) for table, half in halves)
         return {"axis": role, "name": spec.part, "what": what, "cite": ""}
     if axis not in TABLE:
