@@ -140,10 +140,10 @@ class _Builder:
             Unservable: they read it in several ways.
         """
         taps = {name: self.reads.get(name, Tap()) for name in sites}
-        ways = {bytes(tap.struct()): tap for tap in taps.values() if not tap.plain}
-        tap = next(iter(ways.values()), Tap())
+        ways = [tap for tap in taps.values() if not tap.plain]
+        tap = ways[0] if ways else Tap()
         others = [name for name in sites if taps[name].plain and not tap.plain]
-        if len(ways) > 1 or (others and tap.transforms):
+        if not all(tap.same(way) for way in ways) or (others and tap.transforms):
             raise Unservable(f"{' and '.join(sorted(sites)[:2])} read one activation in several ways")
         return {name: replace(site, unrounded=True) if name in others else site for name, site in sites.items()}, tap
 

@@ -95,6 +95,16 @@ class Tap:
         """Whether sites read the activation as it is."""
         return self.rounding == "plain" and not self.transforms
 
+    def same(self, other: Tap) -> bool:
+        """Whether both read an activation alike, wherever their tensors lie."""
+        one, two = vars(self), vars(other)
+        return all(
+            found.equal(two[name])
+            if isinstance(found, Tensor) and isinstance(two[name], Tensor)
+            else found == two[name]
+            for name, found in one.items()
+        )
+
     def struct(self) -> CTap:
         addresses = map(_address, (self.diagonal_I, self.left, self.right))
         how = TRANSFORMS[self.transform], self.size, ROUNDINGS[self.rounding], self.bits, self.group
