@@ -15,7 +15,8 @@ from torch import Tensor
 from panels import case
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.library import available
-from regauge.kernels.cpu.step import Block, Norm, Program, Site, Store, Tap
+from regauge.kernels.cpu.pieces import Block, Norm, Site, Tap
+from regauge.kernels.cpu.step import Program, Store
 from regauge.kernels.cpu.structs import CPacked
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")

@@ -20,7 +20,8 @@ from regauge.formats.terms import LowRank
 from regauge.formats.transforms import Crossed, Hadamard, Same, Scaled, Transform
 from regauge.hosts.transformers.program import build
 from regauge.kernels.cpu.library import available
-from regauge.kernels.cpu.step import Norm, Program
+from regauge.kernels.cpu.pieces import Norm
+from regauge.kernels.cpu.step import Program
 from regauge.parts import WEIGHTS
 from regauge.runtime.matrices.modules import PackedMatrix
 from regauge.runtime.step.sites import Unservable, site_of, tap_of
