@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from regauge.parts import REWRITES, TABLE, WEIGHTS
+from regauge.parts import AXES, REWRITES, TABLE, WEIGHTS
 from regauge.plan import Plan, load
 
-COLUMNS = ("rewrite", "grid", "grain", "ranger", "scale", "rounder", "compensator")
+COLUMNS = ("rewrite", *AXES[WEIGHTS])
 PLACES = {WEIGHTS, REWRITES}
 METHODS = (
     ("gptq-w4g128", "#2563a8"),

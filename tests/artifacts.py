@@ -18,8 +18,10 @@ from regauge.artifact.codec.taps import by_tap
 from regauge.artifact.config import artifact_files
 from regauge.artifact.staging import Staging
 from regauge.formats.base import Codes
+from regauge.formats.readings import Reading, dynamic
+from regauge.formats.terms import summed
 from regauge.hosts.transformers.source import Source
-from regauge.parts import INPUTS, WEIGHTS, Point, Spec
+from regauge.parts import INPUTS, WEIGHTS, Point
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Choice:
     reading: Point | None = None
 
     @property
-    def activations(self) -> Spec | None:
-        """The grid of what the site reads."""
-        return self.reading and self.reading["grid"]
+    def activations(self) -> Reading | None:
+        """How what the site reads is rounded, from each call's own values."""
+        return None if self.reading is None else dynamic(parts.format_of(self.reading))
 
 
 def choice(
@@ -116,15 +118,12 @@ def encode(w_OI: Tensor, how: Choice) -> Codes:
     fmt = parts.format_of(how.point)
     codes = fmt.encode(w_OI)
     compensator = parts.compensator_of(how.point)
-    extra = {} if compensator is None else compensator(w_OI, fmt.decode(codes), {})
-    return Codes(codes.codes_OI, codes.step, extra)
+    terms = () if compensator is None else compensator(w_OI, fmt.decode(codes), {})
+    return Codes(codes.codes_OI, codes.step, terms)
 
 
 def decode(codes: Codes, how: Choice) -> Tensor:
-    w_OI = parts.format_of(how.point).decode(codes)
-    if "left" in codes.extra:
-        w_OI = w_OI + codes.extra["left"].float() @ codes.extra["right"].float()
-    return w_OI
+    return summed(codes, parts.format_of(how.point))
 
 
 def outputs(model: Any, inputs: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def moves_of(anatomy: Anatomy, kind: str) -> list[Move]:
     found = []
     for stream in anatomy.streams:
         if stream.kind == kind and "select" in stream.admits:
-            kept = max(1, stream.size - 1 - 4 * (stream.block or 0) * (kind == "ffn"))
+            kept = max(1, stream.size - 1 - (4 if kind == "ffn" else 1) * (stream.block or 0))
             found.append(Move("select", stream.name, torch.arange(stream.size).flip(0)[:kept]))
     return found
 

@@ -10,9 +10,10 @@ from passes import facts, passing
 from serve import Loaded, Options, serve
 
 from regauge.formats.base import Codes, Format, Grain, Scale, Step
-from regauge.formats.grains import Channel, Group
+from regauge.formats.grains import Channel, Group, Token
 from regauge.formats.grids import E2M1, E4M3, NF4, Int, Ternary
-from regauge.formats.rangers import AbsMax, MinMax
+from regauge.formats.rangers import AbsMax, Dynamic, MinMax
+from regauge.formats.readings import dynamic
 from regauge.formats.scales import BFloat16, Float16, Float32, PowerOfTwo, TwoLevel
 from regauge.runtime.matrices.modules import PackedMatrix
 
@@ -53,7 +54,7 @@ def load(options: Options) -> Loaded:
     rows, columns = options["rows"], options["columns"]
     torch.manual_seed(0)
     fmt = format_of(options, columns)
-    inputs = Int(8) if options.get("inputs") == "int8" else None
+    inputs = dynamic(Format(Int(8), Token(), Dynamic(), Float32())) if options.get("inputs") == "int8" else None
     stored = fmt.bytes((rows, columns))
     count = max(2, math.ceil(options["least"] / stored))
     matrices = [

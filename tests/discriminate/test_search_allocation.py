@@ -84,3 +84,11 @@ def test_budgets_that_clash_are_told_apart() -> None:
     groups = [[Candidate(1.0, {"bytes": 1.0, "ms": 9.0}), Candidate(1.0, {"bytes": 9.0, "ms": 1.0})]]
     with pytest.raises(BudgetError, match=r"cannot be met together.*bytes 9 of 2 bytes; ms 9 of 2 ms"):
         allocate(groups, [Bound("bytes", 2.0), Bound("ms", 2.0, unit="ms")])
+
+
+def test_a_solver_that_ran_out_of_time_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as budgets that cannot be met."""
+    groups = [[Candidate(float(i * j % 7), {"bytes": float(i + j)}) for j in range(4)] for i in range(30)]
+    monkeypatch.setattr("regauge.search.allocation.PATIENCE", 1e-9)
+    with pytest.raises(BudgetError, match=r"ran out of its time .* before it found a choice"):
+        allocate(groups, [Bound("bytes", 480.0)])

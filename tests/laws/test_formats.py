@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regauge import parts
-from regauge.formats import activations
 from regauge.formats.base import Format, Grain, Grid, Ranger, Scale
 from regauge.formats.grains import Block, Fallback, Group, Token
-from regauge.formats.rangers import AbsMax, squared_error
+from regauge.formats.rangers import AbsMax, Dynamic, squared_error
+from regauge.formats.readings import dynamic
+from regauge.formats.scales import Float32
 from regauge.kernels.reference import pack, packed_bytes, unpack
 
 GRIDS = sorted(parts.TABLE["grid"])
@@ -263,15 +264,15 @@ def test_search_is_never_worse_than_the_plain_rangers(scale: str, grid: str, wei
 @pytest.mark.parametrize("grid", ["int8", "int8-asym", "fp8", "int4", "fp4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tokens_keep_shape_dtype_and_independence(grid: str, dtype: torch.dtype) -> None:
-    made = grid_of(grid)
+    made = dynamic(Format(grid_of(grid), Token(), Dynamic(), Float32()))
     x = draws(7, 2, 5, 19).to(dtype)
     x[0, 1] = 0
     x[1, 2] *= 1e-3
-    out = activations.simulate(x, made)
+    out = made.simulate(x)
     assert out.shape == x.shape
     assert out.dtype is dtype
     assert torch.equal(out[0, 1], torch.zeros(19, dtype=dtype))
-    assert torch.equal(activations.simulate(x[1, 2], made), out[1, 2])  # a token's own range, no other's
+    assert torch.equal(made.simulate(x[1, 2]), out[1, 2])  # a token's own range, no other's
     worst = {"int8": 1 / 127, "int8-asym": 1 / 200, "fp8": 1 / 16, "int4": 1 / 7, "fp4": 1 / 4}[grid]
     assert float(((out - x).abs().amax(-1) / x.abs().amax(-1).clamp(min=1e-9)).max()) <= worst * 1.01 + 2**-8
 

@@ -27,7 +27,7 @@ def selected(anatomy: Anatomy, kind: str, blocks: tuple[int, ...] = (0, 1)) -> l
     for stream in anatomy.streams:
         if stream.kind == kind and "select" in stream.admits and stream.block in blocks:
             order = torch.randperm(stream.size, generator=torch.Generator().manual_seed(stream.block or 0))
-            kept = max(1, stream.size - 1 - 4 * (stream.block or 0) * (kind == "ffn"))
+            kept = max(1, stream.size - 1 - (4 if kind == "ffn" else 1) * (stream.block or 0))
             found.append((stream, Move("select", stream.name, order[:kept])))
     return found
 

@@ -19,6 +19,8 @@ ALSO = {
     "rewrites/smoothing.py": {"_smooth"},
     "rounding/rounders.py": {"_sweep"},
     "hosts/transformers/install.py": {"install", "_matrix"},
+    "runtime/capabilities.py": {"ask"},
+    "runtime/matrices/choose.py": {"choose"},
     "runtime/matrices/modules.py": {"__init__"},
     "runtime/matrices/operators.py": {"_rows", "_rows_shape"},
     "hosts/transformers/placing.py": {"place"},

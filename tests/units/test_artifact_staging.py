@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from regauge.artifact import files
 from regauge.artifact.disk import check_disk, one_sentence
-from regauge.artifact.staging import Staging, differences
-from regauge.errors import ArtifactError, OutputError, ResumeError
+from regauge.artifact.identity import differences
+from regauge.artifact.ownership import search_folder
+from regauge.artifact.staging import Staging
+from regauge.errors import ArtifactError, OutputError, ResumeError, TextError
 
 IDENTITY = {"plan": "a" * 64, "seed": 0, "versions": {"torch": "2.13"}}
 SHARD = "model-00001-of-00002.safetensors"
@@ -71,7 +73,7 @@ def test_a_finished_run_leaves_the_artifact_and_nothing_else(tmp_path: Path) -> 
         assert staging.index()["metadata"] == {"total_size": 63}
         staging.finish({"config.json": "{}", "regauge/receipt.json": b"{}", "tokenizer.json": extra})
     found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
-    assert found == ["config.json", SHARD, "regauge/receipt.json", "tokenizer.json"]
+    assert found == ["config.json", SHARD, "regauge/manifest.json", "regauge/receipt.json", "tokenizer.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "tokenizer.json"]
 
 
@@ -216,3 +218,117 @@ def test_the_manifest_is_json_with_every_hash(tmp_path: Path) -> None:
         manifest = json.loads((staging.root / "manifest.json").read_text())
         assert manifest["identity"] == IDENTITY
         assert manifest["shards"][SHARD]["sha256"] == files.sha256(staging.root / SHARD)
+
+
+def theirs(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("beside", ["out.partial/thesis.txt", "out.partial/regauge/thesis.txt", "out.partial/a/b/c"])
+def test_a_partial_output_that_is_not_ours_is_left_alone(beside: str, force: bool, tmp_path: Path) -> None:
+    path = theirs(tmp_path / beside)
+    with pytest.raises(OutputError, match="no output of regauge in the making"):
+        Staging(tmp_path / "out", IDENTITY, force)
+    assert path.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_link_in_place_of_a_partial_output_is_not_followed(tmp_path: Path) -> None:
+    path = theirs(tmp_path / "home" / "thesis.txt")
+    (tmp_path / "out.partial").symlink_to(tmp_path / "home")
+    with pytest.raises(OutputError, match="no output of regauge in the making"):
+        Staging(tmp_path / "out", IDENTITY)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("holds", ["regauge/notes", "regauge/receipt.json", "thesis.txt"])
+def test_force_replaces_nothing_that_regauge_did_not_make(holds: str, tmp_path: Path) -> None:
+    path = theirs(tmp_path / "out" / holds)
+    with pytest.raises(OutputError, match="was not made by regauge"):
+        Staging(tmp_path / "out", IDENTITY, force=True)
+    assert path.read_text(encoding="utf-8") == "mine"
+
+
+def test_force_keeps_a_users_file_inside_an_artifact(tmp_path: Path) -> None:
+    with Staging(tmp_path / "out", IDENTITY) as staging:
+        staging.finish({"regauge/receipt.json": "{}"})
+    (tmp_path / "out" / "regauge" / "report.html").write_text("ours", encoding="utf-8")
+    with Staging(tmp_path / "out", IDENTITY, force=True) as staging:
+        staging.finish({"regauge/receipt.json": "{}"})
+    path = theirs(tmp_path / "out" / "notes.txt")
+    with pytest.raises(OutputError, match=r"holds notes\.txt, which regauge did not write"):
+        Staging(tmp_path / "out", IDENTITY, force=True)
+    assert path.exists()
+
+
+def test_a_directory_of_the_name_that_the_old_one_gets_is_left_alone(tmp_path: Path) -> None:
+    with Staging(tmp_path / "out", IDENTITY) as staging:
+        staging.finish({"regauge/receipt.json": "{}"})
+    path = theirs(tmp_path / "out.replaced" / "thesis.txt")
+    with pytest.raises(OutputError, match="was not made by regauge"):
+        Staging(tmp_path / "out", IDENTITY, force=True)
+    assert path.exists()
+
+
+def test_a_partial_output_of_ours_with_a_users_file_is_not_emptied(tmp_path: Path) -> None:
+    with Staging(tmp_path / "out", IDENTITY) as staging:
+        staging.write(SHARD, tensors())
+    path = theirs(tmp_path / "out.partial" / "thesis.txt")
+    with pytest.raises(OutputError, match=r"holds thesis\.txt, which regauge did not write, so it is not emptied"):
+        Staging(tmp_path / "out", {**IDENTITY, "seed": 1}, force=True)
+    assert path.exists()
+    with (
+        Staging(tmp_path / "out", IDENTITY) as staging,
+        pytest.raises(OutputError, match=r"thesis\.txt is not regauge's"),
+    ):
+        staging.finish({"config.json": "{}"})
+    assert path.exists()
+    with pytest.raises(TextError), Staging(tmp_path / "out", IDENTITY):
+        raise TextError("hopeless")
+    assert path.exists()
+
+
+def test_killed_between_the_two_renames_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old OUT lies aside and the new one is whole: the same command puts it in its place."""
+    with Staging(tmp_path / "out", IDENTITY) as staging:
+        staging.finish({"regauge/receipt.json": "old"})
+    real = os.replace
+
+    def die(source: Path, target: Path) -> None:
+        if Path(source).name == "out.partial":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr("os.replace", die)
+    with Staging(tmp_path / "out", {"seed": 1}, force=True) as staging:
+        staging.write(SHARD, tensors())
+        with pytest.raises(KeyboardInterrupt):
+            staging.finish({"regauge/receipt.json": "new"})
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.partial", "out.replaced"]
+    with Staging(tmp_path / "out", {"seed": 1}, force=True) as staging:
+        assert staging.has(SHARD)
+        staging.finish({"regauge/receipt.json": "new"})
+    assert (tmp_path / "out" / "regauge" / "receipt.json").read_text(encoding="utf-8") == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_output_is_made_by_one_run_whichever_way(tmp_path: Path) -> None:
+    with search_folder(tmp_path / "out"):
+        with pytest.raises(OutputError, match="another run is making"):
+            Staging(tmp_path / "out", IDENTITY)
+        with pytest.raises(OutputError, match="another run is writing"), search_folder(tmp_path / "out"):
+            pass
+    assert not (tmp_path / "out.search").exists()
+    with (
+        Staging(tmp_path / "out", IDENTITY),
+        pytest.raises(OutputError, match="another run is making"),
+        search_folder(tmp_path / "out"),
+    ):
+        pass
+    path = theirs(tmp_path / "new.search" / "thesis.txt")
+    with pytest.raises(OutputError, match="not a search of ours"), search_folder(tmp_path / "new"):
+        pass
+    assert path.exists()

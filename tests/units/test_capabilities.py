@@ -17,9 +17,12 @@ import torch
 import regauge as rg
 from regauge import parts
 from regauge.errors import SettingError
-from regauge.formats.activations import simulate
 from regauge.formats.base import Codes, Format, Grid
+from regauge.formats.grains import Token
 from regauge.formats.grids import E4M3, E5M2, NF4, Int, Ternary
+from regauge.formats.rangers import Dynamic
+from regauge.formats.readings import Reading, dynamic
+from regauge.formats.scales import Float32
 from regauge.kernels.cpu import matrix as kernels
 from regauge.kernels.cpu.library import available
 from regauge.parts.table import TABLE
@@ -29,7 +32,7 @@ from regauge.runtime.capabilities import DECODED, ask
 from regauge.runtime.matrices import choose, int4, lookup, multiply, operators
 from regauge.runtime.matrices.modules import PackedMatrix
 from regauge.runtime.rows import CPU, CUDA, INT4, NATIVE, ROWS, Read, Row
-from regauge.runtime.step.sites import Unservable, site_of
+from regauge.runtime.step.sites import Unservable, site_of, tap_of
 from tests.pico import pico, save
 from tests.words import save_tokenizer
 
@@ -56,6 +59,11 @@ def grid_of(name: str | None) -> Grid | None:
     return None if name is None else parts.build("grid", parts.Spec(name))
 
 
+def token(grid: Grid | None) -> Reading | None:
+    """A step a token, from each call's own values."""
+    return None if grid is None else dynamic(Format(grid, Token(), Dynamic(), Float32()))
+
+
 def suits(row: Row, fmt: Format, inputs: Grid | None) -> bool:
     read = None if inputs is None else Read(inputs)
     return bool(row.inputs) == (inputs is not None) and not any(c(row, fmt, SHAPE, read) for c in capabilities.CHECKS)
@@ -75,7 +83,7 @@ def tokens(count: int, dtype: torch.dtype) -> torch.Tensor:
 def far(packed: PackedMatrix, fmt: Format, codes: Codes, count: int) -> float:
     """The error of a product, relative to its norm, against float64."""
     x_TI = tokens(count, packed.dtype)
-    read = x_TI if packed.inputs is None else simulate(x_TI.float(), packed.inputs)
+    read = x_TI if packed.reading is None else packed.reading.simulate(x_TI.float())
     wanted = read.double() @ fmt.decode(codes).double().T
     return float((packed(x_TI).double() - wanted).norm() / wanted.norm())
 
@@ -111,7 +119,7 @@ def test_every_row_multiplies_what_it_claims(row: Row) -> None:
     with without(row):
         for (grid, grain, inputs), dtype in zip(taken, (row.dtypes * len(taken))[: len(taken)], strict=True):
             fmt, codes = formatted(grid, grain), encoded(grid, grain)
-            packed = PackedMatrix(codes, fmt, dtype, inputs=grid_of(inputs))
+            packed = PackedMatrix(codes, fmt, dtype, reading=token(grid_of(inputs)))
             assert row.kernel in packed.way.name, (grid, grain, inputs)
             for count in (1, 3, 33):
                 assert far(packed, fmt, codes, count) < ERROR[dtype], (grid, grain, inputs, dtype, count)
@@ -132,7 +140,7 @@ def seen() -> Iterator[list[str]]:
         patch.setattr(owner, name, called)
 
     with pytest.MonkeyPatch.context() as patch:
-        watch(patch, multiply, "simulate")
+        watch(patch, Reading, "simulate")
         watch(patch, multiply, "by_blocks")
         watch(patch, kernels, "decode_of")
         watch(patch, lookup, "decode")
@@ -148,7 +156,7 @@ def test_what_is_simulated_decodes_and_what_is_native_does_not(grid: str) -> Non
     for grain, inputs, dtype in [*some, *product(GRAINS[:2], few, (torch.float64,))]:
         fmt, codes, read = formatted(grid, grain), encoded(grid, grain), grid_of(inputs)
         answer = ask(fmt, SHAPE, None if read is None else Read(read), dtype, here=True)
-        packed = PackedMatrix(codes, fmt, dtype, inputs=read)
+        packed = PackedMatrix(codes, fmt, dtype, reading=token(read))
         x_TI = tokens(2, dtype)
         with seen() as calls:
             packed(x_TI)
@@ -264,11 +272,17 @@ def test_every_preset_by_hand() -> None:
 
 
 @pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
-def test_the_step_rounds_what_the_table_says() -> None:
-    """Beside nf4 the step rounds inputs for its few tokens; beside fp8 its kernels would leave them as they are."""
-    for grid, rounding in (("nf4", "token8"), ("int4", "token8"), ("fp4", "token8")):
-        packed = PackedMatrix(encoded(grid, "group:32"), formatted(grid, "group:32"), torch.bfloat16, inputs=Int(8))
-        assert site_of("a site", packed).activations == rounding
-    packed = PackedMatrix(encoded("fp8", "channel"), formatted("fp8", "channel"), torch.bfloat16, inputs=Int(8))
-    with pytest.raises(Unservable, match=r"a site reads int8 inputs, which the step does not round \(inputs are"):
-        site_of("a site", packed)
+def test_the_step_rounds_inputs_to_integers_beside_every_grid() -> None:
+    """It is the tap that is rounded, not the input of a kernel; on grids of floats it is left to torch."""
+    for grid, grain in (("nf4", "group:32"), ("int4", "group:32"), ("fp4", "group:32"), ("fp8", "channel")):
+        for inputs in (Int(8), Int(6)):
+            codes, fmt = encoded(grid, grain), formatted(grid, grain)
+            packed = PackedMatrix(codes, fmt, torch.bfloat16, reading=token(inputs))
+            if packed.native is not None:
+                tap = tap_of("a site", packed)
+                assert (tap.rounding, tap.bits, tap.asymmetric, tap.group) == ("dynamic", inputs.bits, False, 0)
+                assert not site_of("a site", packed).unrounded
+    codes, fmt = encoded("int8", "channel"), formatted("int8", "channel")
+    packed = PackedMatrix(codes, fmt, torch.bfloat16, reading=token(E4M3()))
+    with pytest.raises(Unservable, match="a site reads fp8 inputs, which the step does not round"):
+        tap_of("a site", packed)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from regauge.formats.activations import quantise, simulate
 from regauge.formats.base import Codes, Format, Grid
-from regauge.formats.grains import Channel, Group, Whole
+from regauge.formats.grains import Channel, Group, Token, Whole
 from regauge.formats.grids import E2M1, E2M3, E3M2, E4M3, E5M2, NF4, CodeBook, Int, Ternary
-from regauge.formats.rangers import AbsMax, MinMax, Search
+from regauge.formats.rangers import AbsMax, Dynamic, MinMax, Search
+from regauge.formats.readings import Reading, dynamic
 from regauge.formats.scales import M1, M2, BFloat16, Float16, Float32, PowerOfTwo, TwoLevel
 from regauge.kernels import reference
 
@@ -181,15 +181,20 @@ def test_a_scale_that_must_be_bound_says_so(scale: PowerOfTwo | M2 | TwoLevel) -
         scale.store(torch.ones(2, 1))
 
 
+def token(grid: Grid) -> Reading:
+    """A step a token, from its own values."""
+    return dynamic(Format(grid, Token(), Dynamic(), Float32()))
+
+
 def test_tokens_by_hand() -> None:
     x_TI = torch.tensor([[127.5, -255.0, 64.0], [0.0, 0.0, 0.0]])
-    found = quantise(x_TI, Int(8))
-    assert found.scale_T1[0].item() == 2.0
+    found = token(Int(8)).codes(x_TI)
+    assert found.step.scale_G1[0].item() == 2.0
     assert found.z_TI.tolist() == [[64, -128, 32], [0, 0, 0]]
-    asymmetric = quantise(torch.tensor([[-1.0, 2.0, 0.5]]), Int(8, False))
-    assert asymmetric.zero_T1 is not None
-    assert (asymmetric.zero_T1.item(), asymmetric.z_TI.tolist()) == (85, [[0, 255, 128]])
-    assert simulate(torch.tensor([[448.0, 1.07]]), E4M3()).tolist() == [[448.0, 1.125]]
+    asymmetric = token(Int(8, False)).codes(torch.tensor([[-1.0, 2.0, 0.5]]))
+    assert asymmetric.step.zero_G1 is not None
+    assert (asymmetric.step.zero_G1.item(), asymmetric.z_TI.tolist()) == (85, [[0, 255, 128]])
+    assert token(E4M3()).simulate(torch.tensor([[448.0, 1.07]])).tolist() == [[448.0, 1.125]]
 
 
 def test_bits_lie_lowest_first() -> None:

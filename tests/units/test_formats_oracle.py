@@ -12,11 +12,11 @@ from compressed_tensors.quantization.quant_args import FP4_E2M1_DATA, FP6_E2M3_D
 from compressed_tensors.quantization.utils import calculate_qparams, compute_dynamic_scales_and_zp, generate_gparam
 from torch import Tensor
 
-from regauge.formats.activations import simulate
 from regauge.formats.base import Format, Grid
-from regauge.formats.grains import Channel, Group
+from regauge.formats.grains import Channel, Group, Token
 from regauge.formats.grids import E2M1, E2M3, E4M3, E5M2, Int
-from regauge.formats.rangers import AbsMax, MinMax
+from regauge.formats.rangers import AbsMax, Dynamic, MinMax
+from regauge.formats.readings import dynamic
 from regauge.formats.scales import Float32, PowerOfTwo, TwoLevel
 from regauge.kernels.reference import pack, packed_bytes, unpack
 
@@ -157,7 +157,7 @@ def test_activations_are_compressed_tensors_token_by_token(grid: Grid, kind: str
     x = draws(6, 3, 17, 40) * torch.logspace(-2, 1, 17)[:, None]
     args = args_of(8, kind, "token", dynamic=True, symmetric=symmetric)
     scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Module())
-    ours, theirs = simulate(x, grid), fake_quantize(x, scale, zero, args)
+    ours, theirs = dynamic(Format(grid, Token(), Dynamic(), Float32())).simulate(x), fake_quantize(x, scale, zero, args)
     if symmetric:
         assert torch.equal(ours, theirs)
     else:

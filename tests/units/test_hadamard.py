@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regauge.rewrites.hadamard import factorise, hadamard, prime_order, rotation
+from regauge.formats.hadamard import factorise, hadamard, prime_order, rotation
 
 
 def test_by_hand() -> None:

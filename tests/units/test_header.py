@@ -202,6 +202,8 @@ def test_the_recipe_inside_an_artifact_names_no_code(tmp_path: Path) -> None:
         (inside / "recipe.yaml").write_text(f"name: theirs\n{rule}\n")
         with pytest.raises(RecipeError, match=r"recipe\.yaml, line \d.*: .*is code of another package"):
             load(tmp_path / "artifact")
+        with pytest.raises(RecipeError, match="is code of another package"):
+            load(inside / "recipe.yaml")
         own = tmp_path / "mine.yaml"
         own.write_text(f"name: mine\n{rule}\n")
         if "how" not in rule:

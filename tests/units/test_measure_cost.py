@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from regauge.artifact.files import weight_bytes
 from regauge.kernels.cpu.machine import bandwidth
@@ -59,10 +60,23 @@ def test_cache_is_read_from_its_tensors() -> None:
     assert cache_bytes_a_token(model, torch.zeros(1, 10, dtype=torch.int64)) == 24.0
 
 
-def test_weight_bytes_count_tensors_not_headers(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+def test_weight_bytes_are_those_that_loading_reads(tmp_path: Path) -> None:
+    tensors = {"a": torch.zeros(5, dtype=torch.int8)}
+    for name in ("consolidated", "small/model", "model-00001-of-00002", "model-00002-of-00002"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    index = {"weight_map": {"a": "model-00002-of-00002.safetensors"}}
+    assert weight_bytes(tmp_path) == 10
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert weight_bytes(tmp_path) == 5
+    save_file({"a": torch.zeros(7, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    assert weight_bytes(tmp_path) == 7
+    save_file({"a": torch.zeros(3, dtype=torch.int8)}, tmp_path / "regauge-00001-of-00001.safetensors")
+    assert weight_bytes(tmp_path) == 3
 
-    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.uint8)}, tmp_path / "m.safetensors")
+
+def test_weight_bytes_count_tensors_not_headers(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.uint8)}, tmp_path / "model.safetensors")
     assert weight_bytes(tmp_path) == 67
 
 

@@ -10,6 +10,8 @@ import pytest
 from pico import pico, save
 from regauge import parts
 from regauge.anatomy.model import Anatomy
+from regauge.cli import tell
+from regauge.engine import dry_run
 from regauge.engine.job import prepare
 from regauge.errors import RecipeError, RegaugeError
 from regauge.hosts.transformers.source import Source
@@ -261,3 +263,18 @@ def test_a_point_knows_its_axes() -> None:
         parts.Point("wieghts", ())
     assert {A8, parts.point(INPUTS, grid="int8"), F8} == {A8, F8}
     assert Plan("x", {"inputs": (Rule("*", A8),)}).rules == ()
+
+
+def test_a_dry_run_tells_of_taps(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
+    found = dry_run("rtn-w8a8", source.path)
+    assert [tap.name for tap in found.taps[:4]] == [
+        f"blocks.0.{tap}" for tap in ("attn.in", "attn.mixed", "mlp.in", "mlp.hidden")
+    ]
+    assert found.taps[2].sites == ("blocks.0.mlp.gate", "blocks.0.mlp.up")
+    assert found.taps[2].bits == 8
+    tell.dry_run(found)
+    told = capsys.readouterr().out
+    assert (
+        "inputs of blocks.*.attn.in, blocks.*.attn.mixed, blocks.*.mlp.in, blocks.*.mlp.hidden: identity int8 token"
+        in told
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import regauge as rg
+from regauge import artifact
 from regauge.cli import main
 from regauge.engine import apply, dry_run
 from regauge.engine.receipts import read_receipt
@@ -129,9 +131,11 @@ def test_it_composes_with_quantised_weights(wire: str | None, model: Path, text:
     ours, theirs = outputs(loaded, IDS), outputs(rg.load(tmp_path / "plain"), IDS)
     assert float((ours - theirs).norm() / theirs.norm()) < 0.03
     assert plain.selects[0].error == receipt.selects[0].error  # measured before rounding
+    codes = {name: found for block in artifact.open(tmp_path / "out").blocks() for name, found in block.codes.items()}
+    assert tuple(codes["blocks.1.mlp.down"].codes_OI.shape) == (42, 28)
 
 
-def test_uneven_sizes_take_our_own_format(model: Path, text: Path, tmp_path: Path) -> None:
+def test_uneven_sizes_take_our_own_format(model: Path, text: Path, tmp_path: Path, capsys: Any) -> None:
     plan = recipe(allocation="{part: global, keep: 0.6, multiple: 1}")
     receipt = apply(plan, model, tmp_path / "out", calibration=text, **READ)
     assert receipt.wire == "regauge"
@@ -142,6 +146,10 @@ def test_uneven_sizes_take_our_own_format(model: Path, text: Path, tmp_path: Pat
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["intermediate_size"] == 37
     assert config["quantization_config"]["sizes"]["blocks.1.mlp.up"] == [kept[1], 42]
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    for block, width in enumerate(kept):
+        assert re.search(rf"blocks\.\*\.mlp\.down in block {block} +42 × {width} ", told)
     loaded = rg.load(tmp_path / "out")
     assert [layer.mlp.up_proj.out_features for layer in loaded.model.layers] == kept
     stored = sum(t.numel() for path in (tmp_path / "out").glob("*.safetensors") for t in load_file(path).values())

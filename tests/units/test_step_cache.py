@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticCache
 
-from regauge.hosts.transformers.cache import ROOM, GrowingLayer, adopt
-from regauge.hosts.transformers.inputs import first_tokens
+from regauge.hosts.transformers.cache import GrowingLayer, SlidingLayer, adopt
+from regauge.runtime.step.running import first_tokens
+from regauge.runtime.store.growing import ROOM
 
 
 def tokens(count: int, batch: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -106,29 +107,104 @@ def test_a_dynamic_cache_is_taken_over_and_others_are_left() -> None:
     assert adopt(Own(config=config), 3) is None
 
 
+def alike(ours: SlidingLayer, theirs: DynamicSlidingWindowLayer) -> None:
+    """Both show the same to what comes next; ours may hold more."""
+    assert ours.get_seq_length() == theirs.get_seq_length()
+    assert ours.get_max_length() == theirs.get_max_length()
+    assert ours.get_mask_sizes(3) == theirs.get_mask_sizes(3)
+    shown = min(ours.length, ours.sliding_window - 1)
+    assert ours.rows >= shown
+    if shown:
+        assert ours.keys is not None
+        assert ours.keys[:, :, -shown:].equal(theirs.keys[:, :, -shown:])
+
+
+SLIDING: dict[str, Callable[[Any], Any]] = {
+    "token by token": lambda layer: [layer.update(*tokens(1, seed=n)) for n in range(9)],
+    "a few at once": lambda layer: [layer.update(*tokens(4, seed=n)) for n in range(3)],
+    "a long text": lambda layer: (layer.update(*tokens(700, seed=1)), layer.update(*tokens(1, seed=2))),
+    "reorder": lambda layer: (layer.reorder_cache(torch.tensor([1, 1])), layer.update(*tokens(2, seed=3))),
+    "repeat": lambda layer: (layer.batch_repeat_interleave(3), layer.update(*tokens(2, 6, seed=3))),
+    "take back": lambda layer: (
+        layer.activate_past_recording(),
+        layer.update(*tokens(4, seed=5)),
+        layer.crop(-3),
+        layer.update(*tokens(2, seed=6)),
+        layer.crop(0),
+        layer.update(*tokens(3, seed=7)),
+        layer.crop(-1),
+    ),
+    "reset and begin again": lambda layer: (layer.reset(), layer.update(*tokens(3, 1, seed=4))),
+}
+
+
+@pytest.mark.parametrize("begun", [2, 3, 4, 11])
+@pytest.mark.parametrize("operation", SLIDING)
+def test_a_sliding_layer_shows_what_transformers_shows(operation: str, begun: int) -> None:
+    ours, theirs = SlidingLayer(4), DynamicSlidingWindowLayer(sliding_window=4)
+    found = [layer.update(*tokens(begun)) for layer in (ours, theirs)]
+    assert all(one.equal(other) for one, other in zip(*found, strict=True))
+    alike(ours, theirs)
+    for layer in (ours, theirs):
+        SLIDING[operation](layer)
+    alike(ours, theirs)
+    found = [layer.update(*tokens(2, ours.keys.shape[0] if ours.keys is not None else 1)) for layer in (ours, theirs)]
+    assert all(one.equal(other) for one, other in zip(*found, strict=True))
+    alike(copy.deepcopy(ours), theirs)
+
+
+def test_a_long_text_does_not_grow_a_sliding_layer() -> None:
+    """Forty times the window: the memory is what it was, and its stamp tells of every move."""
+    layer = SlidingLayer(40)
+    layer.update(*tokens(50))
+    room, moves = layer.room, set()
+    for turn in range(1600):
+        layer.update(*tokens(1, seed=turn % 7))
+        moves.add((layer.stamp, layer.origin))
+        assert layer.room == room <= 40 + 2 * ROOM
+        assert 39 <= layer.rows <= room
+    assert len(moves) == len({stamp for stamp, _ in moves}) > 3
+    assert layer.length == 1650
+
+
+def test_what_a_window_has_left_behind_cannot_come_back() -> None:
+    layer = SlidingLayer(4)
+    layer.update(*tokens(600))
+    with pytest.raises(RuntimeError, match="activate_past_recording"):
+        layer.crop(-1)
+    with pytest.raises(ValueError, match="negative"):
+        layer.crop(1)
+    assert layer.length == 600
+
+
 @pytest.mark.parametrize("count", [2, 4, 9])
 def test_a_layer_behind_a_window_is_taken_over(count: int) -> None:
-    cache = DynamicCache()
+    cache, stock = DynamicCache(), DynamicSlidingWindowLayer(sliding_window=4)
     cache.layers.append(DynamicSlidingWindowLayer(sliding_window=4))
     cache.update(*tokens(count), 0)
+    stock.update(*tokens(count))
     layers = adopt(cache, 1)
     assert layers is not None
-    assert layers[0].get_seq_length() == count
-    assert layers[0].keys is not None
-    assert layers[0].keys[:, :, -3:].equal(tokens(count)[0][:, :, -3:])
-    assert not layers[0].keys[:, :, :-3].any()
+    assert isinstance(layers[0], SlidingLayer)
+    alike(layers[0], stock)
     recording = DynamicCache()
     recording.layers.append(DynamicSlidingWindowLayer(sliding_window=4))
-    recording.layers[0].activate_past_recording()
-    assert adopt(recording, 1) is None
+    recording.activate_past_recording()
+    recording.update(*tokens(9), 0)
+    layers = adopt(recording, 1)
+    assert layers is not None
+    assert layers[0].rows == 9
+    layers[0].crop(-5)
+    assert layers[0].keys is not None
+    assert layers[0].keys[:, :, -3:].equal(tokens(9)[0][:, :, 1:4])
 
 
 def test_where_padding_ends() -> None:
     one, zero = torch.tensor([[1, 1, 1]]), torch.tensor([[0, 0, 0]])
-    assert first_tokens(None, 2, 5) == [0, 0]
-    assert first_tokens(one, 1, 2) == [0]
-    assert first_tokens(torch.tensor([[0, 0, 1]]), 1, 2) == [2]
-    assert first_tokens(torch.tensor([[0, 1, 1], [1, 1, 1]]).bool(), 2, 2) == [1, 0]
+    assert first_tokens(None, 2, 6) == [0, 0]
+    assert first_tokens(one, 1, 3) == [0]
+    assert first_tokens(torch.tensor([[0, 0, 1]]), 1, 3) == [2]
+    assert first_tokens(torch.tensor([[0, 1, 1], [1, 1, 1]]).bool(), 2, 3) == [1, 0]
     for wrong in (zero, torch.tensor([[1, 0, 1]]), torch.tensor([[1, 1, 0]]), torch.ones(1, 4), torch.ones(1, 1, 1, 3)):
-        assert first_tokens(wrong, 1, 2) is None
-    assert first_tokens({"full_attention": one}, 1, 2) is None
+        assert first_tokens(wrong, 1, 3) is None
+    assert first_tokens({"full_attention": one}, 1, 3) is None

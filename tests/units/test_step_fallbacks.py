@@ -10,11 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import regauge as rg
-from artifacts import choice, make
-from pico import pico, save
 from regauge.errors import FallbackWarning
+from regauge.formats.base import Format
+from regauge.formats.grains import Token
+from regauge.formats.grids import Int
+from regauge.formats.rangers import Dynamic
+from regauge.formats.readings import Reading
+from regauge.formats.scales import Float32
+from regauge.hosts.transformers.program import build
 from regauge.kernels.cpu.library import available
+from regauge.runtime.step.sites import Unservable
 from units.test_step import forced, loaded, padded
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
@@ -211,10 +216,15 @@ def test_embeddings_of_the_caller_are_eagers(model: Any) -> None:
     assert model.regauge_step.steps == 0
 
 
-def test_a_low_rank_term_is_eagers(tmp_path: Path) -> None:
-    path = save(pico("llama"), tmp_path / "source")
-    made = make(path, tmp_path / "out", lambda s: choice("int3", lorc=2) if s.kind == "down" else choice("int4"))
-    falls_back(rg.load(made.path), "low-rank term")
+def test_sites_that_read_one_activation_in_two_ways_are_eagers(tmp_path: Path) -> None:
+    """As artifacts of the first format may."""
+    model = loaded(tmp_path, "llama", "int8")
+    mlp = model.model.layers[1].mlp
+    for layer, bits in ((mlp.gate_proj, 8), (mlp.up_proj, 6)):
+        reading = Reading(Format(Int(bits), Token(), Dynamic(), Float32()))
+        layer.parts[0].reading = reading
+    with pytest.raises(Unservable, match="one activation in several ways"):
+        build(model, model.regauge_step.anatomy)
 
 
 def test_wrong_calls_fail_as_in_eager(model: Any) -> None:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from regauge.anatomy.model import Anatomy
+from regauge.anatomy.sizes import resized, sizes
 from regauge.artifact.codec.base import REGAUGE, Wire
 from regauge.artifact.folder import ANATOMY, anatomy_json
 
@@ -74,6 +76,12 @@ def config_json(source: Path, wire: Wire) -> str:
     return json.dumps(raw, indent=2, sort_keys=True) + "\n"
 
 
+def _described(wire: Wire) -> Anatomy:
+    """The model that config.json describes: the source, in the sizes that are left where the config says those."""
+    source = wire.layout.source
+    return source if wire.name == REGAUGE else resized(source, sizes(source, wire.layout.anatomy))
+
+
 def artifact_files(
     source: Path, wire: Wire, index: Mapping[str, object], recipe: str, receipt: str
 ) -> dict[str, bytes | str | Path]:
@@ -89,7 +97,7 @@ def artifact_files(
     found["config.json"] = config_json(source, wire)
     found["regauge/recipe.yaml"] = recipe
     found["regauge/receipt.json"] = receipt
-    found[ANATOMY] = anatomy_json(wire.layout.source)
+    found[ANATOMY] = anatomy_json(_described(wire))
     if wire.name == REGAUGE:
         found[SHIM] = Path(__file__).with_name("shim.py.txt")
     else:

@@ -46,9 +46,25 @@ def size_of(tensors: Mapping[str, Tensor]) -> int:
 
 
 def weight_bytes(folder: str | Path) -> int:
-    """Bytes of the tensors in every safetensors file of a directory: data only, headers not counted."""
-    found = (header(path) for path in sorted(Path(folder).glob("**/*.safetensors")))
-    return sum(last - first for one in found for *_, first, last in one.values())
+    """Bytes of the tensors that loading a directory reads: data only, headers not counted.
+
+    Those are an artifact's own shards, else the single file, else the files that the index names, as transformers has
+    it; weights in another form beside them, and other models in folders below, are not this model's.
+    """
+    found = (header(path) for path in weight_files(Path(folder)))
+    return sum(last - first for tensors in found for _, _, first, last in tensors.values())
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights that loading a directory reads."""
+    own = sorted(folder.glob("regauge-*-of-*.safetensors"))
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if own or single.exists():
+        return own or [single]
+    if index.exists():
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(named))]
+    return sorted(folder.glob("model-*-of-*.safetensors"))
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> str:

@@ -38,6 +38,7 @@ from regauge.artifact.folder import (
 from regauge.artifact.receipt import Receipt
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
+from regauge.formats.terms import summed
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +205,4 @@ def _stem(sites: list[Site]) -> str:
 
 
 def _decoded(codes: Codes, layout: Layout, site: str) -> Tensor:
-    w_OI = decoder(layout.quantised[site]).decode(codes).float()
-    if "left" in codes.extra:
-        w_OI = w_OI + codes.extra["left"].float() @ codes.extra["right"].float()
-    return w_OI
+    return summed(codes, decoder(layout.quantised[site]))

@@ -43,27 +43,6 @@ class TapReceipt(_Record):
     bits: int
 
 
-class StoreReceipt(_Record):
-    """What one block keeps of the past. `bytes` are those of one token."""
-
-    name: str
-    point: dict[str, object]
-    bytes: float | None = None
-
-
-class StreamReceipt(_Record):
-    """A stream or block of which something was taken out: so many channels, heads or blocks of those there were.
-
-    `error` is ‖f′(x) − f(x)‖ / ‖f(x)‖ of its block on the calibration text: a selection is measured, not certified.
-    """
-
-    name: str
-    point: dict[str, object]
-    size_before: int
-    size_after: int
-    error: float | None = None
-
-
 class MoveReceipt(_Record):
     """The certificate of the exact moves on one block: relative maximum error in float64 and after storage."""
 
@@ -111,8 +90,6 @@ class Receipt(_Record):
     calibration: dict[str, object] = Field(default_factory=dict)
     sites: tuple[SiteReceipt, ...] = ()
     taps: tuple[TapReceipt, ...] = ()  # beside them, in receipts of before, each site named the grid of its input
-    stores: tuple[StoreReceipt, ...] = ()
-    streams: tuple[StreamReceipt, ...] = ()
     moves: tuple[MoveReceipt, ...] = ()
     selects: tuple[SelectReceipt, ...] = ()
     searched: tuple[dict[str, object], ...] = ()  # strengths chosen by the whole model's loss, with the grid tried

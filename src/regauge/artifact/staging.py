@@ -11,40 +11,44 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from torch import Tensor
 
 from regauge.artifact import files
+from regauge.artifact.config import CARRIED
 from regauge.artifact.disk import TEMPORARY, check_disk, free_bytes, one_sentence, put, sync_directory, take_lock
+from regauge.artifact.identity import Json, differences
+from regauge.artifact.ownership import (
+    LISTED,
+    LOCK,
+    clear,
+    listing,
+    refuse_busy,
+    refuse_out,
+    refuse_partial,
+    remove,
+    replaced,
+    searching,
+)
 from regauge.errors import ExactnessError, ModelError, MoveError, OutputError, RecipeError, ResumeError, TextError
 
 __all__ = ["STATES", "Json", "Staging", "check_disk", "differences", "free_bytes", "one_sentence"]
 
-Json = object
-"""Anything that `json` writes: dict, list, str, int, float, bool, None."""
-
-MANIFEST, STATES, LOCK = "manifest.json", "states", ".lock"
+MANIFEST, STATES, EXTRA = "manifest.json", "states", "extra"
 HOPELESS = (ModelError, TextError, RecipeError, MoveError, ExactnessError)
 """Errors of what was given: the same run would end in the same way, so nothing of it is kept."""
 
 
-def differences(was: Mapping[str, Json], now: Mapping[str, Json], under: str = "") -> list[str]:
-    """What differs between two identities, by dotted name: `plan (was 1a2b3c4d…, now 5e6f7a8b…)`."""
-    found: list[str] = []
-    for key in sorted(set(was) | set(now)):
-        a, b = was.get(key), now.get(key)
-        if type(a) is dict and type(b) is dict:
-            found += differences(a, b, f"{under}{key}.")
-        elif a != b:
-            found.append(f"{under}{key} (was {_short(a)}, now {_short(b)})")
-    return found
-
-
-def _short(value: Json) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"
+def _written(manifest: Mapping[str, Json]) -> set[str]:
+    """What a run with this manifest may have written, by path."""
+    shards, notes = manifest.get("shards"), manifest.get("notes")
+    extra = notes.get(EXTRA) if isinstance(notes, dict) else None
+    found = {MANIFEST, LOCK, LISTED, STATES}
+    found |= set(shards) if isinstance(shards, dict) else set()
+    return found | (set(extra) if isinstance(extra, list) else set())
 
 
 class Staging:
@@ -71,10 +75,12 @@ class Staging:
         """
         self.out = Path(out).absolute()
         self.root = self.out.with_name(self.out.name + ".partial")
-        self._old = self.out.with_name(self.out.name + ".replaced")
+        self._old = replaced(self.out)
         self._force = force
         self._closed = False
-        self._refuse_existing(force)
+        refuse_out(self.out, force, CARRIED)
+        refuse_busy(searching(self.out) / LOCK, self.out)
+        refuse_partial(self.root, MANIFEST)
         plain: dict[str, Json] = json.loads(json.dumps(identity))
         with one_sentence("making", self.root):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -88,27 +94,17 @@ class Staging:
         self.resumed = bool(self._manifest["shards"] or self._manifest["notes"])
         self._verified: set[str] = set()
 
-    def _refuse_existing(self, force: bool) -> None:
-        if not os.path.lexists(self.out):
-            return
-        if not force:
-            raise OutputError(f"{self.out} exists; choose another directory, or replace it with --force.")
-        ours = self.out.is_dir() and ((self.out / "regauge").is_dir() or not any(self.out.iterdir()))
-        if not ours or self.out.is_symlink():
-            raise OutputError(
-                f"{self.out} exists and was not made by regauge, so --force does not replace it; "
-                "choose another directory or remove it yourself."
-            )
-
     def _open(self, identity: dict[str, Json], force: bool) -> dict[str, dict[str, Json]]:
         fresh: dict[str, dict[str, Json]] = {"identity": identity, "shards": {}, "notes": {}}
-        path = self.root / MANIFEST
+        path, was = self.root / MANIFEST, fresh
         if path.exists():
             try:
                 manifest = json.loads(path.read_text(encoding="utf-8"))
                 different = differences(manifest["identity"], identity)
             except (ValueError, KeyError, TypeError):
-                manifest, different = fresh, ["its manifest, which cannot be read"]
+                shards = dict.fromkeys(found.name for found in self.root.glob("*-of-*.safetensors"))
+                manifest, different = {**fresh, "shards": shards}, ["its manifest, which cannot be read"]
+            was = manifest
             if different and not force:
                 raise ResumeError(
                     f"{self.root} belongs to another run: different {', '.join(different)}. Give the same inputs to "
@@ -118,19 +114,13 @@ class Staging:
                 for left in self.root.glob(f"**/{TEMPORARY}*"):
                     left.unlink()
                 return dict(manifest)
-        self._clear()
+        self._clear(was)
         self._manifest = fresh
         self._save()
         return fresh
 
-    def _clear(self) -> None:
-        for entry in self.root.iterdir():
-            if entry.name == LOCK:
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+    def _clear(self, was: Mapping[str, Json]) -> None:
+        clear(self.root, _written(was), keep=(LOCK,))
 
     def __enter__(self) -> Staging:
         return self
@@ -139,7 +129,11 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, HOPELESS) and not self._closed:
-            shutil.rmtree(self.root, ignore_errors=True)
+            with suppress(OutputError, OSError):  # what somebody else put there stays, and so does the directory
+                self._clear(self._manifest)
+                self.close()
+                (self.root / LOCK).unlink(missing_ok=True)
+                self.root.rmdir()
         self.close()
 
     def close(self) -> None:
@@ -254,29 +248,34 @@ class Staging:
         for shard in self.shards:
             if not self.has(shard):
                 raise OutputError(f"{self.root / shard} has changed since it was written; run the command again.")
+        names = [*self.shards, *extra, LISTED]
+        self.note(EXTRA, sorted(extra))
         with one_sentence("finishing", self.root):
-            for name, content in extra.items():
+            for name, content in {**extra, LISTED: listing(names)}.items():
                 target = self.root / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 put(target, content)
             shutil.rmtree(self.root / STATES, ignore_errors=True)
-            wanted = {MANIFEST, LOCK, *self.shards, *(name.split("/")[0] for name in extra)}
-            for entry in self.root.iterdir():
-                if entry.name not in wanted:
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            wanted = {MANIFEST, LOCK, *names}
+            for path in [path for path in self.root.rglob("*") if not path.is_dir()]:
+                name = path.relative_to(self.root).as_posix()
+                if name not in wanted:
+                    if path.suffix != ".safetensors":  # no shard of an earlier run of ours
+                        raise OutputError(f"{path} is not regauge's; move it elsewhere and run again.")
+                    path.unlink()
             for folder, _, _ in os.walk(self.root):
                 sync_directory(Path(folder))
-            if self.out.exists():
-                self._refuse_existing(self._force)
-                shutil.rmtree(self._old, ignore_errors=True)
+            if os.path.lexists(self.out):
+                refuse_out(self.out, self._force, CARRIED)
+                remove(self._old)
                 os.replace(self.out, self._old)
-            (self.root / MANIFEST).unlink()
             if os.name == "nt":
                 self._lock.release()  # Windows renames no directory with an open file in it
             os.replace(self.root, self.out)
             sync_directory(self.out.parent)
+            (self.out / MANIFEST).unlink()
             (self.out / LOCK).unlink(missing_ok=True)  # last, so that nobody else takes the directory before
-            shutil.rmtree(self._old, ignore_errors=True)
+            remove(self._old)
         self.close()
         return self.out
 

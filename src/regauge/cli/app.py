@@ -204,11 +204,11 @@ def methods(
     debug: DEBUG = False,
 ) -> None:
     """Every preset and part: paper, place, cost, and what it was measured to gain."""
-    from regauge.cli import show, tell
+    from regauge.cli import rows, show
     from regauge.report.methods import methods as known
 
     found = known(word)
-    show.as_json(found) if json else tell.methods(found)
+    show.as_json(found) if json else rows.methods(found)
 
 
 @app.command()
@@ -236,11 +236,11 @@ def measure(
     debug: DEBUG = False,
 ) -> None:
     """Quality, memory and speed, side by side."""
+    from regauge import engine
     from regauge.cli import show, tell
-    from regauge.engine.measuring import measure as side_by_side
 
     with show.progress(quiet=json) as watch:
-        found = side_by_side(models, eval=evaluation, seed=seed, progress=watch)
+        found = engine.measure(models, eval=evaluation, seed=seed, progress=watch)
     show.as_json(found) if json else tell.measurement(found)
 
 

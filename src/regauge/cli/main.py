@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code."""
     from regauge.cli.app import app
 
+    if argv is None:
+        _keep_stdout()
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is replaced, never an error
@@ -51,6 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the boundary: a user sees a sentence, never a traceback
         told = " ".join(str(error).split()) or "no message"
         return _fail(f"this is a bug: {type(error).__name__}: {told[:300]}; run again with --debug for its place", 1)
+
+
+def _keep_stdout() -> None:
+    """Keeps standard output to ourselves: libraries (HiGHS among them) leave lines there now and then, past Python,
+    which would break `--json`. They go to standard error. Only where this is the process's own command line.
+    """
+    sys.stdout.flush()
+    own = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace")
+    os.dup2(2, 1)
+    sys.stdout = own
 
 
 def _run(app: typer.Typer, arguments: list[str]) -> int:

@@ -11,12 +11,11 @@ from regauge.cli.show import line, span, table, where
 from regauge.plan.select import pattern
 
 if TYPE_CHECKING:
-    from regauge.artifact.receipt import Receipt
+    from regauge.artifact.receipt import Receipt, TapReceipt
     from regauge.engine.estimate import DryRun, SitePlan
     from regauge.measure.compare import Comparison
     from regauge.measure.cost import Costs
     from regauge.report.inspection import AttentionGroup, Inspection, SiteGroup
-    from regauge.report.methods import Method
     from regauge.search.record import Run
     from regauge.search.sense import Sensitivity
 
@@ -123,6 +122,7 @@ def receipt(done: Receipt, out: Path) -> None:
         worst = max(errors, key=lambda site: site.error or 0.0, default=None)
         largest = f"; largest relative error {worst.error:.3f} at {worst.name}" if worst is not None else ""
         line(f"  {len(quantised)} of {len(done.sites)} sites quantised, {bits:.2f} bits a weight{largest}")
+    _taps(done.taps)
     if done.moves:
         exact, stored = max(move.exact for move in done.moves), max(move.stored for move in done.moves)
         logits = "" if done.logits_error is None else f"; logits {done.logits_error:.1e}"
@@ -146,6 +146,7 @@ def dry_run(plan: DryRun) -> None:
         table(
             ["sites", "out × in", "bf16", "after", "what"], [_site_row(name, some) for name, some in _alike(plan.sites)]
         )
+        _taps(plan.taps)
         line(f"  {told(plan.bytes_after)} of {told(plan.bytes_bf16)} as bf16: {plan.ratio:.3f}, counted from formats")
         line(f"  format: {plan.wire}" + (f", because {'; '.join(plan.wire_refusals)}" if plan.wire_refusals else ""))
     for number, what in enumerate(plan.passes, 1):
@@ -159,6 +160,16 @@ def dry_run(plan: DryRun) -> None:
         line("refused, for every one of these reasons:")
         for reason in plan.refusals:
             line(f"  {reason}")
+
+
+def _taps(taps: Sequence[TapReceipt]) -> None:
+    """Activations that are rounded, those that differ in block or expert alone in one line."""
+    grouped: dict[str, list[str]] = {}
+    for tap in taps:
+        names = grouped.setdefault(" ".join(str(value) for value in tap.reading.values()), [])
+        names += [] if pattern(tap.name) in names else [pattern(tap.name)]
+    for reading, names in grouped.items():
+        line(f"  inputs of {', '.join(names)}: {reading}")
 
 
 def _alike(sites: Sequence[SitePlan]) -> list[tuple[str, list[SitePlan]]]:
@@ -273,27 +284,3 @@ def _cost_row(name: str, costs: Costs) -> list[str]:
         "" if costs.cache_bytes is None else told(round(costs.cache_bytes)),
         "" if costs.bytes is None else told(costs.bytes),
     ]
-
-
-def methods(found: Sequence[Method]) -> None:
-    """A table a kind: presets first, then each axis."""
-    for kind in dict.fromkeys(method.kind for method in found):
-        rows = [method for method in found if method.kind == kind]
-        heads = ["row", "paper", "acts on", "cost", "measured"] if kind == "preset" else ["paper", "acts on", "cost"]
-        table(
-            [kind, "what", *heads],
-            [[one.name, one.what, *(_cell(one, head) for head in heads)] for one in rows],
-        )
-    if any(method.kind == "preset" for method in found):
-        line("KL to the original in nats a token, beside nearest rounding at the same bits (benchmarks/rows.py).")
-    line("'regauge explain NAME' tells more of each.")
-
-
-def _cell(method: Method, head: str) -> str:
-    if head == "row":
-        return method.row
-    if head == "paper":
-        return ", ".join(cite.removeprefix("arXiv:") for cite in method.paper)
-    if head == "acts on":
-        return ", ".join(method.places)
-    return method.cost if head == "cost" else method.measured

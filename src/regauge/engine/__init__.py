@@ -1,4 +1,4 @@
-"""The engine: carries a plan out on a model, or says what it would do."""
+"""The engine: carries a plan out on a model, or says what it would do; opens models and has them measured."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from regauge.engine.api import apply, dry_run
     from regauge.engine.estimate import DryRun
+    from regauge.engine.measuring import measure
 
-__all__ = ["DryRun", "apply", "dry_run"]
+__all__ = ["DryRun", "apply", "dry_run", "measure"]
 
-_WHERE = {"apply": "regauge.engine.api", "dry_run": "regauge.engine.api", "DryRun": "regauge.engine.estimate"}
+_WHERE = {
+    "apply": "regauge.engine.api",
+    "dry_run": "regauge.engine.api",
+    "DryRun": "regauge.engine.estimate",
+    "measure": "regauge.engine.measuring",
+}
 
 
 def __getattr__(name: str) -> object:

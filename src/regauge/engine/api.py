@@ -9,14 +9,15 @@ the same inputs give the same bytes, but for `regauge/run-log.json`: seconds, me
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from regauge.artifact.config import CARRIED
 from regauge.artifact.disk import check_disk
+from regauge.artifact.ownership import refuse_out
 from regauge.artifact.receipt import Receipt
 from regauge.artifact.staging import Staging
 from regauge.engine.driver import Drive
@@ -26,7 +27,7 @@ from regauge.engine.reading import Reading, reading, sampled
 from regauge.engine.receipts import Done, command_line, files_of, log_of, receipt_of, versions
 from regauge.engine.strengths import settle
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
-from regauge.errors import BudgetError, OutputError
+from regauge.errors import BudgetError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.plan import Plan, digest
@@ -92,7 +93,7 @@ def apply(
         source = host_of(model).open(model, revision)
         plan = plan_of(recipe)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
-        ready.refusals.attempt(lambda: refuse_out(Path(out), force), None)
+        ready.refusals.attempt(lambda: refuse_out(Path(out).absolute(), force, CARRIED), None)
         ready.refusals.settle()
         job, read = ready.job, ready.read
         assert job is not None and read is not None, "nothing was refused"  # noqa: PT018  # not a test
@@ -132,7 +133,7 @@ def dry_run(
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         target = None if out is None else Path(out)
         if target is not None:
-            ready.refusals.attempt(lambda: refuse_out(target, force), None)
+            ready.refusals.attempt(lambda: refuse_out(target, force, CARRIED), None)
         told = [str(error) for error in ready.refusals.errors]
         if ready.job is None:
             return DryRun(
@@ -159,16 +160,6 @@ def _ready(plan: Plan, source: Source, given: Reads) -> _Ready:
         made = job
         read = refusals.attempt(lambda: reading(made, given.calibration, given.tokens, given.length), None)
     return _Ready(job, read, refusals)
-
-
-def refuse_out(out: Path, force: bool) -> None:
-    if os.path.lexists(out) and not force:
-        raise OutputError(f"{out} exists; choose another directory, or replace it with --force.")
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{out} cannot be written: {parent} is no directory that you may write to.")
 
 
 def _in_time(job: Job, read: Reading, clock: Clock) -> None:

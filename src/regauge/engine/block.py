@@ -17,6 +17,8 @@ from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SiteReceipt, TapReceipt
 from regauge.engine.statistics import output_error
 from regauge.formats.base import Codes, Format
+from regauge.formats.readings import Reading
+from regauge.formats.terms import summed
 from regauge.parts import Point
 from regauge.plan.resolution import Resolution
 from regauge.rounding.base import Stats
@@ -86,16 +88,7 @@ def round_site(w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = N
     compensator = parts.compensator_of(choice)
     if compensator is None:
         return codes
-    return replace(codes, extra={**codes.extra, **compensator(w_OI.float(), fmt.decode(codes), stats)})
-
-
-def rebuilt(codes: Codes, fmt: Format) -> Tensor:
-    """Ŵ, float32, with what the compensator adds."""
-    w_OI = fmt.decode(codes)
-    extra = codes.extra
-    if "left" in extra:
-        w_OI = w_OI + extra["left"].float() @ extra["right"].float()
-    return w_OI
+    return replace(codes, terms=(*codes.terms, *compensator(w_OI.float(), fmt.decode(codes), stats)))
 
 
 def effective(stored: Weights, codes: Mapping[str, Codes], choices: Choices) -> Weights:
@@ -104,7 +97,7 @@ def effective(stored: Weights, codes: Mapping[str, Codes], choices: Choices) -> 
     for name, found in codes.items():
         choice = choices[name]
         assert choice is not None, f"{name} has codes and no choice"
-        out[f"{name}.weight"] = rebuilt(found, parts.format_of(choice))
+        out[f"{name}.weight"] = summed(found, parts.format_of(choice))
     return out
 
 
@@ -114,22 +107,10 @@ def full_precision(stored: Weights, codes: Mapping[str, Codes]) -> Weights:
     return {name: tensor for name, tensor in stored.items() if name not in gone}
 
 
-def activation_grids(sites: Iterable[Site], inputs: Mapping[str, Point]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Site → fake quantisation of its input, for all sites that read a tap with a point on inputs."""
-    from regauge.formats.activations import simulate
-
-    out: dict[str, Callable[[Tensor], Tensor]] = {}
-    made: dict[str, Callable[[Tensor], Tensor]] = {}
-    for site in sites:
-        point = None if site.tap is None else inputs.get(site.tap)
-        if point is None:
-            continue
-        name = point.name("grid")
-        if name not in made:
-            grid = parts.build("grid", point.spec("grid"))
-            made[name] = lambda x, grid=grid: simulate(x, grid)  # type: ignore[misc]  # a default argument binds it
-        out[site.name] = made[name]
-    return out
+def changes(sites: Iterable[Site], readings: Mapping[str, Reading]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Site → what becomes of its input before it is multiplied, for all sites that read a tap with a reading."""
+    made = {tap: reading.simulate for tap, reading in readings.items()}
+    return {site.name: made[site.tap] for site in sites if site.tap in made}
 
 
 def site_receipts(
@@ -159,9 +140,9 @@ def site_receipts(
         choice = resolution.choices.get(name)
         if name in codes and choice is not None:
             fmt = parts.format_of(choice)
-            after += fmt.bytes(site.shape) + sum(_bytes(extra) for extra in codes[name].extra.values())
+            after += fmt.bytes(site.shape) + sum(term.bytes for term in codes[name].terms)
             told += codes[name].notes
-            error = output_error(exact[weight], rebuilt(codes[name], fmt), seen)
+            error = output_error(exact[weight], summed(codes[name], fmt), seen)
         else:
             after += _bytes(stored[weight])
         found.append(

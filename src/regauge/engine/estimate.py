@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from regauge import parts
 from regauge.anatomy.model import Site
 from regauge.artifact.disk import free_bytes
+from regauge.artifact.receipt import TapReceipt
 from regauge.engine import learning_cost
-from regauge.engine.block import round_site, spelled
+from regauge.engine.block import round_site, spelled, tap_receipts
 from regauge.engine.job import Job
 from regauge.engine.reading import Reading
 from regauge.engine.shaping import MEASURED, needs_of
@@ -64,6 +65,7 @@ class DryRun(_Record):
     wire_refusals: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
     sites: tuple[SitePlan, ...] = ()
+    taps: tuple[TapReceipt, ...] = ()
     notes: tuple[str, ...] = ()
     passes: tuple[str, ...] = ()
     calibration: dict[str, object] = {}
@@ -254,6 +256,7 @@ def record(
         wire_refusals=job.refusals,
         refusals=tuple(refusals),
         sites=tuple(sites),
+        taps=tuple(tap_receipts(job.anatomy.sites, job.resolution.inputs)),
         notes=tuple(dict.fromkeys(notes)),
         passes=tuple(passes(job, read, speed() if timed and job.learnt else None)),
         calibration=read.windows.record() if read.windows is not None else dict(read.identity),

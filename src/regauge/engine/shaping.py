@@ -48,9 +48,7 @@ class Cut:
 
     @staticmethod
     def of(stream: str, point: Point) -> Cut:
-        unit, score, allocation, schedule, repair = (
-            parts.build(axis, point.spec(axis)) for axis in ("unit", "score", "allocation", "schedule", "repair")
-        )
+        unit, score, allocation, schedule, repair = (parts.build(axis, point.spec(axis)) for axis in parts.AXES[SHAPE])
         return Cut(stream, point, unit, score, allocation, schedule, repair)
 
     @property

@@ -7,7 +7,7 @@ Legend: O output channels, I input channels, G groups, K weights in a group. w â
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -42,6 +42,10 @@ class Grid(Protocol):
     def bits(self) -> int: ...  # stored bits an element
     @property
     def symmetric(self) -> bool: ...  # True: no zero point is stored
+    @property
+    def offset(self) -> int: ...  # of integers: value = code - offset
+    @property
+    def cast(self) -> torch.dtype | None: ...  # torch's dtype of the same bytes, where there is one
     @property
     def low(self) -> float: ...  # least grid value
     @property
@@ -104,6 +108,7 @@ class Scale(Protocol):
         """scale_G1 again from the fields."""
 
 
+ALL = slice(None)
 OBJECTIVE = "objective"
 """What a part needs that is learnt, or chosen, by the error of a block's output against the uncompressed model's."""
 
@@ -183,7 +188,7 @@ class Format:
         return Codes(self.grain.join(codes_GK, w_OI), step)
 
     def decode(self, codes: Codes) -> Tensor:
-        """w_OI, float32, without what a compensator adds."""
+        """w_OI, float32: of the codes alone, without the terms beside them."""
         codes_GK = self.grain.split(codes.codes_OI)
         w_GK = torch.empty(codes_GK.shape, dtype=torch.float32, device=codes_GK.device)
         for part in chunks(codes_GK):
@@ -205,6 +210,25 @@ class Format:
         return packed + self.scale.bytes(groups, rows) + self.zero_bytes(groups)
 
 
+@runtime_checkable
+class Term(Protocol):
+    """One summand of a matrix as it is stored. See `formats/terms.py` for those that there are."""
+
+    @property
+    def kind(self) -> str: ...  # a name of `terms.KINDS`, by which it is read again
+    @property
+    def tensors(self) -> Mapping[str, Tensor]: ...  # what is stored of it, by name
+    @property
+    def shape(self) -> tuple[int, int]: ...  # (O, I) of the matrix
+    @property
+    def bytes(self) -> int: ...
+    def apply(self, x_TI: Tensor, y_TO: Tensor) -> Tensor:
+        """y + x Wáµ€, W this term's part of the matrix."""
+
+    def dense(self, index: slice | Tensor = ALL) -> Tensor:
+        """Its part of the matrix, or of some rows of it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Codes:
     """A quantised matrix: one code an element, unpacked, and the steps.
@@ -212,13 +236,13 @@ class Codes:
     Attributes:
         codes_OI: uint8 codes in the original column order.
         step: as fitted.
-        extra: named tensors that a compensator adds (low-rank factors, a bias).
+        terms: what is added to the codes: the matrix is the sum of them all.
         notes: what the rounder had to do that the user did not ask for, in a sentence each; for the receipt.
     """
 
     codes_OI: Tensor
     step: Step
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    terms: tuple[Term, ...] = ()
     notes: tuple[str, ...] = ()
 
 

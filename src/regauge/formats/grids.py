@@ -38,8 +38,16 @@ class Int:
         return "integer"
 
     @property
+    def offset(self) -> int:
+        return 1 << (self.bits - 1) if self.symmetric else 0
+
+    @property
+    def cast(self) -> torch.dtype | None:
+        return None
+
+    @property
     def low(self) -> float:
-        return float(-(1 << (self.bits - 1))) if self.symmetric else 0.0
+        return float(-self.offset)
 
     @property
     def high(self) -> float:
@@ -83,6 +91,10 @@ class Float:
     @property
     def kind(self) -> str:
         return "float"
+
+    @property
+    def offset(self) -> int:
+        return 0
 
     @property
     def symmetric(self) -> bool:
@@ -188,6 +200,14 @@ class CodeBook:
     @property
     def kind(self) -> str:
         return "table"
+
+    @property
+    def offset(self) -> int:
+        return 0
+
+    @property
+    def cast(self) -> torch.dtype | None:
+        return None
 
     @property
     def symmetric(self) -> bool:

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from regauge.formats.base import Grid, Ranger, Scale, Step, chunks, ends, reach
 
+LEAST = torch.finfo(torch.float32).eps * torch.finfo(torch.float32).tiny ** 0.5
+"""The least step that is taken from values at hand."""
+
 
 def stored(raw_G1: Tensor, zero_G1: Tensor | None, grid: Grid, scale: Scale) -> Step:
     """The step as the scale keeps it, with its zero point."""
@@ -91,9 +94,12 @@ class MinMax:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """The range of the values at hand, taken anew in each call: [−a, a] on symmetric grids, else [min, max].
+    """The range of the values at hand, taken anew in each call: [-a, a] on symmetric grids, else [min, max] with 0.
 
-    Nothing of it is known before the call, so nothing of it is stored.
+    Works in float32. A group of zeros, or one too small for a float32 step, gets the least positive step; what is not
+    finite stays so, and is seen in the result. Differs: compressed-tensors works in the dtype of the activations, so in
+    bf16 its steps and quotients are rounded to bf16; in float32 the two agree to the bit (asymmetric: but for quotients
+    that lie on a tie).
 
     Cost: two passes over the values.
     """
@@ -105,6 +111,40 @@ class Dynamic:
     @property
     def needs(self) -> frozenset[str]:
         return frozenset()
+
+    def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
+        low_G1, high_G1 = ends(x_GK)
+        if grid.symmetric:
+            raw_G1 = _even(torch.maximum(-low_G1, high_G1), grid)
+        else:
+            low_G1, high_G1, width = low_G1.clamp(max=0), high_G1.clamp(min=0), grid.high - grid.low
+            raw_G1 = (high_G1 - low_G1) / width
+            raw_G1 = torch.where(raw_G1.isfinite(), raw_G1, high_G1 / width - low_G1 / width)
+        kept_G1, fields = scale.bind(raw_G1, grid, 1).store(raw_G1.clamp(min=LEAST))
+        scale_G1 = torch.where(raw_G1.isfinite(), kept_G1, raw_G1.float())
+        if grid.symmetric:
+            return Step(scale_G1, None, fields)
+        zero_G1 = (grid.low - low_G1 / scale_G1).round().clamp(grid.low, grid.high).float()
+        return Step(scale_G1, zero_G1, {**fields, "zero": grid.encode(zero_G1.nan_to_num())})
+
+
+@dataclass(frozen=True)
+class Static:
+    """A range that is known before the call: of all that calibration saw, [-a, a] on symmetric grids, else [min, max].
+
+    The step is stored in the artifact and is the same for every token, as compressed-tensors' `dynamic: false` has it.
+    What lies beyond it later is clipped. For grains whose steps are not a token's own: `tensor`, `group:N`.
+
+    Cost: no pass over the values when the model runs; one over calibration text.
+    """
+
+    @property
+    def name(self) -> str:
+        return "static"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"minimum", "maximum"})
 
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
         found: Ranger = AbsMax() if grid.symmetric else MinMax()

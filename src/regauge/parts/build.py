@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from regauge.errors import RecipeError, nearest
 from regauge.parts.lookup import foreign, part
-from regauge.parts.points import FORMAT, PLACES, WEIGHTS, Point, axis_of
+from regauge.parts.points import FORMAT, FORMATS, PLACES, WEIGHTS, WORD, Point, axis_of
 from regauge.parts.spec import Option, Spec
 
 if TYPE_CHECKING:
     from regauge.formats.base import Format
+    from regauge.formats.transforms import Maker
     from regauge.rounding.base import Compensator, Rounder
 
 OTHERWISE = "otherwise"
 """The option that holds a grain's fallback, spelled `… else channel`."""
-FORMATTED = ("ranger", "scale")
-"""What a format in one word may be given beside its grid and grain."""
+BESIDE = tuple(axis for axis in FORMATS if axis.name not in WORD)
+"""What a format in one word may be given beside it."""
 
 
 def read(table: str, text: str, place: str = "") -> Spec:
@@ -123,11 +124,12 @@ def check(table: str, spec: Spec, place: str = "") -> None:
 
 
 def _check_format(spec: Spec, place: str) -> None:
-    for table, half in zip(("grid", "grain"), halves(spec.part, place), strict=True):
+    for table, half in zip(WORD, halves(spec.part, place), strict=True):
         check(table, half)
+    beside = [axis.name for axis in BESIDE]
     for key, value in spec.options:
-        if key not in FORMATTED:
-            raise RecipeError(f"a format has no option {key!r}{nearest(key, FORMATTED)}")
+        if key not in beside:
+            raise RecipeError(f"a format has no option {key!r}{nearest(key, beside)}")
         check(key, read(key, str(value), place))
 
 
@@ -138,7 +140,7 @@ def build(table: str, spec: Spec) -> Any:
     given = dict(spec.options)
     if table == FORMAT:
         grid, grain = halves(spec.part)
-        return _format(grid, grain, *(read(key, str(given.get(key, default))) for key, default in _FORMATTED))
+        return _format(grid, grain, *(read(axis.name, str(given.get(axis.name, axis.default))) for axis in BESIDE))
     otherwise = given.pop(OTHERWISE, None)
     try:
         made = load(table, spec.part)(**part(table, spec.part).fixed, **given)
@@ -149,9 +151,6 @@ def build(table: str, spec: Spec) -> Any:
     from regauge.formats.grains import Fallback
 
     return Fallback(made, build(table, read(table, str(otherwise))))
-
-
-_FORMATTED = (("ranger", "dynamic"), ("scale", "f16"))
 
 
 def _format(grid: Spec, grain: Spec, ranger: Spec, scale: Spec) -> Format:
@@ -174,6 +173,12 @@ def point(place: str, **spellings: str) -> Point:
 def format_of(point: Point) -> Format:
     """The format of a site's weight or of a tap's activation."""
     return _format(point.spec("grid"), point.spec("grain"), point.spec("ranger"), point.spec("scale"))
+
+
+def maker_of(point: Point) -> Maker:
+    """What makes the transform of a tap."""
+    made: Maker = build("transform", point["transform"] or Spec("identity"))
+    return made
 
 
 def rounder_of(point: Point) -> Rounder:

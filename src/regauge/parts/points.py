@@ -24,6 +24,7 @@ class Axis:
         default: the spelling that is taken where a recipe says nothing; "" for none.
         required: whether a rule must say it.
         number: whether a recipe may write a bare number.
+        decodes: whether codes are decoded by it; other axes say how codes come about.
         what: what it decides, in a line.
     """
 
@@ -33,6 +34,7 @@ class Axis:
     default: str = ""
     required: bool = False
     number: bool = False
+    decodes: bool = False
 
     @property
     def parts(self) -> str:
@@ -59,6 +61,14 @@ class Place:
 
 FORMAT = "format"
 """The table of formats in one word: a grid and a grain, `int2-asym/time:32`."""
+FORMATS = (
+    Axis("grid", "which numbers exist", required=True, decodes=True),
+    Axis("grain", "which elements share a step", required=True, decodes=True),
+    Axis("ranger", "how big a step is", default="dynamic"),
+    Axis("scale", "how a step is stored", default="f16", decodes=True),
+)
+"""The axes of such a format; the two that must be said make the word."""
+WORD = tuple(axis.name for axis in FORMATS if axis.required)
 
 _DECLARED = (
     Place(
@@ -66,10 +76,10 @@ _DECLARED = (
         ("site", "sites"),
         "blocks.*.attn.q",
         (
-            Axis("grid", "which numbers exist", required=True),
-            Axis("grain", "which weights share a step", required=True),
+            Axis("grid", "which numbers exist", required=True, decodes=True),
+            Axis("grain", "which weights share a step", required=True, decodes=True),
             Axis("ranger", "how big a step is", default="minmax"),
-            Axis("scale", "how a step is stored", default="bf16"),
+            Axis("scale", "how a step is stored", default="bf16", decodes=True),
             Axis("rounder", "which code each weight takes", default="nearest"),
             Axis("compensator", "what is added back for the error"),
         ),

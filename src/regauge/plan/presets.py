@@ -104,9 +104,9 @@ def load(recipe: str | Path) -> Plan:
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml") and path.parent == Path() and not path.exists():
         raise RecipeError(f"there is no preset {name!r}{near(name)}; a recipe file ends in .yaml")
-    of_artifact = path.is_dir() and (path / "regauge" / "recipe.yaml").is_file()
-    if of_artifact:
+    if path.is_dir() and (path / "regauge" / "recipe.yaml").is_file():
         path = path / "regauge" / "recipe.yaml"
+    of_artifact = path.parts[-2:] == ("regauge", "recipe.yaml")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

@@ -32,7 +32,7 @@ from regauge import parts
 from regauge.errors import RecipeError
 from regauge.learn.settings import KEYS as LEARNING
 from regauge.learn.settings import Settings
-from regauge.parts import AXES, FORMAT, INPUTS, PLACES, REWRITES, WEIGHTS, Axis, Option, Point, Spec
+from regauge.parts import AXES, FORMAT, FORMATS, INPUTS, PLACES, REWRITES, WEIGHTS, WORD, Axis, Option, Point, Spec
 from regauge.plan.model import Plan, Rule
 from regauge.plan.nodes import Node, PlacedError, keys, read
 from regauge.plan.select import READ_BY
@@ -171,9 +171,9 @@ class _Reader:
 
     def _format(self, place: str, node: Node) -> Spec:
         """`{grid: int2-asym, grain: time:32}`: a format that was not written in one word."""
-        found = keys(node, ("grid", "grain", "ranger", "scale"), "a format", ("grid", "grain"))
-        word = "/".join(found[key].text(key) for key in ("grid", "grain"))
-        rest = {key: value for key, value in found.items() if key not in ("grid", "grain")}
+        found = keys(node, tuple(axis.name for axis in FORMATS), "a format", WORD)
+        word = "/".join(found[key].text(key) for key in WORD)
+        rest = {key: value for key, value in found.items() if key not in WORD}
         return self.spec(FORMAT, place, Node({"part": Node(word, node.place), **rest}, node.place))
 
     def _unknown(self, axis: str, node: Node) -> Spec:

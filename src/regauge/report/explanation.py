@@ -10,7 +10,7 @@ from pathlib import Path
 
 from regauge import parts
 from regauge.errors import RecipeError, nearest
-from regauge.parts import FORMAT, INPUTS, TABLE, WEIGHTS, Point, Spec, axis_of
+from regauge.parts import FORMAT, INPUTS, TABLE, WEIGHTS, WORD, Point, Spec, axis_of
 from regauge.plan import Plan, Rule, dump, load, patterns, presets
 from regauge.runtime.capabilities import runs
 
@@ -73,6 +73,8 @@ def _of_plan(plan: Plan) -> Facts:
             row["stored"] = stored(rule.point, reading=_reading(plan, rule))
             row["runs"] = runs(rule.point, _reading(plan, rule), SHAPE)
             needs = sorted({*needs, *_needs(rule.point)})
+        if rule.point is not None and place == INPUTS:
+            needs = sorted({*needs, *parts.maker_of(rule.point).needs, *parts.format_of(rule.point).ranger.needs})
         if rule.point is not None and place == parts.SHAPE:  # what keeps no function is measured
             needs = sorted({*needs, *_shape_needs(rule.point), "the outputs of cut blocks"})
         rules.append(row)
@@ -114,7 +116,7 @@ def _shape_needs(point: Point) -> set[str]:
 
 def _line(axis: str, role: str, spec: Spec) -> dict[str, str]:
     if axis == FORMAT:
-        halves = zip(("grid", "grain"), parts.halves(spec.part), strict=True)
+        halves = zip(WORD, parts.halves(spec.part), strict=True)
         what = ", ".join(parts.describe(table, half.part) for table, half in halves)
         return {"axis": role, "name": spec.part, "what": what, "cite": ""}
     if axis not in TABLE:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regauge.anatomy.model import Anatomy, Attention, Site, Stream
+from regauge.artifact.folder import ANATOMY, read_json
+from regauge.artifact.reader import open_artifact
 from regauge.hosts import host_of
 from regauge.plan.select import pattern
 
@@ -71,26 +73,39 @@ class Inspection:
 
 
 def inspect(model: str | Path, revision: str | None = None) -> Inspection:
-    """Counts a model. Reads its configuration and the headers of its files, not its weights."""
+    """Counts a model, or what an artifact stands for. Reads configuration and headers of files, not weights."""
+    if (Path(model) / ANATOMY).is_file() and "quantization_config" in read_json(Path(model) / "config.json"):
+        made = open_artifact(model)
+        held = made.layout.anatomy
+        return _counted(str(model), held, made.layout.dtype, _parameters(held), made.shards)
     source = host_of(model).open(model, revision)
-    anatomy = source.anatomy
+    return _counted(str(model), source.anatomy, source.dtype, source.parameters(), source.files)
+
+
+def _counted(model: str, anatomy: Anatomy, dtype: object, parameters: int, files: Iterable[Path]) -> Inspection:
     return Inspection(
-        model=str(model),
+        model=model,
         family=anatomy.family,
         blocks=anatomy.blocks,
         hidden=anatomy.hidden,
         attention=_attention_groups(anatomy),
         tied=anatomy.tied,
-        dtype=str(source.dtype).removeprefix("torch."),
-        parameters=source.parameters(),
-        bytes_stored=sum(path.stat().st_size for path in source.files),
-        bytes_bf16=source.bytes_bf16(),
+        dtype=str(dtype).removeprefix("torch."),
+        parameters=parameters,
+        bytes_stored=sum(path.stat().st_size for path in files),
+        bytes_bf16=2 * parameters,
         block_bytes_bf16=tuple(sum(map(_bytes, anatomy.in_block(block))) for block in range(anatomy.blocks)),
         cache_bytes_a_token=cache_bytes(anatomy),
-        sites=_site_groups(anatomy, source.bytes_bf16()),
+        sites=_site_groups(anatomy, 2 * parameters),
         streams=_stream_groups(anatomy.streams),
         notes=anatomy.notes,
     )
+
+
+def _parameters(anatomy: Anatomy) -> int:
+    """Numbers in sites and norms, a tied head once."""
+    sites = sum(_bytes(site) // 2 for site in anatomy.sites if not (site.name == "head" and anatomy.tied))
+    return sites + sum(n.size * ((n.gain is not None) + (n.bias is not None)) for n in anatomy.norms)
 
 
 def cache_bytes(anatomy: Anatomy) -> int | None:

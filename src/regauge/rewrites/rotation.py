@@ -10,8 +10,8 @@ from typing import ClassVar
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.anatomy.moves import Move, transform
 from regauge.errors import RecipeError
+from regauge.formats.hadamard import rotation
 from regauge.rewrites.base import NOTHING, Moved, Objective, Statistics
-from regauge.rewrites.hadamard import rotation
 
 STREAMS = ("residual", "value")
 

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from regauge.formats.base import Codes, Format
+from regauge.formats.base import Codes, Format, Term
 
 Stats = Mapping[str, Tensor]
 """Statistics of a site's input X (T, I), by name:
@@ -34,7 +34,7 @@ class Rounder(Protocol):
 
 @runtime_checkable
 class Compensator(Protocol):
-    """What is added back for the error: named tensors that join `Codes.extra`."""
+    """What is added back for the error: terms that join `Codes.terms`. See `formats/terms.py` for those there are."""
 
     @property
     def needs(self) -> frozenset[str]: ...
@@ -42,4 +42,4 @@ class Compensator(Protocol):
     def bytes(self, shape: tuple[int, int]) -> int:
         """Bytes that it adds to a matrix of this shape."""
 
-    def __call__(self, w_OI: Tensor, w_hat_OI: Tensor, stats: Stats) -> dict[str, Tensor]: ...
+    def __call__(self, w_OI: Tensor, w_hat_OI: Tensor, stats: Stats) -> tuple[Term, ...]: ...

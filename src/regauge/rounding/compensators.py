@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regauge.formats.base import Term
+from regauge.formats.terms import LowRank
 from regauge.rounding.base import Stats
 
 
@@ -38,10 +40,10 @@ class LoRC:
         """Both factors in bfloat16."""
         return 2 * min(self.rank, *shape) * sum(shape)
 
-    def __call__(self, w_OI: Tensor, w_hat_OI: Tensor, stats: Stats) -> dict[str, Tensor]:
-        """`left` (O, R) and `right` (R, I), bfloat16: W ≈ Ŵ + left @ right."""
+    def __call__(self, w_OI: Tensor, w_hat_OI: Tensor, stats: Stats) -> tuple[Term, ...]:
+        """One low-rank term in bfloat16: W ≈ Ŵ + left @ right."""
         left_OR, right_RI = low_rank(w_OI.float() - w_hat_OI.float(), self.rank)
-        return {"left": left_OR.to(torch.bfloat16), "right": right_RI.to(torch.bfloat16)}
+        return (LowRank(left_OR.to(torch.bfloat16), right_RI.to(torch.bfloat16)),)
 
 
 def low_rank(e_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,8 @@ Lower = better throughout. Legend: G groups, C candidates (all options of all gr
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +23,8 @@ from scipy.sparse import csr_matrix
 from regauge.errors import BudgetError
 
 Floats = NDArray[np.float64]
+PATIENCE = 30.0  # seconds that one program may take
+TIMED_OUT = 1  # of milp's statuses
 
 
 @dataclass(frozen=True)
@@ -72,31 +71,27 @@ def allocate(groups: Sequence[Sequence[Candidate]], bounds: Sequence[Bound], gap
         return Allocation((), 0.0, {})
     loss_C = np.array([candidate.loss for candidate in flat])
     scale = float(np.abs(loss_C).max()) or 1.0
-    with _silent():
-        found = milp(
-            loss_C / scale,
-            constraints=_rows(groups, flat, bounds),
-            integrality=np.ones(len(flat)),
-            bounds=Bounds(0, 1),
-            options={"mip_rel_gap": gap, "time_limit": 30.0},
-        )
-    if found.x is None:
+    x_C = _solve(loss_C / scale, _rows(groups, flat, bounds), gap)
+    if x_C is None:
         raise BudgetError(_clash(groups, bounds))
-    return total(groups, _picks(groups, found.x))
+    return total(groups, _picks(groups, x_C))
 
 
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """HiGHS leaves a debugging line on standard output now and then, past Python; it would break `--json`."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    try:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+def _solve(loss_C: Floats, rows: list[LinearConstraint], gap: float | None = None) -> Floats | None:
+    """The choice that costs least, one entry a candidate; None where no choice meets every row.
+
+    Raises:
+        BudgetError: the solver ran out of its time before it found a choice.
+    """
+    options = {"time_limit": PATIENCE} | ({} if gap is None else {"mip_rel_gap": gap})
+    found = milp(loss_C, constraints=rows, integrality=np.ones(len(loss_C)), bounds=Bounds(0, 1), options=options)
+    if found.x is None and found.status == TIMED_OUT:
+        raise BudgetError(
+            f"the solver ran out of its time ({PATIENCE:.0f} s) before it found a choice that meets the budgets; "
+            "run again on an idle machine, or give fewer budgets"
+        )
+    x_C: Floats | None = found.x
+    return x_C
 
 
 def _rows(
@@ -144,16 +139,9 @@ def _clash(groups: Sequence[Sequence[Candidate]], bounds: Sequence[Bound]) -> st
         others = [other for other in bounds if other is not bound]
         flat = [candidate for group in groups for candidate in group]
         takes_C = np.array([candidate.takes.get(bound.resource, 0.0) for candidate in flat])
-        with _silent():
-            found = milp(
-                takes_C / (float(np.abs(takes_C).max()) or 1.0),
-                constraints=_rows(groups, flat, others),
-                integrality=np.ones(len(flat)),
-                bounds=Bounds(0, 1),
-                options={"time_limit": 30.0},
-            )
-        if found.x is not None:
-            reached = total(groups, _picks(groups, found.x)).takes.get(bound.resource, 0.0) + bound.fixed
+        x_C = _solve(takes_C / (float(np.abs(takes_C).max()) or 1.0), _rows(groups, flat, others))
+        if x_C is not None:
+            reached = total(groups, _picks(groups, x_C)).takes.get(bound.resource, 0.0) + bound.fixed
             near.append(f"{bound.resource} {reached:,.6g} of {bound.limit:,.6g} {bound.unit}")
     return (
         "the budgets cannot be met together; with the others met, each comes down to: "

@@ -11,17 +11,17 @@ lies in `OUT.search/` until OUT is whole, so a run that was killed goes on from 
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from regauge.artifact.config import CARRIED
 from regauge.artifact.disk import one_sentence
+from regauge.artifact.ownership import refuse_out, remove, replaced, search_folder
 from regauge.artifact.receipt import Receipt
-from regauge.engine.api import refuse_out as refuse_writing
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
-from regauge.errors import ArtifactError, OutputError, ResumeError
+from regauge.errors import ArtifactError, ResumeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.search import budgets as written
@@ -78,13 +78,14 @@ def fit(
         command=command or _command(),
         given={"calibration": _spell(calibration), "eval": _spell(eval), "revision": revision},
     )
-    refuse_out(target, force)
+    refuse_out(target, force, CARRIED)
     with quiet_torch():
         clock.say("open")
         source = host_of(model).open(model, revision)
         reachable(source, ask.budgets)
         if dry_run:
             return estimate(source, ask)
+    with quiet_torch(), search_folder(target) as room:
         subject = Subject.of(source)
         with watch.step("profile"):
             clock.say("profile")
@@ -92,7 +93,7 @@ def fit(
         with watch.step("text"):
             clock.say("text")
             texts = prepare(reader(source, seed), calibration, eval, ask.sizes, seed)
-        folder = Folder.open(target.with_name(target.name + ".search"), _identity(ask, source, texts), force)
+        folder = Folder.open(room, _identity(ask, source, texts), force)
         run = search(Desk(ask, subject, texts, folder, timing, clock, watch), target, force)
         shutil.rmtree(folder.path, ignore_errors=True)
         clock.say("finish", f"{out} is written")
@@ -132,7 +133,7 @@ def pick(run: str | Path, index: int, out: str | Path, force: bool = False, prog
         raise ArtifactError(
             f"{run} has points 0 to {len(found.points) - 1}, and you asked for {index}; `regauge report` shows them."
         )
-    refuse_out(Path(out).absolute(), force)
+    refuse_out(Path(out).absolute(), force, CARRIED)
     given = found.calibration
     with quiet_torch():
         revision = given.get("revision")
@@ -161,33 +162,16 @@ def pick(run: str | Path, index: int, out: str | Path, force: bool = False, prog
         )
 
 
-def refuse_out(target: Path, force: bool) -> None:
-    """An output that exists, cannot be written, or (even with force) holds what is not ours.
-
-    Raises:
-        OutputError: says which.
-    """
-    refuse_writing(target, force)
-    if not os.path.lexists(target):
-        return
-    ours = target.is_dir() and ((target / "regauge").is_dir() or not any(target.iterdir()))
-    if not ours or target.is_symlink():
-        raise OutputError(
-            f"{target} exists and was not made by regauge, so --force does not replace it; choose another directory or "
-            "remove it yourself."
-        )
-
-
 def _move(folder: Path, target: Path, force: bool) -> None:
     """The finished artifact into its place by one rename; an old one is put aside first and removed after."""
-    old = target.with_name(target.name + ".replaced")
-    refuse_out(target, force)
+    old = replaced(target)
+    refuse_out(target, force, CARRIED)
     with one_sentence("writing", target):
         if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
             target.rename(old)
         folder.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
 
 
 def _spell(text: Where | None) -> object:

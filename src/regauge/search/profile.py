@@ -23,7 +23,8 @@ from regauge.errors import BudgetError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.kernels.cpu.library import ABI, level
-from regauge.kernels.cpu.step import Norm, Program, Site
+from regauge.kernels.cpu.pieces import Norm, Site
+from regauge.kernels.cpu.step import Program
 from regauge.measure.cost import ORIGINAL, PREFILL, RUNTIME, prompt_of, speeds
 from regauge.measure.machine import cost, machine, read_costs, write_costs
 from regauge.parts import Spec
@@ -190,4 +191,4 @@ def _native(site: Site) -> Product:
     """A program of the step with nothing in it but this matrix."""
     width = site.matrix.shape[1]
     program = Program((), Norm("none", width, 0.0), site, width, 0, 0.0)
-    return lambda x_BH: program(x_BH, (0,), (0,), (), 0, 1, torch.bfloat16)
+    return lambda x_BH: program(x_BH, (0,), (0,), (), ())

@@ -12,7 +12,7 @@ import torch
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.codec.base import Layout, decoder
-from regauge.formats.base import Format
+from regauge.formats.base import Format, Grid
 from regauge.parts import INPUTS, Point, axis_of
 
 CASTS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -71,25 +71,25 @@ def scheme_of(choice: Point, shape: tuple[int, int], reading: Point | None = Non
                 told = parts.spell(axis_of(INPUTS, axis).parts, spec) or spec.part
                 return f"activations with {axis} {told} were not tried (only {axis} {TOKEN.name(axis)})"
     fmt = decoder(choice)
-    inputs = None if reading is None else reading.name("grid")
+    inputs = None if reading is None else parts.format_of(reading).grid
     grain = fmt.grain.taken(shape).name
-    if fmt.grid.name.startswith("int"):
+    if fmt.grid.kind == "integer":
         return _integers(fmt, grain, inputs)
-    if fmt.grid.name == "fp8":
+    if fmt.grid.cast is torch.float8_e4m3fn:
         return _fp8(fmt, grain, inputs)
-    if fmt.grid.name == "fp4":
+    if fmt.grid.kind == "float" and fmt.grid.bits == 4:
         return _fp4(fmt, grain, inputs)
     return f"it has no {fmt.grid.name} weights"
 
 
-def _integers(fmt: Format, grain: str, inputs: str | None) -> Scheme | str:
+def _integers(fmt: Format, grain: str, inputs: Grid | None) -> Scheme | str:
     kind, _, size = grain.partition(":")
     if kind not in ("channel", "group"):
         return f"integers with one step a {kind} were not tried"
     if fmt.scale.name not in CASTS:
         return f"integer steps cannot be stored as {fmt.scale.name}"
-    if inputs not in (None, "int8"):
-        return f"integer weights with {inputs} activations were not tried"
+    if inputs is not None and not (inputs.kind == "integer" and inputs.bits == 8 and inputs.symmetric):
+        return f"integer weights with {inputs.name} activations were not tried"
     if inputs is not None and not fmt.grid.symmetric:
         return "its loader drops the quantisation of activations where weights have zero points"
     weights = _weights(
@@ -103,20 +103,20 @@ def _integers(fmt: Format, grain: str, inputs: str | None) -> Scheme | str:
     return Scheme("int-quantized" if wide else "pack-quantized", weights, None if inputs is None else _token("int"))
 
 
-def _fp8(fmt: Format, grain: str, inputs: str | None) -> Scheme | str:
+def _fp8(fmt: Format, grain: str, inputs: Grid | None) -> Scheme | str:
     if grain != "channel":
         return f"fp8 with one step a {grain.partition(':')[0]} was not tried"
     if fmt.scale.name not in CASTS:
         return f"fp8 steps cannot be stored as {fmt.scale.name}"
-    if inputs not in (None, "fp8"):
-        return f"fp8 weights with {inputs} activations were not tried"
+    if inputs is not None and inputs.cast is not torch.float8_e4m3fn:
+        return f"fp8 weights with {inputs.name} activations were not tried"
     weights = _weights(num_bits=8, type="float", strategy="channel")
     return Scheme("float-quantized", weights, None if inputs is None else _token("float"))
 
 
-def _fp4(fmt: Format, grain: str, inputs: str | None) -> Scheme | str:
+def _fp4(fmt: Format, grain: str, inputs: Grid | None) -> Scheme | str:
     if inputs is not None:
-        return f"fp4 weights with {inputs} activations were not tried"
+        return f"fp4 weights with {inputs.name} activations were not tried"
     if (fmt.scale.name, grain) == ("nv", "group:16"):
         weights = _weights(
             num_bits=4, type="float", strategy="tensor_group", group_size=16, scale_dtype="torch.float8_e4m3fn"

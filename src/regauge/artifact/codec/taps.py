@@ -1,10 +1,17 @@
-"""Readings of sites, one by one → readings of taps: for formats that say beside each weight how its input is read."""
+"""Readings of taps: from those of sites, one by one, where a format says beside each weight how its input is read; and
+to and from the tensors that an artifact keeps of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from torch import Tensor
+
+from regauge import parts
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.codec.base import Layout
+from regauge.errors import ArtifactError
+from regauge.formats.readings import Reading, dynamic, load
 from regauge.parts import Point
 
 
@@ -27,3 +34,38 @@ def by_tap(anatomy: Anatomy, readings: Mapping[str, Point | None]) -> tuple[dict
             inputs[tap] = first
             apart |= {name: point for name, point in zip(names, found, strict=True) if point != first}
     return inputs, apart
+
+
+def written(taps: Mapping[str, Reading]) -> dict[str, Tensor]:
+    """What an artifact keeps of readings: `{tap}.{name}`."""
+    return {
+        f"{tap}.{name}": tensor.contiguous()
+        for tap, reading in taps.items()
+        for name, tensor in reading.tensors.items()
+    }
+
+
+def readings(layout: Layout, names: Collection[str], full: dict[str, Tensor]) -> dict[str, Reading]:
+    """Site → how it reads its tap, of some sites; takes what was kept of the taps' readings from `full`.
+
+    Raises:
+        ArtifactError: a tensor is missing, of another shape, or belongs to nothing.
+    """
+    made: dict[str, Reading] = {}
+    found: dict[str, Reading] = {}
+    for site in layout.anatomy.sites:
+        point = layout.reading(site)
+        if site.name not in names or point is None or site.tap is None:
+            continue
+        if site.name in layout.apart:
+            found[site.name] = dynamic(parts.format_of(point))
+            continue
+        if site.tap not in made:
+            own = [key for key in full if key.startswith(f"{site.tap}.")]
+            tensors = {key.removeprefix(f"{site.tap}."): full.pop(key) for key in own}
+            try:
+                made[site.tap] = load(parts.format_of(point), parts.maker_of(point), site.shape[1], tensors)
+            except (ValueError, RuntimeError) as error:
+                raise ArtifactError(f"the tensors of {site.tap} do not fit how it is read: {error}.") from error
+        found[site.name] = made[site.tap]
+    return found

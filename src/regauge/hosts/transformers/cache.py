@@ -1,78 +1,21 @@
-"""A cache that transformers and the native step share: each layer's keys and values in one piece of memory with room
-to grow, so that a new token is written in place and nothing is copied.
-
-Layers with a sliding window keep every token: the step looks back no further than the window, and transformers' masks
-do the same. Legend: B sequences, H KV heads, T tokens, D head size.
-"""
+"""The growing stores of `runtime/store` as layers of transformers' dynamic cache, which the native step shares."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-ROOM = 256
-"""Tokens of room are made in multiples of this."""
-_stamps = itertools.count(1)
+from regauge.runtime.store.growing import Growing, Sliding, with_room
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
-    """transformers' dynamic layer over memory with room.
-
-    Attributes:
-        length: tokens held.
-        keys_BHTD, values_BHTD: the memory, T with the room.
-        room: tokens that the memory holds.
-        stamp: the memory's number: no two memories of a process have the same.
-    """
+class GrowingLayer(Growing, DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
+    """transformers' dynamic layer over memory with room."""
 
     def __init__(self) -> None:
-        self.keys_BHTD: Tensor | None = None
-        self.values_BHTD: Tensor | None = None
-        self.length = self.room = 0
-        self.stamp = next(_stamps)
-        super().__init__()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy, whose memory is another."""
-        self.__dict__.update(state)
-        self.stamp = next(_stamps)
-
-    @property
-    def keys(self) -> Tensor | None:
-        """(B, H, T, D) of the tokens held: a view."""
-        return None if self.keys_BHTD is None else self.keys_BHTD[:, :, : self.length]
-
-    @keys.setter
-    def keys(self, tensor: Tensor | None) -> None:
-        if tensor is None:
-            self.keys_BHTD = None
-        elif not _begins(self.keys_BHTD, tensor):
-            self._house(keys=_with_room(tensor, tensor.shape[-2]))
-
-    @property
-    def values(self) -> Tensor | None:
-        """(B, H, T, D) of the tokens held: a view."""
-        return None if self.values_BHTD is None else self.values_BHTD[:, :, : self.length]
-
-    @values.setter
-    def values(self, tensor: Tensor | None) -> None:
-        if tensor is None:
-            self.values_BHTD = None
-        elif not _begins(self.values_BHTD, tensor):
-            self._house(values=_with_room(tensor, tensor.shape[-2]))
-        self.length = 0 if tensor is None else tensor.shape[-2]  # transformers sets keys, then values
-
-    def _house(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
-        """Takes new memory."""
-        self.keys_BHTD = self.keys_BHTD if keys is None else keys
-        self.values_BHTD = self.values_BHTD if values is None else values
-        memory = self.keys_BHTD if self.keys_BHTD is not None else self.values_BHTD
-        self.room = 0 if memory is None else memory.shape[2]
-        self.stamp = next(_stamps)
+        Growing.__init__(self)
+        DynamicLayer.__init__(self)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Memory for what comes first."""
@@ -80,59 +23,52 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyp
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Appends (B, H, T, D) of new tokens, and gives those of all."""
+        """Appends (B, H, T, D) of new tokens, and gives what the first of them looks back to, and theirs."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        new = key_states.shape[-2]
-        self.reserve(new, key_states, value_states)
-        assert self.keys_BHTD is not None
-        assert self.values_BHTD is not None
-        self.keys_BHTD[:, :, self.length : self.length + new] = key_states
-        self.values_BHTD[:, :, self.length : self.length + new] = value_states
-        self.length += new
-        return self.keys_BHTD[:, :, : self.length], self.values_BHTD[:, :, : self.length]
-
-    def reserve(self, new: int, keys: Tensor | None = None, values: Tensor | None = None) -> None:
-        """Makes room for `new` more tokens; `keys` and `values` tell sizes where nothing is held yet."""
-        wanted = self.length + new
-        if self.keys_BHTD is None or self.values_BHTD is None:
-            assert keys is not None
-            assert values is not None
-            self._house(_with_room(keys[:, :, :0], wanted), _with_room(values[:, :, :0], wanted))
-        elif self.keys_BHTD.shape[2] < wanted:
-            grown = max(wanted, self.length * 3 // 2)
-            keys_BHTD, values_BHTD = self.keys_BHTD[:, :, : self.length], self.values_BHTD[:, :, : self.length]
-            self._house(_with_room(keys_BHTD, grown), _with_room(values_BHTD, grown))
+        return self.append(key_states, value_states)
 
     def get_seq_length(self) -> int:
-        """Tokens held."""
+        """Tokens seen."""
         return self.length
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.keys_BHTD = self.values_BHTD = None
-        self.length = self.room = 0
-        self.stamp = next(_stamps)
+        super().reset()
         self.is_initialized = False
 
 
-def _begins(memory: Tensor | None, tensor: Tensor) -> bool:
-    """Whether `tensor` is the first tokens of `memory`, as after a crop."""
-    return (
-        memory is not None
-        and tensor.data_ptr() == memory.data_ptr()
-        and tensor.stride() == memory.stride()
-        and tensor.shape[:2] == memory.shape[:2]
-    )
+class SlidingLayer(Sliding, GrowingLayer):
+    """transformers' layer behind a sliding window, over a window's memory."""
 
+    is_sliding = True
 
-def _with_room(tensor: Tensor, tokens: int) -> Tensor:
-    batch, heads, held, size = tensor.shape
-    room = -(-(tokens + ROOM // 2) // ROOM) * ROOM
-    with torch.inference_mode(False):  # memory that may be written outside of inference mode too
-        memory = torch.empty(batch, heads, room, size, dtype=tensor.dtype, device=tensor.device)
-    memory[:, :, :held] = tensor
-    return memory
+    def __init__(self, sliding_window: int, **kwargs: Any) -> None:
+        super().__init__(sliding_window)
+
+    def activate_past_recording(self) -> None:
+        """Until the next `crop` everything from here on can be taken back."""
+        self.record()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(keys that `update` will give, the first of them)."""
+        visible = min(self.length, self.sliding_window - 1)
+        return visible + query_length, self.length - visible
+
+    def get_max_length(self) -> int:
+        """Tokens that attention looks back."""
+        return self.sliding_window
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes the last tokens back (a negative number), and lets go of what the window has left behind.
+
+        Raises:
+            ValueError: the number is positive.
+            RuntimeError: what the window would then show is held no more.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"`crop` takes tokens away by a negative number, not {tokens_to_remove}.")
+        self.keep(self.length + tokens_to_remove)
 
 
 def adopt(cache: Any, blocks: int) -> list[GrowingLayer] | None:
@@ -140,30 +76,29 @@ def adopt(cache: Any, blocks: int) -> list[GrowingLayer] | None:
     if type(cache) is not DynamicCache or cache.offloading:
         return None
     layers = cache.layers
-    if layers and type(layers[0]) is GrowingLayer and len(layers) == blocks:
+    if layers and type(layers[0]) in OURS and len(layers) == blocks:
         return layers  # type: ignore[no-any-return]  # transformers' list, all of them ours
-    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer) for layer in layers):
-        return None
-    if any(getattr(layer, "record_past", False) for layer in layers) or len(layers) > blocks:
+    if len(layers) > blocks or any(
+        type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, *OURS) for layer in layers
+    ):
         return None
     layers[:] = [_grown(layer) for layer in layers] + [GrowingLayer() for _ in range(blocks - len(layers))]
     return layers  # type: ignore[no-any-return]  # as above
 
 
 def _grown(layer: Any) -> GrowingLayer:
-    if type(layer) is GrowingLayer:
-        return layer
-    new, length = GrowingLayer(), layer.get_seq_length()
-    if not length:
-        return new
-    new.lazy_initialization(layer.keys, layer.values)
-    held = layer.keys.shape[-2]  # fewer than `length` behind a window, whose older tokens nothing reads again
-    memories = []
-    for old in (layer.keys, layer.values):
-        memory = _with_room(old[:, :, :0], length)
-        memory[:, :, : length - held] = 0
-        memory[:, :, length - held : length] = old
-        memories.append(memory)
-    new._house(*memories)
-    new.length = length
+    if type(layer) in OURS:
+        return layer  # type: ignore[no-any-return]  # as the line before says
+    sliding = type(layer) is DynamicSlidingWindowLayer
+    new, length = SlidingLayer(layer.sliding_window) if sliding else GrowingLayer(), layer.get_seq_length()
+    if length:
+        new.lazy_initialization(layer.keys, layer.values)
+        held = layer.keys.shape[-2]  # fewer than `length` behind a window
+        new.origin, new.length = length - held, length
+        new.house(with_room(layer.keys, held), with_room(layer.values, held))
+    if isinstance(new, SlidingLayer) and layer.record_past:
+        new.activate_past_recording()
     return new
+
+
+OURS = (GrowingLayer, SlidingLayer)

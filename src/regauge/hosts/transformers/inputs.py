@@ -1,6 +1,6 @@
 """What the native step reads besides weights and cache: embedded tokens, positions, rotary tables, padding.
 
-Legend: B sequences, T tokens so far, H channels of the residual.
+Legend: B sequences, Q new tokens of each, T tokens with them, H channels of the residual.
 """
 
 from __future__ import annotations
@@ -38,34 +38,36 @@ class Inputs:
         self._kinds = rotary_kinds(model.config, table)
         self._tables: list[tuple[Tensor, Tensor]] = []
 
-    def embedded(self, ids: Tensor, positions: list[int]) -> Tensor:
-        """(B, H), float32, contiguous, by the model's own modules."""
+    def embedded(self, ids_BQ: Tensor, positions: list[int]) -> Tensor:
+        """(B·Q, H), float32, contiguous, by the model's own modules."""
+        ids = ids_BQ.reshape(-1)
         if self._packed is not None and ids.dtype == torch.long:  # past torch's dispatcher, which takes longer than it
             found, dtype = self._packed
-            x_BH = decode_of(found.struct, 0, ids.shape[0], ids.reshape(-1).contiguous(), dtype).float()
+            x_NH = decode_of(found.struct, 0, ids.shape[0], ids.contiguous(), dtype).float()
         else:
-            x_BH = self._embed(ids)[:, 0].float()
+            x_NH = self._embed(ids_BQ).flatten(0, 1).float()
         if self._places is not None:
             rows = torch.tensor(positions) + self._table.positions_from
             if "matrix" in self._places._modules:
-                x_BH = x_BH + self._places.matrix.take(rows).float()
+                x_NH = x_NH + self._places.matrix.take(rows).float()
             else:
-                x_BH = x_BH + nn.functional.embedding(rows, self._places.weight).float()
-        return x_BH.contiguous()
+                x_NH = x_NH + nn.functional.embedding(rows, self._places.weight).float()
+        return x_NH.contiguous()
 
-    def positions(self, position_ids: Any, mask: Tensor | None, batch: int, past: int) -> list[int] | None:
-        """The position of each sequence's new token, as the model's own code takes it; None where it is no row of a
-        table."""
+    def positions(self, position_ids: Any, mask: Tensor | None, batch: int, past: int, new: int) -> list[int] | None:
+        """The position of each new token, those of one sequence after those of another, as the model's own code takes
+        them; None where one is no row of a table."""
         if position_ids is not None:
-            if position_ids.ndim != 2 or position_ids.shape[1] != 1:
+            if position_ids.ndim != 2 or position_ids.shape[1] != new:
                 return None
-            found: list[int] = position_ids.view(-1).tolist()
-            if len(found) == 1:
+            found: list[int] = position_ids.flatten().tolist()
+            if len(found) == new:
                 found = found * batch
-            return found if len(found) == batch and min(found) >= 0 else None
+            return found if len(found) == batch * new and min(found) >= 0 else None
         if self._table.positions_from and mask is not None:  # opt counts what the mask shows
-            return [int(count) - 1 for count in mask.count_nonzero(1).tolist()]
-        return [past] * batch
+            counts = mask.count_nonzero(1).tolist()
+            return [int(count) - new + j for count in counts for j in range(new)]
+        return list(range(past, past + new)) * batch
 
     def rotary(self, rows: int) -> list[tuple[Tensor, Tensor]]:
         """(cosines, sines) of each kind, of at least so many positions: the same list while it suffices."""
@@ -76,25 +78,7 @@ class Inputs:
 
 def _packed(module: Any) -> tuple[Matrix, torch.dtype] | None:
     """The table of a plain packed embedding, and the dtype of what it gives."""
-    if type(module) is not PackedLookup or module.matrix.left_OR is not None:
+    if type(module) is not PackedLookup or len(module.matrix.terms):
         return None
     native = module.matrix.native
     return None if native is None else (native, module.matrix.dtype)
-
-
-def first_tokens(mask: Any, batch: int, past: int) -> list[int] | None:
-    """The first token of each sequence that counts; None where the mask says more than padding on the left.
-
-    Args:
-        mask: (B, T) with T = past + 1, or None: all count.
-    """
-    if mask is None:
-        return [0] * batch
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape != (batch, past + 1):
-        return None
-    if batch == 1 and int(mask.count_nonzero()) == past + 1:
-        return [0]
-    shown_BT = (mask != 0).view(torch.uint8)
-    starts: list[int] = shown_BT.argmax(1).tolist()
-    counted: list[int] = shown_BT.count_nonzero(1).tolist()
-    return starts if all(start + count == past + 1 for start, count in zip(starts, counted, strict=True)) else None

@@ -11,12 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from regauge import parts
 from regauge.anatomy.model import Site
-from regauge.anatomy.storage import Place, take
-from regauge.artifact.codec.base import Layout, decoder, rows_of
+from regauge.anatomy.storage import Place, rows_of, take
+from regauge.artifact.codec.base import Layout, decoder
+from regauge.artifact.codec.taps import readings
 from regauge.errors import ArtifactError, SettingError, nearest
 from regauge.formats.base import Codes
+from regauge.formats.readings import Reading
 from regauge.kernels.cpu.matrix import ACTIVATIONS
 from regauge.runtime.matrices.arena import Arena
 from regauge.runtime.matrices.modules import (
@@ -71,7 +72,8 @@ def install(
     if activations is not None and activations not in ACTIVATIONS:
         raise SettingError(f"there are no activations {activations!r}{nearest(activations, tuple(ACTIVATIONS))}")
     loading = _loading.setdefault(model, _Loading())
-    make = partial(_matrix, layout=layout, codes=codes, full=full, dtype=dtype, device=device)
+    taps = readings(layout, codes, full)
+    make = partial(_matrix, layout=layout, codes=codes, taps=taps, full=full, dtype=dtype, device=device)
     make = partial(make, activations=activations, allocate=loading.arena.allocate)
     quantised = layout.quantised
     for path, all_sites in layout.modules().items():
@@ -103,6 +105,7 @@ def _matrix(
     site: Site,
     layout: Layout,
     codes: Mapping[str, Codes],
+    taps: Mapping[str, Reading],
     full: dict[str, Tensor],
     dtype: torch.dtype,
     device: str,
@@ -119,9 +122,7 @@ def _matrix(
         return FullMatrix(weight, dtype)
     if site.name not in codes:
         raise ArtifactError(f"the artifact lacks the codes of {site.name}.")
-    reading = layout.reading(site)
-    inputs = None if reading is None else parts.build("grid", reading.spec("grid"))
-    return PackedMatrix(codes[site.name], decoder(choice), dtype, device, inputs, activations, allocate)
+    return PackedMatrix(codes[site.name], decoder(choice), dtype, device, taps.get(site.name), activations, allocate)
 
 
 def _linear(sites: list[Site], made: Mapping[str, Any], bias: Tensor | None, dtype: torch.dtype) -> PackedLinear:

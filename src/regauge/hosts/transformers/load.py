@@ -31,6 +31,8 @@ from regauge.hosts.transformers.skeleton import model_class, skeleton
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.windowed import window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
+from regauge.runtime.device import Placed, placed, warn_without_triton
+from regauge.runtime.rows import CPU, CUDA
 from regauge.runtime.window.figure import Figure, check_room, read_figure
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -51,7 +53,8 @@ def load(
 
     Args:
         path: an artifact, or any transformers directory or hub id (safetensors only).
-        device: where it goes. torch's packed kernels are for `cpu`; elsewhere weights are decoded on the fly.
+        device: `cpu`, or `cuda` (`cuda:1`): where the Triton kernels multiply by packed weights, as `regauge explain`
+            tells of each preset.
         dtype: of activations and full-precision tensors, or its name; None and "auto": as the config says.
         memory: the most anonymous memory that loading and running may add to the process: `"2GB"`, `"500MB"`, bytes, or
             `"0.5x"` of the model's bytes as bf16. It covers weights, the window, and the cache and activations of 1024
@@ -67,19 +70,25 @@ def load(
         BudgetError: `memory` is malformed, too little (it names the least that works) or more than there is; or the
             model needs more than is available.
         ModelError: it is no model directory, or not one that can be loaded safely.
-        SettingError: there are no such `activations`, or they cannot be had together with `memory`.
+        SettingError: there are no such `activations`, or they cannot be had together with `memory` or on a GPU; or
+            there is no such device here.
     """
+    at = placed(device)
     if activations is not None and activations not in ACTIVATIONS:
         raise SettingError(f"there are no activations {activations!r}{nearest(activations, ACTIVATIONS)}")
     if activations is not None and memory is not None:
         raise SettingError(f"activations={activations!r} is not for models in a window; leave it or memory= out")
+    if activations is not None and at.kind != CPU:
+        raise SettingError(
+            f"activations={activations!r} is how a CPU rounds; leave it out, a GPU rounds nothing by itself"
+        )
     dtype = _dtype(dtype)
-    figure = None if memory is None else read_figure(memory, device)
+    figure = None if memory is None else read_figure(memory, str(device))
     folder = model_folder(str(path), None)
     raw = _config(folder)
     quantisation = raw.pop("quantization_config", None)
     if not quantisation:
-        return _plain(folder, device, dtype, figure)
+        return _plain(folder, at, dtype, figure)
     raw.pop("auto_map", None)
     dtype = dtype or _dtype(raw.get("dtype") or raw.get("torch_dtype")) or torch.float32
     config = _config_object(raw, folder)
@@ -88,14 +97,16 @@ def load(
     linear = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     wire = wire_of(quantisation, source, dtype, linear)
     found = shards(folder, wire)
-    if figure is None and device == "cpu":
+    if at.kind == CUDA:
+        warn_without_triton()
+    elif figure is None:
         check_room(str(folder), sum(path.stat().st_size for path in found))
     adapt_modules(model, wire.layout.source, wire.layout.anatomy)
     if figure is None or not window_of_artifact(model, wire, found, folder, dtype, figure):
-        _fill(model, wire, found, dtype, device, activations)
+        _fill(model, wire, found, dtype, at.kind, activations)
     _finish(model, folder, wire.name)
-    model = model.to(device)
-    if torch.device(device).type == "cpu":
+    model = model.to(at.where)
+    if at.kind == CPU:
         plug(model, wire.layout.anatomy)
     return model
 
@@ -114,7 +125,7 @@ def _dtype(asked: object) -> torch.dtype | None:
     return DTYPES[name]
 
 
-def _plain(folder: Path, device: str, dtype: torch.dtype | None, figure: Figure | None) -> Any:
+def _plain(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure | None) -> Any:
     """An unquantised checkpoint, after the checks that `Source` makes (no pickles, no remote code, nothing missing)."""
     from regauge.hosts.transformers.source import Source
 
@@ -124,7 +135,7 @@ def _plain(folder: Path, device: str, dtype: torch.dtype | None, figure: Figure 
         if model is not None:
             _finish(model, folder, None)
             return model
-    elif device == "cpu":
+    elif at.kind == CPU:
         check_room(str(folder), source.parameters() * (dtype or source.dtype).itemsize)
     config, stored = source.config, source.dtype
     dtype = dtype or _dtype(getattr(config, "dtype", None)) or stored
@@ -137,7 +148,7 @@ def _plain(folder: Path, device: str, dtype: torch.dtype | None, figure: Figure 
         for key, tensor in found.state_dict().items():
             if not finite(tensor):
                 raise ModelError(f"{key} of {folder} has values that float16 cannot hold; load with dtype='bfloat16'")
-    return found.eval().requires_grad_(False).to(device)
+    return found.eval().requires_grad_(False).to(at.where)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""The native step under `model.forward`: one new token a sequence goes through it, all else through transformers.
+"""The native step under `model.forward`: a few new tokens a sequence go through it, all else through transformers.
 
-`generate` keeps sampling, stopping, streaming and beams. Where the step cannot serve a model or a call, transformers
-computes, and a warning says so once. What is checked, and when: the modules and their hooks whenever more than one
-token comes (the beginning of every text); the shapes of a call at every call.
+`generate` keeps sampling, stopping, streaming, beams and assisted decoding. Where the step cannot serve a model or a
+call, transformers computes, and a warning says so once. What is checked, and when: the modules and their hooks at the
+beginning of every text and whenever many tokens come; the shapes of a call at every call.
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules import module as torch_module
 
 from regauge.anatomy.model import Anatomy
 from regauge.errors import FallbackWarning
 from regauge.hosts.transformers.cache import GrowingLayer, adopt
 from regauge.hosts.transformers.columns import table_for
-from regauge.hosts.transformers.inputs import Inputs, first_tokens
+from regauge.hosts.transformers.inputs import Inputs
 from regauge.hosts.transformers.program import build
 from regauge.kernels.cpu.library import available
-from regauge.kernels.cpu.step import MOST, Program
+from regauge.kernels.cpu.step import MOST
+from regauge.runtime.step.running import Running, first_tokens
+from regauge.runtime.step.signature import hooked, kinds_of, signature
 from regauge.runtime.step.sites import Unservable
 
-SERVED = frozenset(("input_ids", "attention_mask", "position_ids", "past_key_values"))
-HARMLESS = {"use_cache": (True, None), "return_dict": (True, None), "logits_to_keep": (0, 1)}
+SERVED = frozenset(("input_ids", "attention_mask", "position_ids", "past_key_values", "logits_to_keep"))
+HARMLESS = {"use_cache": (True, None), "return_dict": (True, None)}
 HARMLESS |= dict.fromkeys(("output_attentions", "output_hidden_states", "output_router_logits"), (False, None))
-"""Arguments that change nothing for one token while they have these values."""
+"""Arguments that change nothing for a few tokens while they have these values."""
+NEW = 16
+"""New tokens of a sequence that come through the step in one call."""
 COLLECTING = "transformers.utils.output_capturing"
-"""Its hooks stay where they were once wanted."""
+"""By its hooks transformers collects attentions and states; they stay where they were once wanted."""
 
 
 def plug(model: Any, anatomy: Anatomy) -> None:
@@ -70,7 +73,6 @@ class NativeStep:
     """One model's native step.
 
     Attributes:
-        program: what runs; None until the first text, and where it cannot.
         steps: tokens that went through it.
         output: the class of what the model's own forward returns.
     """
@@ -80,21 +82,19 @@ class NativeStep:
         self.steps = 0
         self.output: Any = None
         self._why = ""
-        self._kinds = _kinds(model)
+        self._kinds = kinds_of(model)
         self._said: set[str] = set()
         self._forget()
 
     def _forget(self) -> None:
-        self.program: Program | None = None
+        self._running: Running | None = None
         self._inputs: Inputs | None = None
         self._signature: object = None
-        self._stamps: list[int] = []
-        self._held: tuple[int, int, torch.dtype] = (0, 0, torch.float32)
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes with it: not the program, whose addresses are this model's."""
-        own = ("program", "_inputs", "_signature", "_stamps", "_held", "_lock")
+        own = ("_running", "_inputs", "_signature", "_lock")
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -102,12 +102,12 @@ class NativeStep:
         self._forget()
 
     def serve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """What `forward` returns for one new token a sequence, or None: let transformers compute."""
+        """What `forward` returns for a few new tokens a sequence, or None: let transformers compute."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         cache = kwargs.get("past_key_values")
         if len(args) > 1 or not isinstance(ids, Tensor) or ids.ndim != 2:
             return None
-        if ids.shape[1] != 1 or cache is None or cache.get_seq_length() == 0:
+        if not 1 <= ids.shape[1] <= NEW or cache is None or cache.get_seq_length() == 0:
             if self._ready() and cache is not None:
                 adopt(cache, self.anatomy.blocks)  # so that the first pass already writes where the step reads
             return None
@@ -116,54 +116,40 @@ class NativeStep:
                 return self._eager(f"the call has {name}={_short(value)}")
         if self.model.training:
             return None
-        if self.program is None and not self._ready():
+        if self._running is None and not self._ready():
             return self._eager(self._why)
         layers = adopt(cache, self.anatomy.blocks)
         if layers is None:
             return self._eager(f"the cache is a {type(cache).__name__} that the step does not write")
-        return self._step(ids, cache, layers, kwargs.get("attention_mask"), kwargs.get("position_ids"))
+        kept = kwargs.get("logits_to_keep", 0)
+        if not isinstance(kept, int) or kept < 0:
+            return self._eager(f"the call has logits_to_keep={_short(kept)}")
+        return self._step(ids, cache, layers, kwargs.get("attention_mask"), kwargs.get("position_ids"), kept)
 
-    def _step(self, ids: Tensor, cache: Any, layers: list[GrowingLayer], mask: Any, position_ids: Any) -> Any:
-        past, batch = layers[0].length, ids.shape[0]
-        if batch > MOST:
-            return self._eager(f"more than {MOST} sequences came at once")
-        if any([layer.length != past for layer in layers]):  # noqa: C419  # a generator takes twice as long
-            return self._eager("the layers of the cache hold unequal numbers of tokens")
-        starts = first_tokens(mask, batch, past)
+    def _step(
+        self, ids: Tensor, cache: Any, layers: list[GrowingLayer], mask: Any, position_ids: Any, kept: int
+    ) -> Any:
+        lengths, (batch, new) = [layer.length for layer in layers], ids.shape
+        past = lengths[0]
+        if batch * new > MOST:
+            return self._eager(f"more than {MOST} sequences came at once") if new == 1 else None
+        starts = first_tokens(mask, batch, past + new)
         if starts is None:
             return self._eager("the attention mask is not one of padding on the left")
-        program, inputs = self.program, self._inputs
-        assert program is not None
+        if any(starts) and any([length != past for length in lengths]):  # noqa: C419  # a generator takes twice as long
+            return self._eager("the layers of the cache hold unequal numbers of tokens, and there is padding")
+        running, inputs = self._running, self._inputs
+        assert running is not None
         assert inputs is not None
-        positions = inputs.positions(position_ids, mask, batch, past)
+        positions = inputs.positions(position_ids, mask, batch, past, new)
         if positions is None:
-            return self._eager("the position_ids are not one position a sequence")
-        with self._lock:
-            if layers[0].room == past:
-                for layer in layers:
-                    layer.reserve(1)
-            stamps = [layer.stamp for layer in layers]
-            if stamps != self._stamps:
-                self._point(program, layers, stamps)
-            held, capacity, dtype = self._held
-            if held != batch:
-                return self._eager("the cache is of another shape than the model's, or than the tokens'")
-            tables = inputs.rotary(max(positions) + 1)
-            x_BH = inputs.embedded(ids, positions)
-            logits_BV = program(x_BH, positions, starts, tables, past, capacity, dtype)
-            for layer in layers:
-                layer.length += 1
-            self.steps += 1
-        return self._returned(logits_BV.unsqueeze(1), cache)
-
-    def _point(self, program: Program, layers: list[GrowingLayer], stamps: list[int]) -> None:
-        """Tells the program where the cache lies. A cache that it cannot read holds no sequence for it."""
-        keys, values = [layer.keys_BHTD for layer in layers], [layer.values_BHTD for layer in layers]
-        kinds = {None if held is None else (held.shape, held.dtype, held.device.type) for held in (*keys, *values)}
-        self._stamps, self._held = stamps, (0, 0, torch.float32)
-        if len(kinds) == 1 and keys[0] is not None and (keys[0].shape[1], keys[0].shape[3]) == program.cached:
-            program.caches([k for k in keys if k is not None], [v for v in values if v is not None])
-            self._held = (keys[0].shape[0], keys[0].shape[2], keys[0].dtype)
+            return self._eager("the position_ids are not one position a token")
+        logits_NV = running.step(layers, ids, positions, starts, inputs, kept == 1)
+        if logits_NV is None:
+            return self._eager("the cache is of another shape than the model's, or than the tokens'")
+        self.steps += new
+        logits_BQV = logits_NV.view(batch, -1, running.program.vocabulary)
+        return self._returned(logits_BQV if kept in (0, 1) else logits_BQV[:, -kept:], cache)
 
     def _returned(self, logits: Tensor, cache: Any) -> Any:
         if not hasattr(self.output, "logits"):
@@ -178,25 +164,25 @@ class NativeStep:
         """Whether the program is the model as it now is; builds it anew where modules changed."""
         if self.model.training:
             return False
-        signature = _signature(self.model)
-        if signature == self._signature:
-            return self.program is not None
+        now = _signature_of(self.model)
+        if now == self._signature:
+            return self._running is not None
         with self._lock:
-            self._signature, self.program, self._stamps = signature, None, []
+            self._signature, self._running = now, None
             try:
                 self._check()
                 table = table_for(self.model.config.model_type).step
                 assert table is not None
                 self._inputs = Inputs(self.model, table)
-                self.program = build(self.model, self.anatomy)
+                self._running = Running(build(self.model, self.anatomy))
             except Unservable as why:
                 self._why = str(why)  # said when the step is missed: a text that is only read loses nothing
-        return self.program is not None
+        return self._running is not None
 
     def _check(self) -> None:
         """Everything that is called around the modules, and would not be by the step."""
-        config, kinds = self.model.config, _kinds(self.model)
-        if any(map(_hooked, self.model.modules())) or _hooked_everywhere():
+        config, kinds = self.model.config, kinds_of(self.model)
+        if hooked(self.model, COLLECTING):
             raise Unservable("modules have hooks, which the step would not call")
         if kinds != self._kinds:
             changed = sorted(path for path in kinds.keys() | self._kinds if kinds.get(path) != self._kinds.get(path))
@@ -213,34 +199,10 @@ class NativeStep:
             )
 
 
-def _kinds(model: Any) -> dict[str, type | None]:
-    """The class of every module below the top; None where its `forward` is not its class's."""
-    return {path: None if "forward" in vars(module) else type(module) for path, module in model.named_modules() if path}
-
-
-def _signature(model: Any) -> tuple[object, ...]:
-    """Changes whenever a module is replaced or patched, a hook is set, or a tensor is."""
-    modules = tuple(model.modules())
-    config, tensors = model.config, []
-    for module in modules:
-        for held in (*module._parameters.values(), *module._buffers.values()):
-            if held is not None and not held.is_meta:
-                tensors.append((held.data_ptr(), held._version if not held.is_inference() else 0))
-    hooks = [id(module) for module in modules if _hooked(module) or "forward" in vars(module)]
+def _signature_of(model: Any) -> tuple[object, ...]:
+    config = model.config
     asked = config.output_attentions, config.output_hidden_states, config.return_dict
-    return (tuple(map(id, modules)), hooks, tensors, asked, _hooked_everywhere())
-
-
-def _hooked(module: Any) -> bool:
-    """Whether it has hooks, but for those by which transformers collects attentions and states when it is asked to."""
-    if not module._forward_hooks and not module._forward_pre_hooks:
-        return False
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(getattr(hook, "__module__", None) != COLLECTING for hook in hooks)
-
-
-def _hooked_everywhere() -> bool:
-    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+    return (*signature(model, COLLECTING), asked)
 
 
 def _short(value: Any) -> str:

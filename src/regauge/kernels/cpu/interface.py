@@ -28,15 +28,23 @@ _RESULTS = {"rg_bandwidth": ctypes.c_double, "rg_panel_bytes": ctypes.c_size_t}
 class Struct(ctypes.Structure):
     """`rg_matrix`."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("panels", "row_scale", "table")] + [
-        (name, ctypes.c_int32) for name in META
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("panels", "row_scale", "table")),
+        *((name, ctypes.c_int32) for name in META),
+        ("stride", ctypes.c_int64),
     ]
 
 
-def struct_of(panels: Tensor, row_scale_O: Tensor | None, table: Tensor | None, meta: tuple[int, ...]) -> Struct:
-    """The C view of a matrix; its tensors must outlive it."""
+def struct_of(
+    panels: Tensor, row_scale_O: Tensor | None, table: Tensor | None, meta: tuple[int, ...], stride: int = 0
+) -> Struct:
+    """The C view of a matrix; its tensors must outlive it.
+
+    Args:
+        stride: bytes from panel to panel, or from row to row of a matrix in full precision; 0: as its columns say.
+    """
     pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (panels, row_scale_O, table)]
-    return Struct(*pointers, *meta)
+    return Struct(*pointers, *meta, stride)
 
 
 def kernels() -> ctypes.CDLL:

@@ -69,16 +69,18 @@ class Matrix:
         row_scale_O: float32, a multiplier a row, padded with ones to whole panels; None: 1.
         table: float32 (2^bits,) of `Value.TABLE`; None otherwise.
         meta: the integers of `META`.
+        stride: bytes from panel to panel where this is the first rows and inputs of a larger matrix; 0: it is whole.
     """
 
     panels: Tensor
     row_scale_O: Tensor | None
     table: Tensor | None
     meta: tuple[int, ...]
+    stride: int = 0
     struct: Struct = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "struct", struct_of(self.panels, self.row_scale_O, self.table, self.meta))
+        object.__setattr__(self, "struct", struct_of(self.panels, self.row_scale_O, self.table, self.meta, self.stride))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,6 +89,19 @@ class Matrix:
     @property
     def bits(self) -> int:
         return self.meta[2]
+
+    def prefix(self, rows: int, columns: int) -> Matrix:
+        """The first rows and inputs, as a view of the same panels.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        if not (0 < rows <= self.shape[0] and 0 < columns <= self.shape[1]):
+            raise ValueError(
+                f"the first {rows} x {columns} of a matrix of {self.shape[0]} x {self.shape[1]} do not exist"
+            )
+        stride = int(kernels().rg_panel_bytes(ctypes.byref(self.struct)))
+        return Matrix(self.panels, self.row_scale_O, self.table, (rows, columns, *self.meta[2:]), stride)
 
     @property
     def nbytes(self) -> int:

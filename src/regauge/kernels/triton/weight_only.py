@@ -11,7 +11,7 @@ Legend: T tokens, I input channels, O output channels, B bytes in a packed row, 
 
 from __future__ import annotations
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from regauge.kernels.triton.dequantise import check_weights, dequantise_op
 from regauge.kernels.triton.launch import FLOATS, blocks, check, check_device, compute_dtype, multiply, need, units
-from regauge.kernels.triton.tiles import eights, finish, lane, value
+from regauge.kernels.triton.tiles import edges, eights, finish, lane, value
 
 EIGHTS = 16
 """Eights in a tile along a row: 128 channels. 16 is the least inner edge of a product."""
@@ -60,8 +60,7 @@ def _linear(
     PER_ROW: tl.constexpr,
 ):
     """WHOLE: every tile lies in one group. ONE_STEP: the rows of W share one row of `scale` and `zero`."""
-    m = tl.program_id(0) * M + tl.arange(0, M)
-    n = tl.program_id(1) * N + tl.arange(0, N)
+    m, n = edges(M, N)
     part = tl.program_id(2)
     rows = packed + n.to(tl.int64)[None, :] * width
     steps = n * 0 if ONE_STEP else n * groups
@@ -190,3 +189,19 @@ def _(
     split: int,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], packed_OB.shape[0]))
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed_OB, bits, scale_ON, low, table, zero_ON, *_ = inputs
+    ctx.save_for_backward(packed_OB, scale_ON, table, zero_ON)
+    ctx.bits, ctx.inputs, ctx.low = bits, x.shape[-1], low
+
+
+def _gradient(ctx: Any, y: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x alone: dy W."""
+    packed_OB, scale_ON, table, zero_ON = ctx.saved_tensors
+    w_OI = dequantise_op(packed_OB, ctx.bits, ctx.inputs, scale_ON, ctx.low, table, zero_ON, y.dtype)
+    return (y @ w_OI, *(None,) * 8)
+
+
+_linear_op.register_autograd(_gradient, setup_context=_remember)

@@ -15,10 +15,29 @@ import torch
 from torch import Tensor, nn
 
 from regauge.errors import ModelError
-from regauge.formats.activations import simulate
-from regauge.formats.base import Codes, Format, Grid
+from regauge.formats.base import Codes, Format, Term
+from regauge.formats.readings import Reading
+from regauge.formats.terms import KINDS
 from regauge.kernels.cpu.matrix import Matrix
 from regauge.runtime.matrices.choose import choose
+
+HOMES = {"cpu": "the CPU", "cuda": "a GPU"}
+"""Where kernels run, in words."""
+
+
+class HeldTerm(nn.Module):
+    """A term beside the codes of a matrix, its tensors as buffers, so that it goes where the model goes."""
+
+    def __init__(self, term: Term, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.kind = term.kind
+        for name, tensor in term.tensors.items():
+            self.register_buffer(name, tensor.to(dtype), persistent=False)
+
+    @property
+    def term(self) -> Term:
+        """The term, of the buffers as they are now."""
+        return KINDS[self.kind](cast(dict[str, Tensor], self._buffers))
 
 
 class PackedMatrix(nn.Module):
@@ -29,7 +48,7 @@ class PackedMatrix(nn.Module):
         dtype: of the activations it is made for.
         format: what its codes stand for.
         way: how it is held and multiplied, as the capability table says.
-        inputs: grid of the quantised input, or None.
+        reading: how the input is read before it is multiplied; None: as it is.
         activations: how panels round activations, a name of `matrix.ACTIVATIONS`; None: as `operators.few` says.
         meta: `matrix.META` of panels; None where another way holds the matrix.
     """
@@ -40,23 +59,20 @@ class PackedMatrix(nn.Module):
         fmt: Format,
         dtype: torch.dtype,
         device: str = "cpu",
-        inputs: Grid | None = None,
+        reading: Reading | None = None,
         activations: str | None = None,
         allocate: Callable[[int], Tensor] | None = None,
     ) -> None:
         super().__init__()
         rows, columns = codes.codes_OI.shape
         self.shape, self.dtype = (rows, columns), dtype
-        self.inputs, self.activations = inputs, activations
-        self.way, self.meta = choose(codes, fmt, dtype, device, inputs, activations, allocate)
+        self.reading, self.activations = reading, activations
+        self.way, self.meta = choose(codes, fmt, dtype, device, reading, activations, allocate)
         self.format = fmt
         for name, tensor in self.way.hold(codes).items():
             self.register_buffer(name, tensor, persistent=False)
         self.held = tuple(self._buffers)
-        self.register_buffer("left_OR", _owned(codes.extra.get("left"), dtype), persistent=False)
-        self.register_buffer("right_RI", _owned(codes.extra.get("right"), dtype), persistent=False)
-        self.left_OR: Tensor | None
-        self.right_RI: Tensor | None
+        self.terms = nn.ModuleList(HeldTerm(term, dtype) for term in codes.terms)
 
     @property
     def native(self) -> Matrix | None:
@@ -70,44 +86,43 @@ class PackedMatrix(nn.Module):
         buffers = cast(dict[str, Tensor], self._buffers)
         return buffers if self.meta is not None else {name: buffers[name] for name in self.held}
 
+    @property
+    def added(self) -> list[Term]:
+        """The terms beside the codes, in the dtype of the activations."""
+        return [cast(HeldTerm, held).term for held in self.terms]
+
     def rows(self, start: int, stop: int) -> Tensor:
-        """Weights of some rows, with what a compensator adds."""
-        found = self.way.rows(self._bytes(), start, stop, self.dtype)
-        if self.left_OR is not None and self.right_RI is not None:
-            found = found + self.left_OR[start:stop] @ self.right_RI
-        return found
+        """Weights of some rows: the sum of all terms."""
+        return self._summed(self.way.rows(self._bytes(), start, stop, self.dtype), slice(start, stop))
 
     def take(self, index: Tensor) -> Tensor:
         """Rows by number, (n, I)."""
-        found = self.way.take(self._bytes(), index, self.dtype)
-        if self.left_OR is not None and self.right_RI is not None:
-            found = found + self.left_OR[index] @ self.right_RI
+        return self._summed(self.way.take(self._bytes(), index, self.dtype), index)
+
+    def _summed(self, found: Tensor, index: slice | Tensor) -> Tensor:
+        for term in self.added:
+            found = found + term.dense(index)
         return found
 
     def forward(self, x: Tensor) -> Tensor:
         """x Wᵀ; any leading dimensions."""
         x_TI = x.reshape(-1, self.shape[1])
         y_TO = self.way.product(x_TI, self._bytes())
-        left_OR, right_RI = (
-            self._buffers["left_OR"],
-            self._buffers["right_RI"],
-        )  # an attribute takes three times as long
-        if left_OR is not None and right_RI is not None:
-            # The site's input is what is quantised, so the low rank reads it quantised too, as calibration did.
-            x_TI = x_TI if self.inputs is None else simulate(x_TI, self.inputs)
-            y_TO = torch.addmm(y_TO, x_TI @ right_RI.t(), left_OR.t())
+        if len(self.terms):
+            # The site's input is what is quantised, so every term reads it quantised, as calibration did.
+            x_TI = x_TI if self.reading is None else self.reading.simulate(x_TI)
+            for term in self.added:
+                y_TO = term.apply(x_TI, y_TO)
         return y_TO.view(*x.shape[:-1], self.shape[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedMatrix:
-        """Panels stay on the CPU, and their float32 steps and tables float32."""
-        if self.meta is None:
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
-            return self
+        """What is held keeps its dtypes: float32 steps and tables stay so. Kernels of one device keep it there."""
         where = fn(torch.empty(0, dtype=torch.uint8)).device
-        if where.type not in ("cpu", "meta"):
+        home, held = self.way.device, cast(Tensor, self._buffers[self.held[0]])
+        if home and held.device.type == home and where.type not in (home, "meta"):
             raise ModelError(
-                f"a model that was loaded for the CPU holds its weights as its kernels want them, and cannot go to "
-                f"{where}; load it there: rg.load(path, device='{where}')."
+                f"a model that was loaded for {HOMES[home]} holds its weights as its kernels want them, and cannot go "
+                f"to {where}; load it there: rg.load(path, device='{where}')."
             )
         before = {name: self._buffers[name] for name in self.held}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
@@ -119,10 +134,6 @@ class PackedMatrix(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]} x {self.shape[1]}, {self.way.name}"
-
-
-def _owned(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
 
 
 class FullMatrix(nn.Module):

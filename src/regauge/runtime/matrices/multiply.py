@@ -10,13 +10,13 @@ Legend: O output channels, I input channels, N groups along a row, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from regauge.formats.activations import quantise, simulate
 from regauge.formats.base import Codes, Format, Grid, Step
+from regauge.formats.readings import Reading
 from regauge.kernels.reference import pack, unpack
 from regauge.runtime.matrices import int4, lookup
 
@@ -41,6 +41,7 @@ class Way:
         rows: buffers, rows [start, stop) → weights in a dtype.
         take: buffers, row numbers (n,) → those rows in a dtype.
         product: x_TI, buffers → y_TO in the dtype of x.
+        device: the kind of device that alone multiplies by what is held; "" for any.
     """
 
     name: str
@@ -48,16 +49,17 @@ class Way:
     rows: Callable[[Mapping[str, Tensor], int, int, torch.dtype], Tensor]
     take: Callable[[Mapping[str, Tensor], Tensor, torch.dtype], Tensor]
     product: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+    device: str = ""
 
 
-def way(kernel: str, fmt: Format, shape: tuple[int, int], inputs: Grid | None) -> Way:
+def way(kernel: str, fmt: Format, shape: tuple[int, int], reading: Reading | None) -> Way:
     """The way of a kernel of the capability table that torch has, or `decoded`.
 
     Args:
-        inputs: grid of inputs that the kernel rounds.
+        reading: of inputs that the kernel rounds.
     """
-    if kernel == "int8 x int8" and inputs is not None:
-        return _bytes_by_bytes(shape, inputs)
+    if kernel == "int8 x int8" and reading is not None:
+        return _bytes_by_bytes(shape, reading)
     if kernel == "int8":
         return _int8(shape)
     if kernel == "int4":
@@ -153,7 +155,7 @@ def _signed_take(held: Mapping[str, Tensor], index: Tensor, dtype: torch.dtype) 
     return (held["weight"][index].float() * held["scale"][index, None].float()).to(dtype)
 
 
-def _bytes_by_bytes(shape: tuple[int, int], inputs: Grid) -> Way:
+def _bytes_by_bytes(shape: tuple[int, int], reading: Reading) -> Way:
     """Activations quantised a token at a time, then an integer product: `torch._int_mm`. Any float dtype."""
 
     def hold(codes: Codes) -> Held:
@@ -163,21 +165,19 @@ def _bytes_by_bytes(shape: tuple[int, int], inputs: Grid) -> Way:
     def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
         if not x_TI.shape[0]:
             return x_TI.new_empty(0, shape[0])
-        tokens = quantise(x_TI, inputs)
-        sums_TO = torch._int_mm(tokens.z_TI.to(torch.int8), held["weight"].t())
-        return sums_TO.float().mul_(tokens.scale_T1).mul_(held["scale"]).to(x_TI.dtype)
+        rounded = reading.codes(x_TI)
+        sums_TO = torch._int_mm(rounded.z_TI.to(torch.int8), held["weight"].t())
+        return sums_TO.float().mul_(rounded.step.scale_G1).mul_(held["scale"]).to(x_TI.dtype)
 
     return Way("int8 x int8", hold, _signed_rows, _signed_take, product)
 
 
-def quantised_inputs(plain: Way, inputs: Grid) -> Way:
-    """Activations through their codes and back, then the way of the weights alone."""
-    return Way(
-        f"{plain.name}, {inputs.name} inputs simulated",
-        plain.hold,
-        plain.rows,
-        plain.take,
-        lambda x_TI, held: plain.product(simulate(x_TI, inputs), held),
+def quantised_inputs(plain: Way, reading: Reading) -> Way:
+    """Activations through their transform, their codes and back, then the way of the weights alone."""
+    return replace(
+        plain,
+        name=f"{plain.name}, {reading.name} inputs simulated",
+        product=lambda x_TI, held: plain.product(reading.simulate(x_TI), held),
     )
 
 

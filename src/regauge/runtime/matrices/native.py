@@ -129,10 +129,10 @@ def _way(meta: Meta, hold: Callable[[Codes], Held], inputs: Grid | None, activat
         return operators.linear(x_TI, held, arguments, activations)
 
     if inputs is None:
-        return Way(NAME, hold, rows, take, product)
+        return Way(NAME, hold, rows, take, product, device="cpu")
     bits = inputs.bits
 
     def integers(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
         return operators.integers(x_TI, held, arguments, bits)
 
-    return Way(f"{NAME}, {inputs.name} inputs", hold, rows, take, integers)
+    return Way(f"{NAME}, {inputs.name} inputs", hold, rows, take, integers, device="cpu")

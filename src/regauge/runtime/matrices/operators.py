@@ -28,7 +28,7 @@ BLOCK = 1 << 18
 VIEWS = 1 << 16
 """C views kept before all are dropped: some 200 bytes each."""
 LEAST = torch.finfo(torch.float32).eps * torch.finfo(torch.float32).tiny ** 0.5
-"""Least step of a token, as `formats.activations.quantise` has it."""
+"""Least step of a token, as `rangers.Dynamic` has it."""
 NUMBERED = tuple(matrix.DTYPES)
 _BITS, _VALUE = matrix.META.index("bits"), matrix.META.index("value")
 
@@ -100,7 +100,7 @@ def _integers(
     if x_TI.shape[0] <= matrix.ONCE:
         return matrix.linear_of(x_TI, struct, matrix.TOKEN + bits)
     x, top = x_TI.float(), (1 << (bits - 1)) - 1
-    # `formats.activations.quantise` on a symmetric grid, in half as many operations.
+    # `Reading.codes` on a symmetric grid with a step a token, in half as many operations.
     scale_T1 = torch.linalg.vector_norm(x, torch.inf, -1, True).div_(top + 0.5).clamp_(min=LEAST)
     z_TI = (x / scale_T1).round_().clamp_(-top - 1, top).to(torch.int8)
     return matrix.blocked_integers_of(z_TI, scale_T1.view(-1), struct, x_TI.dtype)

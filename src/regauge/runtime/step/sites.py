@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from regauge.formats.terms import LOW_RANK
+from regauge.formats.transforms import Transform
 from regauge.kernels.cpu.matrix import ACTIVATIONS, META
-from regauge.kernels.cpu.step import Site
-from regauge.runtime.capabilities import ask
+from regauge.kernels.cpu.pieces import Site, Tap
 from regauge.runtime.matrices.modules import FullMatrix, PackedMatrix
 from regauge.runtime.matrices.operators import AUTOMATIC, few
-from regauge.runtime.rows import Read
 
 
 class Unservable(Exception):
@@ -32,18 +33,55 @@ def site_of(name: str, part: Any, bias: Tensor | None = None) -> Site:
         return Site(part.full_OI, bias)
     if not isinstance(part, PackedMatrix) or part.native is None:
         raise Unservable(f"{name} is held in a way that only torch's modules multiply")
-    if part.left_OR is not None:
-        raise Unservable(f"{name} has a low-rank term beside it")
-    return Site(part.native, bias, _rounding(name, part))
+    low_rank = None
+    for term in part.added:
+        if term.kind != LOW_RANK or low_rank is not None:
+            raise Unservable(f"{name} has a {term.kind} term beside it, which the step does not add")
+        low_rank = term.tensors["left"], term.tensors["right"]
+    return Site(part.native, bias, _carried(part), low_rank)
 
 
-def _rounding(name: str, part: PackedMatrix) -> str:
-    """How the step rounds what a matrix reads: as the artifact says, or as the packed module does by itself."""
-    if part.inputs is None:
-        wanted = AUTOMATIC if part.activations is None else ACTIVATIONS[part.activations]
-        number = few(part.meta[META.index("bits")] if part.meta else 8, part.dtype, wanted)
-        return next(name for name, known in ACTIVATIONS.items() if known == number)
-    answer = ask(part.format, part.shape, Read(part.inputs), part.dtype, few=True)
-    if not answer.rounds:
-        raise Unservable(f"{name} reads {part.inputs.name} inputs, which the step does not round ({answer.why})")
-    return f"token{part.inputs.bits}"
+def tap_of(name: str, part: Any) -> Tap:
+    """How a matrix of the packed modules reads its input, as the artifact says.
+
+    Raises:
+        Unservable: on a grid or in groups that the step does not round to, or through a transform that it has not.
+    """
+    if not isinstance(part, PackedMatrix) or part.reading is None:
+        return Tap()
+    reading, columns = part.reading, part.shape[1]
+    grid, grain = reading.format.grid, reading.format.grain
+    if grid.kind != "integer" or grid.bits < 2:
+        raise Unservable(f"{name} reads {reading.name} inputs, which the step does not round")
+    tap = replace(_transform(name, reading.transform, columns), bits=grid.bits, asymmetric=not grid.symmetric)
+    if reading.step is not None:
+        if reading.step.scale_G1.numel() != 1:
+            raise Unservable(f"{name} reads static steps of a {grain.name}, and the step takes one for all channels")
+        zero = 0.0 if reading.step.zero_G1 is None else float(reading.step.zero_G1)
+        return replace(tap, rounding="static", step=float(reading.step.scale_G1), zero=zero)
+    if grain.groups((2, columns))[0] != 2 * (columns // grain.span((2, columns))):
+        raise Unservable(f"{name} reads inputs with one step a {grain.name}, and the step takes one a token or group")
+    span = grain.span((2, columns))
+    return replace(tap, rounding="dynamic", group=0 if span == columns else span)
+
+
+def _transform(name: str, transform: Transform, columns: int) -> Tap:
+    """The transform of a tap as the step applies it."""
+    if not transform.changes:
+        return Tap()
+    found = transform.native
+    if found is None:
+        raise Unservable(f"{name} reads its input through {transform.name}, which the step does not apply")
+    if found.pair is None:
+        return Tap(diagonal_I=found.diagonal_I)
+    left, right = found.pair
+    if found.sylvester:
+        return Tap("hadamard", columns)
+    return Tap("kronecker", left.shape[0], left=left, right=right)
+
+
+def _carried(part: PackedMatrix) -> str:
+    """How products carry what no tap rounds: as the packed module does by itself."""
+    wanted = AUTOMATIC if part.activations is None else ACTIVATIONS[part.activations]
+    number = few(part.meta[META.index("bits")] if part.meta else 8, part.dtype, wanted)
+    return next(name for name, known in ACTIVATIONS.items() if known == number)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from regauge.artifact.disk import one_sentence
-from regauge.artifact.staging import differences
+from regauge.artifact.identity import differences
+from regauge.artifact.ownership import IDENTITY, LOCK
 from regauge.engine.watchdog import Clock
 from regauge.errors import OutputError, ResumeError
 from regauge.search.budgets import Budget
@@ -116,7 +117,7 @@ class Folder:
         Raises:
             ResumeError: it belongs to a search of other things.
         """
-        known = folder / "identity.json"
+        known = folder / IDENTITY
         plain = json.loads(json.dumps(dict(identity)))
         with one_sentence("making", folder):
             if known.exists():
@@ -127,8 +128,10 @@ class Folder:
                             f"{folder} belongs to another search ({', '.join(differences(was, plain))}); remove it, "
                             "or start over with --force."
                         )
-                    shutil.rmtree(folder)
-            elif folder.exists() and any(folder.iterdir()):
+                    for entry in folder.iterdir():
+                        if entry.name != LOCK:
+                            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            elif folder.exists() and {entry.name for entry in folder.iterdir()} - {LOCK}:
                 raise OutputError(f"{folder} is in the way: it is not empty and not a search of ours; move it away.")
             folder.mkdir(parents=True, exist_ok=True)
             known.write_text(json.dumps(plain), encoding="utf-8")

@@ -5,8 +5,9 @@
 
 namespace {
 
-// Planes of a code, lowest first: 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1. A plane of p bits packs 8 / p steps into 64
-// bytes; a block holds as many steps as its narrowest plane. Three bits lie otherwise, so that most codes come out by a
+// Planes of a code, highest first: 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1, so that the first planes are the code in fewer
+// bits. A plane of p bits packs 8 / p steps into 64 bytes; a block holds as many steps as its narrowest plane. Three bits
+// lie otherwise, so that most codes come out by a
 // mask alone: bytes A, B, C hold codes 0 1, 2 3 and 4 5 in their low six bits; the top two of A and of B are the low
 // bits of codes 6 and 7, whose high bits are the top two of C.
 constexpr int block_steps(int bits) { return bits & 1 ? 8 : bits & 2 ? 4 : bits & 4 ? 2 : 1; }
@@ -39,13 +40,14 @@ RG_INLINE void step_of(const uint8_t *block, F &&f) {
       const uint8_t *at = block;
       bool first = true;
       if constexpr (B & 4) {
+        constexpr int UP = B & 3;  // this plane's bits stand above the later planes'
         const Bytes plane = load_bytes(at + (I / 2) * STEP);
-        code = shifted<(I % 2) * 4>(plane) & set_bytes(15);
+        code = shifted<(I % 2) * 4 - UP>(plane) & set_bytes(15 << UP);
         at += STEPS / 2 * STEP;
         first = false;
       }
       if constexpr (B & 2) {
-        constexpr int UP = B & 4;  // this plane's bits stand above the lower plane's
+        constexpr int UP = B & 1;
         const Bytes plane = load_bytes(at + (I / 4) * STEP);
         const Bytes own = shifted<(I % 4) * 2 - UP>(plane) & set_bytes(3 << UP);
         code = first ? own : code | own;
@@ -53,8 +55,7 @@ RG_INLINE void step_of(const uint8_t *block, F &&f) {
         first = false;
       }
       if constexpr (B & 1) {
-        constexpr int UP = B & 6;
-        const Bytes own = shifted<I - UP>(load_bytes(at)) & set_bytes(1 << UP);
+        const Bytes own = shifted<I>(load_bytes(at)) & set_bytes(1);
         code = first ? own : code | own;
       }
     }
@@ -85,14 +86,12 @@ inline void put_code(uint8_t *block, int bits, int step, int place, unsigned cod
     return;
   }
   if (bits & 4) {
-    block[step / 2 * STEP + place] |= static_cast<uint8_t>((code & 15u) << (step % 2 * 4));
+    block[step / 2 * STEP + place] |= static_cast<uint8_t>((code >> (bits & 3) & 15u) << (step % 2 * 4));
     block += steps / 2 * STEP;
-    code >>= 4;
   }
   if (bits & 2) {
-    block[step / 4 * STEP + place] |= static_cast<uint8_t>((code & 3u) << (step % 4 * 2));
+    block[step / 4 * STEP + place] |= static_cast<uint8_t>((code >> (bits & 1) & 3u) << (step % 4 * 2));
     block += steps / 4 * STEP;
-    code >>= 2;
   }
   if (bits & 1) block[place] |= static_cast<uint8_t>((code & 1u) << step);
 }
@@ -105,10 +104,10 @@ inline unsigned get_code(const uint8_t *block, int bits, int step, int place) {
     if (step < 6) return (block[step / 2 * STEP + place] >> (step % 2 * 3)) & 7u;
     return block[(step - 6) * STEP + place] >> 6 | (block[2 * STEP + place] >> step & 1u) << 2;
   }
-  unsigned code = 0, up = 0;
-  if (bits & 4) code = (block[step / 2 * STEP + place] >> (step % 2 * 4)) & 15u, block += steps / 2 * STEP, up = 4;
-  if (bits & 2) code |= ((block[step / 4 * STEP + place] >> (step % 4 * 2)) & 3u) << up, block += steps / 4 * STEP, up += 2;
-  if (bits & 1) code |= ((block[place] >> step) & 1u) << up;
+  unsigned code = 0;
+  if (bits & 4) code = (block[step / 2 * STEP + place] >> (step % 2 * 4) & 15u) << (bits & 3), block += steps / 2 * STEP;
+  if (bits & 2) code |= (block[step / 4 * STEP + place] >> (step % 4 * 2) & 3u) << (bits & 1), block += steps / 4 * STEP;
+  if (bits & 1) code |= block[place] >> step & 1u;
   return code;
 }
 
@@ -128,7 +127,7 @@ struct Layout {
         zeros_bytes(m.zero ? PANEL * m.bits / 8 : 0),
         codes_bytes(PANEL * m.group * m.bits / 8),
         record(steps_bytes + zeros_bytes + codes_bytes),
-        panel(static_cast<size_t>(record) * groups),
+        panel(m.stride ? static_cast<size_t>(m.stride) : static_cast<size_t>(record) * groups),
         panels((m.rows + PANEL - 1) / PANEL) {}
 };
 

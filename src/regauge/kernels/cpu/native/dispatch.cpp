@@ -18,7 +18,11 @@ struct Level {
 };
 
 bool always() { return true; }
-#if defined(__x86_64__)
+#if defined(RG_ONLY)  // one level alone, which compiles sooner: see CMakeLists.txt
+#define RG_NAME_OF(level) #level
+#define RG_NAMED(level) RG_NAME_OF(level)
+const Level LEVELS[] = {{RG_NAMED(RG_ONLY), &rg::RG_ONLY, always}};
+#elif defined(__x86_64__)
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -49,14 +53,15 @@ const rg::Kernels &kernels() { return *level().kernels; }
 
 bool sound(const rg_matrix *m) {
   return m && m->rows > 0 && m->columns > 0 && m->bits >= 1 && m->bits <= 8 && m->group > 0 &&
-         m->group % unit_of(m->bits) == 0 && (m->value != RG_TABLE || (m->bits <= 4 && m->table));
+         m->group % unit_of(m->bits) == 0 && (m->value != RG_TABLE || (m->bits <= 4 && m->table)) &&
+         (!m->stride || m->stride >= static_cast<int64_t>(Layout(*m).record) * Layout(*m).groups);
 }
 
 }  // namespace
 
 extern "C" {
 
-int rg_abi(void) { return 2; }
+int rg_abi(void) { return 3; }
 const char *rg_level(void) { return level().name; }
 
 int rg_set_level(const char *name) {

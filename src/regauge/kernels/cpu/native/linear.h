@@ -2,7 +2,7 @@
 #pragma once
 #include "floats.h"
 #include "pool.h"
-#include "product.h"
+#include "taps.h"
 
 namespace {
 
@@ -62,8 +62,11 @@ inline size_t inputs_bytes(const Layout &l) {
 
 // Rounds one token into `memory` (inputs_bytes). `x` has `columns` floats.
 inline void prepare(const float *x, const rg_matrix &m, const Layout &l, int activations, uint8_t *memory, Inputs &in, int slot) {
-  if (activations >= RG_TOKEN) in.rounded[slot] = round_whole_token(x, m.columns, m.group, activations - RG_TOKEN, l, memory);
-  else if (activations == RG_INT8) in.rounded[slot] = round_token<false>(x, m.columns, m.group, l, memory);
+  if (activations >= RG_TOKEN) {
+    rg_tap token{};
+    token.format = RG_DYNAMIC, token.bits = activations - RG_TOKEN;
+    in.rounded[slot] = round_by<false>(token, x, m.columns, m.group, l, memory);
+  } else if (activations == RG_INT8) in.rounded[slot] = round_token<false>(x, m.columns, m.group, l, memory);
   else if (activations == RG_INT16) in.rounded[slot] = round_token<true>(x, m.columns, m.group, l, memory);
   else {
     float *copy = reinterpret_cast<float *>(aligned(memory)), *sums = copy + l.padded;
@@ -82,6 +85,11 @@ inline void prepare(const float *x, const rg_matrix &m, const Layout &l, int act
   }
 }
 
+// From row to row of a matrix in full precision.
+inline size_t full_row_bytes(const rg_matrix &m) {
+  return m.stride ? static_cast<size_t>(m.stride) : static_cast<size_t>(m.columns) * (m.bits == RG_F32 ? 4 : 2);
+}
+
 constexpr int LONGEST = 256;  // inputs a group, up to which its sums of 8-bit products are exact as floats
 
 // A matrix with what the choice of its kernel needs.
@@ -95,7 +103,7 @@ struct Ready {
 
   Ready(const rg_matrix &matrix, int wanted) : m(&matrix), l(matrix), activations(wanted) {
     if (m->value == RG_FULL) {
-      l.panel = static_cast<size_t>(PANEL) * m->columns * (m->bits == RG_F32 ? 4 : 2);
+      l.panel = PANEL * full_row_bytes(*m);
       activations = RG_FLOAT32;
     }
     if (m->value == RG_TABLE) {
@@ -171,16 +179,16 @@ inline void panel_of(const Ready &a, const uint8_t *panel, const Inputs &in, int
 }
 
 // Sixteen rows of a matrix that is not packed: four sums a row, so that additions do not wait for each other.
-inline void full_rows(const Ready &a, int64_t number, const Inputs &in, int count, float *out) {
-  const rg_matrix &m = *a.m;
-  const int columns = m.columns, size = m.bits == RG_F32 ? 4 : 2;
+inline void full_rows(const rg_matrix &m, int64_t number, const Inputs &in, int count, float *out) {
+  const int columns = m.columns;
+  const size_t bytes = full_row_bytes(m);
   const int64_t left = m.rows - number * PANEL;
   for (int row = 0; row < PANEL; ++row) {
     if (row >= left) {
       for (int t = 0; t < count; ++t) out[t * PANEL + row] = 0;
       continue;
     }
-    const uint8_t *w = m.panels + (static_cast<size_t>(number) * PANEL + row) * columns * size;
+    const uint8_t *w = m.panels + (static_cast<size_t>(number) * PANEL + row) * bytes;
     const auto load = [&](int i) __attribute__((always_inline)) {
       return m.bits == RG_F32    ? load_floats(reinterpret_cast<const float *>(w) + i)
              : m.bits == RG_BF16 ? load_bf16(w + 2 * i)
@@ -216,7 +224,7 @@ inline void full_rows(const Ready &a, int64_t number, const Inputs &in, int coun
 }
 
 inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int count, float *out) {
-  if (a.m->value == RG_FULL) return full_rows(a, number, in, count, out);
+  if (a.m->value == RG_FULL) return full_rows(*a.m, number, in, count, out);
   const uint8_t *panel = a.m->panels + a.l.panel * static_cast<size_t>(number);
   switch (a.m->bits) {
     case 1: return panel_of<1>(a, panel, in, count, number, out);

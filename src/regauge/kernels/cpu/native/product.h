@@ -97,36 +97,6 @@ inline Rounded round_token(const float *x, int columns, int group, const Layout 
   return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum};
 }
 
-// One step for the whole token and `bits` signed bits, as formats/activations.py rounds symmetric inputs: step = reach /
-// ((2^bits - 1) / 2), ties to even, saturating.
-inline Rounded round_whole_token(const float *x, int columns, int group, int bits, const Layout &l, uint8_t *scratch) {
-  uint8_t *at = aligned(scratch);
-  int8_t *whole = reinterpret_cast<int8_t *>(at);
-  at += (l.padded + 63) / 64 * 64;
-  int32_t *sums = reinterpret_cast<int32_t *>(at), *none = sums + l.groups;
-  float *step = reinterpret_cast<float *>(none + l.groups), *sum = step + l.groups;
-  float reach = 0, nothing = 0;
-  for (int i = 0; i < columns; ++i) {
-    reach = std::fabs(x[i]) > reach ? std::fabs(x[i]) : reach;
-    nothing += x[i] * 0.0f;
-  }
-  const float low = -std::ldexp(1.0f, bits - 1), high = -low - 1, least = 1.2930e-26f;
-  const float own = reach / ((high - low) / 2), scale = own > least ? own : least;
-  for (int i = 0; i < l.padded; ++i) {
-    const float z = i < columns ? std::nearbyint(x[i] / scale) : 0;
-    whole[i] = static_cast<int8_t>(z > high ? high : z >= low ? z : low);
-  }
-  for (int g = 0; g < l.groups; ++g) {
-    int32_t all = 0;
-    for (int i = 0; i < group; ++i) all += whole[g * group + i];
-    sums[g] = all;
-    none[g] = 0;
-    step[g] = scale + nothing;
-    sum[g] = static_cast<float>(all);
-  }
-  return {reinterpret_cast<const int32_t *>(whole), reinterpret_cast<const int32_t *>(whole), sums, none, step, sum};
-}
-
 // What a table of at most 16 values looks like in integers: value = scale * (256 high + low - offset).
 struct IntegerTable {
   alignas(16) uint8_t high[16];

@@ -3,7 +3,9 @@
 // A packed matrix is cut into panels of 16 output rows. A panel is one run of bytes, read once from front to back: for
 // each group of inputs [16 steps][16 zero points, dense bits][codes]. Codes lie in steps of 64 bytes: 16 rows x 4
 // inputs, row r in bytes 4r ... 4r+3, which is one operand of a 4-way byte dot product; planes of 4, 2 and 1 bits pack
-// 2, 4 and 8 steps into 64 bytes. Rows are padded to 16, inputs to whole groups (codes and activations of 0).
+// 2, 4 and 8 steps into 64 bytes. Planes come highest first: 5, 6 and 7 bits are their top 4, then the next 2 or 1, so
+// that fewer bits of a matrix are its first planes (3 and 8 bits are one plane: codes.h). Rows are padded to 16, inputs
+// to whole groups (codes and activations of 0).
 //
 // w = step * (value(code) - zero) * row_scale.   Nothing here throws or allocates on the way back to the caller; a
 // function that can refuse returns 0 for done and a number > 0 otherwise.
@@ -47,6 +49,8 @@ typedef struct rg_matrix {
   int32_t offset;          // RG_INT: what is taken from a code
   int32_t mantissa;        // RG_FLOAT: bits of mantissa
   int32_t bias;            // RG_FLOAT: value = (1 + fraction) * 2^(exponent - bias)
+  int64_t stride;          // bytes from panel to panel, of RG_FULL from row to row; 0: as `columns` say. With it `rows` and
+                           // `columns` may be the first ones of a larger matrix
 } rg_matrix;
 
 // ---- the machine -----------------------------------------------------------------------------------------------
@@ -74,7 +78,7 @@ RG_API int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const fl
 // Exact: y (tokens, rows) int32 = sum over columns of (code - offset) * x. False where 32 bits could overflow.
 RG_API int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads);
 
-// ---- one decode step of a whole transformer ----------------------------------------------------------------------
+// ---- decode steps of a whole transformer -------------------------------------------------------------------------
 enum rg_norm_kind { RG_NO_NORM = 0, RG_RMS = 1, RG_LAYER = 2 };
 enum rg_activation { RG_SILU = 0, RG_GELU = 1, RG_GELU_TANH = 2, RG_RELU = 3, RG_RELU2 = 4, RG_QUICK_GELU = 5 };
 
@@ -84,15 +88,39 @@ typedef struct rg_norm {
   float eps;
 } rg_norm;
 
+// HADAMARD: normalised, of Sylvester's order, on each run of `size` channels, a power of two. KRONECKER: x (left (x) right).
+enum rg_transform { RG_IDENTITY = 0, RG_HADAMARD = 1, RG_KRONECKER = 2 };
+// PLAIN: not rounded but as the sites' products need it. DYNAMIC: each step from the values themselves. STATIC: one ready step.
+enum rg_tap_format { RG_PLAIN = 0, RG_DYNAMIC = 1, RG_STATIC = 2 };
+
+// How an activation is read by all the sites that read it: times `diagonal`, then the transform, then rounded.
+typedef struct rg_tap {
+  const float *diagonal;      // a multiplier a channel, or NULL
+  const float *left, *right;  // KRONECKER: (size, size) and (channels / size, channels / size), float32
+  int32_t transform, size;
+  int32_t format, bits;       // codes of 2 ... 8 bits
+  int32_t group;              // DYNAMIC: channels that share a step; 0: all of a token
+  int32_t asymmetric;         // codes 0 ... 2^bits - 1 and a zero point, instead of signed ones
+  float step, zero;           // STATIC: value = step * (code - zero)
+} rg_tap;
+
+// What is added to a site's product: left (right x), two matrices of kind RG_FULL, (rows, rank) and (rank, columns).
+typedef struct rg_low_rank {
+  rg_matrix left, right;
+} rg_low_rank;
+
 // A matrix with its bias. rows 0: there is none.
 typedef struct rg_site {
   rg_matrix matrix;
   const float *bias;
-  int32_t activations;
+  const rg_low_rank *low_rank;  // or NULL
+  int32_t activations;          // how the product carries what the tap leaves unrounded
+  int32_t unrounded;            // 1: this site reads its tap before the rounding
 } rg_site;
 
 typedef struct rg_block {
   rg_norm attn_norm, q_norm, k_norm, attn_post, mlp_norm, mlp_post;  // q_norm, k_norm: of one head
+  rg_tap attn_in, attn_mixed, mlp_in, mlp_hidden;                    // read by q k v; o; gate up (experts' too); down
   rg_site q, k, v, o, gate, up, down, router;  // gate: only of gated units; router: only where there are experts
   const rg_site *experts;                      // gate, up, down of each
   int32_t expert_count, experts_used, normalise;  // normalise: weights of the experts used sum to 1
@@ -102,27 +130,52 @@ typedef struct rg_block {
   int32_t activation;
   int32_t window;                     // 0, or how many tokens attention looks back, itself included
   float scale, softcap;               // of scores; softcap 0: none
-  void *keys, *values;                // (batch, kv_heads, capacity, head_dim) of the cache's dtype
 } rg_block;
 
 typedef struct rg_program {
   const rg_block *blocks;
   rg_norm norm;
+  rg_tap head_in;
   rg_site head;
   int32_t block_count, hidden, rope_count;
   float head_softcap;
 } rg_program;
 
+// Older tokens of a store as codes: rows of `head_dim` codes, lowest bit first. codes NULL: there are none.
+typedef struct rg_packed {
+  const uint8_t *codes;       // (batch, kv_heads, room, bytes of a row)
+  const void *steps, *zeros;  // of each group; zeros need not be whole, NULL: 2^(bits - 1)
+  int32_t bits, group, axis;  // axis 0: `group` channels of a token share a step; 1: `group` tokens of a channel
+  int32_t step, tokens, room; // rg_step_kind; tokens packed; room for so many
+} rg_packed;
+
+// What one block keeps of the past: for every sequence and key-value head the packed part, then a window of recent tokens in
+// full precision, one row a token.
+typedef struct rg_store {
+  void *keys, *values;        // the window: (batch, kv_heads, room, head_dim)
+  const int32_t *lengths;     // rows held of each (sequence, head); NULL: tokens seen less `origin`
+  const int32_t *firsts;      // first row that counts of each (sequence, head); NULL: as rg_call.starts say
+  rg_packed packed_keys, packed_values;
+  int32_t keys_dtype, values_dtype;
+  int32_t room, origin;       // rows; tokens seen that are held no more: row 0 is token `origin`
+} rg_store;
+
 typedef struct rg_call {
-  const float *x;            // (batch, hidden) embedded tokens
-  float *logits;             // (batch, rows of head)
-  const int32_t *positions;  // of each sequence: the row of the tables
-  const int32_t *starts;     // first cached token of each sequence that counts
+  const float *x;            // (batch * tokens, hidden) embedded tokens, sequence by sequence
+  float *logits;             // (batch * tokens, rows of head); of `last`: (batch, rows of head)
+  const int32_t *positions;  // of each new token: the row of the tables
+  const int32_t *starts;     // first token seen of each sequence that counts
   const float *const *cosines, *const *sines;  // rope_count tables (positions, rotary / 2)
-  int32_t batch, past, capacity, dtype;        // past: tokens cached; the new ones are written at `past`; dtype of the cache
+  const rg_store *stores;    // of each block
+  const int32_t *lengths;    // tokens seen by each block before these; the new ones are written after them
+  int32_t batch, tokens;     // sequences, and new tokens of each: together at most 64
+  int32_t last;              // 1: logits of the last new token of each sequence alone
 } rg_call;
 
-// 0 done; 1 out of memory; 2 the program is unsound.
+// What rg_step answers. UNREAD: a store has a packed part, which no kernel reads yet. GONE: attention would read tokens
+// that a store has let go. FULL_STORE: no room for the new tokens.
+enum rg_answer { RG_DONE = 0, RG_NO_MEMORY = 1, RG_UNSOUND = 2, RG_UNREAD = 3, RG_GONE = 4, RG_FULL_STORE = 5 };
+
 RG_API int rg_step(const rg_program *program, const rg_call *call, int threads);
 
 #ifdef __cplusplus

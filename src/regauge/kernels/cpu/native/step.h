@@ -1,225 +1,49 @@
-// One token through every block, in one run of the threads.
+// New tokens through every block, in one run of the threads.
 //
 // Each thread keeps its own copy of the residual and rounds its own inputs: a few microseconds of work twice over cost
-// less than waiting for each other. Threads meet four times a block: after q k v, attention, o, and the hidden layer;
-// what lies between is shared out by panels, or by key-value heads.
+// less than waiting for each other. Threads meet four times a block: after q k v, attention, o, and the hidden layer, and
+// once more before a product with a low-rank term; what lies between is shared out by panels, or by key-value heads.
 //
-// Floor: every packed byte once, and the cache once, for all sequences of the batch.
+// Floor: every packed byte once for each four tokens, and the cache once a token.
 #pragma once
 #include <new>
 
-#include "attention.h"
+#include "work.h"
 
 namespace {
 
-constexpr int MOST = 64;      // sequences a step takes
-constexpr int USED = 16;      // experts a token may use
-constexpr int DISTINCT = 4;   // ways in which one input may have to be rounded
+struct Stepper : Work {
+  using Work::Work;
 
-// A site with its kernel chosen.
-struct Site {
-  Ready ready;
-  const float *bias;
-  explicit Site(const rg_site &s) : ready(s.matrix, s.activations), bias(s.bias) {}
-};
-
-// One input of some tokens, rounded for every site that reads it.
-struct Prepared {
-  const rg_matrix *like[DISTINCT];
-  int activations[DISTINCT];
-  Inputs in[DISTINCT][(MOST + FEW - 1) / FEW];
-  int kinds = 0;
-  uint8_t *memory;
-  size_t used = 0;
-
-  void restart() { kinds = 0, used = 0; }
-
-  // Index of the way this site wants its input.
-  int of(const Ready &a, const float *x, size_t row, int tokens) {
-    for (int i = 0; i < kinds; ++i)
-      if (activations[i] == a.activations && like[i]->columns == a.m->columns && like[i]->group == a.m->group) return i;
-    const int slot = kinds++;
-    like[slot] = a.m;
-    activations[slot] = a.activations;
-    const size_t each = (inputs_bytes(a.l) + 63) / 64 * 64;
-    for (int t = 0; t < tokens; ++t, used += each)
-      prepare(x + static_cast<size_t>(t) * row, *a.m, a.l, a.activations, memory + used, in[slot][t / FEW], t % FEW);
-    return slot;
-  }
-};
-
-inline Inputs alone(const Inputs &in, int slot) {
-  Inputs one;
-  one.rounded[0] = in.rounded[slot];
-  one.floats[0] = in.floats[slot];
-  one.sums[0] = in.sums[slot];
-  return one;
-}
-
-struct Stepper {
-  const rg_program &p;
-  const rg_call &c;
-  int threads;
-  size_t weights = 0;
-  int ffn = 0, pairs = 1, heads_width = 0, kv_width = 0, experts = 0;
-  size_t prepared_bytes = 0, private_bytes = 0;
-  float *q = nullptr, *k = nullptr, *v = nullptr, *mixed = nullptr, *first = nullptr, *hidden = nullptr, *second = nullptr, *routed = nullptr;
-  rg::Share *shares = nullptr;
-  std::atomic<int> failed{0};
-
-  Stepper(const rg_program &program, const rg_call &call, int n) : p(program), c(call), threads(n) {}
-
-  static int at_least(int a, int b) { return a > b ? a : b; }
-
-  // Sizes of everything; false where the program is unsound.
-  bool measure() {
-    if (c.batch < 1 || c.batch > MOST || c.past < 0 || c.past >= c.capacity) return false;
-    size_t most = 0;
-    const auto site = [&](const rg_site &s, int columns) {
-      if (!s.matrix.rows) return true;
-      if (s.matrix.columns != columns) return false;
-      const Layout l(s.matrix);
-      weights += s.matrix.value == RG_FULL ? static_cast<size_t>(s.matrix.rows) * s.matrix.columns * 2 : l.panel * static_cast<size_t>(l.panels);
-      const size_t each = (inputs_bytes(l) + 63) / 64 * 64;
-      most = each > most ? each : most;
-      return true;
-    };
-    for (int i = 0; i < p.block_count; ++i) {
-      const rg_block &b = p.blocks[i];
-      if (!b.q.matrix.rows || !b.k.matrix.rows || !b.v.matrix.rows || !b.o.matrix.rows || b.kv_heads < 1 || b.heads % b.kv_heads) return false;
-      const int width = b.heads * b.head_dim, kv = b.kv_heads * b.head_dim;
-      if (b.q.matrix.rows != width || b.k.matrix.rows != kv || b.v.matrix.rows != kv || b.o.matrix.rows != p.hidden) return false;
-      heads_width = at_least(heads_width, width);
-      kv_width = at_least(kv_width, kv);
-      if (!site(b.q, p.hidden) || !site(b.k, p.hidden) || !site(b.v, p.hidden) || !site(b.o, width)) return false;
-      const int count = b.expert_count ? b.expert_count : 1;
-      if (b.expert_count && (!site(b.router, p.hidden) || b.router.matrix.rows != b.expert_count || b.experts_used < 1 || b.experts_used > b.expert_count || b.experts_used > USED)) return false;
-      experts = at_least(experts, b.expert_count);
-      pairs = at_least(pairs, b.expert_count ? b.experts_used : 1);
-      for (int e = 0; e < count; ++e) {
-        const rg_site &gate = b.expert_count ? b.experts[3 * e] : b.gate, &up = b.expert_count ? b.experts[3 * e + 1] : b.up;
-        const rg_site &down = b.expert_count ? b.experts[3 * e + 2] : b.down;
-        if (!up.matrix.rows || !down.matrix.rows || down.matrix.rows != p.hidden || (gate.matrix.rows && gate.matrix.rows != up.matrix.rows)) return false;
-        if (!site(gate, p.hidden) || !site(up, p.hidden) || !site(down, up.matrix.rows)) return false;
-        ffn = at_least(ffn, up.matrix.rows);
-      }
-    }
-    if (!site(p.head, p.hidden)) return false;
-    prepared_bytes = most * DISTINCT * static_cast<size_t>(c.batch) * static_cast<size_t>(pairs) + 64;
-    const size_t rows = static_cast<size_t>(c.batch) * (2 * static_cast<size_t>(p.hidden) + 64);
-    const size_t attention = 4 * (static_cast<size_t>(c.past) + 1 + PANEL) + 2 * PANEL;
-    private_bytes = rows * 4 + attention * 4 + prepared_bytes + 1024;
-    return true;
-  }
-
-  size_t shared_floats() const {
-    const size_t b = static_cast<size_t>(c.batch), n = static_cast<size_t>(pairs);
-    return b * (2 * static_cast<size_t>(heads_width) + 2 * static_cast<size_t>(kv_width) + p.hidden + n * (static_cast<size_t>(ffn) + p.hidden) + experts) + 8 * PANEL;
-  }
-
-  void lay_out(float *memory) {
-    const size_t b = static_cast<size_t>(c.batch), n = static_cast<size_t>(pairs);
-    const auto next = [&](size_t floats) {  // sixteen zeros after each: the last head is read in whole vectors
-      float *at = memory;
-      memory += floats + PANEL;
-      std::memset(at + floats, 0, PANEL * 4);
-      return at;
-    };
-    q = next(b * heads_width);
-    k = next(b * kv_width);
-    v = next(b * kv_width);
-    mixed = next(b * heads_width);
-    first = next(b * p.hidden);
-    hidden = next(b * n * ffn);
-    second = next(b * n * p.hidden);
-    routed = next(b * experts);
-  }
-
-  // One panel of a site for all tokens of a prepared input; rows beyond the matrix are not written. with(t, rows, values)
-  template <class With>
-  static void each_panel(const Site &s, const Inputs *in, int tokens, int64_t panel, With &&with) {
-    alignas(64) float out[FEW * PANEL];
-    for (int t = 0; t < tokens; t += FEW) {
-      const int count = tokens - t < FEW ? tokens - t : FEW;
-      panel_values(s.ready, panel, in[t / FEW], count, out);
-      const int64_t left = s.ready.m->rows - panel * PANEL;
-      const int rows = static_cast<int>(left < PANEL ? left : PANEL);
-      for (int r = 0; r < count; ++r) {
-        float *row = out + r * PANEL;
-        if (s.bias) for (int i = 0; i < rows; ++i) row[i] += s.bias[panel * PANEL + i];
-        with(t + r, rows, row);
-      }
-    }
-  }
-
-  // y (tokens, rows) of several sites that read one input, panels shared out over all of them.
-  void products(const Site *const *sites, float *const *out, int count, const float *x, size_t row, Prepared &own, rg::Share &share, int thread, rg::Team &team) {
-    own.restart();
-    int kind[4] = {};
-    int64_t ends[4] = {}, all = 0, chunk = INT64_MAX;
-    for (int i = 0; i < count; ++i) {
-      kind[i] = own.of(sites[i]->ready, x, row, c.batch);
-      all += sites[i]->ready.l.panels;
-      ends[i] = all;
-    }
-    for (int i = 0; i < count; ++i) {
-      const int64_t some = panels_at_once(sites[i]->ready.l, threads);
-      chunk = some < chunk ? some : chunk;
-    }
-    int64_t start, stop;
-    while (share.take(thread, team.threads, all, chunk, start, stop))
-      for (int64_t n = start; n < stop; ++n) {
-        int i = 0;
-        while (n >= ends[i]) ++i;
-        const int64_t panel = n - (i ? ends[i - 1] : 0);
-        const int64_t rows_all = sites[i]->ready.m->rows;
-        float *y = out[i] + panel * PANEL;
-        each_panel(*sites[i], own.in[kind[i]], c.batch, panel, [&](int t, int rows, const float *values) {
-          std::memcpy(y + t * rows_all, values, static_cast<size_t>(rows) * 4);
-        });
-      }
-  }
-
-  // hidden = activation(gate x) * (up x), or activation(up x).
-  void hidden_layer(const Site *gate, const Site &up, int activation, const Inputs *gate_in, const Inputs *up_in, int tokens, float *out,
-                    int64_t panel) const {
-    alignas(64) float gates[MOST * PANEL];
-    if (gate) each_panel(*gate, gate_in, tokens, panel, [&](int t, int, const float *values) { std::memcpy(gates + t * PANEL, values, PANEL * 4); });
-    each_panel(up, up_in, tokens, panel, [&](int t, int rows, float *values) {
-      const Floats by = load_floats(values);
-      store_floats(values, gate ? activated(load_floats(gates + t * PANEL), activation) * by : activated(by, activation));
-      std::memcpy(out + static_cast<size_t>(t) * up.ready.m->rows + panel * PANEL, values, static_cast<size_t>(rows) * 4);
-    });
-  }
-
-  void attention(const rg_block &b, rg::Share &share, float *scores, int thread, rg::Team &team) {
-    const int group = b.heads / b.kv_heads, size = c.dtype == RG_F32 ? 4 : 2, d = b.head_dim;
+  // Keys and values of the new tokens go into the store, then each token attends to all before it and to itself.
+  void attention(int number, rg::Share &share, float *scores, int thread, rg::Team &team) const {
+    const rg_block &b = p.blocks[number];
+    const rg_store &s = c.stores[number];
+    const int group = b.heads / b.kv_heads, d = b.head_dim, half = b.rotary / 2;
+    const int64_t key_row = static_cast<int64_t>(d) * number_bytes(s.keys_dtype), value_row = static_cast<int64_t>(d) * number_bytes(s.values_dtype);
     int64_t item, stop;
     while (share.take(thread, team.threads, static_cast<int64_t>(c.batch) * b.kv_heads, 1, item, stop)) {
-      const int t = static_cast<int>(item / b.kv_heads), h = static_cast<int>(item % b.kv_heads);
-      const float *cosines = nullptr, *sines = nullptr;
-      if (b.rotary) {
-        const size_t at = static_cast<size_t>(c.positions[t]) * (b.rotary / 2);
-        cosines = c.cosines[b.rope] + at;
-        sines = c.sines[b.rope] + at;
+      const int sequence = static_cast<int>(item / b.kv_heads), h = static_cast<int>(item % b.kv_heads);
+      const Held now = held(c, number, b, sequence, h);
+      uint8_t *keys = static_cast<uint8_t *>(s.keys) + item * s.room * key_row, *values = static_cast<uint8_t *>(s.values) + item * s.room * value_row;
+      for (int j = 0; j < c.tokens; ++j) {
+        const size_t t = static_cast<size_t>(sequence) * c.tokens + j;
+        float *key = k + t * b.kv_heads * d + h * d;
+        if (b.k_norm.kind) normalised(b.k_norm, key, key);
+        if (b.rotary) turned(key, b, c.cosines[b.rope] + static_cast<size_t>(c.positions[t]) * half, c.sines[b.rope] + static_cast<size_t>(c.positions[t]) * half);
+        store_row(keys, static_cast<int64_t>(now.rows + j) * d, d, s.keys_dtype, key);
+        store_row(values, static_cast<int64_t>(now.rows + j) * d, d, s.values_dtype, v + t * b.kv_heads * d + h * d);
       }
-      float *key = k + static_cast<size_t>(t) * b.kv_heads * d + h * d, *value = v + static_cast<size_t>(t) * b.kv_heads * d + h * d;
-      if (b.k_norm.kind) normalised(b.k_norm, key, key);
-      if (b.rotary) turned(key, b, cosines, sines);
-      const int64_t place = (static_cast<int64_t>(t) * b.kv_heads + h) * c.capacity;
-      uint8_t *keys = static_cast<uint8_t *>(b.keys) + place * d * size, *values = static_cast<uint8_t *>(b.values) + place * d * size;
-      store_row(keys, static_cast<int64_t>(c.past) * d, d, c.dtype, key);
-      store_row(values, static_cast<int64_t>(c.past) * d, d, c.dtype, value);
-      float *heads = q + static_cast<size_t>(t) * b.heads * d + static_cast<size_t>(h) * group * d;
-      for (int r = 0; r < group; ++r) {
-        if (b.q_norm.kind) normalised(b.q_norm, heads + r * d, heads + r * d);
-        if (b.rotary) turned(heads + r * d, b, cosines, sines);
-        for (int i = 0; i < d; ++i) heads[r * d + i] *= b.scale;
+      for (int j = 0; j < c.tokens; ++j) {
+        const size_t t = static_cast<size_t>(sequence) * c.tokens + j, at = t * b.heads * d + static_cast<size_t>(h) * group * d;
+        for (int r = 0; r < group; ++r) {
+          float *head = q + at + static_cast<size_t>(r) * d;
+          if (b.q_norm.kind) normalised(b.q_norm, head, head);
+          if (b.rotary) turned(head, b, c.cosines[b.rope] + static_cast<size_t>(c.positions[t]) * half, c.sines[b.rope] + static_cast<size_t>(c.positions[t]) * half);
+          for (int i = 0; i < d; ++i) head[i] *= b.scale;
+        }
+        attend(b, q + at, group, {keys, values, s.keys_dtype, s.values_dtype}, from_row(b, now, now.rows + j), now.rows + j + 1, scores, z.score_row(), mixed + at);
       }
-      int from = c.starts[t];
-      if (b.window > 0 && c.past + 1 - b.window > from) from = c.past + 1 - b.window;
-      attend(b, heads, group, keys, values, c.dtype, from, c.past + 1, scores, static_cast<size_t>(c.past) + 1 + PANEL,
-             mixed + static_cast<size_t>(t) * b.heads * d + static_cast<size_t>(h) * group * d);
     }
   }
 
@@ -242,83 +66,79 @@ struct Stepper {
     if (b.normalise) for (int n = 0; n < b.experts_used; ++n) weight[n] /= kept;
   }
 
-  void add(float *x, const float *y, const rg_norm &post, float *spare) const {
-    for (int t = 0; t < c.batch; ++t) {
-      const float *from = y + static_cast<size_t>(t) * p.hidden;
-      if (post.kind) {
-        normalised(post, from, spare);
-        from = spare;
-      }
-      float *to = x + static_cast<size_t>(t) * p.hidden;
-      for (int i = 0; i < p.hidden; ++i) to[i] += from[i];
-    }
-  }
-
-  void norm_all(const rg_norm &n, const float *x, float *out) const {
-    for (int t = 0; t < c.batch; ++t) normalised(n, x + static_cast<size_t>(t) * p.hidden, out + static_cast<size_t>(t) * p.hidden);
-  }
-
-  void dense(const rg_block &b, const float *x, float *residual, float *spare, Prepared &own, rg::Share *next, int thread, rg::Team &team) {
+  void dense(const rg_block &b, const float *x, float *residual, float *spare, Prepared &own, rg::Share *next, int thread, rg::Team &team) const {
     const bool gated = b.gate.matrix.rows > 0;
-    const Site gate(gated ? b.gate : b.up), up(b.up), down(b.down);
-    own.restart();
-    const int up_kind = own.of(up.ready, x, static_cast<size_t>(p.hidden), c.batch);
-    const int gate_kind = gated ? own.of(gate.ready, x, static_cast<size_t>(p.hidden), c.batch) : 0;
+    Site gate(gated ? b.gate : b.up, b.mlp_in), up(b.up, b.mlp_in), down(b.down, b.mlp_hidden);
+    own.restart(b.mlp_in, x, static_cast<size_t>(p.hidden), p.hidden, count);
+    const int up_kind = own.of(up), gate_kind = gated ? own.of(gate) : 0;
+    Site *pair[] = {&up, &gate};
+    if (z.rank) narrow(pair, gated ? 2 : 1, own, next + (SHARES - 3 + 2), thread, team);
     int64_t start, stop;
     const int64_t chunk = (panels_at_once(up.ready.l, threads) + 1) / (gated ? 2 : 1);
     while (next[0].take(thread, team.threads, up.ready.l.panels, chunk > 0 ? chunk : 1, start, stop))
-      for (int64_t n = start; n < stop; ++n) hidden_layer(gated ? &gate : nullptr, up, b.activation, own.in[gate_kind], own.in[up_kind], c.batch, hidden, n);
+      for (int64_t n = start; n < stop; ++n) hidden_layer(gated ? &gate : nullptr, up, b.activation, own.in[gate_kind], own.in[up_kind], count, hidden, n);
     team.barrier();
-    const Site *sites[] = {&down};
+    Site *sites[] = {&down};
     float *out[] = {second};
-    products(sites, out, 1, hidden, static_cast<size_t>(up.ready.m->rows), own, next[1], thread, team);
+    own.restart(b.mlp_hidden, hidden, static_cast<size_t>(up.ready.m->rows), up.ready.m->rows, count);
+    products(sites, out, 1, own, next[1], next + (SHARES - 3 + 3), thread, team);
     team.barrier();
     add(residual, second, b.mlp_post, spare);
   }
 
-  void mixture(const rg_block &b, const float *x, float *residual, float *spare, Prepared &own, rg::Share *next, int thread, rg::Team &team) {
-    const Site router(b.router);
-    const Site *sites[] = {&router};
+  // right x of an expert's site for one token, by the thread that needs it.
+  static void narrow_alone(Site &s, Prepared &own, int token, float *to) {
+    if (!s.low) return;
+    for (int64_t panel = 0; panel * PANEL < s.low->right.rows; ++panel) own.narrow(s, panel, token, 1, to);
+    s.narrowed = to;
+  }
+
+  void mixture(const rg_block &b, const float *x, float *residual, float *spare, Prepared &own, float *narrow_own, rg::Share *next, int thread, rg::Team &team) const {
+    Site router(b.router, b.mlp_in);
+    Site *sites[] = {&router};
     float *out[] = {routed};
-    products(sites, out, 1, x, static_cast<size_t>(p.hidden), own, next[0], thread, team);
+    own.restart(b.mlp_in, x, static_cast<size_t>(p.hidden), p.hidden, count);
+    products(sites, out, 1, own, next[0], next + (SHARES - 3 + 2), thread, team);
     team.barrier();
     const int used = b.experts_used;
-    const rg_site &like = b.experts[1];
-    const Site shape(like);
-    const int64_t panels = shape.ready.l.panels, down_panels = (p.hidden + PANEL - 1) / PANEL;
+    const int64_t panels = (b.experts[1].matrix.rows + PANEL - 1) / PANEL, down_panels = (p.hidden + PANEL - 1) / PANEL;
     int which[MOST * USED];
     float weight[MOST * USED];
-    for (int t = 0; t < c.batch; ++t) choose(b, routed + static_cast<size_t>(t) * b.expert_count, which + t * used, weight + t * used);
-    own.restart();
+    for (int t = 0; t < count; ++t) choose(b, routed + static_cast<size_t>(t) * b.expert_count, which + t * used, weight + t * used);
+    own.again();
     int64_t start, stop;
-    const int64_t all = static_cast<int64_t>(c.batch) * used;
+    const int64_t all = static_cast<int64_t>(count) * used;
     while (next[1].take(thread, team.threads, all * panels, 4, start, stop))
       for (int64_t n = start; n < stop; ++n) {
         const int64_t pair = n / panels;
         const int t = static_cast<int>(pair / used);
         const rg_site *expert = b.experts + 3 * which[pair];
-        const Site gate(expert[expert[0].matrix.rows ? 0 : 1]), up(expert[1]);
-        if (own.kinds > DISTINCT - 2) own.restart();
-        const Inputs gate_in = alone(own.in[own.of(gate.ready, x, static_cast<size_t>(p.hidden), c.batch)][t / FEW], t % FEW);
-        const Inputs up_in = alone(own.in[own.of(up.ready, x, static_cast<size_t>(p.hidden), c.batch)][t / FEW], t % FEW);
+        Site gate(expert[expert[0].matrix.rows ? 0 : 1], b.mlp_in), up(expert[1], b.mlp_in);
+        if (own.kinds > DISTINCT - 2) own.again();
+        const Inputs gate_in = alone(own.in[own.of(gate)][t / FEW], t % FEW), up_in = alone(own.in[own.of(up)][t / FEW], t % FEW);
+        narrow_alone(gate, own, t, narrow_own);
+        narrow_alone(up, own, t, narrow_own + z.rank);
         hidden_layer(expert[0].matrix.rows ? &gate : nullptr, up, b.activation, &gate_in, &up_in, 1, hidden + static_cast<size_t>(pair) * up.ready.m->rows, n % panels);
       }
     team.barrier();
     int64_t pair = -1;
-    Inputs in{};
+    int kind = 0;
     while (next[2].take(thread, team.threads, all * down_panels, 4, start, stop))
       for (int64_t n = start; n < stop; ++n) {
-        const Site down(b.experts[3 * which[n / down_panels] + 2]);
+        Site down(b.experts[3 * which[n / down_panels] + 2], b.mlp_hidden);
+        const int columns = down.ready.m->columns;
         if (n / down_panels != pair) {
           pair = n / down_panels;
-          prepare(hidden + static_cast<size_t>(pair) * down.ready.m->columns, *down.ready.m, down.ready.l, down.ready.activations, own.memory, in, 0);
+          own.restart(b.mlp_hidden, hidden + static_cast<size_t>(pair) * columns, static_cast<size_t>(columns), columns, 1);
+          kind = own.of(down);
         }
-        each_panel(down, &in, 1, n % down_panels, [&](int, int rows, const float *values) {
+        narrow_alone(down, own, 0, narrow_own);
+        each_panel(down, own.in[kind], 1, n % down_panels, [&](int, int rows, const float *values) {
           std::memcpy(second + static_cast<size_t>(pair) * p.hidden + (n % down_panels) * PANEL, values, static_cast<size_t>(rows) * 4);
         });
       }
     team.barrier();
-    for (int t = 0; t < c.batch; ++t) {
+    for (int t = 0; t < count; ++t) {
       std::memset(spare, 0, static_cast<size_t>(p.hidden) * 4);
       for (int u = 0; u < used; ++u) {
         const float *y = second + static_cast<size_t>(t * used + u) * p.hidden;
@@ -329,78 +149,88 @@ struct Stepper {
     }
   }
 
-  static constexpr int SHARES = 6;  // of a block: qkv, attention, o, and up to three of the feed-forward
-
   void go(int thread, rg::Team &team) {
-    uint8_t *memory = scratch(private_bytes);
+    uint8_t *memory = scratch(z.private_bytes);
     if (!memory) failed.store(1);
     team.barrier();
     if (failed.load()) return;
-    const size_t rows = static_cast<size_t>(c.batch) * p.hidden;
+    const size_t rows = static_cast<size_t>(count) * p.hidden;
     float *x = reinterpret_cast<float *>(aligned(memory)), *normed = x + rows + PANEL, *spare = normed + rows + PANEL;
-    float *scores = spare + p.hidden + PANEL;
-    uint8_t *rest = aligned(reinterpret_cast<uint8_t *>(scores + 4 * (static_cast<size_t>(c.past) + 1 + PANEL)));
+    float *scores = spare + p.hidden + PANEL, *narrow_own = scores + z.score_floats();
     Prepared own;
-    own.memory = rest;
+    own.work = reinterpret_cast<float *>(aligned(reinterpret_cast<uint8_t *>(narrow_own + 2 * z.rank)));
+    own.memory = aligned(reinterpret_cast<uint8_t *>(own.work + (z.worked ? static_cast<size_t>(count) * 3 * Prepared::work_row(z.channels) : 0)));
     std::memcpy(x, c.x, rows * 4);
     for (int i = 0; i < p.block_count; ++i) {
       const rg_block &b = p.blocks[i];
-      rg::Share *next = shares + static_cast<size_t>(i) * SHARES;
+      rg::Share *next = shares + static_cast<size_t>(i) * shares_a_block, *low = next + SHARES;
       norm_all(b.attn_norm, x, normed);
       {
-        const Site sq(b.q), sk(b.k), sv(b.v);
-        const Site *sites[] = {&sq, &sk, &sv};
+        Site sq(b.q, b.attn_in), sk(b.k, b.attn_in), sv(b.v, b.attn_in);
+        Site *sites[] = {&sq, &sk, &sv};
         float *out[] = {q, k, v};
-        products(sites, out, 3, normed, static_cast<size_t>(p.hidden), own, next[0], thread, team);
+        own.restart(b.attn_in, normed, static_cast<size_t>(p.hidden), p.hidden, count);
+        products(sites, out, 3, own, next[0], low, thread, team);
       }
       team.barrier();
-      attention(b, next[1], scores, thread, team);
+      attention(i, next[1], scores, thread, team);
       team.barrier();
       {
-        const Site so(b.o);
-        const Site *sites[] = {&so};
+        Site so(b.o, b.attn_mixed);
+        Site *sites[] = {&so};
         float *out[] = {first};
-        products(sites, out, 1, mixed, static_cast<size_t>(b.heads) * b.head_dim, own, next[2], thread, team);
+        const int width = b.heads * b.head_dim;
+        own.restart(b.attn_mixed, mixed, static_cast<size_t>(width), width, count);
+        products(sites, out, 1, own, next[2], low + 1, thread, team);
       }
       if (b.parallel) norm_all(b.mlp_norm, x, normed);
       team.barrier();
       add(x, first, b.attn_post, spare);
       if (!b.parallel) norm_all(b.mlp_norm, x, normed);
-      if (b.expert_count) mixture(b, normed, x, spare, own, next + 3, thread, team);
+      if (b.expert_count) mixture(b, normed, x, spare, own, narrow_own, next + 3, thread, team);
       else dense(b, normed, x, spare, own, next + 3, thread, team);
     }
-    norm_all(p.norm, x, normed);
+    rg::Share *next = shares + static_cast<size_t>(p.block_count) * shares_a_block;
+    finish(x, normed, own, next, thread, team);
+  }
+
+  // The last norm and the head, of all tokens or of the last of each sequence.
+  void finish(float *x, float *normed, Prepared &own, rg::Share *next, int thread, rg::Team &team) const {
+    const int told = c.last ? c.batch : count, each = c.last ? c.tokens : 1;
+    const size_t hidden_row = static_cast<size_t>(p.hidden);
+    for (int t = 0; t < told; ++t) normalised(p.norm, x + (static_cast<size_t>(t + 1) * each - 1) * hidden_row, normed + static_cast<size_t>(t) * hidden_row);
     if (!p.head.matrix.rows) {
-      if (thread == 0) std::memcpy(c.logits, normed, rows * 4);
+      if (thread == 0) std::memcpy(c.logits, normed, static_cast<size_t>(told) * hidden_row * 4);
       return;
     }
-    const Site head(p.head);
-    const Site *sites[] = {&head};
+    Site head(p.head, p.head_in);
+    Site *sites[] = {&head};
     float *out[] = {c.logits};
-    products(sites, out, 1, normed, static_cast<size_t>(p.hidden), own, shares[static_cast<size_t>(p.block_count) * SHARES], thread, team);
-    if (p.head_softcap > 0) {
-      team.barrier();
-      int64_t start, stop;
-      const int64_t all = static_cast<int64_t>(c.batch) * p.head.matrix.rows;
-      while (shares[static_cast<size_t>(p.block_count) * SHARES + 1].take(thread, team.threads, all, 1024, start, stop))
-        for (int64_t n = start; n < stop; ++n) c.logits[n] = softcapped(c.logits[n], p.head_softcap);
-    }
+    own.restart(p.head_in, normed, hidden_row, p.hidden, told);
+    products(sites, out, 1, own, next[0], next + 2, thread, team);
+    if (!(p.head_softcap > 0)) return;
+    team.barrier();
+    int64_t start, stop;
+    const int64_t all = static_cast<int64_t>(told) * p.head.matrix.rows;
+    while (next[1].take(thread, team.threads, all, 1024, start, stop))
+      for (int64_t n = start; n < stop; ++n) c.logits[n] = softcapped(c.logits[n], p.head_softcap);
   }
 };
 
 inline int step(const rg_program *program, const rg_call *call, int threads) {
-  Stepper s(*program, *call, threads);
-  if (!s.measure()) return 2;
-  s.threads = threads = worth(threads, s.weights / (8 * static_cast<size_t>(program->block_count) + 1));
-  const size_t count = static_cast<size_t>(program->block_count) * Stepper::SHARES + 2;
-  const size_t floats = s.shared_floats() * 4 + 1024;
+  Sizes z(*program, *call);
+  const int answer = z.measure();
+  if (answer) return answer;
+  Stepper s(z, worth(threads, z.weights / (8 * static_cast<size_t>(program->block_count) + 1)));
+  const size_t count = static_cast<size_t>(program->block_count) * s.shares_a_block + 3;
+  const size_t floats = z.shared_floats() * 4 + 1024;
   uint8_t *memory = scratch<1>(floats + count * sizeof(rg::Share) + 128);
-  if (!memory) return 1;
+  if (!memory) return RG_NO_MEMORY;
   uint8_t *at = aligned(memory);
   s.lay_out(reinterpret_cast<float *>(at));
   s.shares = reinterpret_cast<rg::Share *>(at + (floats + 63) / 64 * 64 - 64);
   for (size_t i = 0; i < count; ++i) new (s.shares + i) rg::Share();
-  rg::parallel(threads, [&](int thread, rg::Team &team) { s.go(thread, team); });
+  rg::parallel(s.threads, [&](int thread, rg::Team &team) { s.go(thread, team); });
   return s.failed.load();
 }
 

@@ -87,6 +87,27 @@ def rotation(n: int, seed: int) -> Kronecker:
     return Kronecker(tuple(factors) or (torch.ones(1, 1, dtype=torch.float64),), signs.to(torch.float64), made)
 
 
+def straight(n: int, rest: Tensor | None = None) -> tuple[Kronecker, Tensor | None]:
+    """A Hadamard of size n without signs, or the nearest thing to it, and its factor that no construction gives.
+
+    Args:
+        rest: that factor, where it was kept; without it a new one is drawn, the same each time on one machine.
+
+    Raises:
+        ValueError: `rest` does not complete a Hadamard of this size.
+    """
+    made = rotation(n, 0)
+    ones = torch.ones(n, dtype=torch.float64)
+    if factorise(n) is not None:
+        if rest is not None:
+            raise ValueError(f"a Hadamard of size {n} has no factor to keep, and one was found")
+        return replace(made, signs=ones), None
+    last = made.factors[-1] if rest is None else rest.double()
+    if last.shape != made.factors[-1].shape:
+        raise ValueError(f"a factor {list(last.shape)} does not complete a Hadamard of size {n}")
+    return replace(made, factors=(*made.factors[:-1], last), signs=ones), last
+
+
 def hadamard(n: int) -> Tensor | None:
     """H (n, n) with entries ±1 in int8 and HᵀH = nI, or None where no construction is known here."""
     orders = factorise(n)

@@ -1,0 +1,32 @@
+"""What `regauge methods` prints for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regauge.cli.show import line, table
+from regauge.report.methods import PRESET, Method
+
+
+def methods(found: Sequence[Method]) -> None:
+    """A table a kind: presets first, then each axis."""
+    for kind in dict.fromkeys(method.kind for method in found):
+        rows = [method for method in found if method.kind == kind]
+        heads = ["row", "paper", "acts on", "cost", "measured"] if kind == PRESET else ["paper", "acts on", "cost"]
+        table(
+            [kind, "what", *heads],
+            [[one.name, one.what, *(_cell(one, head) for head in heads)] for one in rows],
+        )
+    if any(method.kind == PRESET for method in found):
+        line("KL to the original in nats a token, beside nearest rounding at the same bits (benchmarks/rows.py).")
+    line("'regauge explain NAME' tells more of each.")
+
+
+def _cell(method: Method, head: str) -> str:
+    if head == "row":
+        return method.row
+    if head == "paper":
+        return ", ".join(cite.removeprefix("arXiv:") for cite in method.paper)
+    if head == "acts on":
+        return ", ".join(method.places)
+    return method.cost if head == "cost" else method.measured

@@ -1,0 +1,145 @@
+"""How a tap is read by all its sites: a transform of its channels, then a format. The same object in calibration, in
+packed modules and in the decode step.
+
+A step is *dynamic* (from each call's own values) or *static* (known before: an artifact keeps it). In both cases the
+format is the one quantiser of weights and caches: tokens are its rows, channels its columns.
+
+Legend: T tokens (any leading dimensions), I channels, G groups of one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from regauge.formats.base import Format, Step
+from regauge.formats.transforms import Maker, Same, Transform
+
+FIELDS = ("scale", "zero")
+"""What is kept of a static step; other names are a transform's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """Values on the grid: x ≈ scale · (z − zero), in groups of the format's grain.
+
+    Attributes:
+        z_TI: grid values, float32.
+        step: of the groups of these tokens.
+    """
+
+    z_TI: Tensor
+    step: Step
+    format: Format
+
+    def decode(self) -> Tensor:
+        """(T, I), float32."""
+        return self.format.unscaled(self.z_TI, self.step)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A transform and a format of one tap.
+
+    Attributes:
+        step: of one token, where it is known beforehand; None: from each call's own values.
+    """
+
+    format: Format
+    transform: Transform = Same()  # noqa: RUF009  # frozen, and holds nothing
+    step: Step | None = None
+
+    @property
+    def name(self) -> str:
+        """For error messages and benchmarks: `int8`, `hadamard int8`, `static int8`."""
+        words = [self.transform.name] if self.transform.changes else []
+        return " ".join([*words, *(["static"] if self.step is not None else []), self.format.grid.name])
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What an artifact keeps of it, by name."""
+        kept = (
+            {} if self.step is None else {name: self.step.fields[name] for name in FIELDS if name in self.step.fields}
+        )
+        return {**kept, **self.transform.tensors}
+
+    @cached_property
+    def one_step(self) -> bool:
+        """Whether all channels of a token share a step, as a product of integers wants it."""
+        return self.format.grain.groups((2, 1))[0] <= 2 and self.format.grain.span((2, 4)) == 4
+
+    @cached_property
+    def bits(self) -> int | None:
+        """Of the integers that stand for the values, where they are whole multiples of one step a token; else None."""
+        grid = self.format.grid
+        return grid.bits if grid.kind == "integer" and grid.symmetric and self.one_step else None
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """x after the transform, not rounded yet: float32, or as it is where there is no transform."""
+        return self.transform.forward(x.float()) if self.transform.changes else x
+
+    def codes(self, x_TI: Tensor) -> Rounded:
+        """Each value to its nearest grid value, after the transform; works in float32 whatever the dtype."""
+        x_TI = self.prepared(x_TI).float()
+        step = self.format.fit(x_TI) if self.step is None else self._repeated(self.step, x_TI)
+        return Rounded(self.format.grid.snap(self.format.scaled(x_TI, step)), step, self.format)
+
+    def simulate(self, x: Tensor) -> Tensor:
+        """`x` transformed, as it comes back from its codes; same shape (..., I) and dtype."""
+        x_TI = x.reshape(-1, x.shape[-1])
+        return self.codes(x_TI).decode().to(x.dtype).view(x.shape) if len(x_TI) else x
+
+    def _repeated(self, step: Step, x_TI: Tensor) -> Step:
+        """The step of one token as the step of each group of these tokens."""
+        times = self.format.grain.groups((x_TI.shape[0], x_TI.shape[1]))[0] // step.scale_G1.shape[0]
+        scale_G1 = step.scale_G1.to(x_TI.device).repeat(times, 1)
+        return Step(scale_G1, None if step.zero_G1 is None else step.zero_G1.to(x_TI.device).repeat(times, 1), {})
+
+
+def dynamic(fmt: Format, transform: Transform | None = None) -> Reading:
+    """A reading whose step comes from each call's own values."""
+    return Reading(fmt, transform or Same())
+
+
+def static_step(fmt: Format, least_I: Tensor, greatest_I: Tensor) -> Step:
+    """The step of one token whose channels range from `least_I` to `greatest_I`: a group's from the ends of its own."""
+    low_GK, high_GK = (fmt.grain.split(end_I.float().view(1, -1)) for end_I in (least_I, greatest_I))
+    return fmt.ranger(torch.cat([low_GK, high_GK], dim=1), fmt.grid, fmt.scale)
+
+
+def fit(fmt: Format, transform: Transform, stats: Mapping[str, Tensor]) -> Reading:
+    """The reading of a tap.
+
+    Args:
+        stats: of the *transformed* tap, `minimum` and `maximum` (I,) where the step is static.
+    """
+    if not fmt.ranger.needs:
+        return Reading(fmt, transform)
+    return Reading(fmt, transform, static_step(fmt, stats["minimum"], stats["maximum"]))
+
+
+def load(fmt: Format, maker: Maker, channels: int, tensors: Mapping[str, Tensor]) -> Reading:
+    """The reading again from what an artifact keeps of it.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or belongs to nothing.
+    """
+    transform = maker.load(channels, {name: tensor for name, tensor in tensors.items() if name not in FIELDS})
+    step = None
+    if fmt.ranger.needs:
+        groups = fmt.grain.groups((1, channels))[0]
+        for name in FIELDS if not fmt.grid.symmetric else FIELDS[:1]:
+            if name not in tensors or tuple(tensors[name].shape) != (groups, 1):
+                seen = list(tensors[name].shape) if name in tensors else "nothing"
+                raise ValueError(f"the {name} of a static step is {[groups, 1]}, and {seen} was found")
+        step = fmt.load({name: tensors[name] for name in FIELDS if name in tensors})
+        if not bool((step.scale_G1 > 0).all() and step.scale_G1.isfinite().all()):
+            raise ValueError("a static step is positive and finite, and another was found")
+    reading = Reading(fmt, transform, step)
+    if extra := tensors.keys() - reading.tensors.keys():
+        raise ValueError(f"{min(extra)!r} belongs to nothing")
+    return reading

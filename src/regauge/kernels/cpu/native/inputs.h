@@ -1,0 +1,141 @@
+// What several sites read of one tap: rounded once for each way in which their products want it; and their low-rank terms.
+#pragma once
+#include "functions.h"
+
+namespace {
+
+constexpr int MOST = 64;      // new tokens that a step takes, of all sequences together
+constexpr int DISTINCT = 4;   // ways in which one input may have to be rounded
+constexpr int BUNCHES = (MOST + FEW - 1) / FEW;
+
+// How the product of a site carries what it reads of a tap.
+inline int carried(const rg_site &s, const rg_tap &t) {
+  if (t.format == RG_PLAIN || s.unrounded || s.activations == RG_FLOAT32) return s.activations;
+  return wide(t) || !nests(t, s.matrix.group) ? RG_INT16 : RG_INT8;
+}
+
+// A site with its kernel chosen.
+struct Site {
+  Ready ready;
+  const float *bias;
+  const rg_low_rank *low;
+  bool unrounded;
+  const float *narrowed = nullptr;  // right x of every token, `width` floats each
+  Site(const rg_site &s, const rg_tap &t) : ready(s.matrix, carried(s, t)), bias(s.bias), low(s.low_rank), unrounded(s.unrounded || t.format == RG_PLAIN) {}
+
+  size_t width() const { return (static_cast<size_t>(low->right.rows) + PANEL - 1) / PANEL * PANEL; }
+
+  // Adds left (right x) to rows of a panel for tokens first ... first + count - 1.
+  void add_low_rank(int64_t panel, int first, int count, float *out) const {
+    alignas(64) float added[FEW * PANEL];
+    Inputs in;
+    for (int r = 0; r < count; ++r) in.floats[r] = narrowed + static_cast<size_t>(first + r) * width();
+    full_rows(low->left, panel, in, count, added);
+    for (int i = 0; i < count * PANEL; ++i) out[i] += added[i];
+  }
+};
+
+// One activation of some tokens as its tap gives it, ready for every site that reads it.
+struct Prepared {
+  int activations[DISTINCT], group[DISTINCT];
+  bool unrounded[DISTINCT];
+  Inputs in[DISTINCT][BUNCHES];
+  int kinds = 0;
+  uint8_t *memory;
+  size_t used = 0;
+
+  const rg_tap *tap = nullptr;
+  const float *x = nullptr;  // after the transform
+  size_t row = 0;
+  int columns = 0, tokens = 0;
+  bool coded = false;
+  float *work = nullptr;     // what is transformed, then what its codes stand for: (tokens, 3 columns padded)
+
+  static size_t work_row(int columns) { return (static_cast<size_t>(columns) + PANEL) / PANEL * PANEL; }
+
+  void restart(const rg_tap &t, const float *given, size_t given_row, int channels, int count) {
+    kinds = 0, used = 0, coded = false;
+    tap = &t, x = given, row = given_row, columns = channels, tokens = count;
+    if (t.transform || t.diagonal) transform();
+  }
+
+  // Drops what was rounded, not what it was rounded from.
+  void again() { kinds = 0, used = 0; }
+
+  void transform() {
+    const size_t wide_row = work_row(columns) * 3;
+    for (int n = 0; n < tokens; ++n) transformed(*tap, x + static_cast<size_t>(n) * row, columns, work + static_cast<size_t>(n) * wide_row);
+    x = work;
+    row = wide_row;
+  }
+
+  // The token in floats, as a site sees it.
+  const float *seen(int token, bool before) {
+    if (before) return x + static_cast<size_t>(token) * row;
+    const size_t wide_row = work_row(columns) * 3;
+    if (!coded)
+      for (int n = 0; n < tokens; ++n) simulated(*tap, x + static_cast<size_t>(n) * row, columns, work + static_cast<size_t>(n) * wide_row + 2 * work_row(columns));
+    coded = true;
+    return work + static_cast<size_t>(token) * wide_row + 2 * work_row(columns);
+  }
+
+  // Index of the way this site wants its input.
+  int of(const Site &s) {
+    const Ready &a = s.ready;
+    for (int i = 0; i < kinds; ++i)
+      if (activations[i] == a.activations && group[i] == a.m->group && unrounded[i] == s.unrounded) return i;
+    const int slot = kinds++;
+    group[slot] = a.m->group;
+    activations[slot] = a.activations;
+    unrounded[slot] = s.unrounded;
+    const size_t each = (inputs_bytes(a.l) + 63) / 64 * 64;
+    const bool codes = !s.unrounded && a.activations != RG_FLOAT32 && nests(*tap, a.m->group);
+    for (int t = 0; t < tokens; ++t, used += each) {
+      Inputs &to = in[slot][t / FEW];
+      if (!codes) prepare(seen(t, s.unrounded), *a.m, a.l, a.activations, memory + used, to, t % FEW);
+      else if (wide(*tap)) to.rounded[t % FEW] = round_by<true>(*tap, x + static_cast<size_t>(t) * row, columns, a.m->group, a.l, memory + used);
+      else to.rounded[t % FEW] = round_by<false>(*tap, x + static_cast<size_t>(t) * row, columns, a.m->group, a.l, memory + used);
+    }
+    return slot;
+  }
+
+  // Rows of `right x` that stand in one panel, of some tokens.
+  void narrow(const Site &s, int64_t panel, int first, int some, float *out) {
+    alignas(64) float rows[FEW * PANEL];
+    for (int t = 0; t < some; t += FEW) {
+      const int count = some - t < FEW ? some - t : FEW;
+      Inputs few;
+      for (int r = 0; r < count; ++r) few.floats[r] = seen(first + t + r, s.unrounded);
+      full_rows(s.low->right, panel, few, count, rows);
+      for (int r = 0; r < count; ++r) std::memcpy(out + static_cast<size_t>(t + r) * s.width() + panel * PANEL, rows + r * PANEL, PANEL * 4);
+    }
+  }
+};
+
+inline Inputs alone(const Inputs &in, int slot) {
+  Inputs one;
+  one.rounded[0] = in.rounded[slot];
+  one.floats[0] = in.floats[slot];
+  one.sums[0] = in.sums[slot];
+  return one;
+}
+
+// One panel of a site for all tokens of a prepared input; rows beyond the matrix are not written. with(t, rows, values)
+template <class With>
+inline void each_panel(const Site &s, const Inputs *in, int tokens, int64_t panel, With &&with) {
+  alignas(64) float out[FEW * PANEL];
+  for (int t = 0; t < tokens; t += FEW) {
+    const int count = tokens - t < FEW ? tokens - t : FEW;
+    panel_values(s.ready, panel, in[t / FEW], count, out);
+    if (s.low) s.add_low_rank(panel, t, count, out);
+    const int64_t left = s.ready.m->rows - panel * PANEL;
+    const int rows = static_cast<int>(left < PANEL ? left : PANEL);
+    for (int r = 0; r < count; ++r) {
+      float *row = out + r * PANEL;
+      if (s.bias) for (int i = 0; i < rows; ++i) row[i] += s.bias[panel * PANEL + i];
+      with(t + r, rows, row);
+    }
+  }
+}
+
+}  // namespace

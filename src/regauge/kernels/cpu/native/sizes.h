@@ -1,0 +1,88 @@
+// What a step needs to know before it runs: whether program, call and stores are sound, and how much memory they take.
+#pragma once
+#include "inputs.h"
+#include "store.h"
+
+namespace {
+
+constexpr int USED = 16;      // experts a token may use
+
+struct Sizes {
+  const rg_program &p;
+  const rg_call &c;
+  int count = 0;                // new tokens of all sequences
+  size_t weights = 0;           // bytes of all matrices
+  int ffn = 0, pairs = 1, heads_width = 0, kv_width = 0, experts = 0, rows = 0, channels = 0;
+  size_t rank = 0;              // the widest right x; 0: no site has a low-rank term
+  size_t prepared_bytes = 0, private_bytes = 0, most = 0;
+  bool worked = false;          // a tap transforms or rounds
+
+  Sizes(const rg_program &program, const rg_call &call) : p(program), c(call) {}
+
+  static int at_least(int a, int b) { return a > b ? a : b; }
+
+  bool site(const rg_site &s, const rg_tap &t, int columns) {
+    if (!s.matrix.rows) return true;
+    if (s.matrix.columns != columns || !sound(t, columns)) return false;
+    const Layout l(s.matrix);
+    weights += s.matrix.value == RG_FULL ? static_cast<size_t>(s.matrix.rows) * s.matrix.columns * 2 : l.panel * static_cast<size_t>(l.panels);
+    const size_t each = (inputs_bytes(l) + 63) / 64 * 64;
+    most = each > most ? each : most;
+    worked = worked || !plain(t);
+    channels = at_least(channels, columns);
+    if (!s.low_rank) return true;
+    const rg_matrix &left = s.low_rank->left, &right = s.low_rank->right;
+    const size_t width = (static_cast<size_t>(right.rows) + PANEL - 1) / PANEL * PANEL;
+    rank = width > rank ? width : rank;
+    return left.value == RG_FULL && right.value == RG_FULL && right.rows > 0 && left.rows == s.matrix.rows && left.columns == right.rows && right.columns == columns;
+  }
+
+  bool block(const rg_block &b) {
+    if (!b.q.matrix.rows || !b.k.matrix.rows || !b.v.matrix.rows || !b.o.matrix.rows || b.kv_heads < 1 || b.heads % b.kv_heads) return false;
+    const int width = b.heads * b.head_dim, kv = b.kv_heads * b.head_dim;
+    if (b.q.matrix.rows != width || b.k.matrix.rows != kv || b.v.matrix.rows != kv || b.o.matrix.rows != p.hidden) return false;
+    heads_width = at_least(heads_width, width);
+    kv_width = at_least(kv_width, kv);
+    if (!site(b.q, b.attn_in, p.hidden) || !site(b.k, b.attn_in, p.hidden) || !site(b.v, b.attn_in, p.hidden) || !site(b.o, b.attn_mixed, width)) return false;
+    const int units = b.expert_count ? b.expert_count : 1;
+    if (b.expert_count && (!site(b.router, b.mlp_in, p.hidden) || b.router.matrix.rows != b.expert_count || b.experts_used < 1 || b.experts_used > b.expert_count || b.experts_used > USED)) return false;
+    experts = at_least(experts, b.expert_count);
+    pairs = at_least(pairs, b.expert_count ? b.experts_used : 1);
+    for (int e = 0; e < units; ++e) {
+      const rg_site &gate = b.expert_count ? b.experts[3 * e] : b.gate, &up = b.expert_count ? b.experts[3 * e + 1] : b.up;
+      const rg_site &down = b.expert_count ? b.experts[3 * e + 2] : b.down;
+      if (!up.matrix.rows || !down.matrix.rows || down.matrix.rows != p.hidden || (gate.matrix.rows && gate.matrix.rows != up.matrix.rows)) return false;
+      if (b.expert_count && up.matrix.rows != b.experts[1].matrix.rows) return false;
+      if (!site(gate, b.mlp_in, p.hidden) || !site(up, b.mlp_in, p.hidden) || !site(down, b.mlp_hidden, up.matrix.rows)) return false;
+      ffn = at_least(ffn, up.matrix.rows);
+    }
+    return true;
+  }
+
+  int measure() {
+    if (c.batch < 1 || c.tokens < 1 || c.batch > MOST || c.tokens > MOST || c.batch * c.tokens > MOST) return RG_UNSOUND;
+    count = c.batch * c.tokens;
+    for (int i = 0; i < p.block_count; ++i) {
+      if (!block(p.blocks[i])) return RG_UNSOUND;
+      const int answer = check(c, i, p.blocks[i], rows);
+      if (answer) return answer;
+    }
+    if (!site(p.head, p.head_in, p.hidden)) return RG_UNSOUND;
+    const size_t n = static_cast<size_t>(count);
+    prepared_bytes = most * DISTINCT * n * static_cast<size_t>(pairs) + 64;
+    const size_t states = (2 * n + 1) * static_cast<size_t>(p.hidden) + 3 * PANEL;
+    const size_t work = worked ? n * 3 * Prepared::work_row(channels) : 0;
+    private_bytes = (states + score_floats() + work + 2 * rank) * 4 + prepared_bytes + 3 * 64;
+    return RG_DONE;
+  }
+
+  size_t score_row() const { return static_cast<size_t>(rows) + PANEL; }
+  size_t score_floats() const { return 4 * score_row() + 2 * PANEL; }
+
+  size_t shared_floats() const {
+    const size_t b = static_cast<size_t>(count), n = static_cast<size_t>(pairs);
+    return b * (2 * static_cast<size_t>(heads_width) + 2 * static_cast<size_t>(kv_width) + p.hidden + n * (static_cast<size_t>(ffn) + p.hidden) + experts + 3 * rank) + 9 * PANEL;
+  }
+};
+
+}  // namespace

@@ -1,0 +1,147 @@
+// How an activation is read: a transform, then codes. Every site that reads a tap reads the same numbers.
+//
+// Cost a token: a Hadamard of n channels n log2 n additions; a rounding three passes over the channels. A plain tap costs
+// nothing: its sites read the activation where it lies.
+#pragma once
+#include "product.h"
+
+namespace {
+
+inline bool plain(const rg_tap &t) { return !t.format && !t.transform && !t.diagonal; }
+
+// A tap that can be read, of so many channels.
+inline bool sound(const rg_tap &t, int columns) {
+  if (t.format && (t.bits < 2 || t.bits > 8 || t.group < 0 || (t.format == RG_STATIC && !(t.step > 0)))) return false;
+  if (t.transform == RG_HADAMARD) return t.size > 0 && !(t.size & (t.size - 1)) && columns % t.size == 0;
+  if (t.transform == RG_KRONECKER) return t.size > 0 && columns % t.size == 0 && t.left && t.right;
+  return t.transform == RG_IDENTITY && t.format >= RG_PLAIN && t.format <= RG_STATIC;
+}
+
+// Normalised Hadamard of Sylvester's order, in place.
+inline void hadamard(float *x, int size) {
+  for (int half = 1; half < size; half *= 2)
+    for (int at = 0; at < size; at += 2 * half) {
+      int i = at;
+      for (; i + PANEL <= at + half; i += PANEL) {
+        const Floats a = load_floats(x + i), b = load_floats(x + i + half);
+        store_floats(x + i, a + b);
+        store_floats(x + i + half, a - b);
+      }
+      for (; i < at + half; ++i) {
+        const float a = x[i], b = x[i + half];
+        x[i] = a + b;
+        x[i + half] = a - b;
+      }
+    }
+  const float by = 1.0f / std::sqrt(static_cast<float>(size));
+  for (int i = 0; i < size; ++i) x[i] *= by;
+}
+
+// x (left (x) right) in place, x read as a matrix (size, columns / size). `spare`: as many floats as x.
+inline void kronecker(const rg_tap &t, int columns, float *x, float *spare) {
+  const int rows = t.size, width = columns / t.size;
+  std::memset(spare, 0, static_cast<size_t>(columns) * 4);
+  for (int k = 0; k < rows; ++k)
+    for (int l = 0; l < width; ++l)
+      for (int j = 0; j < width; ++j) spare[k * width + j] += x[k * width + l] * t.right[l * width + j];
+  std::memset(x, 0, static_cast<size_t>(columns) * 4);
+  for (int k = 0; k < rows; ++k)
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < width; ++j) x[i * width + j] += spare[k * width + j] * t.left[k * rows + i];
+}
+
+// The activation after diagonal and transform; `out` has room for twice the columns.
+inline void transformed(const rg_tap &t, const float *x, int columns, float *out) {
+  for (int i = 0; i < columns; ++i) out[i] = t.diagonal ? x[i] * t.diagonal[i] : x[i];
+  if (t.transform == RG_HADAMARD)
+    for (int i = 0; i < columns; i += t.size) hadamard(out + i, t.size);
+  if (t.transform == RG_KRONECKER) kronecker(t, columns, out, out + columns);
+}
+
+// One step of some channels: value = step * (code - zero), codes low ... high.
+struct Coding {
+  float step, zero, low, high, nothing;  // nothing: 0, or NaN where an input is none or infinite
+
+  // (code - zero) of x.
+  float of(float x) const {
+    const float z = std::nearbyint(x / step + zero);
+    return (z > high ? high : z >= low ? z : low) - zero;
+  }
+};
+
+// As formats/ rounds inputs: a symmetric step is reach / ((2^bits - 1) / 2), ties go to even, codes saturate; asymmetric
+// ranges are widened to hold 0.
+inline Coding coding(const rg_tap &t, const float *x, int count) {
+  Coding c{};
+  c.low = t.asymmetric ? 0.0f : -std::ldexp(1.0f, t.bits - 1);
+  c.high = c.low + std::ldexp(1.0f, t.bits) - 1.0f;
+  float least = 0, most = 0;
+  for (int i = 0; i < count; ++i) {
+    least = x[i] < least ? x[i] : least;
+    most = x[i] > most ? x[i] : most;
+    c.nothing += x[i] * 0.0f;
+  }
+  if (t.format == RG_STATIC) {
+    c.step = t.step;
+    c.zero = t.zero;
+    return c;
+  }
+  constexpr float LEAST = 1.2930e-26f;
+  const float own = t.asymmetric ? (most - least) / (c.high - c.low) : (most > -least ? most : -least) / ((c.high - c.low) / 2);
+  c.step = own > LEAST ? own : LEAST;
+  const float zero = t.asymmetric ? std::nearbyint(c.low - least / c.step) : 0.0f;
+  c.zero = zero > c.high ? c.high : zero >= c.low ? zero : c.low;
+  return c;
+}
+
+// Whether the codes of a tap, less their zero point, need two bytes.
+inline bool wide(const rg_tap &t) { return t.asymmetric; }
+
+// Whether each group of the matrix has one step of the tap.
+inline bool nests(const rg_tap &t, int group) { return t.format == RG_STATIC || !t.group || t.group % group == 0; }
+
+// One token in the codes of its tap, as panels read it. TWO: codes in two bytes.
+template <bool TWO>
+inline Rounded round_by(const rg_tap &t, const float *x, int columns, int group, const Layout &l, uint8_t *scratch) {
+  uint8_t *at = aligned(scratch);
+  int8_t *high = reinterpret_cast<int8_t *>(at);
+  at += (l.padded + 63) / 64 * 64;
+  int8_t *low = reinterpret_cast<int8_t *>(at);
+  if (TWO) at += (l.padded + 63) / 64 * 64;
+  int32_t *sum_high = reinterpret_cast<int32_t *>(at), *sum_low = sum_high + l.groups;
+  float *step = reinterpret_cast<float *>(sum_low + l.groups), *sum = step + l.groups;
+  const int span = t.group && t.format == RG_DYNAMIC && t.group < columns ? t.group : columns;
+  Coding c{};
+  for (int g = 0; g < l.groups; ++g) {
+    const int begin = g * group, stop = columns - begin < group ? columns : begin + group;
+    if (begin % span == 0) c = coding(t, x + begin, columns - begin < span ? columns - begin : span);
+    int32_t highs = 0, lows = 0;
+    for (int i = begin; i < begin + group; ++i) {
+      const float z = i < stop ? c.of(x[i]) : 0.0f;
+      const int32_t q = static_cast<int32_t>(z), h = TWO ? (q + 128) >> 8 : q;
+      high[i] = static_cast<int8_t>(h);
+      highs += h;
+      if (TWO) {
+        low[i] = static_cast<int8_t>(q - h * 256);
+        lows += q - h * 256;
+      }
+    }
+    sum_high[g] = highs;
+    sum_low[g] = lows;
+    step[g] = c.step + c.nothing;
+    sum[g] = (TWO ? 256.0f : 1.0f) * static_cast<float>(highs) + static_cast<float>(lows);
+  }
+  return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum};
+}
+
+// What the codes of a token stand for.
+inline void simulated(const rg_tap &t, const float *x, int columns, float *out) {
+  const int span = t.group && t.format == RG_DYNAMIC && t.group < columns ? t.group : columns;
+  for (int begin = 0; begin < columns; begin += span) {
+    const int stop = columns - begin < span ? columns : begin + span;
+    const Coding c = coding(t, x + begin, stop - begin);
+    for (int i = begin; i < stop; ++i) out[i] = c.of(x[i]) * (c.step + c.nothing);
+  }
+}
+
+}  // namespace
