@@ -159,7 +159,9 @@ def prefill_rate(model: Model, prompt_BT: Tensor) -> Thunk:
 def prompt_of(vocabulary: int, most: int | None) -> Tensor:
     """Random ids (1, T) to time with: a prefill's worth, or half of what the model reads at once."""
     length = PREFILL if most is None else min(PREFILL, most // 2)
-    return torch.randint(0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0), dtype=torch.int64, device="cpu"
+    )
 
 
 def speeds(models: Mapping[str, Model], prompt_BT: Tensor, rounds: int) -> dict[str, dict[str, Speed]]:
