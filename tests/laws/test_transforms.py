@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from regauge.formats.states import packed_states
+from regauge.kernels.attention import decode
 from torch import Tensor
 
 from regauge import parts
@@ -19,10 +21,8 @@ from regauge.formats.grids import Int
 from regauge.formats.rangers import Dynamic, Static
 from regauge.formats.readings import Reading, dynamic, fit, load
 from regauge.formats.scales import Float32
-from regauge.formats.states import packed_states
 from regauge.formats.terms import KINDS, NAMES, LowRank, summed
 from regauge.formats.transforms import Crossed, Maker, Same, Scaled, Transform
-from regauge.kernels.attention import decode
 
 TRANSFORMS = sorted(parts.TABLE["transform"])
 SIZES = (1, 2, 13, 16, 24, 37, 48, 74)

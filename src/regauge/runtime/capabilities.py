@@ -223,7 +223,7 @@ def is_like(grid: Grid, dtype: torch.dtype) -> bool:
 @lru_cache(maxsize=64)
 def _is_like(grid: Grid, dtype: torch.dtype) -> bool:
     seen = ~grid.table.isnan()
-    table = torch.arange(1 << grid.bits).to(torch.uint8).view(dtype).float()
+    table = torch.arange(1 << grid.bits, dtype=torch.int64, device="cpu").to(torch.uint8).view(dtype).float()
     return grid.bits == 8 and len(table) == len(seen) and torch.equal(table[seen], grid.table[seen])
 
 
