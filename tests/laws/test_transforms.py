@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from regauge.formats.states import packed_states
-from regauge.kernels.attention import decode
 from torch import Tensor
 
 from regauge import parts
