@@ -5,8 +5,8 @@
 
 Each contender's calls, one for each of several distinct weights that together exceed the cache, are one CUDA graph, so
 that starting kernels costs nobody anything. Replays of all contenders alternate with a copy of a buffer that is larger
-than the cache; medians with quartiles. GB/s counts the bytes that a contender reads once: weights with their steps, or
-keys and values. A contender that is absent, refuses the shape or is wrong says so in its line.
+than the cache; medians with quartiles. GB/s counts the bytes that a contender reads once: weights with their steps. A
+contender that is absent, refuses the shape or is wrong says so in its line.
 Exit status 2 where there is no CUDA device.
 """
 
@@ -128,13 +128,10 @@ def line(row: Row) -> str:
 
 
 def contests(given: argparse.Namespace, device: torch.device) -> Iterator[Contest]:
-    from gpu_contests import attentions, linears  # triton is imported here, where there is a device
+    from gpu_contests import linears  # triton is imported here, where there is a device
 
     for tokens in given.tokens:
         yield from linears(given.rows, given.columns, tokens, device)
-    for context in given.context:
-        yield from attentions(context, 1, device)
-        yield from attentions(context, 8, device)
 
 
 def main() -> int:
@@ -142,7 +139,6 @@ def main() -> int:
     options.add_argument("--rows", type=int, default=4096)
     options.add_argument("--columns", type=int, default=4096)
     options.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 512])
-    options.add_argument("--context", type=int, nargs="+", default=[4096, 32768])
     options.add_argument("--repeats", type=int, default=25)
     options.add_argument("--check", action="store_true")
     options.add_argument("--json", type=Path)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Format
-from regauge.formats.grains import Token
-from regauge.formats.grids import NF4, Int
-from regauge.formats.rangers import Dynamic
-from regauge.formats.scales import Float32
-from regauge.formats.states import packed_states
+from regauge.formats.base import Format as Format
+from regauge.formats.grains import Token as Token
+from regauge.formats.grids import NF4
+from regauge.formats.grids import Int as Int
+from regauge.formats.rangers import Dynamic as Dynamic
+from regauge.formats.scales import Float32 as Float32
 from regauge.kernels import reference, triton
 
 NF4_GROUP, GROUP = 64, 128
@@ -168,36 +168,3 @@ def linears(rows: int, columns: int, tokens: int, device: torch.device) -> Itera
     yield Contest(f"FP8 x bf16, {tokens} tokens", cost, w, wanted, mixed, 0.05)
     both = {"regauge": e4m3(x, True), "torch _scaled_mm": e4m3(x, True, torchs=True), "torch bf16": bf16(x)}
     yield Contest(f"FP8 x FP8, {tokens} tokens", cost, w, wanted, both, 0.06)
-
-
-def attentions(context: int, sequences: int, device: torch.device) -> Iterator[Contest]:
-    """32 query heads on 8 key/value heads of 128 channels; `w` is keys and values, (2, S, K, C, D)."""
-    heads, kv_heads, channels = 32, 8, 128
-    q = torch.randn(sequences, heads, channels, device=device).bfloat16()
-    lengths = torch.full((sequences,), context, device=device)
-
-    def w(seed: int) -> Tensor:
-        drawn = torch.Generator(device).manual_seed(seed)
-        shape = (2, sequences, kv_heads, context, channels)
-        return torch.randn(shape, generator=drawn, device=device).bfloat16()
-
-    def sdpa(states: Tensor) -> Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(
-            q.to(states.dtype).unsqueeze(2), states[0], states[1], enable_gqa=True
-        ).squeeze(2)
-
-    def ours(bits: int) -> Make:
-        fmt = Format(Int(bits, symmetric=False), Token(), Dynamic(), Float32())
-
-        def make(states: Tensor) -> tuple[Call, int]:
-            keys, values = (packed_states(part, fmt) for part in states)
-            held = [t for s in (keys, values) for t in (s.packed_SKCB, s.scale_SKCN, s.zero_SKCN)]
-            return lambda: triton.decode_attention(q, keys, values, lengths), nbytes(*held)
-
-        return make
-
-    cost = 4 * sequences * heads * context * channels
-    for bits, error in ((4, 0.3), (8, 0.03)):
-        contenders = {"regauge": ours(bits), "torch sdpa bf16": lambda s: (lambda: sdpa(s), nbytes(s))}
-        title = f"attention KV{bits}, {sequences} x {context} tokens"
-        yield Contest(title, cost, w, lambda s: sdpa(s.double()), contenders, error)

@@ -19,7 +19,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
-from gpu.operands import encoded
 from regauge.kernels import reference
 from regauge.kernels import triton as kernels
 from regauge.kernels.triton import floats, launch
@@ -80,24 +79,6 @@ def every_launch() -> None:
         w = torch.zeros(64, 384, dtype=torch.uint8)
         for groups in (1, 3, 12):
             ops.fp8(x, w, torch.ones(64, groups), torch.ones(tokens), None, torch.float16, 2)
-    for dtype, (k_bits, v_bits), channels in itertools.product(
-        (torch.float16, torch.bfloat16, torch.float32), ((4, 4), (8, 4), (8, 8), (2, 1)), (64, 80)
-    ):
-        keys = encoded(torch.zeros(2, 2, 130, channels), k_bits)
-        values = encoded(torch.zeros(2, 2, 130, channels), v_bits, groups=2)
-        ops.decode_attention(
-            *(torch.zeros(2, 8, channels, dtype=dtype), keys.packed_SKCB, keys.scale_SKCN, None, k_bits),
-            *(
-                values.packed_SKCB,
-                values.scale_SKCN,
-                values.zero_SKCN,
-                v_bits,
-                channels,
-                torch.tensor([130, 3]),
-                0.1,
-                2,
-            ),
-        )
 
 
 def a_launch_of_each() -> None:
@@ -110,10 +91,6 @@ def a_launch_of_each() -> None:
     ops.integer(x.to(torch.int8), torch.ones(1), [w.to(torch.int8)], [], 0, torch.ones(32), None, torch.float32, 1)
     ops.fp8(w.view(launch.E4M3)[:1], w, torch.ones(32, 1), torch.ones(1), None, torch.bfloat16, 1)
     ops.fp8(x, w, torch.ones(32, 8), None, None, torch.bfloat16, 1)
-    keys = encoded(torch.zeros(1, 1, 64, 64), 4)
-    one = (keys.packed_SKCB, keys.scale_SKCN, keys.zero_SKCN, 4)
-    q = torch.zeros(1, 4, 64, dtype=torch.bfloat16)
-    ops.decode_attention(q, *one, *one, 64, torch.tensor([64]), 0.1, 2)
 
 
 def main(names: list[str]) -> None:

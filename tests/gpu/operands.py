@@ -9,14 +9,7 @@ import mmap
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Format
-from regauge.formats.grains import Group
-from regauge.formats.grids import Int
-from regauge.formats.rangers import Dynamic
-from regauge.formats.scales import Float32
-from regauge.formats.states import packed_states
 from regauge.kernels import reference
-from regauge.kernels.attention import PackedStates
 
 PAD = 64
 """Elements of poison before, and on a GPU after."""
@@ -67,9 +60,3 @@ def far(found: Tensor, wanted: Tensor) -> float:
     """Distance relative to what is wanted, in float64; infinite where a NaN was found."""
     gap = ((found.cpu().double() - wanted.double()).norm() / wanted.double().norm()).item()
     return math.inf if math.isnan(gap) else gap
-
-
-def encoded(x_SKCD: Tensor, bits: int, groups: int = 1, symmetric: bool = False) -> PackedStates:
-    """Keys or values as codes, each of so many equal groups of channels with a step of its own."""
-    fmt = Format(Int(bits, symmetric), Group(x_SKCD.shape[-1] // groups), Dynamic(), Float32())
-    return packed_states(x_SKCD, fmt)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpu.operands import encoded
 from regauge.errors import RegaugeError
 from regauge.kernels import triton
 
@@ -29,8 +28,6 @@ def bytes_(*shape: int) -> Tensor:
 
 
 X, W, S = ones(2, 64), octets(5, 32), ones(5, 1)
-KEYS = encoded(ones(2, 3, 7, 16), 4)
-Q, LENGTHS = ones(2, 6, 16), torch.tensor([7, 3])
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "bits": (lambda: triton.linear(X, W, 9, S), "codes have 1 to 8 bits, not 9"),
@@ -123,34 +120,6 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: triton.fp8(X, octets(5, 64), S, x_scale_T=ones(2)),
         "x_scale goes with float8_e4m3fn inputs: give both or neither",
     ),
-    "q": (
-        lambda: triton.decode_attention(ones(2, 16), KEYS, KEYS, LENGTHS),
-        "q has shape (2, 16), but the other operands make it (any, any, any)",
-    ),
-    "heads": (
-        lambda: triton.decode_attention(ones(2, 4, 16), KEYS, KEYS, LENGTHS),
-        "4 query heads cannot share 3 key/value heads evenly",
-    ),
-    "channels": (
-        lambda: triton.decode_attention(ones(2, 6, 17), KEYS, KEYS, LENGTHS),
-        "queries have 17 channels, keys 16",
-    ),
-    "bits of a cache": (
-        lambda: triton.decode_attention(Q, KEYS, encoded(ones(2, 3, 7, 16), 3), LENGTHS),
-        "values have 3 bits; decode attention takes 1, 2, 4 or 8",
-    ),
-    "room": (
-        lambda: triton.decode_attention(Q, KEYS, encoded(ones(2, 3, 8, 16), 4), LENGTHS),
-        "values.packed has shape (2, 3, 8, 8), but the other operands make it (2, 3, 7, 8)",
-    ),
-    "lengths": (
-        lambda: triton.decode_attention(Q, KEYS, KEYS, torch.tensor([7])),
-        "lengths has shape (1), but the other operands make it (2)",
-    ),
-    "lengths dtype": (
-        lambda: triton.decode_attention(Q, KEYS, KEYS, ones(2)),
-        "lengths is float32; these kernels take int32 or int64",
-    ),
 }
 
 
@@ -160,8 +129,3 @@ def test_refused(name: str, device: torch.device) -> None:
     with pytest.raises(RegaugeError, match=re.escape(message)) as caught:
         call()
     assert "\n" not in str(caught.value)
-
-
-def test_more_groups_than_divide(device: torch.device) -> None:
-    with pytest.raises(ValueError, match="groups of 5 do not divide a width of 16"):
-        encoded(ones(2, 3, 7, 16), 4, groups=3)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from regauge.artifact.files import weight_bytes
-from regauge.engine import apply
-from regauge.engine.measuring import measure
+from regauge.cli import tell
+from regauge.engine import apply, measure
 from regauge.errors import ModelError
 from regauge.measure import compare as module
 from regauge.measure.compare import Method, side_by_side
@@ -98,7 +98,9 @@ def test_an_artifact_first_has_no_library_of_its_own(monkeypatch: pytest.MonkeyP
     assert found.rows[1].decode.runtime is None
 
 
-def test_paths_are_opened_by_their_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_opened_by_their_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From two directories to one comparison: the source runs in two ways, the artifact in one."""
     monkeypatch.setattr(module, "memory", lambda *_: None)
     monkeypatch.setattr(module, "bandwidth", lambda: 1e9)
@@ -115,5 +117,9 @@ def test_paths_are_opened_by_their_host(tmp_path: Path, monkeypatch: pytest.Monk
     assert second.prefill.runtime is not None
     assert first.costs.bytes == weight_bytes(source)
     assert found.notes == ()
+    tell.measurement(found)
+    told = capsys.readouterr().out
+    for said in ("source, by transformers", "against source", "compression", "made, decode", "made, prefill"):
+        assert said in told
     with pytest.raises(ModelError, match="nothing to measure: name a model"):
         measure([])

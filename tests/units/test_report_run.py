@@ -153,3 +153,24 @@ def test_a_directory_without_a_receipt_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "regauge" / "receipt.json").write_text("{")
     with pytest.raises(ArtifactError, match="not a receipt that this version of regauge reads"):
         write(tmp_path)
+
+
+def test_the_last_words_tell_size_quality_and_speed_in_their_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Terminal, page and README show the same cells; predicted, in memory and of the artifact stand apart."""
+    from regauge.cli import tell
+
+    tell.run(a_run(), tmp_path / "out")
+    told = capsys.readouterr().out
+    page = render(of_run(a_run(), a_receipt()))
+    for table in figures.tables(a_run()):
+        for row in table.rows:
+            for cell in row:
+                assert cell in told
+                assert cell in page
+    assert "KL predicted   KL in memory   KL of the artifact" in told
+    assert "met: memory=0.30x: 2.99 MB" in told
+    assert "NOT met: decode=1.5x: 1.02 x" in told
+    last = told.rstrip().splitlines()[-1]
+    assert last.strip().startswith("Machine: ")

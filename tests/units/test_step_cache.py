@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticCache
 
-from regauge.hosts.transformers.cache import ROOM, GrowingLayer, SlidingLayer, adopt
-from regauge.hosts.transformers.inputs import first_tokens
+from regauge.hosts.transformers.cache import GrowingLayer, SlidingLayer, adopt
+from regauge.runtime.step.running import first_tokens
+from regauge.runtime.store.growing import ROOM
 
 
 def tokens(count: int, batch: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:

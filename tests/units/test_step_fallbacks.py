@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from regauge.errors import FallbackWarning
+from regauge.formats.base import Format
+from regauge.formats.grains import Token
 from regauge.formats.grids import Int
+from regauge.formats.rangers import Dynamic
+from regauge.formats.readings import Reading
+from regauge.formats.scales import Float32
 from regauge.hosts.transformers.program import build
 from regauge.kernels.cpu.library import available
 from regauge.runtime.step.sites import Unservable
@@ -216,7 +221,8 @@ def test_sites_that_read_one_activation_in_two_ways_are_eagers(tmp_path: Path) -
     model = loaded(tmp_path, "llama", "int8")
     mlp = model.model.layers[1].mlp
     for layer, bits in ((mlp.gate_proj, 8), (mlp.up_proj, 6)):
-        layer.parts[0].inputs = Int(bits)
+        reading = Reading(Format(Int(bits), Token(), Dynamic(), Float32()))
+        layer.parts[0].reading = reading
     with pytest.raises(Unservable, match="one activation in several ways"):
         build(model, model.regauge_step.anatomy)
 

@@ -13,8 +13,9 @@ from torch import Tensor
 import regauge as rg
 from artifacts import choice, make
 from pico import pico, save
-from regauge.hosts.transformers.cache import ROOM, SlidingLayer
+from regauge.hosts.transformers.cache import SlidingLayer
 from regauge.kernels.cpu.library import available
+from regauge.runtime.store.growing import ROOM
 from units.test_step import DECODERS, EXACT, difference, loaded, padded
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")

@@ -74,6 +74,14 @@ def take(parameter: Tensor, place: Place) -> Tensor:
     return tensor
 
 
+def rows_of(slot: Slot, total: int) -> Tensor:
+    """Which of a module's `total` output rows belong to a site."""
+    if slot.heads is not None:
+        count, pieces, which = slot.heads
+        return torch.arange(total).reshape(count, pieces, -1)[:, which].reshape(-1)
+    return torch.arange(*(slot.rows or (0, total)))
+
+
 def gather(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> Weights:
     """Every canonical tensor whose parameter is given."""
     blocks = [None, *range(anatomy.blocks)]

@@ -52,7 +52,16 @@ def measured(run: Run) -> Table:
     return Table(
         "Measured",
         caption,
-        ("", "bytes", "of bf16", "bits a byte", "KL to the original", "same next token", "decode", "prefill"),
+        (
+            "",
+            "bytes",
+            "of bf16",
+            "bits a byte",
+            "KL to the original",
+            "same next token",
+            "decode, tokens/s",
+            "prefill, tokens/s",
+        ),
         tuple(rows),
     )
 

@@ -23,7 +23,8 @@ from regauge.errors import BudgetError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.kernels.cpu.library import ABI, level
-from regauge.kernels.cpu.step import Norm, Program, Site
+from regauge.kernels.cpu.pieces import Norm, Site
+from regauge.kernels.cpu.step import Program
 from regauge.measure.cost import ORIGINAL, PREFILL, RUNTIME, prompt_of, speeds
 from regauge.measure.machine import cost, machine, read_costs, write_costs
 from regauge.parts import Spec

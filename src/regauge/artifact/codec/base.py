@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from regauge import parts
-from regauge.anatomy.model import Anatomy, Site, Slot, Weights
-from regauge.anatomy.storage import scatter
+from regauge.anatomy.model import Anatomy, Site, Weights
+from regauge.anatomy.storage import rows_of, scatter
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes, Format
 from regauge.formats.rangers import AbsMax
@@ -125,14 +125,6 @@ def decoder(choice: Point) -> Format:
         ranger=AbsMax(),
         scale=parts.build("scale", choice.spec("scale")),
     )
-
-
-def rows_of(slot: Slot, total: int) -> Tensor:
-    """Which of a module's `total` output rows belong to a site."""
-    if slot.heads is not None:
-        count, pieces, which = slot.heads
-        return torch.arange(total).reshape(count, pieces, -1)[:, which].reshape(-1)
-    return torch.arange(*(slot.rows or (0, total)))
 
 
 def join(sites: list[Site], tensors: Mapping[str, Tensor]) -> Tensor:

@@ -1,85 +1,21 @@
-"""A cache that transformers and the native step share: each layer's keys and values in one piece of memory with room
-to grow, so that a new token is written in place and nothing is copied. Layers with a sliding window keep the window,
-and a little room: when that is full the window moves to its front, once in some hundred tokens.
-
-Legend: B sequences, H KV heads, T tokens, D head size.
-"""
+"""The growing stores of `runtime/store` as layers of transformers' dynamic cache, which the native step shares."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-ROOM = 256
-"""Tokens of room are made in multiples of this."""
-_stamps = itertools.count(1)
+from regauge.runtime.store.growing import Growing, Sliding, with_room
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
-    """transformers' dynamic layer over memory with room.
-
-    Attributes:
-        length: tokens seen.
-        origin: tokens seen that are held no more: row 0 of the memory is token `origin`.
-        keys_BHTD, values_BHTD: the memory, T with the room.
-        room: tokens that the memory holds.
-        stamp: the number of the memory and of its origin: no two of a process are the same.
-    """
+class GrowingLayer(Growing, DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
+    """transformers' dynamic layer over memory with room."""
 
     def __init__(self) -> None:
-        self.keys_BHTD: Tensor | None = None
-        self.values_BHTD: Tensor | None = None
-        self.length = self.room = self.origin = 0
-        self.stamp = next(_stamps)
-        super().__init__()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy, whose memory is another."""
-        self.__dict__.update(state)
-        self.stamp = next(_stamps)
-
-    @property
-    def rows(self) -> int:
-        """Tokens held."""
-        return self.length - self.origin
-
-    @property
-    def keys(self) -> Tensor | None:
-        """(B, H, T, D) of the tokens held: a view."""
-        return None if self.keys_BHTD is None else self.keys_BHTD[:, :, : self.rows]
-
-    @keys.setter
-    def keys(self, tensor: Tensor | None) -> None:
-        if tensor is None:
-            self.keys_BHTD = None
-        elif not _begins(self.keys_BHTD, tensor):
-            self._house(keys=_with_room(tensor, tensor.shape[-2]))
-
-    @property
-    def values(self) -> Tensor | None:
-        """(B, H, T, D) of the tokens held: a view."""
-        return None if self.values_BHTD is None else self.values_BHTD[:, :, : self.rows]
-
-    @values.setter
-    def values(self, tensor: Tensor | None) -> None:
-        if tensor is None:
-            self.values_BHTD = None
-        elif not _begins(self.values_BHTD, tensor):
-            self._house(values=_with_room(tensor, tensor.shape[-2]))
-        # transformers sets keys, then values
-        self.length = 0 if tensor is None else self.origin + tensor.shape[-2]
-
-    def _house(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
-        """Takes new memory."""
-        self.keys_BHTD = self.keys_BHTD if keys is None else keys
-        self.values_BHTD = self.values_BHTD if values is None else values
-        memory = self.keys_BHTD if self.keys_BHTD is not None else self.values_BHTD
-        self.room = 0 if memory is None else memory.shape[2]
-        self.stamp = next(_stamps)
+        Growing.__init__(self)
+        DynamicLayer.__init__(self)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Memory for what comes first."""
@@ -87,36 +23,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyp
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Appends (B, H, T, D) of new tokens, and gives those of all."""
+        """Appends (B, H, T, D) of new tokens, and gives what the first of them looks back to, and theirs."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.reserve(key_states.shape[-2], key_states, value_states)
-        self._write(key_states, value_states)
-        assert self.keys_BHTD is not None
-        assert self.values_BHTD is not None
-        return self.keys_BHTD[:, :, : self.rows], self.values_BHTD[:, :, : self.rows]
-
-    def _write(self, keys: Tensor, values: Tensor) -> None:
-        """Behind what is held; there is room."""
-        assert self.keys_BHTD is not None
-        assert self.values_BHTD is not None
-        start, new = self.rows, keys.shape[-2]
-        self.keys_BHTD[:, :, start : start + new] = keys
-        self.values_BHTD[:, :, start : start + new] = values
-        self.length += new
-
-    def reserve(self, new: int, keys: Tensor | None = None, values: Tensor | None = None) -> None:
-        """Makes room for `new` more tokens; `keys` and `values` tell sizes where nothing is held yet."""
-        rows = self.rows
-        wanted = rows + new
-        if self.keys_BHTD is None or self.values_BHTD is None:
-            assert keys is not None
-            assert values is not None
-            self._house(_with_room(keys[:, :, :0], wanted), _with_room(values[:, :, :0], wanted))
-        elif self.room < wanted:
-            grown = max(wanted, rows * 3 // 2)
-            keys_BHTD, values_BHTD = self.keys_BHTD[:, :, :rows], self.values_BHTD[:, :, :rows]
-            self._house(_with_room(keys_BHTD, grown), _with_room(values_BHTD, grown))
+        return self.append(key_states, value_states)
 
     def get_seq_length(self) -> int:
         """Tokens seen."""
@@ -124,63 +34,21 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyp
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.keys_BHTD = self.values_BHTD = None
-        self.length = self.room = self.origin = 0
-        self.stamp = next(_stamps)
+        super().reset()
         self.is_initialized = False
 
 
-class SlidingLayer(GrowingLayer):
-    """A growing layer that lets go of what its window has left behind, as `DynamicSlidingWindowLayer` does.
-
-    Attributes:
-        sliding_window: tokens that attention looks back, itself included.
-        record_past: nothing is let go until the next `crop`, which settles how much of the text stays.
-    """
+class SlidingLayer(Sliding, GrowingLayer):
+    """transformers' layer behind a sliding window, over a window's memory."""
 
     is_sliding = True
 
     def __init__(self, sliding_window: int, **kwargs: Any) -> None:
-        self.sliding_window = sliding_window
-        self.record_past = False
-        self._settled = 0
-        super().__init__()
+        super().__init__(sliding_window)
 
     def activate_past_recording(self) -> None:
         """Until the next `crop` everything from here on can be taken back."""
-        self.record_past, self._settled = True, self.length
-
-    def _first(self, seen: int) -> int:
-        """The first token that may still be read when `seen` have come."""
-        return max(0, (min(self._settled, seen) if self.record_past else seen) - self.sliding_window + 1)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Appends (B, H, T, D) of new tokens, and gives theirs and those that the first of them looks back to."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        new, rows, visible = key_states.shape[-2], self.rows, min(self.length, self.sliding_window - 1)
-        seen = (key_states, value_states)
-        if visible and self.keys_BHTD is not None and self.values_BHTD is not None:
-            held = (memory[:, :, rows - visible : rows] for memory in (self.keys_BHTD, self.values_BHTD))
-            seen = (torch.cat((next(held), key_states), 2), torch.cat((next(held), value_states), 2))
-        skipped = max(0, self._first(self.length + new) - self.length)
-        if skipped:  # a long text fills the window by itself
-            self.length += skipped
-            self.origin, self.stamp = self.length, next(_stamps)
-        self.reserve(new - skipped, key_states, value_states)
-        self._write(key_states[:, :, skipped:], value_states[:, :, skipped:])
-        return seen
-
-    def reserve(self, new: int, keys: Tensor | None = None, values: Tensor | None = None) -> None:
-        """Makes room for `new` more tokens, first by moving the window to the front of its memory."""
-        if self.keys_BHTD is not None and self.values_BHTD is not None and self.rows + new > self.room:
-            first = max(self._first(self.length), self.origin)
-            gone, rows = first - self.origin, self.rows
-            if gone:
-                for memory in (self.keys_BHTD, self.values_BHTD):
-                    memory[:, :, : rows - gone] = memory[:, :, gone:rows].clone()
-                self.origin, self.stamp = first, next(_stamps)
-        super().reserve(new, keys, values)
+        self.record()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(keys that `update` will give, the first of them)."""
@@ -200,37 +68,7 @@ class SlidingLayer(GrowingLayer):
         """
         if tokens_to_remove > 0:
             raise ValueError(f"`crop` takes tokens away by a negative number, not {tokens_to_remove}.")
-        length = self.length + tokens_to_remove
-        if self.origin > max(0, length - self.sliding_window + 1):
-            raise RuntimeError(
-                f"the last {-tokens_to_remove} tokens cannot be taken back from a window of {self.sliding_window} that "
-                "has moved on; call `activate_past_recording` before they come."
-            )
-        self.length = self._settled = length
-
-    def reset(self) -> None:
-        """Forgets everything."""
-        self._settled = 0
-        super().reset()
-
-
-def _begins(memory: Tensor | None, tensor: Tensor) -> bool:
-    """Whether `tensor` is the first tokens of `memory`, as after a crop."""
-    return (
-        memory is not None
-        and tensor.data_ptr() == memory.data_ptr()
-        and tensor.stride() == memory.stride()
-        and tensor.shape[:2] == memory.shape[:2]
-    )
-
-
-def _with_room(tensor: Tensor, tokens: int) -> Tensor:
-    batch, heads, held, size = tensor.shape
-    room = -(-(tokens + ROOM // 2) // ROOM) * ROOM
-    with torch.inference_mode(False):  # memory that may be written outside of inference mode too
-        memory = torch.empty(batch, heads, room, size, dtype=tensor.dtype, device=tensor.device)
-    memory[:, :, :held] = tensor
-    return memory
+        self.keep(self.length + tokens_to_remove)
 
 
 def adopt(cache: Any, blocks: int) -> list[GrowingLayer] | None:
@@ -257,7 +95,7 @@ def _grown(layer: Any) -> GrowingLayer:
         new.lazy_initialization(layer.keys, layer.values)
         held = layer.keys.shape[-2]  # fewer than `length` behind a window
         new.origin, new.length = length - held, length
-        new._house(_with_room(layer.keys, held), _with_room(layer.values, held))
+        new.house(with_room(layer.keys, held), with_room(layer.values, held))
     if isinstance(new, SlidingLayer) and layer.record_past:
         new.activate_past_recording()
     return new

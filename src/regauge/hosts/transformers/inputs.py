@@ -82,22 +82,3 @@ def _packed(module: Any) -> tuple[Matrix, torch.dtype] | None:
         return None
     native = module.matrix.native
     return None if native is None else (native, module.matrix.dtype)
-
-
-def first_tokens(mask: Any, batch: int, tokens: int) -> list[int] | None:
-    """The first token of each sequence that counts; None where the mask says more than padding on the left.
-
-    Args:
-        mask: (B, T), or None: all count.
-        tokens: T, the new ones among them.
-    """
-    if mask is None:
-        return [0] * batch
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape != (batch, tokens):
-        return None
-    if batch == 1 and int(mask.count_nonzero()) == tokens:
-        return [0]
-    shown_BT = (mask != 0).view(torch.uint8)
-    starts: list[int] = shown_BT.argmax(1).tolist()
-    counted: list[int] = shown_BT.count_nonzero(1).tolist()
-    return starts if all(start + count == tokens for start, count in zip(starts, counted, strict=True)) else None

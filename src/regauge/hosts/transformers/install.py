@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from regauge.anatomy.model import Site
-from regauge.anatomy.storage import Place, take
-from regauge.artifact.codec.base import Layout, decoder, rows_of
+from regauge.anatomy.storage import Place, rows_of, take
+from regauge.artifact.codec.base import Layout, decoder
 from regauge.artifact.codec.taps import readings
 from regauge.errors import ArtifactError, SettingError, nearest
 from regauge.formats.base import Codes

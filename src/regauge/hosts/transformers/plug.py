@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules import module as torch_module
 
 from regauge.anatomy.model import Anatomy
 from regauge.errors import FallbackWarning
 from regauge.hosts.transformers.cache import GrowingLayer, adopt
 from regauge.hosts.transformers.columns import table_for
-from regauge.hosts.transformers.inputs import Inputs, first_tokens
+from regauge.hosts.transformers.inputs import Inputs
 from regauge.hosts.transformers.program import build
 from regauge.kernels.cpu.library import available
-from regauge.kernels.cpu.matrix import DTYPES
-from regauge.kernels.cpu.step import MOST, Program, Store
+from regauge.kernels.cpu.step import MOST
+from regauge.runtime.step.running import Running, first_tokens
+from regauge.runtime.step.signature import hooked, kinds_of, signature
 from regauge.runtime.step.sites import Unservable
 
 SERVED = frozenset(("input_ids", "attention_mask", "position_ids", "past_key_values", "logits_to_keep"))
@@ -35,7 +35,7 @@ HARMLESS |= dict.fromkeys(("output_attentions", "output_hidden_states", "output_
 NEW = 16
 """New tokens of a sequence that come through the step in one call."""
 COLLECTING = "transformers.utils.output_capturing"
-"""Its hooks stay where they were once wanted."""
+"""By its hooks transformers collects attentions and states; they stay where they were once wanted."""
 
 
 def plug(model: Any, anatomy: Anatomy) -> None:
@@ -73,7 +73,6 @@ class NativeStep:
     """One model's native step.
 
     Attributes:
-        program: what runs; None until the first text, and where it cannot.
         steps: tokens that went through it.
         output: the class of what the model's own forward returns.
     """
@@ -83,21 +82,19 @@ class NativeStep:
         self.steps = 0
         self.output: Any = None
         self._why = ""
-        self._kinds = _kinds(model)
+        self._kinds = kinds_of(model)
         self._said: set[str] = set()
         self._forget()
 
     def _forget(self) -> None:
-        self.program: Program | None = None
+        self._running: Running | None = None
         self._inputs: Inputs | None = None
         self._signature: object = None
-        self._stamps: list[int] = []
-        self._sequences = 0
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes with it: not the program, whose addresses are this model's."""
-        own = ("program", "_inputs", "_signature", "_stamps", "_sequences", "_lock")
+        own = ("_running", "_inputs", "_signature", "_lock")
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -119,7 +116,7 @@ class NativeStep:
                 return self._eager(f"the call has {name}={_short(value)}")
         if self.model.training:
             return None
-        if self.program is None and not self._ready():
+        if self._running is None and not self._ready():
             return self._eager(self._why)
         layers = adopt(cache, self.anatomy.blocks)
         if layers is None:
@@ -141,45 +138,18 @@ class NativeStep:
             return self._eager("the attention mask is not one of padding on the left")
         if any(starts) and any([length != past for length in lengths]):  # noqa: C419  # a generator takes twice as long
             return self._eager("the layers of the cache hold unequal numbers of tokens, and there is padding")
-        program, inputs = self.program, self._inputs
-        assert program is not None
+        running, inputs = self._running, self._inputs
+        assert running is not None
         assert inputs is not None
         positions = inputs.positions(position_ids, mask, batch, past, new)
         if positions is None:
             return self._eager("the position_ids are not one position a token")
-        with self._lock:
-            for layer in layers:
-                if layer.length - layer.origin + new > layer.room:
-                    layer.reserve(new)
-            stamps = [layer.stamp for layer in layers]
-            if stamps != self._stamps:
-                self._point(program, layers, stamps)
-            if self._sequences != batch:
-                return self._eager("the cache is of another shape than the model's, or than the tokens'")
-            tables = inputs.rotary(max(positions) + 1)
-            x_NH = inputs.embedded(ids, positions)
-            logits_NV = program(x_NH, positions, starts, tables, lengths, kept == 1)
-            for layer in layers:
-                layer.length += new
-            self.steps += new
-        logits_BQV = logits_NV.view(batch, -1, program.vocabulary)
+        logits_NV = running.step(layers, ids, positions, starts, inputs, kept == 1)
+        if logits_NV is None:
+            return self._eager("the cache is of another shape than the model's, or than the tokens'")
+        self.steps += new
+        logits_BQV = logits_NV.view(batch, -1, running.program.vocabulary)
         return self._returned(logits_BQV if kept in (0, 1) else logits_BQV[:, -kept:], cache)
-
-    def _point(self, program: Program, layers: list[GrowingLayer], stamps: list[int]) -> None:
-        """Tells the program where the cache lies. A cache that it cannot read holds no sequence for it."""
-        self._stamps, self._sequences = stamps, 0
-        stores, batches = [], set()
-        for layer, size in zip(layers, program.cached, strict=True):
-            keys, values = layer.keys_BHTD, layer.values_BHTD
-            if keys is None or values is None or keys.shape != values.shape or (keys.shape[1], keys.shape[3]) != size:
-                return
-            if any(held.dtype not in DTYPES or held.device.type != "cpu" for held in (keys, values)):
-                return
-            batches.add(keys.shape[0])
-            stores.append(Store(keys, values, layer.origin))
-        if len(batches) == 1:
-            program.keep(stores)
-            self._sequences = batches.pop()
 
     def _returned(self, logits: Tensor, cache: Any) -> Any:
         if not hasattr(self.output, "logits"):
@@ -194,25 +164,25 @@ class NativeStep:
         """Whether the program is the model as it now is; builds it anew where modules changed."""
         if self.model.training:
             return False
-        signature = _signature(self.model)
-        if signature == self._signature:
-            return self.program is not None
+        now = _signature_of(self.model)
+        if now == self._signature:
+            return self._running is not None
         with self._lock:
-            self._signature, self.program, self._stamps = signature, None, []
+            self._signature, self._running = now, None
             try:
                 self._check()
                 table = table_for(self.model.config.model_type).step
                 assert table is not None
                 self._inputs = Inputs(self.model, table)
-                self.program = build(self.model, self.anatomy)
+                self._running = Running(build(self.model, self.anatomy))
             except Unservable as why:
                 self._why = str(why)  # said when the step is missed: a text that is only read loses nothing
-        return self.program is not None
+        return self._running is not None
 
     def _check(self) -> None:
         """Everything that is called around the modules, and would not be by the step."""
-        config, kinds = self.model.config, _kinds(self.model)
-        if any(map(_hooked, self.model.modules())) or _hooked_everywhere():
+        config, kinds = self.model.config, kinds_of(self.model)
+        if hooked(self.model, COLLECTING):
             raise Unservable("modules have hooks, which the step would not call")
         if kinds != self._kinds:
             changed = sorted(path for path in kinds.keys() | self._kinds if kinds.get(path) != self._kinds.get(path))
@@ -229,34 +199,10 @@ class NativeStep:
             )
 
 
-def _kinds(model: Any) -> dict[str, type | None]:
-    """The class of every module below the top; None where its `forward` is not its class's."""
-    return {path: None if "forward" in vars(module) else type(module) for path, module in model.named_modules() if path}
-
-
-def _signature(model: Any) -> tuple[object, ...]:
-    """Changes whenever a module is replaced or patched, a hook is set, or a tensor is."""
-    modules = tuple(model.modules())
-    config, tensors = model.config, []
-    for module in modules:
-        for held in (*module._parameters.values(), *module._buffers.values()):
-            if held is not None and not held.is_meta:
-                tensors.append((held.data_ptr(), held._version if not held.is_inference() else 0))
-    hooks = [id(module) for module in modules if _hooked(module) or "forward" in vars(module)]
+def _signature_of(model: Any) -> tuple[object, ...]:
+    config = model.config
     asked = config.output_attentions, config.output_hidden_states, config.return_dict
-    return (tuple(map(id, modules)), hooks, tensors, asked, _hooked_everywhere())
-
-
-def _hooked(module: Any) -> bool:
-    """Whether it has hooks, but for those by which transformers collects attentions and states when it is asked to."""
-    if not module._forward_hooks and not module._forward_pre_hooks:
-        return False
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(getattr(hook, "__module__", None) != COLLECTING for hook in hooks)
-
-
-def _hooked_everywhere() -> bool:
-    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+    return (*signature(model, COLLECTING), asked)
 
 
 def _short(value: Any) -> str:

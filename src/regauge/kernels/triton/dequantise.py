@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regauge.kernels.reference import packed_bytes
 from regauge.kernels.triton.launch import FLOATS, check, check_device, launch, need
-from regauge.kernels.triton.tiles import value
+from regauge.kernels.triton.tiles import edges, value
 
 
 @triton.jit
@@ -36,8 +36,7 @@ def _dequantise(
     N: tl.constexpr,
     K: tl.constexpr,
 ):
-    n = tl.program_id(0) * N + tl.arange(0, N)
-    k = tl.program_id(1) * K + tl.arange(0, K)
+    n, k = edges(N, K)
     inside = (n < outputs)[:, None] & (k < inputs)[None, :]
     first = (k * BITS >> 3)[None, :]
     rows = packed + n.to(tl.int64)[:, None] * width

@@ -26,7 +26,7 @@ from regauge.kernels.triton.launch import (
     native_fp8,
     need,
 )
-from regauge.kernels.triton.tiles import e4m3, finish
+from regauge.kernels.triton.tiles import e4m3, edges, finish
 
 CHANNELS = 128
 """Channels in a tile along a row; fewer where groups are smaller, never under 32, the least inner edge for e4m3."""
@@ -58,8 +58,7 @@ def _fp8(
     PER_ROW: tl.constexpr,
 ):
     """BOTH: inputs are e4m3 too. `group_scale`, where given, scales the sums of each tile, which lies in one group."""
-    m = tl.program_id(0) * M + tl.arange(0, M)
-    n = tl.program_id(1) * N + tl.arange(0, N)
+    m, n = edges(M, N)
     part = tl.program_id(2)
     rows = w + n.to(tl.int64)[None, :] * inputs
     x_rows = x + m.to(tl.int64)[:, None] * inputs

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from regauge.kernels.reference import pack, packed_bytes
 from regauge.kernels.triton.launch import FLOATS, blocks, check, check_device, multiply, need, units
-from regauge.kernels.triton.tiles import eights, finish, lane
+from regauge.kernels.triton.tiles import edges, eights, finish, lane
 
 EIGHTS = 32
 """Eights in a tile along a row: 256 channels. 32 is the least inner edge of a product of int8."""
@@ -58,8 +58,7 @@ def _packed(
     PER_ROW: tl.constexpr,
 ):
     """LOW: the integer of code 0. HIGH_BITS: bits of the second plane, above the first one's; 0 where there is none."""
-    m = tl.program_id(0) * M + tl.arange(0, M)
-    n = tl.program_id(1) * N + tl.arange(0, N)
+    m, n = edges(M, N)
     part = tl.program_id(2)
     rows = low_plane + n.to(tl.int64)[None, :] * width
     if HIGH_BITS:
@@ -101,8 +100,7 @@ def _bytes(
     SPLIT: tl.constexpr,
     PER_ROW: tl.constexpr,
 ):
-    m = tl.program_id(0) * M + tl.arange(0, M)
-    n = tl.program_id(1) * N + tl.arange(0, N)
+    m, n = edges(M, N)
     part = tl.program_id(2)
     rows = w + n.to(tl.int64)[None, :] * inputs
     x_rows = x + m.to(tl.int64)[:, None] * inputs

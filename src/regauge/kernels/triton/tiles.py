@@ -19,6 +19,13 @@ import triton.language as tl
 
 @triton.jit
 @no_type_check
+def edges(M: tl.constexpr, N: tl.constexpr):
+    """Which rows and columns of the result this program makes."""
+    return tl.program_id(0) * M + tl.arange(0, M), tl.program_id(1) * N + tl.arange(0, N)
+
+
+@triton.jit
+@no_type_check
 def eights(rows, g, mask, width, BITS: tl.constexpr, UNIT: tl.constexpr):
     """Words of eight codes, 32 bits wide up to 4 bits a code and 64 above.
 
@@ -104,8 +111,7 @@ def combine(
     Args:
         parts: (SPLIT, tokens, outputs), `size` elements a part.
     """
-    m = tl.program_id(0) * M + tl.arange(0, M)
-    n = tl.program_id(1) * N + tl.arange(0, N)
+    m, n = edges(M, N)
     place = m.to(tl.int64)[:, None] * outputs + n[None, :]
     inside = (m < tokens)[:, None] & (n < outputs)[None, :]
     acc = tl.zeros([M, N], parts.dtype.element_ty)

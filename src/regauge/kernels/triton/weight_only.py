@@ -20,7 +20,7 @@ from torch import Tensor
 
 from regauge.kernels.triton.dequantise import check_weights, dequantise_op
 from regauge.kernels.triton.launch import FLOATS, blocks, check, check_device, compute_dtype, multiply, need, units
-from regauge.kernels.triton.tiles import eights, finish, lane, value
+from regauge.kernels.triton.tiles import edges, eights, finish, lane, value
 
 EIGHTS = 16
 """Eights in a tile along a row: 128 channels. 16 is the least inner edge of a product."""
@@ -60,8 +60,7 @@ def _linear(
     PER_ROW: tl.constexpr,
 ):
     """WHOLE: every tile lies in one group. ONE_STEP: the rows of W share one row of `scale` and `zero`."""
-    m = tl.program_id(0) * M + tl.arange(0, M)
-    n = tl.program_id(1) * N + tl.arange(0, N)
+    m, n = edges(M, N)
     part = tl.program_id(2)
     rows = packed + n.to(tl.int64)[None, :] * width
     steps = n * 0 if ONE_STEP else n * groups

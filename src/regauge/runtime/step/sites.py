@@ -10,7 +10,7 @@ from torch import Tensor
 from regauge.formats.terms import LOW_RANK
 from regauge.formats.transforms import Transform
 from regauge.kernels.cpu.matrix import ACTIVATIONS, META
-from regauge.kernels.cpu.step import Site, Tap
+from regauge.kernels.cpu.pieces import Site, Tap
 from regauge.runtime.matrices.modules import FullMatrix, PackedMatrix
 from regauge.runtime.matrices.operators import AUTOMATIC, few
 

@@ -1,0 +1,111 @@
+"""The state of a running step: a program, where the stores lie that it was last pointed at, and one lock.
+
+Legend: B sequences, Q new tokens of each, N = B·Q, H channels of the residual, V rows of the head.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from regauge.kernels.cpu.matrix import DTYPES
+from regauge.kernels.cpu.step import Program, Store
+from regauge.runtime.store.growing import Growing
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """What a host gives to the step besides weights and stores."""
+
+    def embedded(self, ids_BQ: Tensor, positions: list[int]) -> Tensor:
+        """(N, H), float32, contiguous."""
+
+    def rotary(self, rows: int) -> list[tuple[Tensor, Tensor]]:
+        """(cosines, sines) of each kind of rotary embedding, of at least so many positions."""
+
+
+class Running:
+    """One program on the stores of one text after another. Threads take turns.
+
+    Attributes:
+        program: what runs.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._stamps: list[int] = []
+        self._sequences = 0
+        self._lock = threading.Lock()
+
+    def step(
+        self,
+        stores: Sequence[Growing],
+        ids_BQ: Tensor,
+        positions: list[int],
+        starts: list[int],
+        inputs: Inputs,
+        last: bool,
+    ) -> Tensor | None:
+        """Logits (N, V), or (B, V) of the last ones, of a few new tokens of each sequence, which the stores then hold.
+        None where the stores are not of the program's shape, or hold another number of sequences.
+
+        Args:
+            positions: of every new token.
+            starts: the first token of each sequence that counts.
+            last: only the last token of each sequence is wanted.
+        """
+        batch, new = ids_BQ.shape
+        with self._lock:
+            for store in stores:
+                if store.length - store.origin + new > store.room:
+                    store.reserve(new)
+            stamps = [store.stamp for store in stores]
+            if stamps != self._stamps:
+                self._point(stores, stamps)
+            if self._sequences != batch:
+                return None
+            lengths = [store.length for store in stores]
+            tables = inputs.rotary(max(positions) + 1)
+            logits = self.program(inputs.embedded(ids_BQ, positions), positions, starts, tables, lengths, last)
+            for store in stores:
+                store.length += new
+        return logits
+
+    def _point(self, stores: Sequence[Growing], stamps: list[int]) -> None:
+        """Tells the program where the stores lie. One that it cannot read holds no sequence for it."""
+        self._stamps, self._sequences = stamps, 0
+        places, batches = [], set()
+        for store, size in zip(stores, self.program.cached, strict=True):
+            keys, values = store.keys_BHTD, store.values_BHTD
+            if keys is None or values is None or keys.shape != values.shape or (keys.shape[1], keys.shape[3]) != size:
+                return
+            if any(held.dtype not in DTYPES or held.device.type != "cpu" for held in (keys, values)):
+                return
+            batches.add(keys.shape[0])
+            places.append(Store(keys, values, store.origin))
+        if len(batches) == 1:
+            self.program.keep(places)
+            self._sequences = batches.pop()
+
+
+def first_tokens(mask: object, batch: int, tokens: int) -> list[int] | None:
+    """The first token of each sequence that counts; None where the mask says more than padding on the left.
+
+    Args:
+        mask: (B, T), or None: all count.
+        tokens: T, the new ones among them.
+    """
+    if mask is None:
+        return [0] * batch
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape != (batch, tokens):
+        return None
+    if batch == 1 and int(mask.count_nonzero()) == tokens:
+        return [0]
+    shown_BT = (mask != 0).view(torch.uint8)
+    starts: list[int] = shown_BT.argmax(1).tolist()
+    counted: list[int] = shown_BT.count_nonzero(1).tolist()
+    return starts if all(start + count == tokens for start, count in zip(starts, counted, strict=True)) else None
