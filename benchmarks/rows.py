@@ -39,7 +39,7 @@ SHARED = ROOT.parent / "shared"
 MODEL = SHARED / "models" / "novel-llama-8m"
 CALIBRATION, EVAL = SHARED / "data" / "novels", SHARED / "data" / "novels-heldout"
 KEPT = ROOT / "src" / "regauge" / "presets" / "measured.json"
-CALIBRATED, SCORED, LENGTH, BATCH = 32768, 16384, 256, 4096
+CALIBRATED, SCORED, LENGTH, BATCH = 8192, 8192, 256, 2048
 LIKE = {"bits": 4, "group": 32}
 """Which of the names that a preset file stands for."""
 
@@ -142,9 +142,13 @@ def _three(figure: Any) -> list[float]:
 
 
 def told(row: dict[str, Any]) -> str:
-    text = f"{row['bits']:6.2f} bits  KL {row['kl'][0]:.4f} [{row['kl'][1]:.4f}, {row['kl'][2]:.4f}]"
+    text = f"{row['bits']:6.2f} bits  KL {row['kl'][0]:.2g} [{row['kl'][1]:.2g}, {row['kl'][2]:.2g}]"
     if "null_kl" in row:
+<<<<<<< HEAD
         text += f"  {row.get('null', 'nearest')} {row['null_bits']:5.2f} bits {row['null_kl'][0]:.4f}: {row['verdict']}"
+=======
+        text += f"  nearest {row['null_bits']:5.2f} bits {row['null_kl'][0]:.2g}: {row['verdict']}"
+>>>>>>> main
     return text
 
 

@@ -20,7 +20,8 @@ from regauge.artifact.codec.base import DECODES, REGAUGE, Layout
 from regauge.artifact.codec.taps import by_tap
 from regauge.artifact.strict import known, listed, mapped, named, typed
 from regauge.errors import ArtifactError, RecipeError, nearest
-from regauge.parts import AXES, FORMAT, INPUTS, PLACES, TABLE, WEIGHTS, Option, Point, Spec, axis_of
+from regauge.formats.terms import KINDS
+from regauge.parts import AXES, FORMAT, INPUTS, PLACES, WEIGHTS, Option, Point, Spec, axis_of
 
 FORMAT_VERSION = 2
 AT = "at"
@@ -181,11 +182,10 @@ def _first_of(points: Mapping[str, object]) -> str:
 
 def _terms(raw: Mapping[str, Any], choices: Mapping[str, object]) -> None:
     """Terms of kinds that this regauge can apply, of sites that are quantised."""
-    kinds = {part.term for part in TABLE["compensator"].values() if part.term}
     for kind, sites in raw.items():
-        if kind not in kinds:
+        if kind not in KINDS:
             raise ArtifactError(
-                f"the artifact adds terms of kind {kind!r}, which this regauge cannot apply{nearest(kind, kinds)}; "
+                f"the artifact adds terms of kind {kind!r}, which this regauge cannot apply{nearest(kind, KINDS)}; "
                 "upgrade it: pip install -U regauge."
             )
         for name in typed(sites, list, f"terms of kind {kind} in the header"):

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from regauge.anatomy.model import Site, Weights
+from regauge.artifact.codec.taps import written
 from regauge.artifact.receipt import MoveReceipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import STATES, Staging
 from regauge.engine.block import Moved, effective, full_precision, site_receipts
@@ -132,11 +133,9 @@ class Drive:
         moved, selects, rarer = work.prune(block, moved)
         rare |= rarer
         sites = job.sites(block)
-        needs = {site.name: job.needs[site.name] for site in sites if site.name in job.needs}
-        stats: dict[str, Stats] = {}
-        if needs:
-            stats, rarer = work.see(block, moved.exact, needs, sample=True)
-            rare |= rarer
+        looked = work.look(block, moved, sample=True)
+        moved, stats, proof = looked.moved, dict(looked.stats), [*proof, *looked.proof]
+        rare |= looked.rare
         learnt = work.learn(block, moved, stats, self.staging, self.clock)
         codes = work.round(sites, moved, stats, None if learnt is None else learnt.formats)
         unseen = [site for site in sites if site.name in codes and site.name not in stats]
@@ -211,6 +210,8 @@ class Drive:
         job, moved, codes = self.job, done.moved, done.codes
         figures = site_receipts(done.sites, moved, codes, done.stats, job.resolution, done.rare)
         tensors = job.wire.pack(full_precision(moved.stored, codes), codes)
+        taps = dict.fromkeys(site.tap for site in done.sites if site.tap in self.work.readings)
+        tensors |= written({tap: self.work.readings[tap] for tap in taps if tap is not None})
         last = len(self.shards) - 1
         if index:
             tensors |= job.source.extras(None if index == last else index - 1)

@@ -17,6 +17,7 @@ from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import Layout, Wire
 from regauge.artifact.codec.choose import choose
 from regauge.engine.shaping import Shaping, shaping_of
+from regauge.engine.taps import needs_of_taps, refuse_outside
 from regauge.errors import RecipeError, RegaugeError
 from regauge.formats.base import OBJECTIVE, Format
 from regauge.hosts import host_of
@@ -120,6 +121,7 @@ class Job:
         """Whether any part wants to see text."""
         return (
             bool(self.needs or self.learnt)
+            or bool(needs_of_taps(self.anatomy.sites, self.resolution.inputs, transforms=True))
             or self.shaping is not None
             or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)
         )
@@ -203,6 +205,8 @@ def prepare(
             why = "by the error of a block, and cannot where the same recipe takes units out of blocks"
             told.errors.append(RecipeError(f"recipe {plan.name!r}: rewrite {recast.name!r} chooses {why}"))
     if resolution is not None:
+        taps = resolution.inputs
+        told.attempt(lambda: refuse_outside(anatomy, taps), None)
         for reason in inert(plan, resolution):
             told.errors.append(RecipeError(reason))
         layout = layout_of(source, anatomy, resolution, shaping)
@@ -250,8 +254,10 @@ def resized(job: Job, kept: Mapping[str, int]) -> Job:
 
 
 def needs_in(anatomy: Anatomy, resolution: Resolution) -> dict[str, frozenset[str]]:
-    """Site → statistics that its rounder and compensator need."""
-    return {site.name: wanted for site in anatomy.sites if (wanted := _needs(site, resolution.choices[site.name]))}
+    """Site → statistics that its rounder and compensator need, and the step of its tap where that is static."""
+    steps = needs_of_taps(anatomy.sites, resolution.inputs, transforms=False)
+    wanted = {s.name: _needs(s, resolution.choices[s.name]) | steps.get(s.name, frozenset()) for s in anatomy.sites}
+    return {name: needs for name, needs in wanted.items() if needs}
 
 
 def _needs(site: Site, choice: Point | None) -> frozenset[str]:

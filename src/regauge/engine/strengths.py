@@ -82,10 +82,9 @@ def whole_loss(job: Job, original: Original, windows: Calibration, runner: Runne
     work.begin(running, outer.exact)
     for block in range(job.anatomy.blocks):
         moved, *_ = work.prune(block, work.local(block, work.read(block))[0])
-        inner = job.sites(block)
-        needs = {site.name: job.needs[site.name] for site in inner if site.name in job.needs}
-        stats = work.see(block, moved.exact, needs)[0] if needs else {}
-        work.advance(block, effective(moved.stored, work.round(inner, moved, stats), job.choices))
+        looked = work.look(block, moved)
+        codes = work.round(job.sites(block), looked.moved, looked.stats)
+        work.advance(block, effective(looked.moved.stored, codes, job.choices))
     head_stats, _ = work.see_head(running)
     head = [site for site in sites if site.name == "head"]
     running |= effective(outer.stored, work.round(head, outer, head_stats), job.choices)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from regauge import parts
 from regauge.anatomy import moves as algebra
 from regauge.anatomy.model import Site, Weights
 from regauge.anatomy.moves import Move
@@ -17,10 +17,12 @@ from regauge.engine.job import Job
 from regauge.engine.learning import Learnt, Lesson, learn
 from regauge.engine.objective import Bound, Change, Objective
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
-from regauge.engine.statistics import collection
+from regauge.engine.statistics import Collection, collection
+from regauge.engine.taps import Looked, after, at_once, fold, needs_of_taps, settle
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import OBJECTIVE, Codes, Format
-from regauge.formats.readings import dynamic
+from regauge.formats.readings import Reading
+from regauge.formats.transforms import Transform
 from regauge.hosts.base import Runner
 from regauge.hosts.states import States
 from regauge.parts import Point, Spec
@@ -37,6 +39,7 @@ class Pass:
         states: what the compressed model has made of the text so far; None where no text is needed.
         teacher: what the uncompressed model has, in the same gauge; None unless a part asks for it.
         target: what the teacher makes of the block at hand; None before `local` has seen it.
+        transforms, readings: tap → its transform, and how it is read, of the taps that are settled so far.
     """
 
     def __init__(self, job: Job, windows: Calibration | None, runner: Runner | None = None) -> None:
@@ -50,7 +53,8 @@ class Pass:
         if self.runner is not None and job.shaping is not None:
             self.whole = job.host.runner(job.source, anatomy=job.whole)
         self.states: States | None = None
-        self.readings = {tap: dynamic(parts.format_of(point)) for tap, point in job.resolution.inputs.items()}
+        self.transforms: dict[str, Transform] = {}
+        self.readings: dict[str, Reading] = at_once(job.resolution.inputs)
         self.teacher: States | None = None
         self.target: States | None = None
 
@@ -112,7 +116,7 @@ class Pass:
         runner, states = self.running()
         assert self.whole is not None, "it runs, so the whole block does"
         run_whole, run_cut = self.whole.bind(block, before, states), runner.bind(block, after, states)
-        sums, tokens = torch.zeros(3, dtype=torch.float64), 0
+        sums, tokens = torch.zeros(3, dtype=torch.float64, device="cpu"), 0
         for batch, x_BTD in enumerate(states.hidden):
             whole_BTD, cut_BTD = run_whole(x_BTD, batch), run_cut(x_BTD, batch)
             for index, of in enumerate((cut_BTD - whole_BTD, whole_BTD, whole_BTD - x_BTD)):
@@ -140,10 +144,27 @@ class Pass:
         sites = list((runner or own).anatomy.in_block(block))
         found = collection(sites, needs, sample)
         if found.watch:
-            run = (runner or own).bind(block, weights, states, watch=found.watch)
+            run = (runner or own).bind(block, weights, states, watch=self._watch(found))
             for batch, hidden in enumerate(states.hidden):
                 run(hidden, batch)
         return found.finish(sites)
+
+    def look(self, block: int, moved: Moved, sample: bool = False) -> Looked:
+        """Settles the taps of a block: their transforms folded, what its sites then read seen, and static steps."""
+        job, sites = self.job, self.job.sites(block)
+        inputs = job.resolution.inputs
+        needs, first = needs_of_taps(sites, inputs, transforms=True), dict[str, Stats]()
+        if needs:
+            first, _ = self.see(block, moved.exact, needs)
+        folded, transforms, proof = fold(block, sites, moved, inputs, first)
+        self.transforms |= transforms
+        needs = {site.name: job.needs[site.name] for site in sites if site.name in job.needs}
+        stats, rare = self.see(block, moved.exact, needs, sample=sample) if needs else ({}, {})
+        self.readings |= settle(sites, inputs, transforms, stats)
+        return Looked(folded, stats, rare, proof)
+
+    def _watch(self, found: Collection) -> dict[str, Callable[[Tensor], None]]:
+        return after(found.watch, found.taps, self.transforms)
 
     def objective(self, block: int, moved: Moved) -> Objective:
         """The error of a block's output against the teacher's, under the plan's formats."""
@@ -193,7 +214,7 @@ class Pass:
         runner, states = self.running()
         found = collection(sample, {site.name: frozenset() for site in sample}, sample=True)
         inputs = changes(self.job.sites(block), self.readings)
-        self.states = runner.block(block, weights, states, watch=found.watch, inputs=inputs)
+        self.states = runner.block(block, weights, states, watch=self._watch(found), inputs=inputs)
         if self.target is not None:
             self.teacher, self.target = self.target, None
         return found.finish(sample)[0]

@@ -101,6 +101,14 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             places=(INPUTS, CACHE),
             cost="two passes over the activation in each call",
         ),
+        "static": Part(
+            "regauge.formats.rangers:Static",
+            "the range of all that calibration saw, known before the call and kept in the artifact",
+            wants={"grain": ("tensor", "group")},
+            places=(INPUTS,),
+            text=True,
+            cost="one pass over calibration text; none when the model runs",
+        ),
     },
     "scale": {
         "f32": Part("regauge.formats.scales:Float32", "the step in float32", places=NUMBERS),
@@ -161,6 +169,22 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
     },
     "transform": {
         "identity": Part("regauge.formats.transforms:Identity", "the activation as it is", places=(INPUTS,)),
+        "hadamard": Part(
+            "regauge.formats.transforms:Hadamard",
+            "each channel spread over all by a Hadamard matrix, while the model runs",
+            "2404.00456",
+            places=(INPUTS,),
+            cost="n log n a token, in float32, before the products",
+        ),
+        "diagonal": Part(
+            "regauge.formats.transforms:Diagonal",
+            "each channel divided by its own number, while the model runs, where none can be folded",
+            "2211.10438",
+            short="alpha",
+            places=(INPUTS,),
+            text=True,
+            cost="one product a channel; one pass over calibration text",
+        ),
     },
     **SHAPE_ROWS,
     "rewrite": REWRITE_ROWS,

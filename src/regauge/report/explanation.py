@@ -73,6 +73,8 @@ def _of_plan(plan: Plan) -> Facts:
             row["stored"] = stored(rule.point, reading=_reading(plan, rule))
             row["runs"] = runs(rule.point, _reading(plan, rule), SHAPE)
             needs = sorted({*needs, *_needs(rule.point)})
+        if rule.point is not None and place == INPUTS:
+            needs = sorted({*needs, *parts.maker_of(rule.point).needs, *parts.format_of(rule.point).ranger.needs})
         if rule.point is not None and place == parts.SHAPE:  # what keeps no function is measured
             needs = sorted({*needs, *_shape_needs(rule.point), "the outputs of cut blocks"})
         rules.append(row)

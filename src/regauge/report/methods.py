@@ -131,9 +131,9 @@ def _measured(names: tuple[str, ...]) -> str:
         row = _kept()["rows"].get(name)
         if row is not None:
             beside = (
-                f", {row.get('null', 'nearest')} {row['null_kl'][0]:.4f} ({row['verdict']})" if "null_kl" in row else ""
+                f", {row.get('null', 'nearest')} {row['null_kl'][0]:.2g} ({row['verdict']})" if "null_kl" in row else ""
             )
-            told.append(f"{name}: KL {row['kl'][0]:.4f}{beside}")
+            told.append(f"{name}: KL {row['kl'][0]:.2g}{beside}")
     return "; ".join(told) or UNMEASURED
 
 

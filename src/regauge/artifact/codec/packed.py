@@ -56,11 +56,21 @@ class Packed:
             for part, tensor in found.step.fields.items():
                 zero = part == "zero"
                 out[f"{name}.{part}"] = pack(tensor.reshape(1, -1), grid.bits) if zero else tensor.contiguous()
-            for term in found.terms:
-                prefix = f"{name}.{_known(term.kind, name)}."
-                if any(key.startswith(prefix) for key in out):
-                    raise ArtifactError(f"{name} has two terms of kind {term.kind!r}, and an artifact holds one.")
-                out |= {f"{prefix}{part}": tensor.contiguous() for part, tensor in term.tensors.items()}
+            out |= self.terms(name, found)
+        return out
+
+    def terms(self, site: str, codes: Codes) -> dict[str, Tensor]:
+        """What lies beside the codes of a site.
+
+        Raises:
+            ArtifactError: a kind of term that could not be read again, or two of one kind.
+        """
+        out: dict[str, Tensor] = {}
+        for term in codes.terms:
+            prefix = f"{site}.{_known(term.kind, site)}."
+            if any(key.startswith(prefix) for key in out):
+                raise ArtifactError(f"{site} has two terms of kind {term.kind!r}, and an artifact holds one.")
+            out |= {f"{prefix}{part}": tensor.contiguous() for part, tensor in term.tensors.items()}
         return out
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Codes]]:

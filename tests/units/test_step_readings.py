@@ -1,0 +1,150 @@
+"""The step reads a tap as the packed modules do: every transform, dynamic and static steps, with low-rank terms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from regauge import parts
+from regauge.formats.base import Format, Grain, Grid, Ranger
+from regauge.formats.grains import Group, Token, Whole
+from regauge.formats.grids import E4M3, Int
+from regauge.formats.rangers import Dynamic, Static
+from regauge.formats.readings import Reading, static_step
+from regauge.formats.scales import Float32
+from regauge.formats.terms import LowRank
+from regauge.formats.transforms import Crossed, Hadamard, Same, Scaled, Transform
+from regauge.hosts.transformers.program import build
+from regauge.kernels.cpu.library import available
+from regauge.kernels.cpu.pieces import Norm
+from regauge.kernels.cpu.step import Program
+from regauge.parts import WEIGHTS
+from regauge.runtime.matrices.modules import PackedMatrix
+from regauge.runtime.step.sites import Unservable, site_of, tap_of
+from units.test_step import loaded
+
+pytestmark = pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
+CHANNELS = (64, 48, 30)  # Sylvester's; 4 x 12; no Hadamard is known, so a small random factor is in it
+
+
+def transform_of(name: str, channels: int) -> Transform:
+    generator = torch.Generator().manual_seed(channels)
+    if name == "hadamard":
+        return Hadamard().fit(channels, {}, [])
+    if name == "diagonal":
+        return Scaled(2.0 ** torch.randint(-3, 4, (channels,), generator=generator))
+    if name == "kronecker":
+        sides = (torch.randn(size, size, generator=generator) for size in (2, channels // 2))
+        return Crossed(*sides)
+    return Same()
+
+
+GRIDS: dict[str, Grid] = {
+    "int8": Int(8),
+    "int6": Int(6),
+    "int5": Int(5),
+    "int8-asym": Int(8, symmetric=False),
+    "fp8": E4M3(),
+}
+GRAINS: dict[str, Grain] = {"token": Token(), "tensor": Whole(), "group:6": Group(6), "group:12": Group(12)}
+RANGERS: dict[str, Ranger] = {"dynamic": Dynamic(), "static": Static()}
+
+
+def format_of(grid: str, grain: str, ranger: str) -> Format:
+    return Format(GRIDS[grid], GRAINS[grain], RANGERS[ranger], Float32())
+
+
+def packed(channels: int, reading: Reading | None, rank: int = 0, grid: str = "int8") -> PackedMatrix:
+    generator = torch.Generator().manual_seed(7)
+    fmt = parts.format_of(
+        parts.point(WEIGHTS, grid=grid, grain="channel", scale="f32", ranger="absmax", rounder="nearest")
+    )
+    codes = fmt.encode(torch.randn(37, channels, generator=generator))
+    if rank:
+        left, right = (torch.randn(*shape, generator=generator) for shape in ((37, rank), (rank, channels)))
+        codes = replace(codes, terms=(LowRank(left, right),))
+    return PackedMatrix(codes, fmt, torch.float32, reading=reading, activations="float32")
+
+
+def served(part: PackedMatrix, x_TI: torch.Tensor) -> torch.Tensor:
+    width = x_TI.shape[1]
+    program = Program((), Norm("none", width, 0.0), site_of("a", part), width, 0, 0.0, tap_of("a", part))
+    return program(x_TI, [0] * len(x_TI), [0] * len(x_TI), (), ())
+
+
+READINGS = {
+    "dynamic": ("int8", "token", "dynamic"),
+    "dynamic 6": ("int6", "token", "dynamic"),
+    "dynamic group": ("int8", "group:6", "dynamic"),
+    "dynamic asymmetric": ("int8-asym", "token", "dynamic"),
+    "static": ("int8", "tensor", "static"),
+    "static 5": ("int5", "tensor", "static"),
+    "static asymmetric": ("int8-asym", "tensor", "static"),
+}
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("transform", ["identity", "diagonal", "hadamard", "kronecker"])
+@pytest.mark.parametrize("how", READINGS)
+def test_a_reading_is_that_of_the_packed_module(how: str, transform: str, channels: int) -> None:
+    """All but a token in which one input falls on the edge between two codes are equal to rounding."""
+    fmt, made = format_of(*READINGS[how]), transform_of(transform, channels)
+    if "group" in how and channels % 6:
+        pytest.skip("groups of 6 do not divide 64 channels")
+    x_TI = torch.randn(40, channels, generator=torch.Generator().manual_seed(3))
+    step = None
+    if fmt.ranger.needs:
+        seen = made.forward(x_TI[:30])
+        step = static_step(fmt, seen.amin(0), seen.amax(0))
+    reading = Reading(fmt, made, step)
+    for rank in (0, 5):
+        part = packed(channels, reading, rank)
+        if part.native is None:
+            part = packed(channels, None, rank)
+            part.reading = reading
+            wanted = packed(channels, None, rank)(reading.simulate(x_TI))
+        else:
+            wanted = part(x_TI)
+        found = served(part, x_TI)
+        off = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        assert float(off.median()) < 2e-6
+        assert int((off > 1e-4).sum()) <= 8
+        assert float((found - packed(channels, None, rank)(made.forward(x_TI))).norm() / wanted.norm()) > 1e-3
+
+
+def test_what_the_step_does_not_read_is_refused() -> None:
+    x = torch.randn(4, 48)
+    whole = Reading(format_of("int8", "tensor", "dynamic"))
+    for reading, words in (
+        (Reading(format_of("fp8", "token", "dynamic")), "fp8 inputs, which the step does not round"),
+        (whole, "one step a tensor"),
+        (
+            Reading(fmt := format_of("int8", "group:12", "static"), Same(), static_step(fmt, x.amin(0), x.amax(0))),
+            "static",
+        ),
+    ):
+        part = packed(48, None)
+        part.reading = reading
+        with pytest.raises(Unservable, match=words):
+            tap_of("a site", part)
+
+
+def test_sites_of_one_tap_each_with_their_own_copy_of_its_tensors_are_one_tap(tmp_path: Path) -> None:
+    """Gate and up of one block hold one transform each; the program reads one."""
+    model = loaded(tmp_path, "llama", "int8")
+    mlp: Any = model.model.layers[0].mlp
+    channels = mlp.gate_proj.parts[0].shape[1]
+    fmt = format_of("int8", "token", "dynamic")
+    for layer in (mlp.gate_proj, mlp.up_proj):
+        layer.parts[0].reading = Reading(fmt, transform_of("diagonal", channels))
+    assert build(model, model.regauge_step.anatomy) is not None
+    mlp.up_proj.parts[0].reading = Reading(fmt, transform_of("kronecker", channels))
+    with pytest.raises(Unservable, match="in several ways"):
+        build(model, model.regauge_step.anatomy)
+    mlp.up_proj.parts[0].reading = None
+    with pytest.raises(Unservable, match="in several ways"):
+        build(model, model.regauge_step.anatomy)
