@@ -144,11 +144,7 @@ def _three(figure: Any) -> list[float]:
 def told(row: dict[str, Any]) -> str:
     text = f"{row['bits']:6.2f} bits  KL {row['kl'][0]:.2g} [{row['kl'][1]:.2g}, {row['kl'][2]:.2g}]"
     if "null_kl" in row:
-<<<<<<< HEAD
-        text += f"  {row.get('null', 'nearest')} {row['null_bits']:5.2f} bits {row['null_kl'][0]:.4f}: {row['verdict']}"
-=======
-        text += f"  nearest {row['null_bits']:5.2f} bits {row['null_kl'][0]:.2g}: {row['verdict']}"
->>>>>>> main
+        text += f"  {row.get('null', 'nearest')} {row['null_bits']:5.2f} bits {row['null_kl'][0]:.2g}: {row['verdict']}"
     return text
 
 
