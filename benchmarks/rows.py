@@ -3,9 +3,10 @@
     python benchmarks/rows.py                 # print the table; minutes on one core
     python benchmarks/rows.py --write         # and keep it where `regauge methods` reads it
 
-For every preset with a point on the weights: KL of its artifact to the original, in nats a token, with a 95 % interval
-over documents. Beside it stands its null: the same bits, the same grain and the same inputs, integers rounded to
-nearest, nothing rewritten and nothing added back. Presets that are their own null have none.
+For every preset with a point on the weights or the shape: KL of its artifact to the original, in nats a token, with a
+95 % interval over documents. Beside it stands its null: the same bits, the same grain and the same inputs, integers
+rounded to nearest, nothing rewritten and nothing added back; of a preset that prunes, as many units drawn by lot and
+nothing repaired. Presets that are their own null have none.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from regauge.hosts.transformers.source import read_tokenizer
 from regauge.measure.machine import machine
 from regauge.measure.quality import Scores, compare, paired, summarise
 from regauge.measure.subject import logits
-from regauge.parts import INPUTS, WEIGHTS, Point, Spec
+from regauge.parts import INPUTS, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, Rule, digest, load, patterns
 from regauge.text.corpora import corpus
 from regauge.text.split import pieces
@@ -44,7 +45,7 @@ LIKE = {"bits": 4, "group": 32}
 
 
 def names() -> list[str]:
-    """One name a preset file that says something of weights."""
+    """One name a preset file that says something of weights or shape."""
     found = []
     for pattern in patterns():
         points = pattern.points()
@@ -52,7 +53,7 @@ def names() -> list[str]:
             name for name, point in points.items() if all(LIKE.get(key, value) == value for key, value in point.items())
         ]
         name = (near or list(points))[0]
-        if load(name).of(WEIGHTS):
+        if load(name).of(WEIGHTS) or load(name).of(SHAPE):
             found.append(name)
     return found
 
@@ -62,6 +63,7 @@ def null(plan: Plan) -> Plan | None:
     rules = {
         WEIGHTS: tuple(Rule(rule.select, rule.point and _nearest(rule.point)) for rule in plan.of(WEIGHTS)),
         INPUTS: tuple(Rule(rule.select, rule.point and _alike(rule.point)) for rule in plan.of(INPUTS)),
+        SHAPE: tuple(Rule(rule.select, rule.point and _by_lot(rule.point)) for rule in plan.of(SHAPE)),
     }
     made = Plan(name=f"null-of-{plan.name}", places=rules)
     return None if digest(made) == digest(replace(plan, calibration={})) else made
@@ -79,8 +81,12 @@ def _alike(point: Point) -> Point:
     return point.but(grid=Spec(f"int{parts.build('grid', point.spec('grid')).bits}"), transform=Spec("identity"))
 
 
+def _by_lot(point: Point) -> Point:
+    return point.but(score=Spec("random"), repair=Spec("none"))
+
+
 def scores(plan: Plan | str, windows: Windows, original: Any, folder: Path) -> tuple[Scores, float]:
-    """Scores of a plan's artifact, and its bits a weight."""
+    """Scores of a plan's artifact, and its bits a weight: of quantised sites, or of the source's where none is."""
     out = folder / (plan if isinstance(plan, str) else plan.name)
     receipt = apply(plan, MODEL, out, calibration=CALIBRATION, tokens=CALIBRATED, length=LENGTH)
     made = load_model(out, dtype=torch.float32)
@@ -88,6 +94,8 @@ def scores(plan: Plan | str, windows: Windows, original: Any, folder: Path) -> t
     with torch.inference_mode():
         found = compare(windows, logits(original, batches), logits(made, batches), BATCH)
     sites = [site for site in receipt.sites if site.choice is not None]
+    if not sites:
+        return found, 16 * receipt.ratio
     weights = [site.shape[0] * site.shape[1] for site in sites]
     bits = sum(site.bits * count for site, count in zip(sites, weights, strict=True)) / sum(weights)
     return found, bits
@@ -108,6 +116,8 @@ def measure(chosen: list[str]) -> dict[str, Any]:
             row: dict[str, Any] = {"bits": round(bits, 3), "kl": _three(kl)}
             other = null(load(name))
             if other is not None:
+                if other.of(SHAPE):
+                    row["null"] = "by lot"
                 base, row["null_bits"] = scores(other, windows, original, Path(where))
                 row["null_bits"] = round(row["null_bits"], 3)
                 row["null_kl"] = _three(summarise(base).kl)
@@ -134,7 +144,7 @@ def _three(figure: Any) -> list[float]:
 def told(row: dict[str, Any]) -> str:
     text = f"{row['bits']:6.2f} bits  KL {row['kl'][0]:.2g} [{row['kl'][1]:.2g}, {row['kl'][2]:.2g}]"
     if "null_kl" in row:
-        text += f"  nearest {row['null_bits']:5.2f} bits {row['null_kl'][0]:.2g}: {row['verdict']}"
+        text += f"  {row.get('null', 'nearest')} {row['null_bits']:5.2f} bits {row['null_kl'][0]:.2g}: {row['verdict']}"
     return text
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.errors import RecipeError
-from regauge.formats.base import Format
+from regauge.formats.base import Format, Step
 from regauge.formats.grains import Channel, Group
 from regauge.formats.grids import E2M1, NF4, Int
-from regauge.formats.learnt import LearntClip
+from regauge.formats.learnt import LearntClip, straight_through
 from regauge.formats.rangers import MinMax
 from regauge.formats.scales import BFloat16, Float32, PowerOfTwo
 from regauge.learn.base import Parameters, Trial
@@ -131,6 +131,17 @@ def test_it_begins_with_98_percent_of_the_range() -> None:
     assert step.zero_G1 is not None
     assert float(step.zero_G1) == 1.0
     assert Nearest()(w_OI, fmt, {}).codes_OI.tolist() == [[0, 1, 1, 3]]
+
+
+def test_the_gradient_sees_rounding_as_the_identity() -> None:
+    """By hand, on 0 … 3 with step 1 and zero point 1: inside the grid the slope in w is 1, beyond its ends 0."""
+    x_GK = torch.tensor([[-2.7, -0.6, 0.2, 1.4, 5.0]], requires_grad=True)
+    step = Step(torch.ones(1, 1), torch.ones(1, 1), {})
+    found = straight_through(x_GK, step, Int(2, False))
+    assert found.tolist() == [[-1.0, -1.0, 0.0, 1.0, 2.0]]
+    found.sum().backward()
+    assert x_GK.grad is not None
+    assert x_GK.grad.tolist() == [[0.0, 1.0, 1.0, 1.0, 0.0]]
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=named)

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from regauge.formats.states import packed_states
-from regauge.kernels.attention import decode
 from torch import Tensor
 
 from regauge import parts
@@ -16,7 +14,7 @@ from regauge.artifact.codec.base import Layout
 from regauge.artifact.codec.packed import Packed
 from regauge.errors import ArtifactError
 from regauge.formats.base import ALL, Codes, Format, Step
-from regauge.formats.grains import Group, Time, Token, Whole
+from regauge.formats.grains import Group, Token, Whole
 from regauge.formats.grids import Int
 from regauge.formats.rangers import Dynamic, Static
 from regauge.formats.readings import Reading, dynamic, fit, load
@@ -156,17 +154,6 @@ def test_what_is_not_finite_is_seen() -> None:
     assert found[:2].isnan().any(1).all()
     assert found[2].isfinite().all()
     assert reading.simulate(torch.zeros(0, 5)).shape == (0, 5)
-
-
-def test_states_are_the_codes_of_their_format() -> None:
-    states = draws(12, 2, 3, 7, 16).float()
-    fmt = Format(Int(4, False), Group(8), Dynamic(), Float32())
-    packed = packed_states(states, fmt)
-    assert torch.equal(decode(packed), fmt.decode(fmt.encode(states.reshape(-1, 16))).view(states.shape))
-    with pytest.raises(ValueError, match="steps of one token each, not time:7"):
-        packed_states(states, replace(fmt, grain=Time(7)))
-    with pytest.raises(ValueError, match="packed integers, not nf4"):
-        packed_states(states, replace(fmt, grid=parts.build("grid", parts.read("grid", "nf4"))))
 
 
 # Terms

@@ -157,3 +157,11 @@ def test_what_is_damaged_is_one_sentence(match: str, artifact: Path, tmp_path: P
     with pytest.raises(ArtifactError, match=match) as told:
         list(open_artifact(folder).blocks())
     assert "\n" not in str(told.value)
+
+
+def test_a_pattern_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    made = make(save(pico("llama"), tmp_path / "source"), tmp_path / "out", in_blocks(INT8))
+    raw = json.loads((made.path / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+    change(made.path, quantization_config=raw | {"ignore": ["re:model.(layers"]})
+    with pytest.raises(ArtifactError, match=r"names modules by 're:model\.\(layers', which is no pattern"):
+        open_artifact(made.path)

@@ -103,7 +103,7 @@ def _plain(row: Row) -> tuple[Row, ...]:
 ON_CPU = [row for row in ROWS if row.device == CPU]
 
 
-@pytest.mark.parametrize("row", ON_CPU, ids=lambda row: f"{row.kernel}-{row.kind}-{row.inputs}-{row.few}")
+@pytest.mark.parametrize("row", ON_CPU, ids=lambda row: f"{row.kernel}-{row.kind}-{row.inputs}")
 def test_every_row_multiplies_what_it_claims(row: Row) -> None:
     """Each grid, and each grain and input that it takes, in every dtype."""
     if row.library == NATIVE and not available():
@@ -113,8 +113,14 @@ def test_every_row_multiplies_what_it_claims(row: Row) -> None:
     taken = list(cases(row))
     assert {parts.build("grid", parts.Spec(grid)).bits for grid, _, _ in taken} <= set(row.bits)
     assert taken
-    if row.few:
-        return  # the step's own: test_step.py
+    if row.taps:  # rounded by the step, one tap for all that read it: test_step.py multiplies
+        grid, grain, inputs = taken[-1]
+        packed = PackedMatrix(
+            encoded(grid, grain), formatted(grid, grain), torch.float32, reading=token(grid_of(inputs))
+        )
+        assert tap_of("a site", packed).rounding == "dynamic"
+        assert not site_of("a site", packed).unrounded
+        return
     taken = taken[:: 1 + len(taken) // 60]
     with without(row):
         for (grid, grain, inputs), dtype in zip(taken, (row.dtypes * len(taken))[: len(taken)], strict=True):
@@ -266,9 +272,12 @@ def test_every_preset_by_hand() -> None:
             if point is not None:
                 told = capabilities.runs(point, reads.get(select), (4096, 4096))
                 found[plan.name] = tuple(how.partition(" ")[0] for how in told.values())
-    assert {name for name, how in found.items() if how != ("native", "native")} == {"fp8", "zeroquant-fp"}
-    assert found["fp8"] == ("simulated", "native")
-    assert found["zeroquant-fp"] == ("simulated", "simulated")
+    assert {name: how for name, how in found.items() if how != ("native", "native")} == {
+        "fp8": ("simulated", "native"),
+        "quarot-w4a8": ("native", "simulated"),  # but for the tap that is turned first
+        "smoothquant-static": ("simulated", "simulated"),  # on a CPU native in the step
+        "zeroquant-fp": ("simulated", "simulated"),
+    }
 
 
 @pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
@@ -286,3 +295,24 @@ def test_the_step_rounds_inputs_to_integers_beside_every_grid() -> None:
     packed = PackedMatrix(codes, fmt, torch.bfloat16, reading=token(E4M3()))
     with pytest.raises(Unservable, match="a site reads fp8 inputs, which the step does not round"):
         tap_of("a site", packed)
+
+
+def test_what_the_step_alone_rounds_is_said() -> None:
+    """Zero points, stored steps, groups and transforms of inputs: simulated by modules, and native in the step."""
+    fmt = formatted("int4", "group:32")
+    more = (
+        Read(Int(8, symmetric=False)),
+        Read(Int(8), "tensor", static=True),
+        Read(Int(4), "group:32"),
+        Read(Int(8), transform="hadamard"),
+    )
+    for read in more:
+        assert not ask(fmt, SHAPE, read).native
+        assert str(ask(fmt, SHAPE, read, step=True)) == "native (step)"
+    assert ask(fmt, SHAPE, Read(Int(8), "tensor"), step=True).why.endswith("step takes no dynamic steps of a tensor")
+    assert not ask(fmt, SHAPE, Read(E4M3()), step=True).native
+    weights, inputs = parts.point("weights", grid="int4", grain="group:32"), parts.point("inputs", grid="int8-asym")
+    told = capabilities.runs(weights, inputs, SHAPE)
+    assert told[CPU].startswith("simulated (inputs are")
+    assert told[CPU].endswith("); native in the step of one token")
+    assert "step" not in told[CUDA].rpartition(")")[2]

@@ -98,6 +98,15 @@ def test_nothing_learnt_leaves_no_word_in_the_receipt(model: Path, tmp_path: Pat
     assert "learnt" not in json.loads((tmp_path / "out" / "regauge" / "receipt.json").read_text())
 
 
+def test_the_artifact_holds_what_was_learnt(model: Path, tmp_path: Path) -> None:
+    """Its steps are others than those training began with, and the next block starts nearer to the teacher."""
+    began = made(model, tmp_path / "a", recipe("learnt-clip:0.0"))
+    ended = made(model, tmp_path / "b", recipe())
+    assert float(str(ended.learnt[1]["before"])) < 0.98 * float(str(began.learnt[1]["before"]))
+    pairs = zip(began.sites, ended.sites, strict=True)
+    assert all(a.error != b.error for a, b in pairs if a.choice is not None)
+
+
 @pytest.mark.parametrize("rounder", ["nearest", "gptq"])
 def test_the_same_seed_gives_the_same_bytes(rounder: str, model: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)

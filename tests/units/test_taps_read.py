@@ -15,10 +15,11 @@ from regauge.errors import ArtifactError, RecipeError, RefusedError
 from regauge.kernels.cpu.library import available
 from regauge.plan import Plan, parse
 from regauge.runtime.matrices.modules import PackedLinear, PackedMatrix
+from regauge.text.calibration import draw
+from regauge.text.corpora import corpus
 from tests import tiny
 from tests.artifacts import outputs
 from tests.pico import pico, save
-from tests.words import save_tokenizer
 
 READ = {"tokens": 512, "length": 32}
 IDS = torch.arange(3, 30)[None]
@@ -37,7 +38,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=[37, 48], ids=["prime", "constructed"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = save(pico("llama", vocab_size=258, intermediate_size=request.param), tmp_path_factory.mktemp("model") / "m")
-    save_tokenizer(path)
+    tiny.tokenizer().save_pretrained(path)
     return path
 
 
@@ -103,6 +104,21 @@ def test_what_is_kept_lies_under_the_tap(model: Path, text: Path, tmp_path: Path
     wanted = {"blocks.0.mlp.hidden.scale": (1, 1), "blocks.0.mlp.hidden.zero": (1, 1)}
     prime = pico_width(model) == 37
     assert kept == wanted | ({"blocks.0.mlp.hidden.factor": (37, 37)} if prime else {})
+
+
+def test_a_static_step_is_that_of_what_is_read_after_the_transform(model: Path, text: Path, tmp_path: Path) -> None:
+    """By hand: the inner activation of the source's first block on the calibration text, turned, least to greatest."""
+    apply(recipe(BOTH), model, tmp_path / "out", calibration=text, **READ)
+    packed, source = rg.load(tmp_path / "out"), rg.load(model)
+    reading = packed.model.layers[0].mlp.down_proj.parts[0].reading
+    seen: list[torch.Tensor] = []
+    source.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    with torch.no_grad():
+        source(draw(corpus(text), tiny.tokenizer(), 512, 32, 0, True).inputs)
+    turned = reading.transform.forward(seen[0].double())
+    assert (turned - seen[0]).abs().max() > 0.1 * seen[0].abs().max()
+    step = float(turned.max().clamp(min=0) - turned.min().clamp(max=0)) / 255
+    assert float(reading.step.scale_G1) == pytest.approx(step, rel=1e-4)
 
 
 def pico_width(model: Path) -> int:

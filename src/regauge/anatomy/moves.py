@@ -151,7 +151,7 @@ def _along(move: Move, x: Tensor, axis: int, width: int = 1) -> Tensor:
         return move.fast(x, axis)
     value = move.vector().to(x.device)
     if move.kind in INDICES:
-        index = (value[:, None] * width + torch.arange(width, device=x.device)).flatten()
+        index = (value[:, None] * width + torch.arange(width, device=x.device, dtype=torch.int64)).flatten()
         return x.index_select(axis, index)
     value = value.to(x.dtype)
     if move.kind in MATRICES:

@@ -78,8 +78,8 @@ def rows_of(slot: Slot, total: int) -> Tensor:
     """Which of a module's `total` output rows belong to a site."""
     if slot.heads is not None:
         count, pieces, which = slot.heads
-        return torch.arange(total).reshape(count, pieces, -1)[:, which].reshape(-1)
-    return torch.arange(*(slot.rows or (0, total)))
+        return torch.arange(total, dtype=torch.int64, device="cpu").reshape(count, pieces, -1)[:, which].reshape(-1)
+    return torch.arange(*(slot.rows or (0, total)), dtype=torch.int64, device="cpu")
 
 
 def gather(anatomy: Anatomy, parameters: Mapping[str, Tensor]) -> Weights:

@@ -101,8 +101,12 @@ def pairs(plumbing: Plumbing) -> tuple[Tensor, Tensor]:
     """The two channels of each rotary pair."""
     half = plumbing.rotary // 2
     if plumbing.pairing == "interleaved":
-        return torch.arange(0, 2 * half, 2), torch.arange(1, 2 * half, 2)
-    return torch.arange(half), torch.arange(half, 2 * half)
+        return torch.arange(0, 2 * half, 2, dtype=torch.int64, device="cpu"), torch.arange(
+            1, 2 * half, 2, dtype=torch.int64, device="cpu"
+        )
+    return torch.arange(half, dtype=torch.int64, device="cpu"), torch.arange(
+        half, 2 * half, dtype=torch.int64, device="cpu"
+    )
 
 
 def _check_indices(what: str, kind: str, value: Tensor, size: int, condition: str, plumbing: Plumbing) -> None:
@@ -113,7 +117,7 @@ def _check_indices(what: str, kind: str, value: Tensor, size: int, condition: st
             f"{what}: the indices must be distinct and lie in 0..{size - 1}, and there must be at least one"
         )
     if kind == "permute" and condition == "free":
-        fixed = torch.arange(plumbing.rotary)
+        fixed = torch.arange(plumbing.rotary, dtype=torch.int64, device="cpu")
         if not torch.equal(value[: plumbing.rotary].cpu(), fixed):
             raise MoveError(
                 f"{what}: rotary embeddings turn channels 0..{plumbing.rotary - 1}, each pair at its own frequency; "
@@ -141,7 +145,7 @@ def _check_scale(what: str, value: Tensor, condition: str, plumbing: Plumbing) -
 
 def _check_orthogonal(what: str, q: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(q.shape[0], 4, dtype=q.dtype, generator=generator).to(q.device)
+    x = torch.randn(q.shape[0], 4, dtype=q.dtype, generator=generator, device="cpu").to(q.device)
     defect = float((q.T @ (q @ x) - x).abs().max() / x.abs().max())
     if not defect <= ORTHOGONAL:
         raise MoveError(

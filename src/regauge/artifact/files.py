@@ -206,7 +206,7 @@ def read(path: Path, names: set[str] | None = None) -> dict[str, Tensor]:
         for name, (dtype, shape, first, last) in sorted(found.items(), key=lambda item: item[1][2]):
             if names is not None and name not in names:
                 continue
-            flat = torch.empty(last - first, dtype=torch.uint8)
+            flat = torch.empty(last - first, dtype=torch.uint8, device="cpu")
             file.seek(first)
             got = file.readinto(flat.numpy().data) if last > first else 0
             if got != last - first:

@@ -154,7 +154,9 @@ def passes(job: Job, read: Reading, flop: float | None = None) -> list[str]:
 
 def _tried() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(EDGE, EDGE, generator=generator), torch.randn(EDGE, EDGE, generator=generator)
+    return torch.randn(EDGE, EDGE, generator=generator, dtype=torch.float32, device="cpu"), torch.randn(
+        EDGE, EDGE, generator=generator, dtype=torch.float32, device="cpu"
+    )
 
 
 def speed() -> float:

@@ -73,7 +73,13 @@ class Shaping:
 
     def pruned(self, anatomy: Anatomy) -> Anatomy:
         """The anatomy in the sizes that stay."""
-        return transform([Move("select", name, torch.arange(count)) for name, count in self.kept.items()], anatomy)
+        return transform(
+            [
+                Move("select", name, torch.arange(count, dtype=torch.int64, device="cpu"))
+                for name, count in self.kept.items()
+            ],
+            anatomy,
+        )
 
     def blocks(self, anatomy: Anatomy) -> list[int]:
         """The blocks out of which something is taken."""
@@ -140,7 +146,9 @@ def allot(cuts: Mapping[str, Cut], anatomy: Anatomy, scores: Mapping[str, Tensor
     for some in together.values():
         held: list[Group] = list(dict.fromkeys(whole[cut.stream] for cut in some))
         allocation = some[0].allocation
-        alike = {name: torch.linspace(1, 2, g.units, dtype=torch.float64) for g in held for name in g.names}
+        alike = {
+            name: torch.linspace(1, 2, g.units, dtype=torch.float64, device="cpu") for g in held for name in g.names
+        }
         kept |= allocation(held, scores or alike)
     return kept
 

@@ -81,7 +81,7 @@ class Collector:
             found_TI = torch.cat([self.sums["sample"], found_TI])
         while len(found_TI) > 2 * SAMPLE:
             found_TI, step = found_TI[::2].clone(), step * 2
-        self.sums |= {"sample": found_TI, "step": torch.tensor(step)}
+        self.sums |= {"sample": found_TI, "step": torch.tensor(step, dtype=torch.int64, device="cpu")}
 
     def finish(self) -> dict[str, Tensor]:
         """Means over tokens, by name. The collector is spent: its memory goes with the result."""
@@ -96,15 +96,19 @@ class Collector:
         for name in self.needs & frozenset(STATISTICS):
             if name not in found and name != "count":
                 found[name] = _unseen(name, self.channels)
-        found["count"] = torch.tensor(self.count)
+        found["count"] = torch.tensor(self.count, dtype=torch.int64, device="cpu")
         return found
 
 
 def _unseen(name: str, channels: int) -> Tensor:
     """White noise of variance one: XᵀX/T = 1, under which rounding is nearest."""
     if name == "hessian":
-        return torch.eye(channels, dtype=torch.float64)
-    return -torch.ones(channels) if name == "minimum" else torch.ones(channels)
+        return torch.eye(channels, dtype=torch.float64, device="cpu")
+    return (
+        -torch.ones(channels, dtype=torch.float32, device="cpu")
+        if name == "minimum"
+        else torch.ones(channels, dtype=torch.float32, device="cpu")
+    )
 
 
 @dataclass(frozen=True, eq=False)

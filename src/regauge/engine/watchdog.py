@@ -120,13 +120,14 @@ class Clock:
 
 @contextlib.contextmanager
 def quiet_torch(threads: int | None = None) -> Iterator[None]:
-    """No gradients; the caller's random state and thread count are as before when the block ends.
+    """No gradients, and tensors on the CPU whatever the default device; the caller's random state and thread count are
+    as before when the block ends.
 
     Args:
         threads: how many threads to use inside.
     """
     before = torch.get_num_threads()
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad(), torch.device("cpu"):
         try:
             if threads is not None and threads != before:
                 torch.set_num_threads(threads)

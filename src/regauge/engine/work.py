@@ -116,7 +116,7 @@ class Pass:
         runner, states = self.running()
         assert self.whole is not None, "it runs, so the whole block does"
         run_whole, run_cut = self.whole.bind(block, before, states), runner.bind(block, after, states)
-        sums, tokens = torch.zeros(3, dtype=torch.float64), 0
+        sums, tokens = torch.zeros(3, dtype=torch.float64, device="cpu"), 0
         for batch, x_BTD in enumerate(states.hidden):
             whole_BTD, cut_BTD = run_whole(x_BTD, batch), run_cut(x_BTD, batch)
             for index, of in enumerate((cut_BTD - whole_BTD, whole_BTD, whole_BTD - x_BTD)):

@@ -55,7 +55,7 @@ class Int:
 
     @cached_property
     def table(self) -> Tensor:
-        return torch.arange(1 << self.bits, dtype=torch.float32) + self.low
+        return torch.arange(1 << self.bits, dtype=torch.float32, device="cpu") + self.low
 
     def snap(self, z: Tensor) -> Tensor:
         return z.round().clamp_(self.low, self.high)
@@ -116,7 +116,7 @@ class Float:
             exponent, fraction = code >> self.mantissa, (code & ((1 << self.mantissa) - 1)) / (1 << self.mantissa)
             values.append(self.tiny * (fraction if exponent == 0 else 2.0 ** (exponent - 1) * (1 + fraction)))
         values = [value if value <= self.top else math.nan for value in values]
-        return torch.tensor(values + [-value for value in values], dtype=torch.float32)
+        return torch.tensor(values + [-value for value in values], dtype=torch.float32, device="cpu")
 
     def snap(self, z: Tensor) -> Tensor:
         if self.cast is not None:
@@ -223,7 +223,7 @@ class CodeBook:
 
     @cached_property
     def table(self) -> Tensor:
-        return torch.tensor(self.values, dtype=torch.float32)
+        return torch.tensor(self.values, dtype=torch.float32, device="cpu")
 
     @cached_property
     def _middles(self) -> tuple[float, ...]:
@@ -253,9 +253,9 @@ def normal_quantiles(bits: int = 4, offset: float = 0.9677083) -> tuple[float, .
         offset: probability of the outermost quantile, ½(1 − 1/32 + 1 − 1/30) for 4 bits.
     """
     half = 1 << (bits - 1)
-    up = torch.special.ndtri(torch.linspace(offset, 0.5, half + 1)[:-1].double())
-    down = -torch.special.ndtri(torch.linspace(offset, 0.5, half)[:-1].double())
-    values = torch.cat([down, torch.zeros(1, dtype=torch.float64), up]).sort().values
+    up = torch.special.ndtri(torch.linspace(offset, 0.5, half + 1, dtype=torch.float32, device="cpu")[:-1].double())
+    down = -torch.special.ndtri(torch.linspace(offset, 0.5, half, dtype=torch.float32, device="cpu")[:-1].double())
+    values = torch.cat([down, torch.zeros(1, dtype=torch.float64, device="cpu"), up]).sort().values
     return tuple(float(value) for value in (values.float() / values.float().max()))
 
 

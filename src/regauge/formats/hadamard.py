@@ -65,13 +65,13 @@ class Kronecker:
 
     def matrix(self) -> Tensor:
         """The map written out (n, n), float64."""
-        return self(torch.eye(self.size, dtype=torch.float64), 0)
+        return self(torch.eye(self.size, dtype=torch.float64, device="cpu"), 0)
 
 
 def rotation(n: int, seed: int) -> Kronecker:
     """A randomised Hadamard of size n, or the nearest thing to it; the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (n,), generator=generator, dtype=torch.int64) * 2 - 1
+    signs = torch.randint(0, 2, (n,), generator=generator, dtype=torch.int64, device="cpu") * 2 - 1
     orders = factorise(n)
     rest = 1
     if orders is None:
@@ -80,11 +80,13 @@ def rotation(n: int, seed: int) -> Kronecker:
     factors = [_normalised(order) for order in _chunks(orders)]
     made = f"Hadamard of size {n // rest} ({_say(orders)})"
     if rest > 1:
-        gaussian = torch.randn(rest, rest, generator=generator, dtype=torch.float64)
+        gaussian = torch.randn(rest, rest, generator=generator, dtype=torch.float64, device="cpu")
         factors.append(torch.linalg.qr(gaussian)[0])
         made = f"random orthogonal matrix of size {rest}" + (f" times a {made}" if n > rest else "")
         made += f": no construction of a Hadamard of size {n} is known here"
-    return Kronecker(tuple(factors) or (torch.ones(1, 1, dtype=torch.float64),), signs.to(torch.float64), made)
+    return Kronecker(
+        tuple(factors) or (torch.ones(1, 1, dtype=torch.float64, device="cpu"),), signs.to(torch.float64), made
+    )
 
 
 def straight(n: int, rest: Tensor | None = None) -> tuple[Kronecker, Tensor | None]:
@@ -97,7 +99,7 @@ def straight(n: int, rest: Tensor | None = None) -> tuple[Kronecker, Tensor | No
         ValueError: `rest` does not complete a Hadamard of this size.
     """
     made = rotation(n, 0)
-    ones = torch.ones(n, dtype=torch.float64)
+    ones = torch.ones(n, dtype=torch.float64, device="cpu")
     if factorise(n) is not None:
         if rest is not None:
             raise ValueError(f"a Hadamard of size {n} has no factor to keep, and one was found")
@@ -113,7 +115,7 @@ def hadamard(n: int) -> Tensor | None:
     orders = factorise(n)
     if orders is None:
         return None
-    matrix = torch.ones(1, 1, dtype=torch.int8)
+    matrix = torch.ones(1, 1, dtype=torch.int8, device="cpu")
     for order in orders:
         matrix = torch.kron(matrix, prime_order(order))
     return matrix
@@ -135,21 +137,21 @@ def factorise(n: int) -> tuple[int, ...] | None:
 def prime_order(order: int) -> Tensor:
     """The Hadamard matrix of one construction: order 2, or Paley I or II."""
     if order == 2:
-        return torch.tensor([[1, 1], [1, -1]], dtype=torch.int8)
+        return torch.tensor([[1, 1], [1, -1]], dtype=torch.int8, device="cpu")
     found = _paley(order)
     if found is None:
         raise ValueError(f"no Paley construction has order {order}")
     kind, q = found
     size = q + 1
-    core = torch.ones(size, size, dtype=torch.int8)
+    core = torch.ones(size, size, dtype=torch.int8, device="cpu")
     core[1:, 1:] = _jacobsthal(q)
     core[0, 0] = 0
-    eye = torch.eye(size, dtype=torch.int8)
+    eye = torch.eye(size, dtype=torch.int8, device="cpu")
     if kind == 1:
         core[1:, 0] = -1
         return core + eye
-    plus = torch.tensor([[1, 1], [1, -1]], dtype=torch.int8)
-    minus = torch.tensor([[1, -1], [-1, -1]], dtype=torch.int8)
+    plus = torch.tensor([[1, 1], [1, -1]], dtype=torch.int8, device="cpu")
+    minus = torch.tensor([[1, -1], [-1, -1]], dtype=torch.int8, device="cpu")
     return torch.kron(core, plus) + torch.kron(eye, minus)
 
 
@@ -176,11 +178,13 @@ def _prime_power(q: int) -> tuple[int, int] | None:
 def _jacobsthal(q: int) -> Tensor:
     """χ(a − b) for all a, b of GF(q), χ the quadratic character: 0 at 0, 1 at squares, −1 elsewhere."""
     p, e = _prime_power(q) or (0, 0)
-    place = torch.tensor([p**i for i in range(e)])
-    character = torch.zeros(q, dtype=torch.int8)
+    place = torch.tensor([p**i for i in range(e)], dtype=torch.int64, device="cpu")
+    character = torch.zeros(q, dtype=torch.int8, device="cpu")
     for exponent, element in enumerate(_powers(p, e)):
-        character[torch.tensor(element) @ place] = (-1) ** exponent  # the squares are the even powers
-    digits = torch.tensor(list(product(range(p), repeat=e))).flip(1)
+        character[torch.tensor(element, dtype=torch.int64, device="cpu") @ place] = (
+            -1
+        ) ** exponent  # the squares are the even powers
+    digits = torch.tensor(list(product(range(p), repeat=e)), dtype=torch.int64, device="cpu").flip(1)
     return torch.stack([character[((digits[a] - digits) % p) @ place] for a in range(q)])
 
 
@@ -214,7 +218,7 @@ def _chunks(orders: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def _normalised(orders: Sequence[int]) -> Tensor:
-    matrix = torch.ones(1, 1, dtype=torch.int8)
+    matrix = torch.ones(1, 1, dtype=torch.int8, device="cpu")
     for order in orders:
         matrix = torch.kron(matrix, prime_order(order))
     return matrix.to(torch.float64) / math.sqrt(matrix.shape[0])

@@ -54,13 +54,15 @@ class LearntClip:
 
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
         """The step before training."""
-        share_G1 = torch.full((x_GK.shape[0], 1), self.start, device=x_GK.device)
+        share_G1 = torch.full((x_GK.shape[0], 1), self.start, dtype=torch.float32, device=x_GK.device)
         return _step({BOTTOM: share_G1, TOP: share_G1}, x_GK, grid, scale)
 
     def init(self, w_OI: Tensor, fmt: Format) -> dict[str, Tensor]:
         """β and γ of every group, (G, 1) float32."""
         groups, _ = fmt.grain.groups((w_OI.shape[0], w_OI.shape[1]))
-        return {name: torch.full((groups, 1), self.start, device=w_OI.device) for name in (BOTTOM, TOP)}
+        return {
+            name: torch.full((groups, 1), self.start, dtype=torch.float32, device=w_OI.device) for name in (BOTTOM, TOP)
+        }
 
     def apply(self, parameters: Mapping[str, Tensor], w_OI: Tensor, fmt: Format, progress: float) -> Tensor:
         """Ŵ under these ends, float32, differentiable in them and in W."""

@@ -198,7 +198,7 @@ class Search:
 
 def squared_error(x_GK: Tensor, step: Step, grid: Grid, weight_GK: Tensor | None = None) -> Tensor:
     """Σ weight · (x − x̂)² of each group (G, 1), float32."""
-    error_G1 = torch.empty(x_GK.shape[0], 1, device=x_GK.device)
+    error_G1 = torch.empty(x_GK.shape[0], 1, device=x_GK.device, dtype=torch.float32)
     for part in chunks(x_GK):
         x = x_GK[part].float()
         z = _codes(x, part, step, grid)

@@ -236,9 +236,9 @@ class TwoLevel:
             return self
         largest = float(scale_G1.max())
         if largest <= 0:
-            return TwoLevel(torch.ones(1))
+            return TwoLevel(torch.ones(1, dtype=torch.float32, device="cpu"))
         # 448 · high / absmax, in float32 and in this order, is compressed-tensors' figure to the bit.
-        peak = torch.tensor([largest], dtype=torch.float32) * grid.high
+        peak = torch.tensor([largest], dtype=torch.float32, device="cpu") * grid.high
         return TwoLevel((448.0 * grid.high / peak).clamp(2.0**-100, 2.0**110))
 
     def bytes(self, groups: int, rows: int = 1) -> int:

@@ -149,7 +149,7 @@ class Turned:
     @cached_property
     def native(self) -> Native:
         first, *others = self.turn.factors
-        rest = torch.ones(1, 1, dtype=torch.float64)
+        rest = torch.ones(1, 1, dtype=torch.float64, device="cpu")
         for factor in others:
             rest = torch.kron(rest, factor)
         pair = first.T.float().contiguous(), rest.T.float().contiguous()

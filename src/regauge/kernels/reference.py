@@ -91,7 +91,7 @@ def _unpack_rows(packed_OB: Tensor, bits: int) -> Tensor:
     eights = torch.zeros(rows, packed_OB.shape[1] // bits, 8, dtype=torch.uint8, device=packed_OB.device)
     eights[..., :bits] = packed_OB.reshape(rows, -1, bits)
     word = eights.view(torch.int64)  # (rows, eights, 1)
-    shifts = torch.arange(0, 8 * bits, bits, device=packed_OB.device)
+    shifts = torch.arange(0, 8 * bits, bits, device=packed_OB.device, dtype=torch.int64)
     return ((word >> shifts) & ((1 << bits) - 1)).to(torch.uint8).reshape(rows, -1)
 
 

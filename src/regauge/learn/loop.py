@@ -63,7 +63,7 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """Everything, by flat names; `State.of` is the inverse to the bit."""
         numbers = [self.step, self.first, self.least, self.waited, self.ended]
-        found = {"numbers": torch.tensor(numbers, dtype=torch.float64)}
+        found = {"numbers": torch.tensor(numbers, dtype=torch.float64, device="cpu")}
         for room in _ROOMS:
             found |= {f"{room}/{name}": value for name, value in getattr(self, room).items()}
         return found
@@ -162,7 +162,9 @@ def _step(problem: Problem, settings: Settings, seed: int, state: State) -> Stat
 def order(seed: int, reading: int, batches: int) -> Tensor:
     """In which order the batches come in one reading of the text: a function of its arguments and nothing else."""
     mixed = hashlib.sha256(f"{seed} {reading}".encode()).digest()[:7]
-    return torch.randperm(batches, generator=torch.Generator().manual_seed(int.from_bytes(mixed, "big")))
+    return torch.randperm(
+        batches, generator=torch.Generator().manual_seed(int.from_bytes(mixed, "big")), dtype=torch.int64, device="cpu"
+    )
 
 
 def _error(problem: Problem, parameters: Parameters) -> float:

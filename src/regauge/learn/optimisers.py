@@ -41,7 +41,7 @@ class AdamW:
     decay: float = 0.0
 
     def init(self, parameters: Parameters) -> dict[str, Tensor]:
-        state = {"step": torch.zeros((), dtype=torch.int64)}
+        state = {"step": torch.zeros((), dtype=torch.int64, device="cpu")}
         for name, value in parameters.items():
             state |= {f"first {name}": torch.zeros_like(value), f"second {name}": torch.zeros_like(value)}
         return state
@@ -50,7 +50,7 @@ class AdamW:
         self, parameters: Parameters, gradients: Parameters, state: State, rates: Mapping[str, float]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         step = int(state["step"]) + 1
-        after: dict[str, Tensor] = {"step": torch.tensor(step)}
+        after: dict[str, Tensor] = {"step": torch.tensor(step, dtype=torch.int64, device="cpu")}
         moved: dict[str, Tensor] = {}
         shrunk, root = 1 - self.first**step, (1 - self.second**step) ** 0.5
         for name, value in parameters.items():

@@ -159,7 +159,9 @@ def prefill_rate(model: Model, prompt_BT: Tensor) -> Thunk:
 def prompt_of(vocabulary: int, most: int | None) -> Tensor:
     """Random ids (1, T) to time with: a prefill's worth, or half of what the model reads at once."""
     length = PREFILL if most is None else min(PREFILL, most // 2)
-    return torch.randint(0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, vocabulary, (1, length), generator=torch.Generator().manual_seed(0), dtype=torch.int64, device="cpu"
+    )
 
 
 def speeds(models: Mapping[str, Model], prompt_BT: Tensor, rounds: int) -> dict[str, dict[str, Speed]]:
@@ -194,16 +196,16 @@ def cache_bytes_a_token(model: Model, prompt_BT: Tensor) -> float:
 
 
 _CHILD = """
-import ctypes, gc, json, sys
+import gc, json, sys
+import psutil
 import torch
 from regauge import load
+from regauge.kernels.cpu.machine import anonymous_bytes, trim
 def resident():
     gc.collect()
-    if sys.platform == "linux":
-        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
-    with open("/proc/self/status") as lines:
-        found = dict(line.split(":", 1) for line in lines)
-    return [int(found[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile")]
+    trim()
+    anonymous = anonymous_bytes()
+    return [anonymous, psutil.Process().memory_info().rss - anonymous]
 def ready():
     model = load(sys.argv[1], dtype=None if sys.argv[2] == "stored" else getattr(torch, sys.argv[2]))
     with torch.inference_mode():
@@ -218,7 +220,7 @@ print(json.dumps({"anonymous": after[0] - before[0], "file": max(after[1] - befo
 
 
 def memory(path: str | Path, dtype: str = "stored", timeout: float = 600.0) -> Memory:
-    """Loads the model in a fresh process, runs one token, and reads the kernel's count (Linux).
+    """Loads the model in a fresh process, runs one token, and reads the system's count.
 
     The process loads it twice and lets the first go, so that what libraries keep for themselves does not count.
     """

@@ -24,8 +24,12 @@ def embed(model: Any, inputs: Sequence[Tensor], lengths: Sequence[Sequence[int]]
     """
     found = []
     for index, ids_BT in enumerate(inputs):
-        length_B = torch.full((ids_BT.shape[0],), ids_BT.shape[1]) if lengths is None else torch.tensor(lengths[index])
-        mask_BT = (torch.arange(ids_BT.shape[1]) < length_B[:, None]).long()
+        length_B = (
+            torch.full((ids_BT.shape[0],), ids_BT.shape[1], dtype=torch.int64, device="cpu")
+            if lengths is None
+            else torch.tensor(lengths[index], dtype=torch.int64, device="cpu")
+        )
+        mask_BT = (torch.arange(ids_BT.shape[1], dtype=torch.int64, device="cpu") < length_B[:, None]).long()
         hidden_BTD = model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state.float()
         mean_BD = (hidden_BTD * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True)
         found.append(torch.nn.functional.normalize(mean_BD, dim=-1))

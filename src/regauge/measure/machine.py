@@ -59,7 +59,7 @@ def machine() -> Machine:
 
 
 def _cpuinfo(path: Path) -> tuple[str, frozenset[str]]:
-    """(model name, flags) from a Linux cpuinfo; empty elsewhere."""
+    """(model name, flags) from a Linux cpuinfo, which psutil does not tell; empty elsewhere."""
     if not path.exists():
         return "", frozenset()
     found: dict[str, str] = {}

@@ -18,7 +18,7 @@ def continuations(model: nn.Module, tokenizer: Any, prompts: Sequence[str], toke
     generate: Any = model.generate
     found = []
     for prompt in prompts:
-        ids = torch.tensor([tokenizer.encode(prompt)])
+        ids = torch.tensor([tokenizer.encode(prompt)], dtype=torch.int64, device="cpu")
         out = generate(
             ids,
             attention_mask=torch.ones_like(ids),

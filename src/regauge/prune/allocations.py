@@ -80,7 +80,12 @@ class Global(_Kept):
         even = {name: scores[name] / scores[name].square().mean().sqrt().clamp_min(1e-300) for name in scores}
         names = [name for group in groups for name in group.names]
         every = torch.cat([even[name] for name in names])
-        whose = torch.cat([torch.full((len(even[name]),), number) for number, name in enumerate(names)])
+        whose = torch.cat(
+            [
+                torch.full((len(even[name]),), number, dtype=torch.int64, device="cpu")
+                for number, name in enumerate(names)
+            ]
+        )
         stay = every.argsort(descending=True, stable=True)[: round(self.keep * len(every))]
         counts = dict(zip(names, whose[stay].bincount(minlength=len(names)).tolist(), strict=True))
         return {

@@ -43,7 +43,9 @@ class LeastSquares:
 
     def __call__(self, w_ON: Tensor, kept_K: Tensor, stats: Stats) -> Tensor:
         h_NN = statistic(stats, "hessian", "repair 'least-squares'").to(torch.float64)
-        dropped_D = torch.ones(len(h_NN), dtype=torch.bool).index_fill_(0, kept_K, False).nonzero().flatten()
+        dropped_D = (
+            torch.ones(len(h_NN), dtype=torch.bool, device="cpu").index_fill_(0, kept_K, False).nonzero().flatten()
+        )
         w_ON = w_ON.to(torch.float64)
         w_OK = w_ON[:, kept_K]
         ridge = self.damp * float(h_NN.diagonal().mean())

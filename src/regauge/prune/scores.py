@@ -22,7 +22,7 @@ class Random:
 
     def __call__(self, stream: Stream, weights: Weights, stats: Stats) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {stream.name}".encode()))
-        return torch.rand(stream.size, generator=generator, dtype=torch.float64)
+        return torch.rand(stream.size, generator=generator, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Magnitude:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, stream: Stream, weights: Weights, stats: Stats) -> Tensor:
-        total_N = torch.zeros(stream.size, dtype=torch.float64)
+        total_N = torch.zeros(stream.size, dtype=torch.float64, device="cpu")
         for port in (*stream.writers, *stream.through, *stream.readers):
             if port.tensor.endswith(".weight"):
                 total_N += weights[port.tensor].to(torch.float64).square().sum(1 - port.axis)

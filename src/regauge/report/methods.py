@@ -130,7 +130,9 @@ def _measured(names: tuple[str, ...]) -> str:
     for name in names:
         row = _kept()["rows"].get(name)
         if row is not None:
-            beside = f", nearest {row['null_kl'][0]:.2g} ({row['verdict']})" if "null_kl" in row else ""
+            beside = (
+                f", {row.get('null', 'nearest')} {row['null_kl'][0]:.2g} ({row['verdict']})" if "null_kl" in row else ""
+            )
             told.append(f"{name}: KL {row['kl'][0]:.2g}{beside}")
     return "; ".join(told) or UNMEASURED
 

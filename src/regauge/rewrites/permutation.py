@@ -85,7 +85,7 @@ def _contribution(stream: Stream, weights: Weights, stats: Statistics) -> Tensor
 
 
 def _residual(anatomy: Anatomy, stats: Statistics) -> Tensor:
-    total = torch.zeros(anatomy.hidden, dtype=torch.float64)
+    total = torch.zeros(anatomy.hidden, dtype=torch.float64, device="cpu")
     for stream in anatomy.streams:
         if stream.kind == "norm":
             site = stream.readers[0].tensor.removesuffix(".weight")

@@ -138,7 +138,7 @@ def _fixed(w_OI: Tensor, fmt: Format, step: Step, made: Factor, order_I: Tensor 
     rows, columns = w_OI.shape
     codes_OI = torch.empty(rows, columns, dtype=torch.uint8, device=w_OI.device)
     steps = _Columns.of(step, fmt, (rows, columns), w_OI.dtype)
-    group_I = torch.arange(columns, device=w_OI.device) // fmt.grain.span((rows, columns))
+    group_I = torch.arange(columns, device=w_OI.device, dtype=torch.int64) // fmt.grain.span((rows, columns))
     if order_I is not None:
         w_OI, group_I = w_OI[:, order_I], group_I[order_I]
     groups = group_I.tolist()

@@ -33,6 +33,7 @@ DECODED = "decoded"
 """The way of every format that no kernel reads."""
 SMALL, PADDING = 64 << 10, 1.03
 """Panels may pad a matrix to so many times its codes, or to so many bytes."""
+STEPPED = "; native in the step of one token"
 Shape = tuple[int, int]
 
 
@@ -65,7 +66,7 @@ def ask(
     dtype: torch.dtype = torch.bfloat16,
     device: str = CPU,
     here: bool = False,
-    few: bool = False,
+    step: bool = False,
 ) -> Answer:
     """How a matrix of this format and shape (O, I) is multiplied.
 
@@ -74,14 +75,14 @@ def ask(
         dtype: of the inputs.
         device: `cpu` or `cuda`.
         here: whether what is not installed here counts as absent; without it the answer is the same everywhere.
-        few: whether it is asked for a few tokens at a time only.
+        step: whether it is asked for the native step, of one token a sequence.
 
     Raises:
         SettingError: the runtime has no kernels for such a device.
     """
     if device not in DEVICES:
         raise SettingError(f"the runtime has no kernels for {device!r}{nearest(device, DEVICES)}")
-    rows = [row for row in ROWS if row.device == device and few >= row.few]
+    rows = sorted((row for row in ROWS if row.device == device and step >= row.taps), key=lambda row: not row.taps)
     fits, why = _first(rows, fmt, shape, inputs, dtype, here)
     if fits is not None:
         return Answer(fits.kernel, rounds=inputs is not None)
@@ -105,7 +106,9 @@ def read_of(reading: Point | None) -> Read | None:
 def runs(choice: Point, reading: Point | None, shape: Shape) -> dict[str, str]:
     """How a site runs on each kind of device, for receipts and `explain`: device → `native (…)` or `simulated (…)`."""
     fmt, read = parts.format_of(choice), read_of(reading)
-    return {device: str(ask(fmt, shape, read, device=device)) for device in DEVICES}
+    found = {device: ask(fmt, shape, read, device=device) for device in DEVICES}
+    stepped = read is not None and not found[CPU].native and ask(fmt, shape, read, step=True).native
+    return {device: f"{how}{STEPPED if stepped and device == CPU else ''}" for device, how in found.items()}
 
 
 def _first(
@@ -152,12 +155,14 @@ def _bits(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
 def _inputs(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
     if inputs is None:
         return ""
-    if inputs.transform != "identity":
+    grid, grain = inputs.grid, inputs.grain.partition(":")[0]
+    if inputs.transform != "identity" and not row.taps:
         return f"{row.kernel} does not apply {inputs.transform}"
-    if inputs.static or inputs.grain != "token":
+    if not row.taps and (inputs.static or grain != "token"):
         return f"{row.kernel} takes inputs with a step of their own a token"
-    grid = inputs.grid
-    fits = grid.kind == row.inputs and grid.bits in row.input_bits and grid.symmetric
+    if row.taps and grain not in (("token", "tensor") if inputs.static else ("token", "group")):
+        return f"{row.kernel} takes no {'stored' if inputs.static else 'dynamic'} steps of a {inputs.grain}"
+    fits = grid.kind == row.inputs and grid.bits in row.input_bits and (grid.symmetric or row.taps)
     if fits and (row.input_like is None or is_like(grid, row.input_like)):
         return ""
     return f"{row.kernel} does not round inputs to {grid.name} beside weights of {fmt.grid.name}"
@@ -218,7 +223,7 @@ def is_like(grid: Grid, dtype: torch.dtype) -> bool:
 @lru_cache(maxsize=64)
 def _is_like(grid: Grid, dtype: torch.dtype) -> bool:
     seen = ~grid.table.isnan()
-    table = torch.arange(1 << grid.bits).to(torch.uint8).view(dtype).float()
+    table = torch.arange(1 << grid.bits, dtype=torch.int64, device="cpu").to(torch.uint8).view(dtype).float()
     return grid.bits == 8 and len(table) == len(seen) and torch.equal(table[seen], grid.table[seen])
 
 

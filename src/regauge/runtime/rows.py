@@ -57,7 +57,8 @@ class Row:
         inputs: kind of the inputs' grid; "" for inputs that are not rounded.
         input_bits: of a code of the inputs, which are symmetric and have a step a token, of each call's own values.
         dtypes: of the inputs and of the result.
-        few: whether only a few tokens at a time go so, as in the native step; with more it is not native.
+        taps: whether inputs may also have zero points, stored steps, groups of channels and a transform: the native
+            step rounds them itself, one token a sequence; with more tokens it is not native.
     """
 
     device: str
@@ -79,7 +80,7 @@ class Row:
     input_bits: tuple[int, ...] = ()
     input_like: torch.dtype | None = None
     dtypes: tuple[torch.dtype, ...] = FLOATS
-    few: bool = False
+    taps: bool = False
 
 
 EVERY = tuple(range(1, 9))
@@ -91,7 +92,7 @@ NATIVE, TRITON, TORCH, INT4 = "the library of C++ kernels", "triton", "torch", "
 MOST = (1 << 17) - 1
 """Inputs whose products of bytes 32 bits surely hold."""
 
-_PANELS = (CPU, "panels", NATIVE)
+_PANELS, _STEP = (CPU, "panels", NATIVE), (CPU, "step", NATIVE)
 ROWS: tuple[Row, ...] = (
     Row(*_PANELS, "integer", EVERY, zeros=True, group=UNITS, panels=True),
     Row(*_PANELS, "float", EVERY, group=UNITS, panels=True),
@@ -99,7 +100,9 @@ ROWS: tuple[Row, ...] = (
     Row(*_PANELS, "integer", EVERY, zeros=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
     Row(*_PANELS, "float", (2, 3, 4), whole=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
     Row(*_PANELS, "table", (1, 2, 3, 4), whole=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
-    Row(*_PANELS, "table", (1, 2, 3, 4), group=UNITS, panels=True, inputs="integer", input_bits=BYTES, few=True),
+    Row(*_STEP, "integer", EVERY, zeros=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
+    Row(*_STEP, "float", EVERY, group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
+    Row(*_STEP, "table", (1, 2, 3, 4), group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
     Row(CPU, "int8 x int8", TORCH, "integer", (8,), tensor=False, inputs="integer", input_bits=(8,),
         dtypes=(*FLOATS, torch.float64)),
     Row(CPU, "int8", TORCH, "integer", (8,), tensor=False, dtypes=(torch.bfloat16,)),

@@ -146,15 +146,22 @@ def _timer(shape: tuple[int, int], option: Option, tokens: int, native: bool, wh
 def seconds(shape: tuple[int, int], option: Option, tokens: int, native: bool, whole: int) -> float:
     """Seconds a token of one product, median over copies taken in turn. `native`: as the step multiplies."""
     generator = torch.Generator().manual_seed(0)
-    w_OI = torch.randn(shape, generator=generator)
-    x_TI = torch.randn(tokens, shape[1], generator=generator)
+    w_OI = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    x_TI = torch.randn(tokens, shape[1], generator=generator, dtype=torch.float32, device="cpu")
     copies = max(1, min(16, whole // (2 * w_OI.numel())))
     arena = Arena()
     products = [_product(w_OI, option, arena, native) for _ in range(copies)]
     with torch.inference_mode():
         found = _median(products, x_TI if native else x_TI.bfloat16())
         if native:  # a step calls once for all its sites
-            found = max(LEAST, found - _median([_native(Site(torch.zeros(1, 1)))], torch.zeros(1, 1)))
+            found = max(
+                LEAST,
+                found
+                - _median(
+                    [_native(Site(torch.zeros(1, 1, dtype=torch.float32, device="cpu")))],
+                    torch.zeros(1, 1, dtype=torch.float32, device="cpu"),
+                ),
+            )
     return found / tokens
 
 

@@ -58,7 +58,7 @@ class Subject:
     @property
     def itemsize(self) -> int:
         """Bytes of a weight that is stored as it is."""
-        return torch.empty((), dtype=self.source.dtype).element_size()
+        return torch.empty((), dtype=self.source.dtype, device="cpu").element_size()
 
 
 def reader(source: Source, seed: int) -> Reader:

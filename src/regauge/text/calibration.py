@@ -104,7 +104,7 @@ def draw(
     notes = list(corpus.notes)
     if len(found) < count:
         notes.append(f"the text gave {have:,} calibration tokens of the {tokens:,} that the recipe asks for")
-    ids_NT = torch.tensor([[*before, *piece, *after] for piece in found], dtype=torch.int64)
+    ids_NT = torch.tensor([[*before, *piece, *after] for piece in found], dtype=torch.int64, device="cpu")
     return Calibration(ids_NT, corpus.description, notes=tuple(notes), details={"text_sha256": corpus.sha256})
 
 
@@ -114,7 +114,9 @@ def _draw(
     """Up to `count` pieces of `body` tokens, and how many tokens were seen."""
     size = body * BYTES_A_TOKEN
     stretches = [(d, start) for d, document in enumerate(documents) for start in range(0, document.size, size)]
-    order = torch.randperm(len(stretches), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(
+        len(stretches), generator=torch.Generator().manual_seed(seed), dtype=torch.int64, device="cpu"
+    ).tolist()
     first: list[list[int]] = []
     rest: list[list[int]] = []
     seen = 0
@@ -168,7 +170,9 @@ def images(
     x_NCHW = torch.from_numpy(x_NHWC).permute(0, 3, 1, 2).float() / 255.0
     if x_NCHW.shape[-2:] != (size, size):
         x_NCHW = torch.nn.functional.interpolate(x_NCHW, size=(size, size), mode="bilinear", antialias=True)
-    centre, spread = (torch.tensor(list(values)).view(1, -1, 1, 1) for values in (mean, std))
+    centre, spread = (
+        torch.tensor(list(values), dtype=torch.float32, device="cpu").view(1, -1, 1, 1) for values in (mean, std)
+    )
     return Calibration((x_NCHW - centre) / spread, f"{path.name} ({len(x_NCHW)} images)", kind="images")
 
 

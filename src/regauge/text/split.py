@@ -165,7 +165,9 @@ def _sampled(reader: Reader, sizes: Sizes) -> tuple[list[str], str]:
 
 
 def _shuffled(texts: Sequence[str], seed: int) -> list[str]:
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(
+        len(texts), generator=torch.Generator().manual_seed(seed), dtype=torch.int64, device="cpu"
+    ).tolist()
     return [texts[index] for index in order]
 
 

@@ -62,7 +62,7 @@ class Windows:
                 if stop > start and longest_next * (stop + 1 - start) > tokens:
                     break
                 longest, stop = longest_next, stop + 1
-            ids_BT = torch.zeros(stop - start, longest, dtype=torch.int64)
+            ids_BT = torch.zeros(stop - start, longest, dtype=torch.int64, device="cpu")
             for row, ids in enumerate(self.ids[start:stop]):
                 ids_BT[row, : len(ids)] = ids
             yield Batch(ids_BT, tuple(len(ids) for ids in self.ids[start:stop]), self.document[start:stop])
@@ -72,7 +72,9 @@ class Windows:
         """A sample of whole windows, at least `tokens` predicted tokens where there are as many, spread evenly."""
         if tokens >= self.predicted:
             return self
-        order = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(seed)).tolist()
+        order = torch.randperm(
+            len(self.ids), generator=torch.Generator().manual_seed(seed), dtype=torch.int64, device="cpu"
+        ).tolist()
         kept: list[int] = []
         total = 0
         for index in order:
@@ -136,7 +138,7 @@ def cut(
         pieces = [[*before, *tokens[start : start + room]] for start in range(0, len(tokens), room)]
         pieces = [piece for piece in pieces if len(piece) >= min(shortest, length)]
         for piece in pieces:
-            ids.append(torch.tensor(piece, dtype=torch.int64))
+            ids.append(torch.tensor(piece, dtype=torch.int64, device="cpu"))
             owner.append(found)
             size.append(covered_bytes(piece, tokenizer))
         found += bool(pieces)

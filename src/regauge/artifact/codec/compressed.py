@@ -145,7 +145,7 @@ def _write_packed(sites: list[Site], codes: Mapping[str, Codes], layout: Layout)
     found = {
         "weight_packed": _words(pack(codes_OI, bits)),
         "weight_scale": _scales(sites, codes),
-        "weight_shape": torch.tensor(codes_OI.shape, dtype=torch.int64),
+        "weight_shape": torch.tensor(codes_OI.shape, dtype=torch.int64, device="cpu"),
     }
     if codes[sites[0].name].step.zero_G1 is not None:
         rows = {site.name: codes[site.name].step.fields["zero"].reshape(site.shape[0], -1) for site in sites}

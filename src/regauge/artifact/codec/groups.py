@@ -50,7 +50,12 @@ def read_groups(raw: Mapping[str, Any], anatomy: Anatomy, linear: set[str], dtyp
 
 def _hits(path: str, linear: bool, target: str) -> bool:
     if target.startswith("re:"):
-        return re.match(target[3:], path) is not None
+        try:
+            return re.match(target[3:], path) is not None
+        except re.error as error:
+            raise ArtifactError(
+                f"quantization_config names modules by {target[:80]!r}, which is no pattern: {error}."
+            ) from error
     return target == path or (target == "Linear" and linear)
 
 

@@ -34,8 +34,14 @@ class GaugedNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.kind, self.size, self.eps, self.offset = kind, size, eps, offset
-        self.weight = nn.Parameter(torch.ones(size) - offset, requires_grad=False) if gain else None
-        self.bias = nn.Parameter(torch.zeros(size), requires_grad=False) if bias else None
+        self.weight = (
+            nn.Parameter(torch.ones(size, dtype=torch.float32, device="cpu") - offset, requires_grad=False)
+            if gain
+            else None
+        )
+        self.bias = (
+            nn.Parameter(torch.zeros(size, dtype=torch.float32, device="cpu"), requires_grad=False) if bias else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
@@ -119,7 +125,7 @@ def _form(norm: Norm) -> tuple[str, bool, bool]:
 
 
 def _norm_like(norm: Norm, old: Any) -> GaugedNorm:
-    like = next(iter(old.parameters()), torch.empty(0))
+    like = next(iter(old.parameters()), torch.empty(0, dtype=torch.float32, device="cpu"))
     new = GaugedNorm(norm.kind, norm.size, norm.eps, norm.gain is not None, norm.bias is not None, norm.offset)
     return new.to(device=like.device, dtype=like.dtype).eval()
 

@@ -124,8 +124,8 @@ def _columns(slot: Slot, total: int) -> Tensor:
     """Which outputs of a shared module belong to a site."""
     if slot.heads is not None:
         count, parts, which = slot.heads
-        return torch.arange(total).reshape(count, parts, -1)[:, which].reshape(-1)
-    return torch.arange(*(slot.rows or (0, total)))
+        return torch.arange(total, dtype=torch.int64, device="cpu").reshape(count, parts, -1)[:, which].reshape(-1)
+    return torch.arange(*(slot.rows or (0, total)), dtype=torch.int64, device="cpu")
 
 
 def _rows(module: Any, x: Tensor, keep: Tensor | None) -> Tensor:

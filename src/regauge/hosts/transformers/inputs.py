@@ -47,7 +47,7 @@ class Inputs:
         else:
             x_NH = self._embed(ids_BQ).flatten(0, 1).float()
         if self._places is not None:
-            rows = torch.tensor(positions) + self._table.positions_from
+            rows = torch.tensor(positions, dtype=torch.int64, device="cpu") + self._table.positions_from
             if "matrix" in self._places._modules:
                 x_NH = x_NH + self._places.matrix.take(rows).float()
             else:

@@ -84,7 +84,11 @@ def load(
         )
     dtype = _dtype(dtype)
     figure = None if memory is None else read_figure(memory, str(device))
-    folder = model_folder(str(path), None)
+    with torch.device("cpu"):  # whatever the default device: where the model goes is said
+        return _loaded(model_folder(str(path), None), at, dtype, figure, activations)
+
+
+def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure | None, activations: str | None) -> Any:
     raw = _config(folder)
     quantisation = raw.pop("quantization_config", None)
     if not quantisation:

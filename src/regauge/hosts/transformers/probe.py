@@ -31,7 +31,7 @@ def probe(source: Source, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     if reads_images(source):
         channels, side = image_shape(source)
-        return [torch.randn(1, channels, side, side, generator=generator)]
+        return [torch.randn(1, channels, side, side, generator=generator, dtype=torch.float32, device="cpu")]
     vocabulary = source.anatomy.site("embed").shape[0]
     length = min(TOKENS, context(source) or TOKENS)
-    return [torch.randint(0, vocabulary, (1, length), generator=generator)]
+    return [torch.randint(0, vocabulary, (1, length), generator=generator, dtype=torch.int64, device="cpu")]

@@ -106,7 +106,10 @@ def rotary_module(model: Any, step: Step) -> Any:
 def rotary_tables(module: Any, kinds: list[str | None], rows: int) -> list[tuple[Tensor, Tensor]]:
     """(cosines, sines), float32 (rows, half the channels that turn), of each kind, from the model's own module."""
     found = []
-    positions, like = torch.arange(rows).unsqueeze(0), torch.empty(1, dtype=torch.float32)
+    positions, like = (
+        torch.arange(rows, dtype=torch.int64, device="cpu").unsqueeze(0),
+        torch.empty(1, dtype=torch.float32, device="cpu"),
+    )
     for kind in kinds:
         cosines, sines = module(like, positions) if kind is None else module(like, positions, kind)
         half = cosines.shape[-1] // 2

@@ -37,7 +37,9 @@ def opening(tokenizer: Any, vocabulary: int, seed: int) -> tuple[list[int], str]
         found = getattr(tokenizer, name, None)
         if found is not None:
             return [int(found)], "the start of a text"
-    draw = torch.randint(0, vocabulary, (1,), generator=torch.Generator().manual_seed(seed))
+    draw = torch.randint(
+        0, vocabulary, (1,), generator=torch.Generator().manual_seed(seed), dtype=torch.int64, device="cpu"
+    )
     return [int(draw)], "a random token"
 
 
@@ -92,7 +94,7 @@ def sample(
         for first in range(0, count, BATCH):
             windows = min(BATCH, count - first)
             tick(first, count)
-            ids_BT = torch.tensor([start[:length]] * windows, dtype=torch.int64)
+            ids_BT = torch.tensor([start[:length]] * windows, dtype=torch.int64, device="cpu")
             fresh_BT, past = ids_BT, None
             while ids_BT.shape[1] < length:
                 out = model(input_ids=fresh_BT, past_key_values=past, use_cache=True)

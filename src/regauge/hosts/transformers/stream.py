@@ -62,7 +62,7 @@ def _loop(
         if token in ends:
             return
         yield token
-        ids = torch.tensor([[token]], device=ids.device)
+        ids = torch.tensor([[token]], dtype=torch.int64, device=ids.device)
 
 
 def _ids(model: Any, prompt: str | Sequence[int] | Tensor) -> Tensor:

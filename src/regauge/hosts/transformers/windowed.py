@@ -149,7 +149,7 @@ def window_of_checkpoint(source: Source, dtype: torch.dtype | None, figure: Figu
             return  # tied to another, or rebuilt
         some = extents(present)
         stored = headers[source.pieces[present][0].stored.file][source.pieces[present][0].stored.key][0]
-        flat = torch.empty(sum(extent.size for extent in some), dtype=torch.uint8)
+        flat = torch.empty(sum(extent.size for extent in some), dtype=torch.uint8, device="cpu")
         disk.fill(some, flat.numpy().data)
         tensor: Tensor = flat.view(stored).view(source.shapes[key])
         assign(model, key, tensor, asked, source.pieces[present][0].stored.file)

@@ -74,6 +74,6 @@ def panel_bytes(meta: tuple[int, ...]) -> int:
 
 def aligned(size: int) -> Tensor:
     """uint8 (size,), aligned to 64 bytes."""
-    memory = torch.empty(size + 63, dtype=torch.uint8)
+    memory = torch.empty(size + 63, dtype=torch.uint8, device="cpu")
     start = -memory.data_ptr() % 64
     return memory[start : start + size]

@@ -27,7 +27,7 @@ def bandwidth(threads: int | None = None, seconds: float = 0.1, size: int = SIZE
     """
     if library() is not None:
         return float(kernels().rg_bandwidth(threads or torch.get_num_threads(), size, seconds))
-    buffer = torch.ones(size // 4)
+    buffer = torch.ones(size // 4, dtype=torch.float32, device="cpu")
     best, until = 0.0, time.perf_counter() + seconds
     while not best or time.perf_counter() < until:
         start = time.perf_counter()

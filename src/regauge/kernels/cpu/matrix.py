@@ -133,7 +133,7 @@ def pack(
     rows, columns = codes_OI.shape
     scale_ON = None if scale_ON is None else scale_ON.contiguous()
     meta = meta_of((rows, columns), bits, value, group, scale_ON, zero_ON is not None)
-    table = torch.tensor(value.table, dtype=torch.float32) if value.kind == TABLE else None
+    table = torch.tensor(value.table, dtype=torch.float32, device="cpu") if value.kind == TABLE else None
     if table is not None and len(table) < 1 << bits:
         table = torch.cat([table, table.new_zeros((1 << bits) - len(table))])
     groups = math.ceil(columns / group)
@@ -211,7 +211,7 @@ def _gemm(
 ) -> Tensor:
     given = x_TI if x_TI is not None else z_TI
     assert given is not None
-    y_TO = torch.empty(given.shape[0], struct.rows, dtype=dtype)
+    y_TO = torch.empty(given.shape[0], struct.rows, dtype=dtype, device="cpu")
     pointers = map(_pointer, (x_TI, z_TI, scale_T, y_TO))
     refused = kernels().rg_gemm(ctypes.byref(struct), *pointers, given.shape[0], DTYPES[dtype], torch.get_num_threads())
     _done(refused)
@@ -224,7 +224,7 @@ def integers(z_TI: Tensor, matrix: Matrix) -> Tensor:
     Raises:
         ValueError: the sums could pass 32 bits, or codes are no integers.
     """
-    y_TO = torch.empty(z_TI.shape[0], matrix.shape[0], dtype=torch.int32)
+    y_TO = torch.empty(z_TI.shape[0], matrix.shape[0], dtype=torch.int32, device="cpu")
     _signed(z_TI, matrix.shape[1])
     z_TI = z_TI.contiguous()
     refused = kernels().rg_integers(
@@ -251,7 +251,7 @@ def take(matrix: Matrix, index: Tensor, dtype: torch.dtype) -> Tensor:
 
 def decode_of(struct: Struct, start: int, stop: int, index: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`decode`, or `take` where there is an index, by a C view."""
-    out_OI = torch.empty(max(stop - start, 0), struct.columns, dtype=dtype)
+    out_OI = torch.empty(max(stop - start, 0), struct.columns, dtype=dtype, device="cpu")
     refused = kernels().rg_decode(
         ctypes.byref(struct), start, stop, _pointer(index), out_OI.data_ptr(), DTYPES[dtype], torch.get_num_threads()
     )
@@ -263,7 +263,7 @@ def decode_of(struct: Struct, start: int, stop: int, index: Tensor | None, dtype
 
 def unpack(matrix: Matrix) -> Tensor:
     """codes_OI, uint8, again."""
-    codes_OI = torch.empty(matrix.shape, dtype=torch.uint8)
+    codes_OI = torch.empty(matrix.shape, dtype=torch.uint8, device="cpu")
     _done(kernels().rg_unpack(ctypes.byref(matrix.struct), codes_OI.data_ptr(), torch.get_num_threads()))
     return codes_OI
 

@@ -146,7 +146,7 @@ class Program:
             ValueError: the step cannot read what it was given; the sentence says why.
         """
         batch, count = len(starts), x_NH.shape[0]
-        logits_NV = torch.empty(batch if last else count, self.vocabulary)
+        logits_NV = torch.empty(batch if last else count, self.vocabulary, dtype=torch.float32, device="cpu")
         if tables is not self._tables:
             self._tables, self._pointers = tables, self._point(tables)
         call = CCall(

@@ -27,7 +27,7 @@ class Arena:
     def release(self) -> None:
         """Begins a new chunk with the next request: the last one then lives as long as what lies in it."""
         self._map: mmap.mmap | None = None
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._used = 0
 
     def allocate(self, size: int) -> Tensor:

@@ -34,8 +34,8 @@ def product(
 @lru_cache
 def _order(rows: int) -> Tensor:
     """(2, rows / 2): the row of each low nibble and of each high one, in a block of `rows` rows."""
-    numbers = torch.arange(rows).unsqueeze(1).expand(rows, 2).contiguous()
-    order = torch.zeros(2, rows // 2, dtype=torch.int64)
+    numbers = torch.arange(rows, dtype=torch.int64, device="cpu").unsqueeze(1).expand(rows, 2).contiguous()
+    order = torch.zeros(2, rows // 2, dtype=torch.int64, device="cpu")
     for digit in (0, 1):
         flat = convert((numbers >> (4 * digit)) & 15).reshape(-1)[: rows // 2]
         order += torch.stack([flat & 15, flat >> 4]).long() << (4 * digit)
@@ -45,7 +45,7 @@ def _order(rows: int) -> Tensor:
 @lru_cache
 def block_size() -> int:
     """Rows of a whole block here; 0 where this torch lays codes out in a way we cannot read back."""
-    codes_OI = torch.randint(16, (208, 6), generator=torch.Generator().manual_seed(0))
+    codes_OI = torch.randint(16, (208, 6), generator=torch.Generator().manual_seed(0), dtype=torch.int64, device="cpu")
     packed = convert(codes_OI)
     for size in (64, 32, 16):
         if torch.equal(_read(packed, (208, 6), 0, 208, size), codes_OI.to(torch.uint8)):
@@ -71,7 +71,7 @@ def _read(packed: Tensor, shape: tuple[int, int], start: int, stop: int, size: i
     for begin in range(start // size * size, stop, size):
         count = min(size, total - begin)
         block = flat[begin * columns // 2 :][: count * columns // 2].view(columns, count // 2)
-        order, codes = _order(count), torch.empty(count, columns, dtype=torch.uint8)
+        order, codes = _order(count), torch.empty(count, columns, dtype=torch.uint8, device="cpu")
         codes[order[0]] = (block & 15).t()
         codes[order[1]] = (block >> 4).t()
         pieces.append(codes)
@@ -87,11 +87,11 @@ def columns(packed: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Itera
         count = min(size, total - start)
         half = count // 2
         block = flat[start * width // 2 :][: count * width // 2].view(width, half)
-        z_In = torch.empty(width, count, dtype=dtype)
+        z_In = torch.empty(width, count, dtype=dtype, device="cpu")
         z_In[:, :half] = block & 15
         z_In[:, half:] = block >> 4
         order = _order(count).reshape(-1)
-        if not torch.equal(order, torch.arange(count)):
+        if not torch.equal(order, torch.arange(count, dtype=torch.int64, device="cpu")):
             z_In = z_In[:, torch.argsort(order)]
         yield start, start + count, z_In.sub_(8)
 
@@ -102,25 +102,25 @@ def take(
     """Codes of some rows (n, I), uint8: only their bytes are touched."""
     total, columns = shape
     size = block_size()
-    places = torch.empty(total, 3, dtype=torch.int64)  # first byte, bytes to the next column, shift
+    places = torch.empty(total, 3, dtype=torch.int64, device="cpu")  # first byte, bytes to the next column, shift
     for count, first, last in _runs(total, size):
         order = _order(count)
-        byte_of = torch.empty(count, dtype=torch.int64).index_put_((order.reshape(-1),), _numbers(count))
-        shift_of = torch.zeros(count, dtype=torch.int64)
+        byte_of = torch.empty(count, dtype=torch.int64, device="cpu").index_put_((order.reshape(-1),), _numbers(count))
+        shift_of = torch.zeros(count, dtype=torch.int64, device="cpu")
         shift_of[order[1]] = 4
-        begin = torch.arange(first, last, count).repeat_interleave(count)
+        begin = torch.arange(first, last, count, dtype=torch.int64, device="cpu").repeat_interleave(count)
         repeats = (last - first) // count
         places[first:last, 0] = begin * columns // 2 + byte_of.repeat(repeats)
         places[first:last, 1] = count // 2
         places[first:last, 2] = shift_of.repeat(repeats)
     chosen = places[index]
-    at = chosen[:, :1] + torch.arange(columns) * chosen[:, 1:2]
+    at = chosen[:, :1] + torch.arange(columns, dtype=torch.int64, device="cpu") * chosen[:, 1:2]
     return (packed.reshape(-1)[at] >> chosen[:, 2:].to(torch.uint8)) & 15
 
 
 def _numbers(count: int) -> Tensor:
     """Place in its column of each nibble of a block, low ones first."""
-    return torch.arange(count // 2).repeat(2)
+    return torch.arange(count // 2, dtype=torch.int64, device="cpu").repeat(2)
 
 
 def _runs(total: int, size: int) -> list[tuple[int, int, int]]:

@@ -58,9 +58,9 @@ def exact(grid: Grid, dtype: torch.dtype) -> bool:
 @lru_cache(maxsize=64)
 def _table(grid: Grid, bits: int, shift: int, dtype: torch.dtype) -> Tensor:
     """256 entries: the values that a byte of this plane stands for, as one element."""
-    byte, count = torch.arange(256), 8 // bits
+    byte, count = torch.arange(256, dtype=torch.int64, device="cpu"), 8 // bits
     codes = torch.stack([(byte >> (bits * place)) & ((1 << bits) - 1) for place in range(count)], dim=-1)
-    values = torch.zeros(1 << grid.bits)
+    values = torch.zeros(1 << grid.bits, dtype=torch.float32, device="cpu")
     values[: len(grid.table)] = grid.table.nan_to_num()
     found = values[codes << shift]
     if shift:

@@ -117,7 +117,7 @@ class PackedMatrix(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedMatrix:
         """What is held keeps its dtypes: float32 steps and tables stay so. Kernels of one device keep it there."""
-        where = fn(torch.empty(0, dtype=torch.uint8)).device
+        where = fn(torch.empty(0, dtype=torch.uint8, device="cpu")).device
         home, held = self.way.device, cast(Tensor, self._buffers[self.held[0]])
         if home and held.device.type == home and where.type not in (home, "meta"):
             raise ModelError(
@@ -170,7 +170,11 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = shapes[0][1], sum(rows for rows, _ in shapes)
         self.dtype = dtype
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
-        place = None if order is None or torch.equal(order, torch.arange(len(order))) else torch.argsort(order)
+        place = (
+            None
+            if order is None or torch.equal(order, torch.arange(len(order), dtype=torch.int64, device="cpu"))
+            else torch.argsort(order)
+        )
         self.register_buffer("place", place, persistent=False)
         self.place: Tensor | None
 

@@ -35,7 +35,7 @@ def value_of(grid: Grid) -> Value | None:
 @lru_cache(maxsize=64)
 def _value_of(grid: Grid) -> Value | None:
     table, bits = grid.table, grid.bits
-    if torch.equal(table, torch.arange(1 << bits) + table[0]):
+    if torch.equal(table, torch.arange(1 << bits, dtype=torch.int64, device="cpu") + table[0]):
         offset = -int(table[0]) if grid.symmetric else 0
         return Value(matrix.INT, offset=offset)
     if not grid.symmetric or len(table) > 1 << bits:
@@ -53,7 +53,7 @@ def _value_of(grid: Grid) -> Value | None:
 
 def floats(bits: int, mantissa: int, bias: int) -> Tensor:
     """The value of every code of a small float, float64 as it may pass float32."""
-    code = torch.arange(1 << (bits - 1))
+    code = torch.arange(1 << (bits - 1), dtype=torch.int64, device="cpu")
     exponent, fraction = code >> mantissa, (code & ((1 << mantissa) - 1)).double() / (1 << mantissa)
     size = torch.where(
         exponent > 0, (1 + fraction) * torch.exp2((exponent - bias).double()), fraction * 2.0 ** (1 - bias)

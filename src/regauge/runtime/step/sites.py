@@ -11,6 +11,8 @@ from regauge.formats.terms import LOW_RANK
 from regauge.formats.transforms import Transform
 from regauge.kernels.cpu.matrix import ACTIVATIONS, META
 from regauge.kernels.cpu.pieces import Site, Tap
+from regauge.runtime.capabilities import ask
+from regauge.runtime.matrices.choose import read_as
 from regauge.runtime.matrices.modules import FullMatrix, PackedMatrix
 from regauge.runtime.matrices.operators import AUTOMATIC, few
 
@@ -51,8 +53,9 @@ def tap_of(name: str, part: Any) -> Tap:
         return Tap()
     reading, columns = part.reading, part.shape[1]
     grid, grain = reading.format.grid, reading.format.grain
-    if grid.kind != "integer" or grid.bits < 2:
-        raise Unservable(f"{name} reads {reading.name} inputs, which the step does not round")
+    answer = ask(part.format, part.shape, read_as(reading), part.dtype, step=True)
+    if not answer.rounds:
+        raise Unservable(f"{name} reads {reading.name} inputs, which the step does not round: {answer.why}")
     tap = replace(_transform(name, reading.transform, columns), bits=grid.bits, asymmetric=not grid.symmetric)
     if reading.step is not None:
         if reading.step.scale_G1.numel() != 1:

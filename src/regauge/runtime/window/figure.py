@@ -15,6 +15,7 @@ from regauge.errors import BudgetError
 CONTEXT = 1024
 """Tokens whose cache and activations the figure has room for, where the user says nothing."""
 CGROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""What bounds a container's memory; psutil tells the machine's alone."""
 V2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 

@@ -242,7 +242,7 @@ def _refuse(model: Any) -> None:
         raise BudgetError(REFUSAL.format("saved or listed as a state_dict"))
 
     def moved(change: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        probe = torch.zeros(1, dtype=model_dtype)
+        probe = torch.zeros(1, dtype=model_dtype, device="cpu")
         after = change(probe)
         if after.device != probe.device or after.dtype != probe.dtype:
             raise BudgetError(REFUSAL.format("moved to another device or dtype"))

@@ -96,7 +96,7 @@ def cache_growth(source: Source) -> float:
 
 
 def _growth(model: Model) -> float:
-    return cache_bytes_a_token(model, torch.ones(1, 32, dtype=torch.int64))
+    return cache_bytes_a_token(model, torch.ones(1, 32, dtype=torch.int64, device="cpu"))
 
 
 def speeds(source: Source, folder: Path, turns: int) -> dict[str, dict[str, Speed]]:

@@ -158,7 +158,9 @@ class Problem:
             for _ in range(3 * count):
                 if len(near) > count:
                     break
-                factor = iter(torch.exp(0.2 * torch.randn(4096, generator=generator)).tolist())
+                factor = iter(
+                    torch.exp(0.2 * torch.randn(4096, generator=generator, dtype=torch.float32, device="cpu")).tolist()
+                )
                 jittered = {
                     group.name: {
                         option.name: losses[group.name][option.name]
