@@ -122,6 +122,13 @@ def test_the_step_serves_blocks_of_other_widths(name: str, tmp_path: Path) -> No
     assert difference(rg.load(made.path, activations="float32"), batch=2) < 3e-6
 
 
+@pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "gpt_neox", "qwen3"])
+def test_the_step_serves_blocks_of_other_heads(name: str, tmp_path: Path) -> None:
+    made = cut(tmp_path, name, "heads", "nf4").made
+    assert difference(rg.load(made.path, activations="float32"), batch=2) < 3e-6
+
+
 def test_a_cut_model_generates_and_runs_in_a_window(tmp_path: Path) -> None:
     made = cut(tmp_path, "llama", "ffn", "nf4").made
     model, small = rg.load(made.path), rg.load(made.path, memory="2MB")
