@@ -305,3 +305,32 @@ def test_plans_are_values() -> None:
     point, same = (parts.point("weights", grid=grid, grain="channel") for grid in ("int4", "int4"))
     assert Plan("a", {"weights": (Rule("*", point),)}) == Plan("a", {"weights": (Rule("*", same),), "cache": ()})
     assert len({point, same}) == 1
+
+
+def test_a_recipe_of_aliases_is_refused_at_once() -> None:
+    """A hundred bytes of YAML can stand for a billion values."""
+    rows = "".join(f"x{i}: &x{i} [{','.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 9))
+    with pytest.raises(RecipeError, match=r"at most 100,000 values"):
+        parse("name: x\nx0: &x0 [a, a, a, a, a, a, a, a, a]\n" + rows + "weights: {}\n")
+    for text in ("[" * 10_000, "a: " + "[" * 200 + "]" * 200, "a: " + "{b: " * 200 + "1" + "}" * 200):
+        with pytest.raises(RecipeError, match=r"nests without end|nested at most 50 deep|not YAML"):
+            parse(text)
+    with pytest.raises(RecipeError, match=r"at most 10,000,000 characters"):
+        parse("#" * 10_000_001)
+
+
+def test_explain_calls_no_part_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os.path
+
+    from regauge.report.explanation import explain
+
+    monkeypatch.setattr(os.path, "isdir", lambda *_: pytest.fail("it was called"))
+    path = tmp_path / "r.yaml"
+    for row in (
+        "weights: {blocks.*: {grid: 'os.path:isdir', grain: channel}}",
+        "weights: {blocks.*: {grid: int4, grain: channel, rounder: 'os.path:isdir'}}",
+        "inputs: {blocks.*: {grid: 'os.path:isdir'}}",
+        "rewrites: ['os.path:isdir']\nweights: {blocks.*: {grid: int4, grain: channel}}",
+    ):
+        path.write_text(f"name: r\n{row}\n", encoding="utf-8")
+        assert "os.path:isdir" in explain(str(path))

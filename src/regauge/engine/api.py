@@ -87,17 +87,17 @@ def apply(
     Raises:
         RegaugeError: any refusal, all of them at once and before any work; what was finished stays for the next run.
     """
-    clock = Clock(progress or nobody, time_limit)
+    clock, out = Clock(progress or nobody, time_limit), Path(out).expanduser().absolute()
     with quiet_torch(), PeakMemory() as memory:
         clock.say("open")
         source = host_of(model).open(model, revision)
         plan = plan_of(recipe)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
-        ready.refusals.attempt(lambda: refuse_out(Path(out).absolute(), force, CARRIED), None)
+        ready.refusals.attempt(lambda: refuse_out(out, force, CARRIED), None)
         ready.refusals.settle()
         job, read = ready.job, ready.read
         assert job is not None and read is not None, "nothing was refused"  # noqa: PT018  # not a test
-        check_disk(Path(out), disk_needed(job, read))
+        check_disk(out, disk_needed(job, read))
         _in_time(job, read, clock)
         identity = _identity(job, read)
         with Staging(out, identity, force=force) as staging, _threads(staging):
@@ -131,7 +131,7 @@ def dry_run(
         source = host_of(model).open(model, revision)
         plan = plan_of(recipe)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
-        target = None if out is None else Path(out)
+        target = None if out is None else Path(out).expanduser()
         if target is not None:
             ready.refusals.attempt(lambda: refuse_out(target, force, CARRIED), None)
         told = [str(error) for error in ready.refusals.errors]

@@ -12,6 +12,7 @@ from regauge.errors import RecipeError, nearest
 from regauge.parts.lookup import foreign, part
 from regauge.parts.points import FORMAT, FORMATS, PLACES, WEIGHTS, WORD, Point, axis_of
 from regauge.parts.spec import Option, Spec
+from regauge.parts.table import TABLE
 
 if TYPE_CHECKING:
     from regauge.formats.base import Format
@@ -37,6 +38,8 @@ def read(table: str, text: str, place: str = "") -> Spec:
     first = first.strip()
     options: dict[str, Option] = {}
     name, colon, value = first.partition(":")
+    if colon and name not in TABLE.get(table, {}) and not foreign(first) and value[:1].isupper():
+        raise RecipeError(f"{first!r} names no module: a part of another package is written package.module:Name")
     if colon and not foreign(first):
         short = part(table, name, place).short
         if not short:

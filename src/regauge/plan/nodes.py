@@ -10,6 +10,9 @@ import yaml
 from regauge.errors import RecipeError, nearest
 from regauge.parts import Option
 
+MOST, DEEP = 100_000, 50  # values of a recipe, and how deep they may nest
+BYTES = 10_000_000  # of its text
+
 
 class PlacedError(RecipeError):
     """A recipe error whose message already says where."""
@@ -77,6 +80,8 @@ def keys(node: Node, known: tuple[str, ...], what: str, required: tuple[str, ...
 
 def read(text: str, where: str) -> Node:
     """The tree of a YAML document. `where` names it in messages."""
+    if len(text) > BYTES:
+        raise RecipeError(f"{where}: a recipe has at most {BYTES:,} characters, and this has {len(text):,}")
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -85,25 +90,37 @@ def read(text: str, where: str) -> Node:
         raise RecipeError(f"{where}{line}: this is not YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: this is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{where}: this is not a recipe: it nests without end") from error
     if root is None:
         raise RecipeError(f"{where}: the recipe is empty")
-    return _node(root, where, "", frozenset())
+    return _node(root, where, "", frozenset(), [MOST])
 
 
-def _node(node: yaml.Node, where: str, path: str, above: frozenset[int], key: yaml.Node | None = None) -> Node:
+def _node(
+    node: yaml.Node, where: str, path: str, above: frozenset[int], left: list[int], key: yaml.Node | None = None
+) -> Node:
+    """
+    Args:
+        above: the nodes that this one is in.
+        left: how many more values a recipe may have; aliases count as often as they are used.
+    """
+    left[0] -= 1
+    if left[0] < 0 or len(above) > DEEP:
+        raise RecipeError(f"{where}: a recipe has at most {MOST:,} values, nested at most {DEEP} deep")
     place = f"{where}, line {(key or node).start_mark.line + 1}" + (f": {path}" if path else "")
     if id(node) in above:
         raise RecipeError(f"{place}: an alias that holds itself")
     above = above | {id(node)}
     if isinstance(node, yaml.SequenceNode):
-        return Node(tuple(_node(item, where, path, above) for item in node.value), place)
+        return Node(tuple(_node(item, where, path, above, left) for item in node.value), place)
     if isinstance(node, yaml.MappingNode):
         found: dict[str, Node] = {}
         for key, value in node.value:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else ""
             if not name:
                 raise RecipeError(f"{place}: a key must be a word")
-            inner = _node(value, where, f"{path} › {name}" if path else name, above, key)
+            inner = _node(value, where, f"{path} › {name}" if path else name, above, left, key)
             if name in found:
                 raise inner.error(f"{name!r} is written twice")
             found[name] = inner

@@ -32,4 +32,4 @@ def write(run: str | Path, out: str | Path | None = None) -> Path:
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise ArtifactError(f"{kept / 'receipt.json'} is not a receipt that this version of regauge reads.") from error
     view = of_run(record.read(path), receipt) if (kept / "run.json").exists() else of_receipt(receipt)
-    return page.write(view, Path(out) if out is not None else kept / "report.html")
+    return page.write(view, Path(out).expanduser() if out is not None else kept / "report.html")

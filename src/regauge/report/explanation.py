@@ -62,12 +62,17 @@ def facts(name: str) -> list[Facts]:
 
 
 def _of_plan(plan: Plan) -> Facts:
-    needs = sorted({need for spec in plan.rewrites for need in parts.build("rewrite", spec).needs})
+    ours = [spec for spec in plan.rewrites if not parts.foreign(spec.part)]
+    needs = sorted({need for spec in ours for need in parts.build("rewrite", spec).needs})
     rules: list[Facts] = []
     for place, rule in ((place, rule) for place, some in plan.places.items() for rule in some):
         row: Facts = {"place": place, "select": rule.select, "keeps": rule.point is None}
         if rule.point is not None:
             row["parts"] = [_line(axis_of(place, axis).parts, axis, spec) for axis, spec in rule.point]
+            row["others"] = [spec.part for _, spec in rule.point if parts.foreign(spec.part)]
+            if row["others"]:  # to say more, they would have to be called
+                rules.append(row)
+                continue
         if rule.point is not None and place == WEIGHTS:
             row["bits"] = bits(rule.point)
             row["stored"] = stored(rule.point, reading=_reading(plan, rule))
@@ -88,7 +93,7 @@ def _of_plan(plan: Plan) -> Facts:
         "needs": needs,
         "searches": [
             f"{spec.part} tries {len(values)} values of {option}, each a pass of the whole model"
-            for spec in plan.rewrites
+            for spec in ours
             for option, values in parts.build("rewrite", spec).search.items()
         ],
         "calibration": dict(plan.calibration),
@@ -122,6 +127,13 @@ def _line(axis: str, role: str, spec: Spec) -> dict[str, str]:
     if axis not in TABLE:
         return {"axis": role, "name": spec.part, "what": "no part acts on this axis yet", "cite": ""}
     part = parts.part(axis, spec.part)
+    if parts.foreign(spec.part):
+        return {
+            "axis": role,
+            "name": spec.part,
+            "what": "of another package; it is not called here",
+            "cite": "",
+        }
     spelt = parts.spell(axis, spec) or f"{spec.part} {', '.join(f'{key} {value}' for key, value in spec.options)}"
     return {"axis": role, "name": spelt, "what": part.what, "cite": part.cite}
 
@@ -190,7 +202,10 @@ def _plan_text(found: Facts) -> str:
         if rule["keeps"]:
             lines += ["", f"{rule['place']} of {rule['select']}: full precision"]
             continue
-        if rule["place"] == WEIGHTS:
+        if rule["others"]:
+            others = ", ".join(str(name) for name in _list(rule["others"]))
+            lines += ["", f"{rule['place']} of {rule['select']}: bits and cost are those that {others} decides"]
+        elif rule["place"] == WEIGHTS:
             told_bits = f"{rule['bits']:.2f} bits a weight on {SHAPE[0]} × {SHAPE[1]}"
             lines += ["", f"{WEIGHTS} of {rule['select']}: {told_bits}"]
             told_runs = dict(rule["runs"]) if isinstance(rule["runs"], Mapping) else {}

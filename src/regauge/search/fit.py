@@ -68,9 +68,9 @@ def fit(
         BudgetError: a budget is malformed, or out of reach; says how near it came.
         RegaugeError: any other refusal, before any work.
     """
-    watch, clock, target = Stopwatch(time_limit), Clock(progress or nobody), Path(out).absolute()
+    watch, clock, target = Stopwatch(time_limit), Clock(progress or nobody), Path(out).expanduser().absolute()
     ask = Ask(
-        model=str(model),
+        model=_absolute(str(model)),
         budgets=written.parse(budgets),
         floors=written.parse_floor(floor),
         effort=Effort.of(time_limit),
@@ -133,7 +133,7 @@ def pick(run: str | Path, index: int, out: str | Path, force: bool = False, prog
         raise ArtifactError(
             f"{run} has points 0 to {len(found.points) - 1}, and you asked for {index}; `regauge report` shows them."
         )
-    refuse_out(Path(out).absolute(), force, CARRIED)
+    refuse_out(Path(out).expanduser().absolute(), force, CARRIED)
     given = found.calibration
     with quiet_torch():
         revision = given.get("revision")
@@ -177,12 +177,19 @@ def _move(folder: Path, target: Path, force: bool) -> None:
 def _spell(text: Where | None) -> object:
     """A text as the record keeps it, so that `pick` can read it again."""
     if text is None or isinstance(text, str | Path):
-        return None if text is None else str(text)
-    paths = [str(item) for item in text if isinstance(item, Path)]
+        return None if text is None else _absolute(str(text))
+    paths = [_absolute(str(item)) for item in text if isinstance(item, Path)]
     texts = [str(item) for item in text]
     if paths:
         return {"paths": paths}
     return {"texts": texts} if sum(map(len, texts)) <= KEPT else {"list": len(texts)}
+
+
+def _absolute(name: str) -> str:
+    """A path as it holds from any folder; what is no path here (a hub id, a data set) stays as it is."""
+    at, path = ("@", name[1:]) if name.startswith("@") else ("", name)
+    full = Path(path).expanduser()
+    return f"{at}{full.absolute()}" if full.exists() else name
 
 
 def _unspell(kept: object) -> Where | None:

@@ -3,7 +3,6 @@ read."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.codec.base import Layout
+from regauge.artifact.codec.patterns import matches
 from regauge.artifact.codec.taps import by_tap
 from regauge.errors import ArtifactError
 from regauge.parts import INPUTS, WEIGHTS, Point, Spec, point
@@ -50,12 +50,7 @@ def read_groups(raw: Mapping[str, Any], anatomy: Anatomy, linear: set[str], dtyp
 
 def _hits(path: str, linear: bool, target: str) -> bool:
     if target.startswith("re:"):
-        try:
-            return re.match(target[3:], path) is not None
-        except re.error as error:
-            raise ArtifactError(
-                f"quantization_config names modules by {target[:80]!r}, which is no pattern: {error}."
-            ) from error
+        return matches(target[3:], path)
     return target == path or (target == "Linear" and linear)
 
 
