@@ -40,7 +40,10 @@ def formats() -> dict[str, Choice]:
             if rule.point is not None:
                 point = rule.point.but(rounder=parts.Spec("nearest"), ranger=parts.Spec("minmax"), compensator=None)
                 how = Choice(point, reads.get(rule.select))
-                if how not in found.values():
+                static = (
+                    how.reading is not None and how.reading.name("ranger") == "static"
+                )  # needs text to calibrate on
+                if how not in found.values() and not static:
                     found[name] = how
     return found
 
