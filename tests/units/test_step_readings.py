@@ -121,7 +121,7 @@ def test_what_the_step_does_not_read_is_refused() -> None:
     whole = Reading(format_of("int8", "tensor", "dynamic"))
     for reading, words in (
         (Reading(format_of("fp8", "token", "dynamic")), "fp8 inputs, which the step does not round"),
-        (whole, "one step a tensor"),
+        (whole, "dynamic steps of a tensor"),
         (
             Reading(fmt := format_of("int8", "group:12", "static"), Same(), static_step(fmt, x.amin(0), x.amax(0))),
             "static",

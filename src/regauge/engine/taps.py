@@ -120,7 +120,7 @@ def _certified(
     tap: str, block: int, transform: Transform, weights: Sequence[Tensor], folded: Sequence[Tensor]
 ) -> MoveReceipt:
     noise = torch.Generator().manual_seed(0)
-    x_TI = torch.randn(PROBES, weights[0].shape[1], generator=noise, dtype=torch.float64)
+    x_TI = torch.randn(PROBES, weights[0].shape[1], generator=noise, dtype=torch.float64, device="cpu")
     what, narrow = f"{transform.name} on {tap}", torch.float32
     pairs = [(w_OI.double(), after_OI) for w_OI, after_OI in zip(weights, folded, strict=True)]
     exact = max(certify(transform.forward(x_TI) @ b.T, x_TI @ a.T, EXACT, what) for a, b in pairs)

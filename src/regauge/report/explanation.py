@@ -12,7 +12,6 @@ from regauge import parts
 from regauge.errors import RecipeError, nearest
 from regauge.parts import FORMAT, INPUTS, TABLE, WEIGHTS, WORD, Point, Spec, axis_of
 from regauge.plan import Plan, Rule, dump, load, patterns, presets
-from regauge.runtime.capabilities import runs
 
 SHAPE = (4096, 4096)
 """The matrix on which bits a weight are counted."""
@@ -76,7 +75,7 @@ def _of_plan(plan: Plan) -> Facts:
         if rule.point is not None and place == WEIGHTS:
             row["bits"] = bits(rule.point)
             row["stored"] = stored(rule.point, reading=_reading(plan, rule))
-            row["runs"] = runs(rule.point, _reading(plan, rule), SHAPE)
+            row["runs"] = _runs(rule.point, _reading(plan, rule))
             needs = sorted({*needs, *_needs(rule.point)})
         if rule.point is not None and place == INPUTS:
             needs = sorted({*needs, *parts.maker_of(rule.point).needs, *parts.format_of(rule.point).ranger.needs})
@@ -149,6 +148,13 @@ def stored(choice: Point, shape: tuple[int, int] = SHAPE, reading: Point | None 
 
     scheme = scheme_of(choice, shape, reading)
     return f"regauge's packed format: {scheme}" if isinstance(scheme, str) else f"compressed-tensors, {scheme.format}"
+
+
+def _runs(choice: Point, reading: Point | None) -> Mapping[str, str]:
+    """Device → `native` or `simulated`, on a matrix of the usual shape."""
+    from regauge.runtime.capabilities import runs
+
+    return runs(choice, reading, SHAPE)
 
 
 def _of_part(axis: str, name: str) -> Facts:

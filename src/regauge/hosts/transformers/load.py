@@ -73,6 +73,7 @@ def load(
         SettingError: there are no such `activations`, or they cannot be had together with `memory` or on a GPU; or
             there is no such device here.
     """
+    figure = None if memory is None else read_figure(memory, str(device))
     at = placed(device)
     if activations is not None and activations not in ACTIVATIONS:
         raise SettingError(f"there are no activations {activations!r}{nearest(activations, ACTIVATIONS)}")
@@ -83,7 +84,6 @@ def load(
             f"activations={activations!r} is how a CPU rounds; leave it out, a GPU rounds nothing by itself"
         )
     dtype = _dtype(dtype)
-    figure = None if memory is None else read_figure(memory, str(device))
     with torch.device("cpu"):  # whatever the default device: where the model goes is said
         return _loaded(model_folder(str(path), None), at, dtype, figure, activations)
 
