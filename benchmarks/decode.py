@@ -1,4 +1,4 @@
-"""Decoding, batch 1: tokens a second of whole models of random weights, ours and others', turn about in one run.
+"""Decoding, batch 1: tokens a second of whole models of random weights, ours and others', interleaved in one run.
 
     python benchmarks/decode.py                              # the quick profile, both shapes, under eight minutes each
     python benchmarks/decode.py --profile full --models tinyllama-1.1b

@@ -59,7 +59,7 @@ class Case:
 
 
 def halves(text: str, size: int) -> tuple[list[str], list[str]]:
-    """Stretches of a text, turn about."""
+    """Stretches of a text, interleaved."""
     found = pieces(corpus([text])) if size == 0 else [text[i : i + size] for i in range(0, len(text), size)]
     return found[0::2], found[1::2]
 

@@ -1,4 +1,4 @@
-"""Two installations of regauge on the same artifacts, turn about: what a change of the kernels costs a token.
+"""Two installations of regauge on the same artifacts, interleaved: what a change of the kernels costs a token.
 
     python benchmarks/interface.py --before ../base/.venv/bin/python       # against the Python that runs this
     python benchmarks/interface.py --before A/bin/python --after B/bin/python --rounds 40 --threads 1

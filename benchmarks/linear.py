@@ -1,4 +1,4 @@
-"""Linear layers alone: how much of the memory's bandwidth each format gets here, ours and others', turn about.
+"""Linear layers alone: how much of the memory's bandwidth each format gets here, ours and others', interleaved.
 
     python benchmarks/linear.py                              # the quick profile: under eight minutes
     python benchmarks/linear.py --profile full --shapes 2048x5632 1536x576

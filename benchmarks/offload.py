@@ -1,4 +1,4 @@
-"""Models larger than memory: `rg.load(memory=)` against accelerate's disk offload, turn about in one run.
+"""Models larger than memory: `rg.load(memory=)` against accelerate's disk offload, interleaved in one run.
 
     pip install accelerate==1.15.0              # the peer; without it its row says so
     python benchmarks/offload.py                # 1.1B parameters, some 3 GB under out/bench/models
@@ -192,7 +192,7 @@ def answer(row: Row, child: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def turns(rows: list[Row], given: dict[str, Any], rounds: int) -> bool:
-    """Runs the rows turn about; whether there were cgroups."""
+    """Runs the rows interleaved; whether there were cgroups."""
     with contextlib.ExitStack() as stack:
         children, folders = {}, {}
         for row in rows:

@@ -6,7 +6,7 @@
 Each row is one recipe through `apply`: by lot, by magnitude, by activation, each bare and with the weights that read
 what stays solved anew; one threshold for all blocks; and int4 weights with and without the cut. Quality is the mean KL
 to the original on held-out text in nats a token, with a 95% interval over documents, computed in float32; the gap to
-the row above it of the same kind is paired on the same tokens. Speeds are tokens a second, all rows turn about in each
+the row above it of the same kind is paired on the same tokens. Speeds are tokens a second, all rows interleaved in each
 round (medians and quartiles): full precision on transformers' own modules in bfloat16, int4 by the native step.
 """
 

@@ -84,7 +84,7 @@ def a_run() -> Run:
         },
         verdicts=(
             Verdict(text="memory=0.30x", limit=3e6, measured=2.99e6, unit="bytes", met=True, how="tensors as stored"),
-            Verdict(text="decode=1.5x", limit=1.5, measured=1.02, unit="x", met=False, how="5 rounds, turn about"),
+            Verdict(text="decode=1.5x", limit=1.5, measured=1.02, unit="x", met=False, how="5 rounds, interleaved"),
         ),
         builds=(Build(point="1", bytes=3_000_007, kl=0.06, why="first build"),),
         samples=(Sample(prompt="def f(", original="a, b):", compressed="x):"),),
@@ -133,7 +133,7 @@ def test_a_record_of_version_0_1_keeps_what_was_measured_on_what() -> None:
 
 def test_the_page_says_what_was_met_missed_and_no_faster() -> None:
     page = render(of_run(a_run(), a_receipt()))
-    for said in ("met", "missed", "no faster", "slower", "turn about", "first build", "better", "def f(", "held out"):
+    for said in ("met", "missed", "no faster", "slower", "interleaved", "first build", "better", "def f(", "held out"):
         assert said in page
 
 

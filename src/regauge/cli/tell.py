@@ -264,7 +264,7 @@ def measurement(found: Comparison) -> None:
     if gained:
         table(["against " + found.rows[0].name, "compression", "runtime", "together"], gained)
         line("  compression: against the same runtime on the first model; runtime: the first model by it, against")
-        line("  transformers' own modules; together: against transformers' own modules. All turn about in one run.")
+        line("  transformers' own modules; together: against transformers' own modules. All interleaved in one run.")
     for name, pair in found.pairs.items():
         d = pair.difference
         said = {"first": "lower", "second": "higher"}.get(pair.verdict, "no difference that the text can show")

@@ -186,7 +186,7 @@ def _costs(subjects: Sequence[Subject], facts: Facts, method: Method) -> tuple[d
 def _speeds(
     subjects: Sequence[Subject], facts: Facts, method: Method
 ) -> tuple[dict[str, dict[str, Speed]], dict[str, float]]:
-    """Speeds of every way, turn about, and bytes of cache a token."""
+    """Speeds of every way, interleaved, and bytes of cache a token."""
     models: dict[str, Model] = {}
     for subject in subjects:
         ways = subject.ways(getattr(torch, method.dtype))

@@ -165,7 +165,7 @@ def prompt_of(vocabulary: int, most: int | None) -> Tensor:
 
 
 def speeds(models: Mapping[str, Model], prompt_BT: Tensor, rounds: int) -> dict[str, dict[str, Speed]]:
-    """`decode` and `prefill` of every model, all of them turn about in each round."""
+    """`decode` and `prefill` of every model, all of them interleaved in each round."""
     short = prompt_BT[:, :PROMPT]
     return {
         "decode": interleave({name: decode_rate(model, short, DECODE) for name, model in models.items()}, rounds),

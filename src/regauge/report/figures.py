@@ -43,7 +43,7 @@ def measured(run: Run) -> Table:
             run.costs.get(COMPRESSED),
         ),
     ]
-    caption = "The source in bf16 and the artifact as it loads; tokens a second at batch 1, turn about in one run."
+    caption = "The source in bf16 and the artifact as it loads; tokens a second at batch 1, interleaved in one run."
     if run.quality is not None:
         caption += (
             f" {run.quality.tokens:,} tokens of {run.quality.documents} held-out documents; 95 % bootstrap intervals "
@@ -101,7 +101,7 @@ def parts(costs: Mapping[str, Costs]) -> Table:
     return Table(
         "Where the speed comes from",
         "Compression: the artifact against the source in bf16 by the same runtime. Runtime: that source against "
-        "transformers' own modules. Together: the artifact against transformers' own modules. All turn about in one "
+        "transformers' own modules. Together: the artifact against transformers' own modules. All interleaved in one "
         "run; 'no faster' where the quartiles overlap.",
         ("", "compression", "runtime", "together"),
         tuple(gain_row(name, gain) for name, gain in gains(costs).items()),

@@ -125,7 +125,7 @@ def _quality_row(name: str, quality: Quality) -> Row:
 
 def _costs(run: Run) -> Table:
     rows = tuple(_cost_row(figures.NAMES.get(name, name), costs) for name, costs in run.costs.items())
-    caption = "Tokens a second at batch 1 as medians with quartiles, all turn about in one run. "
+    caption = "Tokens a second at batch 1 as medians with quartiles, all interleaved in one run. "
     caption += (
         "Resident memory is what a fresh process gained by loading the model; the original's pages are its file's. "
     )

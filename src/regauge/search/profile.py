@@ -122,7 +122,7 @@ def profile(subject: Subject, groups: Sequence[SiteGroup], turns: int) -> Timing
 
 
 def source_ms(source: Source, turns: int) -> tuple[dict[str, float], dict[str, float], bool]:
-    """ms a token of the source in bf16, by its library's own modules and as an artifact runs, turn about; and whether
+    """ms a token of the source in bf16, by its library's own modules and as an artifact runs, interleaved; and whether
     the native step served."""
     host = host_of(source.path)
     ways = host.ways_of_source(source)

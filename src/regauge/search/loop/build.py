@@ -100,7 +100,7 @@ def _growth(model: Model) -> float:
 
 
 def speeds(source: Source, folder: Path, turns: int) -> dict[str, dict[str, Speed]]:
-    """`decode` and `prefill`, turn about: the source in bf16 by its library's own modules (`original`) and by the same
+    """`decode` and `prefill`, interleaved: the source in bf16 by its library's own modules (`original`) and by the same
     runtime (`runtime`), and the artifact (`compressed`)."""
     host = host_of(source.path)
     ways = host.ways_of_source(source)
