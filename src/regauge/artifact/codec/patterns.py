@@ -43,7 +43,7 @@ def pattern(text: str) -> re.Pattern[str]:
         return re.compile(text)
     except (re.error, ValueError, RecursionError, OverflowError) as error:
         raise ArtifactError(
-            f"quantization_config names modules by {text[:80]!r}, which is refused: {error}."
+            f"quantization_config names modules by {text[:80]!r}, which is no pattern that is taken: {error}."
         ) from error
 
 
