@@ -43,7 +43,7 @@ def shelf_of(found: Subject, folder: Path) -> Shelf:
     return Shelf(folder / "shelf", site_groups(found.anatomy, bits=(2, 4)))
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_predictions_rank_as_true_kl_does(name: str, tmp_path: Path) -> None:
     more = {"intermediate_size": 110} if name == "gpt_neox" else {}
     found = subject(tmp_path / "model", name, **more)

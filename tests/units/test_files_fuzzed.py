@@ -24,7 +24,7 @@ TENSORS = {
     "empty": torch.zeros(0, 4),
     "alone": torch.tensor(3, dtype=torch.int64),
 }
-QUIET = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUIET = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def parts(path: Path) -> tuple[dict[str, Any], bytes]:

@@ -151,6 +151,7 @@ def test_a_killed_search_goes_on_where_it_was(
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_a_floor_alone_takes_the_fewest_bytes_that_keep_it(model: Path, text: Path, tmp_path: Path) -> None:
     loose = fit(model, tmp_path / "loose", floor="kl=0.01", calibration=text)
     assert loose.verdicts[0].met

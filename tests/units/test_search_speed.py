@@ -31,6 +31,7 @@ def test_costs_are_kept_by_the_kernels_that_gave_them(monkeypatch: pytest.Monkey
 
 
 @native
+@pytest.mark.slow
 def test_decoding_is_timed_as_the_native_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What transformers spends between its layers is no part of what a budget can reach."""
     monkeypatch.setattr(profile, "read_costs", lambda _: {})

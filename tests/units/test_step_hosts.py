@@ -172,6 +172,7 @@ def compiled() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_runs() -> None:
     code = "from units import test_step_hosts; test_step_hosts.compiled(); print('done')"
     here = Path(__file__).parent.parent

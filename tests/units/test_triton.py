@@ -19,7 +19,14 @@ needs_triton = pytest.mark.skipif(
 KERNELS = {"bytes", "combine", "dequantise", "fp8", "linear", "packed"}
 
 
-GROUPS = [("linear", "refusals"), ("integers", "floats"), ("capabilities", "load")]
+SOME = "generation or plain_checkpoint or nf4 or w8a8 or simulated"
+"""Enough of the loaded models for every day; the others take half a minute."""
+GROUPS = [
+    pytest.param(("linear", "refusals"), "", id="linear+refusals"),
+    pytest.param(("integers", "floats"), "", id="integers+floats"),
+    pytest.param(("capabilities", "load"), SOME, id="some of capabilities+load"),
+    pytest.param(("capabilities", "load"), "", id="capabilities+load", marks=pytest.mark.slow),
+]
 
 
 def child(root: Path, cache: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -33,10 +40,10 @@ def child(root: Path, cache: Path, *command: str, **environment: str) -> subproc
 
 
 @needs_triton
-@pytest.mark.parametrize("group", GROUPS, ids="+".join)
-def test_under_the_interpreter(group: tuple[str, ...], root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("group", "some"), GROUPS)
+def test_under_the_interpreter(group: tuple[str, ...], some: str, root: Path, tmp_path: Path) -> None:
     files = [f"tests/gpu/test_triton_{name}.py" for name in group]
-    options = ("-m", "gpu", "-n", "0", "-p", "no:cacheprovider", "--tb=short", "-rs")
+    options = ("-m", "gpu", "-n", "0", "-p", "no:cacheprovider", "--tb=short", "-rs", *(["-k", some] if some else []))
     done = child(root, tmp_path, "-m", "pytest", *files, *options, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SKIPPED" not in done.stdout
