@@ -16,9 +16,10 @@ from artifacts import Choice, choice, decode, encode, layout_of, make, outputs
 from pico import batches, pico, save
 from regauge.anatomy.model import Site
 from regauge.anatomy.storage import gather
+from regauge.artifact import files
 from regauge.artifact.codec.base import Layout
 from regauge.artifact.codec.choose import choose
-from regauge.errors import RefusedError
+from regauge.errors import ArtifactError, RefusedError
 from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.kernels.cpu.library import available, level
@@ -255,3 +256,30 @@ def test_a_checkpoint_that_compressed_tensors_itself_wrote(tmp_path: Path) -> No
     assert ours.model.layers[0].mlp.up_proj.parts[0].way.name == ("panels" if available() else "decoded")
     assert ours.lm_head.weight.shape == (53, 64)
     torch.testing.assert_close(outputs(ours, ids), outputs(stock(tmp_path / "theirs"), ids), rtol=1e-4, atol=1e-5)
+
+
+def test_zero_points_that_older_versions_left_unpacked(tmp_path: Path) -> None:
+    """Signed bytes (O, G) beside packed codes: the same matrices."""
+    form = choice("int4-asym", "group:14")
+    source = save(pico("llama"), tmp_path / "source")
+    made = make(source, tmp_path / "out", lambda site: form if site.kind in ("q", "k") else None).path
+    wanted = load(made)(torch.arange(7)[None]).logits
+    for path in made.glob("*.safetensors"):
+        tensors = files.read(path)
+        for name in [name for name in tensors if name.endswith("zero_point")]:
+            rows = int(tensors[name.replace("zero_point", "shape")][0])
+            codes = torch.stack([(tensors[name] >> 4 * i) & 15 for i in range(8)], 1)
+            tensors[name] = (codes.reshape(-1, tensors[name].shape[1])[:rows] - 8).to(torch.int8).contiguous()
+        files.write(path, tensors)
+    assert torch.equal(load(made)(torch.arange(7)[None]).logits, wanted)
+
+
+def test_groups_in_activation_order_are_refused(tmp_path: Path) -> None:
+    source = save(pico("llama"), tmp_path / "source")
+    made = make(source, tmp_path / "out", lambda site: choice("int4", "group:14") if site.kind == "q" else None).path
+    config = json.loads((made / "config.json").read_text(encoding="utf-8"))
+    for group in config["quantization_config"]["config_groups"].values():
+        group["weights"]["actorder"] = "group"
+    (made / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ArtifactError, match="groups are in activation order"):
+        load(made)

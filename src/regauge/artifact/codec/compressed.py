@@ -90,8 +90,11 @@ class CompressedTensors:
         scales = split(sites, own["weight_scale"].reshape(rows, -1))
         zeros: dict[str, Tensor] = {}
         if "weight_zero_point" in own:
-            packed = own["weight_zero_point"].t()
-            zeros = split(sites, _from_words(packed, fmt.grid.bits, rows).t().contiguous())
+            stored = own["weight_zero_point"]
+            if stored.dtype == torch.int8:  # signed and not packed, as older versions wrote them
+                zeros = split(sites, (stored.to(torch.int16) + (1 << (fmt.grid.bits - 1))).to(torch.uint8))
+            else:
+                zeros = split(sites, _from_words(stored.t(), fmt.grid.bits, rows).t().contiguous())
         found = {}
         for site in sites:
             fields = {"scale": scales[site.name].reshape(-1, 1)}

@@ -58,6 +58,11 @@ def _points(group: Mapping[str, Any], form: str) -> tuple[Point, Point | None]:
     weights, inputs = group["weights"], group.get("input_activations")
     form, size = group.get("format") or form, weights.get("group_size")
     symmetric, bits = weights.get("symmetric", True), weights["num_bits"]
+    if weights.get("actorder") == "group":
+        raise ArtifactError(
+            "its groups are in activation order (actorder: group, with a weight_g_idx), which regauge does not read; "
+            "quantise with actorder: weight, or static groups."
+        )
     grain = Spec("group", (("size", size),)) if size and size > 0 else Spec("channel")
     scale = {"nvfp4-pack-quantized": "nv", "mxfp4-pack-quantized": "e8m0"}.get(form, "f32")
     if weights["type"] == "int":
