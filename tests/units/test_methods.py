@@ -55,8 +55,8 @@ def test_figures_are_of_presets_that_are_there_and_beat_nearest_where_they_shoul
     assert set(rows) <= set(presets())
     assert {"command", "unit", "model", "text", "null", "machine"} <= set(MEASURED)
     for name in rows:
-        assert load(name).of(WEIGHTS)
-    for name in ("gptq-w4g32", "gptq-w4", "quarot-gptq-w4g32", "smoothquant"):
+        assert load(name).of(WEIGHTS) or rows[name]["null"]  # what rounds nothing names what it is held against
+    for name in ("gptq-w4g32", "gptq-w4", "quarot-gptq-w4g32", "smoothquant", "neurons-75"):
         assert rows[name]["verdict"] == "better", f"{name}: {rows[name]}"
         assert rows[name]["kl"][0] < rows[name]["null_kl"][0]
 
