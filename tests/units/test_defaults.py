@@ -30,7 +30,6 @@ MAKING = {
     "eye",
 }
 SETTING = {"set_default_dtype", "set_default_device", "set_default_tensor_type", "manual_seed", "seed", "set_rng_state"}
-TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 
 
 def calls() -> Iterator[tuple[str, str, set[str | None]]]:

@@ -121,10 +121,14 @@ def remove(folder: Path) -> None:
     """Removes an artifact that `refuse_out` let pass, and nothing that came into it since."""
     if not os.path.lexists(folder) or folder.is_symlink():
         return
-    others = set(strangers(folder))
-    if others and _listed(folder):
+    if _listed(folder) and strangers(folder):
         return
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def bare(folder: Path) -> bool:
+    """Whether a directory holds nothing, or its lock alone."""
+    return all(entry.name == LOCK for entry in folder.iterdir())
 
 
 def searching(out: Path) -> Path:
@@ -142,7 +146,7 @@ def search_folder(out: Path) -> Iterator[Path]:
     folder = searching(out)
     if os.path.lexists(folder):
         known = folder.is_dir() and not folder.is_symlink()
-        if not known or not ((folder / IDENTITY).exists() or not {entry.name for entry in folder.iterdir()} - {LOCK}):
+        if not known or not ((folder / IDENTITY).exists() or bare(folder)):
             raise OutputError(f"{folder} is in the way: it is not empty and not a search of ours; move it away.")
     refuse_busy(out.with_name(out.name + ".partial") / LOCK, out)
     with one_sentence("making", folder):
@@ -152,7 +156,7 @@ def search_folder(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
-        if folder.is_dir() and not {entry.name for entry in folder.iterdir()} - {LOCK}:
+        if folder.is_dir() and bare(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -180,7 +184,7 @@ def refuse_partial(root: Path, manifest: str) -> None:
     if not os.path.lexists(root):
         return
     known = root.is_dir() and not root.is_symlink()
-    if known and ((root / manifest).is_file() or not {entry.name for entry in root.iterdir()} - {LOCK}):
+    if known and ((root / manifest).is_file() or bare(root)):
         return
     raise OutputError(
         f"{root} exists and is no output of regauge in the making, so nothing is written there; "

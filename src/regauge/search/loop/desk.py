@@ -12,7 +12,7 @@ from pathlib import Path
 
 from regauge.artifact.disk import one_sentence
 from regauge.artifact.identity import differences
-from regauge.artifact.ownership import IDENTITY, LOCK
+from regauge.artifact.ownership import IDENTITY, LOCK, bare
 from regauge.engine.watchdog import Clock
 from regauge.errors import OutputError, ResumeError
 from regauge.search.budgets import Budget
@@ -131,7 +131,7 @@ class Folder:
                     for entry in folder.iterdir():
                         if entry.name != LOCK:
                             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            elif folder.exists() and {entry.name for entry in folder.iterdir()} - {LOCK}:
+            elif folder.exists() and not bare(folder):
                 raise OutputError(f"{folder} is in the way: it is not empty and not a search of ours; move it away.")
             folder.mkdir(parents=True, exist_ok=True)
             known.write_text(json.dumps(plain), encoding="utf-8")
