@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
@@ -22,6 +24,7 @@ from regauge.errors import RecipeError, RegaugeError
 from regauge.formats.base import OBJECTIVE, Format
 from regauge.hosts import host_of
 from regauge.hosts.base import Host, Source
+from regauge.kernels.cpu.gram import has_gram
 from regauge.learn.base import SiteLearned
 from regauge.learn.settings import Settings
 from regauge.parts import SHAPE, WEIGHTS, Point, Spec
@@ -30,6 +33,8 @@ from regauge.plan.resolution import Resolution, inert, learnt, resolve
 from regauge.rewrites.base import Rewrite
 
 T = TypeVar("T")
+NARROW_FROM = 512
+"""Hidden size from which blocks run in bfloat16: below it a product costs more to begin than to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +135,13 @@ class Job:
     def taught(self) -> bool:
         """Whether any part asks for the error of a block against the teacher's states."""
         return bool(self.learnt) or any(OBJECTIVE in recast.rewrite.needs for recast in self.recasts)
+
+    @property
+    def working(self) -> torch.dtype:
+        """What blocks are run in while they are looked at: the source's own bfloat16 where this CPU multiplies that
+        faster, else float32. What is trained is trained in float32, and what is proved is proved in float64."""
+        narrow = self.source.dtype is torch.bfloat16 and self.anatomy.hidden >= NARROW_FROM and not self.taught
+        return torch.bfloat16 if narrow and has_gram() else torch.float32
 
     @property
     def settings(self) -> Settings:

@@ -48,10 +48,10 @@ class Pass:
         self.batches = windows.batches(size) if windows is not None else []
         self.runner = runner
         if windows is not None and runner is None:
-            self.runner = job.host.runner(job.source, anatomy=job.anatomy)
+            self.runner = job.host.runner(job.source, anatomy=job.anatomy, dtype=job.working)
         self.whole = self.runner  # of blocks before anything is taken out of them
         if self.runner is not None and job.shaping is not None:
-            self.whole = job.host.runner(job.source, anatomy=job.whole)
+            self.whole = job.host.runner(job.source, anatomy=job.whole, dtype=job.working)
         self.states: States | None = None
         self.transforms: dict[str, Transform] = {}
         self.readings: dict[str, Reading] = at_once(job.resolution.inputs)
@@ -102,7 +102,7 @@ class Pass:
         rare: dict[str, str] = {}
         for kept in steps_of(cuts, job.shaping.kept):
             if anatomy is not job.whole:  # a later step of a schedule: the block has the sizes of the one before
-                runner = job.host.runner(job.source, anatomy=anatomy)
+                runner = job.host.runner(job.source, anatomy=anatomy, dtype=job.working)
             cuts = [(anatomy.stream(stream.name), cut) for stream, cut in cuts]
             stats, rarer = self.see(block, weights, needs_of(anatomy, cuts), runner=runner)
             rare |= rarer

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "codes.h"
+#include "gram.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -61,7 +62,7 @@ bool sound(const rg_matrix *m) {
 
 extern "C" {
 
-int rg_abi(void) { return 3; }
+int rg_abi(void) { return 5; }
 const char *rg_level(void) { return level().name; }
 
 int rg_set_level(const char *name) {
@@ -189,6 +190,16 @@ int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const float *to
 int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads) {
   return sound(m) ? kernels().integers(m, x, y, tokens, threads) : 1;
 }
+
+#if defined(__x86_64__) && defined(__linux__) && !defined(RG_ONLY)
+int rg_has_gram(void) { return rg::amx_here(); }
+int rg_gram(const uint16_t *x, int64_t tokens, int64_t columns, float *out, int threads) {
+  return rg::amx_here() ? rg::gram_amx(x, tokens, columns, out, threads) : 2;
+}
+#else
+int rg_has_gram(void) { return 0; }
+int rg_gram(const uint16_t *, int64_t, int64_t, float *, int) { return 2; }
+#endif
 
 int rg_step(const rg_program *program, const rg_call *call, int threads) { return kernels().step(program, call, threads); }
 }
