@@ -21,6 +21,7 @@ from regauge.artifact.ownership import refuse_out
 from regauge.artifact.receipt import Receipt
 from regauge.artifact.staging import Staging
 from regauge.engine.driver import Drive
+from regauge.engine.enough import enough
 from regauge.engine.estimate import DryRun, disk_needed, record, seconds
 from regauge.engine.job import Job, Refusals, plan_of, prepare
 from regauge.engine.reading import Reading, reading, sampled
@@ -195,6 +196,7 @@ def _identity(job: Job, read: Reading) -> dict[str, Any]:
 def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, source_hash: str) -> tuple[Job, Receipt]:
     """The work, and the job as it was carried out, with every choice made."""
     windows = sampled(job, read, staging, clock)
+    windows = windows if read.fixed else enough(job, windows, staging, clock)
     job, searched = settle(job, windows, staging, clock)
     drive = Drive(job, windows, staging, clock)
     logits_error = drive.run()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regauge.artifact.staging import Staging
+from regauge.engine.enough import bound
 from regauge.engine.job import Job
 from regauge.engine.watchdog import Clock
 from regauge.errors import ModelError, TextError
@@ -53,7 +54,11 @@ def amount(job: Job, tokens: int | None, length: int | None) -> Amount:
             raise TextError(f"windows of {length} tokens are longer than the {most} that the model reads at once.")
         notes.append(f"windows have {most} tokens, the most the model reads at once; the recipe asks for {wanted}")
         wanted = most
-    return Amount(tokens or job.plan.calibration.get("tokens", TOKENS), wanted, tokens is not None, tuple(notes))
+    recipe = job.plan.calibration.get("tokens", TOKENS)
+    top = bound(job.source.parameters(), recipe)
+    if tokens is None and top < recipe:
+        notes.append(f"of a model of this size {top:,} tokens are read at most; the recipe asks for {recipe:,}")
+    return Amount(tokens or top, wanted, tokens is not None, tuple(notes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +69,7 @@ class Reading:
         windows: what is read; None where the model still has to sample it, or reads nothing.
         sampled: windows and length that the model samples from itself, or None.
         identity: what it hashes to; JSON.
+        fixed: the user said how many tokens; else fewer are read where they are enough.
         notes: a sentence each.
     """
 
@@ -71,6 +77,7 @@ class Reading:
     sampled: tuple[int, int] | None
     identity: dict[str, Any]
     notes: tuple[str, ...] = ()
+    fixed: bool = False
 
     @property
     def tokens(self) -> int:
@@ -98,7 +105,7 @@ def reading(job: Job, calibration: Where | None, tokens: int | None = None, leng
         return _promise(job, much)
     found = draw(corpus(calibration), job.source.tokenizer(), much.tokens, much.length, job.seed, much.exact)
     found = noted(found, *much.notes)
-    return Reading(found, None, {"kind": "text", "sha256": found.sha256}, found.notes)
+    return Reading(found, None, {"kind": "text", "sha256": found.sha256}, found.notes, much.exact)
 
 
 def _promise(job: Job, much: Amount) -> Reading:
@@ -117,7 +124,9 @@ def _promise(job: Job, much: Amount) -> Reading:
     notes.append(
         "no calibration text was given: the model samples its own, at temperature 1; text of your own kind is better"
     )
-    return Reading(None, (count, much.length), {"kind": KEPT, "windows": count, "length": much.length}, tuple(notes))
+    return Reading(
+        None, (count, much.length), {"kind": KEPT, "windows": count, "length": much.length}, tuple(notes), much.exact
+    )
 
 
 def sampled(job: Job, promised: Reading, staging: Staging, clock: Clock) -> Calibration | None:

@@ -4,8 +4,8 @@ Sites that read the same activation (q, k and v; gate and up) share one collecto
 The matrix XᵀX is symmetric: only what lies on and above its diagonal is summed, block by block. Activations in float32
 are summed over batches in float64 from products of at most `ROWS` rows, so that a long text loses nothing to a large
 running sum; those in bfloat16, where the CPU has a unit for them, in float32 throughout: their products are exact and
-both sums short. Either is within 1e-6 of the sum in float64. A sample of the rows themselves is kept too, from which the
-receipt's error is computed where no XᵀX was collected.
+both sums short. Either is within 1e-6 of the sum in float64. A sample of the rows themselves is kept too, from which
+the receipt's error is computed where no XᵀX was collected.
 
 Experts. A rare expert sees few tokens or none. With n tokens seen and a threshold of m = I (as many tokens as input
 channels), an expert with n < m takes its statistics blended with those of all experts of its block that read the same

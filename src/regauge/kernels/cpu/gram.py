@@ -29,7 +29,9 @@ def gram(x_TI: Tensor, sum_II: Tensor) -> None:
     """
     channels = x_TI.shape[1]
     if x_TI.dtype is not torch.bfloat16 or sum_II.dtype is not torch.float32 or not sum_II.is_contiguous():
-        raise ValueError(f"rows of bfloat16 and contiguous sums of float32 are needed, not {x_TI.dtype}, {sum_II.dtype}")
+        raise ValueError(
+            f"rows of bfloat16 and contiguous sums of float32 are needed, not {x_TI.dtype}, {sum_II.dtype}"
+        )
     if tuple(sum_II.shape) != (channels, channels) or x_TI.dim() != 2:
         raise ValueError(f"the sums of rows of {channels} are ({channels}, {channels}), not {tuple(sum_II.shape)}")
     x_TI = x_TI.contiguous()
