@@ -212,6 +212,7 @@ def _finish(model: Any, folder: Path, method: str | None) -> None:
     from transformers import GenerationConfig
 
     from regauge.hosts.transformers.quantizer import mark
+    from regauge.hosts.transformers.vocabulary import guard
 
     if (folder / "generation_config.json").exists() and model.can_generate():
         try:
@@ -222,4 +223,5 @@ def _finish(model: Any, folder: Path, method: str | None) -> None:
             ) from error
     if method is not None:
         mark(model, method)
+        guard(model)
     model.eval().requires_grad_(False)
