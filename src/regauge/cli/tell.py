@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regauge.amounts import told
+from regauge.amounts import figure, told
 from regauge.cli.show import line, span, table, where
 from regauge.plan.select import pattern
 
@@ -238,7 +238,7 @@ def measurement(found: Comparison) -> None:
             rows.append(
                 [
                     row.name,
-                    f"{q.perplexity.value:.3f}",
+                    figure(q.perplexity.value, 3),
                     f"{q.bits_per_byte.value:.4f}",
                     f"{q.kl.value:.5f} [{q.kl.low:.5f}, {q.kl.high:.5f}]",
                     f"{q.kl99.value:.4f}",

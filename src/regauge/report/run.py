@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from regauge.amounts import told
+from regauge.amounts import figure, told
 from regauge.artifact.receipt import Receipt
 from regauge.measure.cost import Costs, Speed, gains
 from regauge.measure.quality import Quality
@@ -119,7 +119,8 @@ def _quality_row(name: str, quality: Quality) -> Row:
         (quality.kl99, 4),
         (quality.agreement, 4),
     ):
-        shown.append(f"{interval.value:.{places}f} [{interval.low:.{places}f}, {interval.high:.{places}f}]")
+        low, high = figure(interval.low, places), figure(interval.high, places)
+        shown.append(f"{figure(interval.value, places)} [{low}, {high}]")
     return tuple(shown)
 
 

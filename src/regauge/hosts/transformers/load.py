@@ -25,6 +25,7 @@ from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.checkpoint import finite
 from regauge.hosts.transformers.configs import first_line
 from regauge.hosts.transformers.hub import model_folder
+from regauge.hosts.transformers.overflow import watch
 from regauge.hosts.transformers.placing import place, tie
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.skeleton import model_class, skeleton
@@ -112,6 +113,8 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     model = model.to(at.where)
     if at.kind == CPU:
         plug(model, wire.layout.anatomy)
+    if dtype is torch.float16:
+        watch(model)
     return model
 
 

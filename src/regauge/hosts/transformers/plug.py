@@ -21,6 +21,7 @@ from regauge.errors import FallbackWarning
 from regauge.hosts.transformers.cache import GrowingLayer, adopt
 from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.inputs import Inputs
+from regauge.hosts.transformers.overflow import look
 from regauge.hosts.transformers.owned import method, own
 from regauge.hosts.transformers.program import build
 from regauge.kernels.cpu.library import available
@@ -61,6 +62,7 @@ def _forward(model: Any, *args: Any, **kwargs: Any) -> Any:
     if found is None:
         found = eager(*args, **kwargs)
         native.output = type(found)
+        look(model, found)
     return found
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from regauge.hosts.transformers.overflow import watch
 from regauge.hosts.transformers.owned import own
 
 
@@ -47,6 +48,7 @@ def mark(model: Any, method: str) -> None:
 
 
 def _half(model: Any) -> Any:
+    watch(model)
     return nn.Module.to(model, torch.float16)
 
 

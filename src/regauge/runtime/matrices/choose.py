@@ -57,7 +57,7 @@ class Choice:
         for tensor in tables:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         read = "" if reading is None else f", {reading.name} inputs of a {reading.format.grain.name}"
-        how = f"{fmt.grid.name} of a {fmt.grain.name}{read}"
+        how = f"{fmt.grid.name} of a {fmt.grain.name}, steps in {fmt.scale.name}{read}"
         return f"{self.shape[0]} x {self.shape[1]} {how} ({self.kernel}, {self.kind}; {digest.hexdigest()[:12]})"
 
 

@@ -9,7 +9,7 @@ Legend: O output channels, I input channels, T tokens, R rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ HOMES = {"cpu": "the CPU", "cuda": "a GPU"}
 def after(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:
     """What a move of a module's tensors makes of a dtype."""
     return fn(torch.empty(0, dtype=dtype, device="cpu")).dtype
+
+
+def _small(held: Tensor | None) -> TypeGuard[Tensor]:
+    return held is not None and held.is_floating_point() and held.itemsize == 1
 
 
 class HeldTerm(nn.Module):
@@ -132,11 +136,17 @@ class PackedMatrix(nn.Module):
         return lambda start, stop: self.way.rows(self._bytes(), start, stop, dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickle and copies take: the way is found again from the choice."""
-        return {name: value for name, value in vars(self).items() if name != "way"}
+        """What pickle and copies take: the way is found again from the choice. Eight-bit floats go as bytes, since
+        pickle has no storage for them."""
+        bytes_ = {name: held.view(torch.uint8) for name, held in self._buffers.items() if _small(held)}
+        small = {name: self._buffers[name].dtype for name in bytes_}  # type: ignore[union-attr]  # they are there
+        state = {name: value for name, value in vars(self).items() if name != "way"}
+        return state | {"_buffers": dict(self._buffers) | bytes_, "small": small}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        small = state.pop("small")
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own
+        self._buffers.update({name: self._buffers[name].view(dtype) for name, dtype in small.items()})  # type: ignore[union-attr]  # they are there
         self.way = way_of(self.choice)
 
     def get_extra_state(self) -> Tensor:

@@ -8,7 +8,8 @@ Legend: O output channels, I input channels, T tokens, R rank, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copyreg
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -71,16 +72,28 @@ class PackedLinear(nn.Linear):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class PackedLookup(nn.Embedding):
-    """An embedding whose table is packed. `pack` turns an embedding into one, of its own class or of a subclass of it,
-    so that what the subclass does around the look-up (a scale, an offset) stays.
+class Made(type):
+    """Classes that are made as a model is loaded, each once a process; pickle makes them again, from what they name.
 
-    Attributes:
-        was: the class that it had before.
+    They are in a cycle with themselves, as all classes are, and so hold no matrix.
     """
 
+    made: tuple[Any, ...]
+
+
+def _make_again(made: Made) -> tuple[Any, ...]:
+    make, *arguments = made.made
+    return make, tuple(arguments)
+
+
+copyreg.pickle(Made, _make_again)
+
+
+class PackedLookup(nn.Embedding):
+    """An embedding whose table is packed. `pack` turns an embedding into one, of its own class or of a subclass of it,
+    so that what the subclass does around the look-up (a scale, an offset) stays."""
+
     matrix: PackedMatrix
-    was: type = nn.Embedding
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]  # a table of bytes has no parameter
@@ -94,58 +107,38 @@ class PackedLookup(nn.Embedding):
     def pack(module: Any, matrix: PackedMatrix) -> None:
         """Makes an embedding (any subclass) a packed one, in place."""
         del module._parameters["weight"]
-        module.__class__ = _lookup_class(type(module))  # type: ignore[arg-type]  # classes are hashable
+        old = type(module)
+        module.__class__ = PackedLookup if old is nn.Embedding else _lookup_class(cast(Hashable, old))
         module.matrix = matrix
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _empty_lookup, (self.was,), vars(self).copy()
 
 
 @cache
-def _lookup_class(old: type) -> type:
-    """The same for all modules of a class: a class is in a cycle with itself, and must hold no matrix."""
-    return PackedLookup if old is nn.Embedding else type(f"Packed{old.__name__}", (old, PackedLookup), {"was": old})
-
-
-def _empty_lookup(old: Any) -> Any:
-    """For pickle and copies, which fill it."""
-    made: Any = _lookup_class(old)
-    return made.__new__(made)
+def _lookup_class(old: Hashable) -> type:
+    """A look-up that is a subclass of a class of embeddings."""
+    assert isinstance(old, type), "a class"
+    return Made(f"Packed{old.__name__}", (old, PackedLookup), {"made": (_lookup_class, old)})
 
 
 def pack_parameter(module: Any, name: str, matrix: PackedMatrix) -> None:
     """Makes one parameter of a module of any class packed, in place: it is decoded whenever the module's own code asks
     for it. Slow, and right: for convolutions of patches, position tables, routers."""
     setattr(module, f"shape_of_{name}", tuple(module._parameters.pop(name).shape))
-    module.__class__ = _parameter_class(type(module), name)  # type: ignore[arg-type]  # classes are hashable
+    module.__class__ = _parameter_class(cast(Hashable, type(module)), name)
     module.add_module(f"packed_{name}", matrix)
 
 
 @cache
-def _parameter_class(old: type, name: str) -> type:
+def _parameter_class(old: Hashable, name: str) -> type:
     """A class of the same name, one of whose parameters is decoded from the module's own matrix."""
+    assert isinstance(old, type), "a class"
 
     def decoded(module: Any) -> Tensor:
         matrix = module._modules[f"packed_{name}"]
         found: Tensor = matrix.rows(0, matrix.shape[0]).reshape(getattr(module, f"shape_of_{name}"))
         return found
 
-    def reduce(module: Any, protocol: Any) -> Any:
-        base, names = type(module), list[str]()
-        while "packed_from" in vars(base):
-            base, packed = vars(base)["packed_from"]
-            names.insert(0, packed)
-        return _empty_parameter, (base, *names), vars(module).copy()
-
-    own = {name: property(decoded), "packed_from": (old, name), "__reduce_ex__": reduce, "__module__": old.__module__}
-    return type(old.__name__, (old,), own)
-
-
-def _empty_parameter(base: Any, *names: str) -> Any:
-    """For pickle and copies, which fill it."""
-    for name in names:
-        base = _parameter_class(base, name)
-    return base.__new__(base)
+    own = {name: property(decoded), "made": (_parameter_class, old, name), "__module__": old.__module__}
+    return Made(old.__name__, (old,), own)
 
 
 class PackedExperts(nn.Module):

@@ -22,7 +22,7 @@ class Unheld(Tensor):
         found: Unheld = Tensor._make_wrapper_subclass(cls, torch.Size(shape), dtype=dtype, device=device)
         return found
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch's is untyped
         return f"Unheld({tuple(self.shape)}, {self.dtype}, packed)"
 
     @classmethod
