@@ -45,7 +45,7 @@ test: $(NATIVE)  ## the default suite
 slow: $(NATIVE)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-sanitize: $(NATIVE) ## the kernel tests under the address and undefined-behaviour sanitisers
+sanitize: $(NATIVE) ## the kernel tests under the sanitisers for addresses, undefined behaviour and threads
 	scripts/sanitize.sh $(BIN)/python
 
 check: $(READY) ## format, lint, types, imports
