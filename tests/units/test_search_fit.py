@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from regauge.search import profile, record
 from regauge.search.fit import fit, pick
 from regauge.search.loop import build, finish, start
 from regauge.search.loop.desk import Effort
+from regauge.search.losses.shelf import Shelf
 from tests.pico import pico, save
 from tests.tiny import TEXT, folder
 
@@ -143,10 +145,14 @@ def test_a_killed_search_goes_on_where_it_was(
     }
     with pytest.raises(ResumeError, match="belongs to another search"):
         fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=5)
+    os.truncate(left / "options-1.safetensors", 1000)
+    rounded: list[int | None] = []
+    fill = Shelf.fill
     with monkeypatch.context() as patch:
-        patch.setattr(start, "forward", lambda *_, **__: pytest.fail("rounded again"))
+        patch.setattr(Shelf, "fill", lambda self, block, *rest: (rounded.append(block), fill(self, block, *rest)))
         patch.setattr(start, "fisher", lambda *_, **__: pytest.fail("went backward again"))
         run = fit(model, out, budgets=["memory=0.5x"], calibration=text)
+    assert rounded == [1]  # the file that was cut, and no other
     assert run.verdicts[0].met
     assert not left.exists()
 
