@@ -37,23 +37,46 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def small(patch: pytest.MonkeyPatch) -> None:
+    """Little effort, and no timing that another search would read."""
+    patch.setattr(Effort, "of", staticmethod(lambda limit: SMALL))
+    patch.setattr(profile, "SPREAD", 2**16)
+    patch.setattr(profile, "REPEATS", 1)
+    patch.setattr(profile, "read_costs", lambda _: {})
+    patch.setattr(profile, "write_costs", lambda *_: None)
+    patch.setattr(finish, "bandwidth", lambda: 1e9)
+
+
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Effort, "of", staticmethod(lambda limit: SMALL))
-    monkeypatch.setattr(profile, "SPREAD", 2**16)
-    monkeypatch.setattr(profile, "REPEATS", 1)
-    monkeypatch.setattr(profile, "read_costs", lambda _: {})
-    monkeypatch.setattr(profile, "write_costs", lambda *_: None)
+    small(monkeypatch)
     monkeypatch.setattr(finish, "costs", lambda *_: {})  # timed once, in `done`
-    monkeypatch.setattr(finish, "bandwidth", lambda: 1e9)
     monkeypatch.setattr(finish, "_samples", lambda *_: ())
+
+
+def killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
 def done(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[record.Run, Path]:
+    """A search that was killed before it built anything, and then went on where it was. Nothing is timed twice."""
     out = tmp_path_factory.mktemp("out") / "small"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Effort, "of", staticmethod(lambda limit: SMALL))
+        small(patch)
+        with patch.context() as first:
+            first.setattr(build, "apply", killed)
+            with pytest.raises(KeyboardInterrupt):
+                fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=1)
+        assert not out.exists()
+        left = out.with_name("small.search")
+        assert {"fisher.json", "ledger.json", "options-0.safetensors", "options-outer.safetensors"} <= {
+            path.name for path in left.iterdir()
+        }
+        with pytest.raises(ResumeError, match="belongs to another search"):
+            fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=5)
+        patch.setattr(start, "forward", lambda *_, **__: pytest.fail("rounded again"))
+        patch.setattr(start, "fisher", lambda *_, **__: pytest.fail("went backward again"))
         return fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=1), out
 
 
@@ -125,30 +148,11 @@ def test_pick_notices_another_text(done: tuple[record.Run, Path], text: Path, tm
         text.write_text(kept, encoding="utf-8")
 
 
-def test_a_killed_search_goes_on_where_it_was(
-    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(build, "apply", killed)
-        with pytest.raises(KeyboardInterrupt):
-            fit(model, out, budgets=["memory=0.5x"], calibration=text)
-    assert not out.exists()
-    left = out.with_name("out.search")
-    assert {"fisher.json", "ledger.json", "options-0.safetensors", "options-outer.safetensors"} <= {
-        path.name for path in left.iterdir()
-    }
-    with pytest.raises(ResumeError, match="belongs to another search"):
-        fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=5)
-    with monkeypatch.context() as patch:
-        patch.setattr(start, "forward", lambda *_, **__: pytest.fail("rounded again"))
-        patch.setattr(start, "fisher", lambda *_, **__: pytest.fail("went backward again"))
-        run = fit(model, out, budgets=["memory=0.5x"], calibration=text)
+def test_a_killed_search_went_on_where_it_was(done: tuple[record.Run, Path]) -> None:
+    """`done` was killed; that it rounded nothing twice and that another search was refused is asserted there."""
+    run, out = done
     assert run.verdicts[0].met
-    assert not left.exists()
+    assert not out.with_name("small.search").exists()
 
 
 @pytest.mark.slow
