@@ -5,8 +5,9 @@
     python scripts/mutants.py --file src/regauge/amounts.py --count 20
 
 Works on copies of the tree under build/mutants. For each mutant the tests of its line run, quickest first, until one
-fails; then, because fixtures are shared, the files that hold them. A mutant that runs out of time counts as killed, one on
-a line that no test runs as alive. `mutants_equivalent.yaml` lists those that change nothing, by file, function and text.
+fails; then, because fixtures are shared, the files that hold them. A mutant that runs out of time counts as killed, one
+on a line that no test runs as alive. `mutants_equivalent.yaml` lists those that change nothing that a user can see, by
+file, function and text of the line.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ def main() -> int:
     counts = Counter(one.fate for one in told)
     dead, counted = counts["killed"] + counts["hung"], len(told) - counts["equivalent"]
     print(
-        f"{dead} of {counted} killed ({dead / max(counted, 1):.1%}; {counts['hung']} by the clock), {counts['alive']} alive, "
-        f"{counts['unrun']} on lines that no test runs; {counts['equivalent']} equivalent ones are not counted. "
-        f"Seed {wanted.seed}, {time.monotonic() - started:.0f} s."
+        f"{dead} of {counted} killed ({dead / max(counted, 1):.1%}; {counts['hung']} by the clock), "
+        f"{counts['alive']} alive, {counts['unrun']} on lines that no test runs; {counts['equivalent']} equivalent "
+        f"ones are not counted. Seed {wanted.seed}, {time.monotonic() - started:.0f} s."
     )
     return int(dead < wanted.least * counted)
 

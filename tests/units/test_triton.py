@@ -28,7 +28,7 @@ GROUPS = [  # one process a group: most of a short group is its imports
         " or ".join((*(f"test_triton_{name}" for name in KERNELS_ALONE), SOME)),
         id="every kernel, some models",
     ),
-    pytest.param(("capabilities", "load"), "", id="capabilities+load", marks=pytest.mark.slow),
+    pytest.param(("capabilities", "load"), "", id="capabilities+load", marks=[pytest.mark.slow, pytest.mark.telling]),
 ]
 
 
