@@ -17,7 +17,7 @@ from regauge.measure.cost import ORIGINAL, RUNTIME, Model
 from regauge.measure.subject import Facts, Subject
 from regauge.text.corpora import Where, corpus
 from regauge.text.split import pieces, window_length
-from regauge.text.tokens import Tokenizer, frame
+from regauge.text.tokens import Tokenizer, frame, within
 from regauge.text.windows import Windows, cut
 
 TOKENS = 32768  # most tokens of text that are read
@@ -86,7 +86,9 @@ def _subject(name: str, path: str | Path) -> Subject:
 def _given(text: Where, tokenizer: Tokenizer, found: Facts, seed: int) -> Windows:
     read, before = corpus(text), frame(tokenizer)[0]
     length = min(LENGTH, found.most or LENGTH)
-    return cut(pieces(read), tokenizer, length, description=read.description, before=before).take(TOKENS, seed)
+    windows = cut(pieces(read), tokenizer, length, description=read.description, before=before).take(TOKENS, seed)
+    within(windows.ids, found.vocabulary, tokenizer)
+    return windows
 
 
 def _sampled(path: str | Path, tokenizer: Tokenizer, seed: int) -> Windows:
