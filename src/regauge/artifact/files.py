@@ -40,11 +40,6 @@ NAMES: dict[torch.dtype, str] = {
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
-def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of all the tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
 def weight_bytes(folder: str | Path) -> int:
     """Bytes of the tensors that loading a directory reads: data only, headers not counted.
 

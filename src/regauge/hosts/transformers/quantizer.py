@@ -37,6 +37,10 @@ class RegaugeQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is un
     def is_trainable(self) -> bool:
         return True
 
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
 
 def mark(model: Any, method: str) -> None:
     """Marks a loaded model. Casts stay: packed matrices follow them, where transformers refuses them of quantised
