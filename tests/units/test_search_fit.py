@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from regauge.search import profile, record
 from regauge.search.fit import fit, pick
 from regauge.search.loop import build, finish, start
 from regauge.search.loop.desk import Effort
+from regauge.search.losses.shelf import Shelf
 from tests.pico import pico, save
 from tests.tiny import TEXT, folder
 
@@ -76,9 +78,14 @@ def done(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> t
         }
         with pytest.raises(ResumeError, match="belongs to another search"):
             fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=5)
-        patch.setattr(start, "forward", lambda *_, **__: pytest.fail("rounded again"))
+        os.truncate(left / "options-1.safetensors", 1000)
+        rounded: list[int | None] = []
+        fill = Shelf.fill
+        patch.setattr(Shelf, "fill", lambda self, block, *rest: (rounded.append(block), fill(self, block, *rest)))
         patch.setattr(start, "fisher", lambda *_, **__: pytest.fail("went backward again"))
-        return fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=1), out
+        run = fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=1)
+        assert rounded == [1]  # the file that was cut, and no other
+        return run, out
 
 
 def test_a_memory_budget_is_kept_by_measurement(done: tuple[record.Run, Path], model: Path) -> None:

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from regauge.anatomy.model import Anatomy, Site, Slot
-from regauge.errors import ArtifactError, BudgetError, ResumeError, TextError
+from regauge.errors import ArtifactError, BudgetError, TextError
 from regauge.plan import dump, parse, resolve
 from regauge.search import record
 from regauge.search.allocation import Allocation, Candidate, knee, pareto, sizes, sweep
-from regauge.search.loop.desk import Folder
 from regauge.search.losses.correction import check, corrected
 from regauge.search.options import FULL, SiteGroup, group_bytes, integer, plan_of, site_groups
 from regauge.text.split import Reader, Sizes, prepare, split
@@ -158,15 +157,6 @@ def test_no_document_is_calibrated_on_and_measured_on(both: bool) -> None:
     assert not calibration & search
     assert not (calibration | search) & evaluation
     assert not both or evaluation <= set("".join(written[40:]))
-
-
-def test_a_work_folder_belongs_to_one_search(tmp_path: Path) -> None:
-    folder = Folder.open(tmp_path / "w", {"seed": 0, "source": "a"}, force=False)
-    folder.save("found.json", {"a": 1})
-    assert Folder.open(tmp_path / "w", {"seed": 0, "source": "a"}, force=False).load("found.json") == {"a": 1}
-    with pytest.raises(ResumeError, match=r"seed \(was 0, now 1\)"):
-        Folder.open(tmp_path / "w", {"seed": 1, "source": "a"}, force=False)
-    assert Folder.open(tmp_path / "w", {"seed": 1, "source": "a"}, force=True).load("found.json") is None
 
 
 def test_a_record_that_cannot_be_read_says_so(tmp_path: Path) -> None:

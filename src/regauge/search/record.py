@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from regauge.artifact.disk import put
 from regauge.errors import ArtifactError
 from regauge.measure.cost import Costs
 from regauge.measure.quality import Paired, Quality
@@ -147,9 +148,7 @@ def write(run: Run, out: Path) -> Path:
     """Writes `OUT/regauge/run.json` by one rename."""
     path = out / "regauge" / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(run.model_dump_json(indent=1), encoding="utf-8")
-    part.replace(path)
+    put(path, run.model_dump_json(indent=1))
     return path
 
 

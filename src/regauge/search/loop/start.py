@@ -96,21 +96,22 @@ def begin(desk: Desk) -> Problem:
         desk.clock.show(step, int(100 * share), 100)
 
     predicted = folder.load("fisher.json")
-    if predicted is None:
+    if predicted is None or not shelf.complete(subject.blocks):
         inputs = calibration_batches(desk.texts, effort.calibration)
         with watch.step("rounding"):
             borders = forward(subject, shelf, inputs, max(1, -(-effort.gradient // inputs[0].numel())), show)
-        with watch.step("sensitivity"):
-            predicted = fisher(subject, shelf, borders, desk.ask.seed, show)
-            folder.save("fisher.json", predicted)
+        if predicted is None:
+            with watch.step("sensitivity"):
+                predicted = fisher(subject, shelf, borders, desk.ask.seed, show)
+                folder.save("fisher.json", predicted)
     problem = Problem(
         subject=subject,
         shelf=shelf,
         windows=desk.texts.search,
         predicted=_losses(predicted),
         fixed=float(fixed_bytes(source, groups, subject.itemsize)),
-        folder=folder.path,
-        ledger=read_ledger(folder.path),
+        folder=folder,
+        kept=read_ledger(folder),
         say=desk.clock.show,
     )
     with watch.step("trials"):
