@@ -19,6 +19,9 @@ from regauge.hosts.transformers.source import Source
 from regauge.measure.cost import RUNTIME, Speed
 from regauge.plan import parse
 from regauge.search import profile
+from regauge.search.budgets import Budget
+from regauge.search.loop import finish
+from regauge.search.loop.settle import Settled
 from tests.pico import pico, save
 
 
@@ -66,6 +69,16 @@ def test_an_objective_runs_on_as_much_text_as_it_says(batches: int, tokens: int,
     made({})
     assert len(seen) == tried
     assert len(seen) * tokens <= max(objective.TRIED, tokens)
+
+
+@pytest.mark.parametrize(("amount", "met"), [(999, False), (1000, True), (1001, True)])
+def test_a_budget_is_met_by_exactly_its_bytes(amount: int, met: bool) -> None:
+    settled = object.__new__(Settled)  # of which nothing but the bytes of what was built is asked
+    object.__setattr__(settled, "built", SimpleNamespace(bytes=900))
+    budget = Budget(resource="memory", amount=amount, relative=False, context=8, text=f"memory@8={amount}")
+    verdict = finish._budget(settled, budget, 100.0, 5000)
+    assert (verdict.met, verdict.measured, verdict.limit) == (met, 1000, amount)
+    assert verdict.how.endswith("and of the cache at 8 tokens")
 
 
 def test_what_learning_is_estimated_to_take_grows_with_its_text(
