@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from regauge import parts
 from regauge.engine import estimate, objective
 from regauge.engine.job import prepare
 from regauge.engine.receipts import versions
 from regauge.hosts.states import States
 from regauge.hosts.transformers.source import Source
 from regauge.measure.cost import RUNTIME, Speed
+from regauge.parts import WEIGHTS, Point
 from regauge.plan import parse
 from regauge.search import profile
 from regauge.search.budgets import Budget
@@ -69,6 +71,17 @@ def test_an_objective_runs_on_as_much_text_as_it_says(batches: int, tokens: int,
     made({})
     assert len(seen) == tried
     assert len(seen) * tokens <= max(objective.TRIED, tokens)
+
+
+def test_the_bytes_of_a_point_are_its_codes_steps_and_terms() -> None:
+    """(8, 32) of int4 with a bf16 step a row, and two factors of rank 3 in bf16."""
+    raw = {"grid": "int4", "grain": "channel", "scale": "bf16"}
+    plain, more = (
+        Point.of(WEIGHTS, {axis: parts.read(axis, text, WEIGHTS) for axis, text in some.items()})
+        for some in (raw, raw | {"compensator": "lorc:3"})
+    )
+    assert parts.bytes_of(plain, (8, 32)) == 8 * 32 // 2 + 8 * 2
+    assert parts.bytes_of(more, (8, 32)) == 8 * 32 // 2 + 8 * 2 + 2 * 3 * (8 + 32)
 
 
 @pytest.mark.parametrize(("amount", "met"), [(999, False), (1000, True), (1001, True)])
