@@ -75,7 +75,7 @@ def test_an_objective_runs_on_as_much_text_as_it_says(batches: int, tokens: int,
 
 def test_the_bytes_of_a_point_are_its_codes_steps_and_terms() -> None:
     """(8, 32) of int4 with a bf16 step a row, and two factors of rank 3 in bf16."""
-    raw = {"grid": "int4", "grain": "channel", "scale": "bf16"}
+    raw = {"grid": "int4", "grain": "channel", "ranger": "absmax", "scale": "bf16"}
     plain, more = (
         Point.of(WEIGHTS, {axis: parts.read(axis, text, WEIGHTS) for axis, text in some.items()})
         for some in (raw, raw | {"compensator": "lorc:3"})
