@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from regauge.documents import ordinary
 from regauge.errors import ModelError, UnsafeWeights, nearest
 
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md"]
@@ -22,6 +23,7 @@ def model_folder(model: str, revision: str | None = None) -> Path:
     """
     path = Path(model).expanduser()
     if path.is_dir():
+        ordinary(path, ModelError)
         return path
     if path.is_file():
         raise ModelError(f"{model} is a file; give the directory that holds config.json and the safetensors files")
