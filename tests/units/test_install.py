@@ -18,7 +18,7 @@ import pytest
 
 from regauge.kernels.cpu.library import FILE, LEVELS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.telling]
 ROOT = Path(__file__).resolve().parents[2]
 CXX = shutil.which(os.environ.get("CXX", "c++"))
 

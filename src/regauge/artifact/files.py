@@ -44,11 +44,6 @@ DTYPES = {name: dtype for dtype, name in NAMES.items()}
 INDEX = "model.safetensors.index.json"
 
 
-def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of all the tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
 def weight_bytes(folder: str | Path) -> int:
     """Bytes of the tensors that loading a directory reads: data only, headers not counted.
 

@@ -16,9 +16,10 @@ from regauge.anatomy.model import Anatomy, Site, Weights
 from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SiteReceipt, TapReceipt
 from regauge.engine.statistics import output_error
+from regauge.errors import RecipeError
 from regauge.formats.base import Codes, Format
 from regauge.formats.readings import Reading
-from regauge.formats.terms import summed
+from regauge.formats.terms import checked, summed
 from regauge.parts import Point
 from regauge.plan.resolution import Resolution
 from regauge.rounding.base import Stats
@@ -81,14 +82,24 @@ def round_sites(
 
 
 def round_site(w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = None) -> Codes:
-    """One matrix through its rounder and compensator; in `fmt` where that is given."""
+    """One matrix through its rounder and compensator; in `fmt` where that is given.
+
+    Raises:
+        RecipeError: the compensator gives what an artifact could not hold, or what nothing would apply.
+    """
     fmt = fmt or parts.format_of(choice)
     w_OI = w_OI.float() if w_OI.dtype is torch.float64 else w_OI
     codes = parts.rounder_of(choice)(w_OI, fmt, stats)
     compensator = parts.compensator_of(choice)
     if compensator is None:
         return codes
-    return replace(codes, terms=(*codes.terms, *compensator(w_OI.float(), fmt.decode(codes), stats)))
+    added = compensator(w_OI.float(), fmt.decode(codes), stats)
+    rows, columns = w_OI.shape
+    try:
+        return replace(codes, terms=(*codes.terms, *checked(added, (rows, columns))))
+    except ValueError as error:
+        name = choice.name("compensator")
+        raise RecipeError(f"the compensator {name!r} does not serve a matrix of {rows} x {columns}: {error}") from error
 
 
 def effective(stored: Weights, codes: Mapping[str, Codes], choices: Choices) -> Weights:

@@ -28,9 +28,6 @@ class Interval(BaseModel):
     low: float
     high: float
 
-    def excludes(self, point: float) -> bool:
-        return self.low > point or self.high < point
-
 
 @dataclass(frozen=True, eq=False)
 class Draws:

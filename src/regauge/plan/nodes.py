@@ -12,7 +12,7 @@ from regauge.errors import RecipeError, nearest
 from regauge.parts import Option
 
 MOST, DEEP = 100_000, 50  # values of a recipe, and how deep they may nest
-BYTES = 2_000_000  # characters of its text: YAML is read slowly
+BYTES = 1_000_000  # characters of its text: YAML is read slowly
 TEXT = "tag:yaml.org,2002:str"
 LONG, BEYOND = 10_000, 1 << 63  # characters of a value; whole numbers are below
 

@@ -12,6 +12,7 @@ import jinja2
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from regauge.artifact.disk import TEMPORARY
 from regauge.errors import OutputError
 from regauge.report import charts
 from regauge.report.view import View
@@ -74,7 +75,7 @@ def render(view: View) -> str:
 def write(view: View, path: Path) -> Path:
     """Write the page through a temporary name, so that a full disk leaves no half of it."""
     text = render(view)
-    staged = path.with_name(path.name + ".partial")
+    staged = path.with_name(TEMPORARY + path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -11,7 +11,7 @@ lies in `OUT.search/` until OUT is whole, so a run that was killed goes on from 
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from regauge.artifact.config import CARRIED
 from regauge.artifact.disk import one_sentence
-from regauge.artifact.ownership import refuse_out, remove, replaced, search_folder
+from regauge.artifact.ownership import refuse_out, remove, replaced, search_folder, tidy
 from regauge.artifact.receipt import Receipt
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import ArtifactError, ResumeError
@@ -27,8 +27,9 @@ from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.search import budgets as written
 from regauge.search import record
+from regauge.search.kept import Folder
 from regauge.search.loop.build import plan_for
-from regauge.search.loop.desk import Ask, Desk, Effort, Folder, Stopwatch
+from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import assemble
 from regauge.search.loop.settle import settle
 from regauge.search.loop.start import begin, estimate, reachable
@@ -38,6 +39,7 @@ from regauge.search.record import Run
 from regauge.search.subject import Subject, reader
 from regauge.text.corpora import Where
 from regauge.text.split import Sizes, Texts, prepare
+from regauge.version import __version__
 
 KEPT = 2**20  # characters of a list of texts that the record keeps
 
@@ -79,6 +81,7 @@ def fit(
         command=command or _command(),
         given={"calibration": _spell(calibration), "eval": _spell(eval), "revision": revision},
     )
+    tidy(target)
     refuse_out(target, force, CARRIED)
     with quiet_torch():
         clock.say("open")
@@ -94,9 +97,9 @@ def fit(
         with watch.step("text"):
             clock.say("text")
             texts = prepare(reader(source, seed), calibration, eval, ask.sizes, seed)
-        folder = Folder.open(room, _identity(ask, source, texts), force)
+        folder = Folder.open(room, _identity(ask, source, texts), force, time_limit)
         run = search(Desk(ask, subject, texts, folder, timing, clock, watch), target, force)
-        shutil.rmtree(folder.path, ignore_errors=True)
+        folder.leave()
         clock.say("finish", f"{out} is written")
     return run
 
@@ -113,10 +116,11 @@ def search(desk: Desk, target: Path, force: bool) -> Run:
 def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
     """What a search that goes on must have in common with the one that began."""
     return {
+        "regauge": __version__,
         "source": source.digest(),
         "texts": [text.sha256 for text in texts.records],
         "seed": ask.seed,
-        "effort": repr(ask.effort),
+        "effort": dataclasses.asdict(ask.effort),
     }
 
 
@@ -134,6 +138,7 @@ def pick(run: str | Path, index: int, out: str | Path, force: bool = False, prog
         raise ArtifactError(
             f"{run} has points 0 to {len(found.points) - 1}, and you asked for {index}; `regauge report` shows them."
         )
+    tidy(Path(out).expanduser().absolute())
     refuse_out(Path(out).expanduser().absolute(), force, CARRIED)
     given = record.given(found, run)
     with quiet_torch():

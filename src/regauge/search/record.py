@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from regauge.artifact.disk import put
 from regauge.artifact.folder import first_fault
 from regauge.documents import read_json
 from regauge.errors import ArtifactError
@@ -169,9 +170,7 @@ def write(run: Run, out: Path) -> Path:
     """Writes `OUT/regauge/run.json` by one rename."""
     path = out / "regauge" / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(run.model_dump_json(indent=1), encoding="utf-8")
-    part.replace(path)
+    put(path, run.model_dump_json(indent=1))
     return path
 
 

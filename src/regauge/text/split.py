@@ -8,14 +8,16 @@ itself, and the notes say so. Nothing here knows a model: what is asked of one c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from regauge.errors import TextError
+from regauge.text.calibration import Calibration, draw
 from regauge.text.corpora import Corpus, Where, corpus
-from regauge.text.tokens import Tokenizer, frame
+from regauge.text.tokens import Tokenizer, frame, within
 from regauge.text.windows import Windows, cut, stretches
 
 READ = 24 * 2**20  # bytes of a text that are looked at
@@ -39,21 +41,27 @@ class Reader:
     Attributes:
         tokenizer: the model's.
         length: tokens of a window.
+        rows: of the model's table of embeddings; 0: not known.
         sample: so many windows → texts that the model writes itself, and how they begin; asked where no text is given.
     """
 
     tokenizer: Tokenizer
     length: int
     sample: Callable[[int], tuple[list[str], str]]
+    rows: int = 0
 
     def cut(self, texts: Sequence[str], tokens: int, said: str) -> Windows:
         """Windows of at least so many predicted tokens, where the texts have as many, opened as the model wants."""
         before = frame(self.tokenizer)[0]
-        return cut(_enough(texts, tokens), self.tokenizer, self.length, description=said, before=before).take(tokens)
+        found = cut(_enough(texts, tokens), self.tokenizer, self.length, description=said, before=before).take(tokens)
+        within(found.ids, self.rows, self.tokenizer)
+        return found
 
-    def count(self, texts: Sequence[str]) -> int:
-        """Tokens of all texts."""
-        return sum(len(self.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+    def draw(self, texts: Sequence[str], tokens: int, said: str, seed: int) -> Calibration:
+        """What calibrates: the windows that `apply` draws from the same texts, as many as there are up to `tokens`."""
+        found = draw(replace(corpus(list(texts)), description=said), self.tokenizer, tokens, self.length, seed)
+        within([found.inputs], self.rows, self.tokenizer)
+        return found
 
 
 class Text(BaseModel):
@@ -70,11 +78,17 @@ class Text(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """What the search reads. `calibration` is text, for `apply`; the others are windows with documents."""
+    """What the search reads. `calibration` is text, for `apply`; the others are windows with documents.
+
+    Attributes:
+        tokens: calibration tokens to be read.
+        windows_NT: those tokens, in windows of one length.
+    """
 
     calibration: tuple[str, ...]
-    tokens: int  # calibration tokens to be read
+    tokens: int
     length: int
+    windows_NT: Tensor
     search: Windows
     evaluation: Windows
     prompts: tuple[str, ...]  # of the evaluation text, for samples side by side
@@ -113,17 +127,19 @@ def prepare(reader: Reader, calibration: Where | None, evaluation: Where | None,
     search = reader.cut(second, sizes.search, f"search: {named[1]}")
     held = reader.cut(third, sizes.evaluation, f"evaluation: {named[2]}")
     texts = _enough(first, sizes.calibration)
-    tokens = min(sizes.calibration, reader.count(texts) // length * length)
+    read = reader.draw(texts, sizes.calibration, named[0], seed)
+    tokens = min(sizes.calibration, read.tokens)
     if tokens < 2 * length:
         raise TextError(
             f"{named[0]} leaves {tokens} tokens to calibrate on; give a longer text ({2 * length} or more)."
         )
-    cal = cut(texts, reader.tokenizer, length, description=named[0])
-    record = Text(role="calibration", description=named[0], tokens=tokens, documents=len(texts), sha256=cal.hash())
+    sha256 = str(read.details["text_sha256"])
+    record = Text(role="calibration", description=named[0], tokens=tokens, documents=len(texts), sha256=sha256)
     return Texts(
         calibration=tuple(texts),
         tokens=tokens,
         length=length,
+        windows_NT=read.inputs,
         search=search,
         evaluation=held,
         prompts=tuple(_prompt(text) for text in third[:6]),

@@ -15,7 +15,7 @@ from regauge.measure.samples import continuations
 from regauge.search.allocation import Allocation
 from regauge.search.budgets import Budget
 from regauge.search.loop.build import costs, score
-from regauge.search.loop.desk import Desk
+from regauge.search.loop.desk import Desk, Stopwatch
 from regauge.search.loop.problem import Problem
 from regauge.search.loop.settle import Settled, reached
 from regauge.search.losses.trials import true_scores
@@ -95,7 +95,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
                 "evaluation": ask.effort.evaluation,
             },
         },
-        notes=(*texts.notes, *_notes(problem, settled)),
+        notes=(*texts.notes, *_late(watch), *_notes(problem, settled)),
     )
 
 
@@ -234,6 +234,17 @@ def _samples(desk: Desk, settled: Settled) -> tuple[Sample, ...]:
     before = continuations(host.whole(source), tokenizer, prompts)
     after = continuations(host.load(settled.built.folder), tokenizer, prompts)
     return tuple(Sample(prompt=p, original=a, compressed=b) for p, a, b in zip(prompts, before, after, strict=True))
+
+
+def _late(watch: Stopwatch) -> list[str]:
+    """What is to be said where the least that a search does took longer than the user gave."""
+    if watch.limit is None or watch.elapsed <= watch.limit:
+        return []
+    return [
+        f"--time asked for {watch.limit:g} s and the search took {watch.elapsed:.0f} s: it says how much effort is "
+        "made and is no limit; texts are read, every option is rounded and one artifact is built and measured at the "
+        "least"
+    ]
 
 
 def _notes(problem: Problem, settled: Settled) -> list[str]:

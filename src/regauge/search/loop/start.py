@@ -20,8 +20,6 @@ from regauge.search.options import FULL, SiteGroup, group_bytes, site_groups
 from regauge.search.record import Run
 from regauge.search.subject import batches
 from regauge.text.split import Texts
-from regauge.text.tokens import frame
-from regauge.text.windows import cut
 from regauge.version import __version__
 
 ROWS = 2048  # tokens of a batch
@@ -98,21 +96,22 @@ def begin(desk: Desk) -> Problem:
         desk.clock.show(step, int(100 * share), 100)
 
     predicted = folder.load("fisher.json")
-    if predicted is None:
-        inputs = calibration_batches(source, desk.texts, effort.calibration)
+    if predicted is None or not shelf.complete(subject.blocks):
+        inputs = calibration_batches(desk.texts, effort.calibration)
         with watch.step("rounding"):
             borders = forward(subject, shelf, inputs, max(1, -(-effort.gradient // inputs[0].numel())), show)
-        with watch.step("sensitivity"):
-            predicted = fisher(subject, shelf, borders, desk.ask.seed, show)
-            folder.save("fisher.json", predicted)
+        if predicted is None:
+            with watch.step("sensitivity"):
+                predicted = fisher(subject, shelf, borders, desk.ask.seed, show)
+                folder.save("fisher.json", predicted)
     problem = Problem(
         subject=subject,
         shelf=shelf,
         windows=desk.texts.search,
         predicted=_losses(predicted),
         fixed=float(fixed_bytes(source, groups, subject.itemsize)),
-        folder=folder.path,
-        ledger=read_ledger(folder.path),
+        folder=folder,
+        kept=read_ledger(folder),
         say=desk.clock.show,
     )
     with watch.step("trials"):
@@ -120,12 +119,9 @@ def begin(desk: Desk) -> Problem:
     return problem
 
 
-def calibration_batches(source: Source, texts: Texts, tokens: int) -> list[Tensor]:
-    """Whole windows of the calibration text, in batches."""
-    tokenizer = source.tokenizer()
-    found = cut(texts.calibration, tokenizer, texts.length, before=frame(tokenizer)[0])
-    whole = [ids for ids in found.ids if len(ids) == texts.length]
-    return batches(whole[: max(1, tokens // texts.length)], ROWS)
+def calibration_batches(texts: Texts, tokens: int) -> list[Tensor]:
+    """Windows of the calibration text, in batches."""
+    return batches(texts.windows_NT[: max(1, tokens // texts.length)], ROWS)
 
 
 def _losses(found: object) -> Losses:
