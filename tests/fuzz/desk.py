@@ -101,11 +101,11 @@ def make(root: Path) -> Desk:
     rg.apply(root / "r.yaml", source, pristine / "packed", wire="regauge")
     rg.apply("rtn-w8", source, pristine / "compressed", wire="compressed-tensors")
     shutil.copytree(pristine / "packed", pristine / "run")
-    record.write(_run(source, text), pristine / "run")
+    record.write(a_record(source, text), pristine / "run")
     return Desk(root, text)
 
 
-def _run(source: Path, text: Path) -> record.Run:
+def a_record(source: Path, text: Path) -> record.Run:
     """The record of a search that read this model and text."""
     from regauge.hosts import host_of
     from regauge.search.subject import reader

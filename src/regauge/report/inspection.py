@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Inspection:
 
 def inspect(model: str | Path, revision: str | None = None) -> Inspection:
     """Counts a model, or what an artifact stands for. Reads configuration and headers of files, not weights."""
-    if (Path(model) / ANATOMY).is_file() and "quantization_config" in read_config(Path(model)):
+    if os.path.isfile(Path(model) / ANATOMY) and "quantization_config" in read_config(Path(model)):
         made = open_artifact(model)
         held = made.layout.anatomy
         return _counted(str(model), held, made.layout.dtype, _parameters(held), made.shards)
