@@ -69,7 +69,7 @@ class Desk:
         """What an action may look at: the copy, what it makes, and what the user names beside it."""
         made = [
             self.work / f"{name}{end}"
-            for name in (kind, "out", "page.html")
+            for name in (kind, "out", "page.html", ".tmp-page.html")
             for end in ("", ".partial", ".replaced", ".search")
         ]
         return (*made, self.root / "pristine" / "source", self.root / "trap", self.text)
