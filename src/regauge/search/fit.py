@@ -26,7 +26,7 @@ from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.search import budgets as written
 from regauge.search import record
-from regauge.search.kept import Folder
+from regauge.search.kept import DONE, Folder, sweep
 from regauge.search.loop.build import plan_for
 from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import assemble
@@ -81,6 +81,7 @@ def fit(
         given={"calibration": _spell(calibration), "eval": _spell(eval), "revision": revision},
     )
     tidy(target)
+    sweep(target)
     refuse_out(target, force, CARRIED)
     with quiet_torch():
         clock.say("open")
@@ -108,6 +109,7 @@ def search(desk: Desk, target: Path, force: bool) -> Run:
     found = settle(desk, begin(desk))
     run = assemble(desk, found)
     record.write(run, found.built.folder)
+    desk.folder.save(DONE, True)
     _move(found.built.folder, target, force)
     return run
 
