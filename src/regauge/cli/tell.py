@@ -252,6 +252,9 @@ def measurement(found: Comparison) -> None:
     for row in found.rows:
         if row.cosine is not None:
             line(f"  {row.name}: mean cosine of embeddings {row.cosine:.5f}")
+        if row.labels is not None:
+            same, kl = row.labels.agreement, figures.spread(row.labels.kl, 5)
+            line(f"  {row.name}: {100 * same.value:.1f} % of {row.labels.compared:,} labels are the same; KL {kl}")
     own = [] if found.original is None else [_cost_row(f"{found.rows[0].name}, by transformers", found.original)]
     table(
         ["model", "decode tokens/s", "prefill tokens/s", "resident", "mapped", "cache a token", "files"],
