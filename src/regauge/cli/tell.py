@@ -253,7 +253,7 @@ def measurement(found: Comparison) -> None:
         if row.cosine is not None:
             line(f"  {row.name}: mean cosine of embeddings {row.cosine:.5f}")
         if row.labels is not None:
-            same, kl = row.labels.agreement, figures.spread(row.labels.kl, 5)
+            same, kl = row.labels.agreement, figures.spread(row.labels.kl, 5, row.labels.documents)
             line(f"  {row.name}: {100 * same.value:.1f} % of {row.labels.compared:,} labels are the same; KL {kl}")
     own = [] if found.original is None else [_cost_row(f"{found.rows[0].name}, by transformers", found.original)]
     table(
