@@ -69,9 +69,9 @@ def told(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def figure(value: float, places: int) -> str:
+def figure(value: float, places: int, sign: str = "") -> str:
     """A figure with so many places; one that is out of all proportion (a perplexity of e^300) by its size alone."""
-    return f"{value:.{places}f}" if abs(value) < MANY else f"{value:.2g}"
+    return f"{value:{sign}.{places}f}" if abs(value) < MANY else f"{value:{sign}.2g}"
 
 
 def enough(count: float) -> str:
