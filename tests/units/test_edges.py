@@ -15,6 +15,7 @@ from regauge import parts
 from regauge.engine import estimate, objective
 from regauge.engine.job import prepare
 from regauge.engine.receipts import versions
+from regauge.formats.grains import Block, Channel, Fallback
 from regauge.hosts.states import States
 from regauge.hosts.transformers.source import Source
 from regauge.measure.cost import RUNTIME, Speed
@@ -82,6 +83,17 @@ def test_the_bytes_of_a_point_are_its_codes_steps_and_terms() -> None:
     )
     assert parts.bytes_of(plain, (8, 32)) == 8 * 32 // 2 + 8 * 2
     assert parts.bytes_of(more, (8, 32)) == 8 * 32 // 2 + 8 * 2 + 2 * 3 * (8 + 32)
+
+
+def test_a_fallback_looks_at_rows_and_columns_apart() -> None:
+    """Blocks of 3 × 5 divide 6 × 5 and neither 5 × 6 nor squares of either side."""
+    grain = Fallback(Block(3, 5), Channel())
+    for shape, groups in (((6, 5), (2, 15)), ((5, 6), (5, 6))):
+        w_OI = torch.arange(30.0).view(shape)
+        w_GK = grain.split(w_OI)
+        assert tuple(w_GK.shape) == groups
+        assert grain.groups(shape) == groups
+        assert grain.join(w_GK, w_OI).equal(w_OI)
 
 
 @pytest.mark.parametrize(("amount", "met"), [(999, False), (1000, True), (1001, True)])
