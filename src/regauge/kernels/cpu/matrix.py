@@ -270,6 +270,8 @@ def decode_of(struct: Struct, start: int, stop: int, index: Tensor | None, dtype
     if start < 0 or (index is None and stop > struct.rows):
         raise IndexError(f"a row was asked for that is not in 0 … {struct.rows - 1}")
     out_OI = torch.empty(max(stop - start, 0), struct.columns, dtype=dtype, device="cpu")
+    if not len(out_OI):
+        return out_OI
     refused = kernels().rg_decode(
         ctypes.byref(struct), start, stop, _pointer(index), out_OI.data_ptr(), number(dtype), torch.get_num_threads()
     )

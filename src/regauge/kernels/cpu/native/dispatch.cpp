@@ -171,7 +171,7 @@ int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads) {
 }
 
 int rg_decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t *index, void *out, int dtype, int threads) {
-  if (!readable(m) || !out || !sound_dtype(dtype)) return RG_UNSOUND;
+  if (!readable(m) || (stop > start && !out) || !sound_dtype(dtype)) return RG_UNSOUND;
   if (start < 0 || (!index && stop > m->rows)) return RG_NO_ROW;
   for (int64_t i = start; index && i < stop; ++i)
     if (index[i] < 0 || index[i] >= m->rows) return RG_NO_ROW;
