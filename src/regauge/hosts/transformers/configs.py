@@ -30,8 +30,14 @@ def read_config(folder: Path) -> Any:
         raise ModelError(f"{path} is not JSON: {first_line(error)}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise ModelError(f"{path} names no model_type, so it is no transformers model")
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} holds an adapter (adapter_config.json) beside a model, and transformers would load the base "
+            "model that the adapter names, not this one; merge the adapter, or take its files out of a copy"
+        )
     if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "an unnamed method")
+        said = raw["quantization_config"]
+        method = said.get("quant_method", "an unnamed method") if isinstance(said, dict) else "a method not said"
         raise ModelError(f"{folder} is quantised already (by {method}); give the original model in bf16, fp16 or fp32")
     if raw.get("auto_map"):
         raise UnsafeWeights(
