@@ -48,7 +48,7 @@ telling: $(NATIVE) ## the slow tests that say most: ten kills, two searches, a d
 slow: $(NATIVE)  ## every test that is left out of `make test`, those of `make telling` too
 	$(BIN)/python -m pytest -m slow
 
-sanitize: $(NATIVE) ## the kernel tests under the address and undefined-behaviour sanitisers
+sanitize: $(NATIVE) ## the kernel tests under the sanitisers for addresses, undefined behaviour and threads
 	scripts/sanitize.sh $(BIN)/python
 
 check: $(READY) ## format, lint, types, imports

@@ -42,6 +42,16 @@ SECONDS = 120.0
 """Worth of tests that run for one mutant, by what they took when the map was made."""
 PATIENCE = 5.0
 """Times that; then the mutant hangs."""
+OPTIONS = (
+    "-x",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:xdist",
+    "--tb=line",
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
+)
 FORKED = multiprocessing.get_context("fork")
 
 
@@ -59,7 +69,7 @@ def main() -> int:
     wanted = _arguments()
     if wanted.map:
         tree = _tree("map")
-        kept = read(WORK) if wanted.tests else Covered({}, {})
+        kept = read(WORK, tree) if wanted.tests else Covered({}, {})
         make(_environment(), tree, WORK, ["-n", "2", *(wanted.tests or [])], kept)
         return 0
     if not (WORK / "map.json").exists():
@@ -67,7 +77,7 @@ def main() -> int:
     drawn = draw(wanted.file, wanted.count, wanted.seed)
     equivalent = yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")) or []
     started = time.monotonic()
-    told = _judge(drawn, read(WORK), equivalent, wanted.jobs)
+    told = _judge(drawn, read(WORK, ROOT), equivalent, wanted.jobs)
     (WORK / "last.json").write_text(json.dumps([asdict(one) for one in told], indent=1), encoding="utf-8")
     print(table(told))
     counts = Counter(one.fate for one in told)
@@ -242,7 +252,10 @@ def _run(tests: Sequence[str], seconds: float, tree: Path, python: Path) -> tupl
     if child.exitcode == 0:
         return "alive", ""
     said = out.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "killed", next((line for line in said if line.startswith(("FAILED", "ERROR"))), "on import")[:150]
+    killer = next((line for line in said if line.startswith(("FAILED", "ERROR", "ImportError while"))), None)
+    if killer is None:
+        raise SystemExit(f"pytest ended with {child.exitcode} and no test failed: see {out}")
+    return "killed", killer[:150]
 
 
 def _pytest(tests: list[str], tree: Path, python: Path, out: Path) -> None:
@@ -262,7 +275,7 @@ def _pytest(tests: list[str], tree: Path, python: Path, out: Path) -> None:
     sys.dont_write_bytecode = True
     import pytest
 
-    sys.exit(pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=line", *tests]))
+    sys.exit(pytest.main([*OPTIONS, *tests]))
 
 
 if __name__ == "__main__":

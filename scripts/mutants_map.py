@@ -6,6 +6,7 @@ the suite that way and reads what came out. Only `scripts/mutants.py` uses it.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sqlite3
@@ -98,10 +99,12 @@ def make(python: Path, tree: Path, work: Path, pytest_args: list[str], kept: Cov
         sys.exit(f"the suite did not run (exit code {ended})")
     seconds = json.loads((work / "times.json").read_text(encoding="utf-8"))
     found = {file: {str(line): set(names) for line, names in lines.items()} for file, lines in kept.tests.items()}
+    texts = {path.relative_to(tree).as_posix(): _lines(path) for path in sorted((tree / "src").rglob("*.py"))}
     for data in sorted((work / "data").glob("coverage.*")):
         _read(data, tree, seconds, found)
     tests = {file: {line: sorted(names) for line, names in lines.items()} for file, lines in found.items()}
-    (work / "map.json").write_text(json.dumps({"tests": tests, "seconds": kept.seconds | seconds}), encoding="utf-8")
+    whole = {"tests": tests, "seconds": kept.seconds | seconds, "texts": texts}
+    (work / "map.json").write_text(json.dumps(whole), encoding="utf-8")
 
 
 def _read(data: Path, tree: Path, seconds: dict[str, float], found: dict[str, dict[str, set[str]]]) -> None:
@@ -122,10 +125,29 @@ def _read(data: Path, tree: Path, seconds: dict[str, float], found: dict[str, di
                 lines.setdefault(str(line), set()).add(test)
 
 
-def read(work: Path) -> Covered:
-    """The map as `make` left it; nothing where there is none."""
+def read(work: Path, root: Path) -> Covered:
+    """The map as `make` left it, its lines found again in the files under `root`; nothing where there is none."""
     if not (work / "map.json").exists():
         return Covered({}, {})
     kept = json.loads((work / "map.json").read_text(encoding="utf-8"))
-    tests = {file: {int(line): names for line, names in lines.items()} for file, lines in kept["tests"].items()}
+    tests = {}
+    for file, lines in kept["tests"].items():
+        if (root / file).exists():
+            now = _moved(kept["texts"][file], _lines(root / file))
+            tests[file] = {now[int(line)]: names for line, names in lines.items() if int(line) in now}
     return Covered(tests, kept["seconds"])
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _moved(before: list[str], after: list[str]) -> dict[int, int]:
+    """Number of a line → its number now. A changed line is the one in its place among lines that were not."""
+    if before == after:
+        return {number: number for number in range(1, len(before) + 1)}
+    found = {}
+    for kind, low, high, first, last in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if kind in ("equal", "replace"):
+            found |= {low + k + 1: first + k + 1 for k in range(min(high - low, last - first))}
+    return found

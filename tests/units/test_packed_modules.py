@@ -79,8 +79,9 @@ def test_operators_are_registered_with_the_packed_modules_and_not_before() -> No
     assert done.stdout.split() == ["False", "True"]
 
 
-def test_the_gradient_of_the_input_is_through_the_decoded_weights() -> None:
-    packed, w_OI = matrix(FORMS["int4"], 40, 64, torch.float32)
+@pytest.mark.parametrize("form", ["int4", "w8a8"])
+def test_the_gradient_of_the_input_is_through_the_decoded_weights(form: str) -> None:
+    packed, w_OI = matrix(FORMS[form], 40, 64, torch.float32)
     x = random(3, 64).requires_grad_()
     packed(x).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
     assert x.grad is not None

@@ -33,6 +33,10 @@ def _classes() -> tuple[Any, Any]:
         def is_trainable(self) -> bool:
             return False
 
+        @property
+        def is_compileable(self) -> bool:
+            return True
+
     return RegaugeConfig, RegaugeQuantizer
 
 
