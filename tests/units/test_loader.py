@@ -262,7 +262,7 @@ def no_config(path: Path) -> None:
     (path / "config.json").unlink()
 
 
-@spoils("cannot be read")
+@spoils("is not JSON")
 def config_broken(path: Path) -> None:
     (path / "config.json").write_text("{")
 

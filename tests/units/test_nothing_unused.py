@@ -21,6 +21,7 @@ CALLED_FROM_OUTSIDE = {
     "is_serializable": "transformers asks its quantisers",
     "is_trainable": "transformers asks its quantisers",
     "_older": "pydantic calls it",
+    "_chosen": "pydantic calls it",
     "integer_matmul": "the definition that the kernels are held to",
     "spearman": "benchmarks/encoder.py",
     "Crossed": "a transform that may be built in Python and is in no table yet",

@@ -16,6 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from regauge.artifact.disk import TEMPORARY, one_sentence, take_lock
+from regauge.documents import read_json
 from regauge.errors import OutputError
 
 LISTED = "regauge/manifest.json"
@@ -56,10 +57,9 @@ def is_artifact(folder: Path) -> bool:
     if _listed(folder):
         return True
     try:
-        found = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "regauge" in read_json(folder / RECEIPT, OutputError)
+    except OutputError:
         return False
-    return isinstance(found, dict) and "regauge" in found
 
 
 def strangers(folder: Path, carried: tuple[str, ...] = ()) -> list[str]:
@@ -241,11 +241,10 @@ def clear(root: Path, written: Collection[str], keep: Collection[str] = ()) -> N
 
 def _listed(folder: Path) -> frozenset[str]:
     try:
-        found = json.loads((folder / LISTED).read_text(encoding="utf-8"))
-        names = found["files"]
-        return frozenset(name for name in names if isinstance(name, str))
-    except (OSError, ValueError, KeyError, TypeError):
+        names = read_json(folder / LISTED, OutputError).get("files")
+    except OutputError:
         return frozenset()
+    return frozenset(name for name in names if type(name) is str) if type(names) is list else frozenset()
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -36,6 +36,7 @@ from regauge.artifact.ownership import (
     searching,
     tidy,
 )
+from regauge.documents import read_json
 from regauge.errors import ExactnessError, ModelError, MoveError, OutputError, RecipeError, ResumeError, TextError
 
 __all__ = ["STATES", "Json", "Staging", "check_disk", "differences", "free_bytes", "one_sentence"]
@@ -104,9 +105,11 @@ class Staging:
         path, was = self.root / MANIFEST, fresh
         if path.exists():
             try:
-                manifest = json.loads(path.read_text(encoding="utf-8"))
+                manifest = read_json(path, OutputError)
+                if any(type(manifest.get(key)) is not dict for key in fresh):
+                    raise OutputError(f"{path} is no manifest of ours")
                 different = differences(manifest["identity"], identity)
-            except (ValueError, KeyError, TypeError):
+            except OutputError:
                 shards = dict.fromkeys(found.name for found in self.root.glob("*-of-*.safetensors"))
                 manifest, different = {**fresh, "shards": shards}, ["its manifest, which cannot be read"]
             was = manifest

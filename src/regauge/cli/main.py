@@ -83,9 +83,9 @@ def _usage(error: Exception) -> str:
 
 
 def _disk_full(error: BaseException | None) -> bool:
-    """Whether an OutputError comes from a full disk: then the command was right and the machine was not."""
+    """Whether an OutputError comes from a full disk or a limit: then the command was right and the machine was not."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         error = error.__cause__
     return False

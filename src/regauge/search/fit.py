@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from regauge.artifact.config import CARRIED
@@ -139,18 +140,17 @@ def pick(run: str | Path, index: int, out: str | Path, force: bool = False, prog
         )
     tidy(Path(out).expanduser().absolute())
     refuse_out(Path(out).expanduser().absolute(), force, CARRIED)
-    given = found.calibration
+    given = record.given(found, run)
     with quiet_torch():
-        revision = given.get("revision")
-        source = host_of(found.source).open(found.source, str(revision) if revision is not None else None)
+        source = host_of(found.source).open(found.source, given.revision)
         if source.digest() != found.source_hash:
             raise ResumeError(f"{found.source} has changed since the search; run fit again.")
-        sizes = Sizes(**{name: int(str(value)) for name, value in dict(given["sizes"]).items()})  # type: ignore[call-overload]  # JSON of our own writing
-        texts = prepare(
-            reader(source, found.seed), _unspell(given["calibration"]), _unspell(given["eval"]), sizes, found.seed
-        )
-        was, now = found.texts[0].sha256, texts.records[0].sha256
-        if was != now:
+        names = {field.name for field in fields(Sizes)}
+        if given.sizes.keys() != names or min(given.sizes.values()) < 1:
+            raise ArtifactError(f"the record in {run} cannot be picked from: its sizes are not of {sorted(names)}.")
+        read = reader(source, found.seed)
+        texts = prepare(read, _unspell(given.calibration), _unspell(given.eval), Sizes(**given.sizes), found.seed)
+        if [text.sha256 for text in found.texts[:1]] != [texts.records[0].sha256]:
             raise ResumeError("the calibration text has changed since the search; run fit again.")
         point = found.points[index]
         plan = plan_for(point.picks, source, point.name, texts)
@@ -204,7 +204,10 @@ def _unspell(kept: object) -> Where | None:
                 f"the search read a list of {kept['list']} texts, too many to keep; give fit a file or a "
                 "directory if you mean to pick later."
             )
-        return [Path(path) for path in kept["paths"]] if "paths" in kept else list(kept["texts"])
+        for name, kind in (("paths", Path), ("texts", str)):
+            if type(kept.get(name)) is list:
+                return [kind(item) for item in kept[name]]  # type: ignore[return-value]  # all of one kind
+        raise ArtifactError("the record names neither the paths nor the texts of what was read; run fit again.")
     return None if kept is None else str(kept)
 
 

@@ -6,13 +6,14 @@ of tensors; times in seconds unless the name says ms.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from regauge.artifact.disk import put
+from regauge.artifact.folder import first_fault
+from regauge.documents import read_json
 from regauge.errors import ArtifactError
 from regauge.measure.cost import Costs
 from regauge.measure.quality import Paired, Quality
@@ -104,6 +105,21 @@ class Build(_Record):
     why: str = ""
 
 
+class Given(_Record):
+    """What a search was given to read, as `Run.calibration` keeps it for `pick`.
+
+    Attributes:
+        calibration, eval: a file, a directory or a data set; `paths` of some, `texts` themselves, or the number of
+            those that were too many to keep.
+        sizes: the tokens of each part.
+    """
+
+    calibration: str | dict[str, list[str] | int] | None
+    eval: str | dict[str, list[str] | int] | None
+    revision: str | None = None
+    sizes: dict[str, int]
+
+
 class Run(_Record):
     """A whole search."""
 
@@ -139,6 +155,12 @@ class Run(_Record):
     calibration: dict[str, object] = Field(default_factory=dict)  # what `apply` was given, so that `pick` repeats it
     notes: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _chosen(self) -> Run:
+        if self.points and not 0 <= self.chosen < len(self.points):
+            raise ValueError(f"chosen is {self.chosen}, of {len(self.points)} points")
+        return self
+
     @property
     def point(self) -> Point:
         return self.points[self.chosen]
@@ -152,17 +174,26 @@ def write(run: Run, out: Path) -> Path:
     return path
 
 
+def given(run: Run, where: str | Path) -> Given:
+    """What a search was given to read.
+
+    Raises:
+        ArtifactError: the record does not say.
+    """
+    try:
+        return Given.model_validate(run.calibration)
+    except ValidationError as error:
+        raise ArtifactError(f"the record in {where} cannot be picked from: {first_fault(error)}.") from error
+
+
 def read(where: str | Path) -> Run:
     """A run record from its file, or from the directory that `fit` made."""
     path = Path(where)
     if path.is_dir():
         path = path / "regauge" / "run.json"
+    if not path.exists():
+        raise ArtifactError(f"{where} holds no run record (regauge/run.json); give the directory that `fit` wrote.")
     try:
-        return Run.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{where} holds no run record (regauge/run.json); give the directory that `fit` wrote."
-        ) from error
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        what = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else str(error)
-        raise ArtifactError(f"{path} is not a run record that this version reads: {what}.") from error
+        return Run.model_validate(read_json(path, ArtifactError))
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is not a run record that this version reads: {first_fault(error)}.") from error

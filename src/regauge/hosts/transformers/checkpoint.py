@@ -7,7 +7,6 @@ translated by transformers' own conversion tables.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).exists():  # before an index, as transformers does: one may be left over from older shards
         return [folder / SINGLE]
     if (folder / INDEX).exists():
-        shards = sorted(set(_weight_map(folder).values()))
+        shards = sorted(set(files.weight_map(folder, CorruptWeights).values()))
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
             raise CorruptWeights(
@@ -74,26 +73,13 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder} has a config.json but no weights: {SINGLE} or {INDEX} was expected")
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    try:
-        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise CorruptWeights(f"{folder / INDEX} is not an index of weights ({error}); download it again") from error
-    if not isinstance(found, dict):
-        raise CorruptWeights(f"{folder / INDEX} is not an index of weights: weight_map is no mapping")
-    for name in found.values():
-        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-            raise CorruptWeights(f"{folder / INDEX} names {str(name)[:80]!r}, which is no file of that folder")
-    return found
-
-
 def stored_tensors(folder: Path, paths: list[Path]) -> dict[str, Stored]:
     """Every tensor of some checked files by its name in them; an index must agree with the files."""
     found: dict[str, Stored] = {}
     for path in paths:
         found |= read_header(path)
     if paths != [folder / SINGLE] and (folder / INDEX).exists():
-        lost = [f"{key} ({name})" for key, name in _weight_map(folder).items() if key not in found]
+        lost = [f"{key} ({name})" for key, name in files.weight_map(folder, CorruptWeights).items() if key not in found]
         if lost:
             raise CorruptWeights(
                 f"{folder / INDEX} names tensors that its files do not hold: {', '.join(lost[:3])}"

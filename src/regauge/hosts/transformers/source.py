@@ -257,7 +257,10 @@ def read_tokenizer(folder: Path) -> Any:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises plain Exceptions, and code that trusts files the rest
+        tokenizer.decode(tokenizer.encode("a"))  # what its files contradict shows here
+    except BaseException as error:  # the tokenizers library raises plain Exceptions, and panics, which are none
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
         raise ModelError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
     # Texts are encoded whole and cut into windows afterwards; the model's own limit would only be warned about.
     tokenizer.model_max_length = 10**30
