@@ -280,3 +280,16 @@ def test_a_padding_token_beyond_the_table(llama: Path) -> None:
     edit(llama, pad_token_id=rows)
     with pytest.raises(ModelError, match=rf"pad_token_id {rows}, and the model's table has {rows} rows"):
         Source.open(llama)
+
+
+@pytest.mark.parametrize("inner", ["model.safetensors", "config.json", ""])
+def test_a_module_that_is_a_link_out_of_the_folder_is_refused(inner: str, llama: Path, tmp_path: Path) -> None:
+    """Nothing from elsewhere is copied into an artifact."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "x").write_text("mine", encoding="utf-8")
+    (llama / "modules.json").write_text('[{"path": "deep/2_Dense", "type": "x.Dense"}]', encoding="utf-8")
+    module = llama / "deep" / "2_Dense"
+    (module if inner else module.parent).mkdir(parents=True)
+    (module / inner).symlink_to(tmp_path / "secret" / ("x" if inner else ""))
+    with pytest.raises(ModelError, match="is a link out of its folder"):
+        Source.open(llama)

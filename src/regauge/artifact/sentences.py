@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from regauge.documents import inside, read_text
 from regauge.errors import ModelError
 
 MODULES = "modules.json"
@@ -40,7 +41,7 @@ def modules(folder: Path) -> tuple[Module, ...]:
     if not path.is_file():
         return ()
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path, ModelError))
         return tuple(_module(entry) for entry in _listed(found))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is no list of a sentence encoder's modules: {error}") from error
@@ -67,7 +68,16 @@ def _module(entry: object) -> Module:
 
 
 def module_files(folder: Path) -> Iterator[Path]:
-    """Every file in the folders of the modules beside the transformer."""
+    """Every file in the folders of the modules beside the transformer.
+
+    Raises:
+        ModelError: a link leads out of the directory, or something there is no file.
+    """
     for module in modules(folder):
         if module.path:
+            way = [folder / part for part in PurePosixPath(module.path).parents if part.name]
+            if not (folder / module.path).is_dir():
+                continue  # a module without files (Normalize) may have no folder
+            inside(folder, [*way, folder / module.path], ModelError)
+            inside(folder, (folder / module.path).rglob("*"), ModelError)
             yield from sorted(path for path in (folder / module.path).rglob("*") if path.is_file())
