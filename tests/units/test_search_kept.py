@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from regauge.artifact import files
+from regauge.artifact.ownership import search_folder
+from regauge.artifact.staging import Staging
 from regauge.errors import OutputError, ResumeError
-from regauge.search.kept import Folder, seal, whole
+from regauge.search.kept import DONE, Folder, seal, sweep, whole
 
 
 def test_a_work_folder_belongs_to_one_search(tmp_path: Path) -> None:
@@ -80,3 +83,56 @@ def test_nothing_in_a_search_folder_is_removed_but_what_a_search_wrote(tmp_path:
     assert folder.load("fisher.json") == {}
     folder.leave()
     assert [entry.name for entry in folder.path.iterdir()] == ["thesis.txt"]
+
+
+def made(out: Path) -> dict[str, object]:
+    """A small artifact at `out`; gives the manifest of its making."""
+    identity: dict[str, object] = {"seed": 0}
+    with Staging(out, identity) as staging:
+        staging.write("model-00001-of-00001.safetensors", {"a": torch.ones(3, dtype=torch.float32)})
+        manifest = json.loads((staging.root / "manifest.json").read_text())
+        staging.finish({"config.json": "{}"})
+    return dict(manifest)
+
+
+@pytest.mark.parametrize("theirs", [False, True])
+def test_what_a_kill_after_the_last_rename_leaves_is_tidied_up(theirs: bool, tmp_path: Path) -> None:
+    """The manifest of the making lies in OUT: it goes with the next command, and somebody's own manifest stays."""
+    out = tmp_path / "out"
+    manifest = made(out)
+    (out / "manifest.json").write_text(json.dumps({"mine": 1} if theirs else manifest))
+    (out / ".lock").write_text("")
+    with pytest.raises(OutputError, match="exists"):
+        Staging(out, {"seed": 0})
+    assert (out / "manifest.json").exists() == theirs
+    if not theirs:
+        Staging(out, {"seed": 1}, force=True).close()
+        return
+    with pytest.raises(OutputError, match=r"holds .*manifest\.json"):
+        Staging(out, {"seed": 1}, force=True)
+    assert json.loads((out / "manifest.json").read_text()) == {"mine": 1}
+
+
+def test_a_search_that_was_killed_when_its_artifact_was_there_is_swept_up(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    left = Folder.open(tmp_path / "out.search", {"seed": 0}, force=False)
+    left.save("fisher.json", {})
+    left.save(DONE, True)
+    sweep(out)
+    assert left.load("fisher.json") == {}  # OUT is not there: the search is to go on
+    made(out)
+    (left.path / "thesis.txt").write_text("mine")
+    sweep(out)
+    assert [entry.name for entry in left.path.iterdir() if entry.name != ".lock"] == ["thesis.txt"]
+    (left.path / "thesis.txt").unlink()
+    going_on = Folder.open(left.path, {"seed": 0}, force=False)
+    sweep(out)  # nothing says that it is done
+    assert going_on.load("identity.json") is not None
+
+
+@pytest.mark.parametrize("name", [".tmp-identity.json", ".lock"])
+def test_a_search_that_was_killed_before_it_said_what_it_is_begins_again(name: str, tmp_path: Path) -> None:
+    (tmp_path / "out.search").mkdir()
+    (tmp_path / "out.search" / name).write_text("{")
+    with search_folder(tmp_path / "out") as room:
+        assert Folder.open(room, {"seed": 0}, force=False).load("identity.json") is not None

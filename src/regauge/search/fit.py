@@ -27,7 +27,7 @@ from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.search import budgets as written
 from regauge.search import record
-from regauge.search.kept import Folder
+from regauge.search.kept import DONE, Folder, sweep
 from regauge.search.loop.build import plan_for
 from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import assemble
@@ -82,6 +82,7 @@ def fit(
         given={"calibration": _spell(calibration), "eval": _spell(eval), "revision": revision},
     )
     tidy(target)
+    sweep(target)
     refuse_out(target, force, CARRIED)
     with quiet_torch():
         clock.say("open")
@@ -109,6 +110,7 @@ def search(desk: Desk, target: Path, force: bool) -> Run:
     found = settle(desk, begin(desk))
     run = assemble(desk, found)
     record.write(run, found.built.folder)
+    desk.folder.save(DONE, True)
     _move(found.built.folder, target, force)
     return run
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,11 +18,13 @@ from pathlib import Path
 from regauge.artifact import files
 from regauge.artifact.disk import TEMPORARY, one_sentence, put
 from regauge.artifact.identity import Json, differences
-from regauge.artifact.ownership import IDENTITY, bare
+from regauge.artifact.ownership import IDENTITY, bare, search_folder, searching
 from regauge.errors import OutputError, ResumeError
 
+DONE = "done.json"
 OURS = (
     IDENTITY,
+    DONE,
     "fisher.json",
     "ledger.json",
     "options-*.safetensors",
@@ -65,6 +68,7 @@ class Folder:
             elif folder.exists() and not bare(folder):
                 raise OutputError(f"{folder} is in the way: it is not empty and not a search of ours; move it away.")
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / DONE).unlink(missing_ok=True)
             if found.load(IDENTITY) is None:
                 found.save(IDENTITY, {"identity": plain, "time": limit})
         return found
@@ -127,6 +131,15 @@ class Folder:
                     shutil.rmtree(entry, ignore_errors=True)
                 else:
                     entry.unlink(missing_ok=True)
+
+
+def sweep(out: Path) -> None:
+    """Removes what a search left that was killed when its artifact had just become OUT."""
+    left = Folder(searching(out))
+    if out.exists() and left.load(DONE) is True:
+        with suppress(OutputError), search_folder(out):  # where another run holds it, it is not left over
+            if left.load(DONE) is True and not (left.path / "build").exists():
+                left.leave()
 
 
 def seal(path: Path, write: Callable[[Path], str]) -> None:

@@ -137,8 +137,8 @@ class Run(_Record):
     points: tuple[Point, ...]  # the frontier, smallest first
     chosen: int  # index into points
     chosen_why: str
-    uniforms: tuple[Point, ...] = ()  # baselines, every site alike, same rounder and text
-    against_uniform: dict[str, Paired] = Field(default_factory=dict)  # chosen less that uniform, both in memory
+    uniforms: tuple[Point, ...] = ()  # baselines, every site alike, same rounder and text, in memory
+    against_uniform: dict[str, Paired] = Field(default_factory=dict)  # the artifact less that uniform
     sites: tuple[SitePick, ...] = ()  # of the chosen point
     quality: Quality | None = None  # of the artifact, on the evaluation text
     original: Quality | None = None  # of the source on the same text (its KL is 0)
@@ -150,6 +150,7 @@ class Run(_Record):
     samples: tuple[Sample, ...] = ()
     machine: dict[str, object] = Field(default_factory=dict)
     bandwidth: float | None = None  # bytes a second
+    load: float | None = None  # processes that wanted a CPU over the minute before costs were measured, as told
     seconds: dict[str, float] = Field(default_factory=dict)  # step → seconds
     versions: dict[str, str] = Field(default_factory=dict)
     calibration: dict[str, object] = Field(default_factory=dict)  # what `apply` was given, so that `pick` repeats it

@@ -7,7 +7,8 @@ itself, and the notes say so. Nothing here knows a model: what is asked of one c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +23,7 @@ from regauge.text.windows import Windows, cut, stretches
 
 READ = 24 * 2**20  # bytes of a text that are looked at
 SHARES = (0.6, 0.15, 0.25)  # calibration, search, evaluation, where one text has to serve for all
+LONG = 80  # characters of a line that two texts do not share by chance
 LARGE = 100_000_000  # parameters from which windows have 512 tokens
 
 
@@ -113,14 +115,16 @@ def prepare(reader: Reader, calibration: Where | None, evaluation: Where | None,
         named = (said,) * 3
         notes.append(f"no text was given: {said}. Figures on it say how near the models are, not how good they are")
     elif seen is not None and held_out is not None:
-        given, third = pieces(seen), _shuffled(pieces(held_out), seed)
+        told = _overlap(seen, held_out)
+        notes += told.notes
+        given, third = _once(pieces(seen, told.shared), notes), _shuffled(pieces(held_out), seed)
         share = min(0.3, max(0.05, sizes.search * 12 / max(sum(map(len, given)), 1)))
         first, second = split(given, (1 - share, share), seed)
         named = (seen.description, seen.description, held_out.description)
     else:
         one = seen if seen is not None else held_out
         assert one is not None, "the case of no text was taken above"
-        first, second, third = split(pieces(one), SHARES, seed)
+        first, second, third = split(_once(pieces(one), notes), SHARES, seed)
         named = (one.description,) * 3
         if not same:
             notes.append("one text was given: it was cut into stretches and split; none serves twice")
@@ -162,10 +166,73 @@ def _apart(calibration: Where | None, evaluation: Where | None) -> tuple[Corpus 
     return first, second, False
 
 
-def pieces(text: Corpus) -> list[str]:
-    """Documents; long ones in stretches, so that a bootstrap over documents has some to draw from."""
+@dataclass(frozen=True)
+class Overlap:
+    """What two texts have in common: documents by hash, and what is to be said."""
+
+    shared: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def _overlap(seen: Corpus, held_out: Corpus) -> Overlap:
+    """Documents and long lines that stand in both texts.
+
+    Raises:
+        TextError: every document to calibrate on is one to evaluate on.
+    """
+    first, second = _read(seen), _read(held_out)
+    own = {_sha(text) for text in second}
+    shared = frozenset(_sha(text) for text in first) & own
+    apart = [text for text in first if _sha(text) not in shared]
+    if not apart:
+        raise TextError(
+            "every document of --calibration is in --eval too; give other text to one of them, or one text to one of "
+            "them alone, which is then split."
+        )
+    notes = []
+    if shared:
+        notes.append(
+            f"{len(first) - len(apart)} of {len(first)} documents of --calibration are in --eval too, and were not "
+            "calibrated on"
+        )
+    lines = {line for text in second for line in _long(text)}
+    twice = lines & {line for text in apart for line in _long(text)}
+    if twice:
+        notes.append(
+            f"{len(twice):,} of {len(lines):,} lines of {LONG} or more characters of --eval stand in documents of "
+            "--calibration too: figures on them are not of text that the search never saw"
+        )
+    return Overlap(shared, tuple(notes))
+
+
+def _once(texts: Sequence[str], notes: list[str]) -> list[str]:
+    """Each text once, so that none lies on both sides of a split; says how many were the same."""
+    found = list(dict.fromkeys(texts))
+    if len(found) < len(texts):
+        notes.append(f"{len(texts) - len(found)} of {len(texts)} stretches of the text repeat others and are read once")
+    return found
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.strip().encode()).hexdigest()
+
+
+def _long(text: str) -> set[str]:
+    return {line for line in map(str.strip, text.split("\n")) if len(line) >= LONG}
+
+
+def _read(text: Corpus) -> list[str]:
     each = max(1, READ // len(text.documents))
-    texts = [document.read(0, each) for document in text.documents]
+    return [document.read(0, each) for document in text.documents]
+
+
+def pieces(text: Corpus, without: Collection[str] = ()) -> list[str]:
+    """Documents; long ones in stretches, so that a bootstrap over documents has some to draw from.
+
+    Args:
+        without: sha256 of documents to leave out.
+    """
+    texts = [found for found in _read(text) if _sha(found) not in without]
     total = sum(map(len, texts))
     size = max(400, min(4000, total // 60))
     return [

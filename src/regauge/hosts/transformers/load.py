@@ -25,6 +25,7 @@ from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.checkpoint import finite
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, config_of, first_line, read_raw
 from regauge.hosts.transformers.hub import model_folder
+from regauge.hosts.transformers.overflow import watch
 from regauge.hosts.transformers.placing import place, tie
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.skeleton import model_class
@@ -116,6 +117,8 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     model = model.to(at.where)
     if at.kind == CPU:
         plug(model, wire.layout.anatomy)
+    if dtype is torch.float16:
+        watch(model)
     return model
 
 
@@ -196,6 +199,7 @@ def _finish(model: Any, folder: Path, method: str | None) -> None:
     from transformers import GenerationConfig
 
     from regauge.hosts.transformers.quantizer import mark
+    from regauge.hosts.transformers.vocabulary import guard
 
     if (folder / "generation_config.json").exists() and model.can_generate():
         read_json(folder / "generation_config.json", ArtifactError)
@@ -207,4 +211,5 @@ def _finish(model: Any, folder: Path, method: str | None) -> None:
             ) from error
     if method is not None:
         mark(model, method)
+        guard(model)
     model.eval().requires_grad_(False)

@@ -8,7 +8,6 @@ tokens of a cache that the step has not seen; the shapes of a call at every call
 
 from __future__ import annotations
 
-import functools
 import threading
 import warnings
 import weakref
@@ -25,8 +24,11 @@ from regauge.errors import FallbackWarning
 from regauge.hosts.transformers.cache import GrowingLayer, adopt
 from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.inputs import Inputs
+from regauge.hosts.transformers.overflow import look
+from regauge.hosts.transformers.owned import method, own
 from regauge.hosts.transformers.program import Reads, build
 from regauge.kernels.cpu.library import available
+from regauge.kernels.cpu.matrix import DTYPES
 from regauge.kernels.cpu.step import MOST
 from regauge.runtime.step.running import Running, first_tokens
 from regauge.runtime.step.signature import hooked, kinds_of, signature
@@ -51,7 +53,7 @@ def plug(model: Any, anatomy: Anatomy) -> None:
     if table is None or windowed or not model.can_generate() or not available():
         return
     model.regauge_step = NativeStep(model, anatomy)
-    model.forward = Forward(model.forward, model.regauge_step)
+    own(model, "forward", _forward)
     if _cacheless(model):
         warnings.warn(
             "use_cache is false in the configs of this model: generate() reads the whole text again for every token, "
@@ -63,8 +65,8 @@ def plug(model: Any, anatomy: Anatomy) -> None:
 
 def _cacheless(model: Any) -> bool:
     """Whether `generate` keeps no cache unless it is asked to: as it decides, the generation config first."""
-    own = getattr(model.generation_config, "use_cache", None)
-    return (getattr(model.config, "use_cache", None) if own is None else own) is False
+    asked = getattr(model.generation_config, "use_cache", None)
+    return (getattr(model.config, "use_cache", None) if asked is None else asked) is False
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,43 +77,44 @@ class Built:
     inputs: Inputs
 
 
-class Forward:
-    """A model's `forward` with the native step before it. A copied model's copy of it serves the copy.
-
-    Attributes:
-        __wrapped__: the model's own.
-    """
-
-    def __init__(self, eager: Any, native: NativeStep) -> None:
-        functools.update_wrapper(self, eager)
-        self._eager, self._native = eager, native
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return self._eager(*args, **kwargs)
-        found = self._native.serve(args, kwargs)
-        if found is None:
-            found = self._eager(*args, **kwargs)
-            self._native.output = type(found)
-        return found
+def _forward(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """A model's `forward` with the native step before it."""
+    eager = method(model, "forward")
+    if torch.compiler.is_compiling():
+        return eager(*args, **kwargs)
+    native: NativeStep = model.regauge_step
+    native.of = weakref.ref(model)  # a copied model's copy serves the copy
+    found = native.serve(args, kwargs)
+    if found is None:
+        found = eager(*args, **kwargs)
+        native.output = type(found)
+        look(model, found)
+    return found
 
 
 class NativeStep:
     """One model's native step.
 
     Attributes:
+        of: the model, which holds its step and so must not be held by it.
         steps: tokens that went through it.
         output: the class of what the model's own forward returns.
     """
 
     def __init__(self, model: Any, anatomy: Anatomy) -> None:
-        self.model, self.anatomy = model, anatomy
+        self.of: weakref.ref[Any] | None = weakref.ref(model)
+        self.anatomy = anatomy
         self.steps = 0
         self.output: Any = None
         self._why = ""
         self._kinds = kinds_of(model)
         self._said: set[str] = set()
         self._forget()
+
+    @property
+    def model(self) -> Any:
+        """The model that is being run."""
+        return None if self.of is None else self.of()
 
     def _forget(self) -> None:
         self._built: Built | None = None
@@ -122,11 +125,11 @@ class NativeStep:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes with it: not the program, whose addresses are this model's."""
-        own = ("_built", "_signature", "_reads", "_begun", "_lock")
-        return {name: value for name, value in vars(self).items() if name not in own}
+        left = ("of", "_built", "_signature", "_reads", "_begun", "_lock")
+        return {name: value for name, value in vars(self).items() if name not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update(state | {"of": None})
         self._forget()
 
     def serve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -223,6 +226,8 @@ class NativeStep:
     def _check(self) -> None:
         """Everything that is called around the modules, and would not be by the step."""
         config, kinds = self.model.config, kinds_of(self.model)
+        if self.model.dtype not in DTYPES:
+            raise Unservable(f"the model computes in {str(self.model.dtype).removeprefix('torch.')}, and the step not")
         if hooked(self.model, COLLECTING):
             raise Unservable("modules have hooks, which the step would not call")
         if kinds != self._kinds:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from regauge.engine.receipts import versions
-from regauge.kernels.cpu.machine import bandwidth
+from regauge.kernels.cpu.machine import bandwidth, load
 from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
 from regauge.measure.samples import continuations
@@ -33,7 +33,7 @@ class Figures:
     Attributes:
         points: the frontier, smallest first; the chosen one with its artifact's figures too.
         uniforms: every site alike, in memory.
-        against: the chosen point's variant in memory less that of each uniform.
+        against: the artifact less the variant in memory of each uniform.
     """
 
     points: tuple[Point, ...]
@@ -52,6 +52,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
     with watch.step("evaluation"):
         desk.clock.say("measure", "final figures on the evaluation text")
         figures = evaluate(desk, settled)
+    busy = load()
     with watch.step("costs"):
         desk.clock.say("measure", "speed and memory")
         spent = costs(source, settled.built.folder, ask.effort.turns, ask.effort.memory)
@@ -85,6 +86,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
         samples=samples,
         machine=machine().model_dump(mode="json"),
         bandwidth=bandwidth(),
+        load=busy,
         seconds=watch.seconds,
         versions=versions(),
         calibration={
@@ -123,9 +125,9 @@ def evaluate(desk: Desk, settled: Settled) -> Figures:
         chosen=chosen,
         uniforms=tuple(uniforms.values()),
         against={
-            name: paired(scores[chosen], others[name], seed)
+            name: paired(made, others[name], seed)
             for name, point in uniforms.items()
-            if point.bytes_predicted >= points[chosen].bytes_predicted * 0.9
+            if point.bytes_predicted >= settled.built.bytes * 0.9
         },
         quality=quality,
         original=summarise(_itself(made), seed),

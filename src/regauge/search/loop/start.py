@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from regauge.artifact.disk import check_disk
+from regauge.engine.estimate import speed
 from regauge.errors import BudgetError
 from regauge.hosts.base import Source
+from regauge.kernels.cpu.machine import cpus
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
 from regauge.search.loop.desk import Ask, Desk
@@ -64,7 +67,8 @@ def estimate(source: Source, ask: Ask) -> Run:
         f"passes: one over {effort.calibration:,} calibration tokens that rounds every option, one backward over "
         f"{effort.gradient:,}, then up to {variants} variants of "
         f"{effort.search:,} tokens, and {effort.evaluation:,} tokens for the final figures",
-        f"about {flops / 5e10 + room(groups) / 4e6 + 30:.0f} s on two cores",
+        f"about {_seconds(flops, room(groups)):.0f} s with {torch.get_num_threads()} threads on the {cpus()} CPUs that "
+        "this process may use: an estimate from one product timed here",
     )
     return Run(
         regauge=__version__,
@@ -83,6 +87,11 @@ def estimate(source: Source, ask: Ask) -> Run:
         chosen_why="dry run: nothing was searched",
         notes=notes,
     )
+
+
+def _seconds(flops: float, rounded: int) -> float:
+    """An estimate. `rounded`: bytes of codes of all options, of which two CPUs make some 4 MB a second."""
+    return 1.5 * flops * speed() + rounded / (2e6 * min(cpus(), torch.get_num_threads())) + 30
 
 
 def begin(desk: Desk) -> Problem:
