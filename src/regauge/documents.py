@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,15 @@ def ordinary(folder: Path, error: type[RegaugeError]) -> None:
     Raises:
         error: names the first.
     """
+    inside(folder, _entries(folder), error)
+
+
+def inside(folder: Path, paths: Iterable[Path], error: type[RegaugeError]) -> None:
+    """The same of some files and folders below a model's."""
     try:
         home = folder.resolve()
         stores = (home, home.parent.parent / "blobs") if home.parent.name == "snapshots" else (home,)
-        for path in _entries(folder):
+        for path in paths:
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
                 _linked(path, stores, error)

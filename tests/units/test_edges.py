@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from regauge import parts
+from regauge.artifact.codec.schemes import scheme_of
 from regauge.engine import estimate, objective
 from regauge.engine.job import prepare
 from regauge.engine.receipts import versions
+from regauge.formats.grains import Block, Channel, Fallback
 from regauge.hosts.states import States
 from regauge.hosts.transformers.source import Source
 from regauge.measure.cost import RUNTIME, Speed
@@ -25,6 +27,7 @@ from regauge.search.budgets import Budget
 from regauge.search.loop import finish
 from regauge.search.loop.settle import Settled
 from tests.pico import pico, save
+from units.test_artifact_wire import SAID
 
 
 def test_versions_are_those_that_run() -> None:
@@ -82,6 +85,31 @@ def test_the_bytes_of_a_point_are_its_codes_steps_and_terms() -> None:
     )
     assert parts.bytes_of(plain, (8, 32)) == 8 * 32 // 2 + 8 * 2
     assert parts.bytes_of(more, (8, 32)) == 8 * 32 // 2 + 8 * 2 + 2 * 3 * (8 + 32)
+
+
+def test_what_explain_says_of_integers_is_their_range() -> None:
+    assert parts.part("grid", "int4").what == "integers -8 to 7, no zero point"
+    assert parts.part("grid", "int3").what == "integers -4 to 3, no zero point"
+    assert parts.part("grid", "int4-asym").what == "integers 0 to 15 with a zero point"
+
+
+@pytest.mark.parametrize("form", ["fp8", "nvfp4", "mxfp4"])
+def test_other_tools_are_told_that_floats_are_symmetric(form: str) -> None:
+    scheme = scheme_of(SAID[form].point, (64, 64))
+    assert not isinstance(scheme, str), scheme
+    told = dict(scheme.weights)
+    assert (told["symmetric"], told["dynamic"], told["type"]) == (True, False, "float")
+
+
+def test_a_fallback_looks_at_rows_and_columns_apart() -> None:
+    """Blocks of 3 × 5 divide 6 × 5 and neither 5 × 6 nor squares of either side."""
+    grain = Fallback(Block(3, 5), Channel())
+    for shape, groups in (((6, 5), (2, 15)), ((5, 6), (5, 6))):
+        w_OI = torch.arange(30.0).view(shape)
+        w_GK = grain.split(w_OI)
+        assert tuple(w_GK.shape) == groups
+        assert grain.groups(shape) == groups
+        assert grain.join(w_GK, w_OI).equal(w_OI)
 
 
 @pytest.mark.parametrize(("amount", "met"), [(999, False), (1000, True), (1001, True)])

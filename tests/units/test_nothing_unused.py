@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py"))}
 CALLED_FROM_OUTSIDE = {
     "is_sliding": "transformers asks its cache layers",
+    "is_compileable": "transformers asks its caches and cache layers",
     "get_mask_sizes": "transformers asks its cache layers",
     "get_max_length": "transformers asks its cache layers",
     "requires_calibration": "transformers asks its quantisers",

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from regauge import parts
+from regauge.anatomy.fusing import fused
 from regauge.anatomy.model import Anatomy, Site, Weights
 from regauge.anatomy.moves import Move
+from regauge.artifact.codec.base import DECODES
 from regauge.artifact.receipt import SiteReceipt, TapReceipt
 from regauge.engine.statistics import output_error
 from regauge.errors import RecipeError
 from regauge.formats.base import Codes, Format
 from regauge.formats.readings import Reading
 from regauge.formats.terms import checked, summed
-from regauge.parts import Point
+from regauge.parts import Point, Spec
 from regauge.plan.resolution import Resolution
 from regauge.rounding.base import Stats
 from regauge.runtime.capabilities import runs
@@ -73,12 +75,31 @@ def round_sites(
     Args:
         formats: site → its format with a step that was learnt, in place of the choice's own.
     """
+    sites = list(sites)
+    known = {**_fused(sites, weights, choices), **(formats or {})}
     codes: dict[str, Codes] = {}
     for site in sites:
         choice, name = choices.get(site.name), site.name
         if choice is not None:
-            codes[name] = round_site(weights[f"{name}.weight"], choice, stats.get(name, {}), (formats or {}).get(name))
+            codes[name] = round_site(weights[f"{name}.weight"], choice, stats.get(name, {}), known.get(name))
     return codes
+
+
+def _fused(sites: Sequence[Site], weights: Weights, choices: Choices) -> dict[str, Format]:
+    """Site → its format, of those that runtimes fuse and whose steps have a level that is then one for all."""
+    found: dict[str, Format] = {}
+    for some in fused(sites).values():
+        alike: dict[tuple[Spec, ...], dict[str, Format]] = {}
+        for site in some:
+            choice = choices.get(site.name)
+            if choice is not None:
+                stored = tuple(choice.spec(axis) for axis in DECODES)
+                alike.setdefault(stored, {})[site.name] = parts.format_of(choice)
+        for formats in alike.values():
+            if len(formats) > 1 and all(fmt.scale.fused for fmt in formats.values()):
+                matrices = [weights[f"{name}.weight"].float() for name in formats]
+                found |= {name: fmt.together(matrices) for name, fmt in formats.items()}
+    return found
 
 
 def round_site(w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = None) -> Codes:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from regauge.artifact.files import weight_bytes
+from regauge.artifact.sentences import MODULES, modules
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import ModelError
 from regauge.hosts import host_of
@@ -84,6 +85,18 @@ def _subject(name: str, path: str | Path) -> Subject:
         outputs=lambda batches: host.outputs(path, batches),
         ways=ways,
         stored=weight_bytes(path) if Path(path).is_dir() else None,
+        notes=_unread(name, host.folder(str(path))),
+    )
+
+
+def _unread(name: str, folder: Path) -> tuple[str, ...]:
+    """That a sentence encoder is measured by its transformer alone."""
+    beside = [module.name for module in modules(folder) if module.path]
+    if not beside:
+        return ()
+    return (
+        f"{name} is measured by the mean of its last hidden states: {', '.join(beside)} of its {MODULES} are not run, "
+        "nor their bytes counted",
     )
 
 

@@ -40,6 +40,11 @@ def read_config(folder: Path) -> Any:
         )
         raise ModelError(f"{folder} has no config.json, so it is no transformers model{adapter}")
     raw = read_raw(folder)
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} holds an adapter (adapter_config.json) beside a model, and transformers would load the base "
+            "model that the adapter names, not this one; merge the adapter, or take its files out of a copy"
+        )
     if raw.get("quantization_config"):
         quantised = raw["quantization_config"]
         method = quantised.get("quant_method", "an unnamed method") if type(quantised) is dict else "an unnamed method"

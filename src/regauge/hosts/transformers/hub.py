@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from regauge.artifact.sentences import modules
 from regauge.documents import ordinary
 from regauge.errors import ModelError, UnsafeWeights, nearest
 
@@ -80,6 +81,9 @@ def _download(model: str, revision: str | None, path: Path) -> Path:
     except (HFValidationError, OSError) as error:
         raise ModelError(f"there is no directory {model}{_near(path)}, and it cannot be fetched: {error}") from error
     folder = Path(found)
+    beside = [f"{module.path}/*.safetensors" for module in modules(folder) if module.path]
+    if beside and not offline:  # of a sentence encoder's modules, which lie below the model
+        snapshot_download(model, revision=revision, allow_patterns=beside, etag_timeout=5)
     if (folder / "config.json").exists() and not any(folder.glob("*.safetensors")):
         raise UnsafeWeights(
             f"the hub model {model!r} has no weights in safetensors; pickled ones (.bin) can run code when they are "
