@@ -155,7 +155,7 @@ def _scalar(node: yaml.Node, place: str) -> Option | None:
         return written
     try:
         value = yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise RecipeError(f"{place}: {written[:80]!r} is no value of the kind that it is written as") from error
     if type(value) is int and abs(value) >= BEYOND:
         raise RecipeError(f"{place}: {written[:40]!r} is beyond every number that is taken")
