@@ -246,7 +246,7 @@ def test_without_its_library_a_row_is_not_here(monkeypatch: pytest.MonkeyPatch) 
     fmt = formatted("int4", "group:32")
     assert ask(fmt, SHAPE).native
     assert ask(fmt, SHAPE, device=CUDA, here=True).why == "weights are decoded: triton is not installed"
-    assert choose.choose(encoded("int4", "group:32"), fmt, torch.bfloat16)[0].name == DECODED
+    assert choose.choose(encoded("int4", "group:32"), fmt, torch.bfloat16).kernel == DECODED
     assert operators is not None
 
 

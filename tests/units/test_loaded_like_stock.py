@@ -209,6 +209,10 @@ def test_a_packed_layer_is_a_linear_layer_to_whoever_adapts_it(tmp_path: Path) -
         layer.weight.data += 1.0
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)  # peft asks transformers so
+@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers.:UserWarning")
 def test_lora_trains_saves_and_reloads(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="pip install peft accelerate: tools of others, which we only plug into")
     model = loaded(tmp_path, form="int4 channel")

@@ -225,7 +225,7 @@ def test_the_same_of_an_artifact(llama: Path, tmp_path: Path) -> None:
 def test_generation_settings_that_cannot_be_read(text: str, llama: Path, tmp_path: Path) -> None:
     rg.apply("nf4", llama, tmp_path / "out")
     (tmp_path / "out" / "generation_config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ArtifactError, match=r"generation_config\.json cannot be read"):
+    with pytest.raises(ArtifactError, match=r"generation_config\.json is (not JSON|no mapping but)"):
         rg.load(tmp_path / "out")
 
 

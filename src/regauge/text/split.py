@@ -1,8 +1,8 @@
 """The three texts of a search, which never share a stretch: calibration, search, evaluation.
 
-Calibration text is what rounders see. Search text is where variants are compared. Evaluation text is read once, by the
-final figures. Where the user gives one text it is cut into stretches and split; where none, the model samples one from
-itself, and the notes say so. Nothing here knows a model: what is asked of one comes as a `Reader`.
+Calibration text is what rounders see, search text is where variants are compared, evaluation text is read once, by the
+final figures. One text of the user's is cut into stretches and split; where there is none, the model samples one from
+itself, and says so. Nothing here knows a model: what is asked of one comes as a `Reader`.
 """
 
 from __future__ import annotations
@@ -276,8 +276,7 @@ def split(texts: Sequence[str], shares: Sequence[float], seed: int) -> list[list
 
 def _enough(texts: Sequence[str], tokens: int) -> list[str]:
     """Texts until they surely hold so many tokens (12 bytes a token is generous)."""
-    found: list[str] = []
-    size = 0
+    found, size = list[str](), 0
     for text in texts:
         if size >= 12 * tokens:
             break
@@ -297,6 +296,5 @@ def _record(role: str, windows: Windows) -> Text:
 
 
 def _prompt(text: str) -> str:
-    """The first words of a stretch, ended at a space."""
-    start = text.strip()[:120]
-    return start.rsplit(" ", 1)[0] if " " in start else start
+    """The first words of a stretch, ended at a space where there is one."""
+    return text.strip()[:120].rsplit(" ", 1)[0]

@@ -95,7 +95,8 @@ class Copy:
 
     def refresh(self) -> None:
         """Copies again: a parameter's numbers can change without any mark that they did."""
-        self.numbers.copy_(self.source())
+        with torch.inference_mode():  # the copy may have been made inside one
+            self.numbers.copy_(self.source())
         if self.offset:
             self.numbers.add_(self.offset)
 
