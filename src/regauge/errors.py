@@ -40,10 +40,16 @@ class RegaugeError(Exception):
 def one_line(text: str) -> str:
     """Text as a sentence can hold it: no breaks, nothing that a terminal acts on, no half characters, no walls."""
     text = " ".join(line.strip() for line in text.splitlines()) if "\n" in text or "\r" in text else text
-    if not text.isprintable():
-        text = "".join(c if category(c)[0] != "C" else ascii(c)[1:-1] for c in text)
+    text = printable(text)
     text = re.sub(rf"\S{{{WORD + 1},}}", lambda found: found[0][: WORD - 1] + "…", text)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text without what a terminal acts on: control characters and half ones as escapes, those of `keep` apart."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or category(c)[0] != "C" else ascii(c)[1:-1] for c in text)
 
 
 class ModelError(RegaugeError):

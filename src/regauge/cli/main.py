@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import typer
 from typer.main import get_command
 
-from regauge.errors import ExactnessError, RegaugeError
+from regauge.errors import ExactnessError, RegaugeError, printable
 
 _USAGE: type[Exception] = typer.BadParameter.__bases__[0]  # UsageError: typer does not name it in public
 INTERRUPTED = "interrupted; what was finished is kept, run the same command again to resume"
@@ -73,7 +73,7 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"regauge: {sentence}", file=sys.stderr)
+    print(f"regauge: {printable(sentence)}", file=sys.stderr)
     return code
 
 
