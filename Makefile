@@ -42,7 +42,7 @@ demo: $(NATIVE)  ## make the bundled model smaller, measure it, write the report
 test: $(NATIVE)  ## the default suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-telling: $(NATIVE) ## the slow tests that say most: ten kills, two searches, a decode budget, the wheel installed, a server
+telling: $(NATIVE) ## the slow tests that say most: ten kills, a search for a floor, the wheel without a compiler, a server
 	$(BIN)/python -m pytest -m telling
 
 slow: $(NATIVE)  ## every test that is left out of `make test`, those of `make telling` too

@@ -31,7 +31,6 @@ def test_costs_are_kept_by_the_kernels_that_gave_them(monkeypatch: pytest.Monkey
 
 
 @native
-@pytest.mark.telling
 @pytest.mark.slow
 def test_decoding_is_timed_as_the_native_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What transformers spends between its layers is no part of what a budget can reach."""
@@ -44,7 +43,6 @@ def test_decoding_is_timed_as_the_native_step_runs(tmp_path: Path, monkeypatch: 
 
 
 @native
-@pytest.mark.telling
 @pytest.mark.slow
 def test_a_decode_budget_is_met_by_measurement(
     bundled: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
