@@ -50,7 +50,10 @@ def main(arguments: list[str]) -> int:
     text = marked("explain: regauge explain gptq-w4g128", explained, text)
     if "--explain" not in arguments:
         run = read(RUN)
-        RECORD.write_text(run.model_dump_json(exclude={"samples", "sites"}) + "\n", encoding="utf-8")
+        record = run.model_dump_json(exclude={"samples", "sites"})
+        RECORD.write_text(
+            record.replace(f"{ROOT}/", "") + "\n", encoding="utf-8"
+        )  # paths of the clone, wherever it lay
         text = marked("table: what `make demo` printed", printed(run), text)
     README.write_text(text, encoding="utf-8")
     return 0
