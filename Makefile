@@ -12,7 +12,7 @@ MODEL  := bundled/code-llama-5m
 OUT    := out
 
 .DEFAULT_GOAL := help
-.PHONY: help native demo test slow sanitize check format bench clean
+.PHONY: help native demo test telling slow sanitize check format bench clean
 
 help:           ## what can be made
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -40,12 +40,15 @@ demo: $(NATIVE)  ## make the bundled model smaller, measure it, write the report
 	@echo "The model:  $(BIN)/python -c 'import regauge as rg; print(rg.load(\"$(OUT)/demo\"))'"
 
 test: $(NATIVE)  ## the default suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-slow: $(NATIVE)  ## the tests that take minutes
+telling: $(NATIVE) ## the slow tests that say most: ten kills, a search for a floor, the wheel without a compiler, a server
+	$(BIN)/python -m pytest -m telling
+
+slow: $(NATIVE)  ## every test that is left out of `make test`, those of `make telling` too
 	$(BIN)/python -m pytest -m slow
 
-sanitize: $(NATIVE) ## the kernel tests under the address and undefined-behaviour sanitisers
+sanitize: $(NATIVE) ## the kernel tests under the sanitisers for addresses, undefined behaviour and threads
 	scripts/sanitize.sh $(BIN)/python
 
 check: $(READY) ## format, lint, types, imports

@@ -40,6 +40,7 @@ WHAT = {
     "formats": "grids, grains, steps, terms",
     "kernels": "torch, C++, Triton",
     "amounts": "sizes as people read them",
+    "documents": "files that others wrote",
     "errors": "the exception tree",
     "version": "the number",
 }

@@ -3,7 +3,8 @@
     make demo && python scripts/write_readme.py
     python scripts/write_readme.py --explain       # only the output of `explain`, which needs no run
 
-The tables come from the run record that `make demo` left in out/demo.
+The tables come from the run record that `make demo` left in out/demo. That record is kept as docs/demo.json, so that a
+test can hold README to it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from regauge.search.record import Run, read
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RUN = ROOT / "out" / "demo"
+RECORD = ROOT / "docs" / "demo.json"
 
 
 def marked(name: str, body: str, text: str) -> str:
@@ -47,7 +49,12 @@ def main(arguments: list[str]) -> int:
     explained = "```text\n$ regauge explain gptq-w4g128\n" + rg.explain("gptq-w4g128").rstrip() + "\n```"
     text = marked("explain: regauge explain gptq-w4g128", explained, text)
     if "--explain" not in arguments:
-        text = marked("table: what `make demo` printed", printed(read(RUN)), text)
+        run = read(RUN)
+        record = run.model_dump_json(exclude={"samples", "sites"})
+        RECORD.write_text(
+            record.replace(f"{ROOT}/", "") + "\n", encoding="utf-8"
+        )  # paths of the clone, wherever it lay
+        text = marked("table: what `make demo` printed", printed(run), text)
     README.write_text(text, encoding="utf-8")
     return 0
 

@@ -19,6 +19,8 @@ UNITS = {
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 AMOUNT = re.compile(rf"(?P<sign>[-+]?)(?P<number>{_NUMBER})\s*(?P<unit>[A-Za-z/]*)")
 _CONTEXT = re.compile(r"(?P<number>[0-9]+)(?P<unit>[kK]?)")
+MANY = 1e9
+"""From here on a figure is told by its size alone."""
 
 
 def amount(value: str, text: str) -> tuple[float, str]:
@@ -65,6 +67,11 @@ def told(count: float) -> str:
             number = count / UNITS[unit]
             return f"{number:.{0 if number >= 100 else 1 if number >= 10 else 2}f} {unit}"
     return f"{count:.0f} B"
+
+
+def figure(value: float, places: int, sign: str = "") -> str:
+    """A figure with so many places; one that is out of all proportion (a perplexity of e^300) by its size alone."""
+    return f"{value:{sign}.{places}f}" if abs(value) < MANY else f"{value:{sign}.2g}"
 
 
 def enough(count: float) -> str:

@@ -22,11 +22,34 @@ FallbackWarning              a slower way computes than the one that was meant; 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from unicodedata import category
+
+LONGEST, WORD = 4000, 300
+"""Characters of a message, and of a stretch of it without a blank: what is quoted may be of any length."""
 
 
 class RegaugeError(Exception):
-    """Base of every error that regauge raises on purpose."""
+    """Base of every error that regauge raises on purpose. Its message is one line, whatever it quotes."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Text as a sentence can hold it: no breaks, nothing that a terminal acts on, no half characters, no walls."""
+    text = " ".join(line.strip() for line in text.splitlines()) if "\n" in text or "\r" in text else text
+    text = printable(text)
+    text = re.sub(rf"\S{{{WORD + 1},}}", lambda found: found[0][: WORD - 1] + "…", text)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text without what a terminal acts on: control characters and half ones as escapes, those of `keep` apart."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or category(c)[0] != "C" else ascii(c)[1:-1] for c in text)
 
 
 class ModelError(RegaugeError):
@@ -100,6 +123,7 @@ class FallbackWarning(UserWarning):
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a mistyped word: ``" (did you mean 'x'?)"``, or the list of what is known when nothing is near."""
     options = sorted(known)
+    word = word[:100]  # its cost grows with the square of a word's length
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     if close:
         return f" (did you mean {close[0]!r}?)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from regauge.hosts.transformers.source import Source
 from regauge.search.allocation import Bound, allocate
+from regauge.search.kept import Folder
 from regauge.search.loop import problem as module
 from regauge.search.loop.problem import Problem, key, read_ledger
 from regauge.search.losses.shelf import Shelf
@@ -30,7 +32,7 @@ def problem(tmp_path: Path) -> Problem:
     groups = site_groups(subject.anatomy)
     predicted = {g.name: {o.name: 0.0 if o.choice is None else 4.0**-o.bits for o in g.options} for g in groups}
     text = Windows((torch.tensor([1, 2, 3]),), (0,), (2,))
-    return Problem(subject, Shelf(tmp_path, groups), text, predicted, 100.0, tmp_path)
+    return Problem(subject, Shelf(tmp_path, groups), text, predicted, 100.0, Folder(tmp_path))
 
 
 def truth(problem: Problem, weight: dict[str, float], seen: list[str]) -> Any:
@@ -98,5 +100,23 @@ def test_nothing_is_measured_twice(problem: Problem, monkeypatch: pytest.MonkeyP
     assert problem.measure([*variants, variants[0]]) == [*first, first[0]]
     assert len(seen) == 3
     assert read_ledger(problem.folder) == problem.ledger
-    (problem.folder / "ledger.json").write_text("{half")
+    (problem.folder.path / "ledger.json").write_text("{half")
     assert read_ledger(problem.folder) == {}
+
+
+def test_what_an_earlier_run_measured_decides_nothing_before_it_is_asked_for(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on takes the way of one that was left alone, and measures nothing again on it."""
+    seen: list[str] = []
+    hot = problem.groups[3].name
+    monkeypatch.setattr(module, "true_kl", truth(problem, {hot: 100.0}, seen))
+    even = problem.uniform("int3-g32")
+    assert even is not None
+    bound = Bound("bytes", problem.size(even), problem.fixed)
+    alone = problem.sharpen([bound], most=40)
+    measured, later = len(seen), replace(problem, ledger={}, kept=read_ledger(problem.folder))
+    assert later.losses() != problem.losses()
+    assert later.sharpen([bound], most=40) == alone
+    assert later.losses() == problem.losses()
+    assert len(seen) == measured

@@ -231,7 +231,10 @@ GROUPS = {
 def test_degenerate_groups_get_finite_positive_steps_and_weights(ranger: str, grid: str, scale: str) -> None:
     w_OI = torch.tensor(list(GROUPS.values()))
     fmt = Format(grid_of(grid), grain_of("channel"), ranger_of(ranger), scale_of(scale))
-    for part_OI in (w_OI, *(row_I[None] for row_I in w_OI)):
+    shared = fmt.bytes((6, 8)) != 6 * fmt.bytes(
+        (1, 8)
+    )  # something is stored once for all rows, so a row alone is another case
+    for part_OI in (w_OI, *(row_I[None] for row_I in w_OI if shared)):
         codes = fmt.encode(part_OI)
         assert bool((codes.step.scale_G1 > 0).all())
         assert bool(codes.step.scale_G1.isfinite().all())

@@ -70,7 +70,7 @@ RAW = {
 
 
 @given(name=WORDS, title=st.one_of(st.just(""), WORDS), drawn=st.fixed_dictionaries({}, optional=RAW).filter(bool))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_is_printed_is_read_back(name: str, title: str, drawn: dict[str, list[tuple[str, Any]]]) -> None:
     def point(place: str, raw: dict[str, Raw] | None) -> Point | None:
         return None if raw is None else Point.of(place, {axis: Spec(*spec) for axis, spec in raw.items()})

@@ -1,12 +1,14 @@
 // The kernels and the decode step against plain loops in double, over random shapes, groups, kinds of steps and values,
 // at every dispatch level of the CPU that runs it. Needs no Python, so that it also runs under an emulator and under sanitisers.
 //   selftest [CASES [SEED]]     exit status 0: every result agreed
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "regauge.h"
@@ -40,6 +42,9 @@ struct Exact {
   T *data;
   Exact(size_t count, size_t odd) : memory(new uint8_t[count * sizeof(T) + odd * sizeof(T)]()), data(reinterpret_cast<T *>(memory.get()) + odd) {}
 };
+
+// Inputs in the smallest block of codes: a narrowest plane of 1, 2, 4 or 8 bits fills 64 bytes.
+int unit_of(int bits) { return bits & 1 ? 32 : bits & 2 ? 16 : bits & 4 ? 8 : 4; }
 
 int failures = 0;
 std::string shown(double number) {
@@ -106,7 +111,7 @@ struct Case {
     m.bits = bits;
     m.rows = between(1, 70);
     m.columns = between(1, 260);
-    const int unit = rg_unit(bits), kind = between(0, 9);
+    const int unit = unit_of(bits), kind = between(0, 9);
     m.group = coin() ? 32 * between(1, 4) : unit * between(1, 5);
     if (between(0, 4) == 0) m.group = (m.columns + unit - 1) / unit * unit;  // one group: a channel
     groups = (m.columns + m.group - 1) / m.group;
@@ -302,16 +307,61 @@ void check_prefix(Case &c) {
 }
 
 void check_refusals() {
-  for (const int what : {0, 1, 2, 3, 4}) {
+  for (int what = 0; what < 14; ++what) {
     Case c(5);
     if (what == 0) c.m.rows = 0;
     if (what == 1) c.m.columns = -1;
     if (what == 2) c.m.bits = 9;
     if (what == 3) c.m.group += 1;
     if (what == 4) c.m.value = RG_TABLE;  // of 5 bits
+    if (what == 5) c.m.value = RG_FULL;   // which only a step reads
+    if (what == 6) c.m.value = 7;
+    if (what == 7) c.m.step = 6;
+    if (what == 8) c.m.group = 1 << 20;
+    if (what == 9) c.m.columns = INT32_MAX;
+    if (what == 10) c.m.rows = INT32_MAX;
+    if (what == 11) c.m.offset = INT32_MIN;
+    if (what == 12) c.m.zero = 2;
+    if (what == 13) c.m.value = RG_FLOAT, c.m.mantissa = 5;
     float x[260] = {}, y[70];
-    expect(rg_panel_bytes(&c.m) == 0 && rg_linear(&c.m, x, y, 1, RG_F32, RG_INT8, 1) != 0, "unsound matrix is refused", std::to_string(what));
+    const std::string name = std::to_string(what);
+    expect(rg_panel_bytes(&c.m) == 0 && rg_linear(&c.m, x, y, 1, RG_F32, RG_INT8, 1) == RG_UNSOUND, "unsound matrix is refused", name);
+    expect(rg_gemm(&c.m, x, nullptr, nullptr, y, 1, RG_F32, 1) == RG_UNSOUND && rg_decode(&c.m, 0, 1, nullptr, y, RG_F32, 1) == RG_UNSOUND, "and by the others", name);
   }
+  Case c(4);
+  float x[260] = {}, y[70];
+  expect(rg_linear(&c.m, x, y, 1, 3, RG_INT8, 1) == RG_UNSOUND && rg_linear(&c.m, x, y, 1, RG_F32, 3, 1) == RG_UNSOUND, "an unknown dtype and an unknown rounding", c.name);
+  expect(rg_linear(&c.m, x, y, -1, RG_F32, RG_INT8, 1) == RG_UNSOUND && rg_linear(&c.m, x, y, 1, RG_F32, RG_TOKEN + 9, 1) == RG_UNSOUND, "less than no tokens, and nine bits", c.name);
+  expect(rg_decode(&c.m, -1, 1, nullptr, y, RG_F32, 1) == RG_NO_ROW, "a row before the first", c.name);
+  expect(rg_linear(&c.m, x, y, 1, RG_F32, RG_INT8, 0) == RG_DONE && rg_linear(&c.m, x, y, 1, RG_F32, RG_INT8, -7) == RG_DONE, "no threads are one", c.name);
+}
+
+// Several callers at once, of which one has the pool and the others run alone: the same numbers as one caller alone.
+void check_callers() {
+  rg_matrix m{};
+  const int rows = 512, columns = 1024, tokens = 3;
+  m.rows = rows, m.columns = columns, m.bits = 4, m.group = 64, m.value = RG_INT, m.offset = 8;
+  std::vector<uint8_t> codes(static_cast<size_t>(rows) * columns), panels(rg_panel_bytes(&m) * (rows / 16));
+  for (uint8_t &code : codes) code = static_cast<uint8_t>(draw() & 15);
+  m.panels = panels.data();
+  expect(rg_pack(&m, codes.data(), nullptr, nullptr, panels.data(), 2) == 0, "pack refused", "callers");
+  std::vector<float> x(static_cast<size_t>(tokens) * columns);
+  for (float &number : x) number = static_cast<float>(between(-1000, 1000)) * 1e-3f;
+  std::vector<float> wanted(static_cast<size_t>(tokens) * rows);
+  rg_linear(&m, x.data(), wanted.data(), tokens, RG_F32, RG_INT16, 1);
+  std::vector<std::thread> callers;
+  std::atomic<int> wrong{0};
+  for (int n = 0; n < 4; ++n)
+    callers.emplace_back([&, n] {
+      std::vector<float> y(wanted.size()), blocked(wanted.size()), rows_of(static_cast<size_t>(rows) * columns);
+      for (int i = 0; i < 20; ++i) {
+        wrong += rg_linear(&m, x.data(), y.data(), tokens, RG_F32, RG_INT16, 1 + (n + i) % 4) != 0 || y != wanted;
+        wrong += rg_gemm(&m, x.data(), nullptr, nullptr, blocked.data(), tokens, RG_F32, 1 + (n + i) % 4) != 0;
+        wrong += rg_decode(&m, 0, rows, nullptr, rows_of.data(), RG_F32, 1 + (n + i) % 4) != 0;
+      }
+    });
+  for (std::thread &caller : callers) caller.join();
+  expect(wrong == 0, "several callers at once", std::to_string(wrong.load()));
 }
 
 }  // namespace
@@ -339,6 +389,7 @@ int main(int argc, char **argv) {
     state = argc > 2 ? static_cast<uint64_t>(std::atoll(argv[2])) : 1;
     const int before = failures;
     check_refusals();
+    check_callers();
     for (int i = 0; i < cases; ++i) check_all(1 + i % 8);
     // One token in a hundred may see a code go the other way; all of them would be a mistake.
     expect(tap_error < 0.01 * tap_tokens, "taps, all steps together", shown(tap_error / (tap_tokens ? tap_tokens : 1)));

@@ -21,7 +21,7 @@ ALSO = {
     "hosts/transformers/install.py": {"install", "_matrix"},
     "runtime/capabilities.py": {"ask"},
     "runtime/matrices/choose.py": {"choose"},
-    "runtime/matrices/modules.py": {"__init__"},
+    "runtime/matrices/held.py": {"__init__"},
     "runtime/matrices/operators.py": {"_rows", "_rows_shape"},
     "hosts/transformers/placing.py": {"place"},
 }

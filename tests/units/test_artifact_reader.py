@@ -71,7 +71,7 @@ def test_what_others_did_is_there_too(tmp_path: Path) -> None:
     made = make(save(pico("llama"), tmp_path / "source"), tmp_path / "out", in_blocks(INT4))
     found = open_artifact(made.path)
     assert found.recipe == "name: test\n"
-    with pytest.raises(ArtifactError, match=r"receipt\.json cannot be read"):
+    with pytest.raises(ArtifactError, match=r"receipt\.json is not a receipt that .* reads: regauge: Field required"):
         _ = found.receipt
 
 

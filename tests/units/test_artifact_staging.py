@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from regauge.artifact import files
 from regauge.artifact.disk import check_disk, one_sentence
 from regauge.artifact.identity import differences
-from regauge.artifact.ownership import search_folder
+from regauge.artifact.ownership import LOCK, search_folder
 from regauge.artifact.staging import Staging
-from regauge.errors import ArtifactError, OutputError, ResumeError, TextError
+from regauge.errors import ArtifactError, ModelError, OutputError, ResumeError, TextError
 
 IDENTITY = {"plan": "a" * 64, "seed": 0, "versions": {"torch": "2.13"}}
 SHARD = "model-00001-of-00002.safetensors"
@@ -75,6 +75,19 @@ def test_a_finished_run_leaves_the_artifact_and_nothing_else(tmp_path: Path) -> 
     found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
     assert found == ["config.json", SHARD, "regauge/manifest.json", "regauge/receipt.json", "tokenizer.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "tokenizer.json"]
+
+
+def hopeless(out: Path) -> None:
+    with Staging(out, IDENTITY) as staging:
+        staging.write(SHARD, tensors())
+        (staging.root / LOCK).unlink()  # by somebody else
+        raise ModelError("hopeless")
+
+
+def test_a_hopeless_run_leaves_nothing_though_somebody_took_its_lock(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="hopeless"):
+        hopeless(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_goes_on_where_it_was_killed(tmp_path: Path) -> None:

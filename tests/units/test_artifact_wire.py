@@ -122,7 +122,13 @@ NOVEL = {
 }
 
 
-@pytest.mark.parametrize("form", [*NOVEL, "mixed"])
+EVERY_DAY = ("int4 g128", "w8a8", "mixed")
+"""The others take seconds each, and `test_stock_transformers_loads_it` has every form on a small model."""
+
+
+@pytest.mark.parametrize(
+    "form", [*EVERY_DAY, *(pytest.param(form, marks=pytest.mark.slow) for form in NOVEL if form not in EVERY_DAY)]
+)
 def test_a_trained_model_in_stock_transformers(form: str, shared: Path, tmp_path: Path) -> None:
     """In bfloat16 the two differ by no more than bfloat16 itself makes stock transformers differ from its float32; a
     prompt through weights of 4 bits and fewer, whose activations have 8 bits a group then, by less than twice that."""

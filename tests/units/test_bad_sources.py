@@ -196,9 +196,14 @@ def test_an_index_that_names_missing_files_or_tensors(llama: Path) -> None:
     path.write_text(json.dumps({"weight_map": index | {"ghost": "a.safetensors"}}))
     with pytest.raises(CorruptWeights, match=r"ghost \(a\.safetensors\)"):
         Source.open(llama)
-    path.write_text("[]")
-    with pytest.raises(CorruptWeights, match="not an index of weights"):
-        Source.open(llama)
+    for text, told in (
+        ("[]", "is no mapping"),
+        ("{}", "not an index of weights"),
+        ('{"weight_map": 7}', "not an index"),
+    ):
+        path.write_text(text)
+        with pytest.raises(CorruptWeights, match=told):
+            Source.open(llama)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -121,7 +121,7 @@ def test_every_row_multiplies_what_it_claims(row: Row) -> None:
         assert tap_of("a site", packed).rounding == "dynamic"
         assert not site_of("a site", packed).unrounded
         return
-    taken = taken[:: 1 + len(taken) // 60]
+    taken = taken[:: 1 + len(taken) // 30]
     with without(row):
         for (grid, grain, inputs), dtype in zip(taken, (row.dtypes * len(taken))[: len(taken)], strict=True):
             fmt, codes = formatted(grid, grain), encoded(grid, grain)
@@ -156,8 +156,9 @@ def seen() -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_what_is_simulated_decodes_and_what_is_native_does_not(grid: str) -> None:
-    """Every format of the parts × every grid of inputs: what the table says is what a product of two tokens does."""
-    whole, few = (None, *GRIDS), (None, "int8", "fp8")
+    """What the table says is what a product of two tokens does: every format of the parts, and with each a third of the
+    grids of inputs, another third with the next."""
+    whole, few = (None, *GRIDS[GRIDS.index(grid) % 3 :: 3]), (None, "int8", "fp8")
     some = [*product(GRAINS[:1], whole, (torch.bfloat16,)), *product(GRAINS[1:], few, (torch.bfloat16,))]
     for grain, inputs, dtype in [*some, *product(GRAINS[:2], few, (torch.float64,))]:
         fmt, codes, read = formatted(grid, grain), encoded(grid, grain), grid_of(inputs)
@@ -245,7 +246,7 @@ def test_without_its_library_a_row_is_not_here(monkeypatch: pytest.MonkeyPatch) 
     fmt = formatted("int4", "group:32")
     assert ask(fmt, SHAPE).native
     assert ask(fmt, SHAPE, device=CUDA, here=True).why == "weights are decoded: triton is not installed"
-    assert choose.choose(encoded("int4", "group:32"), fmt, torch.bfloat16)[0].name == DECODED
+    assert choose.choose(encoded("int4", "group:32"), fmt, torch.bfloat16).kernel == DECODED
     assert operators is not None
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from regauge.artifact.folder import read_receipt
 from regauge.engine import apply, dry_run
-from regauge.engine.receipts import read_receipt
 from regauge.engine.watchdog import Progress
 from regauge.errors import BudgetError, ModelError, OutputError, RecipeError, RegaugeError, ResumeError, TextError
 from regauge.plan import load, parse

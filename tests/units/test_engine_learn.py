@@ -321,6 +321,8 @@ def test_pruning_and_choosing_by_block_do_not_go_together(model: Path, tmp_path:
         made(model, tmp_path / "out", plan)
 
 
+@pytest.mark.telling
+@pytest.mark.slow
 def test_killed_while_it_learns_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """SIGKILL at random moments of a run that spends nearly all its time in the loop."""
     folder = save_tokenizer(save(pico("llama", **SIZES), tmp_path / "model"))

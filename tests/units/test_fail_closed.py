@@ -33,24 +33,28 @@ def attempt(name, load):
         told[name] = f"LOADED {type(model).__name__}"
     except Exception as error:
         told[name] = f"{type(error).__name__}: {error}"
-path = sys.argv[1]
 classes = {"auto": "AutoModelForCausalLM", "body": "AutoModel", "class": "LlamaForCausalLM"}
-for trust in (True, False):
-    for name, kind in classes.items():
-        open_it = getattr(transformers, kind).from_pretrained
-        attempt(f"{name} trust={trust}", lambda: open_it(path, trust_remote_code=trust))
-attempt("class plain", lambda: transformers.LlamaForCausalLM.from_pretrained(path))
-attempt("serve", lambda: transformers.LlamaForCausalLM.from_pretrained(path, dtype="auto", device_map="cpu"))
-attempt("base class", lambda: transformers.LlamaModel.from_pretrained(path))
-print(json.dumps(told))
+every = []
+for path in sys.argv[1:]:
+    told = {}
+    for trust in (True, False):
+        for name, kind in classes.items():
+            open_it = getattr(transformers, kind).from_pretrained
+            attempt(f"{name} trust={trust}", lambda: open_it(path, trust_remote_code=trust))
+    attempt("class plain", lambda: transformers.LlamaForCausalLM.from_pretrained(path))
+    attempt("serve", lambda: transformers.LlamaForCausalLM.from_pretrained(path, dtype="auto", device_map="cpu"))
+    attempt("base class", lambda: transformers.LlamaModel.from_pretrained(path))
+    every.append(told)
+print(json.dumps(every))
 """
 
 WITH = """
 import json, sys
 import torch, transformers
 transformers.logging.set_verbosity_error()
-path = sys.argv[1]
+path, saved, pruned = sys.argv[1:]
 told = {}
+told["pruned"] = type(transformers.AutoModelForCausalLM.from_pretrained(pruned, trust_remote_code=True)).__name__
 model = transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
 told["class"] = type(model).__name__
 told["logits"] = model(input_ids=torch.arange(9)[None]).logits.sum().item()
@@ -62,7 +66,7 @@ try:
 except Exception as error:
     told["no trust"] = type(error).__name__
 try:
-    model.save_pretrained(sys.argv[2])
+    model.save_pretrained(saved)
     told["saved"] = "SAVED"
 except Exception as error:
     told["saved"] = f"{type(error).__name__}: {error}"
@@ -70,13 +74,12 @@ print(json.dumps(told))
 """
 
 
-def run(script: str, *args: Path) -> dict[str, Any]:
+def run(script: str, *args: Path) -> Any:
     environment = dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
     command = [sys.executable, "-c", script, *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -86,33 +89,35 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(source, folder / "artifact", lambda site: choice("nf4") if site.block is not None else None).path
 
 
-def test_without_regauge_every_way_to_open_it_is_an_error(artifact: Path) -> None:
-    told = run(WITHOUT, artifact)
-    assert len(told) == 9
-    loaded = {name: what for name, what in told.items() if what.startswith("LOADED")}
-    assert not loaded
-    assert "regauge" in told["auto trust=True"]  # it says what to install
-    assert "model.safetensors" in told["class plain"]
-
-
-def test_a_pruned_model_never_loads_in_the_wrong_sizes(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Blocks of other widths and nothing quantised: every tensor has a stock name, and none lies where stock looks."""
     from sizes import cut
 
-    made = cut(tmp_path, "llama", "ffn", "full").made
+    made = cut(tmp_path_factory.mktemp("pruned"), "llama", "ffn", "full").made
     assert not made.wire.layout.quantised
-    told = run(WITHOUT, made.path)
-    assert len(told) == 9
-    assert not {name: what for name, what in told.items() if what.startswith("LOADED")}
-    assert run(WITH, made.path, tmp_path / "saved")["class"] == "LlamaForCausalLM"
+    return made.path
 
 
-def test_with_regauge_the_shim_loads_it_and_transformers_will_not_save_it(artifact: Path, tmp_path: Path) -> None:
+def test_without_regauge_every_way_to_open_it_is_an_error(artifact: Path, pruned: Path) -> None:
+    every = run(WITHOUT, artifact, pruned)
+    assert len(every) == 2
+    for told in every:
+        assert len(told) == 9
+        assert not {name: what for name, what in told.items() if what.startswith("LOADED")}
+    assert "regauge" in every[0]["auto trust=True"]  # it says what to install
+    assert "model.safetensors" in every[0]["class plain"]
+
+
+def test_with_regauge_the_shim_loads_it_and_transformers_will_not_save_it(
+    artifact: Path, pruned: Path, tmp_path: Path
+) -> None:
     import torch
 
     from regauge.hosts.transformers.load import load
 
-    told = run(WITH, artifact, tmp_path / "saved")
+    told = run(WITH, artifact, tmp_path / "saved", pruned)
+    assert told["pruned"] == "LlamaForCausalLM"
     assert told["class"] == "LlamaForCausalLM"
     assert told["logits"] == pytest.approx(
         load(artifact)(input_ids=torch.arange(9)[None]).logits.sum().item(), rel=1e-4

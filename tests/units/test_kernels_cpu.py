@@ -147,5 +147,5 @@ def test_what_a_product_is_not_made_for() -> None:
             matrix.linear(bad, one.packed)
     with pytest.raises(ValueError, match="signed bytes"):
         matrix.integers(torch.zeros(2, 131, dtype=torch.uint8), one.packed)
-    with pytest.raises(ValueError, match="as many steps"):
+    with pytest.raises(ValueError, match="steps of tokens"):
         matrix.blocked_integers(torch.zeros(2, 131, dtype=torch.int8), torch.ones(3), one.packed, torch.float32)

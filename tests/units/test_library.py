@@ -40,13 +40,20 @@ def report(code: str = REPORT, **environment: str) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def missing(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """REPORT, in a copy of the package without its library and out of reach of the installed one."""
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """REPORT, in a copy of the package without its library, in an environment where it was not installed."""
     folder = tmp_path_factory.mktemp("pure")
     source = Path(__file__).parents[2] / "src" / "regauge"
     shutil.copytree(source, folder / "regauge", ignore=shutil.ignore_patterns("native", "__pycache__", FILE))
     away = f"import sys, sysconfig; sys.path.insert(0, {str(folder)!r}); sys.meta_path[:] = sys.meta_path[-3:]\n"
     return away + f"sysconfig.get_path = lambda name: {str(folder / 'nowhere')!r}\n" + REPORT
+
+
+@pytest.fixture(scope="module")
+def missing(elsewhere: str) -> str:
+    """The same, where no other folder is looked in."""
+    found = "    from regauge.kernels.cpu import library\n"
+    return elsewhere.replace(found, f"{found}    library._folders = lambda: []\n")
 
 
 def compiled(folder: Path, body: str) -> str:
@@ -86,19 +93,28 @@ def test_a_missing_library_warns_once_and_says_what_to_do(missing: str) -> None:
     assert found["warned"] == [
         [
             "FallbackWarning",
-            "regauge computes with its slower reference in torch: the C++ kernels were not built when it was installed "
-            f"(no {FILE}). Install a C++17 compiler and install regauge again, or set REGAUGE_KERNELS=reference where "
-            "this is meant.",
+            f"regauge computes with its slower reference in torch: {FILE} lies neither beside the package nor in a "
+            "folder of sys.path: it was installed without a compiler, or into another environment. Install a C++17 "
+            "compiler and install regauge again, or set REGAUGE_KERNELS=reference where this is meant.",
         ]
     ]
+
+
+def test_a_library_in_another_environment_is_found(elsewhere: str) -> None:
+    """An editable install that a .pth file shows to a second environment."""
+    if not available():
+        pytest.skip("the C++ kernels were not built here")
+    found = report(elsewhere)
+    assert found["warned"] == []
+    assert found["answer"][1] is True  # type: ignore[index]
 
 
 def test_a_level_cannot_be_forced_on_a_missing_library(missing: str) -> None:
     kind, message = report(missing, REGAUGE_KERNELS="portable")["answer"]  # type: ignore[misc]
     assert kind == "SettingError"
     assert message == (
-        "REGAUGE_KERNELS=portable cannot be had: the C++ kernels were not built when it was installed "
-        f"(no {FILE}); unset it, or set it to reference"
+        f"REGAUGE_KERNELS=portable cannot be had: {FILE} lies neither beside the package nor in a folder of sys.path: "
+        "it was installed without a compiler, or into another environment; unset it, or set it to reference"
     )
 
 

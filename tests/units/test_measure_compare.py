@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import time
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from regauge.artifact.files import weight_bytes
 from regauge.cli import tell
 from regauge.engine import apply, measure
 from regauge.errors import ModelError
+from regauge.hosts.transformers import load, ways
+from regauge.hosts.transformers.host import HOST
 from regauge.measure import compare as module
 from regauge.measure.compare import Method, side_by_side
 from regauge.measure.cost import ORIGINAL, RUNTIME, Costs, Speed, gain, gains
-from regauge.measure.subject import Facts, Subject
+from regauge.measure.likeness import embeddings, read
+from regauge.measure.subject import EMBEDDINGS, LABEL, LABELS, NEXT, Facts, Outputs, Subject, comparable
 from regauge.text.windows import Windows
 from tests import tiny
+from tests.pico import pico, save
 
 TEXT = Windows(tuple(torch.tensor([i % 7, 1, 2, 3]) for i in range(4)), (0, 1, 2, 3), (3,) * 4, "by hand")
 
@@ -42,7 +51,10 @@ def subject(name: str, sharpness: float, ms: float, own: float | None = None) ->
         found = {RUNTIME: Toy(sharpness, ms)}
         return found if own is None else {**found, ORIGINAL: Toy(sharpness, own)}
 
-    return Subject(name, f"nowhere/{name}", lambda _: Toy(sharpness, 0), ways, lambda _: Facts(True, 7, 32))
+    def outputs(batches: Sequence[Mapping[str, torch.Tensor]]) -> Outputs:
+        return lambda: (Toy(sharpness, 0)(**batch).logits for batch in batches)
+
+    return Subject(name, f"nowhere/{name}", lambda: Facts(NEXT, 7, 32), outputs, ways)
 
 
 def a_speed(median: float, half: float = 1.0) -> Speed:
@@ -123,3 +135,134 @@ def test_paths_are_opened_by_their_host(
         assert said in told
     with pytest.raises(ModelError, match="nothing to measure: name a model"):
         measure([])
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (Facts(NEXT, 8, 32), "a has a vocabulary of 7 tokens and b of 8: models are compared on the same tokens"),
+        (Facts(EMBEDDINGS, 7, 32), "a gives next tokens and b gives embeddings"),
+        (Facts("what a Thing makes of a text", 7, 32), "and b gives what a Thing makes of a text"),
+        (
+            Facts("regression of 1 outputs (Thing)", 7, 32),
+            "next tokens, .* or embeddings, and b gives regress",
+        ),
+    ],
+)
+def test_models_that_are_not_compared_are_refused_before_any_is_read(other: Facts, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        comparable(["a", "b"], [Facts(NEXT, 7, 32), other])
+    with pytest.raises(ModelError, match="a tells 3 labels apart and b 4"):
+        comparable(["a", "b"], [Facts(LABEL, 7, 32, 3), Facts(LABEL, 7, 32, 4)])
+
+
+KINDS = {
+    "llama": ("LlamaForCausalLM", NEXT),
+    "llama-headless": ("LlamaModel", EMBEDDINGS),
+    "llama classifier": ("LlamaForSequenceClassification", LABEL),
+    "qwen3 tagger": ("Qwen3ForTokenClassification", LABELS),
+    "bert": ("BertModel", EMBEDDINGS),
+    "bert-mlm": ("BertForMaskedLM", LABELS),
+    "bert regression": ("BertForSequenceClassification", "regression of 1 outputs"),
+    "bert questions": ("BertForQuestionAnswering", "what a BertForQuestionAnswering makes of a text"),
+    "vit": ("ViTForImageClassification", "what it makes of images"),
+}
+
+
+def a_model(name: str, where: Path) -> Path:
+    """A checkpoint of a class that a family has beside its first, with a tokenizer."""
+    family, architecture = name.split(" ")[0], KINDS[name][0]
+    tiny.tokenizer().save_pretrained(where)
+    more = {} if family == "vit" else {"vocab_size": tiny.VOCABULARY}
+    model = pico(family, **more)
+    if type(model).__name__ != architecture:
+        config = model.config
+        config.architectures, config.num_labels = [architecture], 1 if "regression" in name else 3
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = getattr(transformers, architecture)(config).eval()
+    return save(model, where)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_class_is_compared_or_refused_in_a_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "memory", lambda *_: None)
+    monkeypatch.setattr(module, "bandwidth", lambda: 1e9)
+    monkeypatch.setattr(module, "_speeds", lambda *_: ({"decode": {}, "prefill": {}}, {}))
+    source, gives = a_model(name, tmp_path / "source"), KINDS[name][1]
+    text = [tiny.TEXT * 3, tiny.TEXT, tiny.TEXT[:40]] * 2
+    if gives not in (NEXT, LABEL, LABELS, EMBEDDINGS):
+        with pytest.raises(ModelError, match=gives):
+            measure([source, source], eval=text)
+        return
+    apply("rtn-w8", source, tmp_path / "made")
+    found = measure([source, tmp_path / "made", source], eval=text)
+    _, made, same = found.rows
+    if gives == NEXT:
+        assert made.quality is not None
+        assert same.quality is not None
+        assert 0 < made.quality.kl.value < 0.05
+        assert same.quality.kl.value == 0
+    elif gives == EMBEDDINGS:
+        assert made.cosine is not None
+        assert same.cosine is not None
+        assert 0.99 < made.cosine < 1
+        assert same.cosine == pytest.approx(1, abs=1e-6)
+    else:
+        assert made.labels is not None
+        assert same.labels is not None
+        assert 0 < made.labels.kl.value < 0.05
+        assert (same.labels.kl.value, same.labels.agreement.value) == (pytest.approx(0, abs=1e-6), 1)
+        assert made.labels.documents == 6
+    tell.measurement(found)
+    assert "made" in capsys.readouterr().out
+
+
+def test_the_same_vocabulary_with_other_tokens_is_refused(tmp_path: Path) -> None:
+    first, other = tiny.folder(tmp_path / "first", "llama"), tiny.folder(tmp_path / "other", "llama")
+    ids = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = ids["model"]["vocab"]
+    vocabulary["q"], vocabulary["u"] = vocabulary["u"], vocabulary["q"]
+    (other / "tokenizer.json").write_text(json.dumps(ids), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"has another tokenizer than .*first: it cuts '<s>The quick"):
+        measure([first, other], eval=[tiny.TEXT * 3] * 6)
+
+
+def test_padding_is_no_part_of_what_is_compared(tmp_path: Path) -> None:
+    """Windows of unlike lengths share a batch; each gives what it gives alone."""
+    source = a_model("bert", tmp_path / "source")
+    rows = tuple(torch.arange(1, n) for n in (9, 4, 6))
+    text = Windows(rows, (0, 1, 2), (1, 1, 1), "by hand")
+    facts = HOST.facts(source)
+    together, alone = read(text, facts, 2048), read(text, facts, 1)
+    assert (len(together.batches), len(alone.batches)) == (1, 3)
+    found = [embeddings(HOST.outputs(source, one.arguments)(), one) for one in (together, alone)]
+    assert torch.allclose(*found, atol=1e-5)
+
+
+def test_quality_is_read_from_one_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain checkpoint is never whole in memory, and artifacts are open one after another."""
+    source = tiny.folder(tmp_path / "source", "llama")
+    apply("rtn-w8", source, tmp_path / "made")
+    monkeypatch.setattr(ways, "whole_model", lambda *_: pytest.fail("a whole model was read"))
+    alive: list[weakref.ref[Any]] = []
+    real = load.load
+
+    def opened(path: Path, **options: Any) -> Any:
+        assert Path(path) != source, "a whole model was read"
+        gc.collect()
+        assert not any(one() is not None for one in alive), "two artifacts at once"
+        model = real(path, **options)
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(load, "load", opened)
+    monkeypatch.setattr(module, "_costs", lambda subjects, *_: ({one.name: Costs() for one in subjects}, Costs()))
+    monkeypatch.setattr(module, "bandwidth", lambda: 1e9)
+    found = measure([source, tmp_path / "made", source, tmp_path / "made"], eval=[tiny.TEXT * 3] * 6)
+    kls = [row.quality.kl.value for row in found.rows if row.quality is not None]
+    assert kls[0] == kls[2] == 0
+    assert kls[1] == kls[3] > 0
+    assert len(alive) == 4  # for facts and for quality, each

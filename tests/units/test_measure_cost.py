@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from regauge.artifact.files import weight_bytes
 from regauge.kernels.cpu.machine import bandwidth
 from regauge.measure.cost import cache_bytes, cache_bytes_a_token, interleave, speed, verdict
-from regauge.measure.machine import cost, machine, read_costs, write_costs
+from regauge.measure.machine import FRESH, believed, cost, machine, read_costs, write_costs
 
 
 def test_speed_by_hand() -> None:
@@ -85,26 +86,49 @@ def test_costs_are_kept_by_fingerprint_and_a_corrupt_cache_is_measured_again(tmp
     assert here.cores >= 1
     assert here.memory > 2**28
     assert read_costs(here, tmp_path) == {}
-    path = write_costs(here, {"linear:3x5": 0.5}, tmp_path)
+    path = write_costs(here, {"linear:3x5": 0.5}, tmp_path, 0.0)
     assert path is not None
-    write_costs(here, {"linear:7x5": 0.25}, tmp_path)
+    write_costs(here, {"linear:7x5": 0.25}, tmp_path, 0.0)
     assert read_costs(here, tmp_path) == {"linear:3x5": 0.5, "linear:7x5": 0.25}
     other = here.model_copy(update={"threads": here.threads + 1})
     assert other.fingerprint() != here.fingerprint()
     assert read_costs(other, tmp_path) == {}
     whole = json.loads(path.read_text())
-    for broken in ("", "{", path.read_text()[:40], json.dumps({**whole, "version": 2}), "\x00\xff",
-                   json.dumps({**whole, "seconds": {"a": -1}})):  # fmt: skip
+    for broken in ("", "{", path.read_text()[:40], json.dumps({**whole, "version": 1}), "\x00\xff",
+                   json.dumps({**whole, "costs": {"a": {"seconds": -1, "at": 0}}})):  # fmt: skip
         path.write_text(broken)
         assert read_costs(here, tmp_path) == {}
-    write_costs(here, {"again": 1.0}, tmp_path)
+    write_costs(here, {"again": 1.0}, tmp_path, 0.0)
     assert read_costs(here, tmp_path) == {"again": 1.0}
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name]
 
 
+def test_costs_are_not_believed_for_ever_nor_what_a_busy_machine_said(tmp_path: Path) -> None:
+    """Each is kept with its time and the load; what is old, of the future or taken on a busy machine does not count."""
+    here = machine()
+    before = time.time()
+    path = write_costs(here, {"a": 0.5}, tmp_path, busy=0.25)
+    assert path is not None
+    kept = json.loads(path.read_text())["costs"]["a"]
+    assert before <= kept["at"] <= time.time()
+    assert (kept["seconds"], kept["load"]) == (0.5, 0.25)
+    assert read_costs(here, tmp_path, now=before + FRESH - 60) == {"a": 0.5}
+    assert read_costs(here, tmp_path, now=before + FRESH + 60) == {}
+    assert read_costs(here, tmp_path, now=before - 60) == {}
+    assert write_costs(here, {"b": 0.5}, tmp_path, busy=2.0 * here.cpus) is None
+    assert read_costs(here, tmp_path) == {"a": 0.5}
+
+
+def test_costs_of_a_machine_that_has_changed_are_measured_again() -> None:
+    known = {"a": 1.0, "b": 2.0}
+    for now, kept in ((1.4, known), (0.7, known), (1.6, {"a": 1.6}), (0.6, {"a": 0.6})):
+        assert believed(known, "a", lambda now=now: now) == kept  # type: ignore[misc]  # the default binds the loop's
+    assert believed(known, "other", lambda: pytest.fail("not one that was kept")) == known
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert write_costs(machine(), {"a": 1.0}, tmp_path / "file" / "below") is None
+    assert write_costs(machine(), {"a": 1.0}, tmp_path / "file" / "below", 0.0) is None
 
 
 def test_a_known_cost_is_not_measured_again() -> None:

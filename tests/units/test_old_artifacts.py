@@ -22,6 +22,9 @@ SAME = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA":
 BY_MODULES = {"zeroquant-fp.decode", "experts.decode"}
 """Decoded by transformers' modules then, for want of a step that could: sums may run in another order now."""
 
+MISREAD = "w4g32-fused-compressed.decode"
+"""The step of then turned another share of each head than the model's own code does: what was kept is wrong by 2.0."""
+
 
 @pytest.mark.parametrize("kernels", ["reference", "native"])
 def test_logits_are_those_of_then(kernels: str, tmp_path: Path) -> None:
@@ -39,7 +42,10 @@ def test_logits_are_those_of_then(kernels: str, tmp_path: Path) -> None:
     kept, found = load_file(OLD / f"logits-{chosen}.safetensors"), load_file(out)
     assert sorted(found) == sorted(kept) == sorted(f"{name}.{how}" for name in NAMES for how in ("decode", "prefill"))
     for name, logits in kept.items():
-        if name in BY_MODULES and kernels == "native":
+        if name == MISREAD and kernels == "native":
+            prefill = kept[name.replace("decode", "prefill")][:1]
+            torch.testing.assert_close(found[name], prefill, rtol=2e-3, atol=2e-3, msg=name)
+        elif name in BY_MODULES and kernels == "native":
             torch.testing.assert_close(found[name], logits, rtol=2e-3, atol=2e-3, msg=name)
         else:
             assert torch.equal(found[name], logits), f"{name}: {(found[name] - logits).abs().max()}"

@@ -24,10 +24,10 @@ def linear_layer(form: str, dtype: torch.dtype, rows: int = 40, columns: int = 6
     return PackedLinear([packed], None, torch.ones(rows), dtype)
 
 
-def compile_whole() -> None:
+def compile_whole(*forms: str) -> None:
     """torch.compile sees packed layers without a break, few tokens and many. Called in a process of its own, because
     the checks of shapes that tests run under are nothing that it can trace."""
-    for form in ("int4", "int3-asym", "nf4", "fp8", "w8a8", "lorc", "fp8 inputs"):
+    for form in forms:
         torch.compiler.reset()  # a recompilation for each form would pass torch's limit
         layer = linear_layer(form, torch.bfloat16)
         table, _ = matrix(FORMS[form], 40, 64, torch.bfloat16)
@@ -40,8 +40,13 @@ def compile_whole() -> None:
                 assert look_up(some).equal(table.take(some))
 
 
-def test_torch_compiles_a_packed_layer_whole() -> None:
-    code = "from units import test_packed_modules; test_packed_modules.compile_whole(); print('whole')"
+@pytest.mark.parametrize(
+    "forms",
+    [("int4", "w8a8"), pytest.param(("int3-asym", "nf4", "fp8", "lorc", "fp8 inputs"), marks=pytest.mark.slow)],
+    ids=lambda forms: "+".join(forms),
+)
+def test_torch_compiles_a_packed_layer_whole(forms: tuple[str, ...]) -> None:
+    code = f"from units import test_packed_modules; test_packed_modules.compile_whole(*{forms}); print('whole')"
     here = Path(__file__).parent.parent
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
@@ -74,8 +79,9 @@ def test_operators_are_registered_with_the_packed_modules_and_not_before() -> No
     assert done.stdout.split() == ["False", "True"]
 
 
-def test_the_gradient_of_the_input_is_through_the_decoded_weights() -> None:
-    packed, w_OI = matrix(FORMS["int4"], 40, 64, torch.float32)
+@pytest.mark.parametrize("form", ["int4", "w8a8"])
+def test_the_gradient_of_the_input_is_through_the_decoded_weights(form: str) -> None:
+    packed, w_OI = matrix(FORMS[form], 40, 64, torch.float32)
     x = random(3, 64).requires_grad_()
     packed(x).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
     assert x.grad is not None

@@ -289,7 +289,7 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"mine\.yaml, line 2: rulez"):
         load(str(path))
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="is not text: a recipe is a YAML file in UTF-8"):
+    with pytest.raises(RecipeError, match="is not text in UTF-8"):
         load(path)
     with pytest.raises(RecipeError, match="there is no recipe file"):
         load(tmp_path / "none.yaml")
@@ -313,10 +313,12 @@ def test_a_recipe_of_aliases_is_refused_at_once() -> None:
     with pytest.raises(RecipeError, match=r"at most 100,000 values"):
         parse("name: x\nx0: &x0 [a, a, a, a, a, a, a, a, a]\n" + rows + "weights: {}\n")
     for text in ("[" * 10_000, "a: " + "[" * 200 + "]" * 200, "a: " + "{b: " * 200 + "1" + "}" * 200):
-        with pytest.raises(RecipeError, match=r"nests without end|nested at most 50 deep|not YAML"):
+        with pytest.raises(
+            RecipeError, match=r"nests without end|nests at most 50 deep|nested at most 50 deep|not YAML"
+        ):
             parse(text)
-    with pytest.raises(RecipeError, match=r"at most 10,000,000 characters"):
-        parse("#" * 10_000_001)
+    with pytest.raises(RecipeError, match=r"at most 1,000,000 characters"):
+        parse("#" * 1_000_001)
 
 
 def test_explain_calls_no_part_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 import regauge as rg
 from regauge import artifact
+from regauge.artifact.folder import read_receipt
 from regauge.cli import main
 from regauge.engine import apply, dry_run
-from regauge.engine.receipts import read_receipt
 from regauge.errors import RecipeError, RefusedError, RegaugeError, TextError
 from regauge.plan import Plan, load, parse
 from regauge.text.calibration import draw

@@ -120,7 +120,7 @@ def test_names_cannot_change_how_a_script_is_read() -> None:
     point = Point("<!--<script>", "searched", 1, 0.1, 0.1)
     text = render(replace(of_receipt(a_receipt()), points=(point,)))
     assert "<!--<script>" not in text
-    assert "\\u003c!--\\u003cscript" in text
+    assert "\\u0026lt;!--\\u0026lt;script" in text
 
 
 def test_everything_that_was_not_done_is_on_the_page() -> None:

@@ -17,7 +17,7 @@ from selenium.webdriver.common.by import By
 
 from regauge.report.page import write
 from regauge.report.view import Sample, of_receipt
-from tests.units.test_report import POINTS, a_receipt
+from tests.units.test_report import POINTS, a_receipt, a_site
 
 FLAGS = (
     "--headless=new",
@@ -92,6 +92,20 @@ def test_hover_shows_the_site(browser: webdriver.Chrome, page: Path) -> None:
         ActionChains(browser).move_to_element_with_offset(chart, box["width"] // 8, 0).perform()
         time.sleep(0.1)
     assert "bits a weight" in browser.find_element(By.CSS_SELECTOR, "#bits .hoverlayer").text
+
+
+def test_a_name_is_drawn_as_it_is_written(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    """On the axes too, where plotly reads tags and entities."""
+    name = "<a href='https://example.org'>q</a><!--<script>&lt;b&gt;"
+    receipt = a_receipt(sites=(a_site(name, name, 4.0),))
+    browser.get(write(of_receipt(receipt), tmp_path / "report.html").as_uri())
+    drawn = "return [...document.querySelectorAll('#bits .ytick text')].map(e => e.textContent)"
+    deadline = time.monotonic() + 20
+    while not (found := browser.execute_script(drawn)):
+        assert time.monotonic() < deadline, "the chart did not draw"
+        time.sleep(0.05)
+    assert found == [name]
+    assert browser.find_elements(By.CSS_SELECTOR, "#bits .ytick a") == []
 
 
 def test_the_legend_hides_a_trace(browser: webdriver.Chrome, page: Path) -> None:

@@ -150,9 +150,13 @@ def test_a_directory_without_a_receipt_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"holds no receipt \(regauge/receipt.json\)"):
         write(tmp_path)
     (tmp_path / "regauge").mkdir()
-    (tmp_path / "regauge" / "receipt.json").write_text("{")
-    with pytest.raises(ArtifactError, match="not a receipt that this version of regauge reads"):
-        write(tmp_path)
+    for text, told in (
+        ("{", "is not JSON"),
+        ("{}", "not a receipt that this version of regauge reads: regauge: Field"),
+    ):
+        (tmp_path / "regauge" / "receipt.json").write_text(text)
+        with pytest.raises(ArtifactError, match=told):
+            write(tmp_path)
 
 
 def test_the_last_words_tell_size_quality_and_speed_in_their_parts(

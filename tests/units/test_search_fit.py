@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from regauge.artifact.files import weight_bytes
 from regauge.errors import ArtifactError, BudgetError, ModelError, OutputError, ResumeError, TextError
@@ -15,6 +17,7 @@ from regauge.search import profile, record
 from regauge.search.fit import fit, pick
 from regauge.search.loop import build, finish, start
 from regauge.search.loop.desk import Effort
+from regauge.search.losses.shelf import Shelf
 from tests.pico import pico, save
 from tests.tiny import TEXT, folder
 
@@ -37,33 +40,64 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def small(patch: pytest.MonkeyPatch) -> None:
+    """Little effort, and no timing that another search would read."""
+    patch.setattr(Effort, "of", staticmethod(lambda limit: SMALL))
+    patch.setattr(profile, "SPREAD", 2**16)
+    patch.setattr(profile, "REPEATS", 1)
+    patch.setattr(profile, "read_costs", lambda _: {})
+    patch.setattr(profile, "write_costs", lambda *_: None)
+    patch.setattr(finish, "bandwidth", lambda: 1e9)
+
+
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Effort, "of", staticmethod(lambda limit: SMALL))
-    monkeypatch.setattr(profile, "SPREAD", 2**16)
-    monkeypatch.setattr(profile, "REPEATS", 1)
-    monkeypatch.setattr(profile, "read_costs", lambda _: {})
-    monkeypatch.setattr(profile, "write_costs", lambda *_: None)
+    small(monkeypatch)
     monkeypatch.setattr(finish, "costs", lambda *_: {})  # timed once, in `done`
-    monkeypatch.setattr(finish, "bandwidth", lambda: 1e9)
     monkeypatch.setattr(finish, "_samples", lambda *_: ())
+
+
+def killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
 def done(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[record.Run, Path]:
+    """A search that was killed before it built anything, and then went on where it was. Nothing is timed twice."""
     out = tmp_path_factory.mktemp("out") / "small"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Effort, "of", staticmethod(lambda limit: SMALL))
-        return fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=1), out
+        small(patch)
+        with patch.context() as first:
+            first.setattr(build, "apply", killed)
+            with pytest.raises(KeyboardInterrupt):
+                fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=1)
+        assert not out.exists()
+        left = out.with_name("small.search")
+        assert {"fisher.json", "ledger.json", "options-0.safetensors", "options-outer.safetensors"} <= {
+            path.name for path in left.iterdir()
+        }
+        with pytest.raises(ResumeError, match="belongs to another search"):
+            fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=5)
+        os.truncate(left / "options-1.safetensors", 1000)
+        rounded: list[int | None] = []
+        fill = Shelf.fill
+        patch.setattr(Shelf, "fill", lambda self, block, *rest: (rounded.append(block), fill(self, block, *rest)))
+        patch.setattr(start, "fisher", lambda *_, **__: pytest.fail("went backward again"))
+        run = fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=1)
+        assert rounded == [1]  # the file that was cut, and no other
+        return run, out
 
 
-def test_a_memory_budget_is_kept_by_measurement(done: tuple[record.Run, Path]) -> None:
+def test_a_memory_budget_is_kept_by_measurement(done: tuple[record.Run, Path], model: Path) -> None:
     run, out = done
     (verdict,) = run.verdicts
-    stored = sum((out / name).stat().st_size for name in [p.name for p in out.glob("*.safetensors")])
+    files = list(out.glob("*.safetensors"))
+    stored = sum(path.stat().st_size for path in files)
     assert verdict.met
-    assert verdict.measured == run.point.bytes_measured <= 0.5 * run.bytes_bf16 < stored + run.bytes_bf16
-    assert weight_bytes(out) >= verdict.measured
+    assert verdict.measured == run.point.bytes_measured <= 0.5 * run.bytes_bf16
+    assert run.bytes_bf16 == 2 * sum(tensor.numel() for tensor in load_file(model / "model.safetensors").values())
+    assert verdict.measured == weight_bytes(out)
+    assert 0 < stored - verdict.measured < 2**14 * len(files)  # headers
     assert run.point.bytes_predicted == run.point.bytes_measured
     assert [point.measured is not None for point in run.points] == [point == run.point for point in run.points]
     assert all(point.in_memory is not None for point in (*run.points, *run.uniforms))
@@ -72,20 +106,27 @@ def test_a_memory_budget_is_kept_by_measurement(done: tuple[record.Run, Path]) -
     assert run.original.kl.value == 0
 
 
-def test_the_frontier_falls_and_search_never_saw_the_evaluation_text(done: tuple[record.Run, Path]) -> None:
+def test_the_frontier_falls_from_its_least_bytes_to_its_most(done: tuple[record.Run, Path]) -> None:
     run, _ = done
     assert len(run.points) >= 5
-    sizes = [point.bytes_predicted for point in run.points]
-    assert sizes == sorted(sizes)
-    assert run.points[0].kl_trial is not None
-    assert run.points[0].kl_trial > 5 * (run.points[-1].kl_trial or 0)
-    assert len({text.sha256 for text in run.texts}) == 3
-    assert {text.role for text in run.texts} == {"calibration", "search", "evaluation"}
-    assert run.check is not None
-    assert len(run.samples) > 0
-    assert set(run.costs) == {"original", "runtime", "compressed"}
-    assert run.costs["compressed"].decode is not None
+    sizes, losses = [point.bytes_predicted for point in run.points], [point.kl_predicted for point in run.points]
+    assert sizes == sorted(set(sizes))
+    assert losses == sorted(set(losses), reverse=True)
+    trials = [point.kl_trial for point in run.points if point.kl_trial is not None]
+    assert len(trials) >= 2
+    assert trials[0] > 5 * trials[-1]
     assert {point.kind for point in run.uniforms} == {"uniform"}
+
+
+def test_the_record_names_its_texts_and_what_was_timed(done: tuple[record.Run, Path]) -> None:
+    run, _ = done
+    assert [text.role for text in run.texts] == ["calibration", "search", "evaluation"]
+    assert len({text.sha256 for text in run.texts}) == 3
+    assert all(text.tokens > 0 and text.documents > 0 for text in run.texts)
+    assert run.check is not None
+    assert len(run.samples) == 4
+    assert set(run.costs) == {"original", "runtime", "compressed"}
+    assert all(costs.decode is not None for costs in run.costs.values())
     assert any("split" in note for note in run.notes)
 
 
@@ -125,32 +166,14 @@ def test_pick_notices_another_text(done: tuple[record.Run, Path], text: Path, tm
         text.write_text(kept, encoding="utf-8")
 
 
-def test_a_killed_search_goes_on_where_it_was(
-    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(build, "apply", killed)
-        with pytest.raises(KeyboardInterrupt):
-            fit(model, out, budgets=["memory=0.5x"], calibration=text)
-    assert not out.exists()
-    left = out.with_name("out.search")
-    assert {"fisher.json", "ledger.json", "options-0.safetensors", "options-outer.safetensors"} <= {
-        path.name for path in left.iterdir()
-    }
-    with pytest.raises(ResumeError, match="belongs to another search"):
-        fit(model, out, budgets=["memory=0.5x"], calibration=text, seed=5)
-    with monkeypatch.context() as patch:
-        patch.setattr(start, "forward", lambda *_, **__: pytest.fail("rounded again"))
-        patch.setattr(start, "fisher", lambda *_, **__: pytest.fail("went backward again"))
-        run = fit(model, out, budgets=["memory=0.5x"], calibration=text)
+def test_a_killed_search_went_on_where_it_was(done: tuple[record.Run, Path]) -> None:
+    """`done` was killed; that it rounded nothing twice and that another search was refused is asserted there."""
+    run, out = done
     assert run.verdicts[0].met
-    assert not left.exists()
+    assert not out.with_name("small.search").exists()
 
 
+@pytest.mark.telling
 @pytest.mark.slow
 def test_a_floor_alone_takes_the_fewest_bytes_that_keep_it(model: Path, text: Path, tmp_path: Path) -> None:
     loose = fit(model, tmp_path / "loose", floor="kl=0.01", calibration=text)

@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 
 from regauge.artifact.receipt import Receipt
+from regauge.engine.watchdog import Clock, nobody
+from regauge.errors import BudgetError
 from regauge.measure.cost import Speed
 from regauge.measure.quality import Scores
-from regauge.search.allocation import Bound
+from regauge.search.allocation import Allocation, Bound
 from regauge.search.budgets import parse_one
+from regauge.search.loop import settle
 from regauge.search.loop.build import Built
-from regauge.search.loop.desk import Ask, Desk
+from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import _budget
+from regauge.search.loop.problem import Problem
 from regauge.search.loop.settle import Goal, Held, Settled, _against, reached
+from regauge.search.subject import Subject
 from tests.units.test_report import a_receipt
 
 
@@ -88,3 +93,28 @@ def test_bytes_that_no_choice_changes_are_corrected_in_every_row() -> None:
         Held(parse_one("decode=2x"), Bound("decode", 1, 0.5)),
     )
     assert [(row.resource, row.fixed) for row in Goal(rows, {}).bounds(70.0)] == [("bytes", 70.0), ("decode", 0.5)]
+
+
+def test_a_point_that_missed_is_not_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that could be corrected: one build, and the sentence names the floor that was asked for."""
+    built: list[str] = []
+    desk: Desk = made(
+        Desk,
+        ask=Ask("model", (), {"kl": 0.01}, effort=Effort(builds=4)),
+        watch=Stopwatch(),
+        subject=made(Subject, source=None),
+        timing=None,
+        clock=Clock(nobody),
+        texts=None,
+    )
+    problem: Problem = made(Problem, fixed=0.0)
+    monkeypatch.setattr(Problem, "size", lambda *_: 1.0)
+    monkeypatch.setattr(Problem, "picks", lambda *_: {})
+    monkeypatch.setattr(settle, "_frontier", lambda *_: ())
+    monkeypatch.setattr(settle, "_choose", lambda *_: (Allocation((1,), 0.0, {}), ""))
+    monkeypatch.setattr(settle, "plan_for", lambda *_: None)
+    monkeypatch.setattr(settle, "replace", lambda problem, **_: problem)
+    monkeypatch.setattr(settle, "build", lambda *_: (built.append("one"), a_built(100, 0.017))[1])
+    with pytest.raises(BudgetError, match=r"the best artifact .* are still missed: KL 0\.017 where 0\.01 is the floor"):
+        settle.settle(desk, problem)
+    assert built == ["one"]

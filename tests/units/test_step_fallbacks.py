@@ -17,7 +17,8 @@ from regauge.formats.grids import Int
 from regauge.formats.rangers import Dynamic
 from regauge.formats.readings import Reading
 from regauge.formats.scales import Float32
-from regauge.hosts.transformers.program import build
+from regauge.hosts.transformers.inputs import Inputs
+from regauge.hosts.transformers.program import Reads, build
 from regauge.kernels.cpu.library import available
 from regauge.runtime.step.sites import Unservable
 from units.test_step import forced, loaded, padded
@@ -223,8 +224,10 @@ def test_sites_that_read_one_activation_in_two_ways_are_eagers(tmp_path: Path) -
     for layer, bits in ((mlp.gate_proj, 8), (mlp.up_proj, 6)):
         reading = Reading(Format(Int(bits), Token(), Dynamic(), Float32()))
         layer.parts[0].reading = reading
+    reads = Reads()
+    widths = Inputs(model, reads).widths()
     with pytest.raises(Unservable, match="one activation in several ways"):
-        build(model, model.regauge_step.anatomy)
+        build(model, model.regauge_step.anatomy, widths, reads)
 
 
 def test_wrong_calls_fail_as_in_eager(model: Any) -> None:

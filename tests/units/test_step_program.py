@@ -257,8 +257,7 @@ def test_what_does_not_fit_is_refused() -> None:
     program = Program((), Norm("none", 8, 0.0), Site(torch.eye(8)), 8, 0, 0.0, Tap("hadamard", 3))
     with pytest.raises(ValueError, match="do not fit together"):
         program(torch.zeros(1, 8), [0], [0], (), ())
-    one = Site(torch.eye(8), low_rank=(torch.zeros(8, 2), torch.zeros(3, 8)))
     with pytest.raises(ValueError, match="do not fit together"):
-        head(one, torch.zeros(1, 8))
+        Site(torch.eye(8), low_rank=(torch.zeros(8, 2), torch.zeros(3, 8)))
     with pytest.raises(ValueError, match="side by side"):
         Site(torch.zeros(4, 8).T).struct()

@@ -18,7 +18,8 @@ from regauge.formats.readings import Reading, static_step
 from regauge.formats.scales import Float32
 from regauge.formats.terms import LowRank
 from regauge.formats.transforms import Crossed, Hadamard, Same, Scaled, Transform
-from regauge.hosts.transformers.program import build
+from regauge.hosts.transformers.inputs import Inputs
+from regauge.hosts.transformers.program import Reads, build
 from regauge.kernels.cpu.library import available
 from regauge.kernels.cpu.pieces import Norm
 from regauge.kernels.cpu.step import Program
@@ -141,10 +142,12 @@ def test_sites_of_one_tap_each_with_their_own_copy_of_its_tensors_are_one_tap(tm
     fmt = format_of("int8", "token", "dynamic")
     for layer in (mlp.gate_proj, mlp.up_proj):
         layer.parts[0].reading = Reading(fmt, transform_of("diagonal", channels))
-    assert build(model, model.regauge_step.anatomy) is not None
+    step, reads = model.regauge_step, Reads()
+    widths = Inputs(model, reads).widths()
+    assert build(model, step.anatomy, widths, reads) is not None
     mlp.up_proj.parts[0].reading = Reading(fmt, transform_of("kronecker", channels))
     with pytest.raises(Unservable, match="in several ways"):
-        build(model, model.regauge_step.anatomy)
+        build(model, step.anatomy, widths, reads)
     mlp.up_proj.parts[0].reading = None
     with pytest.raises(Unservable, match="in several ways"):
-        build(model, model.regauge_step.anatomy)
+        build(model, step.anatomy, widths, reads)

@@ -45,7 +45,7 @@ def artifact(request: pytest.FixtureRequest, bundled: Path, tmp_path: Path) -> P
 @pytest.fixture
 def port(artifact: Path) -> Iterator[int]:
     for package in ("fastapi", "uvicorn", "openai"):
-        pytest.importorskip(package, reason="transformers serve wants transformers[serving]")
+        pytest.importorskip(package, reason="transformers serve wants it: pip install 'regauge[test]'")
     number, code = free_port(), "from regauge.hosts.transformers.serve import main; main()"
     flags = ["--port", str(number), "--host", "127.0.0.1", "--device", "cpu"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -67,6 +67,8 @@ def port(artifact: Path) -> Iterator[int]:
         log.close()
 
 
+@pytest.mark.telling
+@pytest.mark.slow
 def test_a_served_artifact_writes_what_generate_writes(artifact: Path, port: int) -> None:
     from transformers import AutoTokenizer
 

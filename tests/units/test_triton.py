@@ -21,11 +21,14 @@ KERNELS = {"bytes", "combine", "dequantise", "fp8", "linear", "packed"}
 
 SOME = "generation or plain_checkpoint or nf4 or w8a8 or simulated"
 """Enough of the loaded models for every day; the others take half a minute."""
-GROUPS = [
-    pytest.param(("linear", "refusals"), "", id="linear+refusals"),
-    pytest.param(("integers", "floats"), "", id="integers+floats"),
-    pytest.param(("capabilities", "load"), SOME, id="some of capabilities+load"),
-    pytest.param(("capabilities", "load"), "", id="capabilities+load", marks=pytest.mark.slow),
+KERNELS_ALONE = ("linear", "refusals", "integers", "floats")
+GROUPS = [  # one process a group: most of a short group is its imports
+    pytest.param(
+        (*KERNELS_ALONE, "capabilities", "load"),
+        " or ".join((*(f"test_triton_{name}" for name in KERNELS_ALONE), SOME)),
+        id="every kernel, some models",
+    ),
+    pytest.param(("capabilities", "load"), "", id="capabilities+load", marks=[pytest.mark.slow, pytest.mark.telling]),
 ]
 
 

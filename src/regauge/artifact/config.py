@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from regauge.anatomy.model import Anatomy
 from regauge.anatomy.sizes import resized, sizes
 from regauge.artifact.codec.base import REGAUGE, Wire
 from regauge.artifact.folder import ANATOMY, anatomy_json
+from regauge.artifact.sentences import module_files
 
 SHIM = "regauge_loader.py"
 CLASSES = (
@@ -37,7 +38,7 @@ CARRIED = (
     "NOTICE*",
     "COPYING*",
     "USE_POLICY*",
-    # a sentence encoder's pooling, for sentence-transformers
+    # of a sentence encoder, for sentence-transformers; the folders of its modules come whole
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_*_config.json",
@@ -45,18 +46,43 @@ CARRIED = (
     "2_*/config.json",
 )
 """What is copied from the source, as globs. Weights, caches and code are not; README.md goes to regauge/."""
+UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".py")
+"""Endings of files that can run code when they are opened, which are carried nowhere."""
+READ = ("model.safetensors.index.json", "config.json", "README.md")
+"""What of the source becomes something else in an artifact, beside its weights."""
 
 
 def carried(source: Path) -> dict[str, bytes | str | Path]:
-    """Tokenizer, chat template, generation settings and licence of the source; its card under another name."""
+    """Tokenizer, chat template, generation settings, modules of a sentence encoder and licence of the source; its card
+    under another name."""
     found: dict[str, bytes | str | Path] = {}
     for pattern in CARRIED:
         for path in sorted(source.glob(pattern)):
-            if path.is_file():
+            if path.is_file() and path.suffix not in UNSAFE:
                 found[path.relative_to(source).as_posix()] = path
+    for path in module_files(source):
+        if path.suffix not in UNSAFE:
+            found[path.relative_to(source).as_posix()] = path
     if (source / "README.md").is_file():
         found["regauge/SOURCE_README.md"] = source / "README.md"
     return found
+
+
+def left_behind(source: Path, weights: Iterable[str]) -> list[str]:
+    """What of a source an artifact will not hold: files and folders beside those weights that are not carried over, by
+    name, and what in a module's folder can run code. Hidden ones are of no model."""
+    have = carried(source)
+    known, found = {*READ, *weights}, []
+    for path in sorted(source.iterdir()):
+        if path.name.startswith(".") or path.name in known:
+            continue
+        if path.is_dir():
+            if not any(name.startswith(f"{path.name}/") for name in have):
+                found.append(f"{path.name}/")
+        elif path.is_file() and path.name not in have:
+            found.append(path.name)
+    inside = (path.relative_to(source).as_posix() for path in module_files(source))
+    return found + [name for name in inside if name not in have and f"{name.split('/')[0]}/" not in found]
 
 
 def config_json(source: Path, wire: Wire) -> str:

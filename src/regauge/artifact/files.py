@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from regauge.documents import read_json
 from regauge.errors import ArtifactError, RegaugeError
 
 NAMES: dict[torch.dtype, str] = {
@@ -40,9 +41,7 @@ NAMES: dict[torch.dtype, str] = {
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
-def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of all the tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+INDEX = "model.safetensors.index.json"
 
 
 def weight_bytes(folder: str | Path) -> int:
@@ -58,13 +57,28 @@ def weight_bytes(folder: str | Path) -> int:
 def weight_files(folder: Path) -> list[Path]:
     """The files of weights that loading a directory reads."""
     own = sorted(folder.glob("regauge-*-of-*.safetensors"))
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / INDEX
     if own or single.exists():
         return own or [single]
     if index.exists():
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(named))]
+        return [folder / name for name in sorted(set(weight_map(folder).values()))]
     return sorted(folder.glob("model-*-of-*.safetensors"))
+
+
+def weight_map(folder: Path, error: type[RegaugeError] = ArtifactError) -> dict[str, str]:
+    """Tensor → file, by the index of a folder: the one reader of such an index.
+
+    Raises:
+        error: it is no index, or names what is no file of that folder.
+    """
+    index = folder / INDEX
+    found = read_json(index, error).get("weight_map")
+    if type(found) is not dict:
+        raise error(f"{index} is not an index of weights: weight_map is no mapping; download it again")
+    for name in found.values():
+        if type(name) is not str or name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+            raise error(f"{index} names {str(name)[:80]!r}, which is no file of that folder")
+    return found
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> str:
@@ -127,6 +141,8 @@ def header(path: Path, error: type[RegaugeError] = ArtifactError) -> Header:
         ArtifactError: the file is missing, truncated, longer than it says, or not safetensors.
     """
     try:
+        if not path.is_file() and path.exists():
+            raise error(f"{path} is no file; fetch or build it again.")
         size = path.stat().st_size
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -139,7 +155,9 @@ def header(path: Path, error: type[RegaugeError] = ArtifactError) -> Header:
         entries = json.loads(raw, object_pairs_hook=_once)
         if type(entries) is not dict:
             raise ValueError(f"it is a {type(entries).__name__}, not a mapping")
-        entries.pop("__metadata__", None)
+        meta = entries.pop("__metadata__", {})
+        if type(meta) is not dict or any(type(value) is not str for value in meta.values()):
+            raise ValueError("its __metadata__ is no mapping of texts")
         found = {name: _entry(name, entry) for name, entry in entries.items()}
         end = _end(found)
     except (ValueError, RecursionError) as seen:

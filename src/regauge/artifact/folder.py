@@ -20,11 +20,13 @@ from regauge.artifact.codec.groups import read_groups
 from regauge.artifact.codec.packed import Packed
 from regauge.artifact.header import read_header
 from regauge.artifact.receipt import Receipt
+from regauge.documents import ordinary, read_json
 from regauge.errors import ArtifactError
 
 ANATOMY, RECIPE, RECEIPT = "regauge/anatomy.json", "regauge/recipe.yaml", "regauge/receipt.json"
-MOST = 100_000_000
-"""Bytes of a JSON file that is read."""
+RUN_LOG = "regauge/run-log.json"
+BLOCKS, WIDE = 4096, 1 << 31
+"""The most blocks of a model, and what every size is below."""
 NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 _ANATOMY = TypeAdapter(Anatomy)
 LOOKED_UP = ("embed", "position", "type", "patch", "router")
@@ -83,26 +85,17 @@ def shards(folder: Path, wire: Wire) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def read_text(path: Path) -> str:
-    try:
-        size = path.stat().st_size
-        if size > MOST:
-            raise ArtifactError(f"{path} is {size:,} bytes long, which no such file is; fetch or build it again.")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}.") from error
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder.
 
-
-def read_json(path: Path) -> dict[str, Any]:
+    Raises:
+        ArtifactError: it is not there, or cannot be read; or the folder holds links out of it.
+    """
+    path = folder / "config.json"
     if not path.exists():
-        raise ArtifactError(f"{path.parent} has no {path.name}, so it is neither an artifact nor a model.")
-    try:
-        raw = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}.") from error
-    if type(raw) is not dict:
-        raise ArtifactError(f"{path} cannot be read: it is no mapping.")
-    return raw
+        raise ArtifactError(f"{folder} has no {path.name}, so it is neither an artifact nor a model.")
+    ordinary(folder, ArtifactError)
+    return read_json(path, ArtifactError)
 
 
 def dtype_of(config: Mapping[str, Any]) -> torch.dtype:
@@ -120,17 +113,62 @@ def read_anatomy(folder: Path) -> Anatomy:
             f"{folder} does not say what its model is made of (no {ANATOMY}: it is of format version 1, or others made "
             "it); give anatomy=, or load it as a model."
         )
-    raw = read_json(path)
+    raw = read_json(path, ArtifactError)
     try:
         found = _ANATOMY.validate_json(json.dumps(raw))
+        _check(found)
         return with_streams(found)
-    except (ValidationError, ValueError, KeyError, IndexError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise ArtifactError(f"{path} cannot be read: {first}; fetch or build it again.") from error
-
-
-def read_receipt(path: Path) -> Receipt:
-    try:
-        return Receipt.model_validate(read_json(path))
     except ValidationError as error:
-        raise ArtifactError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+        raise ArtifactError(f"{path} cannot be read: {first_fault(error)}; fetch or build it again.") from error
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
+        told = f"{type(error).__name__} {error}"
+        raise ArtifactError(f"{path} describes no model ({told}); fetch or build it again.") from error
+
+
+def _check(anatomy: Anatomy) -> None:
+    """Counts and sizes as a model can have them: streams are built by them, head by head.
+
+    Raises:
+        ValueError: says what is not.
+    """
+    if not 0 <= anatomy.blocks <= BLOCKS:
+        raise ValueError(f"it has {anatomy.blocks} blocks")
+    if not 0 < anatomy.hidden < WIDE:
+        raise ValueError(f"its residual has {anatomy.hidden} channels")
+    for site in anatomy.sites:
+        across = site.shape[site.kind == "o"]
+        if not all(0 < size < WIDE for size in site.shape):
+            raise ValueError(f"{site.name} has the shape {site.shape}")
+        if not 0 <= site.heads <= across or (site.heads and across % site.heads):
+            raise ValueError(f"{site.name} falls into {site.heads} heads of {across} channels")
+    blocks = {part.name: part.block for some in (anatomy.sites, anatomy.norms) for part in some}
+    for name, block in blocks.items():
+        if block is not None and not 0 <= block < anatomy.blocks:
+            raise ValueError(f"{name} is of block {block}, of {anatomy.blocks}")
+    for norm in anatomy.norms:
+        if not 0 < norm.size < WIDE:
+            raise ValueError(f"{norm.name} has the size {norm.size}")
+
+
+def read_receipt(folder: Path) -> Receipt:
+    """What was done and measured, with what the run log adds to it.
+
+    Raises:
+        ArtifactError: there is no receipt, or none that this version reads.
+    """
+    path, log = folder / RECEIPT, folder / RUN_LOG
+    if not path.exists():
+        raise ArtifactError(f"{folder} holds no receipt ({RECEIPT}); give a directory that `apply` or `fit` wrote.")
+    raw = read_json(path, ArtifactError) | (read_json(log, ArtifactError) if log.exists() else {})
+    try:
+        return Receipt.model_validate(raw)
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{path} is not a receipt that this version of regauge reads: {first_fault(error)}."
+        ) from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first of what a record has wrong: its place and why."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"

@@ -189,5 +189,5 @@ def _terms(raw: Mapping[str, Any], choices: Mapping[str, object]) -> None:
                 "upgrade it: pip install -U regauge."
             )
         for name in typed(sites, list, f"terms of kind {kind} in the header"):
-            if name not in choices:
+            if typed(name, str, f"a site with terms of kind {kind} in the header") not in choices:
                 raise ArtifactError(f"the header adds a term to {name!r}, which has no codes.")

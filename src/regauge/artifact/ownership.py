@@ -16,6 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from regauge.artifact.disk import TEMPORARY, one_sentence, take_lock
+from regauge.documents import read_json
 from regauge.errors import OutputError
 
 LISTED = "regauge/manifest.json"
@@ -39,6 +40,9 @@ WRITTEN = (
 MOST = 100_000  # files that are looked at
 LOCK = ".lock"  # whose holder writes the directory it lies in
 IDENTITY = "identity.json"  # of a search
+MANIFEST = "manifest.json"  # of an output in the making
+BEGUN = frozenset({LOCK, f"{TEMPORARY}{IDENTITY}", f"{TEMPORARY}{MANIFEST}"})
+"""What a run leaves that was killed before it had written anything."""
 
 
 def listing(names: list[str]) -> str:
@@ -53,10 +57,9 @@ def is_artifact(folder: Path) -> bool:
     if _listed(folder):
         return True
     try:
-        found = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "regauge" in read_json(folder / RECEIPT, OutputError)
+    except OutputError:
         return False
-    return isinstance(found, dict) and "regauge" in found
 
 
 def strangers(folder: Path, carried: tuple[str, ...] = ()) -> list[str]:
@@ -127,8 +130,23 @@ def remove(folder: Path) -> None:
 
 
 def bare(folder: Path) -> bool:
-    """Whether a directory holds nothing, or its lock alone."""
-    return all(entry.name == LOCK for entry in folder.iterdir())
+    """Whether a directory holds nothing, or what a run leaves that has only just begun: its lock, half a manifest."""
+    return all(entry.name in BEGUN for entry in folder.iterdir())
+
+
+def tidy(out: Path) -> None:
+    """Removes the manifest and the lock of the making, where a run was killed just after it had renamed its output."""
+    if not is_artifact(out):
+        return
+    names = _listed(out)
+    try:
+        found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(found, dict) and set(found) == {"identity", "shards", "notes"} and MANIFEST not in names:
+        with one_sentence("finishing", out):
+            (out / MANIFEST).unlink()
+            (out / LOCK).unlink(missing_ok=True)
 
 
 def searching(out: Path) -> Path:
@@ -223,11 +241,10 @@ def clear(root: Path, written: Collection[str], keep: Collection[str] = ()) -> N
 
 def _listed(folder: Path) -> frozenset[str]:
     try:
-        found = json.loads((folder / LISTED).read_text(encoding="utf-8"))
-        names = found["files"]
-        return frozenset(name for name in names if isinstance(name, str))
-    except (OSError, ValueError, KeyError, TypeError):
+        names = read_json(folder / LISTED, OutputError).get("files")
+    except OutputError:
         return frozenset()
+    return frozenset(name for name in names if type(name) is str) if type(names) is list else frozenset()
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -29,13 +29,13 @@ from regauge.artifact.folder import (
     dtype_of,
     linear_modules,
     read_anatomy,
-    read_json,
+    read_config,
     read_receipt,
-    read_text,
     shards,
     wire_of,
 )
 from regauge.artifact.receipt import Receipt
+from regauge.documents import read_text
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
 from regauge.formats.terms import summed
@@ -83,8 +83,7 @@ class Artifact:
     @cached_property
     def receipt(self) -> Receipt | None:
         """What was done and measured; None where the checkpoint is not ours."""
-        path = self.path / RECEIPT
-        return read_receipt(path) if path.exists() else None
+        return read_receipt(self.path) if (self.path / RECEIPT).exists() else None
 
     @cached_property
     def where(self) -> dict[int | None, dict[Path, list[str]]]:
@@ -155,7 +154,7 @@ def open_artifact(path: str | Path, anatomy: Anatomy | None = None) -> Artifact:
         ArtifactError: it is no artifact, is damaged, of a newer format, or does not say what it is made of.
     """
     folder = Path(path)
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     quantisation = config.get("quantization_config")
     if type(quantisation) is not dict:
         raise ArtifactError(f"{folder} is no artifact: its config.json has no quantization_config.")
@@ -166,7 +165,7 @@ def open_artifact(path: str | Path, anatomy: Anatomy | None = None) -> Artifact:
         path=folder,
         wire=wire,
         config=config,
-        recipe=read_text(recipe) if recipe.exists() else None,
+        recipe=read_text(recipe, ArtifactError) if recipe.exists() else None,
         shards=shards(folder, wire),
     )
 

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +25,7 @@ from regauge.artifact.identity import Json, differences
 from regauge.artifact.ownership import (
     LISTED,
     LOCK,
+    MANIFEST,
     clear,
     listing,
     refuse_busy,
@@ -32,12 +34,15 @@ from regauge.artifact.ownership import (
     remove,
     replaced,
     searching,
+    tidy,
 )
+from regauge.documents import read_json
 from regauge.errors import ExactnessError, ModelError, MoveError, OutputError, RecipeError, ResumeError, TextError
 
 __all__ = ["STATES", "Json", "Staging", "check_disk", "differences", "free_bytes", "one_sentence"]
 
-MANIFEST, STATES, EXTRA = "manifest.json", "states", "extra"
+STATES, EXTRA = "states", "extra"
+SHARDS = ("model-*-of-*.safetensors", "regauge-*-of-*.safetensors")
 HOPELESS = (ModelError, TextError, RecipeError, MoveError, ExactnessError)
 """Errors of what was given: the same run would end in the same way, so nothing of it is kept."""
 
@@ -78,6 +83,7 @@ class Staging:
         self._old = replaced(self.out)
         self._force = force
         self._closed = False
+        tidy(self.out)
         refuse_out(self.out, force, CARRIED)
         refuse_busy(searching(self.out) / LOCK, self.out)
         refuse_partial(self.root, MANIFEST)
@@ -99,9 +105,11 @@ class Staging:
         path, was = self.root / MANIFEST, fresh
         if path.exists():
             try:
-                manifest = json.loads(path.read_text(encoding="utf-8"))
+                manifest = read_json(path, OutputError)
+                if any(type(manifest.get(key)) is not dict for key in fresh):
+                    raise OutputError(f"{path} is no manifest of ours")
                 different = differences(manifest["identity"], identity)
-            except (ValueError, KeyError, TypeError):
+            except OutputError:
                 shards = dict.fromkeys(found.name for found in self.root.glob("*-of-*.safetensors"))
                 manifest, different = {**fresh, "shards": shards}, ["its manifest, which cannot be read"]
             was = manifest
@@ -260,7 +268,7 @@ class Staging:
             for path in [path for path in self.root.rglob("*") if not path.is_dir()]:
                 name = path.relative_to(self.root).as_posix()
                 if name not in wanted:
-                    if path.suffix != ".safetensors":  # no shard of an earlier run of ours
+                    if not any(fnmatch(name, pattern) for pattern in SHARDS):  # no shard of an earlier run of ours
                         raise OutputError(f"{path} is not regauge's; move it elsewhere and run again.")
                     path.unlink()
             for folder, _, _ in os.walk(self.root):

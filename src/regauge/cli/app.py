@@ -183,8 +183,6 @@ def inspect(
     from regauge.report import inspection
 
     found = inspection.inspect(model, revision)
-    if not json:
-        tell.inspection(found)
     sensed = None
     if sensitivity:
         from regauge.search.sense import sensitivity as sense
@@ -193,7 +191,9 @@ def inspect(
             sensed = sense(model, calibration=calibration, seed=seed, revision=revision, progress=watch)
     if json:
         show.as_json(show.plain(found) | {"sensitivity": show.plain(sensed)})
-    elif sensed is not None:
+        return
+    tell.inspection(found)  # after every refusal
+    if sensed is not None:
         tell.sensitivity(sensed)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import typer
 from typer.main import get_command
 
-from regauge.errors import ExactnessError, RegaugeError
+from regauge.errors import ExactnessError, RegaugeError, printable
 
 _USAGE: type[Exception] = typer.BadParameter.__bases__[0]  # UsageError: typer does not name it in public
 INTERRUPTED = "interrupted; what was finished is kept, run the same command again to resume"
@@ -73,7 +73,7 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"regauge: {sentence}", file=sys.stderr)
+    print(f"regauge: {printable(sentence)}", file=sys.stderr)
     return code
 
 
@@ -83,9 +83,9 @@ def _usage(error: Exception) -> str:
 
 
 def _disk_full(error: BaseException | None) -> bool:
-    """Whether an OutputError comes from a full disk: then the command was right and the machine was not."""
+    """Whether an OutputError comes from a full disk or a limit: then the command was right and the machine was not."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         error = error.__cause__
     return False

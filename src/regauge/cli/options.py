@@ -38,7 +38,12 @@ DRY_RUN = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done and what it would cost; write nothing.")
 ]
 TIME = Annotated[
-    str | None, typer.Option("--time", metavar="30m", help="Stop searching after this long: 90s, 30m, 2h.")
+    str | None,
+    typer.Option(
+        "--time",
+        metavar="30m",
+        help="How much effort, as a length of time: 90s, 30m, 2h. Less is tried where it is short; what is begun ends.",
+    ),
 ]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -16,6 +16,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from regauge.errors import printable
+
 WIDE = 160  # columns where the output is no terminal, so that a pipe gets whole rows
 
 
@@ -41,12 +43,13 @@ def as_json(value: object) -> None:
 
 
 def line(text: str = "") -> None:
-    print(text)
+    """Text of any source as it is written: nothing in it colours, moves or clears."""
+    print(printable(text, "\n\t"))
 
 
 def remark(text: str) -> None:
     """For a person, beside the output."""
-    print(text, file=sys.stderr)
+    print(printable(text, "\n\t"), file=sys.stderr)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
@@ -54,9 +57,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") 
     shown = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for index, head in enumerate(heads):
         number = all(row[index][:1].isdigit() or row[index][:1] in "-−" for row in rows) and bool(rows)
-        shown.add_column(head, justify="right" if number else "left", overflow="fold")
+        shown.add_column(printable(head), justify="right" if number else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(printable, row))
     console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
     console.print(shown)
 
@@ -106,16 +109,17 @@ def progress(quiet: bool = False) -> Iterator[Callable[[Event], None]]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    named = TextColumn("{task.description}", markup=False)
+    columns: list[Any] = [named, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True, highlight=False, markup=False), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def tick(event: Event) -> None:
             if event.message:
-                bars.console.print(f"{event.phase}: {event.message}")
+                bars.console.print(printable(f"{event.phase}: {event.message}"))
             if event.total:
                 if event.phase not in tasks:
-                    tasks[event.phase] = bars.add_task(event.phase, total=event.total)
+                    tasks[event.phase] = bars.add_task(printable(event.phase), total=event.total)
                 bars.update(tasks[event.phase], completed=event.done, total=event.total)
 
         yield tick

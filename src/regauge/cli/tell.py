@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regauge.amounts import told
+from regauge.amounts import figure, told
 from regauge.cli.show import line, span, table, where
 from regauge.plan.select import pattern
 
@@ -136,7 +136,8 @@ def receipt(done: Receipt, out: Path) -> None:
     line(f"  format: {done.wire}" + (f", because {'; '.join(done.refusals)}" if done.refusals else ""))
     for note in done.notes:
         line(f"  note: {note}")
-    line(f"  {span(done.seconds)}, peak memory {told(done.peak_bytes)} (anonymous), plan {done.plan_hash[:12]}")
+    peak = f", peak memory {told(done.peak_bytes)} (anonymous)" if done.peak_bytes > 0 else ""
+    line(f"  {span(done.seconds)}{peak}, plan {done.plan_hash[:12]}")
 
 
 def dry_run(plan: DryRun) -> None:
@@ -230,7 +231,8 @@ def measurement(found: Comparison) -> None:
     """Models side by side: quality with intervals, then cost; the first is what the others are held to."""
     from regauge.report import figures
 
-    line(f"{found.text}: {found.tokens:,} tokens; 95% intervals over documents")
+    documents = max((row.quality.documents for row in found.rows if row.quality is not None), default=0)
+    line(f"{found.text}: {found.tokens:,} tokens; {figures.over(documents) if documents else ''}".rstrip("; "))
     rows = []
     for row in found.rows:
         q = row.quality
@@ -238,9 +240,9 @@ def measurement(found: Comparison) -> None:
             rows.append(
                 [
                     row.name,
-                    f"{q.perplexity.value:.3f}",
+                    figure(q.perplexity.value, 3),
                     f"{q.bits_per_byte.value:.4f}",
-                    f"{q.kl.value:.5f} [{q.kl.low:.5f}, {q.kl.high:.5f}]",
+                    figures.spread(q.kl, 5, q.documents),
                     f"{q.kl99.value:.4f}",
                     f"{100 * q.agreement.value:.1f} %",
                 ]
@@ -250,6 +252,9 @@ def measurement(found: Comparison) -> None:
     for row in found.rows:
         if row.cosine is not None:
             line(f"  {row.name}: mean cosine of embeddings {row.cosine:.5f}")
+        if row.labels is not None:
+            same, kl = row.labels.agreement, figures.spread(row.labels.kl, 5, row.labels.documents)
+            line(f"  {row.name}: {100 * same.value:.1f} % of {row.labels.compared:,} labels are the same; KL {kl}")
     own = [] if found.original is None else [_cost_row(f"{found.rows[0].name}, by transformers", found.original)]
     table(
         ["model", "decode tokens/s", "prefill tokens/s", "resident", "mapped", "cache a token", "files"],
@@ -266,9 +271,8 @@ def measurement(found: Comparison) -> None:
         line("  compression: against the same runtime on the first model; runtime: the first model by it, against")
         line("  transformers' own modules; together: against transformers' own modules. All interleaved in one run.")
     for name, pair in found.pairs.items():
-        d = pair.difference
         said = {"first": "lower", "second": "higher"}.get(pair.verdict, "no difference that the text can show")
-        line(f"  {name}: KL {d.value:+.5f} [{d.low:+.5f}, {d.high:+.5f}]: {said}")
+        line(f"  {name}: KL {figures.spread(pair.difference, 5, documents, '+')}: {said}")
     line(f"  memory was read at {found.bandwidth / 1e9:.1f} GB/s at this minute; {span(found.seconds)}")
     for note in found.notes:
         line(f"  note: {note}")

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from regauge import parts
+from regauge.anatomy.fusing import fused
 from regauge.anatomy.model import Anatomy, Site, Weights
 from regauge.anatomy.moves import Move
+from regauge.artifact.codec.base import DECODES
 from regauge.artifact.receipt import SiteReceipt, TapReceipt
 from regauge.engine.statistics import output_error
+from regauge.errors import RecipeError
 from regauge.formats.base import Codes, Format
 from regauge.formats.readings import Reading
-from regauge.formats.terms import summed
-from regauge.parts import Point
+from regauge.formats.terms import checked, summed
+from regauge.parts import Point, Spec
 from regauge.plan.resolution import Resolution
 from regauge.rounding.base import Stats
 from regauge.runtime.capabilities import runs
@@ -72,23 +75,52 @@ def round_sites(
     Args:
         formats: site → its format with a step that was learnt, in place of the choice's own.
     """
+    sites = list(sites)
+    known = {**_fused(sites, weights, choices), **(formats or {})}
     codes: dict[str, Codes] = {}
     for site in sites:
         choice, name = choices.get(site.name), site.name
         if choice is not None:
-            codes[name] = round_site(weights[f"{name}.weight"], choice, stats.get(name, {}), (formats or {}).get(name))
+            codes[name] = round_site(weights[f"{name}.weight"], choice, stats.get(name, {}), known.get(name))
     return codes
 
 
+def _fused(sites: Sequence[Site], weights: Weights, choices: Choices) -> dict[str, Format]:
+    """Site → its format, of those that runtimes fuse and whose steps have a level that is then one for all."""
+    found: dict[str, Format] = {}
+    for some in fused(sites).values():
+        alike: dict[tuple[Spec, ...], dict[str, Format]] = {}
+        for site in some:
+            choice = choices.get(site.name)
+            if choice is not None:
+                stored = tuple(choice.spec(axis) for axis in DECODES)
+                alike.setdefault(stored, {})[site.name] = parts.format_of(choice)
+        for formats in alike.values():
+            if len(formats) > 1 and all(fmt.scale.fused for fmt in formats.values()):
+                matrices = [weights[f"{name}.weight"].float() for name in formats]
+                found |= {name: fmt.together(matrices) for name, fmt in formats.items()}
+    return found
+
+
 def round_site(w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = None) -> Codes:
-    """One matrix through its rounder and compensator; in `fmt` where that is given."""
+    """One matrix through its rounder and compensator; in `fmt` where that is given.
+
+    Raises:
+        RecipeError: the compensator gives what an artifact could not hold, or what nothing would apply.
+    """
     fmt = fmt or parts.format_of(choice)
     w_OI = w_OI.float() if w_OI.dtype is torch.float64 else w_OI
     codes = parts.rounder_of(choice)(w_OI, fmt, stats)
     compensator = parts.compensator_of(choice)
     if compensator is None:
         return codes
-    return replace(codes, terms=(*codes.terms, *compensator(w_OI.float(), fmt.decode(codes), stats)))
+    added = compensator(w_OI.float(), fmt.decode(codes), stats)
+    rows, columns = w_OI.shape
+    try:
+        return replace(codes, terms=(*codes.terms, *checked(added, (rows, columns))))
+    except ValueError as error:
+        name = choice.name("compensator")
+        raise RecipeError(f"the compensator {name!r} does not serve a matrix of {rows} x {columns}: {error}") from error
 
 
 def effective(stored: Weights, codes: Mapping[str, Codes], choices: Choices) -> Weights:

@@ -27,7 +27,6 @@ from regauge.parts import Point
 from regauge.plan import digest
 
 EDGE = 512  # of the matrix that is tried: a multiple of every group
-SAMPLE_TOKENS = 4096
 
 
 class _Record(BaseModel):

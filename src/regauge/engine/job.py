@@ -227,6 +227,7 @@ def prepare(
         told.settle()
     if resolution is None or chosen is None or len(told.errors) > known:
         return None
+    resolution = replace(resolution, notes=[*resolution.notes, *chosen.notes])
     needs = needs_in(anatomy, resolution)
     gauge = None if shaping is None else whole
     taught: dict[str, SiteLearned] = {  # whatever needs the objective is learnt: that is the contract of the need
@@ -260,9 +261,10 @@ def resized(job: Job, kept: Mapping[str, int]) -> Job:
     shaping = replace(job.shaping, kept=kept)
     anatomy = shaping.pruned(job.whole)
     resolution = resolve(job.plan, anatomy)
-    wire = choose(layout_of(job.source, anatomy, resolution, shaping), job.wire.name).wire
+    chosen = choose(layout_of(job.source, anatomy, resolution, shaping), job.wire.name)
+    resolution = replace(resolution, notes=[*resolution.notes, *chosen.notes])
     needs = needs_in(anatomy, resolution)
-    return replace(job, anatomy=anatomy, shaping=shaping, resolution=resolution, wire=wire, needs=needs)
+    return replace(job, anatomy=anatomy, shaping=shaping, resolution=resolution, wire=chosen.wire, needs=needs)
 
 
 def needs_in(anatomy: Anatomy, resolution: Resolution) -> dict[str, frozenset[str]]:

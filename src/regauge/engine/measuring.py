@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from regauge.artifact.files import weight_bytes
+from regauge.artifact.sentences import MODULES, modules
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import ModelError
 from regauge.hosts import host_of
@@ -17,7 +17,7 @@ from regauge.measure.cost import ORIGINAL, RUNTIME, Model
 from regauge.measure.subject import Facts, Subject
 from regauge.text.corpora import Where, corpus
 from regauge.text.split import pieces, window_length
-from regauge.text.tokens import Tokenizer, frame
+from regauge.text.tokens import Tokenizer, frame, within
 from regauge.text.windows import Windows, cut
 
 TOKENS = 32768  # most tokens of text that are read
@@ -51,12 +51,13 @@ def measure(
     notes = () if eval is not None else ("no text was given: the first model sampled it from itself",)
     host = host_of(models[0])
     with quiet_torch(), host.unsaid():
-        tokenizer: Tokenizer = host.tokenizer(host.folder(str(models[0])))
 
         def text(found: Facts) -> Windows:
-            if eval is None:
-                return _sampled(models[0], tokenizer, seed)
-            return _given(eval, tokenizer, found, seed)
+            tokenizer: Tokenizer = host.tokenizer(host.folder(str(models[0])))
+            windows = _sampled(models[0], tokenizer, seed) if eval is None else _given(eval, tokenizer, found, seed)
+            for path in models[1:]:
+                _same_tokens(windows, tokenizer, models[0], path)
+            return windows
 
         return side_by_side(subjects, text, Method(seed, dtype, rounds, clock.say), notes)
 
@@ -73,20 +74,58 @@ def _names(models: Sequence[str | Path]) -> list[str]:
 def _subject(name: str, path: str | Path) -> Subject:
     host = host_of(path)
 
-    def load(dtype: torch.dtype) -> Any:
-        return host.load(path, dtype=dtype)
-
     def ways(dtype: torch.dtype) -> Mapping[str, Model]:
-        found = host.ways(load(dtype))
+        found = host.ways(host.load(path, dtype=dtype))
         return {RUNTIME: found.runtime} if found.own is None else {RUNTIME: found.runtime, ORIGINAL: found.own}
 
-    return Subject(name, path, load, ways, host.facts, weight_bytes(path) if Path(path).is_dir() else None)
+    return Subject(
+        name=name,
+        path=path,
+        facts=lambda: host.facts(path),
+        outputs=lambda batches: host.outputs(path, batches),
+        ways=ways,
+        stored=weight_bytes(path) if Path(path).is_dir() else None,
+        notes=_unread(name, host.folder(str(path))),
+    )
+
+
+def _unread(name: str, folder: Path) -> tuple[str, ...]:
+    """That a sentence encoder is measured by its transformer alone."""
+    beside = [module.name for module in modules(folder) if module.path]
+    if not beside:
+        return ()
+    return (
+        f"{name} is measured by the mean of its last hidden states: {', '.join(beside)} of its {MODULES} are not run, "
+        "nor their bytes counted",
+    )
+
+
+def _same_tokens(windows: Windows, tokenizer: Tokenizer, first: str | Path, path: str | Path) -> None:
+    """Refuses a model whose own tokenizer cuts the text otherwise: the tokens would mean other words to it.
+
+    Raises:
+        ModelError: names both.
+    """
+    host = host_of(path)
+    try:
+        other: Tokenizer = host.tokenizer(host.folder(str(path)))
+    except ModelError:
+        return  # it has none of its own
+    for ids in windows.ids[:4]:
+        text = tokenizer.decode(ids.tolist())
+        if tokenizer.encode(text) != other.encode(text):
+            raise ModelError(
+                f"{path} has another tokenizer than {first}: it cuts {text[:40]!r} into other tokens, and models are "
+                "compared on the same tokens; measure models that share a tokenizer."
+            )
 
 
 def _given(text: Where, tokenizer: Tokenizer, found: Facts, seed: int) -> Windows:
     read, before = corpus(text), frame(tokenizer)[0]
     length = min(LENGTH, found.most or LENGTH)
-    return cut(pieces(read), tokenizer, length, description=read.description, before=before).take(TOKENS, seed)
+    windows = cut(pieces(read), tokenizer, length, description=read.description, before=before).take(TOKENS, seed)
+    within(windows.ids, found.vocabulary, tokenizer)
+    return windows
 
 
 def _sampled(path: str | Path, tokenizer: Tokenizer, seed: int) -> Windows:

@@ -31,7 +31,7 @@ class Objective:
     As a plain call, `objective(weights)`, it takes tentative tensors of the block, rounds them as the plan's formats
     say (each weight to its nearest code, whatever the rounder) and gives the error on some of the text. `miss` is the
     same for one batch of it, differentiable in the weights, for `learn/loop.py`.
-    Cost: a call runs the block on at most `TRIED` tokens and rounds it once.
+    Cost: a call runs the block on at most `TRIED` tokens (one batch at least) and rounds it once.
 
     Attributes:
         states: the compressed model's, before the block.
@@ -48,8 +48,8 @@ class Objective:
     inputs: Change
 
     def __call__(self, weights: Weights) -> float:
-        few = max(1, -(-TRIED * self.batches // max(self.states.tokens, 1)))
-        step = max(1, self.batches // few)
+        few = max(1, TRIED * self.batches // max(self.states.tokens, 1))
+        step = max(1, -(-self.batches // few))
         with torch.no_grad():
             return self.over(self.bind(self.rounded(weights), self.inputs), range(0, self.batches, step))
 

@@ -16,6 +16,7 @@ from regauge.engine.watchdog import Clock
 from regauge.errors import ModelError, TextError
 from regauge.text.calibration import Calibration, draw, images, noted
 from regauge.text.corpora import Where, corpus
+from regauge.text.tokens import within
 
 TOKENS, LENGTH = 65536, 512  # where neither recipe nor user says
 SAMPLED = 32768  # most tokens that a model samples from itself unless it is told to
@@ -104,6 +105,7 @@ def reading(job: Job, calibration: Where | None, tokens: int | None = None, leng
     if calibration is None:
         return _promise(job, much)
     found = draw(corpus(calibration), job.source.tokenizer(), much.tokens, much.length, job.seed, much.exact)
+    within([found.inputs], job.source.anatomy.site("embed").shape[0], job.source.tokenizer())
     found = noted(found, *much.notes)
     return Reading(found, None, {"kind": "text", "sha256": found.sha256}, found.notes, much.exact)
 

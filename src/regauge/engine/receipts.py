@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from regauge.artifact.config import artifact_files
+from regauge.artifact.folder import RUN_LOG
 from regauge.artifact.receipt import MoveReceipt, Receipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import Staging
 from regauge.engine.block import tap_receipts
 from regauge.engine.job import Job
 from regauge.engine.watchdog import Clock, PeakMemory
-from regauge.errors import OutputError
 from regauge.measure.machine import machine
 from regauge.plan import digest, dump
 from regauge.text.calibration import Calibration
 from regauge.version import __version__
 
-RECEIPT, RUN_LOG = "regauge/receipt.json", "regauge/run-log.json"
 VOLATILE = ("command", "seconds", "peak_bytes", "machine")
 
 
@@ -69,18 +68,6 @@ def receipt_of(done: Done, source: str, source_hash: str, after: int) -> Receipt
         ratio=after / before,
         versions=versions(),
     )
-
-
-def read_receipt(artifact: str | Path) -> Receipt:
-    """The receipt of an artifact, with the run log's figures where it has one."""
-    path = Path(artifact)
-    try:
-        data = json.loads((path / RECEIPT).read_text(encoding="utf-8"))
-        log = path / RUN_LOG
-        data |= json.loads(log.read_text(encoding="utf-8")) if log.exists() else {}
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} has no receipt that can be read ({error}); it was not made by regauge.") from error
-    return Receipt.model_validate(data)
 
 
 def versions() -> dict[str, str]:

@@ -62,7 +62,7 @@ def settle(
     if job.shaping is not None and job.shaping.waiting:
         job = _allotted(job, windows, staging, clock)
     if job.waiting:
-        job = _surveyed(job, windows, staging, clock)
+        job = _surveyed(job, windows, clock)
     searched: list[dict[str, object]] = []
     for index, recast in enumerate(job.recasts):
         if recast.rewrite.search:
@@ -141,7 +141,7 @@ def _set(job: Job, index: int, point: Mapping[str, float]) -> Job:
     return replace(job, recasts=tuple(recasts))
 
 
-def _surveyed(job: Job, windows: Calibration, staging: Staging, clock: Clock) -> Job:
+def _surveyed(job: Job, windows: Calibration, clock: Clock) -> Job:
     """The job after the rewrites that wanted statistics of every site, taken on the original in its present gauge."""
     for index, recast in enumerate(job.recasts):
         if recast.rewrite.scope != "model" or not recast.rewrite.needs:

@@ -6,7 +6,7 @@ Legend: O output channels, I input channels, G groups, K weights in a group. w â
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -97,6 +97,9 @@ class Scale(Protocol):
     @property
     def shared(self) -> bool: ...  # True: steps of one matrix share a level, so all must be known before one is stored
 
+    @property
+    def fused(self) -> bool: ...  # True: the shared level is one figure, which runtimes that fuse matrices take for all
+
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
         """The scale for one matrix and grid: its shared level fixed by these steps, of `rows` rows. Idempotent."""
 
@@ -145,6 +148,13 @@ class Format:
             return self
         step_G1 = reach(self.grain.split(w_OI)) / ((self.grid.high - self.grid.low) / 2)
         return replace(self, scale=self.scale.bind(step_G1, self.grid, w_OI.shape[0]))
+
+    def together(self, matrices: Sequence[Tensor]) -> Format:
+        """The format for some matrices (O, I) that a runtime fuses: one level for all, fixed by their largest."""
+        if not self.scale.fused or len(matrices) < 2:
+            return self
+        steps = [reach(self.grain.split(w_OI)) / ((self.grid.high - self.grid.low) / 2) for w_OI in matrices]
+        return replace(self, scale=self.scale.bind(torch.cat(steps), self.grid, 1))
 
     def fit(self, w_OI: Tensor, weight_OI: Tensor | None = None) -> Step:
         """The step of every group of `w_OI`; `weight_OI` â‰¥ 0 says how much each element's error counts."""

@@ -37,6 +37,10 @@ class Cast:
     def shared(self) -> bool:
         return False
 
+    @property
+    def fused(self) -> bool:
+        return False
+
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
         return self
 
@@ -116,6 +120,10 @@ class PowerOfTwo:
     def shared(self) -> bool:
         return False
 
+    @property
+    def fused(self) -> bool:
+        return False
+
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
         return replace(self, top=grid.high / 2.0 ** math.floor(math.log2(grid.high)))
 
@@ -147,6 +155,10 @@ class M1:
 
     @property
     def shared(self) -> bool:
+        return False
+
+    @property
+    def fused(self) -> bool:
         return False
 
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
@@ -188,6 +200,10 @@ class M2:
     def shared(self) -> bool:
         return True
 
+    @property
+    def fused(self) -> bool:
+        return False
+
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
         if self.row_R1 is not None:
             return self
@@ -215,7 +231,8 @@ class M2:
 @dataclass(frozen=True, eq=False)
 class TwoLevel:
     """The step in e4m3 under one float32 for the matrix (NVFP4): step = e4m3 / global_scale, as compressed-tensors
-    stores it. `global_scale` brings the largest step to 448, the top of e4m3.
+    stores it. `global_scale` brings the largest step to 448, the top of e4m3. Runtimes that fuse q, k and v, or gate
+    and up, take the largest of their globals for all, so those matrices are given one (`engine/block.py`).
 
     Attributes:
         global_1: float32 (1,), set by `bind`.
@@ -229,6 +246,10 @@ class TwoLevel:
 
     @property
     def shared(self) -> bool:
+        return True
+
+    @property
+    def fused(self) -> bool:
         return True
 
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regauge.errors import nearest
 from regauge.formats.base import ALL, Codes, Format, Term
 
 LOW_RANK = "low-rank"
@@ -95,6 +96,38 @@ KINDS: Mapping[str, Callable[[Mapping[str, Tensor]], Term]] = {LOW_RANK: LowRank
 """Kind → the term from its tensors by name."""
 NAMES: Mapping[str, tuple[str, ...]] = {LOW_RANK: ("left", "right")}
 """Kind → the names of its tensors."""
+
+
+def checked(found: object, shape: tuple[int, int]) -> tuple[Term, ...]:
+    """What a part gives as terms of a matrix (O, I): each of a kind that can be read again, whole, and of that shape.
+
+    They are made anew from their tensors, so that what is applied now is what an artifact holds.
+
+    Raises:
+        ValueError: says what was given instead.
+    """
+    if type(found) is not tuple:
+        raise ValueError(f"it gives a {type(found).__name__} where a tuple of terms is due")
+    terms: list[Term] = []
+    for given in found:
+        try:
+            kind, tensors = given.kind, dict(given.tensors)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"it gives a {type(given).__name__}, which has no kind and tensors of a term") from error
+        if kind not in KINDS:
+            raise ValueError(f"it gives a term of kind {kind!r}, which nothing applies{nearest(str(kind), KINDS)}")
+        if set(tensors) != set(NAMES[kind]):
+            has = ", ".join(sorted(map(str, tensors))) or "nothing"
+            raise ValueError(f"its term {kind!r} has {has} and wants {' and '.join(NAMES[kind])}")
+        term = KINDS[kind](tensors)
+        if term.shape != shape:
+            raise ValueError(f"its term {kind!r} is {term.shape[0]} x {term.shape[1]}")
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise ValueError(f"its term {kind!r} holds NaN or infinity")
+        if kind in (other.kind for other in terms):
+            raise ValueError(f"it gives two terms of kind {kind!r}, and an artifact holds one")
+        terms.append(term)
+    return tuple(terms)
 
 
 def summed(codes: Codes, fmt: Format) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.hosts.states import States
-from regauge.measure.subject import Facts
+from regauge.measure.subject import Batch, Facts, Outputs
 
 Inputs = Sequence[Tensor | Mapping[str, Any]]
 """Batches: token ids (B, T), pixels (B, C, H, W), or the keyword arguments of the model's forward."""
@@ -212,8 +212,11 @@ class Host(Protocol):
     def ways_of_source(self, source: Source, dtype: torch.dtype = torch.bfloat16) -> Ways:
         """How the uncompressed source can be run, in the dtype in which speeds are counted."""
 
-    def facts(self, model: Any) -> Facts:
-        """What measuring needs to know of a loaded model."""
+    def facts(self, path: str | Path) -> Facts:
+        """What measuring needs to know of a model, from its files."""
+
+    def outputs(self, path: str | Path, batches: Sequence[Batch]) -> Outputs:
+        """What a model gives in float32 for some batches, with as little of it in memory as will do."""
 
     def unsaid(self) -> AbstractContextManager[None]:
         """While a model is timed, what falls back is not said."""

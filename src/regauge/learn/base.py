@@ -16,9 +16,6 @@ from torch import Tensor
 
 from regauge.formats.base import Format
 
-SCOPES = ("site", "block", "model", "family")
-"""Over what a part is trained: one matrix, one block, the whole model, or a family of models in one."""
-
 Parameters = Mapping[str, Tensor]
 """Name → what is trained, float32. A loop never changes them in place."""
 

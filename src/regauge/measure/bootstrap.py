@@ -17,6 +17,8 @@ Ints = NDArray[np.int64]
 
 RESAMPLES = 1000
 LEVEL = 0.95
+FEW = 6
+"""Documents below which an interval over them says nothing, and is not told."""
 
 
 class Interval(BaseModel):
@@ -27,9 +29,6 @@ class Interval(BaseModel):
     value: float
     low: float
     high: float
-
-    def excludes(self, point: float) -> bool:
-        return self.low > point or self.high < point
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,16 +1,19 @@
 """`measure A [B ...]`: quality, speed and memory side by side. The first model is what the others are held to.
 
 Speeds are interleaved, all models in one round, the first also by its library's own modules, so that what compression
-gave and what the runtime gave stand apart; memory is read in a fresh process each. Encoders, which predict no next
-token, are compared by the cosine of their mean embeddings. Models come as `Subject`s: nothing here opens one.
+gave and what the runtime gave stand apart; memory is read in a fresh process each. Classifiers are compared by their
+labels, encoders by the cosine of their mean embeddings. Models come as `Subject`s: nothing here opens one.
+
+Cost: quality is read from two models at a time, so that no more than one packed artifact, a block of each plain
+checkpoint and the original's last states are in memory; the original's head runs once for every other model.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -29,10 +32,11 @@ from regauge.measure.cost import (
     prompt_of,
     speeds,
 )
-from regauge.measure.encoders import cosine, embed
+from regauge.measure.encoders import cosine
+from regauge.measure.likeness import Labels, embeddings, labels, read
 from regauge.measure.machine import machine
-from regauge.measure.quality import Paired, Quality, compare_many, paired, summarise
-from regauge.measure.subject import Facts, Subject, logits
+from regauge.measure.quality import Paired, Quality, Scores, compare, paired, summarise
+from regauge.measure.subject import EMBEDDINGS, Facts, Subject, comparable
 from regauge.text.windows import Windows
 
 BATCH = 2048  # tokens
@@ -53,6 +57,7 @@ class Row(_Record):
     name: str
     quality: Quality | None = None
     cosine: float | None = None  # encoders: mean cosine to the first model's embeddings
+    labels: Labels | None = None  # classifiers: against the first model's labels
     costs: Costs
     decode: Gain | None = None
     prefill: Gain | None = None
@@ -103,12 +108,12 @@ def side_by_side(
     """
     began = time.monotonic()
     method.say("open", "")
-    loaded = [subject.load(torch.float32) for subject in subjects]
-    facts = subjects[0].facts(loaded[0])
-    windows = text(facts)
     names = [subject.name for subject in subjects]
-    found = _quality(loaded, names, windows, facts, method)
-    del loaded
+    all_facts = [subject.facts() for subject in subjects]
+    comparable(names, all_facts)
+    facts = all_facts[0]
+    windows = text(facts)
+    found = _quality(subjects, windows, facts, method)
     costs, original = _costs(subjects, facts, method)
     first = costs[names[0]]
     rows = tuple(
@@ -116,6 +121,7 @@ def side_by_side(
             name=name,
             quality=found.qualities.get(name),
             cosine=found.cosines.get(name),
+            labels=found.labels.get(name),
             costs=costs[name],
             decode=None if name == names[0] else gain(costs[name].decode, first.decode, original.decode),
             prefill=None if name == names[0] else gain(costs[name].prefill, first.prefill, original.prefill),
@@ -131,35 +137,42 @@ def side_by_side(
         bandwidth=bandwidth(),
         machine=machine().model_dump(mode="json"),
         seconds=round(time.monotonic() - began, 2),
-        notes=notes,
+        notes=(*notes, *(note for subject in subjects for note in subject.notes)),
     )
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Quality of each model by name: of causal models, or of encoders."""
+    """Quality of each model by name: of causal models, of encoders, or of classifiers."""
 
-    qualities: Mapping[str, Quality]
-    cosines: Mapping[str, float]
-    pairs: dict[str, Paired]
+    qualities: Mapping[str, Quality] = field(default_factory=dict)
+    cosines: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+    pairs: dict[str, Paired] = field(default_factory=dict)
 
 
-def _quality(loaded: Sequence[Any], names: Sequence[str], text: Windows, facts: Facts, method: Method) -> _Found:
+@torch.no_grad()
+def _quality(subjects: Sequence[Subject], text: Windows, facts: Facts, method: Method) -> _Found:
     method.say("measure", "quality")
-    inputs = [batch.ids_BT for batch in text.batches(BATCH)]
+    seen = read(text, facts, BATCH)
+    first, *others = subjects
+    base = first.outputs(seen.arguments)
+    if facts.gives == EMBEDDINGS:
+        original_ND = embeddings(base(), seen)
+        near = {one.name: cosine(original_ND, embeddings(one.outputs(seen.arguments)(), seen)) for one in others}
+        return _Found(cosines=near)
     if not facts.generative:
-        first, *others = [embed(model, inputs) for model in loaded]
-        return _Found({}, {name: cosine(first, other) for name, other in zip(names[1:], others, strict=True)}, {})
-    with torch.no_grad():
-        base, *rest = [logits(model, inputs) for model in loaded]
-        scores = compare_many(text, base, [logits(loaded[0], inputs), *rest], BATCH)
-    seed = method.seed
+        told = {one.name: labels(base, one.outputs(seen.arguments), seen, method.seed) for one in others}
+        return _Found(labels=told)
+    once, again = itertools.tee(base())
+    scores: dict[str, Scores] = {first.name: compare(text, once, again, BATCH)}
+    for one in others:  # each let go before the next is opened
+        scores[one.name] = compare(text, base(), one.outputs(seen.arguments)(), BATCH)
     pairs = {
-        f"{names[i]} against {names[j]}": paired(scores[i], scores[j], seed)
-        for i in range(1, len(names))
-        for j in range(i + 1, len(names))
+        f"{a.name} against {b.name}": paired(scores[a.name], scores[b.name], method.seed)
+        for a, b in itertools.combinations(others, 2)
     }
-    return _Found({name: summarise(one, seed) for name, one in zip(names, scores, strict=True)}, {}, pairs)
+    return _Found({name: summarise(one, method.seed) for name, one in scores.items()}, pairs=pairs)
 
 
 def _costs(subjects: Sequence[Subject], facts: Facts, method: Method) -> tuple[dict[str, Costs], Costs]:

@@ -30,10 +30,15 @@ def embed(model: Any, inputs: Sequence[Tensor], lengths: Sequence[Sequence[int]]
             else torch.tensor(lengths[index], dtype=torch.int64, device="cpu")
         )
         mask_BT = (torch.arange(ids_BT.shape[1], dtype=torch.int64, device="cpu") < length_B[:, None]).long()
-        hidden_BTD = model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state.float()
-        mean_BD = (hidden_BTD * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True)
-        found.append(torch.nn.functional.normalize(mean_BD, dim=-1))
+        found.append(pooled(model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state, mask_BT))
     return torch.cat(found)
+
+
+def pooled(hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """The mean of the last hidden states over each text's own tokens, scaled to length 1: (B, D) float32."""
+    hidden_BTD = hidden_BTD.float()
+    mean_BD = (hidden_BTD * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True)
+    return torch.nn.functional.normalize(mean_BD, dim=-1)
 
 
 def cosine(first_ND: Tensor, second_ND: Tensor) -> float:

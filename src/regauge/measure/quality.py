@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from regauge.errors import TextError
-from regauge.measure.bootstrap import Draws, Floats, Interval, Ints, per_document, quantile, ratio
+from regauge.measure.bootstrap import FEW, Draws, Floats, Interval, Ints, per_document, quantile, ratio
 from regauge.text.windows import Batch, Windows
 
 
@@ -151,7 +151,7 @@ def paired(first: Scores, second: Scores, seed: int = 0) -> Paired:
     gap_D = per_document(first.kl_N - second.kl_N, first.document_N, documents)
     tokens_D = per_document(np.ones_like(first.kl_N), first.document_N, documents)
     gap = ratio(gap_D, tokens_D, Draws.make(documents, seed))
-    verdict = "first" if gap.high < 0 else "second" if gap.low > 0 else "neither"
+    verdict = "neither" if documents < FEW else "first" if gap.high < 0 else "second" if gap.low > 0 else "neither"
     return Paired(difference=gap, verdict=verdict)
 
 

@@ -5,26 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from regauge.errors import ModelError
 from regauge.measure.cost import Model
+
+NEXT, LABEL, LABELS, EMBEDDINGS = "next tokens", "a label of each text", "a label of each token", "embeddings"
+COMPARED = (NEXT, LABEL, LABELS, EMBEDDINGS)
+"""What models may give for a text, as far as it is compared."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What measuring needs to know of a loaded model.
+    """What measuring needs to know of a model.
 
     Attributes:
-        generative: it predicts next tokens; else it is compared by its embeddings.
+        gives: one of `COMPARED`, or in words what it is that nothing here compares.
+        vocabulary: rows of its table of embeddings; 0: it does not say.
         most: tokens that it reads at once, or None where it does not say.
+        labels: how many labels it tells apart, of a classifier; else 0.
     """
 
-    generative: bool
+    gives: str
     vocabulary: int
     most: int | None
+    labels: int = 0
+
+    @property
+    def generative(self) -> bool:
+        """Whether it predicts next tokens."""
+        return self.gives == NEXT
+
+
+Batch = Mapping[str, Tensor]
+"""Arguments of a model's forward."""
+Outputs = Callable[[], Iterator[Tensor]]
+"""What a model gives for some batches, in order; each call goes through them anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +51,45 @@ class Subject:
 
     Attributes:
         path: its directory, or what a user would load it by.
-        load: dtype → the model, as a user loads it.
+        facts: read from its files, without its weights where it is a plain checkpoint.
+        outputs: batches → what it gives in float32: logits, or last hidden states where it has no head. A plain
+            checkpoint is read block by block, an artifact as it is packed: never a whole model in float32.
         ways: dtype → the ways in which it can be run: `runtime`, and `original` where its library has its own.
-        facts: of a loaded model.
         stored: bytes of the tensors in its files; None where they are in no directory here.
+        notes: what a reader must know, a sentence each.
     """
 
     name: str
     path: str | Path
-    load: Callable[[torch.dtype], Any]
+    facts: Callable[[], Facts]
+    outputs: Callable[[Sequence[Batch]], Outputs]
     ways: Callable[[torch.dtype], Mapping[str, Model]]
-    facts: Callable[[Any], Facts]
     stored: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def comparable(names: Sequence[str], found: Sequence[Facts]) -> None:
+    """Refuses models that cannot be held against each other, before any is read.
+
+    Raises:
+        ModelError: one gives what nothing here compares; or two give different things, or have different vocabularies
+            or labels.
+    """
+    first = found[0]
+    for name, facts in zip(names, found, strict=True):
+        if facts.gives not in COMPARED:
+            raise ModelError(
+                f"measure compares {', '.join(COMPARED[:-1])} or {COMPARED[-1]}, and {name} gives {facts.gives}."
+            )
+        if facts.gives != first.gives:
+            raise ModelError(f"{names[0]} gives {first.gives} and {name} gives {facts.gives}: they are not compared.")
+        if facts.vocabulary != first.vocabulary:
+            raise ModelError(
+                f"{names[0]} has a vocabulary of {first.vocabulary:,} tokens and {name} of {facts.vocabulary:,}: "
+                "models are compared on the same tokens; measure models that share a tokenizer."
+            )
+        if facts.labels != first.labels:
+            raise ModelError(f"{names[0]} tells {first.labels} labels apart and {name} {facts.labels}.")
 
 
 def logits(model: Model, inputs: Sequence[Tensor]) -> Iterator[Tensor]:

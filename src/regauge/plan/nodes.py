@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,9 @@ from regauge.errors import RecipeError, nearest
 from regauge.parts import Option
 
 MOST, DEEP = 100_000, 50  # values of a recipe, and how deep they may nest
-BYTES = 10_000_000  # of its text
+BYTES = 1_000_000  # characters of its text: YAML is read slowly
+TEXT = "tag:yaml.org,2002:str"
+LONG, BEYOND = 10_000, 1 << 63  # characters of a value; whole numbers are below
 
 
 class PlacedError(RecipeError):
@@ -82,6 +85,8 @@ def read(text: str, where: str) -> Node:
     """The tree of a YAML document. `where` names it in messages."""
     if len(text) > BYTES:
         raise RecipeError(f"{where}: a recipe has at most {BYTES:,} characters, and this has {len(text):,}")
+    if _depth(text) > 2 * DEEP:
+        raise RecipeError(f"{where}: a recipe nests at most {DEEP} deep")
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -125,7 +130,33 @@ def _node(
                 raise inner.error(f"{name!r} is written twice")
             found[name] = inner
         return Node(found, place)
-    value = yaml.SafeLoader("").construct_object(node)
-    if value is None or isinstance(value, str | int | float | bool):
-        return Node(value, place)
-    return Node(str(node.value), place)
+    return Node(_scalar(node, place), place)
+
+
+def _depth(text: str) -> int:
+    """How deep brackets stand in one another, those in texts too. The parser's time grows with its square."""
+    deep = most = 0
+    for mark in re.findall(r"[\[{}\]]", text):
+        deep = deep + 1 if mark in "[{" else max(0, deep - 1)
+        most = max(most, deep)
+    return most
+
+
+def _scalar(node: yaml.Node, place: str) -> Option | None:
+    """A single value; what is neither text, number nor truth (a date) is its text.
+
+    Raises:
+        RecipeError: its tag makes no such value, or it is too long or too large.
+    """
+    written = str(node.value)
+    if len(written) > LONG:
+        raise RecipeError(f"{place}: a value has at most {LONG:,} characters, and this has {len(written):,}")
+    if node.tag == TEXT:  # most are, and to make a loader takes a while
+        return written
+    try:
+        value = yaml.SafeLoader("").construct_object(node)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise RecipeError(f"{place}: {written[:80]!r} is no value of the kind that it is written as") from error
+    if type(value) is int and abs(value) >= BEYOND:
+        raise RecipeError(f"{place}: {written[:40]!r} is beyond every number that is taken")
+    return value if value is None or isinstance(value, str | int | float | bool) else written

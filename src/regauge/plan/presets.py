@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from regauge.documents import ordinary, read_text
 from regauge.errors import RecipeError, nearest
 from regauge.plan.model import Plan
 from regauge.plan.text import parse
@@ -107,12 +108,8 @@ def load(recipe: str | Path) -> Plan:
     if path.is_dir() and (path / "regauge" / "recipe.yaml").is_file():
         path = path / "regauge" / "recipe.yaml"
     of_artifact = path.parts[-2:] == ("regauge", "recipe.yaml")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise RecipeError(f"there is no recipe file {name}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{name} is not text: a recipe is a YAML file in UTF-8") from error
-    except OSError as error:
-        raise RecipeError(f"{name} cannot be read: {error.strerror}") from error
-    return parse(text, path.name, trusted=not of_artifact)
+    if of_artifact:
+        ordinary(path.parent.parent, RecipeError)
+    if not path.exists():
+        raise RecipeError(f"there is no recipe file {name}")
+    return parse(read_text(path, RecipeError), path.name, trusted=not of_artifact)

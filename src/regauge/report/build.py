@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from regauge.artifact.receipt import Receipt
-from regauge.errors import ArtifactError
+from regauge.artifact.folder import read_receipt
 from regauge.report import page
 from regauge.report.run import of_run
 from regauge.report.view import of_receipt
@@ -23,13 +20,6 @@ def write(run: str | Path, out: str | Path | None = None) -> Path:
     """
     path = Path(run)
     kept = path / "regauge"
-    try:
-        receipt = Receipt.model_validate_json((kept / "receipt.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{path} holds no receipt (regauge/receipt.json); give a directory that `apply` or `fit` wrote."
-        ) from error
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise ArtifactError(f"{kept / 'receipt.json'} is not a receipt that this version of regauge reads.") from error
+    receipt = read_receipt(path)
     view = of_run(record.read(path), receipt) if (kept / "run.json").exists() else of_receipt(receipt)
     return page.write(view, Path(out).expanduser() if out is not None else kept / "report.html")

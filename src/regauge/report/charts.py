@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 import plotly.graph_objects as go
@@ -28,6 +29,11 @@ def _layout(height: int, **more: object) -> go.Layout:
     )
 
 
+def _text(name: str) -> str:
+    """A name as a label can hold it: plotly reads tags and entities in labels, ticks and hover texts."""
+    return html.escape(name, quote=False)
+
+
 def frontier(points: tuple[Point, ...]) -> go.Figure:
     """KL against bytes: predicted, measured in memory with its interval, uniform presets, and what was built."""
     figure = go.Figure(layout=_layout(440))
@@ -37,7 +43,7 @@ def frontier(points: tuple[Point, ...]) -> go.Figure:
         figure.add_scatter(
             x=[p.bytes / 1e6 for p in predicted],
             y=[p.predicted for p in predicted],
-            text=[p.label for p in predicted],
+            text=[_text(p.label) for p in predicted],
             name="predicted",
             mode="lines",
             line={"color": GREY, "dash": "dot"},
@@ -50,7 +56,7 @@ def frontier(points: tuple[Point, ...]) -> go.Figure:
         figure.add_scatter(
             x=[p.bytes / 1e6 for p in chosen],
             y=[p.measured if p.measured is not None else p.predicted for p in chosen],
-            text=[p.label for p in chosen],
+            text=[_text(p.label) for p in chosen],
             name="built",
             mode="markers",
             marker={"symbol": "circle-open", "size": 20, "color": INK, "line": {"width": 3}},
@@ -71,7 +77,7 @@ def _measured(figure: go.Figure, points: list[Point], name: str, colour: str, sy
     figure.add_scatter(
         x=[p.bytes / 1e6 for p in shown],
         y=[p.measured for p in shown],
-        text=[p.label for p in shown],
+        text=[_text(p.label) for p in shown],
         name=name,
         mode=mode,
         marker={"color": colour, "size": 9, "symbol": symbol},
@@ -102,7 +108,10 @@ def heat(sites: tuple[SiteReceipt, ...], quantity: str) -> go.Figure:
 
     The experts of a block share a cell: the mean weighted by their size.
     """
-    kinds = sorted({_row(site) for site in sites}, key=lambda kind: ORDER.index(kind) if kind in ORDER else len(ORDER))
+    kinds = sorted(
+        {_row(site) for site in sites},
+        key=lambda kind: (ORDER.index(kind) if kind in ORDER else len(ORDER), kind),
+    )
     columns = sorted(
         {_cell(site) for site in sites},
         key=lambda name: (name != "outside", int(name) if name.isdigit() else 0),
@@ -120,7 +129,7 @@ def heat(sites: tuple[SiteReceipt, ...], quantity: str) -> go.Figure:
     figure.add_heatmap(
         z=values,
         x=columns,
-        y=kinds,
+        y=[_text(kind) for kind in kinds],
         customdata=hovers,
         colorscale="Blues" if bits else "Oranges",
         zmin=0 if not bits else None,
@@ -148,6 +157,6 @@ def _mean(group: list[SiteReceipt], quantity: str) -> float | None:
 def _hover(site: SiteReceipt) -> str:
     error = "not measured" if site.error is None else f"{site.error:.4f}"
     return (
-        f"<b>{site.name}</b> {site.shape[0]}×{site.shape[1]}<br>{site.bits:.2f} bits a weight, "
+        f"<b>{_text(site.name)}</b> {site.shape[0]}×{site.shape[1]}<br>{site.bits:.2f} bits a weight, "
         f"{told(site.bytes_after)}<br>output error {error}"
     )

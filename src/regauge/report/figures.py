@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from regauge.amounts import told
-from regauge.measure.bootstrap import Interval
+from regauge.amounts import figure, told
+from regauge.measure.bootstrap import FEW, Interval
 from regauge.measure.cost import COMPRESSED, ORIGINAL, RUNTIME, Costs, Gain, Speed, gains
 from regauge.measure.quality import Quality
 from regauge.report.view import Row, Table
@@ -45,10 +45,8 @@ def measured(run: Run) -> Table:
     ]
     caption = "The source in bf16 and the artifact as it loads; tokens a second at batch 1, interleaved in one run."
     if run.quality is not None:
-        caption += (
-            f" {run.quality.tokens:,} tokens of {run.quality.documents} held-out documents; 95 % bootstrap intervals "
-            "over documents in brackets."
-        )
+        caption += f" {run.quality.tokens:,} tokens of {run.quality.documents} documents of the evaluation text; "
+        caption += over(run.quality.documents)
     return Table(
         "Measured",
         caption,
@@ -76,7 +74,7 @@ def _row(name: str, size: str, share: str, quality: Quality | None, costs: Costs
     costs = costs or Costs()
     shown = (NONE, NONE, NONE)
     if quality is not None:
-        kl = "0" if quality.kl.value == 0 else spread(quality.kl, 4)
+        kl = "0" if quality.kl.value == 0 else spread(quality.kl, 4, quality.documents)
         shown = (f"{quality.bits_per_byte.value:.3f}", kl, f"{100 * quality.agreement.value:.1f} %")
     return (name, size, share, *shown, rate(costs.decode), rate(costs.prefill))
 
@@ -91,9 +89,17 @@ def rate(speed: Speed | None) -> str:
     return NONE if speed is None else f"{speed.median:,.0f}"
 
 
-def spread(interval: Interval, places: int, sign: str = "") -> str:
-    """`0.0057 [0.0054, 0.0061]`."""
-    return f"{interval.value:{sign}.{places}f} [{interval.low:{sign}.{places}f}, {interval.high:{sign}.{places}f}]"
+def spread(interval: Interval, places: int, documents: int, sign: str = "") -> str:
+    """`0.0057 [0.0054, 0.0061]`; the figure alone where the documents are too few for an interval over them."""
+    value, low, high = (figure(one, places, sign) for one in (interval.value, interval.low, interval.high))
+    return value if documents < FEW else f"{value} [{low}, {high}]"
+
+
+def over(documents: int) -> str:
+    """What stands in brackets behind a figure, or why nothing does."""
+    if documents < FEW:
+        return f"no intervals: over {documents} documents one would say nothing."
+    return "95 % bootstrap intervals over documents in brackets."
 
 
 def parts(costs: Mapping[str, Costs]) -> Table:
@@ -114,8 +120,9 @@ def gain_row(name: str, gain: Gain) -> Row:
 
 
 def evenly(run: Run) -> Table:
-    """The chosen point and uniform presets, all as variants in memory."""
+    """The chosen point and uniform presets as variants in memory, and the artifact against the presets."""
     chosen = run.point
+    documents = 0 if run.quality is None else run.quality.documents
     rows: list[Row] = []
     for point, name in [(chosen, "the chosen point"), *((one, one.name) for one in run.uniforms)]:
         pair = run.against_uniform.get(point.name) if point.kind == "uniform" else None
@@ -124,17 +131,18 @@ def evenly(run: Run) -> Table:
             (
                 name,
                 told(point.bytes_predicted),
-                NONE if point.in_memory is None else spread(point.in_memory.kl, 4),
-                NONE if pair is None else spread(pair.difference, 4, "+"),
+                NONE if point.in_memory is None else spread(point.in_memory.kl, 4, documents),
+                NONE if pair is None else spread(pair.difference, 4, documents, "+"),
                 NONE if pair is None else verdict.get(pair.verdict, "undecided"),
             )
         )
     return Table(
         "Against spending evenly",
         "Variants in memory, rounded and not stored; their bytes are counted from formats. Uniform: every site alike, "
-        "with the same rounder and text. The difference is the chosen point's KL less the preset's, on the same "
-        "documents drawn together; where its interval holds 0, nothing is claimed.",
-        ("variant", "bytes, from formats", "KL, in memory", "chosen point less it", "the chosen point is"),
+        "with the same rounder and text. The difference is the KL of the artifact as it loads less the preset's in "
+        "memory, on the same documents drawn together; where its interval holds 0, nothing is claimed. No preset was "
+        "built: its own artifact would differ from it as the chosen point's does.",
+        ("variant", "bytes, from formats", "KL, in memory", "artifact less it", "the artifact is"),
         tuple(rows) if run.uniforms else (),
         "No uniform preset was measured beside it.",
     )
@@ -145,5 +153,9 @@ def made(run: Run) -> str:
     machine = run.machine.get("cpu") or "unknown"
     threads = run.machine.get("threads")
     beside = f", {threads} threads" if threads else ""
+    if run.machine.get("cpus"):
+        beside += f" on the {run.machine['cpus']} CPUs that the process may use"
+    if run.load is not None:
+        beside += f"; load {run.load:.1f} before speeds were measured"
     speed = f"; memory read at {run.bandwidth / 1e9:.1f} GB/s" if run.bandwidth else ""
     return f"Machine: {machine}{beside}{speed}; {sum(run.seconds.values()):.0f} s in all."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from regauge.anatomy.model import Anatomy, Attention, Site, Stream
-from regauge.artifact.folder import ANATOMY, read_json
+from regauge.artifact.folder import ANATOMY, read_config
 from regauge.artifact.reader import open_artifact
 from regauge.hosts import host_of
 from regauge.plan.select import pattern
@@ -74,7 +75,7 @@ class Inspection:
 
 def inspect(model: str | Path, revision: str | None = None) -> Inspection:
     """Counts a model, or what an artifact stands for. Reads configuration and headers of files, not weights."""
-    if (Path(model) / ANATOMY).is_file() and "quantization_config" in read_json(Path(model) / "config.json"):
+    if os.path.isfile(Path(model) / ANATOMY) and "quantization_config" in read_config(Path(model)):
         made = open_artifact(model)
         held = made.layout.anatomy
         return _counted(str(model), held, made.layout.dtype, _parameters(held), made.shards)

@@ -12,6 +12,7 @@ import jinja2
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from regauge.artifact.disk import TEMPORARY
 from regauge.errors import OutputError
 from regauge.report import charts
 from regauge.report.view import View
@@ -66,15 +67,22 @@ def render(view: View) -> str:
     template = environment.from_string((files("regauge.report") / "page.html.j2").read_text(encoding="utf-8"))
     found = _charts(view)
     figures = {chart.name: json.loads(chart.figure.to_json()) for chart in found}
-    # A `<` inside a script element could end it or change how the rest is read: no name or text may bring one.
-    payload = json.dumps(figures).replace("<", "\\u003c")
-    return template.render(view=view, charts=found, figures=payload, plotly=get_plotlyjs())
+    return template.render(view=view, charts=found, figures=script_json(figures), plotly=get_plotlyjs())
+
+
+def script_json(value: object) -> str:
+    """JSON that may stand in a script element. A `<` there could end it or change how the rest is read; `&` and `>`
+    are read otherwise in XHTML; json writes the line breaks U+2028 and U+2029, as all that is not ASCII, as escapes."""
+    text = json.dumps(value, ensure_ascii=True)
+    for mark in "<>&":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return text
 
 
 def write(view: View, path: Path) -> Path:
     """Write the page through a temporary name, so that a full disk leaves no half of it."""
     text = render(view)
-    staged = path.with_name(path.name + ".partial")
+    staged = path.with_name(TEMPORARY + path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from regauge.amounts import told
 from regauge.artifact.receipt import Receipt
+from regauge.measure.bootstrap import FEW
 from regauge.measure.cost import Costs, Speed, gains
 from regauge.measure.quality import Quality
 from regauge.report import figures
@@ -44,7 +45,8 @@ def _cards(run: Run, receipt: Receipt) -> tuple[Card, ...]:
     ]
     if run.quality is not None:
         kl = run.quality.kl
-        cards.append(("KL to the original", f"{kl.value:.4f}", f"nats a token, {kl.low:.4f} to {kl.high:.4f}"))
+        between = f", {kl.low:.4f} to {kl.high:.4f}" if run.quality.documents >= FEW else ""
+        cards.append(("KL to the original", f"{kl.value:.4f}", f"nats a token{between}"))
         agreement = run.quality.agreement
         cards.append(("same next token", f"{100 * agreement.value:.1f} %", f"of {run.quality.tokens:,} tokens"))
         if run.original is not None:
@@ -62,7 +64,8 @@ def _points(run: Run) -> tuple[Point, ...]:
     chosen = run.point
     if chosen.measured is not None and chosen.bytes_measured is not None:
         kl = chosen.measured.kl
-        found.append(Point(chosen.name, "built", chosen.bytes_measured, None, kl.value, (kl.low, kl.high), chosen=True))
+        bars = _bars(chosen.measured)
+        found.append(Point(chosen.name, "built", chosen.bytes_measured, None, kl.value, bars, chosen=True))
     return tuple(found)
 
 
@@ -74,8 +77,12 @@ def _variant(point: record.Point) -> Point:
         bytes=point.bytes_predicted,
         predicted=point.kl_predicted if point.kind == "searched" else None,
         measured=None if found is None else found.kl.value,
-        interval=None if found is None else (found.kl.low, found.kl.high),
+        interval=None if found is None else _bars(found),
     )
+
+
+def _bars(found: Quality) -> tuple[float, float] | None:
+    return (found.kl.low, found.kl.high) if found.documents >= FEW else None
 
 
 def _budgets(run: Run) -> Table:
@@ -102,8 +109,8 @@ def _quality(run: Run) -> Table:
     named = (("original", run.original), ("compressed", run.quality))
     rows = tuple(_quality_row(name, quality) for name, quality in named if quality is not None)
     return Table(
-        "Quality on text that the search never saw",
-        "95 % bootstrap intervals over documents in brackets. KL in nats a token to the original.",
+        "Quality on the evaluation text",
+        "KL in nats a token to the original. " + ("" if run.quality is None else figures.over(run.quality.documents)),
         ("model", "perplexity", "bits a byte", "KL, mean", "KL, 99th percentile", "same next token"),
         rows,
         "Quality was not measured.",
@@ -119,7 +126,7 @@ def _quality_row(name: str, quality: Quality) -> Row:
         (quality.kl99, 4),
         (quality.agreement, 4),
     ):
-        shown.append(f"{interval.value:.{places}f} [{interval.low:.{places}f}, {interval.high:.{places}f}]")
+        shown.append(figures.spread(interval, places, quality.documents))
     return tuple(shown)
 
 
@@ -169,7 +176,7 @@ def _builds(run: Run) -> Table:
 def _texts(run: Run) -> Table:
     return Table(
         "Text",
-        "The search never sees the text that the final figures are measured on.",
+        "No document serves twice: the search reads none that the final figures are measured on.",
         ("role", "what", "tokens", "documents", "sha256"),
         tuple((t.role, t.description, f"{t.tokens:,}", f"{t.documents:,}", t.sha256[:12]) for t in run.texts),
     )

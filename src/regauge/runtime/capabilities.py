@@ -23,7 +23,8 @@ from torch import Tensor
 from regauge import parts
 from regauge.errors import SettingError, nearest
 from regauge.formats.base import Format, Grid
-from regauge.kernels.cpu.layout import PANEL, group_of
+from regauge.kernels.cpu.interface import PANEL
+from regauge.kernels.cpu.layout import group_of
 from regauge.kernels.cpu.library import available
 from regauge.parts import Point
 from regauge.runtime.matrices import int4

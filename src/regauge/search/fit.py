@@ -11,14 +11,15 @@ lies in `OUT.search/` until OUT is whole, so a run that was killed goes on from 
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from regauge.artifact.config import CARRIED
 from regauge.artifact.disk import one_sentence
-from regauge.artifact.ownership import refuse_out, remove, replaced, search_folder
+from regauge.artifact.ownership import refuse_out, remove, replaced, search_folder, tidy
 from regauge.artifact.receipt import Receipt
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import ArtifactError, ResumeError
@@ -26,8 +27,9 @@ from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.search import budgets as written
 from regauge.search import record
+from regauge.search.kept import DONE, Folder, sweep
 from regauge.search.loop.build import plan_for
-from regauge.search.loop.desk import Ask, Desk, Effort, Folder, Stopwatch
+from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import assemble
 from regauge.search.loop.settle import settle
 from regauge.search.loop.start import begin, estimate, reachable
@@ -37,6 +39,7 @@ from regauge.search.record import Run
 from regauge.search.subject import Subject, reader
 from regauge.text.corpora import Where
 from regauge.text.split import Sizes, Texts, prepare
+from regauge.version import __version__
 
 KEPT = 2**20  # characters of a list of texts that the record keeps
 
@@ -78,6 +81,8 @@ def fit(
         command=command or _command(),
         given={"calibration": _spell(calibration), "eval": _spell(eval), "revision": revision},
     )
+    tidy(target)
+    sweep(target)
     refuse_out(target, force, CARRIED)
     with quiet_torch():
         clock.say("open")
@@ -93,9 +98,9 @@ def fit(
         with watch.step("text"):
             clock.say("text")
             texts = prepare(reader(source, seed), calibration, eval, ask.sizes, seed)
-        folder = Folder.open(room, _identity(ask, source, texts), force)
+        folder = Folder.open(room, _identity(ask, source, texts), force, time_limit)
         run = search(Desk(ask, subject, texts, folder, timing, clock, watch), target, force)
-        shutil.rmtree(folder.path, ignore_errors=True)
+        folder.leave()
         clock.say("finish", f"{out} is written")
     return run
 
@@ -105,6 +110,7 @@ def search(desk: Desk, target: Path, force: bool) -> Run:
     found = settle(desk, begin(desk))
     run = assemble(desk, found)
     record.write(run, found.built.folder)
+    desk.folder.save(DONE, True)
     _move(found.built.folder, target, force)
     return run
 
@@ -112,10 +118,11 @@ def search(desk: Desk, target: Path, force: bool) -> Run:
 def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
     """What a search that goes on must have in common with the one that began."""
     return {
+        "regauge": __version__,
         "source": source.digest(),
         "texts": [text.sha256 for text in texts.records],
         "seed": ask.seed,
-        "effort": repr(ask.effort),
+        "effort": dataclasses.asdict(ask.effort),
     }
 
 
@@ -133,19 +140,19 @@ def pick(run: str | Path, index: int, out: str | Path, force: bool = False, prog
         raise ArtifactError(
             f"{run} has points 0 to {len(found.points) - 1}, and you asked for {index}; `regauge report` shows them."
         )
+    tidy(Path(out).expanduser().absolute())
     refuse_out(Path(out).expanduser().absolute(), force, CARRIED)
-    given = found.calibration
+    given = record.given(found, run)
     with quiet_torch():
-        revision = given.get("revision")
-        source = host_of(found.source).open(found.source, str(revision) if revision is not None else None)
+        source = host_of(found.source).open(found.source, given.revision)
         if source.digest() != found.source_hash:
             raise ResumeError(f"{found.source} has changed since the search; run fit again.")
-        sizes = Sizes(**{name: int(str(value)) for name, value in dict(given["sizes"]).items()})  # type: ignore[call-overload]  # JSON of our own writing
-        texts = prepare(
-            reader(source, found.seed), _unspell(given["calibration"]), _unspell(given["eval"]), sizes, found.seed
-        )
-        was, now = found.texts[0].sha256, texts.records[0].sha256
-        if was != now:
+        names = {field.name for field in fields(Sizes)}
+        if given.sizes.keys() != names or min(given.sizes.values()) < 1:
+            raise ArtifactError(f"the record in {run} cannot be picked from: its sizes are not of {sorted(names)}.")
+        read = reader(source, found.seed)
+        texts = prepare(read, _unspell(given.calibration), _unspell(given.eval), Sizes(**given.sizes), found.seed)
+        if [text.sha256 for text in found.texts[:1]] != [texts.records[0].sha256]:
             raise ResumeError("the calibration text has changed since the search; run fit again.")
         point = found.points[index]
         plan = plan_for(point.picks, source, point.name, texts)
@@ -199,7 +206,10 @@ def _unspell(kept: object) -> Where | None:
                 f"the search read a list of {kept['list']} texts, too many to keep; give fit a file or a "
                 "directory if you mean to pick later."
             )
-        return [Path(path) for path in kept["paths"]] if "paths" in kept else list(kept["texts"])
+        for name, kind in (("paths", Path), ("texts", str)):
+            if type(kept.get(name)) is list:
+                return [kind(item) for item in kept[name]]  # type: ignore[return-value]  # all of one kind
+        raise ArtifactError("the record names neither the paths nor the texts of what was read; run fit again.")
     return None if kept is None else str(kept)
 
 

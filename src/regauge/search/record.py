@@ -6,12 +6,14 @@ of tensors; times in seconds unless the name says ms.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from regauge.artifact.disk import put
+from regauge.artifact.folder import first_fault
+from regauge.documents import read_json
 from regauge.errors import ArtifactError
 from regauge.measure.cost import Costs
 from regauge.measure.quality import Paired, Quality
@@ -103,6 +105,21 @@ class Build(_Record):
     why: str = ""
 
 
+class Given(_Record):
+    """What a search was given to read, as `Run.calibration` keeps it for `pick`.
+
+    Attributes:
+        calibration, eval: a file, a directory or a data set; `paths` of some, `texts` themselves, or the number of
+            those that were too many to keep.
+        sizes: the tokens of each part.
+    """
+
+    calibration: str | dict[str, list[str] | int] | None
+    eval: str | dict[str, list[str] | int] | None
+    revision: str | None = None
+    sizes: dict[str, int]
+
+
 class Run(_Record):
     """A whole search."""
 
@@ -120,8 +137,8 @@ class Run(_Record):
     points: tuple[Point, ...]  # the frontier, smallest first
     chosen: int  # index into points
     chosen_why: str
-    uniforms: tuple[Point, ...] = ()  # baselines, every site alike, same rounder and text
-    against_uniform: dict[str, Paired] = Field(default_factory=dict)  # chosen less that uniform, both in memory
+    uniforms: tuple[Point, ...] = ()  # baselines, every site alike, same rounder and text, in memory
+    against_uniform: dict[str, Paired] = Field(default_factory=dict)  # the artifact less that uniform
     sites: tuple[SitePick, ...] = ()  # of the chosen point
     quality: Quality | None = None  # of the artifact, on the evaluation text
     original: Quality | None = None  # of the source on the same text (its KL is 0)
@@ -133,10 +150,17 @@ class Run(_Record):
     samples: tuple[Sample, ...] = ()
     machine: dict[str, object] = Field(default_factory=dict)
     bandwidth: float | None = None  # bytes a second
+    load: float | None = None  # processes that wanted a CPU over the minute before costs were measured, as told
     seconds: dict[str, float] = Field(default_factory=dict)  # step → seconds
     versions: dict[str, str] = Field(default_factory=dict)
     calibration: dict[str, object] = Field(default_factory=dict)  # what `apply` was given, so that `pick` repeats it
     notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _chosen(self) -> Run:
+        if self.points and not 0 <= self.chosen < len(self.points):
+            raise ValueError(f"chosen is {self.chosen}, of {len(self.points)} points")
+        return self
 
     @property
     def point(self) -> Point:
@@ -147,10 +171,20 @@ def write(run: Run, out: Path) -> Path:
     """Writes `OUT/regauge/run.json` by one rename."""
     path = out / "regauge" / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(run.model_dump_json(indent=1), encoding="utf-8")
-    part.replace(path)
+    put(path, run.model_dump_json(indent=1))
     return path
+
+
+def given(run: Run, where: str | Path) -> Given:
+    """What a search was given to read.
+
+    Raises:
+        ArtifactError: the record does not say.
+    """
+    try:
+        return Given.model_validate(run.calibration)
+    except ValidationError as error:
+        raise ArtifactError(f"the record in {where} cannot be picked from: {first_fault(error)}.") from error
 
 
 def read(where: str | Path) -> Run:
@@ -158,12 +192,9 @@ def read(where: str | Path) -> Run:
     path = Path(where)
     if path.is_dir():
         path = path / "regauge" / "run.json"
+    if not path.exists():
+        raise ArtifactError(f"{where} holds no run record (regauge/run.json); give the directory that `fit` wrote.")
     try:
-        return Run.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{where} holds no run record (regauge/run.json); give the directory that `fit` wrote."
-        ) from error
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        what = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else str(error)
-        raise ArtifactError(f"{path} is not a run record that this version reads: {what}.") from error
+        return Run.model_validate(read_json(path, ArtifactError))
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is not a run record that this version reads: {first_fault(error)}.") from error

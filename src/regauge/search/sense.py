@@ -67,7 +67,7 @@ def sensitivity(
             if group.block is not None
         )
         subject, shelf = Subject.of(source), Shelf(Path(folder), groups)
-        inputs = calibration_batches(source, texts, TOKENS)
+        inputs = calibration_batches(texts, TOKENS)
 
         def show(step: str, share: float) -> None:
             clock.show(step, int(100 * share), 100)

@@ -78,7 +78,7 @@ def reader(source: Source, seed: int) -> Reader:
         ids_NT, told = host.sample(source, tokenizer, count, length, seed)
         return [tokenizer.decode(row, skip_special_tokens=True) for row in ids_NT.tolist()], told
 
-    return Reader(tokenizer, length, draw)
+    return Reader(tokenizer, length, draw, source.anatomy.site("embed").shape[0])
 
 
 def first(states: States, batches: int) -> States:

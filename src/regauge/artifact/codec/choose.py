@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from regauge.artifact.codec.base import COMPRESSED_TENSORS, REGAUGE, WIRES, Layout, Wire
 from regauge.artifact.codec.compressed import CompressedTensors
 from regauge.artifact.codec.packed import Packed
-from regauge.artifact.codec.schemes import refusals
+from regauge.artifact.codec.schemes import refusals, remarks
 from regauge.errors import RefusedError, nearest
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The wire, and every reason why it is not compressed-tensors (empty where it is, or was not asked)."""
+    """The wire, and every reason why it is not compressed-tensors (empty where it is, or was not asked).
+
+    Attributes:
+        notes: what a reader must know who serves the artifact by another runtime, a sentence each.
+    """
 
     wire: Wire
     refusals: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def choose(layout: Layout, prefer: str | None = None) -> Chosen:
@@ -32,4 +37,4 @@ def choose(layout: Layout, prefer: str | None = None) -> Chosen:
         raise RefusedError(COMPRESSED_TENSORS, reasons)
     if prefer == REGAUGE or reasons:
         return Chosen(Packed(layout), reasons)
-    return Chosen(CompressedTensors(layout), ())
+    return Chosen(CompressedTensors(layout), (), tuple(remarks(layout)))

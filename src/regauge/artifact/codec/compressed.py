@@ -18,7 +18,7 @@ from torch import Tensor
 
 from regauge.anatomy.model import Site, Weights
 from regauge.artifact.codec.base import COMPRESSED_TENSORS, Layout, decoder, full_parameters, join, split
-from regauge.artifact.codec.schemes import Scheme, schemes
+from regauge.artifact.codec.schemes import Scheme, expands, schemes
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
 from regauge.kernels.reference import pack, unpack
@@ -123,9 +123,7 @@ class CompressedTensors:
             "kv_cache_scheme": None,
             "version": VERSION,
         }
-        if not all(scheme.symmetric for scheme in groups):
-            # compressed-tensors 0.20 expects unpacked zero points when it keeps weights compressed, and packed ones
-            # when it decodes them while loading: only the second can read a file of its own.
+        if expands(self.layout):
             config["dequantize"] = True
         return config
 

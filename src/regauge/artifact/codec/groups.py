@@ -12,6 +12,7 @@ from regauge.anatomy.model import Anatomy
 from regauge.artifact.codec.base import Layout
 from regauge.artifact.codec.patterns import matches
 from regauge.artifact.codec.taps import by_tap
+from regauge.artifact.strict import mapped, named, typed
 from regauge.errors import ArtifactError
 from regauge.parts import INPUTS, WEIGHTS, Point, Spec, point
 
@@ -32,16 +33,18 @@ def read_groups(raw: Mapping[str, Any], anatomy: Anatomy, linear: set[str], dtyp
     readings: dict[str, Point | None] = {}
     if raw.get("kv_cache_scheme") or raw.get("transform_config"):
         raise ArtifactError("the checkpoint quantises its cache or transforms its inputs, which regauge does not read.")
-    try:
-        groups = [(group, *_points(group, raw["format"])) for group in raw["config_groups"].values()]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"quantization_config cannot be read: {type(error).__name__} {error}.") from error
-    ignore = raw.get("ignore") or []
+    what = "quantization_config"
+    found_groups = mapped(raw, "config_groups", what)
+    groups = [
+        (named(typed(group, dict, f"{name} of {what}"), "targets", name), *_points(group, raw.get("format"), name))
+        for name, group in found_groups.items()
+    ]
+    ignore = named({"ignore": raw.get("ignore") or []}, "ignore", what)
     for site in anatomy.sites:
         if any(_hits(site.module, site.module in linear, target) for target in ignore):
             continue
-        for group, weights, reading in groups:
-            if any(_hits(site.module, site.module in linear, target) for target in group["targets"]):
+        for targets, weights, reading in groups:
+            if any(_hits(site.module, site.module in linear, target) for target in targets):
                 found[site.name], readings[site.name] = weights, reading
                 break
     inputs, apart = by_tap(anatomy, readings)
@@ -54,10 +57,14 @@ def _hits(path: str, linear: bool, target: str) -> bool:
     return target == path or (target == "Linear" and linear)
 
 
-def _points(group: Mapping[str, Any], form: str) -> tuple[Point, Point | None]:
-    weights, inputs = group["weights"], group.get("input_activations")
-    form, size = group.get("format") or form, weights.get("group_size")
-    symmetric, bits = weights.get("symmetric", True), weights["num_bits"]
+def _points(group: Mapping[str, Any], form: object, where: str) -> tuple[Point, Point | None]:
+    weights = typed(group.get("weights"), dict, f"weights of {where}")
+    inputs = typed(group.get("input_activations") or {}, dict, f"input_activations of {where}")
+    form = typed(group.get("format") or form, str, f"format of {where}")
+    size = None if weights.get("group_size") is None else typed(weights["group_size"], int, f"group_size of {where}")
+    symmetric = typed(weights.get("symmetric", True), bool, f"symmetric of {where}")
+    bits = typed(weights.get("num_bits"), int, f"num_bits of {where}")
+    typed(weights.get("type"), str, f"type of {where}")
     if weights.get("actorder") == "group":
         raise ArtifactError(
             "its groups are in activation order (actorder: group, with a weight_g_idx), which regauge does not read; "
@@ -77,8 +84,8 @@ def _points(group: Mapping[str, Any], form: str) -> tuple[Point, Point | None]:
         )
     reading = None
     if inputs:
-        if not inputs.get("dynamic") or inputs.get("strategy") != "token" or inputs["num_bits"] != 8:
+        if not inputs.get("dynamic") or inputs.get("strategy") != "token" or inputs.get("num_bits") != 8:
             raise ArtifactError("activations with fixed steps are not read by regauge, only those of 8 bits a token.")
-        reading = point(INPUTS, grid="int8" if inputs["type"] == "int" else "fp8")
+        reading = point(INPUTS, grid="int8" if inputs.get("type") == "int" else "fp8")
     specs = {"grid": Spec(grid), "grain": grain, "ranger": ABSMAX, "scale": Spec(scale), "rounder": NEAREST}
     return Point.of(WEIGHTS, specs), reading

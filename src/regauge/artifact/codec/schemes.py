@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from regauge import parts
+from regauge.anatomy.fusing import fused
 from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.codec.base import Layout, decoder
 from regauge.formats.base import Format, Grid
@@ -137,6 +138,55 @@ def schemes(layout: Layout) -> dict[str, Scheme]:
         assert type(scheme) is Scheme, f"{path}: {scheme}"
         found[path] = scheme
     return found
+
+
+def remarks(layout: Layout) -> list[str]:
+    """What a reader must know who serves the artifact elsewhere, a sentence each; of a layout without refusals."""
+    found = schemes(layout)
+    told: dict[str, list[int | None]] = {}
+    for (block, _, stack), sites in fused(layout.anatomy.sites).items():
+        if len({site.module for site in sites}) > 1 and len({found.get(site.module) for site in sites}) > 1:
+            told.setdefault(stack, []).append(block)
+    return [
+        f"{stack} of {len(blocks)} block{'s' * (len(blocks) > 1)} (first {blocks[0]}) have different formats: stock "
+        "transformers and regauge read them, and runtimes that fuse those matrices (vLLM, SGLang) do not; give them "
+        "one format to serve them there"
+        for stack, blocks in told.items()
+    ] + expanded(layout)
+
+
+def expanded(layout: Layout) -> list[str]:
+    """What stock code does with an encoder: it expands the matrices while it loads them, or cannot run it."""
+    whole = schemes(layout).values()
+    if not _encoder(layout) or not whole:
+        return []
+    if not expands(layout):
+        return [
+            "SentenceTransformer does not run an encoder of several formats; transformers' AutoModel and regauge do"
+        ]
+    acts = any(scheme.activations is not None for scheme in whole)
+    return [
+        f"stock transformers and SentenceTransformer expand the matrices to {str(layout.dtype)[6:]} while they load "
+        f"them{', and do not round activations' if acts else ''}; regauge.load keeps them packed"
+        f"{' and rounds activations' if acts else ''}"
+    ]
+
+
+def expands(layout: Layout) -> bool:
+    """Whether stock code is told to decode the matrices while it loads them.
+
+    compressed-tensors 0.20 expects unpacked zero points when it keeps weights compressed, and packed ones when it
+    decodes them while loading: only the second can read a file of its own. And sentence-transformers, through which
+    encoders are used, runs modules that keep their weights compressed without decoding them (`'Linear' object has no
+    attribute 'weight'`).
+    """
+    whole = set(schemes(layout).values())
+    return not all(scheme.symmetric for scheme in whole) or (_encoder(layout) and len(whole) == 1)
+
+
+def _encoder(layout: Layout) -> bool:
+    """Whether it reads text and predicts no next token."""
+    return not any(site.kind in ("head", "patch") for site in layout.anatomy.sites)
 
 
 def refusals(layout: Layout) -> list[str]:

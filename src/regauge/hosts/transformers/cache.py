@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from regauge.runtime.store.growing import Growing, Sliding, with_room
+from regauge.runtime.store.growing import Growing, Sliding
 
 
 class GrowingLayer(Growing, DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
@@ -95,7 +95,7 @@ def _grown(layer: Any) -> GrowingLayer:
         new.lazy_initialization(layer.keys, layer.values)
         held = layer.keys.shape[-2]  # fewer than `length` behind a window
         new.origin, new.length = length - held, length
-        new.house(with_room(layer.keys, held), with_room(layer.values, held))
+        new.house(new.roomy(layer.keys, held), new.roomy(layer.values, held))
     if isinstance(new, SlidingLayer) and layer.record_past:
         new.activate_past_recording()
     return new

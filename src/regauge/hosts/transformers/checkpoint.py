@@ -7,7 +7,6 @@ translated by transformers' own conversion tables.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,9 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 REBUILT = r"(rotary_emb\.inv_freq|position_ids|\.(attn|attention)\.(masked_)?bias)$"
 """Buffers that old checkpoints hold and the modules of today make themselves: frequencies, positions, masks."""
+
+STEPS = re.compile(r"(?i)scale|absmax|quant_map|quant_state|zero_?points?|qzeros|\.scb$")
+"""Names under which quantisers store the steps of codes."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).exists():  # before an index, as transformers does: one may be left over from older shards
         return [folder / SINGLE]
     if (folder / INDEX).exists():
-        shards = sorted(set(_weight_map(folder).values()))
+        shards = sorted(set(files.weight_map(folder, CorruptWeights).values()))
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
             raise CorruptWeights(
@@ -71,26 +73,13 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder} has a config.json but no weights: {SINGLE} or {INDEX} was expected")
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    try:
-        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise CorruptWeights(f"{folder / INDEX} is not an index of weights ({error}); download it again") from error
-    if not isinstance(found, dict):
-        raise CorruptWeights(f"{folder / INDEX} is not an index of weights: weight_map is no mapping")
-    for name in found.values():
-        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-            raise CorruptWeights(f"{folder / INDEX} names {str(name)[:80]!r}, which is no file of that folder")
-    return found
-
-
 def stored_tensors(folder: Path, paths: list[Path]) -> dict[str, Stored]:
     """Every tensor of some checked files by its name in them; an index must agree with the files."""
     found: dict[str, Stored] = {}
     for path in paths:
         found |= read_header(path)
     if paths != [folder / SINGLE] and (folder / INDEX).exists():
-        lost = [f"{key} ({name})" for key, name in _weight_map(folder).items() if key not in found]
+        lost = [f"{key} ({name})" for key, name in files.weight_map(folder, CorruptWeights).items() if key not in found]
         if lost:
             raise CorruptWeights(
                 f"{folder / INDEX} names tensors that its files do not hold: {', '.join(lost[:3])}"
@@ -127,9 +116,9 @@ def locate(model: Any, stored: Mapping[str, Stored]) -> tuple[dict[str, tuple[Pi
     return {key: tuple(some) for key, some in pieces.items()}, tuple(unused)
 
 
-def left_out(model: Any, unused: tuple[str, ...]) -> Iterator[str]:
-    """A note on the stored tensors that the model has no place for, but for those that it knows to leave out."""
-    strange = sorted(key for key in unused if not expected(model, key))
+def left_out(unused: tuple[str, ...]) -> Iterator[str]:
+    """A note on the stored tensors that the model has no place for, but for buffers that it makes itself."""
+    strange = sorted(key for key in unused if not re.search(REBUILT, key))
     if strange:
         some = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
         yield f"{len(strange)} tensors of the files have no place in config.json's model and are left out: {some}"
@@ -141,19 +130,25 @@ def expected(model: Any, key: str) -> bool:
     return any(re.search(pattern, key) for pattern in patterns)
 
 
-def check_scales(pieces: Mapping[str, tuple[Piece, ...]], unused: tuple[str, ...], where: Path) -> None:
-    """Refuses codes of 8 bits whose steps stand beside them: taken for weights they would be another model.
+def check_scales(model: Any, pieces: Mapping[str, tuple[Piece, ...]], unused: tuple[str, ...], where: Path) -> None:
+    """Refuses codes whose steps stand beside them, and whole numbers where weights are due: taken for weights they
+    would be another model.
 
     Raises:
         ModelError: names the first.
     """
-    stored = {piece.stored.key: piece.stored for some in pieces.values() for piece in some}
-    for key in sorted(stored):
-        beside = [name for name in unused if name != key and name.startswith(key) and "scale" in name[len(key) :]]
-        if beside and stored[key].dtype in ("F8_E4M3", "F8_E5M2", "I8", "U8"):
+    shapes = model.state_dict()
+    steps = sorted(key for key in unused if STEPS.search(key))
+    for target in sorted(pieces):
+        for stored in (piece.stored for piece in pieces[target]):
+            whole = stored.dtype[0] in "IUB" and stored.dtype != "BF16" and shapes[target].is_floating_point()
+            if not whole and not (stored.dtype.startswith("F8") and steps):
+                continue
+            near = [key for key in steps if key.rpartition(".")[0].startswith(stored.key.rpartition(".")[0])]
+            beside = f" with their steps beside them ({(near or steps)[0]})" if steps else ""
             raise ModelError(
-                f"{key} in {where} is stored as codes ({stored[key].dtype}) with their steps beside them "
-                f"({beside[0]}), and config.json has no quantization_config; give the model in bf16, fp16 or fp32"
+                f"{stored.key} in {where} is stored as codes ({stored.dtype}){beside}, and config.json has no "
+                "quantization_config; give the model in bf16, fp16 or fp32"
             )
 
 
@@ -181,6 +176,11 @@ def check(model: Any, pieces: Mapping[str, tuple[Piece, ...]], tied: Mapping[str
             f"the config and the weights do not belong together"
         )
     for key, some in pieces.items():
+        if len(some) > 1 and some[0].index is None:
+            raise CorruptWeights(
+                f"{where} holds {key} twice, as {some[0].stored.key} and as {some[1].stored.key}; take one out of a "
+                "copy"
+            )
         seen = assembled_shape(some)
         if not seen[0]:
             raise CorruptWeights(

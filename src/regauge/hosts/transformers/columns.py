@@ -61,10 +61,10 @@ class NormColumns(_Columns):
 
 
 class Rotary(_Columns):
-    """Which channels turn together, and where the config says what share of a head turns (absent: all of it)."""
+    """Which channels turn together, and the module, from the body, whose frequencies say how many of a head do."""
 
     pairing: Literal["half", "interleaved"]
-    fraction: str
+    at: str
 
 
 class Refusal(_Columns):
@@ -85,17 +85,21 @@ class Step(_Columns):
         scaling: of scores.
         softcap: of scores, where there is one.
         window: how many tokens attention looks back, where it is bounded.
+        window_kinds: attribute of the config that says of each block whether it is (`sliding_attention`), where blocks
+            differ.
         parallel: whether attention and feed-forward read the same residual, where that is a choice.
         rotary: the module that makes cosines and sines.
         rotary_kinds: attribute of the config that says which kind each block has, where there are several.
         positions: the table of learned positions, and `positions_from`, the row of the first.
         head_softcap: attribute of the config.
         experts_used, normalise: of a mixture of experts; `normalise` may be the answer itself.
+        refuse: settings with which the step does not serve.
     """
 
     scaling: str = "self_attn.scaling"
     softcap: str | None = None
     window: str | None = None
+    window_kinds: str | None = None
     parallel: str | None = None
     rotary: str | None = None
     rotary_kinds: str | None = None
@@ -104,6 +108,7 @@ class Step(_Columns):
     head_softcap: str | None = None
     experts_used: str | None = None
     normalise: str | bool = True
+    refuse: list[Refusal] = Field(default_factory=list)
 
 
 class Table(_Columns):

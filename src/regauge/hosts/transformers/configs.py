@@ -2,55 +2,110 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from regauge.errors import ModelError, UnsafeWeights
+from regauge.documents import read_json
+from regauge.errors import ModelError, RegaugeError, UnsafeWeights
 from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.skeleton import skeleton
+
+FOREIGN = (
+    OSError, AssertionError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ArithmeticError,
+    ImportError,
+)  # fmt: skip
+"""What transformers raises where a config is none: nothing in it checks what it reads."""
+COUNTS = re.compile(r"(?:^|_)(layers?|blocks?|experts?|heads?|labels)(?:_per_tok)?$")
+MOST = {"layer": 4096, "block": 4096, "expert": 65536, "head": 65536} | {"labels": 2_000_000}
+"""The most modules of a kind: each is made before a tensor is read, so a count must not be believed."""
+MOST |= {f"{name}s": most for name, most in MOST.items() if name != "labels"}
+ELSEWHERE = ("transformers_weights",)
+"""Fields by which transformers would read another file than the one that was checked."""
 
 
 def first_line(error: BaseException) -> str:
     """What an exception of another library says, cut to one line."""
-    return str(error).strip().split("\n")[0]
+    return str(error).strip().split("\n")[0][:300]
 
 
 def read_config(folder: Path) -> Any:
     """transformers' config of a directory, after every check that its JSON allows."""
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         adapter = (
             " (it holds an adapter: merge it into its base model first)" * (folder / "adapter_config.json").exists()
         )
         raise ModelError(f"{folder} has no config.json, so it is no transformers model{adapter}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not JSON: {first_line(error)}") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
-        raise ModelError(f"{path} names no model_type, so it is no transformers model")
+    raw = read_raw(folder)
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} holds an adapter (adapter_config.json) beside a model, and transformers would load the base "
+            "model that the adapter names, not this one; merge the adapter, or take its files out of a copy"
+        )
     if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "an unnamed method")
+        quantised = raw["quantization_config"]
+        method = quantised.get("quant_method", "an unnamed method") if type(quantised) is dict else "an unnamed method"
         raise ModelError(f"{folder} is quantised already (by {method}); give the original model in bf16, fp16 or fp32")
     if raw.get("auto_map"):
         raise UnsafeWeights(
             f"{path} asks to run code of its own (auto_map), and regauge never runs it; "
             f"if transformers has the class itself, remove auto_map from a copy of the model"
         )
-    table_for(raw["model_type"])
-    return _load(folder)
+    return config_of(raw, folder)
 
 
-def _load(folder: Path) -> Any:
+def read_raw(folder: Path, error: type[RegaugeError] = ModelError) -> dict[str, Any]:
+    """The mapping in config.json, its counts within bounds.
+
+    Raises:
+        error: it cannot be read, names no model type, or asks for more modules than any model has.
+    """
+    path = folder / "config.json"
+    raw = read_json(path, error)
+    if type(raw.get("model_type")) is not str:
+        raise error(f"{path} names no model_type, so it is no transformers model")
+    for name, value in _fields(raw):
+        if name in ELSEWHERE and value is not None:
+            raise UnsafeWeights(f"{path} says by {name} where weights or code lie, which regauge takes from no config")
+        counted = COUNTS.search(name)
+        if counted and type(value) in (int, float) and not 0 <= value <= MOST[counted[1]]:
+            raise error(f"{path} has {name} {value}, and a model has 0 to {MOST[counted[1]]:,}")
+    return raw
+
+
+def _fields(raw: Any) -> Iterator[tuple[str, Any]]:
+    """Every named value of a document, at any depth."""
+    if type(raw) is dict:
+        for name, value in raw.items():
+            yield name, value
+            yield from _fields(value)
+    elif type(raw) is list:
+        for value in raw:
+            yield from _fields(value)
+
+
+def config_of(raw: Mapping[str, Any], folder: Path) -> Any:
+    """transformers' config object of what `read_raw` gave.
+
+    Raises:
+        ModelError: transformers cannot make it; or no table describes the family.
+    """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING
 
+    table_for(raw["model_type"])
+    if raw["model_type"] not in CONFIG_MAPPING:
+        raise ModelError(f"{folder} is of type {raw['model_type']!r}, which this transformers does not have")
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        config = CONFIG_MAPPING[raw["model_type"]].from_dict(copy.deepcopy(dict(raw)))
+    except (*FOREIGN, StrictDataclassError) as error:
         why = first_line(error.__cause__ or error)
         raise ModelError(f"transformers cannot read {folder / 'config.json'}: {why}") from error
+    config._name_or_path = str(folder)
+    return config
 
 
 def build_skeleton(config: Any, folder: Path) -> Any:
@@ -63,6 +118,6 @@ def build_skeleton(config: Any, folder: Path) -> Any:
         )
     try:
         return skeleton(config)
-    except (AssertionError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+    except FOREIGN as error:
         why = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"transformers cannot build the model of {folder / 'config.json'} ({why})") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from regauge.hosts.precise import precise
 from regauge.hosts.transformers import door, hub, load, probe, sampling, ways
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source, read_tokenizer
-from regauge.measure.subject import Facts
+from regauge.measure.subject import Batch, Facts, Outputs
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,25 @@ class TransformersHost:
     def ways_of_source(self, source: base.Source, dtype: torch.dtype = torch.bfloat16) -> base.Ways:
         return ways.ways_of_source(_own(source), dtype)
 
-    def facts(self, model: Any) -> Facts:
-        return ways.facts(model)
+    def facts(self, path: str | Path) -> Facts:
+        return ways.facts(load.load(path) if _packed(path) else Source.open(path).model)
+
+    def outputs(self, path: str | Path, batches: Sequence[Batch]) -> Outputs:
+        if _packed(path):
+            return ways.outputs_of_model(lambda: load.load(path, dtype=torch.float32), batches)
+        return ways.outputs_of_source(Source.open(path), batches)
 
     def unsaid(self) -> AbstractContextManager[None]:
         return ways.unsaid()
+
+
+def _packed(path: str | Path) -> bool:
+    """Whether a model is stored in codes: an artifact, or another tool's checkpoint."""
+    config = hub.model_folder(str(path)) / "config.json"
+    try:
+        return bool(json.loads(config.read_text(encoding="utf-8")).get("quantization_config"))
+    except (OSError, ValueError, AttributeError):
+        return False  # whoever opens it says what is wrong
 
 
 def _own(source: base.Source) -> Source:

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from regauge.artifact.sentences import modules
+from regauge.documents import ordinary
 from regauge.errors import ModelError, UnsafeWeights, nearest
 
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md"]
@@ -21,9 +23,10 @@ def model_folder(model: str, revision: str | None = None) -> Path:
         revision: branch, tag or commit of a hub id.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # where a name is too long for the system, there is none
+        ordinary(path, ModelError)
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         raise ModelError(f"{model} is a file; give the directory that holds config.json and the safetensors files")
     if path.is_absolute() or model.startswith((".", "~")) or not HUB_ID.fullmatch(model):
         raise ModelError(f"there is no directory {model}{_near(path)}")
@@ -33,7 +36,7 @@ def model_folder(model: str, revision: str | None = None) -> Path:
 def _near(path: Path) -> str:
     """A hint from the deepest parent that exists."""
     parent = path.parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):
         return ""
     known = [child.name for child in parent.iterdir() if child.is_dir()]
     return nearest(path.name, known) if known else ""
@@ -78,6 +81,9 @@ def _download(model: str, revision: str | None, path: Path) -> Path:
     except (HFValidationError, OSError) as error:
         raise ModelError(f"there is no directory {model}{_near(path)}, and it cannot be fetched: {error}") from error
     folder = Path(found)
+    beside = [f"{module.path}/*.safetensors" for module in modules(folder) if module.path]
+    if beside and not offline:  # of a sentence encoder's modules, which lie below the model
+        snapshot_download(model, revision=revision, allow_patterns=beside, etag_timeout=5)
     if (folder / "config.json").exists() and not any(folder.glob("*.safetensors")):
         raise UnsafeWeights(
             f"the hub model {model!r} has no weights in safetensors; pickled ones (.bin) can run code when they are "

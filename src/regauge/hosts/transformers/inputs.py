@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regauge.hosts.transformers.columns import Step
-from regauge.hosts.transformers.program import rotary_kinds, rotary_module, rotary_tables
+from regauge.hosts.transformers.columns import table_for
+from regauge.hosts.transformers.program import PROBED, Reads, rotary_kinds, rotary_module, rotary_tables
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.kernels.cpu.matrix import Matrix, decode_of
 from regauge.runtime.matrices.modules import PackedLookup
+from regauge.runtime.step.sites import Unservable
 
 ROWS = 256
 """Least rows of a rotary table; it doubles as texts grow."""
@@ -23,20 +24,40 @@ ROWS = 256
 class Inputs:
     """The model's own embeddings and rotary embedding, found once.
 
+    Args:
+        reads: takes every attribute that is read.
+
     Raises:
-        Unservable: rotary embeddings change with the length of the text.
+        Unservable: the family has no step, or rotary embeddings change with the length of the text.
     """
 
-    def __init__(self, model: Any, table: Step) -> None:
+    def __init__(self, model: Any, reads: Reads) -> None:
+        table = table_for(model.config.model_type).step
+        if table is None:
+            raise Unservable(f"the family table of {model.config.model_type} does not say how it decodes")
         self._table = table
         self._embed = model.get_input_embeddings()
         self._packed = _packed(self._embed)
         self._places = (
             model.get_submodule(f"{body_prefix(model)}{table.positions}") if table.positions is not None else None
         )
-        self._rotary = None if table.rotary is None else rotary_module(model, table)
+        self._rotary = None if table.rotary is None else rotary_module(model, table, reads)
         self._kinds = rotary_kinds(model.config, table)
         self._tables: list[tuple[Tensor, Tensor]] = []
+        self._first = self._probe()
+
+    def widths(self) -> list[int]:
+        """Channels of a head that each kind of rotary embedding turns."""
+        return [2 * cosines.shape[1] for cosines, _ in self._first]
+
+    def unchanged(self) -> bool:
+        """Whether the rotary embedding still gives what its tables hold: its frequencies and its factor can change
+        without any mark that they did."""
+        now = [tensor for pair in self._probe() for tensor in pair]
+        return all(one.equal(other) for one, other in zip(now, (x for pair in self._first for x in pair), strict=True))
+
+    def _probe(self) -> list[tuple[Tensor, Tensor]]:
+        return [] if self._rotary is None else rotary_tables(self._rotary, self._kinds, PROBED)
 
     def embedded(self, ids_BQ: Tensor, positions: list[int]) -> Tensor:
         """(B·Q, H), float32, contiguous, by the model's own modules."""

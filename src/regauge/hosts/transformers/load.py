@@ -7,8 +7,7 @@ file that is missing, truncated, of another shape or of a newer format is an err
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +19,16 @@ from torch import nn
 from regauge.artifact import files
 from regauge.artifact.codec.base import Wire
 from regauge.artifact.folder import shards, wire_of
+from regauge.documents import read_json
 from regauge.errors import ArtifactError, ModelError, SettingError, nearest
 from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.checkpoint import finite
-from regauge.hosts.transformers.configs import first_line
+from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, config_of, first_line, read_raw
 from regauge.hosts.transformers.hub import model_folder
+from regauge.hosts.transformers.overflow import watch
 from regauge.hosts.transformers.placing import place, tie
 from regauge.hosts.transformers.plug import plug
-from regauge.hosts.transformers.skeleton import model_class, skeleton
+from regauge.hosts.transformers.skeleton import model_class
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.windowed import window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
@@ -89,14 +90,18 @@ def load(
 
 
 def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure | None, activations: str | None) -> Any:
-    raw = _config(folder)
+    if not (folder / "config.json").exists():
+        raise ArtifactError(f"{folder} has no config.json, so it is neither an artifact nor a model.")
+    raw = read_raw(folder, ArtifactError)
     quantisation = raw.pop("quantization_config", None)
     if not quantisation:
         return _plain(folder, at, dtype, figure)
+    if type(quantisation) is not dict:
+        raise ArtifactError(f"{folder / 'config.json'} has a quantization_config that is no mapping; fetch it again.")
     raw.pop("auto_map", None)
     dtype = dtype or _dtype(raw.get("dtype") or raw.get("torch_dtype")) or torch.float32
-    config = _config_object(raw, folder)
-    model = skeleton(config)
+    config = config_of(raw, folder)
+    model = build_skeleton(config, folder)
     source = replace(anatomy_of(config, model), tied=bool(model.all_tied_weights_keys))
     linear = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     wire = wire_of(quantisation, source, dtype, linear)
@@ -112,6 +117,8 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     model = model.to(at.where)
     if at.kind == CPU:
         plug(model, wire.layout.anatomy)
+    if dtype is torch.float16:
+        watch(model)
     return model
 
 
@@ -144,10 +151,13 @@ def _plain(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure |
     config, stored = source.config, source.dtype
     dtype = dtype or _dtype(getattr(config, "dtype", None)) or stored
     del source
-    with _no_bar():
-        found = model_class(config).from_pretrained(
-            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+    try:
+        with _no_bar():
+            found = model_class(config).from_pretrained(
+                str(folder), config=config, dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+    except FOREIGN as error:
+        raise ModelError(f"transformers cannot load {folder} ({type(error).__name__}: {first_line(error)})") from error
     if dtype is torch.float16 and stored is not dtype:
         for key, tensor in found.state_dict().items():
             if not finite(tensor):
@@ -167,29 +177,6 @@ def _no_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{folder} has no config.json, so it is neither an artifact nor a model.") from error
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}.") from error
-    if type(raw) is not dict or "model_type" not in raw:
-        raise ArtifactError(f"{path} names no model_type, so it is neither an artifact nor a model.")
-    return raw
-
-
-def _config_object(raw: Mapping[str, Any], folder: Path) -> Any:
-    import transformers
-
-    if raw["model_type"] not in transformers.CONFIG_MAPPING:
-        raise ArtifactError(f"{folder} is of type {raw['model_type']!r}, which this transformers does not have.")
-    config = transformers.CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw))
-    config._name_or_path = str(folder)
-    return config
 
 
 def _fill(
@@ -212,14 +199,17 @@ def _finish(model: Any, folder: Path, method: str | None) -> None:
     from transformers import GenerationConfig
 
     from regauge.hosts.transformers.quantizer import mark
+    from regauge.hosts.transformers.vocabulary import guard
 
     if (folder / "generation_config.json").exists() and model.can_generate():
+        read_json(folder / "generation_config.json", ArtifactError)
         try:
             model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        except FOREIGN as error:
             raise ArtifactError(
                 f"{folder / 'generation_config.json'} cannot be read ({first_line(error)}); fetch or remove it."
             ) from error
     if method is not None:
         mark(model, method)
+        guard(model)
     model.eval().requires_grad_(False)

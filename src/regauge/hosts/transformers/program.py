@@ -1,19 +1,22 @@
-"""What transformers says of a model beside its modules, for the native step: by family table and config."""
+"""What transformers says of a model beside its modules, for the native step: by family table, and from the modules' own
+attributes as they are now. `Reads` remembers each, so that one that changes is seen at the next text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.activations import ACT2FN
 
 from regauge.anatomy.model import Anatomy
 from regauge.hosts.transformers.columns import Step, table_for
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.kernels.cpu.step import Program
 from regauge.runtime.step import program
-from regauge.runtime.step.program import BlockFacts, Facts
+from regauge.runtime.step.program import BlockFacts, Copy, Facts
 from regauge.runtime.step.sites import Unservable
 
 FUNCTIONS = {
@@ -30,18 +33,45 @@ FUNCTIONS = {
 """transformers' names of activations → ours."""
 MOVING = ("dynamic", "longrope")
 """Rotary embeddings whose frequencies depend on the length of the text."""
+EPSILONS = ("variance_epsilon", "eps")
+"""What transformers' norms and torch's call what they add inside the root."""
+PROBED = 3
+"""Positions of a rotary embedding that tell whether it is still the same."""
 
 
-def build(model: Any, anatomy: Anatomy) -> Program:
-    """The program of a model.
+@dataclass(frozen=True, eq=False)
+class Reads:
+    """Attributes that were read, with what they were: what a program was built from."""
+
+    seen: list[tuple[Any, str, Any]] = field(default_factory=list)
+
+    def follow(self, thing: Any, path: str) -> Any:
+        """The value at a dotted path of attributes."""
+        for name in path.split("."):
+            value = getattr(thing, name)
+            self.seen.append((thing, name, value))
+            thing = value
+        return thing
+
+    def unchanged(self) -> bool:
+        """Whether every one of them is what it was."""
+        return all((now := getattr(thing, name, None)) is value or now == value for thing, name, value in self.seen)
+
+
+def build(model: Any, anatomy: Anatomy, widths: list[int], reads: Reads) -> tuple[Program, list[Copy]]:
+    """The program of a model, and what of it is copied.
+
+    Args:
+        widths: channels of a head that each kind of rotary embedding turns.
+        reads: takes every attribute that is read.
 
     Raises:
         Unservable: something in it is not described by a family table, or is held in a way that the step cannot read.
     """
-    return program.build(model, anatomy, facts_of(model, anatomy))
+    return program.build(model, anatomy, facts_of(model, anatomy, widths, reads))
 
 
-def facts_of(model: Any, anatomy: Anatomy) -> Facts:
+def facts_of(model: Any, anatomy: Anatomy, widths: list[int], reads: Reads) -> Facts:
     """What the step must know of a model beside its anatomy.
 
     Raises:
@@ -53,33 +83,78 @@ def facts_of(model: Any, anatomy: Anatomy) -> Facts:
         raise Unservable(f"{config.model_type} does not decode token by token, or its table does not say how")
     if activation not in FUNCTIONS:
         raise Unservable(f"the activation {activation!r} is not one of the step's")
-    softcap, kinds = getattr(config, table.head_softcap) if table.head_softcap else None, rotary_kinds(config, table)
-    stem = f"{body_prefix(model)}{family.blocks}"
-    blocks = [_block(model.get_submodule(f"{stem}.{n}"), n, anatomy, config, table) for n in range(anatomy.blocks)]
-    return Facts(FUNCTIONS[activation], blocks, len(kinds) if table.rotary else 0, float(softcap or 0.0))
+    for refusal in table.refuse:
+        if reads.follow(model, f"config.{refusal.attribute}") != refusal.must_be:
+            raise Unservable(f"{refusal.attribute} is not {refusal.must_be!r}: {refusal.why}")
+    softcap = reads.follow(model, f"config.{table.head_softcap}") if table.head_softcap else None
+    stem, blocks = f"{body_prefix(model)}{family.blocks}", []
+    for number in range(anatomy.blocks):
+        module = model.get_submodule(f"{stem}.{number}")
+        _check_activation(module, number, activation)
+        blocks.append(_block(module, number, anatomy, table, _Kinds(model, table, widths, reads)))
+    eps = {norm.name: _epsilon(model.get_submodule(norm.module), norm.name, reads) for norm in anatomy.norms}
+    return Facts(FUNCTIONS[activation], blocks, eps, len(widths), float(softcap or 0.0))
 
 
-def _block(module: Any, number: int, anatomy: Anatomy, config: Any, table: Step) -> BlockFacts:
+@dataclass(frozen=True)
+class _Kinds:
+    """What a config says of each block where blocks differ: which rotary embedding, how wide, and whether a window."""
+
+    model: Any
+    table: Step
+    widths: list[int]
+    reads: Reads
+
+    def window(self, module: Any, number: int) -> int:
+        table = self.table
+        if table.window_kinds:
+            kind = self.reads.follow(self.model, f"config.{table.window_kinds}")[number]
+            if kind != "sliding_attention":
+                return 0
+        return int(self.reads.follow(module, table.window) or 0) if table.window else 0
+
+    def rotary(self, number: int) -> tuple[int, int]:
+        if not self.widths:
+            return 0, 0
+        kind = 0
+        if self.table.rotary_kinds:
+            kinds = self.reads.follow(self.model, f"config.{self.table.rotary_kinds}")
+            kind = rotary_kinds(self.model.config, self.table).index(kinds[number])
+        return kind, self.widths[kind]
+
+
+def _block(module: Any, number: int, anatomy: Anatomy, table: Step, kinds: _Kinds) -> BlockFacts:
     experts = any(site.expert is not None for site in anatomy.in_block(number))
-    normalise, softcap = table.normalise, _follow(module, table.softcap) if table.softcap else None
-    rope = 0
-    if table.rotary_kinds:
-        rope = rotary_kinds(config, table).index(getattr(config, table.rotary_kinds)[number])
+    follow, normalise = kinds.reads.follow, table.normalise
+    rope, width = kinds.rotary(number)
     return BlockFacts(
-        scale=float(_follow(module, table.scaling)),
-        softcap=float(softcap or 0.0),
+        scale=float(follow(module, table.scaling)),
+        softcap=float(follow(module, table.softcap) or 0.0) if table.softcap else 0.0,
         rope=rope,
-        window=int(_follow(module, table.window) or 0) if table.window else 0,
-        parallel=bool(table.parallel and _follow(module, table.parallel)),
-        experts_used=int(_follow(module, str(table.experts_used))) if experts else 0,
-        normalise=experts and bool(_follow(module, normalise) if isinstance(normalise, str) else normalise),
+        rotary=width,
+        window=kinds.window(module, number),
+        parallel=bool(table.parallel and follow(module, table.parallel)),
+        experts_used=int(follow(module, str(table.experts_used))) if experts else 0,
+        normalise=experts and bool(follow(module, normalise) if isinstance(normalise, str) else normalise),
     )
 
 
-def _follow(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
+def _epsilon(module: Any, name: str, reads: Reads) -> float:
+    for attribute in EPSILONS:
+        if attribute in vars(module):
+            return float(reads.follow(module, attribute))
+    raise Unservable(f"{name} does not say what it adds inside its root")
+
+
+def _check_activation(module: Any, number: int, name: str) -> None:
+    """That the block computes the function that the config names.
+
+    Raises:
+        Unservable: no module in it does.
+    """
+    wanted = type(ACT2FN[name])
+    if not any(type(part) is wanted for part in module.modules()):
+        raise Unservable(f"block {number} has no {wanted.__name__}, which its config names as {name!r}")
 
 
 def rotary_kinds(config: Any, step: Step) -> list[str | None]:
@@ -89,18 +164,18 @@ def rotary_kinds(config: Any, step: Step) -> list[str | None]:
     return sorted(set(getattr(config, step.rotary_kinds)))
 
 
-def rotary_module(model: Any, step: Step) -> Any:
+def rotary_module(model: Any, step: Step, reads: Reads) -> Any:
     """The module that makes cosines and sines.
 
     Raises:
         Unservable: its frequencies depend on the length of the text.
     """
-    parameters: Mapping[str, Any] = getattr(model.config, "rope_parameters", None) or {}
-    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, Mapping))]
-    moving = {str(kind.get("rope_type")) for kind in kinds} & set(MOVING)
+    module = model.get_submodule(f"{body_prefix(model)}{step.rotary}")
+    kinds = reads.follow(module, "rope_type")
+    moving = {str(kind) for kind in (kinds.values() if isinstance(kinds, Mapping) else [kinds])} & set(MOVING)
     if moving:
         raise Unservable(f"rotary embeddings of type {moving.pop()} change with the length of the text")
-    return model.get_submodule(f"{body_prefix(model)}{step.rotary}")
+    return module
 
 
 def rotary_tables(module: Any, kinds: list[str | None], rows: int) -> list[tuple[Tensor, Tensor]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from regauge.errors import TextError
+from regauge.hosts.transformers.configs import first_line
 from regauge.hosts.transformers.skeleton import silent, skeleton
 from regauge.hosts.transformers.source import Source
 
@@ -23,36 +24,44 @@ BATCH = 64
 SENTINEL = "\u2402regauge\u2402"
 
 
-def opening(tokenizer: Any, vocabulary: int, seed: int) -> tuple[list[int], str]:
-    """Ids that every window starts with, and where they come from."""
+def opening(tokenizer: Any, vocabulary: int, seed: int, room: int = 128) -> tuple[list[int], str]:
+    """Ids that every window starts with, and where they come from.
+
+    Args:
+        vocabulary: rows of the model's table of embeddings; what begins with another id is passed over, and said.
+        room: most tokens that the opening may have.
+    """
+    passed = ""
     if getattr(tokenizer, "chat_template", None):
-        start = _chat(tokenizer)
-        if start:
+        start, why = _chat(tokenizer)
+        if why == "" and len(start) > room:
+            why = f"writes {len(start)} tokens before them"
+        if why == "" and max(start) >= vocabulary:
+            why = f"begins with token {max(start)}, and the model's table has {vocabulary} rows"
+        if why == "":
             return start, "its chat template"
+        passed = f" (its chat template, which should write what comes before a user's words, {why})"
     whole, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
     before = whole[: len(whole) - len(bare)] if whole[len(whole) - len(bare) :] == bare else []
-    if before:
-        return before, "the start of a text"
-    for name in ("bos_token_id", "eos_token_id"):
-        found = getattr(tokenizer, name, None)
-        if found is not None:
-            return [int(found)], "the start of a text"
+    ends = [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id")]
+    for found in (before, *([int(end)] for end in ends if end is not None)):
+        if found and max(found) < vocabulary:
+            return found[:room], f"the start of a text{passed}"
     draw = torch.randint(
         0, vocabulary, (1,), generator=torch.Generator().manual_seed(seed), dtype=torch.int64, device="cpu"
     )
-    return [int(draw)], "a random token"
+    return [int(draw)], f"a random token{passed}"
 
 
-def _chat(tokenizer: Any) -> list[int]:
-    """What the chat template puts before a user's words; nothing where it puts nothing, or cannot be run."""
-    from jinja2 import TemplateError
-
+def _chat(tokenizer: Any) -> tuple[list[int], str]:
+    """What the chat template puts before a user's words; or nothing, and why."""
     try:
         told = tokenizer.apply_chat_template([{"role": "user", "content": SENTINEL}], tokenize=False)
-    except (TemplateError, ValueError, TypeError, KeyError, AttributeError):
-        return []
-    before, found, _ = told.partition(SENTINEL)
-    return tokenizer.encode(before, add_special_tokens=False) if found and before else []
+        before, found, _ = told.partition(SENTINEL)
+    except Exception as error:  # a template is a program that came with the model: it may raise whatever it likes
+        return [], f"cannot be run: {type(error).__name__} {first_line(error)[:80]}"
+    start = tokenizer.encode(before, add_special_tokens=False) if found and before else []
+    return start, "" if start else "writes nothing" if found else "does not write them"
 
 
 def whole_model(source: Source) -> Any:
@@ -86,7 +95,7 @@ def sample(
             "give --calibration a file or directory."
         )
     vocabulary = source.anatomy.site("embed").shape[0]
-    start, told = opening(tokenizer, vocabulary, seed)
+    start, told = opening(tokenizer, vocabulary, seed, max(1, length // 2))
     model = whole_model(source)
     generator = torch.Generator().manual_seed(seed)
     rows = []

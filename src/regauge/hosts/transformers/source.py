@@ -20,6 +20,7 @@ from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.anatomy.storage import Place, places, scatter, take
+from regauge.artifact.config import left_behind
 from regauge.errors import CorruptWeights, ModelError
 from regauge.hosts.transformers import checkpoint
 from regauge.hosts.transformers.checkpoint import Piece
@@ -79,8 +80,8 @@ class Source:
         meta = build_skeleton(silent(config), folder)
         anatomy = anatomy_of(config, meta)
         pieces, unused = checkpoint.locate(meta, stored)
-        checkpoint.check_scales(pieces, unused, folder)
-        notes = (*checkpoint.left_out(meta, unused), *_broken_links(folder))
+        checkpoint.check_scales(meta, pieces, unused, folder)
+        notes = (*checkpoint.left_out(unused), *_broken_links(folder), *_left_behind(folder, files))
         anatomy = anatomy.with_(notes=(*anatomy.notes, *notes))
         checkpoint.check(meta, pieces, meta.all_tied_weights_keys, folder)
         counts: dict[torch.dtype, int] = {}
@@ -256,7 +257,10 @@ def read_tokenizer(folder: Path) -> Any:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises plain Exceptions, and code that trusts files the rest
+        tokenizer.decode(tokenizer.encode("a"))  # what its files contradict shows here
+    except BaseException as error:  # the tokenizers library raises plain Exceptions, and panics, which are none
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
         raise ModelError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
     # Texts are encoded whole and cut into windows afterwards; the model's own limit would only be warned about.
     tokenizer.model_max_length = 10**30
@@ -268,6 +272,14 @@ def _broken_links(folder: Path) -> Iterator[str]:
     for path in sorted(folder.iterdir()):
         if path.is_symlink() and not path.exists():
             yield f"{path.name} is a link that leads nowhere ({path.readlink()}): it is not carried over"
+
+
+def _left_behind(folder: Path, weights: list[Path]) -> Iterator[str]:
+    """A note on the files of the directory that an artifact will not hold."""
+    names = left_behind(folder, [path.name for path in weights])
+    if names:
+        some = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        yield f"not carried over from {folder.name}, where it is no part of the model's weights or tokenizer: {some}"
 
 
 def blocks_in(names: Iterable[str]) -> list[int | None]:

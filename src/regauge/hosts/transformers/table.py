@@ -58,16 +58,26 @@ class _Reader:
 
     def __init__(self, table: Table, config: Any, body: str, shapes: dict[str, torch.Tensor], model: Any) -> None:
         self.table, self.config, self.body, self.shapes = table, config, body, shapes
-        self.tied = dict(model.all_tied_weights_keys)
+        self.model, self.tied = model, dict(model.all_tied_weights_keys)
         self.modules = {path for path, _ in model.named_modules()}
         names = table.config
         self.hidden: int = getattr(config, names.hidden)
         self.heads: int = getattr(config, names.heads)
         self.kv_heads: int = getattr(config, names.kv_heads)
-        self.head_dim: int = _lookup(config, names.head_dim, self.hidden // self.heads)
+        self.head_dim: int = self._head_dim(_lookup(config, names.head_dim, self.hidden // self.heads))
         self.blocks: int = getattr(config, names.blocks)
         self.rows = {"q": self.heads * self.head_dim, "k": self.kv_heads * self.head_dim}
         self.rows["v"] = self.rows["k"]
+
+    def _head_dim(self, told: int) -> int:
+        """Channels of a head, of what the first block's last attention matrix reads: a config may hold another number,
+        which its modules ignore."""
+        rows = [row for names, row in self.table.sites.items() if names == "attn.o"]
+        for row in (Row(at=row) if isinstance(row, str) else row for row in rows):
+            held = self.shapes.get(f"{self.body}{self.table.blocks}.0.{row.at}.{row.parameter}")
+            if held is not None:
+                return int(held.shape[0 if row.transposed else 1]) // self.heads
+        return told
 
     def anatomy(self) -> Anatomy:
         table = self.table
@@ -86,7 +96,7 @@ class _Reader:
         plumbing = Plumbing(
             arrangement=table.arrangement,
             activation=getattr(self.config, table.config.activation),
-            rotary=int(self.head_dim * _lookup(self.config, rotary.fraction, 1.0)) if rotary else 0,
+            rotary=_turned(self.model.get_submodule(self.body + rotary.at)) if rotary else 0,
             pairing=rotary.pairing if rotary else "half",
             fixed=_why_fixed(outside, bool(head)),
         )
@@ -195,6 +205,16 @@ class _Reader:
                     f"add a row for it in families/, or name it in `outside`"
                 )
         return loose
+
+
+def _turned(module: Any) -> int:
+    """Channels of a head that a rotary embedding turns: two for each frequency, whatever a config says."""
+    found: set[int] = {2 * buffer.numel() for name, buffer in module.named_buffers() if name.endswith("inv_freq")}
+    if len(found) != 1:
+        raise ModelError(
+            f"a {type(module).__name__} turns {sorted(found)} channels of a head where one number is wanted"
+        )
+    return found.pop()
 
 
 def _matrix(kind: str, shape: tuple[int, ...]) -> tuple[int, int]:

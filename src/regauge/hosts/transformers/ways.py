@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from regauge.anatomy.model import Anatomy
 from regauge.errors import FallbackWarning
+from regauge.hosts.states import States
 from regauge.hosts.transformers.plug import plug
+from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.sampling import whole_model
 from regauge.hosts.transformers.source import Source
 from regauge.hosts.transformers.table import anatomy_of
-from regauge.measure.subject import Facts
+from regauge.measure.subject import EMBEDDINGS, LABEL, LABELS, NEXT, Facts, Outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +59,60 @@ def ways_of_source(source: Source, dtype: torch.dtype = torch.bfloat16) -> Ways:
 
 
 def facts(model: Any) -> Facts:
-    """What measuring needs to know of a loaded model."""
+    """What measuring needs to know of a model, with or without its weights."""
     config = model.config
     most = getattr(config, "max_position_embeddings", None)
-    return Facts(bool(model.can_generate()), int(getattr(config, "vocab_size", 0)), int(most) if most else None)
+    found = Facts(_gives(model), int(getattr(config, "vocab_size", 0)), int(most) if most else None)
+    return replace(found, labels=int(config.num_labels)) if found.gives in HEADS.values() else found
+
+
+HEADS = {"ForSequenceClassification": LABEL, "ForTokenClassification": LABELS}
+
+
+def _gives(model: Any) -> str:
+    """What a model gives for a text, by its class: transformers' models of one task are named alike."""
+    name, config = type(model).__name__, model.config
+    if model.main_input_name != "input_ids":
+        return f"what it makes of images ({name})"
+    if model.can_generate():
+        return NEXT
+    if model.base_model is model:
+        return EMBEDDINGS
+    if name.endswith("ForMaskedLM"):
+        return LABELS
+    if name.endswith(tuple(HEADS)):
+        if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
+            return f"{config.problem_type or 'regression'} of {config.num_labels} outputs ({name})"
+        return next(gives for end, gives in HEADS.items() if name.endswith(end))
+    return f"what a {name} makes of a text"
+
+
+def outputs_of_source(source: Source, batches: Sequence[Mapping[str, Tensor]]) -> Outputs:
+    """What a plain checkpoint gives in float32, read block by block; its last states are kept, so that only its head
+    runs anew where it is asked again."""
+    runner = Runner(source)
+    outer = source.block(None)
+
+    @cache
+    def last() -> States:
+        states = runner.begin([dict(batch) for batch in batches], outer)
+        for index in range(source.anatomy.blocks):
+            states = runner.block(index, source.block(index), states)
+        return states
+
+    return lambda: runner.tail(outer, last())
+
+
+def outputs_of_model(load: Callable[[], Any], batches: Sequence[Mapping[str, Tensor]]) -> Outputs:
+    """What a model gives that is loaded when it is asked, and let go afterwards."""
+
+    def run() -> Iterator[Tensor]:
+        model = load()
+        for batch in batches:
+            found = model(**batch, use_cache=False) if model.can_generate() else model(**batch)
+            yield found["logits"] if "logits" in found else found["last_hidden_state"]
+
+    return run
 
 
 @contextmanager

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ctypes
 
+import torch
 from torch import Tensor
 
+from regauge.kernels.cpu import checks
 from regauge.kernels.cpu.library import library
 
 META = ("rows", "columns", "bits", "group", "step", "zero", "value", "offset", "mantissa", "bias")
 """The integers of an `rg_matrix`, in its order."""
+
+PANEL = 16
+"""Rows of a panel."""
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = {
@@ -40,13 +45,33 @@ class Struct(ctypes.Structure):
 def struct_of(
     panels: Tensor, row_scale_O: Tensor | None, table: Tensor | None, meta: tuple[int, ...], stride: int = 0
 ) -> Struct:
-    """The C view of a matrix; its tensors must outlive it.
+    """The C view of a packed matrix; its tensors must outlive it.
 
     Args:
-        stride: bytes from panel to panel, or from row to row of a matrix in full precision; 0: as its columns say.
+        stride: bytes from panel to panel; 0: as its columns say.
+
+    Raises:
+        ValueError: there is no such matrix, or its tensors are too small for it.
     """
+    if len(meta) != len(META):
+        raise ValueError(f"a matrix is {len(META)} integers ({', '.join(META)}), not {len(meta)}")
+    checks.integers("the integers of a matrix", meta)
+    checks.tensor("panels", panels, (torch.uint8,), (None,))
+    rows, bits = meta[0], meta[2]
+    checks.optional("row scales", row_scale_O, (torch.float32,), (None,))
+    if row_scale_O is not None and row_scale_O.numel() < -(-rows // PANEL) * PANEL:
+        raise ValueError(f"{row_scale_O.numel()} row scales are too few for {rows} rows in panels of {PANEL}")
+    checks.optional("values of codes", table, (torch.float32,), (1 << max(0, min(bits, 30)),))
     pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (panels, row_scale_O, table)]
-    return Struct(*pointers, *meta, stride)
+    struct = Struct(*pointers, *meta, stride)
+    size = int(kernels().rg_panel_bytes(ctypes.byref(struct)))
+    whole = int(kernels().rg_panel_bytes(ctypes.byref(Struct(*pointers, *meta, 0))))
+    if not size or not whole:
+        told = ", ".join(f"{name} {number}" for name, number in zip(META, meta, strict=True))
+        raise ValueError(f"the kernels have no matrix of {told}")
+    if panels.numel() < (-(-rows // PANEL) - 1) * size + whole:
+        raise ValueError(f"{panels.numel()} bytes of panels are too few for {rows} x {meta[1]} of {bits} bits")
+    return struct
 
 
 def kernels() -> ctypes.CDLL:

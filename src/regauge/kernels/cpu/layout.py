@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regauge.kernels.cpu.interface import Struct, kernels
+from regauge.kernels.cpu.interface import PANEL, Struct, kernels
 
-PANEL = 16
-"""Rows of a panel."""
 STEPS = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.uint8: 4, torch.float8_e4m3fn: 5}
+MOST_GROUP = 1 << 16
+"""Inputs a group, whose sums of products then fit 32 bits."""
 INT, TABLE, FLOAT, FULL = 0, 1, 2, 3
 """What a code stands for: see `rg_value_kind`."""
 
@@ -52,7 +52,8 @@ def group_of(columns: int, bits: int, span: int) -> int:
     if span < columns:
         if span % least or columns % span:
             return 0
-        return next((size for size in (128, 96, 64) if span > 128 and span % size == 0 and size % least == 0), span)
+        short = next((size for size in (128, 96, 64) if span > 128 and span % size == 0 and size % least == 0), span)
+        return short if short <= MOST_GROUP else 0
     sizes = [size for size in range(32, 161, 4) if size % least == 0]
     return min(sizes, key=lambda size: (-columns % size, abs(size - 128)))
 
@@ -60,7 +61,13 @@ def group_of(columns: int, bits: int, span: int) -> int:
 def meta_of(
     shape: tuple[int, int], bits: int, value: Value, group: int, scale_ON: Tensor | None, zero: bool
 ) -> tuple[int, ...]:
-    """The integers of `META` for a matrix with such steps, with or without zero points."""
+    """The integers of `META` for a matrix with such steps, with or without zero points.
+
+    Raises:
+        ValueError: steps are not kept in that dtype.
+    """
+    if scale_ON is not None and scale_ON.dtype not in STEPS:
+        raise ValueError(f"steps are kept as {', '.join(map(str, STEPS))}, not {scale_ON.dtype}")
     step = 0 if scale_ON is None else STEPS[scale_ON.dtype]
     return (*shape, bits, group, step, int(zero), value.kind, value.offset, value.mantissa, value.bias)
 

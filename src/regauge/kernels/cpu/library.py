@@ -87,8 +87,11 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         if kernels is None:
             raise SettingError(f"REGAUGE_LIBRARY={named} cannot be used: {why}")
         return kernels, ""
-    why = f"the C++ kernels were not built when it was installed (no {FILE})"
-    for folder in _folders():
+    why = (
+        f"{FILE} lies neither beside the package nor in a folder of sys.path: it was installed without a compiler, or "
+        "into another environment"
+    )
+    for folder in dict.fromkeys(_folders()):
         if (folder / FILE).is_file():
             kernels, why = _try(folder / FILE)
             if kernels is not None:
@@ -97,10 +100,12 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _folders() -> Iterator[Path]:
-    """Where the library is: beside this file, or, when regauge is installed editable, where wheels are unpacked."""
+    """Where the library may be: beside this file, or, when regauge is installed editable, where wheels are unpacked; of
+    this environment, or of one whose folder a .pth file or PYTHONPATH names."""
     yield Path(__file__).parent
-    for key in ("platlib", "purelib"):
-        yield Path(sysconfig.get_path(key), "regauge", "kernels", "cpu")
+    for folder in (sysconfig.get_path("platlib"), sysconfig.get_path("purelib"), *sys.path):
+        if os.path.isabs(folder):
+            yield Path(folder, "regauge", "kernels", "cpu")
 
 
 def _try(path: Path) -> tuple[ctypes.CDLL | None, str]:

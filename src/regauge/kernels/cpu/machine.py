@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import torch
@@ -34,6 +37,34 @@ def bandwidth(threads: int | None = None, seconds: float = 0.1, size: int = SIZE
         buffer.sum()
         best = max(best, 4 * buffer.numel() / (time.perf_counter() - start))
     return best
+
+
+def cpus(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs that this process may use: of its affinity, and of the quota of its control group, rounded up; at least 1.
+
+    Args:
+        groups: where the control groups are told (Linux).
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    found = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    for name, period in (("cpu.max", ""), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            told = (groups / name).read_text(encoding="utf-8").split()
+            told += (groups / period).read_text(encoding="utf-8").split() if period else []
+            if int(told[0]) > 0:
+                found = min(found, math.ceil(int(told[0]) / int(told[1])))
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            continue  # no quota, or no control groups
+    return max(1, found)
+
+
+def load() -> float | None:
+    """Processes that wanted a CPU over the last minute, as the system tells it; None where it tells nothing."""
+    average = getattr(os, "getloadavg", None)
+    try:
+        return None if average is None else float(average()[0])
+    except OSError:
+        return None
 
 
 def anonymous_bytes() -> int:

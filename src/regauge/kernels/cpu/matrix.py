@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from regauge.kernels.cpu.interface import META, Struct, kernels, struct_of
+from regauge.kernels.cpu import checks
+from regauge.kernels.cpu.checks import DTYPES, number
+from regauge.kernels.cpu.interface import META, PANEL, Struct, kernels, struct_of
 from regauge.kernels.cpu.layout import (
     FLOAT,
     FULL,
     INT,
-    PANEL,
     STEPS,
     TABLE,
     Value,
@@ -32,9 +33,8 @@ from regauge.kernels.cpu.layout import (
     unit,
 )
 
-_Struct, _kernels = Struct, kernels
-
 __all__ = [
+    "DTYPES",
     "FLOAT",
     "FULL",
     "INT",
@@ -57,7 +57,8 @@ ONCE = 4
 ACTIVATIONS = {"int8": 0, "int16": 1, "float32": 2}
 TOKEN = 16
 """One step a token instead of one a group: this plus the bits."""
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+NO_MEMORY, NO_ROW = 1, 6
+"""Of what the library answers (`rg_answer`); 0 is done."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,28 +130,38 @@ def pack(
         zero_ON: uint8 codes that decode to 0; None: `value` is symmetric.
         row_scale_O: float32.
         allocate: bytes → an empty uint8 tensor aligned to 64 bytes; `aligned` by default.
+
+    Raises:
+        ValueError: panels cannot hold it, or the tensors are not of one matrix.
     """
+    codes_OI = codes_OI.contiguous()
+    checks.tensor("codes", codes_OI, (torch.uint8,), (None, None))
+    checks.integers("bits", (bits,), 1, 9)
+    checks.integers("inputs a group", (group,), 1)
+    if codes_OI.numel() and int(codes_OI.max()) >> bits:
+        raise ValueError(f"a code is {int(codes_OI.max())}, which {bits} bits do not hold")
     rows, columns = codes_OI.shape
     scale_ON = None if scale_ON is None else scale_ON.contiguous()
     meta = meta_of((rows, columns), bits, value, group, scale_ON, zero_ON is not None)
     table = torch.tensor(value.table, dtype=torch.float32, device="cpu") if value.kind == TABLE else None
     if table is not None and len(table) < 1 << bits:
         table = torch.cat([table, table.new_zeros((1 << bits) - len(table))])
+    zero_ON = None if zero_ON is None else zero_ON.contiguous()
     groups = math.ceil(columns / group)
-    for name, given in (("steps", scale_ON), ("zero points", zero_ON)):
-        if given is not None and tuple(given.shape) != (rows, groups):
-            raise ValueError(f"{rows} x {columns} in groups of {group} has {rows} x {groups} {name}, not {given.shape}")
+    checks.optional("steps", scale_ON, tuple(STEPS), (rows, groups))
+    checks.optional("zero points", zero_ON, (torch.uint8,), (rows, groups))
+    if zero_ON is not None and zero_ON.numel() and int(zero_ON.max()) >> bits:
+        raise ValueError(f"a zero point is {int(zero_ON.max())}, which {bits} bits do not hold")
     if row_scale_O is not None:
+        checks.tensor("row scales", row_scale_O.contiguous(), tuple(DTYPES), (rows,))
         row_scale_O = torch.nn.functional.pad(row_scale_O.float(), (0, -rows % PANEL), value=1.0).contiguous()
     need = panel_bytes(meta)
     if not need:
         raise ValueError(f"panels cannot hold {bits} bits in groups of {group}")
     panels = (allocate or aligned)(need)
-    codes_OI, zero_ON = codes_OI.contiguous(), None if zero_ON is None else zero_ON.contiguous()
     matrix = Matrix(panels, row_scale_O, table, meta)
     pointers = map(_pointer, (codes_OI, scale_ON, zero_ON, panels))
-    if kernels().rg_pack(ctypes.byref(matrix.struct), *pointers, torch.get_num_threads()):
-        raise ValueError(f"panels cannot hold {bits} bits in groups of {group}")
+    _done(kernels().rg_pack(ctypes.byref(matrix.struct), *pointers, torch.get_num_threads()))
     return matrix
 
 
@@ -160,12 +171,13 @@ def linear(x_TI: Tensor, matrix: Matrix, activations: str = "int16") -> Tensor:
     Args:
         activations: a name of `ACTIVATIONS`. Grids of floats (fp8, fp6) always take float32.
     """
+    checks.named("way to carry activations", activations, ACTIVATIONS)
     return linear_of(x_TI, matrix.struct, ACTIVATIONS[activations])
 
 
 def linear_of(x_TI: Tensor, struct: Struct, activations: int) -> Tensor:
     """`linear` by a C view."""
-    x_TI = _tokens(x_TI, struct.columns)
+    x_TI = checks.tokens(x_TI, struct.columns)
     y_TO = x_TI.new_empty(x_TI.shape[0], struct.rows)
     _done(
         kernels().rg_linear(
@@ -173,7 +185,7 @@ def linear_of(x_TI: Tensor, struct: Struct, activations: int) -> Tensor:
             x_TI.data_ptr(),
             y_TO.data_ptr(),
             x_TI.shape[0],
-            DTYPES[x_TI.dtype],
+            number(x_TI.dtype),
             activations,
             torch.get_num_threads(),
         )
@@ -189,7 +201,7 @@ def blocked(x_TI: Tensor, matrix: Matrix) -> Tensor:
 
 def blocked_of(x_TI: Tensor, struct: Struct) -> Tensor:
     """`blocked` by a C view."""
-    x_TI = _tokens(x_TI, struct.columns)
+    x_TI = checks.tokens(x_TI, struct.columns)
     return _gemm(x_TI, None, None, struct, x_TI.dtype)
 
 
@@ -200,9 +212,8 @@ def blocked_integers(z_TI: Tensor, scale_T: Tensor, matrix: Matrix, dtype: torch
 
 def blocked_integers_of(z_TI: Tensor, scale_T: Tensor, struct: Struct, dtype: torch.dtype) -> Tensor:
     """`blocked_integers` by a C view."""
-    _signed(z_TI, struct.columns)
-    if scale_T.shape != z_TI.shape[:1]:
-        raise ValueError(f"{z_TI.shape[0]} tokens have as many steps, not {tuple(scale_T.shape)}")
+    checks.tensor("signed bytes of tokens", z_TI.contiguous(), (torch.int8,), (None, struct.columns))
+    checks.tensor("steps of tokens", scale_T.contiguous(), tuple(DTYPES), (z_TI.shape[0],))
     return _gemm(None, z_TI.contiguous(), scale_T.float().contiguous(), struct, dtype)
 
 
@@ -213,7 +224,7 @@ def _gemm(
     assert given is not None
     y_TO = torch.empty(given.shape[0], struct.rows, dtype=dtype, device="cpu")
     pointers = map(_pointer, (x_TI, z_TI, scale_T, y_TO))
-    refused = kernels().rg_gemm(ctypes.byref(struct), *pointers, given.shape[0], DTYPES[dtype], torch.get_num_threads())
+    refused = kernels().rg_gemm(ctypes.byref(struct), *pointers, given.shape[0], number(dtype), torch.get_num_threads())
     _done(refused)
     return y_TO
 
@@ -224,14 +235,15 @@ def integers(z_TI: Tensor, matrix: Matrix) -> Tensor:
     Raises:
         ValueError: the sums could pass 32 bits, or codes are no integers.
     """
-    y_TO = torch.empty(z_TI.shape[0], matrix.shape[0], dtype=torch.int32, device="cpu")
-    _signed(z_TI, matrix.shape[1])
     z_TI = z_TI.contiguous()
+    checks.tensor("signed bytes of tokens", z_TI, (torch.int8,), (None, matrix.shape[1]))
+    y_TO = torch.empty(z_TI.shape[0], matrix.shape[0], dtype=torch.int32, device="cpu")
     refused = kernels().rg_integers(
         ctypes.byref(matrix.struct), z_TI.data_ptr(), y_TO.data_ptr(), z_TI.shape[0], torch.get_num_threads()
     )
-    if refused:
+    if refused and refused != NO_MEMORY:
         raise ValueError(f"sums over {matrix.shape[1]} products of {matrix.bits} bits do not fit 32 bits")
+    _done(refused)
     return y_TO
 
 
@@ -246,16 +258,24 @@ def take(matrix: Matrix, index: Tensor, dtype: torch.dtype) -> Tensor:
     Raises:
         IndexError: there is no such row.
     """
-    return decode_of(matrix.struct, 0, index.numel(), index.long().contiguous(), dtype)
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise ValueError(f"rows are asked for by integers, not {index.dtype}")
+    return decode_of(matrix.struct, 0, index.numel(), index.reshape(-1).long().contiguous(), dtype)
 
 
 def decode_of(struct: Struct, start: int, stop: int, index: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`decode`, or `take` where there is an index, by a C view."""
+    if index is not None:
+        checks.tensor("numbers of rows", index, (torch.int64,), (stop - start,))
+    if start < 0 or (index is None and stop > struct.rows):
+        raise IndexError(f"a row was asked for that is not in 0 … {struct.rows - 1}")
     out_OI = torch.empty(max(stop - start, 0), struct.columns, dtype=dtype, device="cpu")
+    if not len(out_OI):
+        return out_OI
     refused = kernels().rg_decode(
-        ctypes.byref(struct), start, stop, _pointer(index), out_OI.data_ptr(), DTYPES[dtype], torch.get_num_threads()
+        ctypes.byref(struct), start, stop, _pointer(index), out_OI.data_ptr(), number(dtype), torch.get_num_threads()
     )
-    if refused == 2:
+    if refused == NO_ROW:
         raise IndexError(f"a row was asked for that is not in 0 … {struct.rows - 1}")
     _done(refused)
     return out_OI
@@ -268,21 +288,12 @@ def unpack(matrix: Matrix) -> Tensor:
     return codes_OI
 
 
-def _tokens(x_TI: Tensor, columns: int) -> Tensor:
-    if x_TI.ndim != 2 or x_TI.shape[1] != columns or x_TI.dtype not in DTYPES:
-        raise ValueError(f"(T, {columns}) floats are wanted, not {x_TI.dtype} {tuple(x_TI.shape)}")
-    return x_TI.contiguous()
-
-
-def _signed(z_TI: Tensor, columns: int) -> None:
-    if z_TI.dtype != torch.int8 or z_TI.ndim != 2 or z_TI.shape[1] != columns:
-        raise ValueError(f"signed bytes (T, {columns}) are wanted, not {z_TI.dtype} {tuple(z_TI.shape)}")
-
-
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
 
 
 def _done(refused: int) -> None:
+    if refused == NO_MEMORY:
+        raise MemoryError("the kernels could not have the memory that they work in")
     if refused:
-        raise MemoryError("the kernels could not have the memory that they work in, or the matrix is unsound")
+        raise ValueError("the kernels do not have this product of such a matrix, or it is none")

@@ -11,12 +11,15 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from regauge.kernels.cpu.interface import Struct, struct_of
-from regauge.kernels.cpu.matrix import ACTIVATIONS, DTYPES, FULL, Matrix
-from regauge.kernels.cpu.structs import CLowRank, CNorm, CSite, CTap
+from regauge.kernels.cpu import checks
+from regauge.kernels.cpu.interface import Struct
+from regauge.kernels.cpu.matrix import ACTIVATIONS, FULL, Matrix
+from regauge.kernels.cpu.structs import INT_FIELDS, NORM_FIELDS, SITE_FIELDS, TAP_FIELDS, CLowRank, CNorm, CSite, CTap
 
+FLOAT32 = (torch.float32,)
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4, "quick_gelu": 5}
 TRANSFORMS = {"identity": 0, "hadamard": 1, "kronecker": 2}
@@ -25,13 +28,23 @@ ROUNDINGS = {"plain": 0, "dynamic": 1, "static": 2}
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """A norm; `gain` and `bias` are float32 or None."""
+    """A norm; `gain` and `bias` are float32 (size,), contiguous, or None.
+
+    Raises:
+        ValueError: they are not, or there is no such kind.
+    """
 
     kind: str
     size: int
     eps: float
     gain: Tensor | None = None
     bias: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        checks.named("kind of norm", self.kind, NORMS)
+        checks.integers("channels of a norm", (self.size,), 0)
+        for what, given in (("gains of a norm", self.gain), ("biases of a norm", self.bias)):
+            checks.optional(what, given, FLOAT32, (self.size,))
 
     def struct(self) -> CNorm:
         return CNorm(address(self.gain), address(self.bias), NORMS[self.kind], self.size, self.eps)
@@ -60,6 +73,24 @@ class Tap:
     asymmetric: bool = False
     step: float = 0.0
     zero: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks.named("transform of a tap", self.transform, TRANSFORMS)
+        checks.named("rounding of a tap", self.rounding, ROUNDINGS)
+        checks.integers("sizes, bits and groups of a tap", (self.size, self.bits, self.group), 0)
+
+    def check(self, columns: int) -> None:
+        """That its tensors are those of an activation of so many channels.
+
+        Raises:
+            ValueError: they are not.
+        """
+        checks.optional("multipliers of a tap", self.diagonal_I, FLOAT32, (columns,))
+        if self.transform == "kronecker":
+            if not self.size or columns % self.size or self.left is None or self.right is None:
+                raise ValueError(f"{columns} channels are no product of {self.size} and another, each with a matrix")
+            checks.tensor("left factors of a tap", self.left, FLOAT32, (self.size, self.size))
+            checks.tensor("right factors of a tap", self.right, FLOAT32, (columns // self.size,) * 2)
 
     @property
     def transforms(self) -> bool:
@@ -95,6 +126,9 @@ class Site:
         activations: how the product carries inputs that the tap does not round, a name of `ACTIVATIONS`.
         low_rank: (left_OR, right_RI), contiguous; what is added is left (right x).
         unrounded: whether this site reads its tap before the rounding.
+
+    Raises:
+        ValueError: tensors do not fit the matrix.
     """
 
     matrix: Matrix | Tensor
@@ -103,6 +137,17 @@ class Site:
     low_rank: tuple[Tensor, Tensor] | None = None
     unrounded: bool = False
     _low: list[CLowRank] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        rows, columns = self.matrix.shape
+        checks.named("way to carry activations", self.activations, ACTIVATIONS)
+        checks.optional("biases", self.bias, FLOAT32, (rows,))
+        if self.low_rank is not None:
+            left, right = self.low_rank
+            if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+                raise ValueError("the two matrices of a low-rank term have other ranks, so they do not fit together")
+            if (left.shape[0], right.shape[1]) != (rows, columns):
+                raise ValueError(f"a low-rank term of {left.shape[0]} x {right.shape[1]} beside {rows} x {columns}")
 
     def struct(self) -> CSite:
         inner = self.matrix.struct if isinstance(self.matrix, Matrix) else full(self.matrix)
@@ -114,12 +159,20 @@ class Site:
 
 
 def full(matrix_OI: Tensor) -> Struct:
-    """The C view of a matrix in full precision; rows may be further apart than their columns are many."""
+    """The C view of a matrix in full precision; rows may be further apart than their columns are many.
+
+    Raises:
+        ValueError: it is none that kernels read.
+    """
+    if matrix_OI.ndim != 2 or not matrix_OI.numel() or not matrix_OI.is_cpu:
+        raise ValueError(f"a matrix has rows and columns in this CPU's memory, not {tuple(matrix_OI.shape)}")
     rows, columns = matrix_OI.shape
-    meta = (rows, columns, DTYPES[matrix_OI.dtype], columns, 0, 0, FULL, 0, 0, 0)
-    if matrix_OI.stride(1) != 1:
-        raise ValueError("the columns of a matrix lie side by side")
-    return struct_of(matrix_OI, None, None, meta, matrix_OI.stride(0) * matrix_OI.element_size())
+    checks.integers("rows and columns", (rows, columns), 1)
+    if (matrix_OI.stride(1) != 1 and columns > 1) or (matrix_OI.stride(0) < columns and rows > 1):
+        raise ValueError("the columns of a matrix lie side by side, and its rows one after another")
+    stride = max(columns, matrix_OI.stride(0)) * matrix_OI.element_size()
+    meta = (rows, columns, checks.number(matrix_OI.dtype), columns, 0, 0, FULL, 0, 0, 0)
+    return Struct(matrix_OI.data_ptr(), 0, 0, *meta, stride)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +185,9 @@ class Block:
         integers: by `structs.INT_FIELDS`; absent: 0.
         scale, softcap: of scores.
         taps: by `structs.TAP_FIELDS`; absent: plain.
+
+    Raises:
+        ValueError: a name is not one of the fields', or a tap's tensors do not fit what reads it.
     """
 
     norms: dict[str, Norm]
@@ -141,6 +197,31 @@ class Block:
     scale: float = 1.0
     softcap: float = 0.0
     taps: Mapping[str, Tap] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = (
+            (self.norms, NORM_FIELDS),
+            (self.sites, SITE_FIELDS),
+            (self.integers, INT_FIELDS),
+            (self.taps, TAP_FIELDS),
+        )
+        for names, known in given:
+            for name in names:
+                checks.named("field of a block", name, known)
+        checks.integers("the integers of a block", self.integers.values())
+        for name, tap in self.taps.items():
+            for site in self._readers(name):
+                tap.check(site.matrix.shape[1])
+
+    def _readers(self, tap: str) -> list[Site]:
+        """The sites that read a tap."""
+        names = {"attn_in": ("q", "k", "v"), "attn_mixed": ("o",), "mlp_in": ("gate", "up", "router")}.get(
+            tap, ("down",)
+        )
+        found = [self.sites[name] for name in names if name in self.sites]
+        for gate, up, down in self.experts:
+            found += {"mlp_in": [*([gate] if gate else []), up], "mlp_hidden": [down]}.get(tap, [])
+        return found
 
     @property
     def cached(self) -> tuple[int, int]:

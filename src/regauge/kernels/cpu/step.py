@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regauge.kernels.cpu import checks
+from regauge.kernels.cpu.checks import DTYPES
 from regauge.kernels.cpu.interface import kernels
-from regauge.kernels.cpu.matrix import DTYPES
 from regauge.kernels.cpu.pieces import Block, Norm, Site, Tap, address
 from regauge.kernels.cpu.structs import (
     TAP_FIELDS,
@@ -52,6 +53,9 @@ class Store:
         lengths_BK: int32, rows held of each head; None: tokens seen less `origin`.
         firsts_BK: int32, the first row of each head that counts; None: as the call's `starts` say.
         packed: (keys, values), which no kernel reads yet: a program with them is refused.
+
+    Raises:
+        ValueError: keys and values are not of one shape, or not in one piece in this CPU's memory.
     """
 
     keys_BKCD: Tensor
@@ -60,6 +64,13 @@ class Store:
     lengths_BK: Tensor | None = None
     firsts_BK: Tensor | None = None
     packed: tuple[CPacked, CPacked] = field(default_factory=lambda: (CPacked(), CPacked()))
+
+    def __post_init__(self) -> None:
+        checks.tensor("keys of a store", self.keys_BKCD, DTYPES, (None,) * 4)
+        checks.tensor("values of a store", self.values_BKCD, DTYPES, tuple(self.keys_BKCD.shape))
+        for what, given in (("lengths of a store", self.lengths_BK), ("first rows of a store", self.firsts_BK)):
+            checks.optional(what, given, (torch.int32,), tuple(self.keys_BKCD.shape[:2]))
+        checks.integers("origin and room of a store", (self.origin, self.keys_BKCD.shape[2]), 0)
 
     def struct(self) -> CStore:
         tensors = self.keys_BKCD, self.values_BKCD, self.lengths_BK, self.firsts_BK
@@ -73,6 +84,9 @@ class Program:
     Attributes:
         vocabulary: rows of the head.
         cached: KV heads and head size of each block's store.
+
+    Raises:
+        ValueError: sizes are no integers of 32 bits, or the last tap does not fit the head.
     """
 
     def __init__(
@@ -86,6 +100,8 @@ class Program:
         head_in: Tap | None = None,
     ) -> None:
         head_in = head_in or Tap()
+        head_in.check(head.matrix.shape[1])
+        checks.integers("sizes of a program", (hidden, ropes), 0)
         self._keep: list[object] = [blocks, norm, head, head_in]
         self._blocks = (CBlock * len(blocks))()
         for place, block in zip(self._blocks, blocks, strict=True):
@@ -96,7 +112,10 @@ class Program:
         self.vocabulary = head.matrix.shape[0]
         self.cached = [block.cached for block in blocks]
         self._ropes = ropes
+        self._hidden, self._batch = hidden, 0
+        self._turned = [(block.integers.get("rope", 0), block.integers.get("rotary", 0)) for block in blocks]
         self._tables: Sequence[tuple[Tensor, Tensor]] | None = None
+        self._held: tuple[tuple[Tensor, Tensor], ...] = ()
         self._stores = (CStore * len(blocks))()
         self._lengths = ctypes.c_int32 * len(blocks)
         self._run = kernels().rg_step
@@ -119,7 +138,16 @@ class Program:
             self._keep.append(experts)
 
     def keep(self, stores: Sequence[Store]) -> None:
-        """Where each block keeps its past. The caller owns the memory."""
+        """Where each block keeps its past. The caller owns the memory.
+
+        Raises:
+            ValueError: they are not one for each block, of its heads and of as many sequences.
+        """
+        sizes = [(store.keys_BKCD.shape[1], store.keys_BKCD.shape[3]) for store in stores]
+        batches = {store.keys_BKCD.shape[0] for store in stores}
+        if sizes != self.cached or len(batches) > 1:
+            raise ValueError(f"stores of heads {sizes} and {sorted(batches)} sequences for blocks of {self.cached}")
+        self._batch = batches.pop() if batches else 0
         for number, store in enumerate(stores):
             self._stores[number] = store.struct()
 
@@ -146,9 +174,11 @@ class Program:
             ValueError: the step cannot read what it was given; the sentence says why.
         """
         batch, count = len(starts), x_NH.shape[0]
-        logits_NV = torch.empty(batch if last else count, self.vocabulary, dtype=torch.float32, device="cpu")
         if tables is not self._tables:
-            self._tables, self._pointers = tables, self._point(tables)
+            self._tables, self._pointers = None, self._point(tables)
+            self._tables = tables
+        self._check(x_NH, positions, starts, lengths)
+        logits_NV = torch.empty(batch if last else count, self.vocabulary, dtype=torch.float32, device="cpu")
         call = CCall(
             x_NH.data_ptr(),
             logits_NV.data_ptr(),
@@ -168,14 +198,36 @@ class Program:
             raise ValueError(REFUSALS[refused])
         return logits_NV
 
+    def _check(self, x_NH: Tensor, positions: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> None:
+        batch, count = len(starts), x_NH.shape[0]
+        checks.tensor("embedded tokens", x_NH, (torch.float32,), (None, self._hidden))
+        if not batch or not count or count % batch or len(positions) != count or len(lengths) != len(self.cached):
+            raise ValueError(
+                f"{count} tokens of {batch} sequences come with {len(positions)} positions, and the lengths of "
+                f"{len(lengths)} of {len(self.cached)} blocks"
+            )
+        if self.cached and batch != self._batch:
+            raise ValueError(f"{batch} sequences come to stores of {self._batch}")
+        checks.integers("positions", positions, 0, self._positions)
+        checks.integers("first tokens", starts, 0)
+        checks.integers("lengths", lengths, 0)
+
     def _point(self, tables: Sequence[tuple[Tensor, Tensor]]) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
         """The addresses of cosines and of sines.
 
         Raises:
-            ValueError: there are not as many tables as the blocks turn by.
+            ValueError: there are not as many tables as the blocks turn by, or they are of other channels.
         """
         if len(tables) != self._ropes:
             raise ValueError(f"the decode step turns by {self._ropes} tables, not {len(tables)}")
+        for cosines_SP, sines_SP in tables:
+            checks.tensor("cosines", cosines_SP, (torch.float32,), (None, None))
+            checks.tensor("sines", sines_SP, (torch.float32,), tuple(cosines_SP.shape))
+        for rope, rotary in self._turned:
+            if rotary and not (0 <= rope < len(tables) and 2 * tables[rope][0].shape[1] == rotary):
+                raise ValueError(f"a block turns {rotary} channels by table {rope}, which is not of so many")
+        self._held = tuple(tables)
+        self._positions = min((cosines_SP.shape[0] for cosines_SP, _ in tables), default=checks.INT32)
         pointers = ctypes.c_void_p * max(len(tables), 1)
         cosines, sines = (pointers(*(pair[i].data_ptr() for pair in tables)) for i in (0, 1))
         return cosines, sines

@@ -140,7 +140,7 @@ def _int8(shape: tuple[int, int]) -> Way:
         return {"weight": signed, "scale": codes.step.scale_G1.reshape(-1).to(torch.bfloat16)}
 
     def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
-        if x_TI.shape[0] <= FEW:
+        if x_TI.shape[0] <= FEW and x_TI.dtype == torch.bfloat16:
             return torch.ops.aten._weight_int8pack_mm(x_TI, held["weight"], held["scale"])  # type: ignore[no-any-return]  # an op
         return torch.nn.functional.linear(x_TI, held["weight"].to(x_TI.dtype)).mul_(held["scale"])
 
@@ -207,7 +207,7 @@ def _int4(fmt: Format, shape: tuple[int, int], size: int) -> Way:
         return decode(int4.take(held["packed"], shape, index), held["steps"][:, index], dtype)
 
     def product(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
-        if x_TI.shape[0] <= 4 * FEW:
+        if x_TI.shape[0] <= 4 * FEW and x_TI.dtype == torch.bfloat16:
             return int4.product(x_TI, held["packed"], size, held["steps"])
         out_TO = x_TI.new_empty(x_TI.shape[0], rows_)
         for start, stop, z_IO in int4.columns(held["packed"], shape, x_TI.dtype):

@@ -61,34 +61,41 @@ def floats(bits: int, mantissa: int, bias: int) -> Tensor:
     return torch.cat([size, -size]).float()
 
 
+def meta_of_codes(codes: Codes, fmt: Format) -> Meta:
+    """`matrix.META` of a matrix in panels. The capability table says which matrices fit."""
+    rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
+    value, group = value_of(fmt.grid), group_of(columns, fmt.grid.bits, fmt.grain.span(shape))
+    if value is None or not group:
+        raise ValueError(f"panels cannot say {fmt.grid.name} in {fmt.grain.name} on {rows} x {columns}")
+    scale_ON, zero_ON, _ = _steps(codes, fmt, group)
+    return meta_of(shape, fmt.grid.bits, value, group, scale_ON, zero_ON is not None)
+
+
 def panels(
-    codes: Codes,
     fmt: Format,
+    meta: Meta,
     inputs: Grid | None = None,
     activations: str | None = None,
     allocate: Callable[[int], Tensor] | None = None,
-) -> tuple[Way, Meta]:
-    """The way of a matrix in panels, and its `matrix.META`. The capability table says which matrices fit.
+) -> Way:
+    """The way of a matrix in panels.
 
     Args:
         inputs: grid of inputs that the kernels round, a step a token.
         activations: a name of `matrix.ACTIVATIONS`; None: as `operators.few` says.
         allocate: memory for the panels.
     """
-    rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
-    value, group = value_of(fmt.grid), group_of(columns, fmt.grid.bits, fmt.grain.span(shape))
-    if value is None or not group:
-        raise ValueError(f"panels cannot say {fmt.grid.name} in {fmt.grain.name} on {rows} x {columns}")
-    scale_ON, zero_ON, _ = _steps(codes, fmt, group)
-    meta = meta_of(shape, fmt.grid.bits, value, group, scale_ON, zero_ON is not None)
 
     def hold(codes: Codes) -> Held:
+        rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
+        value, group = value_of(fmt.grid), group_of(columns, fmt.grid.bits, fmt.grain.span(shape))
+        assert value is not None, f"there is a meta of these {rows} rows"
         made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *_steps(codes, fmt, group), allocate)
         held = {"panels": made.panels, "row_scale": made.row_scale_O, "table": made.table}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 
     number = operators.AUTOMATIC if activations is None else matrix.ACTIVATIONS[activations]
-    return _way(meta, hold, inputs, number), meta
+    return _way(meta, hold, inputs, number)
 
 
 def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

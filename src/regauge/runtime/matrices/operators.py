@@ -68,6 +68,11 @@ def few(bits: int, dtype: torch.dtype, activations: int) -> int:
     return matrix.ACTIVATIONS["int8" if bits <= 4 and dtype != torch.float32 else "int16"]
 
 
+def held_in(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which weights are decoded for another one: float32, which has them all, where kernels lack it."""
+    return dtype if dtype in matrix.DTYPES else torch.float32
+
+
 def _by_bytes(struct: Struct, dtype: torch.dtype, activations: int, table: Tensor | None) -> bool:
     """Whether many tokens are rounded to 8 bits and multiplied by the blocked product, which is asked for or faster."""
     if struct.value == matrix.FLOAT or (table is not None and not whole(table)):
@@ -80,15 +85,16 @@ def _linear(
     x_TI: Tensor, panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: Sequence[int], activations: int
 ) -> Tensor:
     struct = view(panels, row_scale, table, meta)
-    if x_TI.shape[0] <= matrix.FEW:
+    exact = x_TI.dtype not in matrix.DTYPES  # float64: whoever asks for it wants no rounding of inputs
+    if x_TI.shape[0] <= matrix.FEW and not exact:
         return matrix.linear_of(x_TI, struct, few(struct.bits, x_TI.dtype, activations))
-    if _by_bytes(struct, x_TI.dtype, activations, table):
+    if not exact and _by_bytes(struct, x_TI.dtype, activations, table):
         return matrix.blocked_of(x_TI, struct)
     y_TO = x_TI.new_empty(x_TI.shape[0], struct.rows)
     step = max(matrix.PANEL, BLOCK // struct.columns // matrix.PANEL * matrix.PANEL)
     for start in range(0, struct.rows, step):
         stop = min(start + step, struct.rows)
-        w_OI = matrix.decode_of(struct, start, stop, None, x_TI.dtype)
+        w_OI = matrix.decode_of(struct, start, stop, None, held_in(x_TI.dtype)).to(x_TI.dtype)
         y_TO[:, start:stop] = torch.nn.functional.linear(x_TI, w_OI)
     return y_TO
 
@@ -96,6 +102,8 @@ def _linear(
 def _integers(
     x_TI: Tensor, panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: Sequence[int], bits: int
 ) -> Tensor:
+    if x_TI.dtype not in matrix.DTYPES:  # inputs are rounded in float32, whatever their dtype
+        return _integers(x_TI.float(), panels, row_scale, table, meta, bits).to(x_TI.dtype)
     struct = view(panels, row_scale, table, meta)
     if x_TI.shape[0] <= matrix.ONCE:
         return matrix.linear_of(x_TI, struct, matrix.TOKEN + bits)
@@ -152,14 +160,15 @@ def _take_shape(
 def _gradient(context: Any, y_TO: Tensor) -> tuple[Tensor | None, ...]:
     """Of x alone: dy W, through rounded activations straight."""
     panels, row_scale, table = context.saved_tensors
-    w_OI = torch.ops.regauge.packed_rows(panels, row_scale, table, context.meta, 0, context.meta[0], context.dtype)
-    return (y_TO @ w_OI, None, None, None, None, None)
+    meta, dtype = context.meta, matrix.DTYPES[held_in(y_TO.dtype)]
+    w_OI = torch.ops.regauge.packed_rows(panels, row_scale, table, meta, 0, meta[0], dtype)
+    return (y_TO @ w_OI.to(y_TO.dtype), None, None, None, None, None)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x_TI, panels, row_scale, table, meta, _ = inputs
+    _, panels, row_scale, table, meta, _ = inputs
     ctx.save_for_backward(panels, row_scale, table)
-    ctx.meta, ctx.dtype = meta, matrix.DTYPES[x_TI.dtype]
+    ctx.meta = meta
 
 
 for _name, _compute, _shape in (
@@ -201,12 +210,12 @@ def integers(x_TI: Tensor, held: Held, meta: list[int], bits: int) -> Tensor:
 def rows(held: Held, meta: list[int], start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """Weights of rows [start, stop)."""
     tensors = held["panels"], held.get("row_scale"), held.get("table")
-    found: Tensor = torch.ops.regauge.packed_rows(*tensors, meta, start, stop, matrix.DTYPES[dtype])
-    return found
+    found: Tensor = torch.ops.regauge.packed_rows(*tensors, meta, start, stop, matrix.DTYPES[held_in(dtype)])
+    return found.to(dtype)
 
 
 def take(index: Tensor, held: Held, meta: list[int], dtype: torch.dtype) -> Tensor:
     """Weights of rows by number."""
     tensors = held["panels"], held.get("row_scale"), held.get("table")
-    found: Tensor = torch.ops.regauge.packed_take(index, *tensors, meta, matrix.DTYPES[dtype])
-    return found
+    found: Tensor = torch.ops.regauge.packed_take(index, *tensors, meta, matrix.DTYPES[held_in(dtype)])
+    return found.to(dtype)

@@ -1,15 +1,16 @@
 """A loaded model as one program of the native step: what it says of itself, and what its torch modules hold.
 
 A host describes what a tree of modules does not tell (`Facts`); the rest is read here from anatomy and modules. Nothing
-is copied but norms and biases (float32): matrices are read where the packed modules hold them.
+is copied but norms and biases (float32, `Copy`): matrices are read where the packed modules hold them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from regauge.anatomy import model as anatomy_model
@@ -44,7 +45,8 @@ class BlockFacts:
 
     Attributes:
         scale: of scores; softcap: of scores, 0 for none.
-        rope: which rotary embedding; window: tokens that attention looks back, 0 for all.
+        rope: which rotary embedding; rotary: how many channels of a head it turns, 0 for none.
+        window: tokens that attention looks back, 0 for all.
         parallel: attention and feed-forward read the same residual.
         experts_used: of a token; normalise: whether their weights are made to add up to 1.
     """
@@ -52,6 +54,7 @@ class BlockFacts:
     scale: float
     softcap: float = 0.0
     rope: int = 0
+    rotary: int = 0
     window: int = 0
     parallel: bool = False
     experts_used: int = 0
@@ -64,23 +67,48 @@ class Facts:
 
     Attributes:
         activation: of the feed-forward layer, a name of the kernels' `FUNCTIONS`.
+        eps: inside the root of each norm, by the norm's name.
         ropes: how many kinds of rotary embedding there are; 0 for none.
         softcap: of the logits, 0 for none.
     """
 
     activation: str
     blocks: Sequence[BlockFacts]
+    eps: Mapping[str, float]
     ropes: int = 0
     softcap: float = 0.0
 
 
-def build(model: nn.Module, anatomy: Anatomy, facts: Facts) -> Program:
-    """The program of a model.
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """Float32 numbers that the program reads, made from a parameter of another dtype.
+
+    Attributes:
+        numbers: the copy.
+        source: gives what it is a copy of, as that is now.
+        offset: added to it.
+    """
+
+    numbers: Tensor
+    source: Callable[[], Tensor]
+    offset: float = 0.0
+
+    def refresh(self) -> None:
+        """Copies again: a parameter's numbers can change without any mark that they did."""
+        with torch.inference_mode():  # the copy may have been made inside one
+            self.numbers.copy_(self.source())
+        if self.offset:
+            self.numbers.add_(self.offset)
+
+
+def build(model: nn.Module, anatomy: Anatomy, facts: Facts) -> tuple[Program, list[Copy]]:
+    """The program of a model, and what of it is copied.
 
     Raises:
         Unservable: something in it is held in a way that the step cannot read.
     """
-    return _Builder(model, anatomy, facts).program()
+    builder = _Builder(model, anatomy, facts)
+    return builder.program(), builder.copies
 
 
 class _Builder:
@@ -89,6 +117,7 @@ class _Builder:
         self.sites = {site.name: site for site in anatomy.sites}
         self.norms = {norm.name: norm for norm in anatomy.norms}
         self.reads: dict[str, Tap] = {}
+        self.copies: list[Copy] = []
 
     def program(self) -> Program:
         anatomy, facts = self.anatomy, self.facts
@@ -122,7 +151,7 @@ class _Builder:
             "heads": attention.heads,
             "kv_heads": attention.kv_heads,
             "head_dim": attention.head_dim,
-            "rotary": plumbing.rotary if self.facts.ropes else 0,
+            "rotary": facts.rotary,
             "interleaved": int(plumbing.pairing == "interleaved"),
             "rope": facts.rope,
             "parallel": int(facts.parallel),
@@ -150,9 +179,18 @@ class _Builder:
         return {name: replace(site, unrounded=True) if name in others else site for name, site in sites.items()}, tap
 
     def _norm(self, norm: anatomy_model.Norm) -> Norm:
-        gain = None if norm.gain is None else self._parameter(norm.gain.key).float() + norm.offset
-        bias = None if norm.bias is None else self._parameter(norm.bias.key).float().clone()
-        return Norm(norm.kind, norm.size, norm.eps, None if gain is None else gain.contiguous(), bias)
+        gain, bias = (
+            None if slot is None else self._copied(self._parameter(slot.key), slice(None), offset)
+            for slot, offset in ((norm.gain, norm.offset), (norm.bias, 0.0))
+        )
+        return Norm(norm.kind, norm.size, self.facts.eps[norm.name], gain, bias)
+
+    def _copied(self, whole: Tensor, rows: slice | Tensor, offset: float = 0.0) -> Tensor:
+        """Rows of a vector in float32, which follow it when they are refreshed."""
+        found = torch.empty(whole[rows].shape, dtype=torch.float32, device="cpu")
+        self.copies.append(Copy(found, lambda: whole[rows], offset))
+        self.copies[-1].refresh()
+        return found
 
     def _parameter(self, key: str) -> Tensor:
         path, _, name = key.rpartition(".")
@@ -171,7 +209,7 @@ class _Builder:
             bias = None
             if module.bias is not None:
                 rows = rows_of(site.weight, module.out_features) if len(parts) > 1 else slice(None)
-                bias = module.bias.detach()[rows].float().contiguous()
+                bias = self._copied(module.bias.detach(), rows)
             return self._part(name, part, bias)
         packed = module._modules.get("packed_weight")
         if packed is not None:
@@ -186,7 +224,7 @@ class _Builder:
         if site.bias is None:
             return None
         whole = self._parameter(site.bias.key)
-        return whole[rows_of(site.bias, whole.shape[0])].float().contiguous()
+        return self._copied(whole, rows_of(site.bias, whole.shape[0]))
 
     def _full(self, name: str) -> Tensor:
         site = self.sites[name]

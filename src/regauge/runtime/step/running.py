@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regauge.kernels.cpu.matrix import DTYPES
 from regauge.kernels.cpu.step import Program, Store
+from regauge.runtime.step.program import Copy
 from regauge.runtime.store.growing import Growing
 
 
@@ -35,11 +36,17 @@ class Running:
         program: what runs.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, copies: Sequence[Copy] = ()) -> None:
+        self.program, self._copies = program, copies
         self._stamps: list[int] = []
         self._sequences = 0
         self._lock = threading.Lock()
+
+    def refresh(self) -> None:
+        """Copies anew what the program keeps copies of."""
+        with self._lock:
+            for copy in self._copies:
+                copy.refresh()
 
     def step(
         self,

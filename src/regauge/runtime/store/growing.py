@@ -1,8 +1,7 @@
 """What one block keeps of the past: keys and values in one piece of memory with room to grow, over plain tensors.
 
 A new token is written in place and nothing is copied, and the native step reads the same memory. A store behind a
-sliding window keeps the window and a little room: when that is full the window moves to its front, once in some
-hundred tokens.
+sliding window keeps the window and a quarter more at most: when that is full the window moves to its front.
 
 Legend: B sequences, H KV heads, T tokens, D head size.
 """
@@ -17,6 +16,8 @@ from torch import Tensor
 
 ROOM = 256
 """Tokens of room are made in multiples of this."""
+LEAST = 16
+"""And behind a window of a quarter of it, but of so many at least: what one call of the native step brings."""
 _stamps = itertools.count(1)
 
 
@@ -57,7 +58,7 @@ class Growing:
         if tensor is None:
             self.keys_BHTD = None
         elif not _begins(self.keys_BHTD, tensor):
-            self.house(keys=with_room(tensor, tensor.shape[-2]))
+            self.house(keys=self.roomy(tensor, tensor.shape[-2]))
 
     @property
     def values(self) -> Tensor | None:
@@ -69,7 +70,7 @@ class Growing:
         if tensor is None:
             self.values_BHTD = None
         elif not _begins(self.values_BHTD, tensor):
-            self.house(values=with_room(tensor, tensor.shape[-2]))
+            self.house(values=self.roomy(tensor, tensor.shape[-2]))
         # whoever replaces them sets keys, then values
         self.length = 0 if tensor is None else self.origin + tensor.shape[-2]
 
@@ -105,11 +106,15 @@ class Growing:
         if self.keys_BHTD is None or self.values_BHTD is None:
             assert keys is not None
             assert values is not None
-            self.house(with_room(keys[:, :, :0], wanted), with_room(values[:, :, :0], wanted))
+            self.house(self.roomy(keys[:, :, :0], wanted), self.roomy(values[:, :, :0], wanted))
         elif self.room < wanted:
             grown = max(wanted, rows * 3 // 2)
             keys_BHTD, values_BHTD = self.keys_BHTD[:, :, :rows], self.values_BHTD[:, :, :rows]
-            self.house(with_room(keys_BHTD, grown), with_room(values_BHTD, grown))
+            self.house(self.roomy(keys_BHTD, grown), self.roomy(values_BHTD, grown))
+
+    def roomy(self, held: Tensor, tokens: int) -> Tensor:
+        """What is held in new memory with room for so many tokens and some more."""
+        return with_room(held, tokens)
 
     def reset(self) -> None:
         """Forgets everything."""
@@ -187,6 +192,10 @@ class Sliding(Growing):
                 self.origin, self.stamp = first, next(_stamps)
         super().reserve(new, keys, values)
 
+    def roomy(self, held: Tensor, tokens: int) -> Tensor:
+        """What is held in new memory with room for so many tokens and, behind a window, a quarter of it more."""
+        return with_room(held, tokens, min(ROOM, max(LEAST, self.sliding_window // 4)))
+
     def keep(self, length: int) -> None:
         """Takes the last tokens back, and lets go of what the window has left behind.
 
@@ -216,9 +225,10 @@ def _begins(memory: Tensor | None, tensor: Tensor) -> bool:
     )
 
 
-def with_room(tensor: Tensor, tokens: int) -> Tensor:
+def with_room(tensor: Tensor, tokens: int, room: int = ROOM) -> Tensor:
+    """(B, H, T, D) in new memory for `tokens`, and for half of `room` more at least; a multiple of `room`."""
     batch, heads, held, size = tensor.shape
-    room = -(-(tokens + ROOM // 2) // ROOM) * ROOM
+    room = -(-(tokens + room // 2) // room) * room
     with torch.inference_mode(False):  # memory that may be written outside of inference mode too
         memory = torch.empty(batch, heads, room, size, dtype=tensor.dtype, device=tensor.device)
     memory[:, :, :held] = tensor

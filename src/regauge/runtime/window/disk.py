@@ -200,7 +200,7 @@ class Spool:
                 while done < len(data):
                     done += os.pwrite(handle, data[done : done + PIECE], start + to + done)
             os.ftruncate(handle, max(start + size, os.fstat(handle).st_size))
-            os.fdatasync(handle)
+            getattr(os, "fdatasync", os.fsync)(handle)  # macOS has no fdatasync
         except OSError as error:
             raise OutputError(f"writing {self.name} failed: {error.strerror}; free some space.") from error
         drop(handle, start, size)

@@ -15,6 +15,7 @@ import torch
 from regauge.artifact.files import weight_bytes
 from regauge.artifact.receipt import Receipt
 from regauge.engine import apply
+from regauge.errors import ArtifactError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.measure.cost import (
@@ -59,6 +60,13 @@ class Built:
 def plan_for(picks: Mapping[str, str], source: Source, name: str, texts: Texts) -> Plan:
     """The recipe of named picks: every site by name."""
     groups = site_groups(source.anatomy)
+    for group in groups:
+        known = [option.name for option in group.options]
+        if picks.get(group.name) not in known:
+            raise ArtifactError(
+                f"point {name} gives {group.name} {picks.get(group.name)!r}, which is none of its options "
+                f"({', '.join(known)}): the record is of another model or version; run fit again."
+            )
     options = {group.name: group.option(picks[group.name]) for group in groups}
     return plan_of(options, groups, name, "found by regauge fit", texts.tokens, texts.length)
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from regauge.artifact.disk import one_sentence
-from regauge.artifact.identity import differences
-from regauge.artifact.ownership import IDENTITY, LOCK, bare
 from regauge.engine.watchdog import Clock
-from regauge.errors import OutputError, ResumeError
 from regauge.search.budgets import Budget
+from regauge.search.kept import Folder
 from regauge.search.profile import Timing
 from regauge.search.subject import Subject
 from regauge.text.split import Sizes, Texts
@@ -76,9 +70,13 @@ class Stopwatch:
         yield
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - since, 2)
 
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
     def over(self, share: float) -> bool:
         """Whether this share of the time limit is used up."""
-        return self.limit is not None and time.monotonic() - self.began > share * self.limit
+        return self.limit is not None and self.elapsed > share * self.limit
 
 
 @dataclass(frozen=True)
@@ -102,50 +100,6 @@ class Ask:
     @property
     def sizes(self) -> Sizes:
         return Sizes(self.effort.calibration, self.effort.search, self.effort.evaluation)
-
-
-@dataclass(frozen=True)
-class Folder:
-    """`OUT.search/`: what a search has found so far. Kept when it fails, so that the next run goes on."""
-
-    path: Path
-
-    @staticmethod
-    def open(folder: Path, identity: Mapping[str, object], force: bool) -> Folder:
-        """Makes or resumes the folder.
-
-        Raises:
-            ResumeError: it belongs to a search of other things.
-        """
-        known = folder / IDENTITY
-        plain = json.loads(json.dumps(dict(identity)))
-        with one_sentence("making", folder):
-            if known.exists():
-                was = json.loads(known.read_text(encoding="utf-8"))
-                if was != plain:
-                    if not force:
-                        raise ResumeError(
-                            f"{folder} belongs to another search ({', '.join(differences(was, plain))}); remove it, "
-                            "or start over with --force."
-                        )
-                    for entry in folder.iterdir():
-                        if entry.name != LOCK:
-                            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            elif folder.exists() and not bare(folder):
-                raise OutputError(f"{folder} is in the way: it is not empty and not a search of ours; move it away.")
-            folder.mkdir(parents=True, exist_ok=True)
-            known.write_text(json.dumps(plain), encoding="utf-8")
-        return Folder(folder)
-
-    def load(self, name: str) -> object:
-        kept = self.path / name
-        return json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
-
-    def save(self, name: str, value: object) -> None:
-        part = self.path / f"{name}.part"
-        with one_sentence("writing", part):
-            part.write_text(json.dumps(value), encoding="utf-8")
-            part.replace(self.path / name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from regauge.engine.receipts import versions
-from regauge.kernels.cpu.machine import bandwidth
+from regauge.kernels.cpu.machine import bandwidth, load
 from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
 from regauge.measure.samples import continuations
 from regauge.search.allocation import Allocation
 from regauge.search.budgets import Budget
 from regauge.search.loop.build import costs, score
-from regauge.search.loop.desk import Desk
+from regauge.search.loop.desk import Desk, Stopwatch
 from regauge.search.loop.problem import Problem
 from regauge.search.loop.settle import Settled, reached
 from regauge.search.losses.trials import true_scores
@@ -33,7 +33,7 @@ class Figures:
     Attributes:
         points: the frontier, smallest first; the chosen one with its artifact's figures too.
         uniforms: every site alike, in memory.
-        against: the chosen point's variant in memory less that of each uniform.
+        against: the artifact less the variant in memory of each uniform.
     """
 
     points: tuple[Point, ...]
@@ -52,6 +52,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
     with watch.step("evaluation"):
         desk.clock.say("measure", "final figures on the evaluation text")
         figures = evaluate(desk, settled)
+    busy = load()
     with watch.step("costs"):
         desk.clock.say("measure", "speed and memory")
         spent = costs(source, settled.built.folder, ask.effort.turns, ask.effort.memory)
@@ -85,6 +86,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
         samples=samples,
         machine=machine().model_dump(mode="json"),
         bandwidth=bandwidth(),
+        load=busy,
         seconds=watch.seconds,
         versions=versions(),
         calibration={
@@ -95,7 +97,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
                 "evaluation": ask.effort.evaluation,
             },
         },
-        notes=(*texts.notes, *_notes(problem, settled)),
+        notes=(*texts.notes, *_late(watch), *_notes(problem, settled)),
     )
 
 
@@ -123,9 +125,9 @@ def evaluate(desk: Desk, settled: Settled) -> Figures:
         chosen=chosen,
         uniforms=tuple(uniforms.values()),
         against={
-            name: paired(scores[chosen], others[name], seed)
+            name: paired(made, others[name], seed)
             for name, point in uniforms.items()
-            if point.bytes_predicted >= points[chosen].bytes_predicted * 0.9
+            if point.bytes_predicted >= settled.built.bytes * 0.9
         },
         quality=quality,
         original=summarise(_itself(made), seed),
@@ -234,6 +236,17 @@ def _samples(desk: Desk, settled: Settled) -> tuple[Sample, ...]:
     before = continuations(host.whole(source), tokenizer, prompts)
     after = continuations(host.load(settled.built.folder), tokenizer, prompts)
     return tuple(Sample(prompt=p, original=a, compressed=b) for p, a, b in zip(prompts, before, after, strict=True))
+
+
+def _late(watch: Stopwatch) -> list[str]:
+    """What is to be said where the least that a search does took longer than the user gave."""
+    if watch.limit is None or watch.elapsed <= watch.limit:
+        return []
+    return [
+        f"--time asked for {watch.limit:g} s and the search took {watch.elapsed:.0f} s: it says how much effort is "
+        "made and is no limit; texts are read, every option is rounded and one artifact is built and measured at the "
+        "least"
+    ]
 
 
 def _notes(problem: Problem, settled: Settled) -> list[str]:

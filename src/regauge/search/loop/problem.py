@@ -1,7 +1,8 @@
 """What is known so far about every option, as the allocation sees it; and the measurements that sharpen it.
 
 A `Problem` is the subject with its options on the shelf, predicted losses, and true KLs as they come in. Every
-measurement goes to a ledger on disk, so that a search that was killed measures nothing twice.
+measurement is kept on disk, so that a search that was killed measures nothing twice. What an earlier run measured is
+known only once it is asked for again, so that a run that goes on decides as one that was left alone.
 Units: bytes; KL in nats a token; ms a token.
 """
 
@@ -11,11 +12,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from regauge.search.allocation import Allocation, Bound, Candidate, allocate
+from regauge.search.kept import Folder
 from regauge.search.losses.correction import Check, check, corrected
 from regauge.search.losses.fisher import Losses
 from regauge.search.losses.shelf import Shelf
@@ -26,6 +27,7 @@ from regauge.text.windows import Windows
 
 Say = Callable[[str, int, int], None]
 ROUGH = 1e-3  # relative gap where losses are less certain than that
+LEDGER = "ledger.json"
 CHUNK = 16  # variants measured between two writes of the ledger
 
 
@@ -38,7 +40,9 @@ class Problem:
         windows: the search text.
         fixed: bytes that no choice changes.
         costs: resource → group → option → ms a token; empty where no speed is asked for.
-        ledger: true KL of variants by key; see `key`.
+        folder: where measurements are kept.
+        ledger: true KL of the variants that this run asked for, by key; see `key`.
+        kept: what this run or an earlier one measured.
     """
 
     subject: Subject
@@ -46,9 +50,10 @@ class Problem:
     windows: Windows
     predicted: Losses
     fixed: float
-    folder: Path
+    folder: Folder
     costs: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     ledger: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)
     say: Say = lambda _, __, ___: None
 
     @property
@@ -56,16 +61,17 @@ class Problem:
         return self.shelf.groups
 
     def measure(self, variants: Sequence[Picks]) -> list[float]:
-        """True KL of variants on the search text; those in the ledger are not run again."""
+        """True KL of variants on the search text; those that are kept are not run again."""
         keys = [key(picks) for picks in variants]
-        missing = {name: picks for name, picks in zip(keys, variants, strict=True) if name not in self.ledger}
+        missing = {name: picks for name, picks in zip(keys, variants, strict=True) if name not in self.kept}
         names = list(missing)
         for start in range(0, len(names), CHUNK):
             self.say("trials", start, len(names))
             part = names[start : start + CHUNK]
             found = true_kl(self.subject, self.shelf, self.windows, [missing[name] for name in part])
-            self.ledger.update(zip(part, found, strict=True))
-            self._save()
+            self.kept.update(zip(part, found, strict=True))
+            self.folder.save(LEDGER, self.kept)
+        self.ledger.update((name, self.kept[name]) for name in keys)
         return [self.ledger[name] for name in keys]
 
     def singles(self) -> Losses:
@@ -180,11 +186,6 @@ class Problem:
             best = winner
         return best
 
-    def _save(self) -> None:
-        part = self.folder / "ledger.part"
-        part.write_text(json.dumps(self.ledger), encoding="utf-8")
-        part.replace(self.folder / "ledger.json")
-
 
 def key(picks: Picks) -> str:
     """A short name of a variant, the same in every run."""
@@ -192,10 +193,7 @@ def key(picks: Picks) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def read_ledger(folder: Path) -> dict[str, float]:
+def read_ledger(folder: Folder) -> dict[str, float]:
     """What an earlier run measured; nothing where it left nothing that can be read."""
-    try:
-        found = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {str(name): float(value) for name, value in found.items()}
+    found = folder.load(LEDGER)
+    return {str(name): float(value) for name, value in found.items()} if type(found) is dict else {}

@@ -75,10 +75,13 @@ def settle(desk: Desk, problem: Problem) -> Settled:
         goal = Goal(tuple(_held(desk, problem, budget) for budget in ask.budgets), ask.floors)
         frontier = _frontier(problem, ask.effort.points)
     builds: list[Build] = []
-    missed = ""
+    missed, tried = "", set[tuple[int, ...]]()
     for attempt in range(ask.effort.builds):
         with watch.step("allocation"):
             point, why = _choose(desk, problem, goal, frontier)
+        if point.picks in tried:
+            break  # built again it would be the same
+        tried.add(point.picks)
         predicted = problem.size(problem.picks(point))
         with watch.step("build"):
             desk.clock.say("build", f"artifact {attempt + 1}: {predicted:,.0f} bytes predicted")
@@ -91,7 +94,8 @@ def settle(desk: Desk, problem: Problem) -> Settled:
         builds.append(_told(problem, point, built, spent, missed))
         if not missed:
             return Settled(problem, point, _with(frontier, point), built, tuple(builds), why, spent, goal)
-    raise BudgetError(f"after {ask.effort.builds} artifacts the budgets are still missed: {missed}. Ask for less.")
+    many = f"{len(builds)} artifacts" if len(builds) > 1 else "the best artifact that we know to make"
+    raise BudgetError(f"after {many} the budgets are still missed: {missed}. Ask for less.")
 
 
 def _held(desk: Desk, problem: Problem, budget: Budget) -> Held:

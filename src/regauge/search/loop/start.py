@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from regauge.artifact.disk import check_disk
+from regauge.engine.estimate import speed
 from regauge.errors import BudgetError
 from regauge.hosts.base import Source
+from regauge.kernels.cpu.machine import cpus
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
 from regauge.search.loop.desk import Ask, Desk
@@ -20,8 +23,6 @@ from regauge.search.options import FULL, SiteGroup, group_bytes, site_groups
 from regauge.search.record import Run
 from regauge.search.subject import batches
 from regauge.text.split import Texts
-from regauge.text.tokens import frame
-from regauge.text.windows import cut
 from regauge.version import __version__
 
 ROWS = 2048  # tokens of a batch
@@ -66,7 +67,8 @@ def estimate(source: Source, ask: Ask) -> Run:
         f"passes: one over {effort.calibration:,} calibration tokens that rounds every option, one backward over "
         f"{effort.gradient:,}, then up to {variants} variants of "
         f"{effort.search:,} tokens, and {effort.evaluation:,} tokens for the final figures",
-        f"about {flops / 5e10 + room(groups) / 4e6 + 30:.0f} s on two cores",
+        f"about {_seconds(flops, room(groups)):.0f} s with {torch.get_num_threads()} threads on the {cpus()} CPUs that "
+        "this process may use: an estimate from one product timed here",
     )
     return Run(
         regauge=__version__,
@@ -87,6 +89,11 @@ def estimate(source: Source, ask: Ask) -> Run:
     )
 
 
+def _seconds(flops: float, rounded: int) -> float:
+    """An estimate. `rounded`: bytes of codes of all options, of which two CPUs make some 4 MB a second."""
+    return 1.5 * flops * speed() + rounded / (2e6 * min(cpus(), torch.get_num_threads())) + 30
+
+
 def begin(desk: Desk) -> Problem:
     """Every option rounded, the backward pass done, embedding and head measured, predictions checked on a sample."""
     subject, folder, effort, watch = desk.subject, desk.folder, desk.ask.effort, desk.watch
@@ -98,21 +105,22 @@ def begin(desk: Desk) -> Problem:
         desk.clock.show(step, int(100 * share), 100)
 
     predicted = folder.load("fisher.json")
-    if predicted is None:
-        inputs = calibration_batches(source, desk.texts, effort.calibration)
+    if predicted is None or not shelf.complete(subject.blocks):
+        inputs = calibration_batches(desk.texts, effort.calibration)
         with watch.step("rounding"):
             borders = forward(subject, shelf, inputs, max(1, -(-effort.gradient // inputs[0].numel())), show)
-        with watch.step("sensitivity"):
-            predicted = fisher(subject, shelf, borders, desk.ask.seed, show)
-            folder.save("fisher.json", predicted)
+        if predicted is None:
+            with watch.step("sensitivity"):
+                predicted = fisher(subject, shelf, borders, desk.ask.seed, show)
+                folder.save("fisher.json", predicted)
     problem = Problem(
         subject=subject,
         shelf=shelf,
         windows=desk.texts.search,
         predicted=_losses(predicted),
         fixed=float(fixed_bytes(source, groups, subject.itemsize)),
-        folder=folder.path,
-        ledger=read_ledger(folder.path),
+        folder=folder,
+        kept=read_ledger(folder),
         say=desk.clock.show,
     )
     with watch.step("trials"):
@@ -120,12 +128,9 @@ def begin(desk: Desk) -> Problem:
     return problem
 
 
-def calibration_batches(source: Source, texts: Texts, tokens: int) -> list[Tensor]:
-    """Whole windows of the calibration text, in batches."""
-    tokenizer = source.tokenizer()
-    found = cut(texts.calibration, tokenizer, texts.length, before=frame(tokenizer)[0])
-    whole = [ids for ids in found.ids if len(ids) == texts.length]
-    return batches(whole[: max(1, tokens // texts.length)], ROWS)
+def calibration_batches(texts: Texts, tokens: int) -> list[Tensor]:
+    """Windows of the calibration text, in batches."""
+    return batches(texts.windows_NT[: max(1, tokens // texts.length)], ROWS)
 
 
 def _losses(found: object) -> Losses:

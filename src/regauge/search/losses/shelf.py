@@ -1,27 +1,27 @@
 """Every option of every site, rounded once and kept on disk: what sensitivity, trials and resumption read.
 
-One safetensors file a block, written whole and renamed, so a search that was killed rounds nothing twice. Codes take a
-byte an element; at a dozen options a site that is six times the source in bf16, which `room` says before it starts.
+One safetensors file a block, written whole and renamed with its hash beside it, so a search that was killed rounds
+nothing twice, and what was cut or changed since is rounded again. Codes take a byte an element; at a dozen options a
+site that is six times the source in bf16, which `room` says before it starts.
 Legend: O output channels, I input channels, G groups.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from regauge import parts
 from regauge.anatomy.model import Weights
-from regauge.errors import OutputError
+from regauge.artifact import files
 from regauge.formats.base import Codes, Step
 from regauge.rounding.base import Stats
+from regauge.search.kept import seal, whole
 from regauge.search.options import Option, SiteGroup
 
 
@@ -37,12 +37,21 @@ class Shelf:
     folder: Path
     groups: tuple[SiteGroup, ...]
     _open: dict[Path, Any] = field(default_factory=dict, repr=False)
+    _whole: set[Path] = field(default_factory=set, repr=False)
 
     def path(self, block: int | None) -> Path:
         return self.folder / f"options-{'outer' if block is None else block}.safetensors"
 
     def has(self, block: int | None) -> bool:
-        return self.path(block).exists()
+        """Whether a block's options are there as they were written; hashed once."""
+        path = self.path(block)
+        if path not in self._whole and whole(path):
+            self._whole.add(path)
+        return path in self._whole
+
+    def complete(self, blocks: int) -> bool:
+        """Whether nothing has to be rounded."""
+        return all(self.has(block) for block in (None, *range(blocks)))
 
     def fill(self, block: int | None, weights: Weights, stats: Mapping[str, Stats]) -> None:
         """Rounds every option of every site of a block, and writes the file."""
@@ -62,13 +71,8 @@ class Shelf:
                     tensors[f"{key}|scale"] = codes.step.scale_G1.contiguous()
                     if codes.step.zero_G1 is not None:
                         tensors[f"{key}|zero"] = codes.step.zero_G1.contiguous()
-        part = self.path(block).with_suffix(".part")
-        try:
-            save_file(tensors, part)
-            os.replace(part, self.path(block))
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OutputError(f"{self.folder} cannot be written: {error.strerror}.") from error
+        seal(self.path(block), lambda part: files.write(part, tensors))
+        self._whole.add(self.path(block))
 
     def weight(self, site: str, option: Option, block: int | None) -> Tensor:
         """The rounded weight, float32 (O, I). Full-precision options have none here."""

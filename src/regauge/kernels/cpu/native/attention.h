@@ -145,9 +145,12 @@ inline void attend_any(const rg_block &b, const float *q, const Rows &held, int 
   const size_t key_row = static_cast<size_t>(d) * (held.keys_dtype == RG_F32 ? 4 : 2), value_row = static_cast<size_t>(d) * (held.values_dtype == RG_F32 ? 4 : 2);
   for (int t = from; t < to; ++t) {
     Floats sum = zero_floats();
-    // Rows of q are padded: what follows a head is multiplied by zeros of the key.
-    for (int i = 0; i < d; i += PANEL)
-      sum = fma(load_cached(held.keys + key_row * static_cast<size_t>(t), i, d - i < PANEL ? d - i : PANEL, held.keys_dtype), load_floats(q + i), sum);
+    // Nothing is read past the head: what follows may be no number, and zeros of the key would not hide it.
+    for (int i = 0; i < d; i += PANEL) {
+      const int count = d - i < PANEL ? d - i : PANEL;
+      const Floats own = load_cached(reinterpret_cast<const uint8_t *>(q), i, count, RG_F32);
+      sum = fma(load_cached(held.keys + key_row * static_cast<size_t>(t), i, count, held.keys_dtype), own, sum);
+    }
     scores[t] = total(sum);
   }
   soften(b, scores, from, to);

@@ -95,12 +95,12 @@ inline int gemm(const rg_matrix *given, const void *x, const int8_t *xq, const f
   }
   IntegerTable integers{};
   if (m.value == RG_TABLE) integers = integer_table(m.table, 1 << m.bits);
-  if (m.value == RG_FLOAT || integers.wide) return 1;
+  if (m.value == RG_FLOAT || integers.wide) return RG_UNSOUND;
   const int offset = m.value == RG_TABLE ? integers.offset : m.offset;
   const int64_t tiles = (tokens + TILE - 1) / TILE;
   const size_t words = static_cast<size_t>(tiles) * (l.padded / 4) * TILE, entries = static_cast<size_t>(tiles) * l.groups * TILE;
   uint8_t *memory = static_cast<uint8_t *>(__builtin_malloc((words + entries * 2) * 4 + 64));
-  if (!memory) return 1;
+  if (!memory) return RG_NO_MEMORY;
   Tiles t;
   t.words = reinterpret_cast<int32_t *>(aligned(memory));
   t.sums = t.words + words;
@@ -180,7 +180,7 @@ inline int gemm(const rg_matrix *given, const void *x, const int8_t *xq, const f
     }
   });
   __builtin_free(memory);
-  return failed.load();
+  return failed.load() ? RG_NO_MEMORY : RG_DONE;
 }
 
 }  // namespace

@@ -131,6 +131,29 @@ struct Layout {
         panels((m.rows + PANEL - 1) / PANEL) {}
 };
 
+// The greatest sizes: sums of a group of 8-bit products stay below 2^31, and bytes of a panel's group are an int.
+constexpr int MOST_COLUMNS = 1 << 26, MOST_ROWS = 1 << 30, MOST_GROUP = 1 << 16;
+
+// A matrix of codes that every kernel can read, if its memory is there.
+inline bool sound(const rg_matrix &m) {
+  if (m.rows < 1 || m.rows > MOST_ROWS || m.columns < 1 || m.columns > MOST_COLUMNS || m.bits < 1 || m.bits > 8) return false;
+  if (m.group < 1 || m.group > MOST_GROUP || m.group % unit_of(m.bits) || m.zero < 0 || m.zero > 1) return false;
+  if (m.step < RG_STEP_NONE || m.step > RG_STEP_E4M3 || m.value < RG_INT || m.value > RG_FLOAT) return false;
+  if (m.offset < -256 || m.offset > 256) return false;
+  if (m.value == RG_TABLE && (m.bits > 4 || !m.table)) return false;
+  if (m.value == RG_FLOAT && (m.bits < 2 || m.mantissa < 0 || m.mantissa >= m.bits || m.bias < -1000 || m.bias > 1000)) return false;
+  return !m.stride || m.stride >= static_cast<int64_t>(Layout(m).record) * Layout(m).groups;
+}
+
+inline bool sound_dtype(int dtype) { return dtype >= RG_F32 && dtype <= RG_F16; }
+
+// A matrix in full precision that a step can read.
+inline bool sound_full(const rg_matrix &m) {
+  if (m.value != RG_FULL || m.rows < 1 || m.rows > MOST_ROWS || m.columns < 1 || m.columns > MOST_COLUMNS || m.group != m.columns) return false;
+  if (!sound_dtype(m.bits) || m.step != RG_STEP_NONE || m.zero || !m.panels) return false;
+  return !m.stride || m.stride >= static_cast<int64_t>(m.columns) * (m.bits == RG_F32 ? 4 : 2);
+}
+
 // The 16 steps of a group.
 RG_INLINE Floats load_steps(const uint8_t *p, int kind) {
   switch (kind) {

@@ -61,14 +61,18 @@ inline int decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t
   const Layout l(*m);
   float values[256];
   value_table(*m, values);
-  if (stop <= start) return 0;
+  if (stop <= start) return RG_DONE;
   threads = worth(threads, static_cast<size_t>(stop - start) * m->columns / 4);
   rg::Share share;
+  std::atomic<int> failed{0};
   // A piece is one row by number, or what is wanted of one panel.
   const int64_t first_panel = start / PANEL, pieces = index ? stop - start : (stop - 1) / PANEL - first_panel + 1;
   rg::parallel(threads, [&](int thread, rg::Team &team) {
     uint8_t *memory = scratch(static_cast<size_t>(m->group) * PANEL + static_cast<size_t>(l.padded) * PANEL * 4 + 256);
-    if (!memory) return;
+    if (!memory) {  // its rows are left to the others, who may not come to them
+      failed.store(1);
+      return;
+    }
     uint8_t *steps = aligned(memory);
     float *rows = reinterpret_cast<float *>(aligned(steps + static_cast<size_t>(m->group) * PANEL));
     int64_t piece, after;
@@ -96,7 +100,7 @@ inline int decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t
         store_row(out, (from + r) * m->columns, m->columns, dtype, rows + static_cast<size_t>(r) * l.padded);
     }
   });
-  return 0;
+  return failed.load() ? RG_NO_MEMORY : RG_DONE;
 }
 
 // Exact: sum of (code - offset) x over all columns, for 16 rows and one token.
@@ -119,9 +123,9 @@ inline int integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tok
   const Layout l(*m);
   threads = worth(threads, l.panel * static_cast<size_t>(l.panels));
   const int64_t top = static_cast<int64_t>(l.padded) * ((1 << m->bits) - 1) * 128;
-  if (m->value != RG_INT || top > INT32_MAX / 2) return 1;
+  if (m->value != RG_INT || top > INT32_MAX / 2) return RG_UNSOUND;
   uint8_t *memory = scratch(static_cast<size_t>(l.padded) + 128);
-  if (!memory) return 1;
+  if (!memory) return RG_NO_MEMORY;
   int8_t *row = reinterpret_cast<int8_t *>(aligned(memory));
   for (int64_t t = 0; t < tokens; ++t) {
     std::memset(row, 0, static_cast<size_t>(l.padded));
@@ -152,7 +156,7 @@ inline int integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tok
       }
     });
   }
-  return 0;
+  return RG_DONE;
 }
 
 }  // namespace

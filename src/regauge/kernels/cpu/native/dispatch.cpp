@@ -52,10 +52,19 @@ const Level &level() {
 
 const rg::Kernels &kernels() { return *level().kernels; }
 
-bool sound(const rg_matrix *m) {
-  return m && m->rows > 0 && m->columns > 0 && m->bits >= 1 && m->bits <= 8 && m->group > 0 &&
-         m->group % unit_of(m->bits) == 0 && (m->value != RG_TABLE || (m->bits <= 4 && m->table)) &&
-         (!m->stride || m->stride >= static_cast<int64_t>(Layout(*m).record) * Layout(*m).groups);
+bool readable(const rg_matrix *m) { return m && sound(*m) && m->panels; }
+
+bool rounds(int activations) {
+  return (activations >= RG_INT8 && activations <= RG_FLOAT32) || (activations >= RG_TOKEN + 2 && activations <= RG_TOKEN + 8);
+}
+
+// Huge pages, where the system has them.
+void ask_for_huge_pages(void *memory, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  madvise(memory, bytes, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
 }
 
 }  // namespace
@@ -78,14 +87,6 @@ int rg_set_level(const char *name) {
   return 1;
 }
 
-void rg_touch(void *memory, size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  madvise(memory, bytes, MADV_HUGEPAGE);
-#else
-  (void)memory, (void)bytes;
-#endif
-}
-
 double rg_bandwidth(int threads, size_t bytes, double seconds) {
   const size_t huge = size_t{2} << 20;
   bytes = bytes / huge * huge;
@@ -93,7 +94,7 @@ double rg_bandwidth(int threads, size_t bytes, double seconds) {
   void *raw = mmap(nullptr, bytes + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) return 0;
   uint8_t *memory = reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(raw) + huge - 1) & ~(huge - 1));
-  rg_touch(memory, bytes);
+  ask_for_huge_pages(memory, bytes);
   std::memset(memory, 1, bytes);
   using Clock = std::chrono::steady_clock;
   double best = 0;
@@ -115,11 +116,10 @@ double rg_bandwidth(int threads, size_t bytes, double seconds) {
   return best;
 }
 
-int rg_unit(int bits) { return bits >= 1 && bits <= 8 ? unit_of(bits) : 0; }
-size_t rg_panel_bytes(const rg_matrix *m) { return sound(m) ? Layout(*m).panel : 0; }
+size_t rg_panel_bytes(const rg_matrix *m) { return m && sound(*m) ? Layout(*m).panel : 0; }
 
 int rg_pack(const rg_matrix *m, const uint8_t *codes, const void *steps, const uint8_t *zeros, uint8_t *panels, int threads) {
-  if (!sound(m) || (m->zero && !zeros) || (m->step != RG_STEP_NONE && !steps)) return 1;
+  if (!m || !sound(*m) || !codes || !panels || (m->zero && !zeros) || (m->step != RG_STEP_NONE && !steps)) return RG_UNSOUND;
   const Layout l(*m);
   const int size = step_bytes(m->step);
   rg::Share share;
@@ -150,7 +150,7 @@ int rg_pack(const rg_matrix *m, const uint8_t *codes, const void *steps, const u
 }
 
 int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads) {
-  if (!sound(m)) return 1;
+  if (!readable(m) || !codes) return RG_UNSOUND;
   const Layout l(*m);
   rg::Share share;
   rg::parallel(threads, [&](int thread, rg::Team &team) {
@@ -172,23 +172,26 @@ int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads) {
 }
 
 int rg_decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t *index, void *out, int dtype, int threads) {
-  if (!sound(m)) return 1;
+  if (!readable(m) || (stop > start && !out) || !sound_dtype(dtype)) return RG_UNSOUND;
+  if (start < 0 || (!index && stop > m->rows)) return RG_NO_ROW;
   for (int64_t i = start; index && i < stop; ++i)
-    if (index[i] < 0 || index[i] >= m->rows) return 2;
-  if (!index && (start < 0 || stop > m->rows)) return 2;
+    if (index[i] < 0 || index[i] >= m->rows) return RG_NO_ROW;
   return kernels().decode(m, start, stop, index, out, dtype, threads);
 }
 
 int rg_linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dtype, int activations, int threads) {
-  return sound(m) ? kernels().linear(m, x, y, tokens, dtype, activations, threads) : 1;
+  if (!readable(m) || tokens < 0 || (tokens && (!x || !y)) || !sound_dtype(dtype) || !rounds(activations)) return RG_UNSOUND;
+  return kernels().linear(m, x, y, tokens, dtype, activations, threads);
 }
 
 int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const float *token_steps, void *y, int64_t tokens, int dtype, int threads) {
-  return sound(m) ? kernels().gemm(m, x, xq, token_steps, y, tokens, dtype, threads) : 1;
+  if (!readable(m) || tokens < 0 || (tokens && ((!x && !xq) || !y)) || !sound_dtype(dtype)) return RG_UNSOUND;
+  return kernels().gemm(m, x, xq, token_steps, y, tokens, dtype, threads);
 }
 
 int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads) {
-  return sound(m) ? kernels().integers(m, x, y, tokens, threads) : 1;
+  if (!readable(m) || tokens < 0 || (tokens && (!x || !y))) return RG_UNSOUND;
+  return kernels().integers(m, x, y, tokens, threads);
 }
 
 #if defined(__x86_64__) && defined(__linux__) && !defined(RG_ONLY)

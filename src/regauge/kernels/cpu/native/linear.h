@@ -6,7 +6,8 @@
 
 namespace {
 
-// Memory of the calling thread that grows and stays; WHICH: of several in use at once.
+// Memory of the calling thread that grows and stays; WHICH: of several in use at once. Under a sanitiser it is as long as
+// what was asked for, each time anew, so that one byte too many is seen.
 template <int WHICH = 0>
 inline uint8_t *scratch(size_t bytes) {
   struct Buffer {
@@ -15,9 +16,14 @@ inline uint8_t *scratch(size_t bytes) {
     ~Buffer() { __builtin_free(data); }
   };
   static thread_local Buffer buffer;
-  if (buffer.size < bytes) {
+#if defined(RG_EXACT)
+  constexpr bool exact = true;
+#else
+  constexpr bool exact = false;
+#endif
+  if (exact || buffer.size < bytes) {
     __builtin_free(buffer.data);
-    bytes += bytes / 2;
+    if (!exact) bytes += bytes / 2;
     buffer.data = static_cast<uint8_t *>(__builtin_malloc(bytes));
     buffer.size = buffer.data ? bytes : 0;
   }
@@ -152,13 +158,6 @@ template <int B>
 inline void panel_of(const Ready &a, const uint8_t *panel, const Inputs &in, int count, int64_t number, float *out) {
   int t = 0;
   Floats scale = a.m->row_scale ? load_floats(a.m->row_scale + number * PANEL) : set_floats(1.0f);
-#if defined(RG_LEAN)  // fewer kernels, which compile in a third of the time
-  for (; t < count - 1; ++t) {
-    Floats sum[1];
-    one_panel<B, 1>(a, panel, in, t, sum);
-    store_floats(out + t * PANEL, sum[0] * scale);
-  }
-#else
   if (count == 4) {
     Floats sum[4];
     one_panel<B, 4>(a, panel, in, 0, sum);
@@ -170,7 +169,6 @@ inline void panel_of(const Ready &a, const uint8_t *panel, const Inputs &in, int
     one_panel<B, 2>(a, panel, in, t, sum);
     for (int r = 0; r < 2; ++r) store_floats(out + (t + r) * PANEL, sum[r] * scale);
   }
-#endif
   if (t < count) {
     Floats sum[1];
     one_panel<B, 1>(a, panel, in, t, sum);
@@ -245,8 +243,9 @@ inline int64_t panels_at_once(const Layout &l, int threads) {
   return by_bytes < even ? by_bytes : even > 0 ? even : 1;
 }
 
-// As many threads as have some 32 KB each to read: waking one costs as much.
+// As many threads as have some 32 KB each to read, and one at least: waking one costs as much.
 inline int worth(int threads, size_t bytes) {
+  if (threads < 1) return 1;
   const size_t most = bytes / 32768 + 1;
   return most < static_cast<size_t>(threads) ? static_cast<int>(most) : threads;
 }
@@ -256,7 +255,7 @@ inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, in
   threads = worth(threads, a.l.panel * static_cast<size_t>(a.l.panels));
   const size_t each = inputs_bytes(a.l), row = (static_cast<size_t>(m->columns) * 4 + 127) / 64 * 64;
   uint8_t *memory = scratch(FEW * each + FEW * row + 64);
-  if (!memory) return 1;
+  if (!memory) return RG_NO_MEMORY;
   for (int64_t first = 0; first < tokens; first += FEW) {
     const int count = static_cast<int>(tokens - first < FEW ? tokens - first : FEW);
     Inputs in;
@@ -279,7 +278,7 @@ inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, in
       }
     });
   }
-  return 0;
+  return RG_DONE;
 }
 
 }  // namespace

@@ -3,15 +3,17 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
-#include <chrono>
 #include <condition_variable>
-#include <mutex>
+#include <cstdio>
 #include <cstring>
+#include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
 #if defined(__linux__)
 #include <link.h>
+#include <sched.h>
 #endif
 
 #if defined(__x86_64__)
@@ -61,11 +63,16 @@ struct Pool {
   }
 
   void go(int threads, Task what, void *with) {
-    while (static_cast<int>(workers.size()) < threads - 1) {
-      const int thread = static_cast<int>(workers.size()) + 1;
-      const uint64_t seen = run_number.load();
-      workers.emplace_back([this, thread, seen] { serve(thread, seen); });
-      workers.back().detach();
+    try {
+      while (static_cast<int>(workers.size()) < threads - 1) {
+        const int thread = static_cast<int>(workers.size()) + 1;
+        const uint64_t seen = run_number.load();
+        workers.reserve(workers.size() + 1);
+        workers.emplace_back([this, thread, seen] { serve(thread, seen); });
+        workers.back().detach();
+      }
+    } catch (...) {  // the system gives no more: fewer do it
+      threads = static_cast<int>(workers.size()) + 1;
     }
     task = what;
     context = with;
@@ -128,31 +135,88 @@ const OpenMP &openmp() {
 struct Loop {
   Task task;
   void *context;
-  Team team;
+  Team team{};
 
   static void go(void *data) {
     Loop &loop = *static_cast<Loop *>(data);
     const int threads = openmp().threads();  // fewer than asked for where the runtime has a limit, or inside another loop
-    __atomic_store_n(&loop.team.threads, threads, __ATOMIC_RELAXED);
+    loop.team.threads.store(threads, std::memory_order_relaxed);
     loop.task(loop.context, openmp().thread(), loop.team);
   }
 };
+
+#if defined(__linux__)
+// The control group's quota in CPUs, rounded up, or 0 for none: the least of the groups from the process's own to the
+// root. Version 2, and version 1 where it is mounted as usual.
+int quota_of(const char *file, const char *second) {
+  char text[64] = "";
+  long long limit = -1, period = 0;
+  for (const char *path : {file, second}) {
+    if (!path) break;
+    std::FILE *from = std::fopen(path, "re");
+    if (!from) return 0;
+    const size_t some = std::fread(text, 1, sizeof text - 1, from);
+    text[some] = 0;
+    std::fclose(from);
+    if (second) std::sscanf(text, "%lld", path == file ? &limit : &period);
+    else std::sscanf(text, "%lld %lld", &limit, &period);  // "max" leaves -1
+  }
+  return limit > 0 && period > 0 ? static_cast<int>((limit + period - 1) / period) : 0;
+}
+
+int quota() {
+  int least = quota_of("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+  char line[4096];
+  std::FILE *from = std::fopen("/proc/self/cgroup", "re");
+  if (!from) return least;
+  while (std::fgets(line, sizeof line, from)) {
+    if (std::strncmp(line, "0::", 3) != 0) continue;
+    char path[4400];
+    char *own = line + 3;
+    own[std::strcspn(own, "\n")] = 0;
+    for (;;) {
+      std::snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", std::strcmp(own, "/") ? own : "");
+      const int found = quota_of(path, nullptr);
+      if (found && (!least || found < least)) least = found;
+      char *last = std::strrchr(own, '/');
+      if (!last || !*own) break;
+      *last = 0;
+    }
+  }
+  std::fclose(from);
+  return least;
+}
+#endif
 
 // Never destroyed: workers may outlive static destruction. A forked child has no workers, so it gets a new pool.
 Pool *pool = nullptr;
 std::once_flag once;
 
-void renew() { pool = new Pool; }
+void renew() { pool = new (std::nothrow) Pool; }
 
-Pool &the_pool() {
+Pool *the_pool() {
   std::call_once(once, [] {
     renew();
     pthread_atfork(nullptr, nullptr, renew);
   });
-  return *pool;
+  return pool;
 }
 
 }  // namespace
+
+int cpus() {
+#if defined(__linux__)
+  static const int allowed = quota();  // a quota that changes later is not seen; affinity is asked for each time
+  cpu_set_t set;
+  int found = 0;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) found = CPU_COUNT(&set);
+  else found = static_cast<int>(std::thread::hardware_concurrency());  // more CPUs than the set holds
+  if (allowed && allowed < found) found = allowed;
+#else
+  const int found = static_cast<int>(std::thread::hardware_concurrency());
+#endif
+  return found > 0 ? found : 1;
+}
 
 void Team::wait_for(int mine) {
   for (int spins = 0; turn.load(std::memory_order_acquire) == mine; ++spins) {
@@ -162,16 +226,19 @@ void Team::wait_for(int mine) {
 }
 
 void run(int threads, Task task, void *context) {
+  if (threads > 1) {
+    const int most = cpus();
+    threads = threads < most ? threads : most;
+  }
   if (threads > 1 && openmp().parallel && !forked.load(std::memory_order_relaxed)) {
-    Loop loop{task, context, {}};
+    Loop loop{task, context};
     openmp().parallel(&Loop::go, &loop, static_cast<unsigned>(threads), 0);
     return;
   }
-  if (threads > 1) {
-    Pool &shared = the_pool();
-    std::unique_lock<std::mutex> mine(shared.busy, std::try_to_lock);
+  if (Pool *shared = threads > 1 ? the_pool() : nullptr) {
+    std::unique_lock<std::mutex> mine(shared->busy, std::try_to_lock);
     if (mine.owns_lock()) {
-      shared.go(threads, task, context);
+      shared->go(threads, task, context);
       return;
     }
   }

@@ -1,5 +1,7 @@
 // The threads of a run: those of torch's OpenMP where the process has it, so that two pools never wait for each other's
 // cores; else one pool of our own for the process, and a second caller that finds it busy runs alone on its own thread.
+// Never more of them than the CPUs that the process may use: threads that wait for one that does not run take ten times
+// as long as one thread alone.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -8,15 +10,16 @@ namespace rg {
 
 // What the threads of one run share.
 struct Team {
-  int threads = 1;
+  std::atomic<int> threads{1};
   std::atomic<int> arrived{0};
   std::atomic<int> turn{0};
 
   // Everybody waits here for everybody.
   void barrier() {
-    if (threads == 1) return;
+    const int all = threads.load(std::memory_order_relaxed);
+    if (all == 1) return;
     const int mine = turn.load(std::memory_order_relaxed);
-    if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+    if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == all) {
       arrived.store(0, std::memory_order_relaxed);
       turn.store(mine + 1, std::memory_order_release);
       return;
@@ -29,6 +32,9 @@ struct Team {
 };
 
 using Task = void (*)(void *context, int thread, Team &team);
+
+// CPUs that this process may use: of its affinity, and of the quota of its control group, rounded up. At least 1.
+int cpus();
 
 // Runs task(context, 0 ... n - 1, team) on n threads, n <= `threads`; returns when all are done.
 void run(int threads, Task task, void *context);

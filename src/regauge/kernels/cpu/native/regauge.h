@@ -7,8 +7,8 @@
 // that fewer bits of a matrix are its first planes (3 and 8 bits are one plane: codes.h). Rows are padded to 16, inputs
 // to whole groups (codes and activations of 0).
 //
-// w = step * (value(code) - zero) * row_scale.   Nothing here throws or allocates on the way back to the caller; a
-// function that can refuse returns 0 for done and a number > 0 otherwise.
+// w = step * (value(code) - zero) * row_scale.   Nothing here throws; a function that can refuse answers an rg_answer.
+// What cannot be seen from here is the caller's to check: that memory is as long as the shapes say.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -36,13 +36,19 @@ enum rg_value_kind { RG_INT = 0, RG_TABLE = 1, RG_FLOAT = 2, RG_FULL = 3 };
 // RG_TOKEN + b: one step a token and b signed bits (2 ... 8), the rounding that the artifact asks for.
 enum rg_activations { RG_INT8 = 0, RG_INT16 = 1, RG_FLOAT32 = 2, RG_TOKEN = 16 };
 
+// NO_MEMORY: for what the threads work in; what was to be written may be written in part. UNSOUND: sizes that do not fit
+// together, a kind that there is not, a product that this kind of matrix does not have. NO_ROW: a row that is not there.
+// Of rg_step: UNREAD: a store has a packed part, which no kernel reads yet. GONE: attention would read tokens that a
+// store has let go. FULL_STORE: no room for the new tokens.
+enum rg_answer { RG_DONE = 0, RG_NO_MEMORY = 1, RG_UNSOUND = 2, RG_UNREAD = 3, RG_GONE = 4, RG_FULL_STORE = 5, RG_NO_ROW = 6 };
+
 typedef struct rg_matrix {
   const uint8_t *panels;
   const float *row_scale;  // a multiplier a row, `rows` padded to 16; or NULL
   const float *table;      // RG_TABLE: 2^bits values
   int32_t rows, columns;
   int32_t bits;            // 1 ... 8 a code
-  int32_t group;           // inputs a group: a multiple of rg_unit(bits)
+  int32_t group;           // inputs a group: at most 65536, a multiple of a block of codes (codes.h)
   int32_t step;            // rg_step_kind
   int32_t zero;            // 1: every group has zero points
   int32_t value;           // rg_value_kind
@@ -58,11 +64,9 @@ RG_API int rg_abi(void);
 RG_API const char *rg_level(void);              // portable, avx2, avx512, vnni, neon
 RG_API int rg_set_level(const char *name);      // 0; 1 unknown name; 2 this CPU lacks it
 RG_API double rg_bandwidth(int threads, size_t bytes, double seconds);  // bytes a second, read once in order; <= 0: no memory
-RG_API void rg_touch(void *memory, size_t bytes);  // asks for huge pages
 
 // ---- layout ----------------------------------------------------------------------------------------------------
-RG_API int rg_unit(int bits);                   // inputs in the smallest block of codes
-RG_API size_t rg_panel_bytes(const rg_matrix *m);
+RG_API size_t rg_panel_bytes(const rg_matrix *m);  // of one panel; 0: there is no such matrix
 // codes (rows, columns) bytes; steps: (rows, groups) of the stored kind; zeros (rows, groups) bytes or NULL.
 RG_API int rg_pack(const rg_matrix *m, const uint8_t *codes, const void *steps, const uint8_t *zeros, uint8_t *panels, int threads);
 RG_API int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads);  // codes (rows, columns) again
@@ -73,9 +77,9 @@ RG_API int rg_decode(const rg_matrix *m, int64_t start, int64_t stop, const int6
 // y (tokens, rows) = x (tokens, columns) W^T. Few tokens: weights are read once for at most 4 of them.
 RG_API int rg_linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dtype, int activations, int threads);
 // Blocked, for many tokens: 8-bit activations. `token_steps`: NULL, or a ready step a token whose integers are in `x`
-// (signed bytes) as rg_quantise or the caller rounded them.
+// (signed bytes) as the caller rounded them.
 RG_API int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const float *token_steps, void *y, int64_t tokens, int dtype, int threads);
-// Exact: y (tokens, rows) int32 = sum over columns of (code - offset) * x. False where 32 bits could overflow.
+// Exact: y (tokens, rows) int32 = sum over columns of (code - offset) * x. Unsound where 32 bits could overflow.
 RG_API int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads);
 // out (columns, columns) float32 += x^T x of `tokens` rows of bfloat16, in blocks of 32 x 32 on and above the diagonal; the
 // rest stays. 1: no memory; 2: this CPU has no unit for it.
@@ -175,10 +179,6 @@ typedef struct rg_call {
   int32_t batch, tokens;     // sequences, and new tokens of each: together at most 64
   int32_t last;              // 1: logits of the last new token of each sequence alone
 } rg_call;
-
-// What rg_step answers. UNREAD: a store has a packed part, which no kernel reads yet. GONE: attention would read tokens
-// that a store has let go. FULL_STORE: no room for the new tokens.
-enum rg_answer { RG_DONE = 0, RG_NO_MEMORY = 1, RG_UNSOUND = 2, RG_UNREAD = 3, RG_GONE = 4, RG_FULL_STORE = 5 };
 
 RG_API int rg_step(const rg_program *program, const rg_call *call, int threads);
 

@@ -23,22 +23,40 @@ struct Sizes {
 
   bool site(const rg_site &s, const rg_tap &t, int columns) {
     if (!s.matrix.rows) return true;
+    const bool whole = s.matrix.value == RG_FULL;
+    if (!(whole ? sound_full(s.matrix) : sound(s.matrix) && s.matrix.panels)) return false;
     if (s.matrix.columns != columns || !sound(t, columns)) return false;
+    const int by = s.activations;
+    if (!(by >= RG_INT8 && by <= RG_FLOAT32) && !(by >= RG_TOKEN + 2 && by <= RG_TOKEN + 8)) return false;
     const Layout l(s.matrix);
-    weights += s.matrix.value == RG_FULL ? static_cast<size_t>(s.matrix.rows) * s.matrix.columns * 2 : l.panel * static_cast<size_t>(l.panels);
+    weights += whole ? static_cast<size_t>(s.matrix.rows) * s.matrix.columns * 2 : l.panel * static_cast<size_t>(l.panels);
     const size_t each = (inputs_bytes(l) + 63) / 64 * 64;
     most = each > most ? each : most;
     worked = worked || !plain(t);
     channels = at_least(channels, columns);
     if (!s.low_rank) return true;
     const rg_matrix &left = s.low_rank->left, &right = s.low_rank->right;
+    if (!sound_full(left) || !sound_full(right) || left.rows != s.matrix.rows || left.columns != right.rows || right.columns != columns) return false;
     const size_t width = (static_cast<size_t>(right.rows) + PANEL - 1) / PANEL * PANEL;
     rank = width > rank ? width : rank;
-    return left.value == RG_FULL && right.value == RG_FULL && right.rows > 0 && left.rows == s.matrix.rows && left.columns == right.rows && right.columns == columns;
+    return true;
+  }
+
+  // A norm of so many channels; one that may be absent has kind RG_NO_NORM then, and is not asked for its size.
+  static bool norm(const rg_norm &n, int size, bool needed) {
+    return n.kind >= RG_NO_NORM && n.kind <= RG_LAYER && (n.size == size || (!needed && n.kind == RG_NO_NORM));
+  }
+
+  bool norms(const rg_block &b) const {
+    return norm(b.attn_norm, p.hidden, true) && norm(b.mlp_norm, p.hidden, true) && norm(b.attn_post, p.hidden, false) && norm(b.mlp_post, p.hidden, false) &&
+           norm(b.q_norm, b.head_dim, false) && norm(b.k_norm, b.head_dim, false);
   }
 
   bool block(const rg_block &b) {
-    if (!b.q.matrix.rows || !b.k.matrix.rows || !b.v.matrix.rows || !b.o.matrix.rows || b.kv_heads < 1 || b.heads % b.kv_heads) return false;
+    if (!b.q.matrix.rows || !b.k.matrix.rows || !b.v.matrix.rows || !b.o.matrix.rows || b.kv_heads < 1 || b.heads < 1 || b.heads % b.kv_heads) return false;
+    if (b.head_dim < 1 || static_cast<int64_t>(b.heads) * b.head_dim > MOST_COLUMNS || !norms(b)) return false;
+    if (b.rotary < 0 || b.rotary > b.head_dim || b.rotary % 2 || (b.rotary && (b.rope < 0 || b.rope >= p.rope_count))) return false;
+    if (b.activation < RG_SILU || b.activation > RG_QUICK_GELU || b.expert_count < 0 || (b.expert_count && !b.experts)) return false;
     const int width = b.heads * b.head_dim, kv = b.kv_heads * b.head_dim;
     if (b.q.matrix.rows != width || b.k.matrix.rows != kv || b.v.matrix.rows != kv || b.o.matrix.rows != p.hidden) return false;
     heads_width = at_least(heads_width, width);
@@ -62,6 +80,12 @@ struct Sizes {
   int measure() {
     if (c.batch < 1 || c.tokens < 1 || c.batch > MOST || c.tokens > MOST || c.batch * c.tokens > MOST) return RG_UNSOUND;
     count = c.batch * c.tokens;
+    if (p.hidden < 1 || p.hidden > MOST_COLUMNS || p.block_count < 0 || p.rope_count < 0 || !norm(p.norm, p.hidden, true)) return RG_UNSOUND;
+    if (!c.x || !c.logits || !c.positions || !c.starts || (p.block_count && (!p.blocks || !c.stores || !c.lengths)) || (p.rope_count && (!c.cosines || !c.sines))) return RG_UNSOUND;
+    for (int t = 0; t < count; ++t)
+      if (c.positions[t] < 0) return RG_UNSOUND;
+    for (int s = 0; s < c.batch; ++s)
+      if (c.starts[s] < 0) return RG_UNSOUND;
     for (int i = 0; i < p.block_count; ++i) {
       if (!block(p.blocks[i])) return RG_UNSOUND;
       const int answer = check(c, i, p.blocks[i], rows);

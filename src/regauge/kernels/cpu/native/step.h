@@ -231,7 +231,7 @@ inline int step(const rg_program *program, const rg_call *call, int threads) {
   s.shares = reinterpret_cast<rg::Share *>(at + (floats + 63) / 64 * 64 - 64);
   for (size_t i = 0; i < count; ++i) new (s.shares + i) rg::Share();
   rg::parallel(s.threads, [&](int thread, rg::Team &team) { s.go(thread, team); });
-  return s.failed.load();
+  return s.failed.load() ? RG_NO_MEMORY : RG_DONE;
 }
 
 }  // namespace

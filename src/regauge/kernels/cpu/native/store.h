@@ -28,7 +28,7 @@ inline int from_row(const rg_block &b, const Held &h, int row) {
 inline int check(const rg_call &c, int block, const rg_block &b, int &rows) {
   const rg_store &s = c.stores[block];
   if (s.packed_keys.codes || s.packed_values.codes) return RG_UNREAD;
-  if (!s.keys || !s.values || s.origin < 0 || s.keys_dtype < RG_F32 || s.keys_dtype > RG_F16 || s.values_dtype < RG_F32 || s.values_dtype > RG_F16) return RG_UNSOUND;
+  if (!s.keys || !s.values || s.origin < 0 || c.lengths[block] < 0 || s.room < 0 || !sound_dtype(s.keys_dtype) || !sound_dtype(s.values_dtype)) return RG_UNSOUND;
   for (int t = 0; t < c.batch; ++t) {
     // The first new token looks back furthest.
     const int furthest = b.window > 0 ? c.lengths[block] + 1 - b.window : 0;
@@ -36,7 +36,7 @@ inline int check(const rg_call &c, int block, const rg_block &b, int &rows) {
     for (int head = 0; head < (s.lengths || s.firsts ? b.kv_heads : 1); ++head) {
       const Held h = held(c, block, b, t, head);
       if (h.rows < 0 || h.first < 0 || h.first > h.rows) return RG_UNSOUND;
-      if (h.rows + c.tokens > s.room) return RG_FULL_STORE;
+      if (h.rows > s.room - c.tokens) return RG_FULL_STORE;
       rows = h.rows + c.tokens > rows ? h.rows + c.tokens : rows;
     }
   }

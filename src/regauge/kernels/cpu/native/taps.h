@@ -11,10 +11,12 @@ inline bool plain(const rg_tap &t) { return !t.format && !t.transform && !t.diag
 
 // A tap that can be read, of so many channels.
 inline bool sound(const rg_tap &t, int columns) {
+  if (t.format < RG_PLAIN || t.format > RG_STATIC) return false;
   if (t.format && (t.bits < 2 || t.bits > 8 || t.group < 0 || (t.format == RG_STATIC && !(t.step > 0)))) return false;
+  if (t.format == RG_STATIC && !(std::fabs(t.zero) <= (t.asymmetric ? 32000.0f : 0.0f))) return false;  // codes less it: two bytes, or one
   if (t.transform == RG_HADAMARD) return t.size > 0 && !(t.size & (t.size - 1)) && columns % t.size == 0;
   if (t.transform == RG_KRONECKER) return t.size > 0 && columns % t.size == 0 && t.left && t.right;
-  return t.transform == RG_IDENTITY && t.format >= RG_PLAIN && t.format <= RG_STATIC;
+  return t.transform == RG_IDENTITY;
 }
 
 // Normalised Hadamard of Sylvester's order, in place.
