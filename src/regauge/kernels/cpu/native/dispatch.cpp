@@ -197,12 +197,13 @@ int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens,
 #if defined(__x86_64__) && defined(__linux__) && !defined(RG_ONLY)
 int rg_has_gram(void) { return rg::amx_here(); }
 int rg_gram(const uint16_t *x, int64_t tokens, int64_t columns, float *out, int threads) {
-  return rg::amx_here() ? rg::gram_amx(x, tokens, columns, out, threads) : 2;
+  if (tokens < 0 || columns < 1 || !out || (tokens && !x)) return RG_UNSOUND;
+  return rg::amx_here() ? rg::gram_amx(x, tokens, columns, out, threads) : RG_UNREAD;
 }
 #else
 int rg_has_gram(void) { return 0; }
-int rg_gram(const uint16_t *, int64_t, int64_t, float *, int) { return 2; }
+int rg_gram(const uint16_t *, int64_t, int64_t, float *, int) { return RG_UNREAD; }
 #endif
 
-int rg_step(const rg_program *program, const rg_call *call, int threads) { return kernels().step(program, call, threads); }
+int rg_step(const rg_program *program, const rg_call *call, int threads) { return program && call ? kernels().step(program, call, threads) : RG_UNSOUND; }
 }

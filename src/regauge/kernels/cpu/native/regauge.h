@@ -82,7 +82,7 @@ RG_API int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const fl
 // Exact: y (tokens, rows) int32 = sum over columns of (code - offset) * x. Unsound where 32 bits could overflow.
 RG_API int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads);
 // out (columns, columns) float32 += x^T x of `tokens` rows of bfloat16, in blocks of 32 x 32 on and above the diagonal; the
-// rest stays. 1: no memory; 2: this CPU has no unit for it.
+// rest stays. RG_NO_MEMORY; RG_UNREAD: this CPU has no unit for it.
 RG_API int rg_gram(const uint16_t *x, int64_t tokens, int64_t columns, float *out, int threads);
 RG_API int rg_has_gram(void);
 
