@@ -23,9 +23,10 @@ from regauge.artifact.staging import Staging
 from regauge.engine.driver import Drive
 from regauge.engine.enough import enough
 from regauge.engine.estimate import DryRun, disk_needed, record, seconds
-from regauge.engine.job import Job, Refusals, plan_of, prepare
+from regauge.engine.job import Job, plan_of, prepare
 from regauge.engine.reading import Reading, reading, sampled
 from regauge.engine.receipts import Done, command_line, files_of, log_of, receipt_of, versions
+from regauge.engine.refusals import Refusals
 from regauge.engine.strengths import settle
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError

@@ -6,10 +6,9 @@ driver carries out. Cost: reading headers; no weight is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -18,9 +17,10 @@ from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import Layout, Wire
 from regauge.artifact.codec.choose import choose
+from regauge.engine.refusals import Refusals
 from regauge.engine.shaping import Shaping, shaping_of
 from regauge.engine.taps import needs_of_taps, refuse_outside
-from regauge.errors import RecipeError, RegaugeError
+from regauge.errors import RecipeError
 from regauge.formats.base import OBJECTIVE, Format
 from regauge.hosts import host_of
 from regauge.hosts.base import Host, Source
@@ -32,7 +32,6 @@ from regauge.plan import Plan, load
 from regauge.plan.resolution import Resolution, inert, learnt, resolve
 from regauge.rewrites.base import Rewrite
 
-T = TypeVar("T")
 NARROW_FROM = 512
 """Hidden size from which blocks run in bfloat16: below it a product costs more to begin than to do."""
 
@@ -165,29 +164,6 @@ class Job:
         choice = self.choices[site]
         assert choice is not None, f"{site} is kept in full precision"
         return parts.format_of(choice)
-
-
-class Refusals:
-    """Collects errors of independent checks, so that a user sees all of them at once."""
-
-    def __init__(self) -> None:
-        self.errors: list[RegaugeError] = []
-
-    def attempt(self, check: Callable[[], T], otherwise: T) -> T:
-        """The value of a check, or `otherwise` with its error kept."""
-        try:
-            return check()
-        except RegaugeError as error:
-            self.errors.append(error)
-            return otherwise
-
-    def settle(self) -> None:
-        """Raises the only error as it is, or one that lists them all."""
-        if len(self.errors) == 1:
-            raise self.errors[0]
-        if self.errors:
-            listed = " ".join(f"({number}) {error}" for number, error in enumerate(self.errors, 1))
-            raise RegaugeError(f"{len(self.errors)} things stand in the way: {listed}")
 
 
 def plan_of(recipe: str | Path | Plan) -> Plan:
