@@ -25,6 +25,7 @@ from regauge.formats.terms import checked, summed
 from regauge.parts import Point, Spec
 from regauge.plan.resolution import Resolution
 from regauge.rounding.base import Stats
+from regauge.rounding.together import side_by_side
 from regauge.runtime.capabilities import runs
 
 Choices = Mapping[str, Point | None]
@@ -77,12 +78,15 @@ def round_sites(
     """
     sites = list(sites)
     known = {**_fused(sites, weights, choices), **(formats or {})}
-    codes: dict[str, Codes] = {}
-    for site in sites:
-        choice, name = choices.get(site.name), site.name
-        if choice is not None:
-            codes[name] = round_site(weights[f"{name}.weight"], choice, stats.get(name, {}), known.get(name))
-    return codes
+    chosen = {site.name: choice for site in sites if (choice := choices.get(site.name)) is not None}
+
+    def job(name: str) -> Callable[[], Codes]:
+        return lambda: round_site(weights[f"{name}.weight"], chosen[name], stats.get(name, {}), known.get(name))
+
+    # the largest first, so that nothing long is begun last
+    names = sorted(chosen, key=lambda name: -weights[f"{name}.weight"].numel())
+    found = dict(zip(names, side_by_side([job(name) for name in names]), strict=True))
+    return {name: found[name] for name in chosen}
 
 
 def _fused(sites: Sequence[Site], weights: Weights, choices: Choices) -> dict[str, Format]:

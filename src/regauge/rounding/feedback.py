@@ -5,10 +5,14 @@ Legend: O output channels, I input channels, B columns of a block.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Hashable, MutableMapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 TRIES = 8
 
@@ -40,6 +44,28 @@ class Factor:
             block_BB, target_OB - w_OB, upper=True, left=False, unitriangular=True
         )
         return w_OB + moved_OB
+
+
+_KEPT: MutableMapping[Tensor, dict[Hashable, Future[Factor]]] = WeakIdKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def shared(hessian_II: Tensor, how: Hashable, make: Callable[[], Factor]) -> Factor:
+    """The factor of one Hessian, made once for all sites and options that read it; it goes when the Hessian goes.
+
+    Args:
+        how: what else decides the factor.
+    """
+    with _LOCK:
+        known = _KEPT.setdefault(hessian_II, {})
+        first = how not in known
+        made: Future[Factor] = known.setdefault(how, Future())
+    if first:
+        try:
+            made.set_result(make())
+        except BaseException as error:
+            made.set_exception(error)
+    return made.result()
 
 
 def factor(hessian_II: Tensor, damp: float, order_I: Tensor | None, dtype: torch.dtype | None = None) -> Factor:

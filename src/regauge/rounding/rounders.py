@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regauge.formats.base import Codes, Format, Step
 from regauge.rounding.base import Stats
-from regauge.rounding.feedback import Factor, factor
+from regauge.rounding.feedback import Factor, factor, shared
 
 ORDERS = ("none", "activation")
 
@@ -114,7 +114,11 @@ class GPTQ:
         order_I = None
         if self.order == "activation":
             order_I = hessian_II.diagonal().argsort(descending=True, stable=True)
-        made = factor(hessian_II, self.damp, order_I, sweep)
+        made = shared(
+            stats["hessian"],
+            (self.damp, self.order, dtype, sweep),
+            lambda: factor(hessian_II, self.damp, order_I, sweep),
+        )
         notes += made.notes
         known = self.static_groups or fmt.step is not None
         if known or fmt.grain.span((w_OI.shape[0], w_OI.shape[1])) == w_OI.shape[1]:

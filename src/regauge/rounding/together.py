@@ -1,0 +1,41 @@
+"""Many small computations side by side: one thread each, instead of all threads inside each small operation.
+
+Rounding is thousands of operations of some microseconds. With several threads inside an operation each waits for the
+slowest at every one of them: on a machine that does anything else besides, error feedback on a matrix of 2048 x 2048
+took 20 s of CPU so, and 0.9 s with one thread. What comes out does not depend on the number of threads either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """What each job returns, in their order; as many run at once as torch has threads here, without gradients.
+
+    The first error that a job raises is raised, after those that had begun have ended.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or not jobs:
+        with torch.no_grad():
+            return [job() for job in jobs]
+
+    def run(job: Callable[[], T]) -> T:
+        with torch.no_grad(), torch.device("cpu"):
+            return job()
+
+    try:
+        with ThreadPoolExecutor(min(threads, len(jobs)), "regauge-round", torch.set_num_threads, (1,)) as pool:
+            try:
+                return list(pool.map(run, jobs))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(threads)  # the pool's threads said 1, which threads begun later would take over
