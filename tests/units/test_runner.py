@@ -5,9 +5,10 @@ Oracles: transformers' forward and autograd on the same checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,3 +187,34 @@ def test_weights_may_come_from_anywhere() -> None:
     with torch.no_grad():
         found = next(Runner(source, anatomy, dtype=torch.float64).logits(inputs, weights))
         assert distance(found, 2 * stock(model, inputs[0])) < 1e-12
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sites_are_shown_what_they_read_when_the_whole_block_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what follows the last watched site is not computed, but where experts may not be reached at all."""
+    model, source = opened(name)
+    runner = Runner(source, dtype=torch.float32)
+    ended: list[int] = []
+
+    def bind(*args: Any, **more: Any) -> Callable[[torch.Tensor, int], torch.Tensor]:
+        run = Runner.bind(runner, *args, **more)
+
+        def whole(x_BTD: torch.Tensor, batch: int) -> torch.Tensor:
+            out_BTD = run(x_BTD, batch)
+            ended.append(batch)
+            return out_BTD
+
+        return whole
+
+    with torch.no_grad():
+        states = runner.begin(batches(model), source.block(None))
+        sites = [site for site in source.anatomy.in_block(0) if site.tap is not None]
+        whole: dict[str, list[torch.Tensor]] = {site.name: [] for site in sites}
+        shown: dict[str, list[torch.Tensor]] = {site.name: [] for site in sites}
+        runner.block(0, source.block(0), states, watch={site: rows.append for site, rows in whole.items()})
+        monkeypatch.setattr(runner, "bind", bind)
+        runner.show(0, source.block(0), states, {site: rows.append for site, rows in shown.items()})
+        for site in whole:
+            assert len(whole[site]) == len(shown[site])
+            assert all(torch.equal(a, b) for a, b in zip(whole[site], shown[site], strict=True))
+        assert bool(ended) is any(site.expert is not None for site in sites)

@@ -189,6 +189,7 @@ def _identity(job: Job, read: Reading) -> dict[str, Any]:
         "source": job.source.digest(),
         "calibration": read.identity,
         "seed": job.seed,
+        "working": str(job.working).removeprefix("torch."),
         "wire": job.wire.name,
         "versions": versions(),
     }

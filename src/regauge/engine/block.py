@@ -129,12 +129,14 @@ def round_site(w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = N
 
 def effective(stored: Weights, codes: Mapping[str, Codes], choices: Choices) -> Weights:
     """What the compressed block computes with: rebuilt matrices, and the rest as stored."""
-    out = dict(stored)
-    for name, found in codes.items():
+
+    def job(name: str, found: Codes) -> Callable[[], Tensor]:
         choice = choices[name]
         assert choice is not None, f"{name} has codes and no choice"
-        out[f"{name}.weight"] = summed(found, parts.format_of(choice))
-    return out
+        return lambda: summed(found, parts.format_of(choice))
+
+    built = side_by_side([job(name, found) for name, found in codes.items()])
+    return {**stored, **{f"{name}.weight": w_OI for name, w_OI in zip(codes, built, strict=True)}}
 
 
 def full_precision(stored: Weights, codes: Mapping[str, Codes]) -> Weights:
@@ -163,11 +165,10 @@ def site_receipts(
         rare: site → what was done about an expert that saw few tokens.
     """
     source, exact, stored = moved.source, moved.exact, moved.stored
-    found = []
+    sites = [site for site in sites if f"{site.name}.weight" in exact]
+    found, errors = [], _errors(sites, exact, codes, stats, resolution.choices)
     for site in sites:
         name, weight, bias = site.name, f"{site.name}.weight", f"{site.name}.bias"
-        if weight not in exact:
-            continue
         seen = stats.get(name, {})
         count = site.shape[0] * site.shape[1]
         after = _bytes(stored[bias]) if bias in stored else 0
@@ -178,7 +179,7 @@ def site_receipts(
             fmt = parts.format_of(choice)
             after += fmt.bytes(site.shape) + sum(term.bytes for term in codes[name].terms)
             told += codes[name].notes
-            error = output_error(exact[weight], summed(codes[name], fmt), seen)
+            error = errors[name]
         else:
             after += _bytes(stored[weight])
         found.append(
@@ -198,6 +199,20 @@ def site_receipts(
             )
         )
     return found
+
+
+def _errors(
+    sites: Iterable[Site], exact: Weights, codes: Mapping[str, Codes], stats: Mapping[str, Stats], choices: Choices
+) -> dict[str, float]:
+    """Site → relative error of its output."""
+
+    def job(name: str, choice: Point) -> Callable[[], float]:
+        fmt, w_OI, seen = parts.format_of(choice), exact[f"{name}.weight"], stats.get(name, {})
+        return lambda: output_error(w_OI, summed(codes[name], fmt), seen)
+
+    chosen = {s.name: choice for s in sites if s.name in codes and (choice := choices.get(s.name)) is not None}
+    names = sorted(chosen, key=lambda name: -exact[f"{name}.weight"].numel())
+    return dict(zip(names, side_by_side([job(name, chosen[name]) for name in names]), strict=True))
 
 
 def tap_receipts(sites: Sequence[Site], inputs: Mapping[str, Point]) -> list[TapReceipt]:

@@ -29,6 +29,7 @@ from regauge.engine.work import Pass
 from regauge.hosts.base import Runner
 from regauge.parts import Point
 from regauge.rounding.base import Stats
+from regauge.rounding.together import side_by_side
 from regauge.text.calibration import Calibration
 
 LEAST = 4096
@@ -125,15 +126,15 @@ class _Look:
 
     def losses(self, seen: Mapping[str, Stats], aside: Mapping[str, Stats]) -> list[float]:
         """Of each site; never 0."""
-        found = []
+        jobs = []
         for site in self.sites:
             w_OI = self.weights[f"{site.name}.weight"]
             choice = self.job.choices[site.name]
             assert choice is not None, "chosen for it"
             few = parts.format_of(choice).grain.refuses((min(ROWS, site.shape[0]), site.shape[1])) is None
             rows_RI = w_OI[: ROWS if few else None].float()
-            found.append(max(Tried(rows_RI, choice, seen[site.name], aside[site.name]).loss(), 1e-30))
-        return found
+            jobs.append(Tried(rows_RI, choice, seen[site.name], aside[site.name]).loss)
+        return [max(loss, 1e-30) for loss in side_by_side(jobs)]
 
 
 def _joined(a: Mapping[str, Stats], b: Mapping[str, Stats]) -> dict[str, Stats]:

@@ -144,9 +144,7 @@ class Pass:
         sites = list((runner or own).anatomy.in_block(block))
         found = collection(sites, needs, sample)
         if found.watch:
-            run = (runner or own).bind(block, weights, states, watch=self._watch(found))
-            for batch, hidden in enumerate(states.hidden):
-                run(hidden, batch)
+            (runner or own).show(block, weights, states, self._watch(found))
         return found.finish(sites)
 
     def look(self, block: int, moved: Moved, sample: bool = False) -> Looked:

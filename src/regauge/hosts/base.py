@@ -120,6 +120,9 @@ class Runner(Protocol):
     ) -> Callable[[Tensor, int], Tensor]:
         """One block as a function of (hidden (B, T, D), number of the batch)."""
 
+    def show(self, index: int, weights: Weights, states: States, watch: Watch) -> None:
+        """Shows sites their inputs on every batch; what comes after the last of them need not be computed."""
+
     def tail(
         self,
         weights: Weights,

@@ -27,7 +27,7 @@ def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
             return [job() for job in jobs]
 
     def run(job: Callable[[], T]) -> T:
-        with torch.no_grad(), torch.device("cpu"):
+        with torch.no_grad():
             return job()
 
     try:

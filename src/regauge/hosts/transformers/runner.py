@@ -31,7 +31,7 @@ Inputs = Sequence[Tensor | Mapping[str, Any]]
 
 
 class _Enough(Exception):  # not an error: the way out of a forward whose rest is not wanted
-    """Every layer has been called once."""
+    """Every layer has been called once, or every site that is watched has seen its input."""
 
 
 class _Port(nn.Module):
@@ -174,6 +174,29 @@ class Runner:
             after = run(before, batch)
             hidden.append(after if states.store is None else states.store(after))
         return states.with_hidden(hidden)
+
+    def show(self, index: int, weights: Weights, states: States, watch: Watch) -> None:
+        """Shows each watched site its inputs on every batch, and leaves the block where the last has seen them: what
+        comes after, of a block of a llama a quarter of its products, is not computed. Experts are run to the end, for
+        a batch may reach none of those watched.
+        """
+        alone = all(site.expert is None for site in self.anatomy.in_block(index) if site.name in watch)
+        waiting: set[str] = set()
+
+        def seeing(name: str) -> Callable[[Tensor], None]:
+            def see(x_nI: Tensor) -> None:
+                watch[name](x_nI)
+                waiting.discard(name)
+                if alone and not waiting:
+                    raise _Enough
+
+            return see
+
+        run = self.bind(index, weights, states, watch={name: seeing(name) for name in watch})
+        for batch, hidden in enumerate(states.hidden):
+            waiting |= watch.keys()
+            with suppress(_Enough):
+                run(hidden, batch)
 
     def tail(
         self,
