@@ -21,6 +21,7 @@ from regauge.engine import learning_cost
 from regauge.engine.block import round_site, spelled, tap_receipts
 from regauge.engine.job import Job
 from regauge.engine.reading import Reading
+from regauge.engine.room import room
 from regauge.engine.shaping import MEASURED, needs_of
 from regauge.formats.base import OBJECTIVE
 from regauge.parts import Point
@@ -53,6 +54,7 @@ class DryRun(_Record):
         passes: how often the model is streamed, and for what.
         seconds: estimate of the time, or None where the job cannot be made.
         disk_needed: bytes while it works; disk_free: bytes free where OUT will lie.
+        memory_needed: anonymous bytes at the highest.
         wire_refusals: why the artifact is not compressed-tensors.
     """
 
@@ -74,6 +76,7 @@ class DryRun(_Record):
     seconds: float | None = None
     disk_needed: int = 0
     disk_free: int = 0
+    memory_needed: int = 0
 
 
 def site_plans(job: Job) -> list[SitePlan]:
@@ -233,7 +236,7 @@ def _steeper(site: Site, choice: Point) -> float:
 def disk_needed(job: Job, read: Reading) -> int:
     """Bytes on disk while the job works: the artifact and two generations of states, the teacher's too where it is."""
     tokens = read.tokens
-    states = tokens * job.anatomy.hidden * 4
+    states = tokens * job.anatomy.hidden * job.working.itemsize
     return int(bytes_after(job) * 1.02) + (6 if job.taught else 3) * states + (4 << 20)
 
 
@@ -267,4 +270,5 @@ def record(
         seconds=seconds(job, tokens, read.sampled is not None) if timed else None,
         disk_needed=disk_needed(job, read),
         disk_free=free_bytes(out) if out is not None else 0,
+        memory_needed=room(job, tokens).peak(),
     )
