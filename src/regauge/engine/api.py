@@ -21,8 +21,9 @@ from regauge.artifact.ownership import refuse_out
 from regauge.artifact.receipt import Receipt
 from regauge.artifact.staging import Staging
 from regauge.engine.driver import Drive
+from regauge.engine.duration import seconds
 from regauge.engine.enough import enough
-from regauge.engine.estimate import DryRun, disk_needed, record, seconds
+from regauge.engine.estimate import DryRun, disk_needed, record
 from regauge.engine.job import Job, plan_of, prepare
 from regauge.engine.reading import Reading, reading, sampled
 from regauge.engine.receipts import Done, command_line, files_of, log_of, receipt_of, versions
