@@ -30,7 +30,7 @@ from regauge.rounding.base import Stats
 from regauge.rounding.feedback import forget
 from regauge.text.calibration import Calibration
 
-BATCH = 4096  # tokens a batch
+BATCH = 2048  # tokens a batch: what a block makes of it is reused by the allocator, not mapped anew each time
 
 
 class Pass:
