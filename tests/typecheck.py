@@ -71,12 +71,14 @@ def _hollow(function: FunctionType) -> FunctionType:
     found = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
     found.__module__, found.__qualname__ = function.__module__, function.__qualname__
     found.__annotations__ = {
-        name: _read(annotation, function.__globals__) for name, annotation in function.__annotations__.items()
+        name: read(annotation, function.__globals__) for name, annotation in function.__annotations__.items()
     }
     return found
 
 
-def _read(annotation: Any, names: dict[str, Any]) -> Any:
+def read(annotation: Any, names: dict[str, Any]) -> Any:
+    """What an annotation says, Any where it names what a module has not (yet)."""
+
     def holder(value: Any) -> None: ...
 
     holder.__annotations__ = {"value": annotation}
