@@ -16,6 +16,7 @@ import typer
 
 import regauge
 from pico import pico, save
+from regauge import report
 from regauge.amounts import told
 from regauge.cli import main, show
 from regauge.cli.options import seconds
@@ -128,6 +129,16 @@ def test_every_exception_is_a_sentence(
     assert "Traceback" not in told.err
     with pytest.raises((type(error), typer.Abort)):
         main(["explain", "gptq", "--debug"])
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_fit_writes_the_page_of_what_it_made(dry: bool, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr("regauge.search.fit.fit", lambda model, out, dry_run, **_: {"out": str(out), "dry": dry_run})
+    monkeypatch.setattr(report, "write", written.append)
+    assert main(["fit", "model", "-o", "made", "--json", *(["--dry-run"] if dry else [])]) == 0
+    assert json.loads(capsys.readouterr().out) == {"out": "made", "dry": dry}
+    assert written == ([] if dry else [Path("made")])
 
 
 def test_a_full_disk_inside_an_output_error(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
