@@ -1,5 +1,4 @@
-"""Where loaded models differ from plain ones in transformers' own tests by design, each with its reason; and which tests
-are left out.
+"""Where loaded models differ from plain ones in transformers' own tests by design, and why; and what is left out.
 
 The words of the failure are named too, so that the same test failing otherwise is a difference that nobody explained.
 """
