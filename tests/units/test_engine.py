@@ -126,6 +126,13 @@ def test_every_width_of_channels_is_written(bits: int, tmp_path: Path) -> None:
     assert receipt.sites[1].bits == pytest.approx(bits + (16 + zero) / 64)
 
 
+def test_what_stands_outside_the_blocks_is_in_the_last_shard(tmp_path: Path) -> None:
+    apply("rtn-w8", save(pico("bert"), tmp_path / "bert"), tmp_path / "out", wire="regauge")
+    shards = [load_file(path).keys() for path in sorted((tmp_path / "out").glob("*.safetensors"))]
+    assert len(shards) == 4
+    assert ["pooler.dense.weight" in keys for keys in shards] == [False, False, False, True]
+
+
 def test_text_lowers_the_error_that_the_receipt_states(model: Path, text: Path, tmp_path: Path) -> None:
     """Error feedback beats rounding to nearest on the same text: the figures are of the same kind, on real inputs."""
     nearest = parse(NEAREST_BESIDE_TEXT)
