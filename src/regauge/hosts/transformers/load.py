@@ -212,4 +212,8 @@ def _finish(model: Any, folder: Path, method: str | None) -> None:
     if method is not None:
         mark(model, method)
         guard(model)
+    for module in model.modules():
+        module._is_hf_initialized = (
+            True  # as from_pretrained leaves it: init_weights() draws anew what has no such mark
+        )
     model.eval().requires_grad_(False)
