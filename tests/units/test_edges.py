@@ -22,6 +22,7 @@ from regauge.hosts.transformers.source import Source
 from regauge.measure.cost import RUNTIME, Speed
 from regauge.parts import WEIGHTS, Point
 from regauge.plan import parse
+from regauge.runtime.matrices import int4
 from regauge.search import profile
 from regauge.search.budgets import Budget
 from regauge.search.loop import finish
@@ -160,3 +161,8 @@ def test_what_a_search_by_block_and_a_text_of_its_own_are_estimated_to_take(
         assert estimate.seconds(job, tokens) == pytest.approx(once)
         drawn = estimate.seconds(job, tokens, sampled=True) - estimate.seconds(job, tokens)
         assert drawn == pytest.approx(4 * source.parameters() * tokens)
+
+
+@pytest.mark.parametrize("rows", [16, 32, 48, 64])
+def test_each_row_of_a_block_of_torchs_layout_stands_in_one_nibble(rows: int) -> None:
+    assert int4._order(rows).flatten().sort().values.equal(torch.arange(rows))
