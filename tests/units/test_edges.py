@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.artifact.codec.schemes import scheme_of
-from regauge.engine import estimate, objective
+from regauge.engine import duration, objective
 from regauge.engine.job import prepare
 from regauge.engine.receipts import versions
 from regauge.formats.grains import Block, Channel, Fallback
@@ -129,15 +129,14 @@ def test_what_learning_is_estimated_to_take_grows_with_its_text(
     """One more pass over the blocks, forward and back, beside the loop itself: by the widths of the matrices."""
     rows = "weights: {{blocks.*: {{grid: int4, grain: channel, ranger: {}}}}}\n"
     jobs = [prepare(parse("name: x\n" + rows.format(ranger)), source) for ranger in ("learnt-clip", "minmax")]
-    monkeypatch.setattr(estimate, "round_site", lambda *_: None)
-    monkeypatch.setattr(estimate, "speed", lambda: 1.0)
-    monkeypatch.setattr(estimate.time, "perf_counter", lambda: 0.0)
-    monkeypatch.setattr(estimate.learning_cost, "learning_cost", lambda *_: SimpleNamespace(seconds=0.0))
+    monkeypatch.setattr(duration, "_each", lambda _: {})
+    monkeypatch.setattr(duration, "speed", lambda *_: 1.0)
+    monkeypatch.setattr(duration.learning_cost, "learning_cost", lambda *_: SimpleNamespace(seconds=0.0))
     inner = sum(site.shape[0] * site.shape[1] for site in source.anatomy.sites if site.block is not None)
     read = source.bytes_bf16() * 2e-9
-    taught, plain = (estimate.seconds(job, 100) for job in jobs)
+    taught, plain = (duration.seconds(job, 100) for job in jobs)
     assert plain == pytest.approx(read)
-    passes = (1 + bool(jobs[0].needs)) * 2 * inner * 100 * 1.5
+    passes = (1 + duration.SEEN * bool(jobs[0].needs)) * 2 * inner * 100 * 1.5
     assert taught == pytest.approx(read + passes + 2 * inner * 100 * 1.5)
 
 
@@ -147,19 +146,18 @@ def test_what_a_search_by_block_and_a_text_of_its_own_are_estimated_to_take(
     """Twenty-one runs of each block on 8,192 tokens at most; two operations a parameter, a token at a time, drawn."""
     rows = "weights: {blocks.*: {grid: int4, grain: channel, ranger: minmax}}\n"
     job = prepare(parse(f"name: x\n{rows}rewrites: [{{part: smooth-streams, alpha: block}}]\n"), source)
-    monkeypatch.setattr(estimate, "round_site", lambda *_: None)
-    monkeypatch.setattr(estimate, "speed", lambda: 1.0)
-    monkeypatch.setattr(estimate.time, "perf_counter", lambda: 0.0)
-    monkeypatch.setattr(estimate.learning_cost, "learning_cost", lambda *_: SimpleNamespace(seconds=0.0))
+    monkeypatch.setattr(duration, "_each", lambda _: {})
+    monkeypatch.setattr(duration, "speed", lambda *_: 1.0)
+    monkeypatch.setattr(duration.learning_cost, "learning_cost", lambda *_: SimpleNamespace(seconds=0.0))
     inner = sum(site.shape[0] * site.shape[1] for site in source.anatomy.sites if site.block is not None)
     assert len(job.local) == 1
     assert job.certified
     for tokens, tried in ((100, 100), (10000, 8192)):
-        passes = (2 + bool(job.needs)) * 3 * inner * tokens
+        passes = (2 + duration.SEEN * bool(job.needs)) * 3 * inner * tokens
         once = source.bytes_bf16() * 2e-9 + passes + 3 * inner * tokens + 21 * 3 * inner * tried
         once += 240 * source.parameters()  # of the certificate
-        assert estimate.seconds(job, tokens) == pytest.approx(once)
-        drawn = estimate.seconds(job, tokens, sampled=True) - estimate.seconds(job, tokens)
+        assert duration.seconds(job, tokens) == pytest.approx(once)
+        drawn = duration.seconds(job, tokens, sampled=True) - duration.seconds(job, tokens)
         assert drawn == pytest.approx(4 * source.parameters() * tokens)
 
 
