@@ -103,6 +103,7 @@ def run(name: str, model: Path, out: Path, text: Path, shape: tuple[int, int, in
     seconds = ran.wall - phases.get(peer.apart, 0.0) + (times - 1) * phases.get("blocks", 0.0)
     versions = ", ".join(f"{package} {version}" for package, version in told["versions"].items())
     notes = [versions, ", ".join(f"{phase} {value:.1f} s" for phase, value in phases.items())]
+    notes += [f"from {told['source']}"] if "source" in told else []
     notes += [f"without {peer.apart}"] if peer.apart else []
     notes += [f"groups of {told['group']}"] if "group" in told else []
     if times > 1:
