@@ -129,7 +129,9 @@ def peers(model: Path, text: Path, ours: tuple[str, Ran], few: int) -> None:
             f"{model.name.removeprefix('model-'):8} {name:20} {told.tokens:8} {told.seconds:8.1f} {told.ran.cpu:8.1f} "
             f"{'':8} {'':7} {told.ran.peak / 1e9:8.2f} {told.ran.disk / 1e9:8.2f}"
         )
-        print(f"  {told.seconds / ran.wall:.2f} times the wall time of {recipe}")
+        share = told.ran.cpu * told.seconds / told.ran.wall  # of the same phases and blocks as the seconds
+        times = f"{told.seconds / ran.wall:.2f} times the seconds and {share / ran.cpu:.2f} times the CPU seconds"
+        print(f"  {times} of {recipe}")
         print(f"  machine: bf16 {narrow / 1e9:.0f}, float32 {wide / 1e9:.0f} GFLOP/s")
         print(f"  {told.note}", flush=True)
         shutil.rmtree(out, ignore_errors=True)
