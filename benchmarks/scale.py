@@ -3,33 +3,37 @@
     python benchmarks/scale.py                                  # gptq-w4g128 and rtn-w4g128 on 135M and 1.1B
     python benchmarks/scale.py --sizes 8b-4 --recipes gptq-w4g128
     python benchmarks/scale.py --sizes 1.1b --tokens 32768
+    python benchmarks/scale.py --sizes 1.1b --peers             # and llama.cpp, llm-compressor, auto-round beside
 
 `8b-4` has the shape of an 8B llama and the first four of its 32 blocks; a line below it counts the time of the blocks
 eight times and the rest once. Each command runs in a process of its own; anonymous memory and bytes on disk are read
 from outside while it runs. The floor counts what must be computed, of the tokens that the receipt says were read: two
 passes of the blocks, half of XᵀX of each input, and error feedback (O·I² + I³/3 of each site), at the rate of this
 machine's own bf16 product (feedback: float32), measured before and after. Figures of quality are not taken here.
+
+With `--peers` (installed by `python benchmarks/peers/setup.py`) each peer gets the model, the text, and as many windows
+as long as those of the last recipe that calibrates. llama.cpp's time is that of llama-imatrix and llama-quantize,
+without writing the GGUF file. auto-round is timed on the first `--few` blocks and counted for all; `--few 0` runs all.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import resource
+import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from common import calibrating
 from common.probe import best
+from common.watched import watched
 
 ROOT = Path(__file__).resolve().parent.parent
 WHOLE = {"8b-4": 8}  # size → how often its blocks are in the whole model
@@ -79,7 +83,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Ran:
-    """One command: seconds, CPU seconds, most anonymous bytes, most bytes on disk, tokens read, seconds by phase."""
+    """One command: seconds, CPU seconds, most anonymous bytes and bytes on disk, tokens, seconds by phase, window."""
 
     wall: float
     cpu: float
@@ -87,6 +91,7 @@ class Ran:
     disk: int
     tokens: int
     phases: dict[str, float]
+    length: int
 
 
 def rates(edge: int = 2048) -> tuple[float, float]:
@@ -98,47 +103,38 @@ def rates(edge: int = 2048) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def size_of(*folders: Path) -> int:
-    """Bytes of the files below some folders; those that vanish meanwhile count 0."""
-    total = 0
-    for folder in folders:
-        for path in folder.glob("**/*"):
-            with contextlib.suppress(OSError):
-                total += path.stat().st_blocks * 512 if path.is_file() else 0
-    return total
-
-
 def run(recipe: str, model: Path, out: Path, text: str, tokens: int) -> Ran:
     """`apply` in a process of its own, watched."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    command = [sys.executable, "-c", CHILD, recipe, str(model), str(out), text, str(tokens)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    peak, disk = [0], [0]
     folders = (out, out.with_name(out.name + ".partial"), out.with_name(out.name + ".search"))
+    found = watched([sys.executable, "-c", CHILD, recipe, str(model), str(out), text, str(tokens)], folders)
+    if found.code:
+        raise SystemExit(f"{recipe} ended with {found.code}\n{found.complaints[-2000:]}")
+    told = json.loads(found.printed.splitlines()[-1])
+    count, length = told["shape"] or (0, 0)
+    return Ran(found.wall, found.cpu, found.peak, found.disk, count * length, told["phases"], length)
 
-    def watch() -> None:
-        turn = 0
-        while child.poll() is None:
-            with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8").splitlines():
-                    if line.startswith("RssAnon:"):
-                        peak[0] = max(peak[0], int(line.split()[1]) * 1024)
-            if turn % 50 == 0:
-                disk[0] = max(disk[0], size_of(*folders))
-            turn += 1
-            time.sleep(0.02)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    printed, complaints = child.communicate()
-    watcher.join()
-    if child.returncode:
-        raise SystemExit(f"{recipe} ended with {child.returncode}\n{complaints.decode()[-2000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    told = json.loads(printed.splitlines()[-1])
-    read = told["shape"][0] * told["shape"][1] if told["shape"] else 0
-    return Ran(time.monotonic() - began, cpu, peak[0], disk[0], read, told["phases"])
+def peers(model: Path, text: Path, ours: tuple[str, Ran], few: int) -> None:
+    """The rows of the peers, as many tokens each as one of ours read."""
+    recipe, ran = ours
+    for name in calibrating.KNOWN:
+        out = model.with_name(f"{model.name}-{calibrating.KNOWN[name].script}")
+        first = rates()
+        told = calibrating.run(name, model, out, text, (ran.tokens // ran.length, ran.length, few))
+        if isinstance(told, str):
+            print(f"{model.name.removeprefix('model-'):8} {name:20} {told}", flush=True)
+            continue
+        narrow, wide = ((a + b) / 2 for a, b in zip(first, rates(), strict=True))
+        print(
+            f"{model.name.removeprefix('model-'):8} {name:20} {told.tokens:8} {told.seconds:8.1f} {told.ran.cpu:8.1f} "
+            f"{'':8} {'':7} {told.ran.peak / 1e9:8.2f} {told.ran.disk / 1e9:8.2f}"
+        )
+        share = told.ran.cpu * told.seconds / told.ran.wall  # of the same phases and blocks as the seconds
+        times = f"{told.seconds / ran.wall:.2f} times the seconds and {share / ran.cpu:.2f} times the CPU seconds"
+        print(f"  {times} of {recipe}")
+        print(f"  machine: bf16 {narrow / 1e9:.0f}, float32 {wide / 1e9:.0f} GFLOP/s")
+        print(f"  {told.note}", flush=True)
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def main() -> int:
@@ -147,6 +143,8 @@ def main() -> int:
     words.add_argument("--recipes", nargs="+", default=["rtn-w4g128", "gptq-w4g128"])
     words.add_argument("--tokens", type=int, help="calibration tokens; as the command itself chooses where not given")
     words.add_argument("--text", type=Path, help="calibration text; else the sources of this project")
+    words.add_argument("--peers", action="store_true", help="the peers too, on as many tokens")
+    words.add_argument("--few", type=int, default=2, help="blocks that auto-round is timed on; 0: all")
     words.add_argument("--scratch", type=Path, help="where models and artifacts lie; a temporary directory otherwise")
     given = words.parse_args()
     with tempfile.TemporaryDirectory(prefix="regauge-scale-", dir=given.scratch) as scratch:
@@ -170,10 +168,12 @@ def main() -> int:
                 [sys.executable, str(script), str(model), "--size", size], check=True, stdout=subprocess.DEVNULL
             )
             shape = Shape.of(json.loads((model / "config.json").read_text(encoding="utf-8")))
+            calibrated = None
             for recipe in given.recipes:
                 out = folder / f"out-{size}-{recipe}"
                 first = rates()
                 ran = run(recipe, model, out, "" if recipe.startswith("rtn") else str(text), given.tokens or 0)
+                calibrated = (recipe, ran) if ran.tokens else calibrated
                 narrow, wide = ((a + b) / 2 for a, b in zip(first, rates(), strict=True))
                 floor = shape.floor(ran.tokens, narrow, wide) if ran.tokens else {}
                 least = sum(floor.values())
@@ -190,6 +190,12 @@ def main() -> int:
                 if size in WHOLE:
                     whole = ran.wall + (WHOLE[size] - 1) * ran.phases.get("blocks", 0.0)
                     print(f"  with the blocks {WHOLE[size]} times: {whole / 60:.1f} minutes")
+            if given.peers and calibrated is None:
+                print(
+                    f"{size:8} no peers: none of the recipes calibrates, so there is no number of tokens to give them"
+                )
+            elif given.peers and calibrated is not None:
+                peers(model, text, calibrated, given.few)
     return 0
 
 

@@ -2,20 +2,19 @@
 
     out/bench/venvs/llama/bin/python benchmarks/peers/gguf_files.py CHECKPOINT OUT.gguf Q4_0
 
-Needs llama-cpp-python and gguf, and neither torch nor transformers. The file has no vocabulary, only its size: token
-ids go in and come out. llama.cpp turns pairs of neighbours in rotary embeddings, transformers turns halves of a head,
-so the rows of q and k are put in its order.
+Needs gguf and, for other kinds than BF16, llama-cpp-python; neither torch nor transformers. The file has no vocabulary,
+only its size, unless the caller writes one: token ids go in and come out. llama.cpp turns pairs of neighbours in rotary
+embeddings, transformers turns halves of a head, so the rows of q and k are put in its order.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,7 +65,11 @@ def paired(words: Words, heads: int) -> Words:
     return words.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def write_bf16(folder: Path, out: Path) -> None:
+def no_vocabulary(writer: gguf.GGUFWriter, folder: Path) -> None:
+    writer.add_tokenizer_model("no_vocab")
+
+
+def write_bf16(folder: Path, out: Path, vocabulary: Callable[[gguf.GGUFWriter, Path], None] = no_vocabulary) -> None:
     """The checkpoint as it is; norms in float32, as llama.cpp wants them."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     writer = gguf.GGUFWriter(str(out), "llama")
@@ -81,7 +84,7 @@ def write_bf16(folder: Path, out: Path) -> None:
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(int(gguf.LlamaFileType.MOSTLY_BF16))
-    writer.add_tokenizer_model("no_vocab")
+    vocabulary(writer, folder)
     for name, words in tensors(folder):
         if words.ndim == 1:
             writer.add_tensor(renamed(name), (words.astype(np.uint32) << 16).view(np.float32))
@@ -99,6 +102,8 @@ def write_bf16(folder: Path, out: Path) -> None:
 
 def quantise(full: Path, out: Path, kind: str) -> None:
     """llama.cpp's own quantiser, without importance data."""
+    import llama_cpp
+
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     code = llama_cpp.llama_model_quantize(str(full).encode(), str(out).encode(), parameters)
