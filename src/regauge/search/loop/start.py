@@ -9,23 +9,26 @@ from torch import Tensor
 
 from regauge.artifact.disk import check_disk
 from regauge.engine.estimate import speed
+from regauge.engine.job import quickest
 from regauge.errors import BudgetError
 from regauge.hosts.base import Source
 from regauge.kernels.cpu.machine import cpus
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
-from regauge.search.loop.desk import Ask, Desk
+from regauge.search.loop.desk import Ask, Desk, Effort
 from regauge.search.loop.problem import Problem, read_ledger
-from regauge.search.losses.fisher import Losses, fisher, forward
+from regauge.search.losses.borders import Borders, state_bytes
+from regauge.search.losses.fisher import Losses, fisher
 from regauge.search.losses.shelf import Shelf, room
-from regauge.search.losses.trials import Picks
-from regauge.search.options import FULL, SiteGroup, group_bytes, site_groups
+from regauge.search.losses.stock import Stock
+from regauge.search.options import SiteGroup, group_bytes, site_groups
 from regauge.search.record import Run
-from regauge.search.subject import batches
+from regauge.search.subject import ROWS, batches
 from regauge.text.split import Texts
 from regauge.version import __version__
 
-ROWS = 2048  # tokens of a batch
+NEAR, MANY = 3.0, 8.0
+"""Options of a site that are rounded whole: those that may win; those of a whole frontier."""
 
 
 def fixed_bytes(source: Source, groups: Sequence[SiteGroup], itemsize: int) -> int:
@@ -55,6 +58,14 @@ def reachable(source: Source, budgets: Sequence[Budget]) -> None:
             )
 
 
+def work_folder(source: Source, groups: Sequence[SiteGroup], effort: Effort) -> int:
+    """Bytes that a search takes on disk: what is rounded, states at the borders, and an artifact that is made."""
+    itemsize = quickest(source.dtype, source.anatomy.hidden).itemsize
+    states = state_bytes(source.anatomy.blocks, effort.seen, source.anatomy.hidden, itemsize)
+    options = NEAR if effort.shown == 1 else MANY
+    return room(groups, options) + states + source.bytes_bf16() // 3
+
+
 def estimate(source: Source, ask: Ask) -> Run:
     """What `fit` would do: a record without points, whose notes say what it would read, try and need."""
     effort, groups = ask.effort, site_groups(source.anatomy)
@@ -63,11 +74,11 @@ def estimate(source: Source, ask: Ask) -> Run:
     tokens = effort.calibration * 2 + effort.gradient * 4 + effort.search * variants
     flops = 2 * source.parameters() * tokens + 8 * effort.builds // 2 * source.parameters() * effort.calibration
     notes = (
-        f"{len(groups)} choices of {options} options in all; {room(groups):,} bytes of work folder while it runs",
+        f"{len(groups)} choices of {options} options in all; {work_folder(source, groups, effort):,} bytes of work folder while it runs",
         f"passes: one over {effort.calibration:,} calibration tokens that rounds every option, one backward over "
         f"{effort.gradient:,}, then up to {variants} variants of "
         f"{effort.search:,} tokens, and {effort.evaluation:,} tokens for the final figures",
-        f"about {_seconds(flops, room(groups)):.0f} s with {torch.get_num_threads()} threads on the {cpus()} CPUs that "
+        f"about {_seconds(flops, room(groups, 3)):.0f} s with {torch.get_num_threads()} threads on the {cpus()} CPUs that "
         "this process may use: an estimate from one product timed here",
     )
     return Run(
@@ -95,25 +106,23 @@ def _seconds(flops: float, rounded: int) -> float:
 
 
 def begin(desk: Desk) -> Problem:
-    """Every option rounded, the backward pass done, embedding and head measured, predictions checked on a sample."""
-    subject, folder, effort, watch = desk.subject, desk.folder, desk.ask.effort, desk.watch
+    """The backward pass done: what every option is predicted to cost. Nothing is rounded whole yet."""
+    subject, folder, effort = desk.subject, desk.folder, desk.ask.effort
     source, groups = subject.source, site_groups(subject.anatomy)
-    check_disk(folder.path, room(groups) + 2 * source.bytes_bf16())
+    check_disk(folder.path, work_folder(source, groups, effort))
     shelf = Shelf(folder.path, groups)
 
     def show(step: str, share: float) -> None:
         desk.clock.show(step, int(100 * share), 100)
 
+    inputs = calibration_batches(desk.texts, effort.seen, subject.batch)
+    borders = Borders(subject, inputs, folder.path, show)
     predicted = folder.load("fisher.json")
-    if predicted is None or not shelf.complete(subject.blocks):
-        inputs = calibration_batches(desk.texts, effort.calibration)
-        with watch.step("rounding"):
-            borders = forward(subject, shelf, inputs, max(1, -(-effort.gradient // inputs[0].numel())), show)
-        if predicted is None:
-            with watch.step("sensitivity"):
-                predicted = fisher(subject, shelf, borders, desk.ask.seed, show)
-                folder.save("fisher.json", predicted)
-    problem = Problem(
+    if predicted is None:
+        with desk.watch.step("sensitivity"):
+            predicted = fisher(borders, groups, backward(inputs, effort.gradient), desk.ask.seed, show)
+            folder.save("fisher.json", predicted)
+    return Problem(
         subject=subject,
         shelf=shelf,
         windows=desk.texts.search,
@@ -122,39 +131,21 @@ def begin(desk: Desk) -> Problem:
         folder=folder,
         kept=read_ledger(folder),
         say=desk.clock.show,
+        ready=Stock(shelf, borders),
+        release=borders.drop,
     )
-    with watch.step("trials"):
-        problem.measure(outside(problem) + sample(problem, effort.checks // 2))
-    return problem
 
 
-def calibration_batches(texts: Texts, tokens: int) -> list[Tensor]:
-    """Windows of the calibration text, in batches."""
-    return batches(texts.windows_NT[: max(1, tokens // texts.length)], ROWS)
+def calibration_batches(texts: Texts, tokens: int, size: int = ROWS) -> list[Tensor]:
+    """Windows of the calibration text, in batches; windows come from all of it in any order, so the first will do."""
+    return batches(texts.windows_NT[: max(1, tokens // texts.length)], size)
+
+
+def backward(inputs: Sequence[Tensor], tokens: int) -> int:
+    """How many batches go backward: so many tokens, and half of what there is at the most, but one at the least."""
+    return max(1, min(len(inputs), -(-tokens // inputs[0].numel())))
 
 
 def _losses(found: object) -> Losses:
     assert type(found) is dict, "written by this module"
     return {str(group): {str(o): float(loss) for o, loss in options.items()} for group, options in found.items()}
-
-
-def outside(problem: Problem) -> list[Picks]:
-    """Every option of the groups that no prediction covers: embedding and head."""
-    return [
-        {group.name: option}
-        for group in problem.groups
-        if group.block is None
-        for option in group.options
-        if option.name != FULL
-    ]
-
-
-def sample(problem: Problem, count: int) -> list[Picks]:
-    """Single-group variants spread over depth, kinds and grains, at 3 and 4 bits, to check predictions by."""
-    inner = [group for group in problem.groups if group.block is not None]
-    step = max(1, len(inner) // max(count, 1))
-    picks: list[Picks] = []
-    for place, group in enumerate(inner[::step][:count]):
-        plain = [option for option in group.options if option.bits in (3, 4)]
-        picks.append({group.name: plain[place % len(plain)]})
-    return picks
