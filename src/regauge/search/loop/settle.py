@@ -111,6 +111,8 @@ def _wanted(desk: Desk, problem: Problem, goal: Goal) -> tuple[set[Pair], set[Pa
     """What may win, by predictions alone; and what else is shown beside it."""
     effort, bounds = desk.ask.effort, goal.bounds(problem.fixed)
     frontier = _frontier(problem, effort.points)
+    if not frontier:
+        return set(), set()
     if not any(bound.resource == "bytes" for bound in bounds):
         if goal.floors:
             kept = [point for point in frontier if point.loss <= goal.floors["kl"]]
