@@ -16,11 +16,13 @@ from regauge.cli.options import (
     FLOOR,
     FORCE,
     JSON,
+    MAX_MEMORY,
     MODEL,
     OUT,
     REVISION,
     SEED,
     TIME,
+    memory,
     seconds,
 )
 from regauge.version import __version__
@@ -123,6 +125,7 @@ def apply(
         str | None, typer.Option(metavar="FORMAT", help="Insist on compressed-tensors or regauge as the format.")
     ] = None,
     time: TIME = None,
+    max_memory: MAX_MEMORY = None,
     seed: SEED = 0,
     revision: REVISION = None,
     force: FORCE = False,
@@ -131,7 +134,7 @@ def apply(
     debug: DEBUG = False,
 ) -> None:
     """One preset or recipe, without a search."""
-    limit = seconds(time)
+    limit, bound = seconds(time), memory(max_memory)
     from regauge import engine
     from regauge.cli import show, tell
 
@@ -146,6 +149,7 @@ def apply(
             revision=revision,
             force=force,
             wire=wire,
+            max_memory=bound,
         )
         show.as_json(plan) if json else tell.dry_run(plan)
         raise typer.Exit(2 if plan.refusals else 0)
@@ -160,6 +164,7 @@ def apply(
             revision=revision,
             force=force,
             time_limit=limit,
+            max_memory=bound,
             wire=wire,
             progress=watch,
         )

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from regauge.amounts import amount, factor
+
 MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A transformers directory or a hub id; safetensors only.")]
 OUT = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Where the artifact goes; must not exist yet.")]
 CALIBRATION = Annotated[
@@ -45,8 +47,30 @@ TIME = Annotated[
         help="How much effort, as a length of time: 90s, 30m, 2h. Less is tried where it is short; what is begun ends.",
     ),
 ]
+MAX_MEMORY = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="6GB",
+        help="The most that this process may take. Less is done at once where it is short; the bytes are the same.",
+    ),
+]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def memory(text: str | None) -> int | None:
+    """`6GB` → bytes.
+
+    Raises:
+        BudgetError: it is no amount of memory.
+    """
+    if text is None:
+        return None
+    said = f"--max-memory {text}"
+    number, unit = amount(text.strip(), said)
+    return int(number * factor(unit, said))
+
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 

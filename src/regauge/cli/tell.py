@@ -153,7 +153,7 @@ def dry_run(plan: DryRun) -> None:
     for number, what in enumerate(plan.passes, 1):
         line(f"  pass {number}: {what}" if len(plan.passes) > 1 else f"  {what}")
     if plan.seconds is not None:
-        disk = f"{told(plan.disk_needed)} of disk ({told(plan.disk_free)} free)"
+        disk = f"{told(plan.memory_needed)} of memory, {told(plan.disk_needed)} of disk ({told(plan.disk_free)} free)"
         line(f"  about {span(plan.seconds)} on this machine, {disk}")
     for note in plan.notes:
         line(f"  note: {note}")

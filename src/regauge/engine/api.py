@@ -9,7 +9,7 @@ the same inputs give the same bytes, but for `regauge/run-log.json`: seconds, me
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from regauge.artifact.ownership import refuse_out
 from regauge.artifact.receipt import Receipt
 from regauge.artifact.staging import Staging
 from regauge.engine.driver import Drive
+from regauge.engine.duration import seconds
 from regauge.engine.enough import enough
-from regauge.engine.estimate import DryRun, disk_needed, record, seconds
+from regauge.engine.estimate import DryRun, disk_needed, record
 from regauge.engine.job import Job, plan_of, prepare
 from regauge.engine.reading import Reading, reading, sampled
 from regauge.engine.receipts import Done, command_line, files_of, log_of, receipt_of, versions
 from regauge.engine.refusals import Refusals
+from regauge.engine.room import room
 from regauge.engine.strengths import settle
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError
@@ -68,6 +70,7 @@ def apply(
     revision: str | None = None,
     force: bool = False,
     time_limit: float | None = None,
+    max_memory: int | None = None,
     progress: Watcher | None = None,
     wire: str | None = None,
     command: str = "",
@@ -82,6 +85,7 @@ def apply(
             text.
         tokens, length: how much is read, in windows of which length; the recipe says where the user does not.
         time_limit: seconds. Refuses up front, or stops where it can go on later, when it will not suffice.
+        max_memory: bytes that the process may take at its highest; fewer matrices are rounded at once then.
         progress: is called with `Progress` events.
         wire: `compressed-tensors` or `regauge`; None takes the first that can say the recipe.
         command: what the user typed, for the run log.
@@ -101,6 +105,7 @@ def apply(
         assert job is not None and read is not None, "nothing was refused"  # noqa: PT018  # not a test
         check_disk(out, disk_needed(job, read))
         _in_time(job, read, clock)
+        job = replace(job, at_once=room(job, read.tokens).at_once(max_memory))
         identity = _identity(job, read)
         with Staging(out, identity, force=force) as staging, _threads(staging):
             job, receipt = _run(job, read, staging, clock, str(model), str(identity["source"]))
@@ -123,6 +128,7 @@ def dry_run(
     revision: str | None = None,
     force: bool = False,
     wire: str | None = None,
+    max_memory: int | None = None,
 ) -> DryRun:
     """What `apply` would do with the same arguments: each site, bytes, passes, time and disk, and every refusal.
 
@@ -136,6 +142,9 @@ def dry_run(
         target = None if out is None else Path(out).expanduser()
         if target is not None:
             ready.refusals.attempt(lambda: refuse_out(target, force, CARRIED), None)
+        if ready.job is not None and ready.read is not None:
+            needed = room(ready.job, ready.read.tokens)
+            ready.refusals.attempt(lambda: needed.at_once(max_memory), 0)
         told = [str(error) for error in ready.refusals.errors]
         if ready.job is None:
             return DryRun(

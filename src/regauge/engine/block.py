@@ -70,11 +70,13 @@ def round_sites(
     choices: Choices,
     stats: Mapping[str, Stats],
     formats: Mapping[str, Format] | None = None,
+    at_once: int | None = None,
 ) -> dict[str, Codes]:
     """Codes of every site that has a choice, with what its compensator adds.
 
     Args:
         formats: site → its format with a step that was learnt, in place of the choice's own.
+        at_once: how many are rounded at the same time; see `side_by_side`.
     """
     sites = list(sites)
     known = {**_fused(sites, weights, choices), **(formats or {})}
@@ -85,7 +87,7 @@ def round_sites(
 
     # the largest first, so that nothing long is begun last
     names = sorted(chosen, key=lambda name: -weights[f"{name}.weight"].numel())
-    found = dict(zip(names, side_by_side([job(name) for name in names]), strict=True))
+    found = dict(zip(names, side_by_side([job(name) for name in names], at_once), strict=True))
     return {name: found[name] for name in chosen}
 
 
@@ -127,13 +129,15 @@ def round_site(w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = N
         raise RecipeError(f"the compensator {name!r} does not serve a matrix of {rows} x {columns}: {error}") from error
 
 
-def effective(stored: Weights, codes: Mapping[str, Codes], choices: Choices) -> Weights:
-    """What the compressed block computes with: rebuilt matrices, and the rest as stored."""
+def effective(
+    stored: Weights, codes: Mapping[str, Codes], choices: Choices, dtype: torch.dtype = torch.float32
+) -> Weights:
+    """What the compressed block computes with: matrices rebuilt, then rounded to `dtype`, and the rest as stored."""
 
     def job(name: str, found: Codes) -> Callable[[], Tensor]:
         choice = choices[name]
         assert choice is not None, f"{name} has codes and no choice"
-        return lambda: summed(found, parts.format_of(choice))
+        return lambda: summed(found, parts.format_of(choice)).to(dtype)
 
     built = side_by_side([job(name, found) for name, found in codes.items()])
     return {**stored, **{f"{name}.weight": w_OI for name, w_OI in zip(codes, built, strict=True)}}

@@ -18,18 +18,17 @@ from regauge.anatomy.model import Site, Weights
 from regauge.artifact.codec.taps import written
 from regauge.artifact.receipt import MoveReceipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import STATES, Staging
-from regauge.engine.block import Moved, effective, full_precision, site_receipts
+from regauge.engine.block import Moved, full_precision, site_receipts
 from regauge.engine.certify import Prover
 from regauge.engine.job import Job, outer_names
 from regauge.engine.learning import room
+from regauge.engine.room import SPILL
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
 from regauge.formats.base import Codes
 from regauge.hosts.states import States
 from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration
-
-SPILL = 256 << 20  # bytes of states from which they go to mapped files
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +112,7 @@ class Drive:
         sites = [site for site in self.job.sites(None) if f"{site.name}.weight" in first]
         head = _only(moved, first)
         codes = self._codes_of(0) if finished else self.work.round(sites, head, {})
-        running = effective(head.stored, codes, self.job.choices) | _only(moved, last).stored
+        running = self.work.built(head, codes) | _only(moved, last).stored
         blocks = min(finished - 1, self.job.anatomy.blocks)
         kept = self.staging.kept(_behind(blocks)) if blocks > 0 else None
         proof = self._prove(None, moved, kept)
@@ -140,7 +139,7 @@ class Drive:
         codes = work.round(sites, moved, stats, None if learnt is None else learnt.formats)
         unseen = [site for site in sites if site.name in codes and site.name not in stats]
         if work.states is not None and (unseen or job.reads_head or index < job.anatomy.blocks):
-            stats |= work.advance(block, effective(moved.stored, codes, job.choices), unseen)
+            stats |= work.advance(block, work.built(moved, codes), unseen)
         self._keep(index)
         done = Done(sites, moved, codes, stats, rare, proof, notes, selects=selects)
         if learnt is not None:

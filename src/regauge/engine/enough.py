@@ -29,6 +29,7 @@ from regauge.engine.work import Pass
 from regauge.hosts.base import Runner
 from regauge.parts import Point
 from regauge.rounding.base import Stats
+from regauge.rounding.feedback import forget
 from regauge.rounding.together import side_by_side
 from regauge.text.calibration import Calibration
 
@@ -134,20 +135,22 @@ class _Look:
             few = parts.format_of(choice).grain.refuses((min(ROWS, site.shape[0]), site.shape[1])) is None
             rows_RI = w_OI[: ROWS if few else None].float()
             jobs.append(Tried(rows_RI, choice, seen[site.name], aside[site.name]).loss)
-        return [max(loss, 1e-30) for loss in side_by_side(jobs)]
+        found = [max(loss, 1e-30) for loss in side_by_side(jobs, self.job.at_once)]
+        for stats in seen.values():
+            forget(stats["hessian"])
+        return found
 
 
 def _joined(a: Mapping[str, Stats], b: Mapping[str, Stats]) -> dict[str, Stats]:
-    """Statistics of two texts together."""
+    """Statistics of two texts together, in the place of the first."""
     found: dict[str, Stats] = {}
-    known: dict[tuple[int, int], Stats] = {}  # sites of one tap share their statistics
+    known: dict[int, Stats] = {}  # sites of one tap share their statistics
     for name, one in a.items():
         other = b[name]
-        key = (id(one), id(other))
-        if key not in known:
+        if id(one) not in known:
             n, m = int(one["count"]), int(other["count"])
             total = max(1, n + m)
-            both_II = one["hessian"] * (n / total) + other["hessian"] * (m / total)
-            known[key] = {"hessian": both_II, "count": one["count"] + other["count"]}
-        found[name] = known[key]
+            one["hessian"].mul_(n / total).add_(other["hessian"], alpha=m / total)
+            known[id(one)] = {"hessian": one["hessian"], "count": one["count"] + other["count"]}
+        found[name] = known[id(one)]
     return found

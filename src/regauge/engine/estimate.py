@@ -1,32 +1,26 @@
 """What a job would do, before it does it: `--dry-run`, and the checks of disk and time at the start of a run.
 
-Bytes are computed from formats. Seconds are an estimate: a small matrix of the recipe's format is rounded and a small
-product is run on this machine, and both are scaled up. Nothing here is a measurement of the model.
+Bytes are computed from formats, seconds estimated (see `duration`). Nothing here is a measurement of the model.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from regauge import parts
-from regauge.anatomy.model import Site
 from regauge.artifact.disk import free_bytes
 from regauge.artifact.receipt import TapReceipt
 from regauge.engine import learning_cost
-from regauge.engine.block import round_site, spelled, tap_receipts
+from regauge.engine.block import spelled, tap_receipts
+from regauge.engine.duration import seconds, speed
 from regauge.engine.job import Job
 from regauge.engine.reading import Reading
-from regauge.engine.shaping import MEASURED, needs_of
-from regauge.formats.base import OBJECTIVE
-from regauge.parts import Point
+from regauge.engine.room import room
+from regauge.engine.shaping import MEASURED
 from regauge.plan import digest
-
-EDGE = 512  # of the matrix that is tried: a multiple of every group
 
 
 class _Record(BaseModel):
@@ -53,6 +47,7 @@ class DryRun(_Record):
         passes: how often the model is streamed, and for what.
         seconds: estimate of the time, or None where the job cannot be made.
         disk_needed: bytes while it works; disk_free: bytes free where OUT will lie.
+        memory_needed: anonymous bytes at the highest.
         wire_refusals: why the artifact is not compressed-tensors.
     """
 
@@ -74,6 +69,7 @@ class DryRun(_Record):
     seconds: float | None = None
     disk_needed: int = 0
     disk_free: int = 0
+    memory_needed: int = 0
 
 
 def site_plans(job: Job) -> list[SitePlan]:
@@ -151,89 +147,10 @@ def passes(job: Job, read: Reading, flop: float | None = None) -> list[str]:
     return told
 
 
-def _tried() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(EDGE, EDGE, generator=generator, dtype=torch.float32, device="cpu"), torch.randn(
-        EDGE, EDGE, generator=generator, dtype=torch.float32, device="cpu"
-    )
-
-
-def speed() -> float:
-    """Seconds of one multiply or add in a float32 product, taken now on a small one."""
-    w_OI, x_TI = _tried()
-    x_TI @ w_OI.T
-    started = time.perf_counter()
-    for _ in range(4):
-        x_TI @ w_OI.T
-    return (time.perf_counter() - started) / 4 / (2 * EDGE**3)
-
-
-def seconds(job: Job, tokens: int, sampled: bool = False) -> float:
-    """Estimate: time of rounding, of reading and hashing, and of running the blocks on so many tokens.
-
-    Args:
-        sampled: the model samples those tokens first.
-    """
-    began = time.perf_counter()
-    w_OI, x_TI = _tried()
-    flop = speed()
-    stats = {"hessian": (x_TI.T @ x_TI).double() / EDGE, "second_moment": x_TI.square().mean(0)}
-    each: dict[Point, float] = {}
-    total, inner = 0.0, 0
-    for site in job.anatomy.sites:
-        inner += site.shape[0] * site.shape[1] if site.block is not None and site.expert in (None, 0, 1) else 0
-        choice = job.choices[site.name]
-        if choice is None:
-            continue
-        if choice not in each:
-            tried = w_OI if parts.format_of(choice).grain.refuses((EDGE, EDGE)) is None else w_OI[:, : EDGE - 2]
-            if parts.format_of(choice).grain.refuses((tried.shape[0], tried.shape[1])) is not None:
-                continue
-            started = time.perf_counter()
-            round_site(tried, choice, stats)
-            each[choice] = (time.perf_counter() - started) / tried.numel()
-        total += each[choice] * site.shape[0] * site.shape[1] * _steeper(site, choice)
-    total += job.source.bytes_bf16() * 2e-9  # reading, hashing and writing
-    if job.calibrated:
-        runs = 1 + bool(job.needs) + len(job.local)
-        if job.shaping is not None:
-            runs += 3 + job.shaping.waiting
-            cut = {site.name: site.shape[1] for site in job.whole.sites if site.kind == "down"}
-            wanted = needs_of(job.whole, [(job.whole.stream(name), one) for name, one in job.shaping.cuts.items()])
-            total += sum(2 * tokens * cut[name] ** 2 * flop for name, needs in wanted.items() if "hessian" in needs)
-        total += runs * 2 * inner * tokens * flop * 1.5
-        if job.needs:
-            wide = {site.tap: site.shape[1] for site in job.anatomy.sites if "hessian" in job.needs.get(site.name, ())}
-            total += sum(2 * tokens * width**2 * flop for width in wide.values())
-        if job.taught:
-            total += 2 * inner * tokens * flop * 1.5 + learning_cost.learning_cost(job, tokens, flop).seconds
-            choosing = sum(OBJECTIVE in recast.rewrite.needs for recast in job.local) * learning_cost.TRIES
-            total += choosing * (2 * inner * min(tokens, 8192) * flop * 1.5 + each_total(job, each))
-        for recast in job.recasts:
-            points = sum(len(grid) for grid in recast.rewrite.search.values())
-            total += points * (2 * runs * 2 * inner * min(tokens, 8192) * flop + each_total(job, each))
-    if sampled:
-        total += 2 * job.source.parameters() * tokens * flop * 2  # a token at a time: slower than a long product
-    if job.certified:
-        total += job.source.parameters() * 60 * flop * 4
-    return total + (time.perf_counter() - began)
-
-
-def each_total(job: Job, each: dict[Point, float]) -> float:
-    """Seconds to round the whole model once."""
-    sizes = ((site.shape[0] * site.shape[1], job.choices[site.name]) for site in job.anatomy.sites)
-    return sum(each.get(choice, 0.0) * size for size, choice in sizes if choice is not None)
-
-
-def _steeper(site: Site, choice: Point) -> float:
-    """Error feedback costs O·I² + I³/3, not O·I: longer rows cost more for each weight."""
-    return max(1.0, site.shape[1] / EDGE) if "hessian" in parts.rounder_of(choice).needs else 1.0
-
-
 def disk_needed(job: Job, read: Reading) -> int:
     """Bytes on disk while the job works: the artifact and two generations of states, the teacher's too where it is."""
     tokens = read.tokens
-    states = tokens * job.anatomy.hidden * 4
+    states = tokens * job.anatomy.hidden * job.working.itemsize
     return int(bytes_after(job) * 1.02) + (6 if job.taught else 3) * states + (4 << 20)
 
 
@@ -267,4 +184,5 @@ def record(
         seconds=seconds(job, tokens, read.sampled is not None) if timed else None,
         disk_needed=disk_needed(job, read),
         disk_free=free_bytes(out) if out is not None else 0,
+        memory_needed=room(job, tokens).peak(),
     )

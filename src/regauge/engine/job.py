@@ -65,6 +65,7 @@ class Job:
         needs: site → statistics that its rounder and compensator need; sites that need none are absent.
         shaping: what is pruned, if anything is; `gauge` is then the anatomy before that.
         learnt: site → the part that is trained there by the error of its block; most have none.
+        at_once: how many matrices are rounded at the same time; None: as many as there are threads.
     """
 
     plan: Plan
@@ -79,6 +80,7 @@ class Job:
     shaping: Shaping | None = None
     gauge: Anatomy | None = None
     learnt: Mapping[str, SiteLearned] = field(default_factory=dict)
+    at_once: int | None = None
 
     @property
     def host(self) -> Host:

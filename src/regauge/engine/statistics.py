@@ -18,6 +18,7 @@ Legend: T tokens, I input channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -247,18 +248,21 @@ def output_error(w_OI: Tensor, w_hat_OI: Tensor, stats: Stats | None) -> float:
     With XᵀX known it is √(tr(E H Eᵀ) / tr(W H Wᵀ)), of wide sites with factors rounded to bfloat16 where the CPU
     multiplies those faster (the figure is then off by 1e-4 of itself); otherwise it is taken on the rows kept.
     """
-    w_OI, w_hat_OI = w_OI.float(), w_hat_OI.float()
-    e_OI = w_OI - w_hat_OI
+    energy: Callable[[Tensor], Tensor] = _energy
     if stats and "hessian" in stats:
         narrow = len(stats["hessian"]) >= WIDE and has_gram()
         kind = torch.bfloat16 if narrow else torch.float32
         h_II = stats["hessian"].to(kind)
-        top, base = ((m.to(kind) @ h_II).float().mul_(m).sum(dtype=torch.float64) for m in (e_OI, w_OI))
+        energy = lambda m_RI: (m_RI.to(kind) @ h_II).float().mul_(m_RI).sum(dtype=torch.float64)  # noqa: E731  # as below
     elif stats and "sample" in stats and len(stats["sample"]):
-        top, base = (_energy(stats["sample"] @ m.T) for m in (e_OI, w_OI))
-    else:
-        top, base = (_energy(m) for m in (e_OI, w_OI))
-    return float((top.clamp_min(0) / base).sqrt()) if float(base) > 0 else 0.0
+        rows_TI = stats["sample"]
+        energy = lambda m_RI: _energy(rows_TI @ m_RI.T)  # noqa: E731  # one of three
+    top, base = 0.0, 0.0
+    for start in range(0, len(w_OI), STRIP):
+        w_RI = w_OI[start : start + STRIP].float()
+        top += float(energy(w_RI - w_hat_OI[start : start + STRIP].float()))
+        base += float(energy(w_RI))
+    return math.sqrt(max(top, 0.0) / base) if base > 0 else 0.0
 
 
 def _energy(m: Tensor) -> Tensor:

@@ -27,9 +27,10 @@ from regauge.hosts.base import Runner
 from regauge.hosts.states import States
 from regauge.parts import Point, Spec
 from regauge.rounding.base import Stats
+from regauge.rounding.feedback import forget
 from regauge.text.calibration import Calibration
 
-BATCH = 4096  # tokens a batch
+BATCH = 2048  # tokens a batch: what a block makes of it is reused by the allocator, not mapped anew each time
 
 
 class Pass:
@@ -226,7 +227,15 @@ class Pass:
     ) -> dict[str, Codes]:
         """Codes of the sites whose weight is there; `formats` holds those that were learnt."""
         present = [site for site in sites if f"{site.name}.weight" in moved.exact]
-        return round_sites(present, moved.exact, self.job.choices, stats, formats)
+        codes = round_sites(present, moved.exact, self.job.choices, stats, formats, self.job.at_once)
+        for seen in stats.values():
+            if "hessian" in seen:
+                forget(seen["hessian"])  # a factor is as large, and what comes next needs room
+        return codes
+
+    def built(self, moved: Moved, codes: Mapping[str, Codes]) -> Weights:
+        """What the compressed block computes with, in the dtype of the work."""
+        return effective(moved.stored, codes, self.job.choices, self.job.working)
 
     def see_head(self, outer: Weights) -> tuple[dict[str, Stats], dict[str, str]]:
         """Statistics of what the head reads, where its parts need them."""

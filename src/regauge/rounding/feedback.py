@@ -68,6 +68,12 @@ def shared(hessian_II: Tensor, how: Hashable, make: Callable[[], Factor]) -> Fac
     return made.result()
 
 
+def forget(hessian_II: Tensor) -> None:
+    """Lets the factors of a Hessian go before it goes itself."""
+    with _LOCK:
+        _KEPT.pop(hessian_II, None)
+
+
 def factor(hessian_II: Tensor, damp: float, order_I: Tensor | None, dtype: torch.dtype | None = None) -> Factor:
     """Factor H, symmetric and not negative, in its own dtype.
 

@@ -16,8 +16,11 @@ import torch
 T = TypeVar("T")
 
 
-def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
-    """What each job returns, in their order; as many run at once as torch has threads here, without gradients.
+def side_by_side(jobs: Sequence[Callable[[], T]], at_once: int | None = None) -> list[T]:
+    """What each job returns, in their order; without gradients.
+
+    Args:
+        at_once: how many run at the same time; None: as many as torch has threads here, which is the most.
 
     The first error that a job raises is raised, after those that had begun have ended.
     """
@@ -31,7 +34,9 @@ def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
             return job()
 
     try:
-        with ThreadPoolExecutor(min(threads, len(jobs)), "regauge-round", torch.set_num_threads, (1,)) as pool:
+        with ThreadPoolExecutor(
+            min(at_once or threads, threads, len(jobs)), "regauge-round", torch.set_num_threads, (1,)
+        ) as pool:
             try:
                 return list(pool.map(run, jobs))
             except BaseException:

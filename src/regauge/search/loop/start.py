@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regauge.artifact.disk import check_disk
-from regauge.engine.estimate import speed
+from regauge.engine.duration import speed
 from regauge.engine.job import quickest
 from regauge.errors import BudgetError
 from regauge.hosts.base import Source
