@@ -117,7 +117,9 @@ def compare_many(
             -p_NV.gather(-1, n_N[:, None]).squeeze(-1) for (_, _, p_NV), n_N in zip(known, after, strict=True)
         ]
         for column, reader in zip(columns, readers, strict=True):  # one model's logits at a time
-            other_BTV = next(reader)
+            other_BTV = next(reader, None)
+            if other_BTV is None:
+                raise ValueError("a model has fewer batches of logits than there are of text")
             column += [
                 token_scores(p_NV, other_BTV[row, part], n_N)
                 for (row, part, p_NV), n_N in zip(known, after, strict=True)

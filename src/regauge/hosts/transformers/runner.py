@@ -123,9 +123,9 @@ class Runner:
             kwargs = self._kwargs(batch)
             session = self._session
             session.put, session.calls, session.hidden = None, [], None
-            with tapped(self.shell, "", list(self.anatomy.in_block(None)), taps, None), suppress(_Enough):
-                with self._products():
-                    functional_call(self.shell, parameters, (), kwargs, tie_weights=False)
+            sites = list(self.anatomy.in_block(None))
+            with tapped(self.shell, "", sites, taps, None), self._products(), suppress(_Enough):
+                functional_call(self.shell, parameters, (), kwargs, tie_weights=False)
             calls.append(pool.share(session.calls))
             hidden += [session.hidden.to(self.dtype)] if session.hidden is not None else []
             batches.append(kwargs)
@@ -218,16 +218,20 @@ class Runner:
         """
         parameters = self._parameters(None, weights)
         taps = Taps(watch or {}, inputs or {}, outputs or {})
+        for batch in range(len(states)):  # a generator would hold on to what it has a name for
+            yield self._output(parameters, states, batch, taps)
+
+    def _output(self, parameters: dict[str, Tensor], states: States, batch: int, taps: Taps) -> Tensor:
+        """What the model makes of the last states of one batch."""
         sites = list(self.anatomy.in_block(None))
-        for batch, hidden in enumerate(states.hidden):
-            keep = states.keep(batch)
-            self._session.put = hidden
-            try:
-                with tapped(self.shell, "", sites, taps, keep), self._products(), self._wide_head():
-                    found = functional_call(self.shell, parameters, (), dict(states.inputs[batch]), tie_weights=False)
-            finally:
-                self._session.put = None
-            yield found["logits"] if "logits" in found else found["last_hidden_state"]
+        self._session.put = states.hidden[batch]
+        try:
+            with tapped(self.shell, "", sites, taps, states.keep(batch)), self._products(), self._wide_head():
+                found = functional_call(self.shell, parameters, (), dict(states.inputs[batch]), tie_weights=False)
+        finally:
+            self._session.put = None
+        made: Tensor = found["logits"] if "logits" in found else found["last_hidden_state"]
+        return made
 
     def logits(self, inputs: Inputs, weights: Callable[[int | None], Weights] | None = None) -> Iterator[Tensor]:
         """The whole model on some batches, streamed.

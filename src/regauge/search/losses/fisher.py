@@ -31,6 +31,7 @@ from torch import Tensor
 
 from regauge.anatomy.model import Weights
 from regauge.hosts.states import States
+from regauge.search.losses.between import completed, tried_of
 from regauge.search.losses.borders import Borders
 from regauge.search.losses.sites import Tried, tried, watching
 from regauge.search.options import SiteGroup
@@ -38,6 +39,9 @@ from regauge.search.subject import Subject, some
 
 Losses = dict[str, dict[str, float]]
 """Group → option → KL, nats a token. Full precision is 0."""
+
+LARGE = 1 << 19
+"""Weights of a matrix from which not every option is tried (see `between`)."""
 
 
 def fisher(
@@ -54,6 +58,7 @@ def fisher(
     """
     subject = borders.subject
     last = borders.before(subject.blocks)
+    whole, groups = groups, [narrowed(group) for group in groups]
     outside = [group for group in groups if group.block is None]
     gradients, found = _tail(subject, outside, last, keep, seed)
     for block in reversed(range(subject.blocks)):
@@ -64,7 +69,13 @@ def fisher(
     for name, losses_of in _embedding(subject, outside, some(borders.before(0), 0, keep), gradients).items():
         own = found.get(name, {})
         found[name] = {option: loss + own.get(option, 0.0) for option, loss in losses_of.items()}
-    return {group.name: found[group.name] for group in groups if group.name in found}
+    return {group.name: completed(group.options, found[group.name]) for group in whole if group.name in found}
+
+
+def narrowed(group: SiteGroup) -> SiteGroup:
+    """The group with the options that are tried: of large matrices not all."""
+    large = max(site.shape[0] * site.shape[1] for site in group.sites) >= LARGE
+    return replace(group, options=tried_of(group.options)) if large else group
 
 
 def _tail(
@@ -99,7 +110,7 @@ def _tail(
         if of_head and x:
             rows = tried([replace(group, sites=tuple(of_head))], outer, stats)
             lost = {name: 0.5 * share * value for name, value in rows[of_head[0].name].spread(torch.cat(x)).items()}
-            found[group.name] = _all(group, lost)
+            found[group.name] = lost
     return gradients, found
 
 
@@ -133,7 +144,7 @@ def _embedding(subject: Subject, groups: Sequence[SiteGroup], states: States, gr
             moved = subject.runner.begin(ids, {**outer, **changed})
             pulls = _change(moved, plain, gradients)
             lost[option.name] = 0.5 * float(pulls.double().square().mean())
-        found[group.name] = _all(group, lost)
+        found[group.name] = lost
     return found
 
 
@@ -218,7 +229,7 @@ class Visit:
                 continue
             for name, pull_n in rows[site.name].pulls(torch.cat(x[site.tap]), torch.cat(g[site.name])).items():
                 totals[name] = totals[name] + pull_n if name in totals else pull_n
-        return _losses(group, totals)
+        return _losses(totals)
 
     def _experts(self, group: SiteGroup, rows: Mapping[str, Tried]) -> dict[str, float]:
         """The same for sites without an output of their own: the block is run with each option."""
@@ -233,7 +244,7 @@ class Visit:
             changed = {key: rows[name].weights(self.weights[key], option.name) for name, key in names.items()}
             moved = runner.block(self.block, {**self.weights, **changed}, states)
             totals[option.name] = _change(moved, plain, self.gradients) * rows[group.sites[0].name].weight ** 0.5
-        return _losses(group, totals)
+        return _losses(totals)
 
 
 def _change(moved: States, plain: States, gradients: Sequence[Tensor]) -> Tensor:
@@ -245,10 +256,5 @@ def _change(moved: States, plain: States, gradients: Sequence[Tensor]) -> Tensor
     return torch.cat(pulls)
 
 
-def _losses(group: SiteGroup, totals: Mapping[str, Tensor]) -> dict[str, float]:
-    return _all(group, {name: 0.5 * float(pull_n.double().square().mean()) for name, pull_n in totals.items()})
-
-
-def _all(group: SiteGroup, lost: Mapping[str, float]) -> dict[str, float]:
-    """With full precision, which costs nothing."""
-    return {option.name: 0.0 if option.choice is None else lost[option.name] for option in group.options}
+def _losses(totals: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: 0.5 * float(pull_n.double().square().mean()) for name, pull_n in totals.items()}

@@ -22,7 +22,9 @@ from regauge.rounding.together import side_by_side
 from regauge.search.options import Option, SiteGroup
 
 ROWS = 256
-"""Rows of a matrix that are tried; half of them where there are fewer than twice as many."""
+"""Rows of a matrix that are tried; all where it has no more."""
+PIECE = 1 << 24
+"""Weights of a matrix that are rounded at a time, where its rows stand alone: a head may have thirty times as many."""
 Wanted = Sequence[tuple[SiteGroup, Option]]
 
 
@@ -75,11 +77,11 @@ class Tried:
         }
 
     def weights(self, weight_OI: Tensor, option: str) -> Tensor:
-        """The matrix with those rows rounded, float32."""
-        changed_OI = weight_OI.to(torch.float32, copy=True)
-        if self.rows is None:
-            return changed_OI.add_(self.deltas[option])
-        return changed_OI.index_add_(0, self.rows, self.deltas[option])
+        """The matrix with those rows rounded, in its own dtype."""
+        changed_OI, delta_RI = weight_OI.clone(), self.deltas[option]
+        rows = torch.arange(len(delta_RI), dtype=torch.int64, device="cpu") if self.rows is None else self.rows
+        changed_OI[rows] = (weight_OI[rows].float() + delta_RI).to(weight_OI.dtype)
+        return changed_OI
 
 
 def tried(
@@ -123,7 +125,9 @@ def _rows(site: Site, group: SiteGroup, given: Mapping[str, Tensor]) -> Tensor |
         return None
     if site.name in given:
         return given[site.name]
-    count = min(ROWS, -(-site.shape[0] // 2))
+    if site.shape[0] <= ROWS:
+        return None
+    count = ROWS
     return torch.arange(count, dtype=torch.int64, device="cpu") * site.shape[0] // count
 
 
@@ -141,6 +145,7 @@ def _rounded(
         fmt = parts.format_of(option.choice)
         for site in group.sites:
             alone = site.tap is not None and site.expert is None and _alone(fmt, site.shape)
+            alone = alone and site.shape[0] * site.shape[1] < PIECE
             key = (site.tap, option.name, option.choice) if alone else (site.name, option.name)
             stacks.setdefault(key, []).append((site, option))
     order, met = list(stacks.values()), set[str | None]()
@@ -161,13 +166,30 @@ def _stack(
     def job() -> list[tuple[Site, Option, Codes]]:
         choice = some[0][1].choice
         assert choice is not None, "full precision is not rounded"
+        fmt, rounder, seen = parts.format_of(choice), parts.rounder_of(choice), stats.get(some[0][0].name, {})
         matrices = [weight(site) for site, _ in some]
         sizes = [len(w_OI) for w_OI in matrices]
         w_OI = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
-        codes = parts.rounder_of(choice)(w_OI, parts.format_of(choice), stats.get(some[0][0].name, {}))
+        if w_OI.numel() > PIECE and _alone(fmt, (w_OI.shape[0], w_OI.shape[1])):
+            pieces = torch.split(w_OI, max(1, PIECE // w_OI.shape[1]))
+            codes = _joined([rounder(piece, fmt, seen) for piece in pieces])
+        else:
+            codes = rounder(w_OI, fmt, seen)
         return [(site, option, one) for (site, option), one in zip(some, _split(codes, sizes), strict=True)]
 
     return job
+
+
+def _joined(found: Sequence[Codes]) -> Codes:
+    """The codes of a matrix whose rows were rounded piece by piece."""
+    steps = [codes.step for codes in found]
+    zeros = [step.zero_G1 for step in steps if step.zero_G1 is not None]
+    step = Step(
+        torch.cat([step.scale_G1 for step in steps]),
+        torch.cat(zeros) if zeros else None,
+        {name: torch.cat([step.fields[name] for step in steps]) for name in steps[0].fields},
+    )
+    return replace(found[0], codes_OI=torch.cat([codes.codes_OI for codes in found]), step=step)
 
 
 def _split(codes: Codes, sizes: Sequence[int]) -> list[Codes]:
