@@ -39,8 +39,9 @@ demo: $(NATIVE)  ## make the bundled model smaller, measure it, write the report
 	@echo "The report: $(OUT)/demo/regauge/report.html"
 	@echo "The model:  $(BIN)/python -c 'import regauge as rg; print(rg.load(\"$(OUT)/demo\"))'"
 
+# What Python compiles is kept for the suite's many processes, also where the shell's environment says not to.
 test: $(NATIVE)  ## the default suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/pycache OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 telling: $(NATIVE) ## the slow tests that say most: ten kills, a search for a floor, the wheel without a compiler, a server
 	$(BIN)/python -m pytest -m telling

@@ -1,16 +1,38 @@
-"""Shared fixtures: where the real models lie, and no network."""
+"""Shared fixtures: where the real models lie, and no network. Annotations of regauge are checked from here on."""
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import typecheck
+
+typecheck.install()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so that no collection of garbage need look at its million objects again."""
+    import hypothesis  # looks for those who hold a source of randomness, which is not seen of what is frozen
+
+    assert hypothesis
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_disks() -> Iterator[None]:
+    """Only what happens when the power fails would show whether a disk has written; each wait is milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # a handle that is closed is still an error
+        yield
 
 
 @pytest.fixture(scope="session")

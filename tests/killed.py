@@ -66,7 +66,7 @@ def inodes(root: Path, names: Iterable[str] | None = None) -> dict[str, int]:
         manifest = root / "manifest.json"
         names = json.loads(manifest.read_text())["shards"] if manifest.exists() else ()
         names = [*names, *(p.name for p in root.glob("options-*.safetensors") if p.with_suffix(".sha256").exists())]
-    return {name: (root / name).stat().st_ino for name in names}
+    return {name: (root / name).stat().st_ino for name in names if (root / name).exists()}
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -160,7 +160,8 @@ def main() -> None:
             if force and not (within(first, cut) or within(first, folder / "cut.replaced") or within(expected, cut)):
                 lost.add("OUT")
             if force or not cut.exists():
-                rewritten |= partial.exists() and not before.items() <= inodes(partial, before).items()
+                leaving = within(expected, cut)  # the output is whole: what lay beside it is being removed
+                rewritten |= not leaving and partial.exists() and not before.items() <= inodes(partial, before).items()
                 continue  # with --force the same command makes it again
             attempt(job, cut, force, None)  # killed when it had just renamed its output: refused, and tidied up
         elif name != "fit":

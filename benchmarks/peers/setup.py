@@ -32,6 +32,9 @@ class Venv:
 KNOWN = {
     "llama": Venv(("llama-cpp-python==0.3.36", "gguf==0.19.0")),
     "runtimes": Venv(("torchao==0.18.0", "onnx==1.21.0", "onnxruntime==1.31.0", "openvino==2026.4.0"), True),
+    "suite": Venv(
+        ("parameterized==0.9.0", "httpx==0.28.1", "timeout-decorator==0.5.0"), True
+    ),  # what transformers' own tests import
 }
 
 

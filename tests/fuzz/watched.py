@@ -125,11 +125,13 @@ def watched(*allowed: Path) -> Iterator[list[str]]:
     resource.setrlimit(resource.RLIMIT_DATA, (_data() + BYTES, hard))
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.setitimer(signal.ITIMER_REAL, WAIT)
+    keep, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # what is first imported here would be compiled
     _WATCH.on = True
     try:
         yield _WATCH.told
     finally:
         _WATCH.on = False
+        sys.dont_write_bytecode = keep
         for timer, before in alarms.items():
             signal.setitimer(timer, 0)
             signal.signal(TIMERS[timer], before)

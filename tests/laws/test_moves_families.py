@@ -97,6 +97,14 @@ def refusal(model: Opened, move: Move) -> str:
     return str(caught.value)
 
 
+def test_how_far_from_orthogonal_a_rotation_may_be(opened: Callable[[str], Opened]) -> None:
+    """One part in 10⁹ of what is turned, however large that is."""
+    anatomy, eye = opened("llama")[0].anatomy, torch.eye(10, dtype=torch.float64)
+    check(anatomy, Move("rotate", "blocks.0.value.0", eye * (1 + 4.5e-10)))
+    with pytest.raises(MoveError, match="not orthogonal"):
+        check(anatomy, Move("rotate", "blocks.0.value.0", eye * (1 + 5.5e-10)))
+
+
 def test_stops_of_the_families_say_why(opened: Callable[[str], Opened]) -> None:
     """The stops of the design's table, each on the family that it is known from."""
     ones = torch.ones(10, dtype=torch.float64)

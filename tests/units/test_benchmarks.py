@@ -231,3 +231,32 @@ def test_every_peer_named_has_a_file() -> None:
     named = {peer for peer, _ in linear.PEERS.values()} | set(models.INTERPRETERS) | {"linear_regauge"}
     assert [name for name in sorted(named) if not (ROOT / "benchmarks" / "peers" / f"{name}.py").exists()] == []
     assert json.loads(json.dumps(linear.full(32)))  # what a peer is told is JSON
+
+
+def test_suite_tells_design_from_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "peers"))
+    suite, expected = importlib.import_module("transformers_suite"), importlib.import_module("suite_expected")
+    designed = expected.Expected("test_(save|load)", "KeyError", "artifacts are other files", ("llama",))
+    monkeypatch.setattr(suite, "EXPECTED", (designed, expected.Expected("test_gone", "", "nobody knows")))
+    passed, failed, skipped = ("passed", ""), ("failed", "KeyError: 'w'"), ("skipped", "")
+    names = ("save", "load", "save_twice", "greedy", "old", "odd", "lost")
+    plain = {("llama", f"test_{name}"): passed for name in names} | {("opt", "test_save"): passed}
+    plain |= {("llama", "test_old"): failed, ("llama", "test_odd"): skipped}
+    ours = {**plain, ("llama", "test_save"): failed, ("llama", "test_save_twice"): failed, ("opt", "test_save"): failed}
+    ours |= {("llama", "test_load"): ("failed", "RuntimeError: other words")}
+    ours |= {("llama", "test_greedy"): skipped, ("llama", "test_old"): passed}
+    del ours["llama", "test_lost"]
+    rows = suite.compared(plain, ours)
+    assert rows["llama"].designed == {"test_save": "artifacts are other files"}
+    assert (rows["llama"].same, rows["llama"].skipped, rows["llama"].failing) == (0, 1, 1)
+    assert set(rows["llama"].unexplained) == {"test_load", "test_save_twice", "test_greedy", "test_lost"}
+    assert rows["opt"].unexplained == {"test_save": "passed plain, failed ours: KeyError: 'w'"}
+    counted = {"llama": suite.Counter({"models loaded": 7, "generate": 3, "generate, native": 2})}
+    assert suite.report(rows, counted, whole=True) == 1
+    told = capsys.readouterr().out
+    assert "| llama | 5 | 0 | 1 | 4 | 1 | 7 | 2 of 3 |" in told
+    assert "| together | 6 | 0 | 1 | 5 | 1 | 7 | 2 of 3 |" in told
+    assert "UNEXPLAINED opt test_save: passed plain, failed ours: KeyError: 'w'" in told
+    assert "- STALE, nothing differs so: nobody knows (test_gone)" in told
+    assert suite.report({"llama": suite.Row(same=3)}, counted, whole=False) == 0
+    assert suite.report({"llama": suite.Row(same=3)}, {"llama": suite.Counter()}, whole=False) == 1  # nothing was ours

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.artifact.codec.schemes import scheme_of
-from regauge.engine import estimate, objective
+from regauge.engine import duration, objective
 from regauge.engine.job import prepare
 from regauge.engine.receipts import versions
 from regauge.formats.grains import Block, Channel, Fallback
@@ -22,6 +22,7 @@ from regauge.hosts.transformers.source import Source
 from regauge.measure.cost import RUNTIME, Speed
 from regauge.parts import WEIGHTS, Point
 from regauge.plan import parse
+from regauge.runtime.matrices import int4
 from regauge.search import profile
 from regauge.search.budgets import Budget
 from regauge.search.loop import finish
@@ -128,13 +129,38 @@ def test_what_learning_is_estimated_to_take_grows_with_its_text(
     """One more pass over the blocks, forward and back, beside the loop itself: by the widths of the matrices."""
     rows = "weights: {{blocks.*: {{grid: int4, grain: channel, ranger: {}}}}}\n"
     jobs = [prepare(parse("name: x\n" + rows.format(ranger)), source) for ranger in ("learnt-clip", "minmax")]
-    monkeypatch.setattr(estimate, "round_site", lambda *_: None)
-    monkeypatch.setattr(estimate, "speed", lambda: 1.0)
-    monkeypatch.setattr(estimate.time, "perf_counter", lambda: 0.0)
-    monkeypatch.setattr(estimate.learning_cost, "learning_cost", lambda *_: SimpleNamespace(seconds=0.0))
+    monkeypatch.setattr(duration, "_each", lambda _: {})
+    monkeypatch.setattr(duration, "speed", lambda *_: 1.0)
+    monkeypatch.setattr(duration.learning_cost, "learning_cost", lambda *_: SimpleNamespace(seconds=0.0))
     inner = sum(site.shape[0] * site.shape[1] for site in source.anatomy.sites if site.block is not None)
     read = source.bytes_bf16() * 2e-9
-    taught, plain = (estimate.seconds(job, 100) for job in jobs)
+    taught, plain = (duration.seconds(job, 100) for job in jobs)
     assert plain == pytest.approx(read)
-    passes = (1 + bool(jobs[0].needs)) * 2 * inner * 100 * 1.5
+    passes = (1 + duration.SEEN * bool(jobs[0].needs)) * 2 * inner * 100 * 1.5
     assert taught == pytest.approx(read + passes + 2 * inner * 100 * 1.5)
+
+
+def test_what_a_search_by_block_and_a_text_of_its_own_are_estimated_to_take(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty-one runs of each block on 8,192 tokens at most; two operations a parameter, a token at a time, drawn."""
+    rows = "weights: {blocks.*: {grid: int4, grain: channel, ranger: minmax}}\n"
+    job = prepare(parse(f"name: x\n{rows}rewrites: [{{part: smooth-streams, alpha: block}}]\n"), source)
+    monkeypatch.setattr(duration, "_each", lambda _: {})
+    monkeypatch.setattr(duration, "speed", lambda *_: 1.0)
+    monkeypatch.setattr(duration.learning_cost, "learning_cost", lambda *_: SimpleNamespace(seconds=0.0))
+    inner = sum(site.shape[0] * site.shape[1] for site in source.anatomy.sites if site.block is not None)
+    assert len(job.local) == 1
+    assert job.certified
+    for tokens, tried in ((100, 100), (10000, 8192)):
+        passes = (2 + duration.SEEN * bool(job.needs)) * 3 * inner * tokens
+        once = source.bytes_bf16() * 2e-9 + passes + 3 * inner * tokens + 21 * 3 * inner * tried
+        once += 240 * source.parameters()  # of the certificate
+        assert duration.seconds(job, tokens) == pytest.approx(once)
+        drawn = duration.seconds(job, tokens, sampled=True) - duration.seconds(job, tokens)
+        assert drawn == pytest.approx(4 * source.parameters() * tokens)
+
+
+@pytest.mark.parametrize("rows", [16, 32, 48, 64])
+def test_each_row_of_a_block_of_torchs_layout_stands_in_one_nibble(rows: int) -> None:
+    assert int4._order(rows).flatten().sort().values.equal(torch.arange(rows))

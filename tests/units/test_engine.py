@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from regauge.artifact.folder import read_receipt
-from regauge.engine import apply, dry_run
+from regauge.engine import apply, dry_run, strengths
 from regauge.engine.watchdog import Progress
 from regauge.errors import BudgetError, ModelError, OutputError, RecipeError, RegaugeError, ResumeError, TextError
 from regauge.plan import load, parse
@@ -126,6 +126,13 @@ def test_every_width_of_channels_is_written(bits: int, tmp_path: Path) -> None:
     assert receipt.sites[1].bits == pytest.approx(bits + (16 + zero) / 64)
 
 
+def test_what_stands_outside_the_blocks_is_in_the_last_shard(tmp_path: Path) -> None:
+    apply("rtn-w8", save(pico("bert"), tmp_path / "bert"), tmp_path / "out", wire="regauge")
+    shards = [load_file(path).keys() for path in sorted((tmp_path / "out").glob("*.safetensors"))]
+    assert len(shards) == 4
+    assert ["pooler.dense.weight" in keys for keys in shards] == [False, False, False, True]
+
+
 def test_text_lowers_the_error_that_the_receipt_states(model: Path, text: Path, tmp_path: Path) -> None:
     """Error feedback beats rounding to nearest on the same text: the figures are of the same kind, on real inputs."""
     nearest = parse(NEAREST_BESIDE_TEXT)
@@ -175,6 +182,17 @@ def test_a_searched_strength_has_the_least_loss_of_its_grid(model: Path, text: P
     assert len(grid) == 21
     assert entry["loss"] == min(point["loss"] for point in grid)
     assert len({point["loss"] for point in grid}) > 10
+
+
+@pytest.mark.parametrize(("tokens", "windows"), [(1, 1), (64, 2), (65, 3)])
+def test_a_strength_is_searched_on_few_windows(
+    tokens: int, windows: int, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, seen = parse(NEAREST_BESIDE_TEXT.replace("{part: smooth-norms, alpha: 0.0}", "smooth-streams")), set()
+    monkeypatch.setattr(strengths, "TOKENS", tokens)
+    monkeypatch.setattr(strengths, "whole_loss", lambda job, whole, few, runner: seen.add(len(few.inputs)) or 1.0)
+    apply(plan, model, tmp_path / "out", calibration=text, tokens=128, length=32)
+    assert seen == {windows}
 
 
 def test_a_rewrite_of_the_whole_model_may_want_statistics_first(model: Path, text: Path, tmp_path: Path) -> None:

@@ -197,6 +197,19 @@ def test_a_table_in_full_precision_is_resized(tmp_path: Path) -> None:
     assert model(torch.tensor([[60]])).logits.shape == (1, 1, 61)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_weight_is_drawn_anew(name: str, tmp_path: Path) -> None:
+    """transformers' `init_weights` leaves what was read; without that word, tables in full precision became random."""
+    path = save(pico(name), tmp_path / "source")
+    made = make(path, tmp_path / "out", lambda site: None if site.kind in ("embed", "head") else FORMS["int8"])
+    model = rg.load(made.path)
+    before = {key: copy.deepcopy(value) for key, value in model.state_dict().items()}
+    model.init_weights()
+    model.post_init()
+    after = model.state_dict()
+    assert [key for key, value in before.items() if isinstance(value, Tensor) and not value.equal(after[key])] == []
+
+
 def test_a_packed_layer_is_a_linear_layer_to_whoever_adapts_it(tmp_path: Path) -> None:
     """What PEFT asks of one: its class, sizes, and the dtype and device of its weight, which none computes with."""
     model = loaded(tmp_path)

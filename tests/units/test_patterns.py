@@ -46,6 +46,11 @@ def test_usual_patterns_match_as_python_does(text: str) -> None:
         "a{9999}",
         "x" * 501,
         "(" * 400,
+        "[0--]",
+        "[[a]",
+        "[a&&b]",
+        "[a~~b]",
+        "[a||b]",
     ],
 )
 def test_what_could_take_long_or_is_no_pattern_is_refused(text: str) -> None:

@@ -336,3 +336,9 @@ def test_explain_calls_no_part_of_another_package(tmp_path: Path, monkeypatch: p
     ):
         path.write_text(f"name: r\n{row}\n", encoding="utf-8")
         assert "os.path:isdir" in explain(str(path))
+
+
+def test_a_name_is_written_in_its_own_letters() -> None:
+    plan = parse('name: "für: größere Modelle 模型"\nweights: {mlp: {grid: int4, grain: channel}}\n')
+    assert '"für: größere Modelle 模型"' in dump(plan)
+    assert parse(dump(plan)) == plan

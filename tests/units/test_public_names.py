@@ -55,6 +55,7 @@ FLAGS = {
         "--dry-run",
         "--force",
         "--json",
+        "--max-memory",
         "--out",
         "--revision",
         "--seed",

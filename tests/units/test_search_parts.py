@@ -119,6 +119,12 @@ def test_pareto_drops_what_is_beaten() -> None:
     assert [point.picks for point in pareto(points)] == [(1,), (0,)]
 
 
+def test_sizes_are_even_in_their_logarithm_and_end_where_they_are_to() -> None:
+    assert sizes(1.0, 16.0, 5) == pytest.approx([1, 2, 4, 8, 16])
+    assert sizes(3.0, 48.0, 2) == pytest.approx([3, 48])
+    assert sizes(3.0, 48.0, 1) == sizes(48.0, 48.0, 4) == [48]
+
+
 def test_sweep_gives_falling_losses() -> None:
     groups = [[Candidate(w * 4.0**-b, {"bytes": float(b)}) for b in (2, 3, 4, 8)] for w in (9.0, 3.0, 1.0)]
     found = sweep(groups, sizes(6.5, 24.5, 7), 0.5)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ from torch import Tensor
 import regauge as rg
 from artifacts import choice, make
 from pico import CONFIGS, pico, save
-from regauge.kernels.cpu.library import LEVELS, available
+from regauge.kernels.cpu.library import available
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
 
@@ -209,21 +205,7 @@ def test_two_models_take_turns_and_run_at_once(tmp_path: Path) -> None:
         torch.testing.assert_close(at_once[number], alone[number % 2], rtol=1e-5, atol=1e-5)
 
 
-def every_family_on_one_level() -> None:
-    """Called in a process of its own, for each level."""
+def test_every_dispatch_level(level: str, tmp_path: Path) -> None:
     for name in ("llama", "mixtral"):
-        with tempfile.TemporaryDirectory() as folder:
-            assert difference(loaded(Path(folder), name, "mixed"), batch=2, tokens=12) < 3e-2
-        with tempfile.TemporaryDirectory() as folder:
-            assert difference(loaded(Path(folder), name, "asym"), batch=5, tokens=20, prompt=10) < EXACT
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_dispatch_level(level: str) -> None:
-    code = "from units import test_step; test_step.every_family_on_one_level(); print('done')"
-    here = Path(__file__).parent.parent
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "REGAUGE_KERNELS": level}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
-    if "cannot be had" in done.stderr:
-        pytest.skip(f"this machine has no {level}")
-    assert done.stdout.split() == ["done"], done.stderr[-3000:]
+        assert difference(loaded(tmp_path / name / "mixed", name, "mixed"), batch=2, tokens=12) < 3e-2
+        assert difference(loaded(tmp_path / name / "asym", name, "asym"), batch=5, tokens=20, prompt=10) < EXACT

@@ -13,6 +13,7 @@ import torch
 import regauge as rg
 from regauge.engine import measure
 from regauge.errors import ModelError, RegaugeError, TextError
+from regauge.hosts.transformers import sampling
 from regauge.hosts.transformers.sampling import opening
 from regauge.hosts.transformers.source import Source, read_tokenizer
 from regauge.search.fit import fit
@@ -160,6 +161,13 @@ def test_a_tokenizer_that_cannot_be_read(name: str, content: str, good: Path, tm
         return
     assert name != "tokenizer.json"
     assert found.encode("a", add_special_tokens=False) == tiny.tokenizer().encode("a", add_special_tokens=False)
+
+
+def test_a_small_model_is_sampled_from_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source.open(tiny.folder(tmp_path, dtype=torch.bfloat16))
+    for most, dtype in ((source.parameters(), torch.float32), (source.parameters() - 1, torch.bfloat16)):
+        monkeypatch.setattr(sampling, "SMALL", most)
+        assert sampling.whole_model(source).dtype == dtype
 
 
 def test_ids_that_are_known_pass(good: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from regauge.errors import BudgetError
 from regauge.kernels.cpu.machine import anonymous_bytes
+from regauge.runtime.device import on_the_cpu
 
 
 class PeakMemory:
@@ -127,7 +128,7 @@ def quiet_torch(threads: int | None = None) -> Iterator[None]:
         threads: how many threads to use inside.
     """
     before = torch.get_num_threads()
-    with torch.random.fork_rng(), torch.no_grad(), torch.device("cpu"):
+    with torch.random.fork_rng(), torch.no_grad(), on_the_cpu():
         try:
             if threads is not None and threads != before:
                 torch.set_num_threads(threads)

@@ -39,7 +39,7 @@ from regauge.measure.quality import Paired, Quality, Scores, compare, paired, su
 from regauge.measure.subject import EMBEDDINGS, Facts, Subject, comparable
 from regauge.text.windows import Windows
 
-BATCH = 2048  # tokens
+BATCH, LOGITS = 2048, 2**26  # most tokens and logits of a batch: of large vocabularies fewer tokens are read at once
 OWN = "/own"  # the first model by its library's own modules; no name has a slash
 
 
@@ -154,7 +154,8 @@ class _Found:
 @torch.no_grad()
 def _quality(subjects: Sequence[Subject], text: Windows, facts: Facts, method: Method) -> _Found:
     method.say("measure", "quality")
-    seen = read(text, facts, BATCH)
+    tokens = min(BATCH, max(1, LOGITS // max(1, facts.vocabulary)))
+    seen = read(text, facts, tokens)
     first, *others = subjects
     base = first.outputs(seen.arguments)
     if facts.gives == EMBEDDINGS:
@@ -165,9 +166,9 @@ def _quality(subjects: Sequence[Subject], text: Windows, facts: Facts, method: M
         told = {one.name: labels(base, one.outputs(seen.arguments), seen, method.seed) for one in others}
         return _Found(labels=told)
     once, again = itertools.tee(base())
-    scores: dict[str, Scores] = {first.name: compare(text, once, again, BATCH)}
+    scores: dict[str, Scores] = {first.name: compare(text, once, again, tokens)}
     for one in others:  # each let go before the next is opened
-        scores[one.name] = compare(text, base(), one.outputs(seen.arguments)(), BATCH)
+        scores[one.name] = compare(text, base(), one.outputs(seen.arguments)(), tokens)
     pairs = {
         f"{a.name} against {b.name}": paired(scores[a.name], scores[b.name], method.seed)
         for a, b in itertools.combinations(others, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -58,6 +59,15 @@ def placed(device: str | torch.device) -> Placed:
         seen = "one CUDA device" if count == 1 else f"{count} CUDA devices"
         raise SettingError(f"device={str(device)!r} was asked for, and torch sees {seen} here, numbered from 0.")
     return Placed(CUDA, where)
+
+
+def on_the_cpu() -> AbstractContextManager[object]:
+    """New tensors lie on the CPU inside, whatever the default device of this thread is.
+
+    Where that is the CPU already nothing is entered: a mode of torch costs every one of its calls a call of Python.
+    """
+    here = torch.get_default_device().type == CPU
+    return nullcontext() if here else torch.device(CPU)
 
 
 def warn_without_triton() -> None:

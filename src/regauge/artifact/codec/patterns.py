@@ -28,6 +28,9 @@ TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
+SETS = re.compile(r"^\[\^?\[ | -- | && | ~~ | \|\|", re.VERBOSE)
+"""What Python's engine warns of in a set: nested ones, and sets made of two."""
+
 
 @lru_cache(maxsize=4096)
 def pattern(text: str) -> re.Pattern[str]:
@@ -63,6 +66,8 @@ def _check(text: str) -> None:
         if found is None:
             raise ValueError(f"{text[at : at + 10]!r} is not read in a pattern of a file")
         kind = str(found.lastgroup)
+        if kind == "set" and SETS.search(found[0]):
+            raise ValueError(f"{found[0][:20]!r} is a set that later versions of Python may read otherwise")
         if kind == "times":
             if before not in ("escape", "set", "plain"):
                 raise ValueError("it repeats more than a single character")

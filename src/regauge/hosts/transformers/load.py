@@ -32,7 +32,7 @@ from regauge.hosts.transformers.skeleton import model_class
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.windowed import window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
-from regauge.runtime.device import Placed, placed, warn_without_triton
+from regauge.runtime.device import Placed, on_the_cpu, placed, warn_without_triton
 from regauge.runtime.rows import CPU, CUDA
 from regauge.runtime.window.figure import Figure, check_room, read_figure
 
@@ -85,7 +85,7 @@ def load(
             f"activations={activations!r} is how a CPU rounds; leave it out, a GPU rounds nothing by itself"
         )
     dtype = _dtype(dtype)
-    with torch.device("cpu"):  # whatever the default device: where the model goes is said
+    with on_the_cpu():  # where the model goes is said
         return _loaded(model_folder(str(path), None), at, dtype, figure, activations)
 
 
@@ -212,4 +212,8 @@ def _finish(model: Any, folder: Path, method: str | None) -> None:
     if method is not None:
         mark(model, method)
         guard(model)
+    for module in model.modules():
+        module._is_hf_initialized = (
+            True  # as from_pretrained leaves it: init_weights() draws anew what has no such mark
+        )
     model.eval().requires_grad_(False)
