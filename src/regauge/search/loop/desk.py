@@ -59,8 +59,8 @@ class Effort:
         if limit >= SHORT:
             return Effort(calibration=16384, checks=20, neighbours=4, rounds=1, evaluation=8192, points=6, turns=5)
         return Effort(
-            calibration=8192, evaluation=6144, gradient=2048, seen=4096, checks=8, neighbours=2, rounds=1, points=6, builds=3,
-            turns=5, memory=False,
+            calibration=8192, evaluation=6144, gradient=2048, seen=4096, checks=8, neighbours=2, rounds=1, points=6,
+            builds=3, turns=5, memory=False,
         )  # fmt: skip
 
     def sized(self, parameters: int) -> Effort:

@@ -8,27 +8,23 @@ import torch
 from torch import Tensor
 
 from regauge.artifact.disk import check_disk
-from regauge.engine.duration import speed
-from regauge.engine.job import quickest
 from regauge.errors import BudgetError
 from regauge.hosts.base import Source
 from regauge.kernels.cpu.machine import cpus
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
-from regauge.search.loop.desk import Ask, Desk, Effort
+from regauge.search.loop.desk import Ask, Desk
+from regauge.search.loop.forecast import seconds, variants, work_folder
 from regauge.search.loop.problem import Problem, read_ledger
-from regauge.search.losses.borders import Borders, state_bytes
+from regauge.search.losses.borders import Borders
 from regauge.search.losses.fisher import Losses, fisher
-from regauge.search.losses.shelf import Shelf, room
+from regauge.search.losses.shelf import Shelf
 from regauge.search.losses.stock import Stock
 from regauge.search.options import SiteGroup, group_bytes, site_groups
 from regauge.search.record import Run
 from regauge.search.subject import ROWS, batches
 from regauge.text.split import Texts
 from regauge.version import __version__
-
-NEAR, MANY = 3.0, 8.0
-"""Options of a site that are rounded whole: those that may win; those of a whole frontier."""
 
 
 def fixed_bytes(source: Source, groups: Sequence[SiteGroup], itemsize: int) -> int:
@@ -58,28 +54,20 @@ def reachable(source: Source, budgets: Sequence[Budget]) -> None:
             )
 
 
-def work_folder(source: Source, groups: Sequence[SiteGroup], effort: Effort) -> int:
-    """Bytes that a search takes on disk: what is rounded, states at the borders, and an artifact that is made."""
-    itemsize = quickest(source.dtype, source.anatomy.hidden).itemsize
-    states = state_bytes(source.anatomy.blocks, effort.seen, source.anatomy.hidden, itemsize)
-    options = NEAR if effort.shown == 1 else MANY
-    return room(groups, options) + states + source.bytes_bf16() // 3
-
-
 def estimate(source: Source, ask: Ask) -> Run:
     """What `fit` would do: a record without points, whose notes say what it would read, try and need."""
     effort, groups = ask.effort, site_groups(source.anatomy)
     options = sum(len(group.options) for group in groups)
-    variants = effort.checks + 24 + effort.neighbours * 3
-    tokens = effort.calibration * 2 + effort.gradient * 4 + effort.search * variants
-    flops = 2 * source.parameters() * tokens + 8 * effort.builds // 2 * source.parameters() * effort.calibration
+    singles, wholes = variants(effort)
     notes = (
-        f"{len(groups)} choices of {options} options in all; {work_folder(source, groups, effort):,} bytes of work folder while it runs",
-        f"passes: one over {effort.calibration:,} calibration tokens that rounds every option, one backward over "
-        f"{effort.gradient:,}, then up to {variants} variants of "
-        f"{effort.search:,} tokens, and {effort.evaluation:,} tokens for the final figures",
-        f"about {_seconds(flops, room(groups, 3)):.0f} s with {torch.get_num_threads()} threads on the {cpus()} CPUs that "
-        "this process may use: an estimate from one product timed here",
+        f"{len(groups)} choices of {options} options in all; about {work_folder(source, groups, effort):,} bytes of "
+        "work folder while it runs",
+        f"passes: one forward over {effort.seen:,} calibration tokens and one backward over {effort.gradient:,}, one "
+        f"that rounds what may win, then up to {singles} variants of one site and {wholes} of more over "
+        f"{effort.search:,} tokens, the artifact over {effort.calibration:,}, and {effort.evaluation:,} tokens for the "
+        "final figures",
+        f"about {seconds(source, groups, effort):.0f} s with {torch.get_num_threads()} threads on the {cpus()} CPUs "
+        "that this process may use: an estimate from products and roundings timed here",
     )
     return Run(
         regauge=__version__,
@@ -98,11 +86,6 @@ def estimate(source: Source, ask: Ask) -> Run:
         chosen_why="dry run: nothing was searched",
         notes=notes,
     )
-
-
-def _seconds(flops: float, rounded: int) -> float:
-    """An estimate. `rounded`: bytes of codes of all options, of which two CPUs make some 4 MB a second."""
-    return 1.5 * flops * speed() + rounded / (2e6 * min(cpus(), torch.get_num_threads())) + 30
 
 
 def begin(desk: Desk) -> Problem:
