@@ -10,8 +10,10 @@ from scipy.stats import spearmanr
 
 from regauge.hosts.transformers.source import Source
 from regauge.measure.quality import compare
-from regauge.search.losses.fisher import fisher, forward
+from regauge.search.losses.borders import Borders
+from regauge.search.losses.fisher import fisher
 from regauge.search.losses.shelf import Shelf
+from regauge.search.losses.stock import Stock
 from regauge.search.losses.trials import true_kl
 from regauge.search.options import Option, site_groups
 from regauge.search.subject import Subject
@@ -43,14 +45,19 @@ def shelf_of(found: Subject, folder: Path) -> Shelf:
     return Shelf(folder / "shelf", site_groups(found.anatomy, bits=(2, 4)))
 
 
+def every(shelf: Shelf) -> set[tuple[str, str]]:
+    return {(group.name, option.name) for group in shelf.groups for option in group.options if option.choice}
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_predictions_rank_as_true_kl_does(name: str, tmp_path: Path) -> None:
     more = {"intermediate_size": 110} if name == "gpt_neox" else {}
     found = subject(tmp_path / "model", name, **more)
     shelf = shelf_of(found, tmp_path)
-    borders = forward(found, shelf, [ids(12), ids(12, seed=1)], 2)
-    predicted = fisher(found, shelf, borders)
-    assert set(predicted) == {group.name for group in shelf.groups if group.block is not None}
+    borders = Borders(found, [ids(12), ids(12, seed=1), ids(12, seed=4)], tmp_path)
+    predicted = fisher(borders, shelf.groups, 2)
+    assert set(predicted) == {group.name for group in shelf.groups}
+    Stock(shelf, borders)(every(shelf))
     variants = [(g, o) for g in shelf.groups if g.block is not None for o in g.options if o.bits <= 4]
     true = true_kl(found, shelf, windows(ids(12, seed=2)), [{g.name: o} for g, o in variants])
     guess = [predicted[g.name][o.name] for g, o in variants]
@@ -66,7 +73,7 @@ def test_trials_are_what_transformers_computes(tmp_path: Path) -> None:
 
     found = subject(tmp_path / "model", "llama-tied")
     shelf = shelf_of(found, tmp_path)
-    forward(found, shelf, [ids(8)], 1)
+    Stock(shelf, Borders(found, [ids(8)], tmp_path))(every(shelf))
     text = windows(ids(6, seed=3))
     embed, other = shelf.groups[0], shelf.groups[-1]
     assert (embed.name, other.block) == ("embed", 1)
@@ -92,16 +99,46 @@ def test_trials_are_what_transformers_computes(tmp_path: Path) -> None:
     assert min(expected[1:]) > 1e-6
 
 
-def test_a_killed_forward_pass_rounds_nothing_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama", "llama-tied"])
+def test_options_outside_the_blocks_rank_as_true_kl_does(name: str, tmp_path: Path) -> None:
+    """Embedding and head: each group's options in order, and within an order of magnitude of what they really cost."""
+    found = subject(tmp_path / "model", name)
+    (tmp_path / "shelf").mkdir()
+    shelf = Shelf(tmp_path / "shelf", tuple(g for g in site_groups(found.anatomy) if g.block is None))
+    borders = Borders(found, [ids(12), ids(12, seed=1)], tmp_path)
+    predicted = fisher(borders, shelf.groups, 2)
+    Stock(shelf, borders)(every(shelf))
+    for group in shelf.groups:
+        options = [option for option in group.options if option.choice is not None]
+        true = true_kl(found, shelf, windows(ids(12, seed=2)), [{group.name: option} for option in options])
+        guess = [predicted[group.name][option.name] for option in options]
+        assert spearmanr(guess, true).statistic > 0.9
+        assert all(0.1 < a / b < 10 for a, b in zip(guess, true, strict=True) if b > 1e-5)
+
+
+def test_what_is_on_the_shelf_is_rounded_once_and_alike_whatever_is_asked_with_it(tmp_path: Path) -> None:
     found = subject(tmp_path / "model", "llama")
     shelf = shelf_of(found, tmp_path)
-    inputs = [ids(8), ids(8, seed=1)]
-    whole = forward(found, shelf, inputs, 1)
+    borders = Borders(found, [ids(8), ids(8, seed=1)], tmp_path)
+    Stock(shelf, borders)(every(shelf))
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in shelf.folder.iterdir()}
-    again = forward(found, Shelf(shelf.folder, shelf.groups), inputs, 1)
+    Stock(Shelf(shelf.folder, shelf.groups), borders)(every(shelf))
     assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in shelf.folder.iterdir()} == before
-    shelf.path(1).unlink()
-    forward(found, Shelf(shelf.folder, shelf.groups), inputs, 1)
-    assert shelf.path(1).read_bytes() == before[shelf.path(1).name][1]
-    for one, other in zip(whole.states, again.states, strict=True):
-        assert torch.equal(one.hidden[0], other.hidden[0])
+    (tmp_path / "other").mkdir()
+    other = Shelf(tmp_path / "other", shelf.groups)
+    for pair in sorted(every(shelf)):  # one at a time, from states that were made again
+        borders.drop()
+        Stock(other, borders)({pair})
+    again = Shelf(other.folder, shelf.groups)
+    for group in shelf.groups:
+        for option in group.options:
+            for site in group.sites if option.choice is not None else ():
+                args = site.name, option, group.block
+                assert torch.equal(again.weight(*args), shelf.weight(*args))
+    spoilt = shelf.folder / "options-1.safetensors"
+    whole = spoilt.read_bytes()
+    spoilt.write_bytes(whole[:-1])
+    left = Shelf(shelf.folder, shelf.groups)
+    assert set(left.missing(every(left))) == {1}
+    Stock(left, borders)(every(left))
+    assert spoilt.read_bytes() == whole

@@ -21,6 +21,7 @@ from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import _budget
 from regauge.search.loop.problem import Problem
 from regauge.search.loop.settle import Goal, Held, Settled, _against, reached
+from regauge.search.losses.shelf import Shelf
 from regauge.search.subject import Subject
 from tests.units.test_report import a_receipt
 
@@ -107,10 +108,13 @@ def test_a_point_that_missed_is_not_built_again(monkeypatch: pytest.MonkeyPatch)
         clock=Clock(nobody),
         texts=None,
     )
-    problem: Problem = made(Problem, fixed=0.0)
+    problem: Problem = made(
+        Problem, fixed=0.0, shelf=made(Shelf, groups=()), ready=lambda _: None, release=lambda: None
+    )
     monkeypatch.setattr(Problem, "size", lambda *_: 1.0)
     monkeypatch.setattr(Problem, "picks", lambda *_: {})
     monkeypatch.setattr(settle, "_frontier", lambda *_: ())
+    monkeypatch.setattr(Problem, "measure", lambda *_: [])
     monkeypatch.setattr(settle, "_choose", lambda *_: (Allocation((1,), 0.0, {}), ""))
     monkeypatch.setattr(settle, "plan_for", lambda *_: None)
     monkeypatch.setattr(settle, "replace", lambda problem, **_: problem)

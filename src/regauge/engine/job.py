@@ -141,8 +141,7 @@ class Job:
     def working(self) -> torch.dtype:
         """What blocks are run in while they are looked at: the source's own bfloat16 where this CPU multiplies that
         faster, else float32. What is trained is trained in float32, and what is proved is proved in float64."""
-        narrow = self.source.dtype is torch.bfloat16 and self.anatomy.hidden >= NARROW_FROM and not self.taught
-        return torch.bfloat16 if narrow and has_gram() else torch.float32
+        return torch.float32 if self.taught else quickest(self.source.dtype, self.anatomy.hidden)
 
     @property
     def settings(self) -> Settings:
@@ -166,6 +165,12 @@ class Job:
         choice = self.choices[site]
         assert choice is not None, f"{site} is kept in full precision"
         return parts.format_of(choice)
+
+
+def quickest(stored: torch.dtype, hidden: int) -> torch.dtype:
+    """What blocks of this width are run in while they are looked at, where nothing has to be exact."""
+    narrow = stored is torch.bfloat16 and hidden >= NARROW_FROM
+    return torch.bfloat16 if narrow and has_gram() else torch.float32
 
 
 def plan_of(recipe: str | Path | Plan) -> Plan:

@@ -168,8 +168,10 @@ class Host(Protocol):
         anatomy: Anatomy | None = None,
         dtype: torch.dtype = torch.float32,
         attention: str | None = None,
+        matrices: torch.dtype | None = None,
     ) -> Runner:
-        """A runner of a source that this host opened; `anatomy` is what the weights will be given in."""
+        """A runner of a source that this host opened; `anatomy` is what the weights will be given in, `matrices` a
+        narrower dtype for products alone."""
 
     def reads_images(self, source: Source) -> bool:
         """Whether the model's input is pixels rather than token ids."""

@@ -12,7 +12,7 @@ Legend: B windows, T tokens, V vocabulary, N scored tokens, D documents.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,9 @@ from torch import Tensor
 from regauge.errors import TextError
 from regauge.measure.bootstrap import FEW, Draws, Floats, Interval, Ints, per_document, quantile, ratio
 from regauge.text.windows import Batch, Windows
+
+CHUNK = 1 << 20
+"""Logits scored at a time."""
 
 
 class Quality(BaseModel):
@@ -83,11 +86,12 @@ def token_scores(log_p_NV: Tensor, compressed_NV: Tensor, next_N: Tensor) -> tup
     return nll_N, kl_N, agree_N
 
 
-def valid(batch: Batch, logits_BTV: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of the scored positions and the tokens they predict, padding left out."""
-    predicted = [logits_BTV[row, : length - 1] for row, length in enumerate(batch.lengths)]
-    tokens = [batch.ids_BT[row, 1:length] for row, length in enumerate(batch.lengths)]
-    return torch.cat(predicted), torch.cat(tokens)
+def _parts(batch: Batch, logits_BTV: Tensor) -> Iterator[tuple[int, slice]]:
+    """The scored positions, padding left out: a window and some of its places at a time, whose logits stay in cache."""
+    step = max(1, CHUNK // logits_BTV.shape[-1])
+    for row, length in enumerate(batch.lengths):
+        for start in range(0, length - 1, step):
+            yield row, slice(start, min(start + step, length - 1))
 
 
 def compare(windows: Windows, original: Iterable[Tensor], compressed: Iterable[Tensor], tokens: int = 4096) -> Scores:
@@ -101,13 +105,26 @@ def compare_many(
     """Scores of several compressed models against one original, all read side by side."""
     nll_original: list[Tensor] = []
     columns: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in compressed]
+    readers = [iter(one) for one in compressed]
     owner: list[int] = []
-    for batch, first_BTV, *others in zip(windows.batches(tokens), original, *compressed, strict=True):
-        first_NV, next_N = valid(batch, first_BTV)
-        log_p_NV = torch.log_softmax(first_NV.float(), dim=-1)
-        nll_original.append(-log_p_NV.gather(-1, next_N.unsqueeze(-1)).squeeze(-1))
-        for column, other_BTV in zip(columns, others, strict=True):
-            column.append(token_scores(log_p_NV, valid(batch, other_BTV)[0], next_N))
+    for batch, first_BTV in zip(windows.batches(tokens), original, strict=True):
+        known = [
+            (row, part, torch.log_softmax(first_BTV[row, part].float(), dim=-1))
+            for row, part in _parts(batch, first_BTV)
+        ]
+        after = [batch.ids_BT[row, part.start + 1 : part.stop + 1] for row, part, _ in known]
+        nll_original += [
+            -p_NV.gather(-1, n_N[:, None]).squeeze(-1) for (_, _, p_NV), n_N in zip(known, after, strict=True)
+        ]
+        for column, reader in zip(columns, readers, strict=True):  # one model's logits at a time
+            other_BTV = next(reader, None)
+            if other_BTV is None:
+                raise ValueError("a model has fewer batches of logits than there are of text")
+            column += [
+                token_scores(p_NV, other_BTV[row, part], n_N)
+                for (row, part, p_NV), n_N in zip(known, after, strict=True)
+            ]
+            del other_BTV
         for length, document in zip(batch.lengths, batch.document, strict=True):
             owner.extend([document] * (length - 1))
     if not owner:

@@ -3,9 +3,10 @@
     run = fit("path/or/hub-id", "OUT", budgets=["memory=0.30x"], calibration="novels/")
     pick("OUT", 3, "OUT2")
 
-Steps: three texts; every option rounded on one forward pass; one backward pass for sensitivity; true KL of single
-changes where the decision hangs on them; allocations by mixed-integer program; whole allocations compared by true KL;
-the winner built by the engine, loaded, measured; limits corrected by what was measured. What was rounded and measured
+Steps: three texts; one backward pass that predicts what every option costs, from some rows of each matrix; the options
+that may win rounded whole; true KL of single changes where the decision hangs on them; allocations by mixed-integer
+program; whole allocations compared by true KL; the winner built by the engine, loaded, measured; limits corrected by
+what was measured. The model is read block by block throughout. What was rounded and measured
 lies in `OUT.search/` until OUT is whole, so a run that was killed goes on from there.
 """
 
@@ -21,6 +22,7 @@ from regauge.artifact.config import CARRIED
 from regauge.artifact.disk import one_sentence
 from regauge.artifact.ownership import refuse_out, remove, replaced, search_folder, tidy
 from regauge.artifact.receipt import Receipt
+from regauge.engine.job import quickest
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import ArtifactError, ResumeError
 from regauge.hosts import host_of
@@ -87,6 +89,7 @@ def fit(
     with quiet_torch():
         clock.say("open")
         source = host_of(model).open(model, revision)
+        ask = dataclasses.replace(ask, effort=ask.effort.sized(source.parameters()))
         reachable(source, ask.budgets)
         if dry_run:
             return estimate(source, ask)
@@ -123,6 +126,7 @@ def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
         "texts": [text.sha256 for text in texts.records],
         "seed": ask.seed,
         "effort": dataclasses.asdict(ask.effort),
+        "products": str(quickest(source.dtype, source.anatomy.hidden)).removeprefix("torch."),
     }
 
 

@@ -29,6 +29,7 @@ OURS = (
     "ledger.json",
     "options-*.safetensors",
     "options-*.sha256",
+    "states",
     "build",
     "build.partial",
     "build.replaced",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.hosts import host_of
-from regauge.search.loop.start import calibration_batches
-from regauge.search.losses.fisher import fisher, forward
-from regauge.search.losses.shelf import Shelf
+from regauge.search.loop.start import backward, calibration_batches
+from regauge.search.losses.borders import Borders
+from regauge.search.losses.fisher import fisher
 from regauge.search.options import SiteGroup, site_groups
 from regauge.search.subject import Subject, reader
 from regauge.text.corpora import Where
@@ -66,14 +66,14 @@ def sensitivity(
             for group in site_groups(source.anatomy, (bits,), full=False)
             if group.block is not None
         )
-        subject, shelf = Subject.of(source), Shelf(Path(folder), groups)
-        inputs = calibration_batches(texts, TOKENS)
+        subject = Subject.of(source)
+        inputs = calibration_batches(texts, TOKENS, subject.batch)
 
         def show(step: str, share: float) -> None:
             clock.show(step, int(100 * share), 100)
 
-        borders = forward(subject, shelf, inputs, max(1, -(-GRADIENT // inputs[0].numel())), show)
-        found = fisher(subject, shelf, borders, seed, show)
+        borders = Borders(subject, inputs, Path(folder), show)
+        found = fisher(borders, groups, backward(inputs, GRADIENT), seed, show)
     sites = tuple(
         Sensed(group.name, group.sites[0].kind, group.block, option.name, found[group.name][option.name])
         for group in groups

@@ -1,7 +1,7 @@
 """The model under search: what the passes read, whichever gauge it is in.
 
 `Subject` is a source, or a rewritten one: an anatomy, and canonical weights by block. The search works on it through
-the runner, one block at a time, so a model larger than memory can be searched.
+runners, one block at a time, read from its mapped files, so a model larger than memory can be searched.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
+from regauge.engine.job import quickest
 from regauge.errors import ModelError
 from regauge.hosts import host_of
 from regauge.hosts.base import Host, Runner, Source
@@ -22,20 +23,34 @@ from regauge.text.split import Reader, window_length
 Read = Callable[[int | None], Weights]
 
 
+HELD = 2**28  # bytes of a model in float32 up to which it is read once and kept
+ROWS = 2048  # tokens of a batch
+LOGITS = 2**25  # at most, of a batch
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model that can be run block by block."""
+    """A model that can be run block by block.
+
+    Attributes:
+        runner: what variants are compared by: hidden states, norms and logits in float32, and products in float32 too,
+            or in bfloat16 where the source has it, is wide and this CPU multiplies it faster.
+        quick: what statistics and gradients are taken by: all of it in the dtype of those products.
+        exact: all of it in float32: what final figures are held to.
+    """
 
     source: Source
     anatomy: Anatomy
     read: Read
     runner: Runner
+    quick: Runner
+    exact: Runner
 
     @staticmethod
     def of(source: Source, hold: bool = True) -> Subject:
-        """The source as it is. `hold` keeps every block in memory once read, for models that fit."""
+        """The source as it is. `hold` keeps every block in memory once read, where the model is small."""
         read: Read = source.block
-        if hold:
+        if hold and 4 * source.parameters() <= HELD:
             kept: dict[int | None, Weights] = {}
 
             def held(index: int | None) -> Weights:
@@ -44,7 +59,22 @@ class Subject:
                 return kept[index]
 
             read = held
-        return Subject(source, source.anatomy, read, host_of(source.path).runner(source))
+        host = host_of(source.path)
+        exact, products = host.runner(source), quickest(source.dtype, source.anatomy.hidden)
+        if products is torch.float32:
+            return Subject(source, source.anatomy, read, exact, exact, exact)
+        mixed, quick = host.runner(source, matrices=products), host.runner(source, dtype=products)
+        return Subject(source, source.anatomy, read, mixed, quick, exact)
+
+    @property
+    def products(self) -> torch.dtype:
+        """The dtype of the products that variants, statistics and gradients are taken by."""
+        return torch.float32 if self.quick is self.exact else torch.bfloat16
+
+    @property
+    def batch(self) -> int:
+        """Tokens of a batch: fewer where the vocabulary is large, whose logits are most of what a pass holds."""
+        return max(256, min(ROWS, LOGITS // self.anatomy.site("embed").shape[0]))
 
     @property
     def host(self) -> Host:
@@ -81,9 +111,10 @@ def reader(source: Source, seed: int) -> Reader:
     return Reader(tokenizer, length, draw, source.anatomy.site("embed").shape[0])
 
 
-def first(states: States, batches: int) -> States:
-    """Only the first so many batches."""
-    return replace(states, inputs=states.inputs[:batches], hidden=states.hidden[:batches], calls=states.calls[:batches])
+def some(states: States, start: int, stop: int | None = None) -> States:
+    """Only some batches."""
+    part = slice(start, stop)
+    return replace(states, inputs=states.inputs[part], hidden=states.hidden[part], calls=states.calls[part])
 
 
 def batches(ids: Iterable[Tensor], tokens: int) -> list[Tensor]:

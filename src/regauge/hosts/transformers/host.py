@@ -39,8 +39,9 @@ class TransformersHost:
         anatomy: Anatomy | None = None,
         dtype: torch.dtype = torch.float32,
         attention: str | None = None,
+        matrices: torch.dtype | None = None,
     ) -> base.Runner:
-        return Runner(_own(source), anatomy, dtype, attention)
+        return Runner(_own(source), anatomy, dtype, attention, matrices)
 
     def reads_images(self, source: base.Source) -> bool:
         return probe.reads_images(_own(source))

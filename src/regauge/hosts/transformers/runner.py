@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.source import Source
 
 Inputs = Sequence[Tensor | Mapping[str, Any]]
+STRIP = 8192  # rows of a head that are widened at a time
 
 
 class _Enough(Exception):  # not an error: the way out of a forward whose rest is not wanted
@@ -70,6 +71,8 @@ class Runner:
     Args:
         anatomy: what the weights will be given in; None for the source's.
         dtype: of the computation; weights are cast block by block.
+        matrices: a narrower dtype for products alone: matrices are kept in it and what they multiply is rounded to it,
+            while vectors, hidden states, norms and logits are in `dtype`. None: products are in `dtype` too.
         attention: `sdpa` or `eager`; None lets transformers choose.
     """
 
@@ -79,10 +82,11 @@ class Runner:
         anatomy: Anatomy | None = None,
         dtype: torch.dtype = torch.float32,
         attention: str | None = None,
+        matrices: torch.dtype | None = None,
     ) -> None:
         self.source = source
         self.anatomy = anatomy or source.anatomy
-        self.dtype = dtype
+        self.dtype, self.matrices = dtype, matrices or dtype
         self.shell = copy.deepcopy(source.model)
         self.shell.config.use_cache = False
         if attention is not None:
@@ -119,10 +123,11 @@ class Runner:
             kwargs = self._kwargs(batch)
             session = self._session
             session.put, session.calls, session.hidden = None, [], None
-            with tapped(self.shell, "", list(self.anatomy.in_block(None)), taps, None), suppress(_Enough):
+            sites = list(self.anatomy.in_block(None))
+            with tapped(self.shell, "", sites, taps, None), self._products(), suppress(_Enough):
                 functional_call(self.shell, parameters, (), kwargs, tie_weights=False)
             calls.append(pool.share(session.calls))
-            hidden += [session.hidden] if session.hidden is not None else []
+            hidden += [session.hidden.to(self.dtype)] if session.hidden is not None else []
             batches.append(kwargs)
             session.calls, session.hidden = [], None
         return States(tuple(batches), tuple(hidden), tuple(calls))
@@ -144,7 +149,7 @@ class Runner:
 
         def run(hidden: Tensor, batch: int) -> Tensor:
             call = states.calls[batch][index]
-            with tapped(layer, prefix, sites, taps, states.keep(batch)):
+            with tapped(layer, prefix, sites, taps, states.keep(batch)), self._products():
                 found = functional_call(layer, parameters, (hidden, *call.args), dict(call.kwargs), tie_weights=False)
             after: Tensor = found[0] if isinstance(found, tuple) else found
             return after
@@ -213,16 +218,20 @@ class Runner:
         """
         parameters = self._parameters(None, weights)
         taps = Taps(watch or {}, inputs or {}, outputs or {})
+        for batch in range(len(states)):  # a generator would hold on to what it has a name for
+            yield self._output(parameters, states, batch, taps)
+
+    def _output(self, parameters: dict[str, Tensor], states: States, batch: int, taps: Taps) -> Tensor:
+        """What the model makes of the last states of one batch."""
         sites = list(self.anatomy.in_block(None))
-        for batch, hidden in enumerate(states.hidden):
-            keep = states.keep(batch)
-            self._session.put = hidden
-            try:
-                with tapped(self.shell, "", sites, taps, keep):
-                    found = functional_call(self.shell, parameters, (), dict(states.inputs[batch]), tie_weights=False)
-            finally:
-                self._session.put = None
-            yield found["logits"] if "logits" in found else found["last_hidden_state"]
+        self._session.put = states.hidden[batch]
+        try:
+            with tapped(self.shell, "", sites, taps, states.keep(batch)), self._products(), self._wide_head():
+                found = functional_call(self.shell, parameters, (), dict(states.inputs[batch]), tie_weights=False)
+        finally:
+            self._session.put = None
+        made: Tensor = found["logits"] if "logits" in found else found["last_hidden_state"]
+        return made
 
     def logits(self, inputs: Inputs, weights: Callable[[int | None], Weights] | None = None) -> Iterator[Tensor]:
         """The whole model on some batches, streamed.
@@ -255,5 +264,34 @@ class Runner:
         prefix = "" if index is None else f"{self.stem}.{index}."
         cast = {}
         for key in list(found):  # each let go once it is cast: a stack of experts is most of a model's block
-            cast[key.removeprefix(prefix)] = self._cast(found.pop(key))
+            tensor = found.pop(key)
+            dtype = self.matrices if tensor.dim() > 1 else self.dtype
+            cast[key.removeprefix(prefix)] = tensor.to(dtype) if tensor.is_floating_point() else tensor
         return cast
+
+    @contextmanager
+    def _products(self) -> Iterator[None]:
+        """Products in the dtype of the matrices, all else in that of the computation."""
+        with torch.autocast("cpu", self.matrices, enabled=self.matrices is not self.dtype, cache_enabled=False):
+            yield
+
+    @contextmanager
+    def _wide_head(self) -> Iterator[None]:
+        """Logits in the dtype of the computation: in a narrower one they would err by more than what is measured."""
+        heads = [site.module for site in self.anatomy.in_block(None) if site.name == "head"]
+        if self.matrices is self.dtype or not heads:
+            yield
+            return
+
+        def widen(module: Any, args: tuple[Any, ...], _: Any) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                x = args[0].to(self.dtype)
+                parts = [nn.functional.linear(x, rows.to(self.dtype)) for rows in module.weight.split(STRIP)]
+                y: Tensor = torch.cat(parts, -1)
+                return y if module.bias is None else y + module.bias
+
+        handle = self.shell.get_submodule(heads[0]).register_forward_hook(widen)
+        try:
+            yield
+        finally:
+            handle.remove()

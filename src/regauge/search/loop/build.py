@@ -92,10 +92,10 @@ def build(desk: Desk, plan: Plan) -> Built:
 
 
 @torch.no_grad()
-def score(model: Any, subject: Subject, windows: Windows, tokens: int = 2048) -> Scores:
-    """A loaded model against the subject, whose own forward is streamed beside it."""
-    inputs = [batch.ids_BT for batch in windows.batches(tokens)]
-    return compare(windows, subject.runner.logits(inputs, subject.read), logits(model, inputs), tokens)
+def score(model: Any, subject: Subject, windows: Windows) -> Scores:
+    """A loaded model against the subject, whose own forward is streamed beside it in float32."""
+    inputs = [batch.ids_BT for batch in windows.batches(subject.batch)]
+    return compare(windows, subject.exact.logits(inputs, subject.read), logits(model, inputs), subject.batch)
 
 
 def cache_growth(source: Source) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from regauge.engine.watchdog import Clock
 from regauge.search.budgets import Budget
@@ -15,6 +15,7 @@ from regauge.search.subject import Subject
 from regauge.text.split import Sizes, Texts
 
 SHORT = 120.0  # seconds: under this, half of everything
+LARGE = 500_000_000  # parameters from which a variant is dear
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Effort:
         points: sizes tried for the frontier.
         builds: artifacts made before a budget is given up.
         turns: rounds of the interleaved timing.
+        seen: tokens that options are rounded by while they are compared; the artifact is made with `calibration`.
+        draws: jittered programs whose solutions say which options are rounded.
+        shown: points of the frontier whose true KL is measured, those nearest to the artifact first.
+        uniforms: baselines that are measured beside it.
     """
 
     calibration: int = 32768
@@ -42,6 +47,10 @@ class Effort:
     builds: int = 4
     turns: int = 7
     memory: bool = True  # fresh processes that load the model
+    seen: int = 8192
+    draws: int = 16
+    shown: int = 100
+    uniforms: int = 100
 
     @staticmethod
     def of(limit: float | None) -> Effort:
@@ -50,9 +59,18 @@ class Effort:
         if limit >= SHORT:
             return Effort(calibration=16384, checks=20, neighbours=4, rounds=1, evaluation=8192, points=6, turns=5)
         return Effort(
-            calibration=8192, evaluation=6144, gradient=2048, checks=8, neighbours=2, rounds=1, points=6, builds=3,
-            turns=5, memory=False,
+            calibration=8192, evaluation=6144, gradient=2048, seen=4096, checks=8, neighbours=2, rounds=1, points=6,
+            builds=3, turns=5, memory=False,
         )  # fmt: skip
+
+    def sized(self, parameters: int) -> Effort:
+        """The same for a model of so many parameters: where a token is dear, fewer variants are tried and shown."""
+        if parameters < LARGE:
+            return self
+        most = {"evaluation": 6144, "checks": 12, "neighbours": 4, "shown": 1, "uniforms": 1, "draws": 8, "turns": 5}
+        if parameters >= 4 * LARGE:
+            most |= {"evaluation": 4096, "checks": 8, "neighbours": 3, "rounds": 1}
+        return replace(self, **{name: min(amount, getattr(self, name)) for name, amount in most.items()})
 
 
 @dataclass(eq=False)

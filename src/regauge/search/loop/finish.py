@@ -16,14 +16,13 @@ from regauge.search.allocation import Allocation
 from regauge.search.budgets import Budget
 from regauge.search.loop.build import costs, score
 from regauge.search.loop.desk import Desk, Stopwatch
-from regauge.search.loop.problem import Problem
+from regauge.search.loop.gather import even, nearest
+from regauge.search.loop.problem import Problem, pairs
 from regauge.search.loop.settle import Settled, reached
 from regauge.search.losses.trials import true_scores
 from regauge.search.options import Option, group_bytes, site_bytes
 from regauge.search.record import Point, Run, Sample, SitePick, Verdict
 from regauge.version import __version__
-
-UNIFORMS = ("int3-g128", "int4-g128", "int4-g32", "int5-g128", "int6-g128", "int8-channel")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,23 +102,29 @@ def assemble(desk: Desk, settled: Settled) -> Run:
 
 def evaluate(desk: Desk, settled: Settled) -> Figures:
     """The artifact as it loads; the frontier and the uniform baselines as variants in memory."""
-    problem, text, seed = settled.problem, desk.texts.evaluation, desk.ask.seed
+    problem, text, effort = settled.problem, desk.texts.evaluation, desk.ask.effort
+    seed, size = desk.ask.seed, settled.built.bytes
     made = score(desk.subject.host.load(settled.built.folder, dtype=torch.float32), desk.subject, text)
-    even = _uniforms(problem, settled.built.bytes)
+    uniform = even(problem, size, effort.uniforms)
     picks = [problem.picks(point) for point in settled.frontier]
-    scores = true_scores(desk.subject, problem.shelf, text, [*picks, *even.values()])
-    trials = problem.measure(picks)
+    shown = nearest(settled.frontier, settled.point.takes["bytes"], effort.shown)
+    variants = [*(picks[i] for i in shown), *uniform.values()]
+    problem.ready(pairs(variants))
+    scores = true_scores(desk.subject, problem.shelf, text, variants)
+    trials = dict(zip(shown, problem.measure([picks[i] for i in shown]), strict=True))
     chosen = next(i for i, point in enumerate(settled.frontier) if point.picks == settled.point.picks)
     quality = summarise(made, seed)
+    seen = dict(zip(shown, scores, strict=False))
     points = [
-        _timed(_point(problem, picks[i], scores[i], seed, str(i)), point, trials[i])
+        _timed(_point(problem, picks[i], seen.get(i), seed, str(i)), point, trials.get(i))
         for i, point in enumerate(settled.frontier)
     ]
-    points[chosen] = points[chosen].model_copy(update={"bytes_measured": settled.built.bytes, "measured": quality})
-    others = dict(zip(even, scores[len(picks) :], strict=True))
-    uniforms = {name: _point(problem, even[name], others[name], seed, name, "uniform") for name in even}
-    sums = [sum(problem.losses()[name][option.name] for name, option in some.items()) for some in picks]
-    ratios = sorted(true / total for true, total in zip(trials, sums, strict=True) if total > 0)
+    points[chosen] = points[chosen].model_copy(update={"bytes_measured": size, "measured": quality})
+    others = dict(zip(uniform, scores[len(shown) :], strict=True))
+    uniforms = {name: _point(problem, uniform[name], others[name], seed, name, "uniform") for name in uniform}
+    losses = problem.losses()
+    ratios = [trials[i] / total for i in shown if (total := sum(losses[n][o.name] for n, o in picks[i].items())) > 0]
+    ratios.sort()
     return Figures(
         points=tuple(points),
         chosen=chosen,
@@ -127,7 +132,7 @@ def evaluate(desk: Desk, settled: Settled) -> Figures:
         against={
             name: paired(made, others[name], seed)
             for name, point in uniforms.items()
-            if point.bytes_predicted >= settled.built.bytes * 0.9
+            if point.bytes_predicted >= size * 0.9
         },
         quality=quality,
         original=summarise(_itself(made), seed),
@@ -136,9 +141,9 @@ def evaluate(desk: Desk, settled: Settled) -> Figures:
 
 
 def _point(
-    problem: Problem, picks: Mapping[str, Option], scores: Scores, seed: int, name: str, kind: str = "searched"
+    problem: Problem, picks: Mapping[str, Option], scores: Scores | None, seed: int, name: str, kind: str = "searched"
 ) -> Point:
-    """A variant, measured in memory."""
+    """A variant, measured in memory where there are scores of it."""
     losses = problem.losses()
     weights = sum(site.shape[0] * site.shape[1] for group in problem.groups for site in group.sites)
     stored = sum(group_bytes(group, picks[group.name], problem.subject.itemsize) for group in problem.groups)
@@ -149,11 +154,11 @@ def _point(
         bits=8 * stored / weights,
         bytes_predicted=round(problem.size(picks)),
         kl_predicted=sum(losses[group][option.name] for group, option in picks.items()),
-        in_memory=summarise(scores, seed),
+        in_memory=None if scores is None else summarise(scores, seed),
     )
 
 
-def _timed(point: Point, found: Allocation, trial: float) -> Point:
+def _timed(point: Point, found: Allocation, trial: float | None) -> Point:
     """With what the allocation took, and true KL on the search text."""
     takes = found.takes
     return point.model_copy(
@@ -163,13 +168,6 @@ def _timed(point: Point, found: Allocation, trial: float) -> Point:
             "prefill_ms_predicted": takes.get("prefill"),
         }
     )
-
-
-def _uniforms(problem: Problem, size: int) -> dict[str, dict[str, Option]]:
-    """Every site alike, at sizes near that of the artifact: what the reader would otherwise take."""
-    found = {name: picks for name in UNIFORMS if (picks := problem.uniform(name)) is not None}
-    near = {name: picks for name, picks in found.items() if 0.7 * size <= problem.size(picks) <= 1.5 * size}
-    return near or dict(list(found.items())[-1:])
 
 
 def _sites(problem: Problem, point: Allocation) -> tuple[SitePick, ...]:

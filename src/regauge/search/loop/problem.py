@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,13 +19,14 @@ from regauge.search.allocation import Allocation, Bound, Candidate, allocate
 from regauge.search.kept import Folder
 from regauge.search.losses.correction import Check, check, corrected
 from regauge.search.losses.fisher import Losses
-from regauge.search.losses.shelf import Shelf
+from regauge.search.losses.shelf import Pair, Shelf
 from regauge.search.losses.trials import Picks, true_kl
 from regauge.search.options import FULL, Option, SiteGroup, group_bytes
 from regauge.search.subject import Subject
 from regauge.text.windows import Windows
 
 Say = Callable[[str, int, int], None]
+Ready = Callable[[Iterable[Pair]], None]
 ROUGH = 1e-3  # relative gap where losses are less certain than that
 LEDGER = "ledger.json"
 CHUNK = 16  # variants measured between two writes of the ledger
@@ -36,13 +37,14 @@ class Problem:
     """Losses and costs of every option of every group.
 
     Attributes:
-        predicted: by the backward pass; groups outside the blocks are absent.
+        predicted: by the backward pass; of groups outside the blocks rudely, or not at all.
         windows: the search text.
         fixed: bytes that no choice changes.
         costs: resource → group → option → ms a token; empty where no speed is asked for.
         folder: where measurements are kept.
         ledger: true KL of the variants that this run asked for, by key; see `key`.
         kept: what this run or an earlier one measured.
+        ready: sees to it that options are on the shelf; release: lets go what can be had again, before other work.
     """
 
     subject: Subject
@@ -55,16 +57,22 @@ class Problem:
     ledger: dict[str, float] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
     say: Say = lambda _, __, ___: None
+    ready: Ready = lambda _: None
+    release: Callable[[], None] = lambda: None
 
     @property
     def groups(self) -> tuple[SiteGroup, ...]:
         return self.shelf.groups
+
+    def group(self, name: str) -> SiteGroup:
+        return next(group for group in self.groups if group.name == name)
 
     def measure(self, variants: Sequence[Picks]) -> list[float]:
         """True KL of variants on the search text; those that are kept are not run again."""
         keys = [key(picks) for picks in variants]
         missing = {name: picks for name, picks in zip(keys, variants, strict=True) if name not in self.kept}
         names = list(missing)
+        self.ready(pairs(missing.values()))
         for start in range(0, len(names), CHUNK):
             self.say("trials", start, len(names))
             part = names[start : start + CHUNK]
@@ -89,7 +97,9 @@ class Problem:
         return corrected(self.predicted, self.singles(), self.groups)
 
     def check(self) -> Check | None:
-        return check(self.predicted, self.singles(), self.windows.predicted)
+        """How well predictions of groups in blocks stood up."""
+        inner = {group.name: self.predicted.get(group.name, {}) for group in self.groups if group.block is not None}
+        return check(inner, self.singles(), self.windows.predicted)
 
     def candidates(self, losses: Losses | None = None) -> list[list[Candidate]]:
         """As the allocation takes them; `losses` None: the best known."""
@@ -185,6 +195,11 @@ class Problem:
                 break
             best = winner
         return best
+
+
+def pairs(variants: Iterable[Picks]) -> set[Pair]:
+    """Every (group, option) that some variants round."""
+    return {(group, option.name) for picks in variants for group, option in picks.items() if option.choice is not None}
 
 
 def key(picks: Picks) -> str:

@@ -16,7 +16,9 @@ from regauge.search.allocation import Allocation, Bound, allocate, knee, sizes, 
 from regauge.search.budgets import Budget
 from regauge.search.loop.build import Built, build, cache_growth, plan_for, speeds
 from regauge.search.loop.desk import Desk
-from regauge.search.loop.problem import Problem
+from regauge.search.loop.gather import even, likely, nearest, outside, sample
+from regauge.search.loop.problem import ROUGH, Problem, pairs
+from regauge.search.losses.shelf import Pair
 from regauge.search.profile import timed
 from regauge.search.record import Build
 
@@ -73,6 +75,12 @@ def settle(desk: Desk, problem: Problem) -> Settled:
         if desk.timing is not None:
             problem = replace(problem, costs={name: desk.timing.costs[name] for name in timed(ask.budgets)})
         goal = Goal(tuple(_held(desk, problem, budget) for budget in ask.budgets), ask.floors)
+        wanted, others = _wanted(desk, problem, goal)
+    with watch.step("rounding"):
+        problem.ready(wanted | others)
+    with watch.step("trials"):
+        problem.measure(outside(problem, wanted) + sample(problem, wanted, ask.effort.checks // 2))
+    with watch.step("frontier"):
         frontier = _frontier(problem, ask.effort.points)
     builds: list[Build] = []
     missed, tried = "", set[tuple[int, ...]]()
@@ -86,6 +94,7 @@ def settle(desk: Desk, problem: Problem) -> Settled:
         with watch.step("build"):
             desk.clock.say("build", f"artifact {attempt + 1}: {predicted:,.0f} bytes predicted")
             picks = {name: option.name for name, option in problem.picks(point).items()}
+            problem.release()
             built = build(desk, plan_for(picks, source, f"fit-{attempt}", desk.texts))
         with watch.step("timing"):
             spent = speeds(source, built.folder, ask.effort.turns) if timed(ask.budgets) else None
@@ -96,6 +105,27 @@ def settle(desk: Desk, problem: Problem) -> Settled:
             return Settled(problem, point, _with(frontier, point), built, tuple(builds), why, spent, goal)
     many = f"{len(builds)} artifacts" if len(builds) > 1 else "the best artifact that we know to make"
     raise BudgetError(f"after {many} the budgets are still missed: {missed}. Ask for less.")
+
+
+def _wanted(desk: Desk, problem: Problem, goal: Goal) -> tuple[set[Pair], set[Pair]]:
+    """What may win, by predictions alone; and what else is shown beside it."""
+    effort, bounds = desk.ask.effort, goal.bounds(problem.fixed)
+    frontier = _frontier(problem, effort.points)
+    if not frontier:
+        return set(), set()
+    if not any(bound.resource == "bytes" for bound in bounds):
+        if goal.floors:
+            kept = [point for point in frontier if point.loss <= goal.floors["kl"]]
+            aim = kept[0] if kept else frontier[-1]
+        else:
+            aim = frontier[knee([(point.takes["bytes"], point.loss) for point in frontier])]
+        wanted = likely(problem, [Bound("bytes", aim.takes["bytes"]), *bounds], effort.draws, desk.ask.seed)
+    else:
+        aim = allocate(problem.candidates(), bounds, ROUGH)
+        wanted = likely(problem, bounds, effort.draws, desk.ask.seed)
+    shown = [problem.picks(frontier[i]) for i in nearest(frontier, aim.takes["bytes"], effort.shown)]
+    uniform = even(problem, aim.takes["bytes"] + problem.fixed, effort.uniforms)
+    return wanted, pairs(shown) | pairs(uniform.values())
 
 
 def _held(desk: Desk, problem: Problem, budget: Budget) -> Held:
@@ -143,8 +173,10 @@ def _choose(desk: Desk, problem: Problem, goal: Goal, frontier: Sequence[Allocat
     if bounds:
         why = "the least KL within the budgets"
     else:
-        found = problem.measure([problem.picks(point) for point in frontier])
-        index = knee([(point.takes["bytes"], kl) for point, kl in zip(frontier, found, strict=True)])
+        told = [point.loss for point in frontier]
+        if effort.shown >= len(frontier):
+            told = problem.measure([problem.picks(point) for point in frontier])
+        index = knee([(point.takes["bytes"], kl) for point, kl in zip(frontier, told, strict=True)])
         bounds = [Bound("bytes", frontier[index].takes["bytes"] + problem.fixed, problem.fixed)]
         why = "no budget was given: the knee of the frontier, farthest below the chord of (bytes, √KL)"
     point = problem.sharpen(bounds, effort.checks)

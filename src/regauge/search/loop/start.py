@@ -8,24 +8,23 @@ import torch
 from torch import Tensor
 
 from regauge.artifact.disk import check_disk
-from regauge.engine.duration import speed
 from regauge.errors import BudgetError
 from regauge.hosts.base import Source
 from regauge.kernels.cpu.machine import cpus
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
 from regauge.search.loop.desk import Ask, Desk
+from regauge.search.loop.forecast import seconds, variants, work_folder
 from regauge.search.loop.problem import Problem, read_ledger
-from regauge.search.losses.fisher import Losses, fisher, forward
-from regauge.search.losses.shelf import Shelf, room
-from regauge.search.losses.trials import Picks
-from regauge.search.options import FULL, SiteGroup, group_bytes, site_groups
+from regauge.search.losses.borders import Borders
+from regauge.search.losses.fisher import Losses, fisher
+from regauge.search.losses.shelf import Shelf
+from regauge.search.losses.stock import Stock
+from regauge.search.options import SiteGroup, group_bytes, site_groups
 from regauge.search.record import Run
-from regauge.search.subject import batches
+from regauge.search.subject import ROWS, batches
 from regauge.text.split import Texts
 from regauge.version import __version__
-
-ROWS = 2048  # tokens of a batch
 
 
 def fixed_bytes(source: Source, groups: Sequence[SiteGroup], itemsize: int) -> int:
@@ -59,16 +58,16 @@ def estimate(source: Source, ask: Ask) -> Run:
     """What `fit` would do: a record without points, whose notes say what it would read, try and need."""
     effort, groups = ask.effort, site_groups(source.anatomy)
     options = sum(len(group.options) for group in groups)
-    variants = effort.checks + 24 + effort.neighbours * 3
-    tokens = effort.calibration * 2 + effort.gradient * 4 + effort.search * variants
-    flops = 2 * source.parameters() * tokens + 8 * effort.builds // 2 * source.parameters() * effort.calibration
+    singles, wholes = variants(effort)
     notes = (
-        f"{len(groups)} choices of {options} options in all; {room(groups):,} bytes of work folder while it runs",
-        f"passes: one over {effort.calibration:,} calibration tokens that rounds every option, one backward over "
-        f"{effort.gradient:,}, then up to {variants} variants of "
-        f"{effort.search:,} tokens, and {effort.evaluation:,} tokens for the final figures",
-        f"about {_seconds(flops, room(groups)):.0f} s with {torch.get_num_threads()} threads on the {cpus()} CPUs that "
-        "this process may use: an estimate from one product timed here",
+        f"{len(groups)} choices of {options} options in all; about {work_folder(source, groups, effort):,} bytes of "
+        "work folder while it runs",
+        f"passes: one forward over {effort.seen:,} calibration tokens and one backward over {effort.gradient:,}, one "
+        f"that rounds what may win, then up to {singles} variants of one site and {wholes} of more over "
+        f"{effort.search:,} tokens, the artifact over {effort.calibration:,}, and {effort.evaluation:,} tokens for the "
+        "final figures",
+        f"about {seconds(source, groups, effort):.0f} s with {torch.get_num_threads()} threads on the {cpus()} CPUs "
+        "that this process may use: an estimate from products and roundings timed here",
     )
     return Run(
         regauge=__version__,
@@ -89,31 +88,24 @@ def estimate(source: Source, ask: Ask) -> Run:
     )
 
 
-def _seconds(flops: float, rounded: int) -> float:
-    """An estimate. `rounded`: bytes of codes of all options, of which two CPUs make some 4 MB a second."""
-    return 1.5 * flops * speed() + rounded / (2e6 * min(cpus(), torch.get_num_threads())) + 30
-
-
 def begin(desk: Desk) -> Problem:
-    """Every option rounded, the backward pass done, embedding and head measured, predictions checked on a sample."""
-    subject, folder, effort, watch = desk.subject, desk.folder, desk.ask.effort, desk.watch
+    """The backward pass done: what every option is predicted to cost. Nothing is rounded whole yet."""
+    subject, folder, effort = desk.subject, desk.folder, desk.ask.effort
     source, groups = subject.source, site_groups(subject.anatomy)
-    check_disk(folder.path, room(groups) + 2 * source.bytes_bf16())
+    check_disk(folder.path, work_folder(source, groups, effort))
     shelf = Shelf(folder.path, groups)
 
     def show(step: str, share: float) -> None:
         desk.clock.show(step, int(100 * share), 100)
 
+    inputs = calibration_batches(desk.texts, effort.seen, subject.batch)
+    borders = Borders(subject, inputs, folder.path, show)
     predicted = folder.load("fisher.json")
-    if predicted is None or not shelf.complete(subject.blocks):
-        inputs = calibration_batches(desk.texts, effort.calibration)
-        with watch.step("rounding"):
-            borders = forward(subject, shelf, inputs, max(1, -(-effort.gradient // inputs[0].numel())), show)
-        if predicted is None:
-            with watch.step("sensitivity"):
-                predicted = fisher(subject, shelf, borders, desk.ask.seed, show)
-                folder.save("fisher.json", predicted)
-    problem = Problem(
+    if predicted is None:
+        with desk.watch.step("sensitivity"):
+            predicted = fisher(borders, groups, backward(inputs, effort.gradient), desk.ask.seed, show)
+            folder.save("fisher.json", predicted)
+    return Problem(
         subject=subject,
         shelf=shelf,
         windows=desk.texts.search,
@@ -122,39 +114,21 @@ def begin(desk: Desk) -> Problem:
         folder=folder,
         kept=read_ledger(folder),
         say=desk.clock.show,
+        ready=Stock(shelf, borders),
+        release=borders.drop,
     )
-    with watch.step("trials"):
-        problem.measure(outside(problem) + sample(problem, effort.checks // 2))
-    return problem
 
 
-def calibration_batches(texts: Texts, tokens: int) -> list[Tensor]:
-    """Windows of the calibration text, in batches."""
-    return batches(texts.windows_NT[: max(1, tokens // texts.length)], ROWS)
+def calibration_batches(texts: Texts, tokens: int, size: int = ROWS) -> list[Tensor]:
+    """Windows of the calibration text, in batches; windows come from all of it in any order, so the first will do."""
+    return batches(texts.windows_NT[: max(1, tokens // texts.length)], size)
+
+
+def backward(inputs: Sequence[Tensor], tokens: int) -> int:
+    """How many batches go backward: so many tokens, and half of what there is at the most, but one at the least."""
+    return max(1, min(len(inputs), -(-tokens // inputs[0].numel())))
 
 
 def _losses(found: object) -> Losses:
     assert type(found) is dict, "written by this module"
     return {str(group): {str(o): float(loss) for o, loss in options.items()} for group, options in found.items()}
-
-
-def outside(problem: Problem) -> list[Picks]:
-    """Every option of the groups that no prediction covers: embedding and head."""
-    return [
-        {group.name: option}
-        for group in problem.groups
-        if group.block is None
-        for option in group.options
-        if option.name != FULL
-    ]
-
-
-def sample(problem: Problem, count: int) -> list[Picks]:
-    """Single-group variants spread over depth, kinds and grains, at 3 and 4 bits, to check predictions by."""
-    inner = [group for group in problem.groups if group.block is not None]
-    step = max(1, len(inner) // max(count, 1))
-    picks: list[Picks] = []
-    for place, group in enumerate(inner[::step][:count]):
-        plain = [option for option in group.options if option.bits in (3, 4)]
-        picks.append({group.name: plain[place % len(plain)]})
-    return picks

@@ -8,13 +8,17 @@ throughout; squaring element by element ranks 0.93-0.96; summing over the whole 
 noisy (0.85). The idea is that of Fisher pruning (1801.05787) and of ModelOpt's gradient search, which square per
 element; we calibrate the result by true KL (see `correction`).
 
-The pass keeps the states at every block's border from a forward pass, then walks backward, replaying one block at a
-time. Experts have no output of their own to tap, so their options are applied, the block is run, and the change of its
-output is weighted by the gradient there; so are their cross terms. Embedding and head are measured, not predicted: the
-true KL of each option.
+The pass walks backward over the states at every block's border, replaying one block at a time: what its sites read,
+XᵀX of it, and the gradients come from the same run. Of every site some rows are rounded to each option there (see
+`sites`); errors of rows have next to nothing to do with each other, so what they lose together is what all lose, times
+R / O. Experts have no output of their own to tap, so those rows are put in place, the block is run, and the change of
+its output is weighted by the gradient there; so are their cross terms.
 
-Cost: a forward and a backward pass, and a product with ΔW an option. Memory: the border states, and one block's inputs
-and gradients. Lower = better. Legend: n tokens, O outputs, I inputs, V vocabulary.
+Outside the blocks the figures are ruder, and true KL of some options sets their scale: an embedding's is by the
+gradient behind it; a head's is ½ E[(ΔW x)²] (1 − Σ p²), the variance that errors of independent rows have under p.
+
+Cost: a forward and a backward pass over a few thousand tokens, and error feedback on the rows that are tried. Memory:
+one block's inputs and gradients. Lower = better. Legend: n tokens, O outputs, I inputs, R rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,105 +30,122 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Weights
-from regauge.engine.statistics import Collection, collection
 from regauge.hosts.states import States
-from regauge.search.losses.shelf import Shelf, deltas
+from regauge.search.losses.between import completed, tried_of
+from regauge.search.losses.borders import Borders
+from regauge.search.losses.sites import Tried, tried, watching
 from regauge.search.options import SiteGroup
-from regauge.search.subject import Subject, first
+from regauge.search.subject import Subject, some
 
 Losses = dict[str, dict[str, float]]
 """Group → option → KL, nats a token. Full precision is 0."""
 
-
-@dataclass(frozen=True, eq=False)
-class Borders:
-    """States before each block, and after the last, of the batches that the backward pass uses."""
-
-    states: tuple[States, ...]
-
-    @property
-    def tokens(self) -> int:
-        return self.states[0].tokens
-
-
-@torch.no_grad()
-def forward(
-    subject: Subject,
-    shelf: Shelf,
-    inputs: Sequence[Tensor],
-    keep: int,
-    progress: Callable[[str, float], None] = lambda _, __: None,
-) -> Borders:
-    """One pass over the calibration text: rounds every option on the way, keeps the states of `keep` batches."""
-    outer = subject.read(None)
-    states = subject.runner.begin(inputs, outer)
-    last = max((-1, *(block for block in range(subject.blocks) if not shelf.has(block))))
-    last = last if shelf.has(None) else subject.blocks  # up to here every batch is wanted, after it only those kept
-    borders = [first(states, keep)]
-    for block in range(subject.blocks):
-        progress("rounding", block / subject.blocks)
-        weights = subject.read(block)
-        watched = _collect(shelf, block)
-        if shelf.has(block):  # by a run that was killed
-            states = subject.runner.block(block, weights, states if block < last else first(states, keep))
-        else:
-            states = subject.runner.block(block, weights, states, watch=watched.watch)
-            shelf.fill(block, weights, watched.finish(subject.anatomy.sites)[0])
-        borders.append(first(states, keep))
-    if not shelf.has(None):
-        watched = _collect(shelf, None)
-        for _ in subject.runner.tail(outer, states, watch=watched.watch):
-            pass
-        shelf.fill(None, outer, watched.finish(subject.anatomy.sites)[0])
-    return Borders(tuple(borders))
-
-
-def _collect(shelf: Shelf, block: int | None) -> Collection:
-    needs = {
-        site.name: frozenset({"hessian"})
-        for group in shelf.groups
-        if group.block == block
-        for site in group.sites
-        if site.tap is not None
-    }
-    sites = [site for group in shelf.groups if group.block == block for site in group.sites]
-    return collection(sites, needs)
+LARGE = 1 << 19
+"""Weights of a matrix from which not every option is tried (see `between`)."""
 
 
 def fisher(
-    subject: Subject,
-    shelf: Shelf,
     borders: Borders,
+    groups: Sequence[SiteGroup],
+    keep: int,
     seed: int = 0,
     progress: Callable[[str, float], None] = lambda _, __: None,
 ) -> Losses:
-    """Predicted KL of every option of every group that lies in a block."""
-    gradients = _tail(subject, subject.read(None), borders.states[-1], seed)
-    found: Losses = {}
+    """Predicted KL of every option of every group.
+
+    Args:
+        keep: batches that go backward; the others show what sites read.
+    """
+    subject = borders.subject
+    last = borders.before(subject.blocks)
+    whole, groups = groups, [narrowed(group) for group in groups]
+    outside = [group for group in groups if group.block is None]
+    gradients, found = _tail(subject, outside, last, keep, seed)
     for block in reversed(range(subject.blocks)):
         progress("sensitivity", 1 - (block + 1) / subject.blocks)
-        visit = Visit(subject, shelf, block, borders.states[block], gradients, subject.read(block))
-        losses, gradients = visit.back([group for group in shelf.groups if group.block == block])
+        visit = Visit(subject, block, borders.before(block), gradients, subject.read(block))
+        losses, gradients = visit.back([group for group in groups if group.block == block])
         found |= losses
-    return {group.name: found[group.name] for group in shelf.groups if group.name in found}
+    for name, losses_of in _embedding(subject, outside, some(borders.before(0), 0, keep), gradients).items():
+        own = found.get(name, {})
+        found[name] = {option: loss + own.get(option, 0.0) for option, loss in losses_of.items()}
+    return {group.name: completed(group.options, found[group.name]) for group in whole if group.name in found}
 
 
-def _tail(subject: Subject, outer: Weights, states: States, seed: int) -> list[Tensor]:
-    """∂ Σ log p(next) / ∂ last hidden, next tokens drawn from the model itself."""
+def narrowed(group: SiteGroup) -> SiteGroup:
+    """The group with the options that are tried: of large matrices not all."""
+    large = max(site.shape[0] * site.shape[1] for site in group.sites) >= LARGE
+    return replace(group, options=tried_of(group.options)) if large else group
+
+
+def _tail(
+    subject: Subject, groups: Sequence[SiteGroup], states: States, keep: int, seed: int
+) -> tuple[list[Tensor], Losses]:
+    """∂ Σ log p(next) / ∂ last hidden, next tokens drawn from the model itself; and what options of the head cost."""
     generator = torch.Generator().manual_seed(seed)
-    gradients = []
-    for batch in range(len(states)):
+    outer, gradients, alike = subject.read(None), list[Tensor](), list[Tensor]()
+    wanted = [(group, option) for group in groups for option in group.options if option.choice is not None]
+    seen, x = watching(wanted), list[Tensor]()
+    watch = dict(seen.watch) | ({"head": x.append} if any(s.name == "head" for s in subject.anatomy.sites) else {})
+    if "head" in seen.watch:
+        watch["head"] = _both(x.append, seen.watch["head"])
+    for batch in range(keep):
         hidden = states.hidden[batch].detach().requires_grad_()
-        one = replace(
-            states, hidden=(hidden,), inputs=states.inputs[batch : batch + 1], calls=states.calls[batch : batch + 1]
-        )
+        one = some(states, batch, batch + 1).with_hidden([hidden])
         with torch.enable_grad():
-            (logits_BTV,) = subject.runner.tail(outer, one)
+            (logits_BTV,) = subject.quick.tail(outer, one, watch=watch)
             log_p_NV = torch.log_softmax(logits_BTV.float().flatten(0, -2), dim=-1)
-            next_N = torch.multinomial(log_p_NV.detach().exp(), 1, generator=generator)
+            p_NV = log_p_NV.detach().exp()
+            next_N = torch.multinomial(p_NV, 1, generator=generator)
             (gradient,) = torch.autograd.grad(log_p_NV.gather(-1, next_N).sum(), hidden)
         gradients.append(gradient)
-    return gradients
+        alike.append(p_NV.square_().sum(-1))
+    share = 1 - float(torch.cat(alike).mean())
+    stats = seen.finish(subject.anatomy.sites)[0]
+    found: Losses = {}
+    for group in groups:
+        of_head = [
+            site for site in group.sites if site.name == "head" or (site.name == "embed" and subject.anatomy.tied)
+        ]
+        if of_head and x:
+            rows = tried([replace(group, sites=tuple(of_head))], outer, stats)
+            lost = {name: 0.5 * share * value for name, value in rows[of_head[0].name].spread(torch.cat(x)).items()}
+            found[group.name] = lost
+    return gradients, found
+
+
+def _both(first: Callable[[Tensor], None], second: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    def see(x_nI: Tensor) -> None:
+        first(x_nI)
+        second(x_nI)
+
+    return see
+
+
+@torch.no_grad()
+def _embedding(subject: Subject, groups: Sequence[SiteGroup], states: States, gradients: Sequence[Tensor]) -> Losses:
+    """What the options of tables cost that are looked up: what they move behind them, by the gradient there."""
+    outer, found = subject.read(None), Losses()
+    ids = [next(iter(batch.values())) for batch in states.inputs]
+    used_R = torch.unique(torch.cat([one.flatten() for one in ids]))
+    for group in groups:
+        tables = [site for site in group.sites if site.tap is None]
+        if not tables:
+            continue
+        plain = subject.runner.begin(ids, outer)
+        rows: dict[str, Tried] = tried(
+            [replace(group, sites=tuple(tables))], outer, {}, {site.name: used_R for site in tables}
+        )
+        lost = {}
+        for option in group.options:
+            if option.choice is None:
+                continue
+            changed = {f"{s.name}.weight": rows[s.name].weights(outer[f"{s.name}.weight"], option.name) for s in tables}
+            moved = subject.runner.begin(ids, {**outer, **changed})
+            pulls = _change(moved, plain, gradients)
+            lost[option.name] = 0.5 * float(pulls.double().square().mean())
+        found[group.name] = lost
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,12 +153,11 @@ class Visit:
     """One block on the way back.
 
     Attributes:
-        states: before the block; gradients: at its output, of each batch.
+        states: before the block; gradients: at its output, of the first batches.
         weights: what it computes with.
     """
 
     subject: Subject
-    shelf: Shelf
     block: int
     states: States
     gradients: Sequence[Tensor]
@@ -145,19 +165,36 @@ class Visit:
 
     def back(self, groups: Sequence[SiteGroup]) -> tuple[Losses, list[Tensor]]:
         """The losses of the block's groups, and the gradient at its input."""
-        plain = [group for group in groups if group.sites[0].expert is None]
-        names = [site.name for group in plain for site in group.sites]
-        x: dict[str, list[Tensor]] = {name: [] for name in names}
-        g: dict[str, list[Tensor]] = {name: [] for name in names}
-        before = [self._replay(batch, gradient, x, g) for batch, gradient in enumerate(self.gradients)]
-        found = {group.name: self._scores(group, x, g) for group in plain}
-        found |= {group.name: self._experts(group) for group in groups if group.sites[0].expert is not None}
+        sites = [site for group in groups for site in group.sites if site.expert is None]
+        wanted = [(group, option) for group in groups for option in group.options if option.choice is not None]
+        seen, keep = watching(wanted), len(self.gradients)
+        x: dict[str | None, list[Tensor]] = {site.tap: [] for site in sites}
+        g: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+        show = {s.tap: s.name for s in reversed(sites)}
+        watch: dict[str, Callable[[Tensor], None]] = {name: x[tap].append for tap, name in show.items()}
+        watch |= {n: _both(watch[n], see) if n in watch else see for n, see in seen.watch.items()}
+        before = [self._replay(batch, gradient, watch, g) for batch, gradient in enumerate(self.gradients)]
+        with torch.no_grad():
+            if seen.watch and keep < len(self.states):
+                self.subject.quick.show(self.block, self.weights, some(self.states, keep), seen.watch)
+            stats = seen.finish(self.subject.anatomy.sites)[0]
+            rows = tried(groups, self.weights, stats)
+            found: Losses = {}
+            for group in groups:
+                if group.sites[0].expert is None:
+                    found[group.name] = self._scores(group, rows, x, g)
+                else:
+                    found[group.name] = self._experts(group, rows)
         return found, before
 
     def _replay(
-        self, batch: int, gradient: Tensor, x: Mapping[str, list[Tensor]], g: Mapping[str, list[Tensor]]
+        self,
+        batch: int,
+        gradient: Tensor,
+        watch: Mapping[str, Callable[[Tensor], None]],
+        g: Mapping[str, list[Tensor]],
     ) -> Tensor:
-        """Runs one batch again; keeps what each site read and the gradient at its output; gives that at the input."""
+        """Runs one batch again; shows what sites read, keeps the gradient at their outputs, gives that at the input."""
         nudges: dict[str, Tensor] = {}
 
         def nudge(name: str) -> Callable[[Tensor], Tensor]:
@@ -167,53 +204,57 @@ class Visit:
 
             return add
 
-        watch = {name: rows.append for name, rows in x.items()}
-        outputs = {name: nudge(name) for name in x}
+        outputs = {name: nudge(name) for name in g}
         hidden = self.states.hidden[batch].detach().requires_grad_()
         with torch.enable_grad():
-            run = self.subject.runner.bind(self.block, self.weights, self.states, watch=watch, outputs=outputs)
+            run = self.subject.quick.bind(self.block, self.weights, self.states, watch=watch, outputs=outputs)
             out = run(hidden, batch)
-            inner, *outward = torch.autograd.grad(out, [hidden, *(nudges[name] for name in x)], gradient)
-        for name, value in zip(x, outward, strict=True):
+            inner, *outward = torch.autograd.grad(out, [hidden, *(nudges[name] for name in g)], gradient)
+        for name, value in zip(g, outward, strict=True):
             g[name].append(value.flatten(0, -2))
         found: Tensor = inner
         return found
 
-    @torch.no_grad()
     def _scores(
-        self, group: SiteGroup, x: Mapping[str, list[Tensor]], g: Mapping[str, list[Tensor]]
+        self,
+        group: SiteGroup,
+        rows: Mapping[str, Tried],
+        x: Mapping[str | None, list[Tensor]],
+        g: Mapping[str, list[Tensor]],
     ) -> dict[str, float]:
         """½ mean over tokens of (Σ over sites and outputs of g · ΔW x)²."""
         totals: dict[str, Tensor] = {}
         for site in group.sites:
-            x_nI, g_nO = torch.cat(x[site.name]), torch.cat(g[site.name])
-            weight_OI = self.weights[f"{site.name}.weight"]
-            for name, delta_OI in deltas(self.shelf, site.name, weight_OI, group.options, group.block).items():
-                pull_n = ((x_nI @ delta_OI.T) * g_nO).sum(-1)
+            if site.name not in rows:  # only full precision is on offer
+                continue
+            for name, pull_n in rows[site.name].pulls(torch.cat(x[site.tap]), torch.cat(g[site.name])).items():
                 totals[name] = totals[name] + pull_n if name in totals else pull_n
-        return _losses(group, totals)
+        return _losses(totals)
 
-    @torch.no_grad()
-    def _experts(self, group: SiteGroup) -> dict[str, float]:
+    def _experts(self, group: SiteGroup, rows: Mapping[str, Tried]) -> dict[str, float]:
         """The same for sites without an output of their own: the block is run with each option."""
-        runner = self.subject.runner
-        plain = runner.block(self.block, self.weights, self.states)
-        totals: dict[str, Tensor] = {}
+        runner, states = self.subject.runner, some(self.states, 0, len(self.gradients))
+        states = states.with_hidden([hidden.float() for hidden in states.hidden])
+        states = replace(states, store=None)
+        plain, totals = runner.block(self.block, self.weights, states), dict[str, Tensor]()
         for option in group.options:
             if option.choice is None:
                 continue
-            changed = self.shelf.replaced({group.name: option}, self.block)
-            moved = runner.block(self.block, {**self.weights, **changed}, self.states)
-            pulls = [
-                ((after - before) * gradient).sum(-1).flatten()
-                for after, before, gradient in zip(moved.hidden, plain.hidden, self.gradients, strict=True)
-            ]
-            totals[option.name] = torch.cat(pulls)
-        return _losses(group, totals)
+            names = {site.name: f"{site.name}.weight" for site in group.sites}
+            changed = {key: rows[name].weights(self.weights[key], option.name) for name, key in names.items()}
+            moved = runner.block(self.block, {**self.weights, **changed}, states)
+            totals[option.name] = _change(moved, plain, self.gradients) * rows[group.sites[0].name].weight ** 0.5
+        return _losses(totals)
 
 
-def _losses(group: SiteGroup, totals: Mapping[str, Tensor]) -> dict[str, float]:
-    return {
-        option.name: 0.0 if option.choice is None else 0.5 * float(totals[option.name].double().square().mean())
-        for option in group.options
-    }
+def _change(moved: States, plain: States, gradients: Sequence[Tensor]) -> Tensor:
+    """What a change of states does to the log-probabilities, a token each."""
+    pulls = [
+        ((after - before) * gradient).float().sum(-1).flatten()
+        for after, before, gradient in zip(moved.hidden, plain.hidden, gradients, strict=True)
+    ]
+    return torch.cat(pulls)
+
+
+def _losses(totals: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: 0.5 * float(pull_n.double().square().mean()) for name, pull_n in totals.items()}

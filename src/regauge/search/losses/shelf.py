@@ -1,28 +1,34 @@
-"""Every option of every site, rounded once and kept on disk: what sensitivity, trials and resumption read.
+"""Options of sites, rounded once and kept on disk: what trials and resumption read.
 
-One safetensors file a block, written whole and renamed with its hash beside it, so a search that was killed rounds
-nothing twice, and what was cut or changed since is rounded again. Codes take a byte an element; at a dozen options a
-site that is six times the source in bf16, which `room` says before it starts.
-Legend: O output channels, I input channels, G groups.
+Only options that are asked for are rounded (see `stock`), so what is here of a large model is two or three options a
+site. A safetensors file a block for each time that some were asked for, written whole and renamed with its hash beside
+it, so a search that was killed rounds nothing twice, and what was cut or changed since is rounded again. Codes are
+packed at their bits, steps as an artifact has them.
+Legend: O output channels, I input channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from regauge import parts
-from regauge.anatomy.model import Weights
+from regauge.anatomy.model import Site, Weights
 from regauge.artifact import files
-from regauge.formats.base import Codes, Step
-from regauge.rounding.base import Stats
+from regauge.formats.base import Codes
+from regauge.kernels.reference import pack, unpack
+from regauge.rounding.together import side_by_side
 from regauge.search.kept import seal, whole
 from regauge.search.options import Option, SiteGroup
+
+Pair = tuple[str, str]
+"""A group's name and an option's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,98 +36,121 @@ class Shelf:
     """Rounded options under a folder.
 
     Attributes:
-        folder: of the files `options-3.safetensors`, `options-outer.safetensors`.
+        folder: of the files `options-3.safetensors`, `options-3-1.safetensors`, …, `options-outer.safetensors`.
         groups: as allocated over.
     """
 
     folder: Path
     groups: tuple[SiteGroup, ...]
-    _open: dict[Path, Any] = field(default_factory=dict, repr=False)
-    _whole: set[Path] = field(default_factory=set, repr=False)
+    _found: dict[int | None, _Found] = field(default_factory=dict, repr=False)
 
-    def path(self, block: int | None) -> Path:
-        return self.folder / f"options-{'outer' if block is None else block}.safetensors"
+    def has(self, group: SiteGroup, option: Option) -> bool:
+        """Whether a choice is there, as it was written, for all its sites."""
+        known = self._known(group.block).parts
+        return option.choice is None or all((site.name, option.name) in known for site in group.sites)
 
-    def has(self, block: int | None) -> bool:
-        """Whether a block's options are there as they were written; hashed once."""
-        path = self.path(block)
-        if path not in self._whole and whole(path):
-            self._whole.add(path)
-        return path in self._whole
-
-    def complete(self, blocks: int) -> bool:
-        """Whether nothing has to be rounded."""
-        return all(self.has(block) for block in (None, *range(blocks)))
-
-    def fill(self, block: int | None, weights: Weights, stats: Mapping[str, Stats]) -> None:
-        """Rounds every option of every site of a block, and writes the file."""
-        tensors: dict[str, Tensor] = {}
+    def missing(self, pairs: Iterable[Pair]) -> dict[int | None, list[tuple[SiteGroup, Option]]]:
+        """What is not there of some pairs, by block, in the order of the groups."""
+        wanted = set(pairs)
+        found: dict[int | None, list[tuple[SiteGroup, Option]]] = {}
         for group in self.groups:
-            if group.block != block:
-                continue
-            for site in group.sites:
-                w_OI = weights[f"{site.name}.weight"].float()
-                for option in group.options:
-                    if option.choice is None:
-                        continue
-                    fmt, rounder = parts.format_of(option.choice), parts.rounder_of(option.choice)
-                    codes = rounder(w_OI, fmt, stats.get(site.name, {}))
-                    key = f"{site.name}|{option.name}"
-                    tensors[f"{key}|codes"] = codes.codes_OI.contiguous()
-                    tensors[f"{key}|scale"] = codes.step.scale_G1.contiguous()
-                    if codes.step.zero_G1 is not None:
-                        tensors[f"{key}|zero"] = codes.step.zero_G1.contiguous()
-        seal(self.path(block), lambda part: files.write(part, tensors))
-        self._whole.add(self.path(block))
+            for option in group.options:
+                if (group.name, option.name) in wanted and not self.has(group, option):
+                    found.setdefault(group.block, []).append((group, option))
+        return found
+
+    def fill(self, block: int | None, codes: Mapping[tuple[str, str], Codes]) -> None:
+        """Writes the codes of some (site, option name) of a block as one more file."""
+        tensors: dict[str, Tensor] = {}
+        options = {option.name: option for group in self.groups for option in group.options}
+        for (site, name), found in codes.items():
+            choice = options[name].choice
+            assert choice is not None, "full precision has no codes"
+            tensors[f"{site}|{name}|codes"] = pack(found.codes_OI, parts.format_of(choice).grid.bits)
+            tensors |= {f"{site}|{name}|{part}": t.clone() for part, t in found.step.fields.items()}
+        known = self._known(block)
+        path = next(path for path in self._paths(block) if path not in known.files)
+        seal(path, lambda part: files.write(part, tensors))
+        known.open(path)
 
     def weight(self, site: str, option: Option, block: int | None) -> Tensor:
         """The rounded weight, float32 (O, I). Full-precision options have none here."""
-        if option.choice is None:
+        found = self._known(block).parts.get((site, option.name))
+        if option.choice is None or found is None:
             raise KeyError(site)
-        file = self._handle(self.path(block))
-        key = f"{site}|{option.name}"
-        zero_G1 = file.get_tensor(f"{key}|zero") if f"{key}|zero" in self._names(self.path(block)) else None
-        step = Step(scale_G1=file.get_tensor(f"{key}|scale"), zero_G1=zero_G1, fields={})
-        return parts.format_of(option.choice).decode(Codes(file.get_tensor(f"{key}|codes"), step))
+        fmt = parts.format_of(option.choice)
+        fields = {part: file.get_tensor(f"{site}|{option.name}|{part}") for part, file in found.items()}
+        codes_OI = unpack(fields.pop("codes"), fmt.grid.bits, self._site(site).shape[1])
+        return fmt.decode(Codes(codes_OI, fmt.load(fields)))
 
     def replaced(self, picks: Mapping[str, Option], block: int | None) -> Weights:
         """The tensors of a block that a choice of options changes."""
-        found: Weights = {}
-        for group in self.groups:
-            option = picks.get(group.name)
-            if group.block == block and option is not None and option.choice is not None:
+        return self.rebuilt([picks], block)[0]
+
+    def rebuilt(
+        self, variants: Iterable[Mapping[str, Option]], block: int | None, dtype: torch.dtype = torch.float32
+    ) -> list[Weights]:
+        """The tensors of a block that each variant changes, in some dtype; those of an option are rebuilt once."""
+        variants, made = list(variants), dict[tuple[str, str], Callable[[], Tensor]]()
+        groups = [group for group in self.groups if group.block == block]
+        chosen = [[(group, picks[group.name]) for group in groups if group.name in picks] for picks in variants]
+        chosen = [[(group, option) for group, option in some if option.choice is not None] for some in chosen]
+        for some in chosen:
+            for group, option in some:
                 for site in group.sites:
-                    found[f"{site.name}.weight"] = self.weight(site.name, option, block)
-        return found
+                    made[site.name, option.name] = self._job(site, option, block, dtype)
+        built = dict(zip(made, side_by_side(list(made.values())), strict=True))
+        return [
+            {f"{site.name}.weight": built[site.name, option.name] for group, option in some for site in group.sites}
+            for some in chosen
+        ]
 
-    def _handle(self, path: Path) -> Any:
-        if path not in self._open:
-            self._open[path] = safe_open(str(path), framework="pt")
-        return self._open[path]
+    def _job(self, site: Site, option: Option, block: int | None, dtype: torch.dtype) -> Callable[[], Tensor]:
+        return lambda: self.weight(site.name, option, block).to(dtype)
 
-    def _names(self, path: Path) -> frozenset[str]:
-        key = path.with_suffix(".names")
-        if key not in self._open:
-            self._open[key] = frozenset(self._handle(path).keys())
-        names: frozenset[str] = self._open[key]
-        return names
+    def _site(self, name: str) -> Site:
+        return next(site for group in self.groups for site in group.sites if site.name == name)
+
+    def _paths(self, block: int | None) -> Iterator[Path]:
+        """The files of a block, one for each time that something was written: those that are there, and the next."""
+        stem = f"options-{'outer' if block is None else block}"
+        yield self.folder / f"{stem}.safetensors"
+        count = 1
+        while True:
+            yield self.folder / f"{stem}-{count}.safetensors"
+            count += 1
+
+    def _known(self, block: int | None) -> _Found:
+        """What is there of a block; its files are hashed once."""
+        if block not in self._found:
+            found = self._found[block] = _Found()
+            for path in self._paths(block):
+                if not path.exists():
+                    break
+                if whole(path):
+                    found.open(path)
+        return self._found[block]
 
 
-def room(groups: Iterable[SiteGroup]) -> int:
-    """Bytes that the shelf of these groups takes on disk, steps not counted."""
-    return sum(
-        site.shape[0] * site.shape[1] * sum(option.choice is not None for option in group.options)
-        for group in groups
-        for site in group.sites
-    )
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The files of one block: (site, option name) → part → the file that holds it."""
+
+    files: set[Path] = field(default_factory=set)
+    parts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def open(self, path: Path) -> None:
+        file: Any = safe_open(str(path), framework="pt")
+        self.files.add(path)
+        for key in file.keys():  # noqa: SIM118  # a handle is no mapping
+            site, option, part = key.split("|")
+            self.parts.setdefault((site, option), {})[part] = file
 
 
-def deltas(
-    shelf: Shelf, site: str, weight_OI: Tensor, options: Iterable[Option], block: int | None
-) -> dict[str, Tensor]:
-    """Option → Ŵ − W, float32; zero for full precision is left out."""
-    return {
-        option.name: shelf.weight(site, option, block) - weight_OI.float()
-        for option in options
-        if option.choice is not None
-    }
+def room(groups: Iterable[SiteGroup], options: float) -> int:
+    """Bytes that so many options a site take on disk."""
+    total = 0.0
+    for group in groups:
+        sizes = [sum(parts.format_of(o.choice).bytes(s.shape) for s in group.sites) for o in group.options if o.choice]
+        total += min(options, len(sizes)) * sum(sizes) / max(1, len(sizes))
+    return round(total)
