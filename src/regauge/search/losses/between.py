@@ -4,7 +4,7 @@ Options that differ in their bits alone lie on a smooth curve: the logarithm of 
 little less at the lowest. Of each such family every second is tried, and the others are read off a parabola through
 them; of a second family, with finer groups say, the first and the third, and its distance to the first family, in the
 logarithm, is taken as straight between them and level beyond.
-On a 5M llama what is read off differs from what is tried by 8 to 14 % (deviation of the logarithm), at half of the work.
+On a 5M llama what is read off is off by 8 to 14 % (deviation of the logarithm), at half of the work.
 """
 
 from __future__ import annotations
