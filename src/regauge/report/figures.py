@@ -139,9 +139,11 @@ def evenly(run: Run) -> Table:
     return Table(
         "Against spending evenly",
         "Variants in memory, rounded and not stored; their bytes are counted from formats. Uniform: every site alike, "
-        "with the same rounder and text. The difference is the KL of the artifact as it loads less the preset's in "
-        "memory, on the same documents drawn together; where its interval holds 0, nothing is claimed. No preset was "
-        "built: its own artifact would differ from it as the chosen point's does.",
+        "with the same rounder. All are rounded from the same calibration text, 8,192 tokens of it at most, while the "
+        "artifact reads as many as are enough: how far it is from the chosen point in memory is what that is worth, "
+        "and that much of each difference is not the method's. The difference is the KL of the artifact as it loads "
+        "less the preset's in memory, on the same documents drawn together; where its interval holds 0, nothing is "
+        "claimed. No preset was built: its own artifact would differ from it as the chosen point's does.",
         ("variant", "bytes, from formats", "KL, in memory", "artifact less it", "the artifact is"),
         tuple(rows) if run.uniforms else (),
         "No uniform preset was measured beside it.",

@@ -137,7 +137,7 @@ class Run(_Record):
     points: tuple[Point, ...]  # the frontier, smallest first
     chosen: int  # index into points
     chosen_why: str
-    uniforms: tuple[Point, ...] = ()  # baselines, every site alike, same rounder and text, in memory
+    uniforms: tuple[Point, ...] = ()  # baselines, every site alike, same rounder and first 8,192 tokens, in memory
     against_uniform: dict[str, Paired] = Field(default_factory=dict)  # the artifact less that uniform
     sites: tuple[SitePick, ...] = ()  # of the chosen point
     quality: Quality | None = None  # of the artifact, on the evaluation text

@@ -47,7 +47,7 @@ class Effort:
     builds: int = 4
     turns: int = 7
     memory: bool = True  # fresh processes that load the model
-    seen: int = 8192
+    seen: int = 8192  # told in report/figures.py
     draws: int = 16
     shown: int = 100
     uniforms: int = 100
