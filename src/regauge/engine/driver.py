@@ -27,6 +27,7 @@ from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
 from regauge.formats.base import Codes
 from regauge.hosts.states import States
+from regauge.kernels.cpu.machine import trim
 from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration
 
@@ -74,6 +75,7 @@ class Drive:
         before = self._embeddings(finished)
         for block in range(max(finished - 1, 0), self.job.anatomy.blocks):
             self._block(block)
+            trim()  # or what a block's threads freed stays with them, a little more after each
             self.clock.tick("blocks", block + 1, self.job.anatomy.blocks)
         return self._tail(before)
 
