@@ -45,6 +45,7 @@ FOUND = (
     ("source", "the header of b.safetensors: __metadata__ is minus one"),
     ("run", "regauge/run.json: calibration.sizes.search is a path out"),
     ("run", "regauge/receipt.json: notes.0 is minus one"),
+    ("run", "regauge/run.json is a link out"),
 )
 """Faults that the walk found: seeds that are always tried."""
 

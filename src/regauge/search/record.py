@@ -6,6 +6,7 @@ of tensors; times in seconds unless the name says ms.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from regauge.artifact.disk import put
 from regauge.artifact.folder import first_fault
-from regauge.documents import read_json
+from regauge.documents import inside, read_json
 from regauge.errors import ArtifactError
 from regauge.measure.cost import Costs
 from regauge.measure.quality import Paired, Quality
@@ -191,7 +192,8 @@ def read(where: str | Path) -> Run:
     """A run record from its file, or from the directory that `fit` made."""
     path = Path(where)
     if path.is_dir():
-        path = path / "regauge" / "run.json"
+        folder, path = path, path / "regauge" / "run.json"
+        inside(folder, [one for one in (path.parent, path) if os.path.lexists(one)], ArtifactError)
     if not path.exists():
         raise ArtifactError(f"{where} holds no run record (regauge/run.json); give the directory that `fit` wrote.")
     try:
