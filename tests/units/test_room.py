@@ -6,11 +6,9 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from regauge.cli.app import app
@@ -29,14 +27,6 @@ print(told.memory_needed, got.peak_bytes)
 """
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_as_many_at_once_as_there_are_threads_and_fewer_under_a_bound(two_threads: None) -> None:
     assert [ROOM.peak(count) for count in (1, 2)] == [180, 200]
     assert ROOM.peak() == 200
@@ -52,10 +42,8 @@ def test_the_bytes_are_the_same_with_one_at_a_time(
     model, text = tiny.folder(tmp_path / "m"), tiny.text(tmp_path)
     apply("gptq-w4g32", model, tmp_path / "plain", calibration=text)
     asked: list[int | None] = []
-    real = block.side_by_side
-    monkeypatch.setattr(
-        block, "side_by_side", lambda jobs, at_once=None: (asked.append(at_once), real(jobs, at_once))[1]
-    )
+    real = block.named
+    monkeypatch.setattr(block, "named", lambda jobs, at_once=None: (asked.append(at_once), real(jobs, at_once))[1])
     monkeypatch.setattr(api, "room", lambda *_: Room(0, 0, (1, 1)))
     apply("gptq-w4g32", model, tmp_path / "bound", calibration=text, max_memory=1)
     assert 1 in asked

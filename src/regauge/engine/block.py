@@ -25,7 +25,7 @@ from regauge.formats.terms import checked, summed
 from regauge.parts import Point, Spec
 from regauge.plan.resolution import Resolution
 from regauge.rounding.base import Stats
-from regauge.rounding.together import side_by_side
+from regauge.rounding.together import named
 from regauge.runtime.capabilities import runs
 
 Choices = Mapping[str, Point | None]
@@ -85,10 +85,13 @@ def round_sites(
     def job(name: str) -> Callable[[], Codes]:
         return lambda: round_site(weights[f"{name}.weight"], chosen[name], stats.get(name, {}), known.get(name))
 
-    # the largest first, so that nothing long is begun last
-    names = sorted(chosen, key=lambda name: -weights[f"{name}.weight"].numel())
-    found = dict(zip(names, side_by_side([job(name) for name in names], at_once), strict=True))
+    found = named({name: job(name) for name in _largest_first(chosen, weights)}, at_once)
     return {name: found[name] for name in chosen}
+
+
+def _largest_first(names: Iterable[str], weights: Weights) -> list[str]:
+    """Sites in the order in which they are begun side by side: nothing long is begun last."""
+    return sorted(names, key=lambda name: -weights[f"{name}.weight"].numel())
 
 
 def _fused(sites: Sequence[Site], weights: Weights, choices: Choices) -> dict[str, Format]:
@@ -139,8 +142,7 @@ def effective(
         assert choice is not None, f"{name} has codes and no choice"
         return lambda: summed(found, parts.format_of(choice)).to(dtype)
 
-    built = side_by_side([job(name, found) for name, found in codes.items()])
-    return {**stored, **{f"{name}.weight": w_OI for name, w_OI in zip(codes, built, strict=True)}}
+    return {**stored, **named({f"{name}.weight": job(name, found) for name, found in codes.items()})}
 
 
 def full_precision(stored: Weights, codes: Mapping[str, Codes]) -> Weights:
@@ -215,8 +217,7 @@ def _errors(
         return lambda: output_error(w_OI, summed(codes[name], fmt), seen)
 
     chosen = {s.name: choice for s in sites if s.name in codes and (choice := choices.get(s.name)) is not None}
-    names = sorted(chosen, key=lambda name: -exact[f"{name}.weight"].numel())
-    return dict(zip(names, side_by_side([job(name, chosen[name]) for name in names]), strict=True))
+    return named({name: job(name, chosen[name]) for name in _largest_first(chosen, exact)})
 
 
 def tap_receipts(sites: Sequence[Site], inputs: Mapping[str, Point]) -> list[TapReceipt]:

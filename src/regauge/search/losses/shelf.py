@@ -23,7 +23,7 @@ from regauge.anatomy.model import Site, Weights
 from regauge.artifact import files
 from regauge.formats.base import Codes
 from regauge.kernels.reference import pack, unpack
-from regauge.rounding.together import side_by_side
+from regauge.rounding.together import named
 from regauge.search.kept import seal, whole
 from regauge.search.options import Option, SiteGroup
 
@@ -99,7 +99,7 @@ class Shelf:
             for group, option in some:
                 for site in group.sites:
                     made[site.name, option.name] = self._job(site, option, block, dtype)
-        built = dict(zip(made, side_by_side(list(made.values())), strict=True))
+        built = named(made)
         return [
             {f"{site.name}.weight": built[site.name, option.name] for group, option in some for site in group.sites}
             for some in chosen

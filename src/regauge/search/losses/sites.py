@@ -18,7 +18,7 @@ from regauge.anatomy.model import Site, Weights
 from regauge.engine.statistics import Collection, collection
 from regauge.formats.base import Codes, Format, Step
 from regauge.rounding.base import Stats
-from regauge.rounding.together import side_by_side
+from regauge.rounding.together import named, side_by_side
 from regauge.search.options import Option, SiteGroup
 
 ROWS = 256
@@ -103,11 +103,10 @@ def tried(
         taken[name] = w_OI.float() if index_R is None else w_OI[index_R].float()
     found = _rounded(wanted, lambda site: taken[site.name], stats)
     deltas: dict[str, dict[str, Tensor]] = {name: {} for name in taken}
-    jobs = [_delta(found[site.name, option.name], option, taken[site.name]) for g, option in wanted for site in g.sites]
-    made = iter(side_by_side(jobs))
-    for group, option in wanted:
-        for site in group.sites:
-            deltas[site.name][option.name] = next(made)
+    pairs = [(site.name, option) for group, option in wanted for site in group.sites]
+    made = named({(name, o.name): _delta(found[name, o.name], o, taken[name]) for name, o in pairs})
+    for (name, option_name), delta_RI in made.items():
+        deltas[name][option_name] = delta_RI
     sizes = {site.name: site.shape[0] for group, _ in wanted for site in group.sites}
     return {name: Tried(picked[name], sizes[name] / len(taken[name]), deltas[name]) for name in taken}
 
