@@ -105,7 +105,7 @@ def _lines(command: str) -> Iterator[Callable[[Event], None]]:
             state.event = event
             if event.message:
                 state.say(f"{event.phase}: {event.message}")
-            elif event.total and event.phase not in state.seen and time.monotonic() - began > PATIENCE:
+            elif event.total > 1 and event.phase not in state.seen and time.monotonic() - began > PATIENCE:
                 state.seen.add(event.phase)
                 state.say(f"{event.phase}: {event.total} to do")
 
