@@ -105,6 +105,10 @@ def apply(
     wire: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="Insist on compressed-tensors or regauge as the format.")
     ] = None,
+    embed: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="The embedding's format: int8, int6-g64, nf4, full.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(metavar="FORMAT", help="The head's, where it is not tied.")] = None,
     time: TIME = None,
     max_memory: MAX_MEMORY = None,
     seed: SEED = 0,
@@ -135,6 +139,8 @@ def apply(
             force=force,
             wire=wire,
             max_memory=bound,
+            embed=embed,
+            head=head,
         )
         show.as_json(plan) if json else tell.dry_run(plan)
         raise typer.Exit(2 if plan.refusals else 0)
@@ -150,6 +156,8 @@ def apply(
             force=force,
             time_limit=limit,
             max_memory=bound,
+            embed=embed,
+            head=head,
             wire=wire,
             progress=watch,
         )
