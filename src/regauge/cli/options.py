@@ -56,6 +56,11 @@ MAX_MEMORY = Annotated[
     ),
 ]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no remarks; errors are told.")]
+VERBOSE = Annotated[bool, typer.Option("-v", "--verbose", help="Also say how long each stage took.")]
+THREADS = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Threads to compute with; as many as there are cores without it.")
+]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

@@ -21,7 +21,7 @@ from regauge.artifact.ownership import refuse_out
 from regauge.artifact.receipt import Receipt
 from regauge.artifact.staging import Staging
 from regauge.engine.driver import Drive
-from regauge.engine.duration import seconds
+from regauge.engine.duration import course, seconds
 from regauge.engine.enough import enough
 from regauge.engine.estimate import DryRun, disk_needed, record
 from regauge.engine.job import Job, plan_of, prepare
@@ -107,6 +107,7 @@ def apply(
         _in_time(job, read, clock)
         job = replace(job, at_once=room(job, read.tokens).at_once(max_memory))
         identity = _identity(job, read)
+        clock.ahead(course(job, read.tokens, read.sampled is not None))
         with Staging(out, identity, force=force) as staging, _threads(staging):
             job, receipt = _run(job, read, staging, clock, str(model), str(identity["source"]))
             log = log_of(clock, memory, command or command_line())
