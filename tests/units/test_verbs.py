@@ -138,7 +138,7 @@ def test_a_full_context_is_a_sentence() -> None:
             return type("Ids", (), {"input_ids": [1] * 64})()
 
     speaker = talk.Speaker("pico", pico("llama"), Tokenizer(), talk.Manner())
-    with pytest.raises(SettingError, match="fills the model.s context of 64 tokens; /new starts afresh"):
+    with pytest.raises(SettingError, match="context of 64 tokens; /new starts afresh"):
         next(speaker.answer("x"))
 
 
