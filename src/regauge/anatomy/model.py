@@ -29,8 +29,7 @@ class Slot:
         index: expert of a stacked parameter (leading axis), or None.
         transposed: stored as (I, O), as Conv1D does. Applied after `index`, before `heads` and `rows`.
         heads: (count, parts, which) where parts are interleaved a head at a time (gpt_neox: (H, 3, 0..2)); the axis 0
-            is viewed as (count, parts, size) and `which` is taken, with `span - 1` parts after it (falcon's queries:
-            all those that share a head of keys).
+            is viewed as (count, parts, size) and `which` is taken, with `span - 1` after it (falcon's queries).
         rows: [start, stop) along axis 0 where parts are stacked one after another (phi3 qkv), or None for all.
     """
 
