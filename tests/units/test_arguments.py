@@ -11,7 +11,9 @@ from pathlib import Path
 
 MOST = 6
 PUBLIC = {
-    "cli/app.py": {"fit", "apply", "inspect", "measure"},
+    "cli/making.py": {"fit", "pick", "apply"},
+    "cli/looking.py": {"inspect", "measure", "methods"},
+    "cli/running.py": {"chat", "serve"},
     "engine/api.py": {"apply", "dry_run"},
     "search/fit.py": {"fit"},
 }

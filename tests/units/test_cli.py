@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ import regauge
 from pico import pico, save
 from regauge import report
 from regauge.amounts import told
-from regauge.cli import main, show
+from regauge.cli import bars, main, show
 from regauge.cli.options import seconds
+from regauge.engine.watchdog import Progress
 from regauge.errors import ExactnessError, OutputError, RecipeError
 from regauge.report import explanation
 
@@ -187,7 +189,7 @@ def test_inspect(model: Path, capsys: Capture) -> None:
     norms = 2 * (2 * (29 + 29 + 10 + 10) + 29)
     assert counted + norms == found["bytes_bf16"]
     assert sum(row["share"] for row in found["sites"]) == pytest.approx(counted / found["bytes_bf16"])
-    assert main(["inspect", str(model)]) == 0
+    assert main(["inspect", str(model), "--streams"]) == 0
     told = capsys.readouterr().out
     for piece in (
         "qwen3, 2 blocks, hidden 29, 6 heads of 10 (3 of keys and values)",
@@ -299,14 +301,43 @@ def test_a_seed_has_a_range(seed: str, model: Path, tmp_path: Path, capsys: Capt
 
 
 def test_progress_is_quiet_when_asked_or_piped(capsys: Capture) -> None:
-    class Event:
-        phase, done, total, message = "blocks", 1, 2, "halfway"
-
-    watchers: list[Callable[[show.Event], None]] = []
-    with show.progress(quiet=True) as watch:
-        watch(Event())
-        watchers.append(watch)
+    event = Progress("blocks", 1, 2, message="halfway")
+    with bars.progress(quiet=True) as watch:
+        watch(event)
     assert capsys.readouterr().err == ""
-    with show.progress() as watch:
-        watch(Event())
+    with bars.progress() as watch:
+        watch(event)
     assert capsys.readouterr() == ("", "blocks: halfway\n")
+
+
+def test_silence_is_broken_by_how_far_the_work_is(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bars, "SILENCE", 0.0)
+    with bars.progress("fit") as watch:
+        watch(Progress("rounding", 3, 6, share=0.43, left=42.4))
+        time.sleep(1.5)
+    assert "fit: 43 %, rounding 3 of 6, 0:0" in (said := capsys.readouterr().err)
+    assert said.rstrip().endswith("so far, about 0:42 left")
+
+
+def test_every_stage_leaves_a_line_with_its_time_where_asked(capsys: Capture) -> None:
+    with bars.progress(verbose=True) as watch:
+        watch(Progress("text"))
+        watch(Progress("blocks", 1, 2))
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["text", "blocks"]
+
+
+def test_bars_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", stderr := Terminal())
+    monkeypatch.setenv("COLUMNS", "100")
+    with bars.progress("apply") as watch:
+        watch(Progress("blocks", 3, 22, share=0.2, left=61.0))
+        time.sleep(0.3)
+        watch(Progress("blocks", 20, 22, share=0.9, left=5.0))
+    said = stderr.getvalue()
+    assert "3/22" in said and "20 %" in said and "about 1:01 left" in said  # noqa: PT018  # one frame
+    assert "100 %" in said

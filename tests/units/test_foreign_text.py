@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from regauge import report
 from regauge.artifact.receipt import Receipt
-from regauge.cli import rows, show, tell
+from regauge.cli import bars, models, rows, show, tell
 from regauge.cli.main import main
 from regauge.engine.estimate import DryRun
 from regauge.engine.watchdog import Progress
@@ -182,8 +182,8 @@ TOLD: dict[str, tuple[type, Callable[[Any], None]]] = {
     "dry run": (DryRun, tell.dry_run),
     "fit": (Run, lambda found: tell.run(found, Path("out"))),
     "measure": (Comparison, tell.measurement),
-    "inspect": (Inspection, tell.inspection),
-    "sensitivity": (Sensitivity, tell.sensitivity),
+    "inspect": (Inspection, models.inspection),
+    "sensitivity": (Sensitivity, models.sensitivity),
     "methods": (Method, lambda found: rows.methods([found, dataclasses.replace(found, kind=PRESET)])),
 }
 
@@ -219,8 +219,8 @@ def test_progress_and_errors_show_markup_as_it_is_written(terminal: bool, monkey
     stderr = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(show, "PATIENCE", -1.0)
-    with show.progress() as watch:
+    monkeypatch.setattr(bars, "PATIENCE", -1.0)
+    with bars.progress() as watch:
         watch(Progress("text", message="[red]one[/] [/nothing]\x1b]0;x\x07"))
         watch(Progress("[red]two[/] [/nothing]\x1b]0;x\x07", 1, 2))
     assert main(["[red]three[/]\x1b]0;x\x07"]) == 2

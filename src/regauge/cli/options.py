@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from regauge.amounts import amount, factor
+from regauge.amounts import amount, context, factor
 
 MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A transformers directory or a hub id; safetensors only.")]
 OUT = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Where the artifact goes; must not exist yet.")]
@@ -56,6 +56,11 @@ MAX_MEMORY = Annotated[
     ),
 ]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no remarks; errors are told.")]
+VERBOSE = Annotated[bool, typer.Option("-v", "--verbose", help="Also say how long each stage took.")]
+THREADS = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Threads to compute with; as many as there are cores without it.")
+]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -70,6 +75,20 @@ def memory(text: str | None) -> int | None:
     said = f"--max-memory {text}"
     number, unit = amount(text.strip(), said)
     return int(number * factor(unit, said))
+
+
+def told_memory(text: str | None, length: str) -> tuple[int, int] | None:
+    """`8GB` and `32k` → (bytes, tokens).
+
+    Raises:
+        BudgetError: one is no such amount.
+    """
+    tokens = context(length, f"--context {length}")
+    if text is None:
+        return None
+    said = f"--memory {text}"
+    number, unit = amount(text.strip(), said)
+    return int(number * factor(unit, said)), tokens
 
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

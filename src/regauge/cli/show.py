@@ -1,15 +1,13 @@
-"""Printing: JSON or tables on standard output, progress and remarks on standard error."""
+"""Printing: JSON or tables on standard output, remarks on standard error."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
@@ -69,60 +67,6 @@ def span(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-@runtime_checkable
-class Event(Protocol):
-    """What long work says as it goes (`engine.watchdog.Progress`)."""
-
-    @property
-    def phase(self) -> str: ...
-    @property
-    def done(self) -> int: ...
-    @property
-    def total(self) -> int: ...
-    @property
-    def message(self) -> str: ...
-
-
-PATIENCE = 5.0  # seconds of a run without a terminal before its steps are told
-
-
-@contextmanager
-def progress(quiet: bool = False) -> Iterator[Callable[[Event], None]]:
-    """Bars on standard error; where that is no terminal messages, and in long runs each step; nothing where `quiet`."""
-    if quiet:
-        yield lambda event: None
-        return
-    if not sys.stderr.isatty():
-        seen: set[str] = set()
-        began = time.monotonic()
-
-        def told(event: Event) -> None:
-            if event.message:
-                remark(f"{event.phase}: {event.message}")
-            elif event.total and event.phase not in seen and time.monotonic() - began > PATIENCE:
-                remark(f"{event.phase}: {event.total} to do")
-                seen.add(event.phase)
-
-        yield told
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    named = TextColumn("{task.description}", markup=False)
-    columns: list[Any] = [named, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True, highlight=False, markup=False), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def tick(event: Event) -> None:
-            if event.message:
-                bars.console.print(printable(f"{event.phase}: {event.message}"))
-            if event.total:
-                if event.phase not in tasks:
-                    tasks[event.phase] = bars.add_task(printable(event.phase), total=event.total)
-                bars.update(tasks[event.phase], completed=event.done, total=event.total)
-
-        yield tick
 
 
 def where(path: Path | str) -> str:

@@ -71,6 +71,30 @@ def seconds(job: Job, tokens: int, sampled: bool = False) -> float:
     return total
 
 
+NOMINAL, ROUNDED = 5e-12, 5e-8  # seconds of an operation in a product, and of rounding a weight, on some machine
+
+
+def course(job: Job, tokens: int, sampled: bool = False) -> dict[str, float]:
+    """The phases of a job in order, and what each is expected to take, from counts alone: for a progress bar."""
+    inner = sum(s.shape[0] * s.shape[1] for s in job.anatomy.sites if s.block is not None and s.expert in (None, 0, 1))
+    once = 2 * inner * tokens * NOMINAL
+    rounding = ROUNDED * sum(s.shape[0] * s.shape[1] for s in job.anatomy.sites)
+    found = {"open": 0.5}
+    if sampled:
+        found["text"] = 4 * job.source.parameters() * tokens * NOMINAL
+    for recast in job.recasts:
+        points = sum(len(grid) for grid in recast.rewrite.search.values())
+        if points:
+            found[f"search of {recast.name}"] = points * (2 * once * min(tokens, 8192) / max(1, tokens) + rounding)
+        elif recast.rewrite.scope == "model" and recast.rewrite.needs:
+            found["survey"] = once
+    if job.shaping is not None and job.shaping.waiting:
+        found["scores"] = once
+    runs = (1 + bool(job.needs) + len(job.local)) * job.calibrated
+    learning = learning_cost.learning_cost(job, tokens, NOMINAL).seconds if job.learnt else 0.0
+    return {**found, "blocks": runs * once + rounding + learning, "finish": 0.1}
+
+
 def _passes(job: Job, tokens: int, wide: float, narrow: float, rounding: float) -> float:
     """Seconds of all that runs blocks, and of all that is summed of their inputs."""
     inner = sum(s.shape[0] * s.shape[1] for s in job.anatomy.sites if s.block is not None and s.expert in (None, 0, 1))

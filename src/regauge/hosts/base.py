@@ -30,6 +30,9 @@ Watch = Mapping[str, Callable[[Tensor], None]]
 Change = Mapping[str, Callable[[Tensor], Tensor]]
 """Site → replaces its input (…, I) or output (…, O)."""
 
+Rows = Callable[[Tensor | slice], Tensor]
+"""Which rows of a matrix, a slice or indices (R,) → those rows (R, I)."""
+
 Tick = Callable[[int, int], None]
 """Is told (done, total)."""
 
@@ -95,8 +98,15 @@ class Runner(Protocol):
     @property
     def anatomy(self) -> Anatomy: ...  # what the weights are given in
 
-    def begin(self, inputs: Inputs, weights: Weights, watch: Watch | None = None) -> States:
-        """Runs what lies before the blocks."""
+    def begin(
+        self,
+        inputs: Inputs,
+        weights: Weights,
+        watch: Watch | None = None,
+        inputs_at: Change | None = None,
+        rows: Mapping[str, Rows] | None = None,
+    ) -> States:
+        """Runs what lies before the blocks; `rows` of `embed` stand in place of its weight."""
 
     def block(
         self,
@@ -130,8 +140,9 @@ class Runner(Protocol):
         watch: Watch | None = None,
         inputs: Change | None = None,
         outputs: Change | None = None,
+        rows: Mapping[str, Rows] | None = None,
     ) -> Iterator[Tensor]:
-        """The model's output for each batch."""
+        """The model's output for each batch; `rows` of `head` stand in place of its weight."""
 
     def logits(self, inputs: Inputs, weights: Callable[[int | None], Weights] | None = None) -> Iterator[Tensor]:
         """The whole model on some batches, streamed; `weights` gives the tensors of a block, None reads the source."""

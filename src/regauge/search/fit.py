@@ -33,10 +33,11 @@ from regauge.search.kept import DONE, Folder, sweep
 from regauge.search.loop.build import plan_for
 from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import assemble
+from regauge.search.loop.forecast import course
 from regauge.search.loop.settle import settle
 from regauge.search.loop.start import begin, estimate, reachable
 from regauge.search.options import site_groups
-from regauge.search.profile import within_reach
+from regauge.search.profile import timed, within_reach
 from regauge.search.record import Run
 from regauge.search.subject import Subject, reader
 from regauge.text.corpora import Where
@@ -73,7 +74,8 @@ def fit(
         BudgetError: a budget is malformed, or out of reach; says how near it came.
         RegaugeError: any other refusal, before any work.
     """
-    watch, clock, target = Stopwatch(time_limit), Clock(progress or nobody), Path(out).expanduser().absolute()
+    clock, target = Clock(progress or nobody), Path(out).expanduser().absolute()
+    watch = Stopwatch(time_limit, clock)
     ask = Ask(
         model=_absolute(str(model)),
         budgets=written.parse(budgets),
@@ -95,11 +97,10 @@ def fit(
             return estimate(source, ask)
     with quiet_torch(), search_folder(target) as room:
         subject = Subject.of(source)
+        clock.ahead(course(source, site_groups(source.anatomy), ask.effort, bool(timed(ask.budgets))))
         with watch.step("profile"):
-            clock.say("profile")
             timing = within_reach(subject, site_groups(source.anatomy), ask.budgets, ask.effort.turns)
         with watch.step("text"):
-            clock.say("text")
             texts = prepare(reader(source, seed), calibration, eval, ask.sizes, seed)
         folder = Folder.open(room, _identity(ask, source, texts), force, time_limit)
         run = search(Desk(ask, subject, texts, folder, timing, clock, watch), target, force)

@@ -16,15 +16,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.errors import ModelError
+from regauge.hosts.base import Rows
 from regauge.hosts.states import Pool, States
 from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.experts import loop_experts
 from regauge.hosts.transformers.hooks import Change, Taps, Watch, tapped
+from regauge.hosts.transformers.outside import by_rows, modules
 from regauge.hosts.transformers.session import Enough, Port, Session, arguments, handed_on, output_of, uncached
 from regauge.hosts.transformers.settings import check_alone
 from regauge.hosts.transformers.skeleton import block_paths
@@ -33,7 +35,6 @@ from regauge.hosts.transformers.tables import table_for
 from regauge.runtime.modules import put
 
 Inputs = Sequence[Tensor | Mapping[str, Any]]
-STRIP = 8192  # rows of a head that are widened at a time
 
 
 class Runner:
@@ -69,15 +70,21 @@ class Runner:
         loop_experts(self.shell, self.anatomy)
         self.table, self.paths = table_for(source.config), block_paths(self.shell)
         self.layers: list[Any] = [self.shell.get_submodule(path) for path in self.paths]
+        self._by_rows = modules(self.shell, self.anatomy)
         self._own_head = not self.anatomy.tied and any(site.name == "head" for site in self.anatomy.sites)
         stems = [path.rpartition(".")[0] for path in self.paths]
         self._session = Session([stems.count(stem) for stem in dict.fromkeys(stems)], self.table.returns)
-        self._outer: Weights = {}
+        self._outer: tuple[Weights, dict[str, Rows]] = ({}, {})
         for index, path in enumerate(self.paths):
             put(self.shell, path, Port(self._session, index, self.layers[index]))
 
     def begin(
-        self, inputs: Inputs, weights: Weights, watch: Watch | None = None, inputs_at: Change | None = None
+        self,
+        inputs: Inputs,
+        weights: Weights,
+        watch: Watch | None = None,
+        inputs_at: Change | None = None,
+        rows: Mapping[str, Rows] | None = None,
     ) -> States:
         """Runs the embeddings on every batch and records what each layer is called with.
 
@@ -85,21 +92,22 @@ class Runner:
             inputs: token ids (B, T), pixels (B, C, H, W), or the keyword arguments of the model's forward.
             weights: the canonical tensors outside the blocks.
             watch, inputs_at: taps on `embed.patch`.
+            rows: `embed` → what makes its rows, in place of its weight.
         """
-        self._outer = weights if self._session.several else {}
-        pool, alone = Pool(), not (self._session.several or self.table.carried)
-        empty = States((), (), (), alone=alone)
-        given = tuple(self._kwargs(batch) for batch in inputs)
-        return self._entered(replace(empty, inputs=given), weights, Taps(watch or {}, inputs_at or {}), pool)
+        self._outer = (weights, dict(rows or {})) if self._session.several else ({}, {})
+        alone = not (self._session.several or self.table.carried)
+        empty = States(tuple(self._kwargs(batch) for batch in inputs), (), (), alone=alone)
+        return self._entered(empty, weights, Taps(watch or {}, inputs_at or {}), rows or {})
 
-    def _entered(self, states: States, weights: Weights, taps: Taps, pool: Pool) -> States:
+    def _entered(self, states: States, weights: Weights, taps: Taps, rows: Mapping[str, Rows]) -> States:
         """Runs up to the next stack of blocks on every batch, and records what each of its layers is called with."""
-        parameters, session = self._parameters(None, weights), self._session
+        parameters, session, pool = self._parameters(None, weights, rows), self._session, Pool()
         sites = list(self.anatomy.in_block(None))
         calls, hidden = [], []
         for batch, kwargs in enumerate(states.inputs):
             session.begin([end[batch] for end in states.ends])
-            with tapped(self.shell, "", sites, taps, None), self._products(), suppress(Enough):
+            outside = by_rows(self._by_rows, rows, self.matrices, self.dtype)
+            with tapped(self.shell, "", sites, taps, None), self._products(), outside, suppress(Enough):
                 functional_call(self.shell, parameters, (), dict(kwargs), tie_weights=False)
             before = states.calls[batch] if states.calls else ()
             calls.append((*before, *pool.share(session.calls)))
@@ -164,7 +172,8 @@ class Runner:
         if not place.last or index == len(self.layers) - 1:
             return states
         ended = replace(states, ends=(*states.ends, states.hidden))
-        return self._entered(ended, self._outer, Taps({}, {}), Pool())
+        outer, rows = self._outer
+        return self._entered(ended, outer, Taps({}, {}), rows)
 
     def show(self, index: int, weights: Weights, states: States, watch: Watch) -> None:
         """Shows each watched site its inputs on every batch, and leaves the block where the last has seen them: what
@@ -196,23 +205,28 @@ class Runner:
         watch: Watch | None = None,
         inputs: Change | None = None,
         outputs: Change | None = None,
+        rows: Mapping[str, Rows] | None = None,
     ) -> Iterator[Tensor]:
         """The model's output for each batch: logits (B, T, V), a classifier's (B, V), or the last hidden states.
 
         Args:
             weights: the canonical tensors outside the blocks.
+            rows: `head` → what makes its rows, in place of its weight.
         """
-        parameters = self._parameters(None, weights)
+        parameters = self._parameters(None, weights, rows)
         taps = Taps(watch or {}, inputs or {}, outputs or {})
         for batch in range(len(states)):  # a generator would hold on to what it has a name for
-            yield self._output(parameters, states, batch, taps)
+            yield self._output((parameters, rows or {}), states, batch, taps)
 
-    def _output(self, parameters: dict[str, Tensor], states: States, batch: int, taps: Taps) -> Tensor:
+    def _output(
+        self, tensors: tuple[dict[str, Tensor], Mapping[str, Rows]], states: States, batch: int, taps: Taps
+    ) -> Tensor:
         """What the model makes of the last states of one batch."""
-        sites = list(self.anatomy.in_block(None))
+        sites, (parameters, rows) = list(self.anatomy.in_block(None)), tensors
         self._session.begin([*(end[batch] for end in states.ends), states.hidden[batch]])
+        outside = by_rows(self._by_rows, rows, self.matrices, self.dtype)
         try:
-            with tapped(self.shell, "", sites, taps, states.keep(batch)), self._products(), self._wide_head():
+            with tapped(self.shell, "", sites, taps, states.keep(batch)), self._products(), outside:
                 found = functional_call(self.shell, parameters, (), dict(states.inputs[batch]), tie_weights=False)
         finally:
             self._session.begin([])
@@ -238,8 +252,16 @@ class Runner:
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
-    def _parameters(self, index: int | None, weights: Weights) -> dict[str, Tensor]:
-        """The parameters of one layer (None: of the shell), cast, by name inside it."""
+    def _parameters(
+        self, index: int | None, weights: Weights, rows: Mapping[str, Rows] | None = None
+    ) -> dict[str, Tensor]:
+        """The parameters of one layer (None: of the shell), cast, by name inside it; what is run by rows is not cast.
+
+        Args:
+            rows: what makes the rows of embedding and head; taken whole where their modules cannot be run by rows.
+        """
+        made = {f"{name}.weight": make(slice(None)) for name, make in (rows or {}).items() if name not in self._by_rows}
+        weights = {**weights, **made} if made else weights
         if index is None and self._own_head and "head.weight" not in weights:
             raise ModelError("the weights given lack head.weight, and the head is not tied to the embeddings")
         found = self.source.extras(index) | self.source.scatter(self.anatomy, weights)
@@ -247,10 +269,10 @@ class Runner:
             if other in found and key not in found:
                 found[key] = found[other]
         prefix = "" if index is None else f"{self.paths[index]}."
-        cast = {}
+        cast, apart = {}, {f"{self.anatomy.site(name).module}.weight" for name in self._by_rows}
         for key in list(found):  # each let go once it is cast: a stack of experts is most of a model's block
             tensor = found.pop(key)
-            dtype = self.matrices if tensor.dim() > 1 else self.dtype
+            dtype = tensor.dtype if key in apart else self.matrices if tensor.dim() > 1 else self.dtype
             cast[key.removeprefix(prefix)] = tensor.to(dtype) if tensor.is_floating_point() else tensor
         return cast
 
@@ -259,24 +281,3 @@ class Runner:
         """Products in the dtype of the matrices, all else in that of the computation."""
         with torch.autocast("cpu", self.matrices, enabled=self.matrices is not self.dtype, cache_enabled=False):
             yield
-
-    @contextmanager
-    def _wide_head(self) -> Iterator[None]:
-        """Logits in the dtype of the computation: in a narrower one they would err by more than what is measured."""
-        heads = [site.module for site in self.anatomy.in_block(None) if site.name == "head"]
-        if self.matrices is self.dtype or not heads:
-            yield
-            return
-
-        def widen(module: Any, args: tuple[Any, ...], _: Any) -> Tensor:
-            with torch.autocast("cpu", enabled=False):
-                x = args[0].to(self.dtype)
-                parts = [nn.functional.linear(x, rows.to(self.dtype)) for rows in module.weight.split(STRIP)]
-                y: Tensor = torch.cat(parts, -1)
-                return y if module.bias is None else y + module.bias
-
-        handle = self.shell.get_submodule(heads[0]).register_forward_hook(widen)
-        try:
-            yield
-        finally:
-            handle.remove()

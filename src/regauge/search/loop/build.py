@@ -83,7 +83,7 @@ def build(desk: Desk, plan: Plan) -> Built:
         length=texts.length,
         seed=desk.ask.seed,
         force=True,
-        progress=desk.clock.watcher,
+        progress=desk.clock.within("build"),
         command=desk.ask.command,
     )
     return Built(

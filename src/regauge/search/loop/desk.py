@@ -78,6 +78,7 @@ class Stopwatch:
     """Seconds by step, in the order in which they began."""
 
     limit: float | None = None
+    clock: Clock = field(default_factory=Clock)  # is told of every step
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
@@ -85,7 +86,9 @@ class Stopwatch:
     def step(self, name: str) -> Iterator[None]:
         """Counts what is done inside to one step; a step may come back."""
         since = time.monotonic()
+        self.clock.say(name)
         yield
+        self.clock.ended(name)
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - since, 2)
 
     @property

@@ -49,11 +49,9 @@ def assemble(desk: Desk, settled: Settled) -> Run:
     ask, texts, watch = desk.ask, desk.texts, desk.watch
     problem, source = settled.problem, desk.subject.source
     with watch.step("evaluation"):
-        desk.clock.say("measure", "final figures on the evaluation text")
         figures = evaluate(desk, settled)
     busy = load()
     with watch.step("costs"):
-        desk.clock.say("measure", "speed and memory")
         spent = costs(source, settled.built.folder, ask.effort.turns, ask.effort.memory)
     with watch.step("samples"):
         samples = _samples(desk, settled)

@@ -28,6 +28,7 @@ NEAR, MANY = 3.0, 8.0
 """Options of a site that are rounded whole: those that may win; those of a whole frontier."""
 EDGE = 512
 OUTSIDE = 8  # variants of embedding and head
+COLUMN = 5e-5  # seconds a column of feedback on few rows, on some machine
 SCORING = 2e-8  # seconds a logit: several passes over it
 
 
@@ -70,6 +71,33 @@ def seconds(source: Source, groups: Sequence[SiteGroup], effort: Effort) -> floa
     final = effort.evaluation * each_T * (2 + min(effort.shown, 8) + min(effort.uniforms, 4))
     built = effort.search * each_T + _made(source, groups, effort)
     return backward + 2 * grams + effort.seen * block_T + tried / threads + whole + trials + final + built + 25
+
+
+def course(source: Source, groups: Sequence[SiteGroup], effort: Effort, speeds: bool) -> dict[str, float]:
+    """The steps of a search in order, and what each is expected to take, from counts alone: for a progress bar."""
+    head = source.anatomy.site("embed").shape  # a head is as large; what has none is refused soon
+    inner = source.parameters() - head[0] * head[1] * (1 if source.anatomy.tied else 2)
+    block_T, few_T = 2 * inner * duration.NOMINAL, 2 * head[0] * head[1] * duration.NOMINAL + SCORING * head[0]
+    weights = sum(s.shape[0] * s.shape[1] for group in groups for s in group.sites)
+    columns = sum(group.sites[0].shape[1] * len(narrowed(group).options) for group in groups)
+    singles, wholes = variants(effort)
+    built = effort.calibration * 2 * block_T + weights * duration.ROUNDED
+    return {
+        "open": 1.0,
+        "profile": 5.0 if speeds else 0.0,
+        "text": 1.0,
+        "forward": 0.5 + effort.seen * block_T,
+        "sensitivity": 2 + columns * COLUMN + effort.seen * block_T + effort.gradient * (3 * block_T + few_T),
+        "frontier": 0.5,
+        "rounding": 1 + effort.seen * block_T + (NEAR if effort.shown == 1 else MANY) * weights * duration.ROUNDED,
+        "trials": 1 + effort.search * singles * (block_T / 2 + few_T),
+        "allocation": 2 + effort.search * wholes * (block_T + few_T),
+        "build": 1 + built,
+        "timing": 3.0 if speeds else 0.0,
+        "evaluation": 1 + effort.evaluation * (block_T + few_T) * (2 + min(effort.shown, 8) + min(effort.uniforms, 4)),
+        "costs": 4.0 + 8.0 * effort.memory,
+        "samples": 1.0,
+    }
 
 
 def _products(source: Source) -> torch.dtype:

@@ -40,6 +40,7 @@ from regauge.search.subject import Subject, some
 Losses = dict[str, dict[str, float]]
 """Group → option → KL, nats a token. Full precision is 0."""
 
+CHUNK = 1 << 22  # logits at a time
 LARGE = 1 << 19
 """Weights of a matrix from which not every option is tried (see `between`)."""
 
@@ -94,12 +95,10 @@ def _tail(
         one = some(states, batch, batch + 1).with_hidden([hidden])
         with torch.enable_grad():
             (logits_BTV,) = subject.quick.tail(outer, one, watch=watch)
-            log_p_NV = torch.log_softmax(logits_BTV.float().flatten(0, -2), dim=-1)
-            p_NV = log_p_NV.detach().exp()
-            next_N = torch.multinomial(p_NV, 1, generator=generator)
-            (gradient,) = torch.autograd.grad(log_p_NV.gather(-1, next_N).sum(), hidden)
-        gradients.append(gradient)
-        alike.append(p_NV.square_().sum(-1))
+        pull_BTV, alike_N = _drawn(logits_BTV.detach(), generator)
+        gradients += torch.autograd.grad(logits_BTV, hidden, pull_BTV)
+        alike.append(alike_N)
+        del logits_BTV, pull_BTV
     share = 1 - float(torch.cat(alike).mean())
     stats = seen.finish(subject.anatomy.sites)[0]
     found: Losses = {}
@@ -112,6 +111,20 @@ def _tail(
             lost = {name: 0.5 * share * value for name, value in rows[of_head[0].name].spread(torch.cat(x)).items()}
             found[group.name] = lost
     return gradients, found
+
+
+def _drawn(logits_BTV: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """∂ Σ log p(next) / ∂ logits, next tokens drawn from p, and Σ p² of each token (n,); some rows at a time."""
+    logits_nV, pull_BTV, alike = logits_BTV.flatten(0, -2), torch.empty_like(logits_BTV), list[Tensor]()
+    pull_nV, step = pull_BTV.view(logits_nV.shape), max(1, CHUNK // logits_BTV.shape[-1])
+    for start in range(0, len(logits_nV), step):
+        p_NV = torch.softmax(logits_nV[start : start + step].float(), -1)
+        next_N1 = torch.multinomial(p_NV, 1, generator=generator)
+        alike.append(p_NV.square().sum(-1))
+        pull_nV[start : start + step] = p_NV.neg_().scatter_add_(
+            -1, next_N1, torch.ones_like(next_N1, dtype=p_NV.dtype)
+        )
+    return pull_BTV, torch.cat(alike)
 
 
 def _both(first: Callable[[Tensor], None], second: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
@@ -140,8 +153,12 @@ def _embedding(subject: Subject, groups: Sequence[SiteGroup], states: States, gr
         for option in group.options:
             if option.choice is None:
                 continue
-            changed = {f"{s.name}.weight": rows[s.name].weights(outer[f"{s.name}.weight"], option.name) for s in tables}
-            moved = subject.runner.begin(ids, {**outer, **changed})
+            named = {s.name: f"{s.name}.weight" for s in tables}
+            looked = {
+                name: rows[name].lookup(outer[key], option.name) for name, key in named.items() if name == "embed"
+            }
+            own = {key: rows[name].weights(outer[key], option.name) for name, key in named.items() if name != "embed"}
+            moved = subject.runner.begin(ids, {**outer, **own}, rows=looked)
             pulls = _change(moved, plain, gradients)
             lost[option.name] = 0.5 * float(pulls.double().square().mean())
         found[group.name] = lost
@@ -179,6 +196,7 @@ class Visit:
                 self.subject.quick.show(self.block, self.weights, some(self.states, keep), seen.watch)
             stats = seen.finish(self.subject.anatomy.sites)[0]
             rows = tried(groups, self.weights, stats)
+            del stats  # with their factors: of wide sites more than all else here
             found: Losses = {}
             for group in groups:
                 if group.sites[0].expert is None:

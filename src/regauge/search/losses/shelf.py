@@ -21,7 +21,8 @@ from torch import Tensor
 from regauge import parts
 from regauge.anatomy.model import Site, Weights
 from regauge.artifact import files
-from regauge.formats.base import Codes
+from regauge.formats.base import Codes, Step
+from regauge.hosts.base import Rows
 from regauge.kernels.reference import pack, unpack
 from regauge.rounding.together import named
 from regauge.search.kept import seal, whole
@@ -59,15 +60,9 @@ class Shelf:
                     found.setdefault(group.block, []).append((group, option))
         return found
 
-    def fill(self, block: int | None, codes: Mapping[tuple[str, str], Codes]) -> None:
-        """Writes the codes of some (site, option name) of a block as one more file."""
-        tensors: dict[str, Tensor] = {}
-        options = {option.name: option for group in self.groups for option in group.options}
-        for (site, name), found in codes.items():
-            choice = options[name].choice
-            assert choice is not None, "full precision has no codes"
-            tensors[f"{site}|{name}|codes"] = pack(found.codes_OI, parts.format_of(choice).grid.bits)
-            tensors |= {f"{site}|{name}|{part}": t.clone() for part, t in found.step.fields.items()}
+    def fill(self, block: int | None, kept: Mapping[tuple[str, str], Mapping[str, Tensor]]) -> None:
+        """Writes what `packed` kept of some (site, option name) of a block as one more file."""
+        tensors = {f"{at[0]}|{at[1]}|{part}": t for at, some in kept.items() for part, t in some.items()}
         known = self._known(block)
         path = next(path for path in self._paths(block) if path not in known.files)
         seal(path, lambda part: files.write(part, tensors))
@@ -75,13 +70,22 @@ class Shelf:
 
     def weight(self, site: str, option: Option, block: int | None) -> Tensor:
         """The rounded weight, float32 (O, I). Full-precision options have none here."""
+        return self.rows(site, option, block)(slice(None))
+
+    def rows(self, site: str, option: Option, block: int | None) -> Rows:
+        """What makes some rows of the rounded weight, float32; all rows only where they have no steps of their own."""
         found = self._known(block).parts.get((site, option.name))
         if option.choice is None or found is None:
             raise KeyError(site)
-        fmt = parts.format_of(option.choice)
+        fmt, (outputs, inputs) = parts.format_of(option.choice), self._site(site).shape
         fields = {part: file.get_tensor(f"{site}|{option.name}|{part}") for part, file in found.items()}
-        codes_OI = unpack(fields.pop("codes"), fmt.grid.bits, self._site(site).shape[1])
-        return fmt.decode(Codes(codes_OI, fmt.load(fields)))
+        codes_OB, step = fields.pop("codes"), fmt.load(fields)
+
+        def make(which: Tensor | slice) -> Tensor:
+            some = step if which == slice(None) else _of_rows(step, which, outputs)
+            return fmt.decode(Codes(unpack(codes_OB[which], fmt.grid.bits, inputs), some))
+
+        return make
 
     def replaced(self, picks: Mapping[str, Option], block: int | None) -> Weights:
         """The tensors of a block that a choice of options changes."""
@@ -145,6 +149,23 @@ class _Found:
         for key in file.keys():  # noqa: SIM118  # a handle is no mapping
             site, option, part = key.split("|")
             self.parts.setdefault((site, option), {})[part] = file
+
+
+def packed(_: Site, option: Option, codes: Codes, rows: slice) -> dict[str, Tensor]:
+    """What is kept of the codes of some rows: packed at their bits, with their steps."""
+    assert option.choice is not None, "full precision has no codes"
+    kept = {"codes": pack(codes.codes_OI, parts.format_of(option.choice).grid.bits)}
+    return kept | {part: tensor.clone() for part, tensor in codes.step.fields.items()}
+
+
+def _of_rows(step: Step, which: Tensor | slice, outputs: int) -> Step:
+    """The steps of some of the rows of a matrix whose rows have steps of their own."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor.view(outputs, len(tensor) // outputs, *tensor.shape[1:])[which].flatten(0, 1)
+
+    zero = None if step.zero_G1 is None else cut(step.zero_G1)
+    return Step(cut(step.scale_G1), zero, {name: cut(tensor) for name, tensor in step.fields.items()})
 
 
 def room(groups: Iterable[SiteGroup], options: float) -> int:

@@ -17,15 +17,18 @@ from regauge import parts
 from regauge.anatomy.model import Site, Weights
 from regauge.engine.statistics import Collection, collection
 from regauge.formats.base import Codes, Format, Step
+from regauge.hosts.base import Rows
 from regauge.rounding.base import Stats
-from regauge.rounding.together import named, side_by_side
+from regauge.rounding.together import side_by_side
 from regauge.search.options import Option, SiteGroup
 
 ROWS = 256
 """Rows of a matrix that are tried; all where it has no more."""
-PIECE = 1 << 24
+PIECE = 1 << 23
 """Weights of a matrix that are rounded at a time, where its rows stand alone: a head may have thirty times as many."""
 Wanted = Sequence[tuple[SiteGroup, Option]]
+Finish = Callable[[Site, Option, Codes, slice], dict[str, Tensor]]
+"""What is kept of the codes of some rows of a site, as soon as they are there; it is joined over all rows."""
 
 
 def watching(wanted: Wanted) -> Collection:
@@ -39,9 +42,11 @@ def watching(wanted: Wanted) -> Collection:
     return collection(sites.values(), {name: need for name, need in needs.items() if need})
 
 
-def rounded(wanted: Wanted, weights: Weights, stats: Mapping[str, Stats]) -> dict[tuple[str, str], Codes]:
-    """(site, option name) → its codes, of whole matrices."""
-    return _rounded(wanted, lambda site: weights[f"{site.name}.weight"], stats)
+def rounded(
+    wanted: Wanted, weights: Weights, stats: Mapping[str, Stats], finish: Finish
+) -> dict[tuple[str, str], dict[str, Tensor]]:
+    """(site, option name) → what `finish` makes of its codes, of whole matrices."""
+    return _rounded(wanted, lambda site: weights[f"{site.name}.weight"], stats, finish)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +88,18 @@ class Tried:
         changed_OI[rows] = (weight_OI[rows].float() + delta_RI).to(weight_OI.dtype)
         return changed_OI
 
+    def lookup(self, weight_OI: Tensor, option: str) -> Rows:
+        """What makes rows of the matrix with those rows rounded; of indices, only ones that were rounded."""
+        delta_RI, rows_R = self.deltas[option], self.rows
+
+        def make(which: Tensor | slice) -> Tensor:
+            if type(which) is slice:
+                return self.weights(weight_OI, option)[which]
+            places = which if rows_R is None else torch.searchsorted(rows_R, which)
+            return (weight_OI[which].float() + delta_RI[places]).to(weight_OI.dtype)
+
+        return make
+
 
 def tried(
     groups: Iterable[SiteGroup],
@@ -101,20 +118,16 @@ def tried(
     for name, index_R in picked.items():
         w_OI = weights[f"{name}.weight"]
         taken[name] = w_OI.float() if index_R is None else w_OI[index_R].float()
-    found = _rounded(wanted, lambda site: taken[site.name], stats)
+
+    def delta(site: Site, option: Option, codes: Codes, rows: slice) -> dict[str, Tensor]:
+        assert option.choice is not None, "it has codes"
+        return {"": parts.format_of(option.choice).decode(codes).sub_(taken[site.name][rows])}
+
     deltas: dict[str, dict[str, Tensor]] = {name: {} for name in taken}
-    pairs = [(site.name, option) for group, option in wanted for site in group.sites]
-    made = named({(name, o.name): _delta(found[name, o.name], o, taken[name]) for name, o in pairs})
-    for (name, option_name), delta_RI in made.items():
-        deltas[name][option_name] = delta_RI
+    for (name, option_name), kept in _rounded(wanted, lambda site: taken[site.name], stats, delta).items():
+        deltas[name][option_name] = kept[""]
     sizes = {site.name: site.shape[0] for group, _ in wanted for site in group.sites}
     return {name: Tried(picked[name], sizes[name] / len(taken[name]), deltas[name]) for name in taken}
-
-
-def _delta(codes: Codes, option: Option, w_RI: Tensor) -> Callable[[], Tensor]:
-    assert option.choice is not None, "it has codes"
-    fmt = parts.format_of(option.choice)
-    return lambda: fmt.decode(codes) - w_RI
 
 
 def _rows(site: Site, group: SiteGroup, given: Mapping[str, Tensor]) -> Tensor | None:
@@ -136,8 +149,8 @@ def _alone(fmt: Format, shape: tuple[int, int]) -> bool:
 
 
 def _rounded(
-    wanted: Wanted, weight: Callable[[Site], Tensor], stats: Mapping[str, Stats]
-) -> dict[tuple[str, str], Codes]:
+    wanted: Wanted, weight: Callable[[Site], Tensor], stats: Mapping[str, Stats], finish: Finish
+) -> dict[tuple[str, str], dict[str, Tensor]]:
     stacks: dict[tuple[object, ...], list[tuple[Site, Option]]] = {}
     for group, option in wanted:
         assert option.choice is not None, "full precision is not rounded"
@@ -155,40 +168,48 @@ def _rounded(
             met.add(some[0][0].tap)
             first.append(some)
     order = first + [some for some in order if not any(some is other for other in first)]
-    made = side_by_side([_stack(some, weight, stats) for some in order])
-    return {(site.name, option.name): codes for some in made for site, option, codes in some}
+    jobs = [
+        _stack(some, weight, stats, finish, rows) for some in order for rows in _pieces(some, len(weight(some[0][0])))
+    ]
+    kept: dict[tuple[str, str], list[dict[str, Tensor]]] = {}
+    for found in side_by_side(jobs):
+        for site, option, one in found:
+            kept.setdefault((site.name, option.name), []).append(one)
+    return {at: some[0] if len(some) == 1 else _joined(some) for at, some in kept.items()}
+
+
+def _joined(some: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([one[name] for one in some]) for name in some[0]}
+
+
+def _pieces(some: Sequence[tuple[Site, Option]], rows: int) -> list[slice]:
+    """The rows that are rounded at a time: all of a stack; of a large matrix whose rows stand alone, some."""
+    (site, option), *others = some
+    assert option.choice is not None, "full precision is not rounded"
+    inputs = site.shape[1]
+    if others or rows * inputs <= PIECE or not _alone(parts.format_of(option.choice), (rows, inputs)):
+        return [slice(None)]
+    step = max(1, PIECE // inputs)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def _stack(
-    some: Sequence[tuple[Site, Option]], weight: Callable[[Site], Tensor], stats: Mapping[str, Stats]
-) -> Callable[[], list[tuple[Site, Option, Codes]]]:
-    def job() -> list[tuple[Site, Option, Codes]]:
+    some: Sequence[tuple[Site, Option]],
+    weight: Callable[[Site], Tensor],
+    stats: Mapping[str, Stats],
+    finish: Finish,
+    rows: slice,
+) -> Callable[[], list[tuple[Site, Option, dict[str, Tensor]]]]:
+    def job() -> list[tuple[Site, Option, dict[str, Tensor]]]:
         choice = some[0][1].choice
         assert choice is not None, "full precision is not rounded"
         fmt, rounder, seen = parts.format_of(choice), parts.rounder_of(choice), stats.get(some[0][0].name, {})
-        matrices = [weight(site) for site, _ in some]
-        sizes = [len(w_OI) for w_OI in matrices]
+        matrices = [weight(site)[rows] for site, _ in some]
         w_OI = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
-        if w_OI.numel() > PIECE and _alone(fmt, (w_OI.shape[0], w_OI.shape[1])):
-            pieces = torch.split(w_OI, max(1, PIECE // w_OI.shape[1]))
-            codes = _joined([rounder(piece, fmt, seen) for piece in pieces])
-        else:
-            codes = rounder(w_OI, fmt, seen)
-        return [(site, option, one) for (site, option), one in zip(some, _split(codes, sizes), strict=True)]
+        codes = _split(rounder(w_OI, fmt, seen), [len(one) for one in matrices])
+        return [(*one, finish(*one, own, rows)) for one, own in zip(some, codes, strict=True)]
 
     return job
-
-
-def _joined(found: Sequence[Codes]) -> Codes:
-    """The codes of a matrix whose rows were rounded piece by piece."""
-    steps = [codes.step for codes in found]
-    zeros = [step.zero_G1 for step in steps if step.zero_G1 is not None]
-    step = Step(
-        torch.cat([step.scale_G1 for step in steps]),
-        torch.cat(zeros) if zeros else None,
-        {name: torch.cat([step.fields[name] for step in steps]) for name in steps[0].fields},
-    )
-    return replace(found[0], codes_OI=torch.cat([codes.codes_OI for codes in found]), step=step)
 
 
 def _split(codes: Codes, sizes: Sequence[int]) -> list[Codes]:

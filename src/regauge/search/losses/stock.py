@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from regauge.search.losses.borders import Borders
-from regauge.search.losses.shelf import Pair, Shelf
+from regauge.search.losses.shelf import Pair, Shelf, packed
 from regauge.search.losses.sites import rounded, watching
 
 
@@ -37,4 +37,5 @@ class Stock:
             elif seen.watch and block is not None:
                 subject.quick.show(block, weights, borders.before(block), seen.watch)
             stats = seen.finish(subject.anatomy.sites)[0]
-            self.shelf.fill(block, rounded(wanted, weights, stats))
+            for some in [wanted] if block is not None else [[one] for one in wanted]:  # outside matrices are large
+                self.shelf.fill(block, rounded(some, weights, stats, packed))

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from regauge.anatomy.model import Weights
+from regauge.anatomy.model import Site, Weights
+from regauge.hosts.base import Rows
 from regauge.hosts.states import States
 from regauge.measure.quality import Scores, compare_many
 from regauge.search.losses.shelf import Shelf
@@ -26,6 +27,7 @@ Picks = Mapping[str, Option]
 """Group → option; groups that are not named stay as they are."""
 
 STATES = 2**29  # bytes of hidden states that one pass may hold
+SMALL = 2**20  # weights of an embedding or a head up to which it is rebuilt once
 
 
 def true_scores(subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[Picks]) -> list[Scores]:
@@ -51,7 +53,8 @@ def _pass(subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[P
     base = runner.begin(inputs, outer)
     outers = _outers(subject, shelf, variants, outer)
     moved: list[States | None] = [
-        runner.begin(inputs, own) if own is not outer else None for own in outers
+        base.with_hidden(runner.begin(inputs, own, rows=rows).hidden) if rows or own is not outer else None
+        for own, rows in outers
     ]  # None: still on the original's states
     for block in range(subject.blocks):
         weights = subject.read(block)
@@ -62,16 +65,39 @@ def _pass(subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[P
                 moved[index] = runner.block(block, {**weights, **changed}, before if before is not None else base)
         base = after
     tails: list[Iterator[Tensor]] = [
-        runner.tail(own, base if states is None else states) for own, states in zip(outers, moved, strict=True)
+        runner.tail(own, base if states is None else states, rows=rows)
+        for (own, rows), states in zip(outers, moved, strict=True)
     ]
     return compare_many(windows, runner.tail(outer, base), tails, subject.batch)
 
 
-def _outers(subject: Subject, shelf: Shelf, variants: Sequence[Picks], outer: Weights) -> list[Weights]:
-    """Tensors outside the blocks; a tied head follows its embedding."""
+def _outers(
+    subject: Subject, shelf: Shelf, variants: Sequence[Picks], outer: Weights
+) -> list[tuple[Weights, dict[str, Rows]]]:
+    """Of each variant, tensors outside the blocks, and what makes the rows of embedding and head, where they change; a
+    tied head follows its embedding. Small ones are rebuilt once, large ones whenever some rows are asked for."""
+    groups = [group for group in shelf.groups if group.block is None]
+    tables = {group.name: site for group in groups for site in group.sites if site.name in ("embed", "head")}
+    made: dict[tuple[str, str], Rows] = {}
     found = []
-    for changed in shelf.rebuilt(variants, None, subject.products):
-        if subject.anatomy.tied and "embed.weight" in changed:
-            changed["head.weight"] = changed["embed.weight"]
-        found.append({**outer, **changed} if changed else outer)
+    for picks in variants:
+        own = shelf.replaced({name: option for name, option in picks.items() if name not in tables}, None)
+        rows = dict[str, Rows]()
+        for name, site in tables.items():
+            option = picks.get(name)
+            if option is None or option.choice is None:
+                continue
+            if (name, option.name) not in made:
+                made[name, option.name] = _rows(shelf.rows(site.name, option, None), site, subject.products)
+            rows[site.name] = made[name, option.name]
+        if subject.anatomy.tied and "embed" in rows:
+            rows["head"] = rows["embed"]
+        found.append(({**outer, **own} if own else outer, rows))
     return found
+
+
+def _rows(make: Rows, site: Site, dtype: torch.dtype) -> Rows:
+    if site.shape[0] * site.shape[1] > SMALL:
+        return lambda which: make(which).to(dtype)
+    whole_OI = make(slice(None)).to(dtype)
+    return lambda which: whole_OI[which]

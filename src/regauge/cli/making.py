@@ -1,0 +1,165 @@
+"""Commands that make an artifact. Each imports what it calls when it is called, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regauge.cli.options import (
+    BUDGETS,
+    CALIBRATION,
+    DEBUG,
+    DRY_RUN,
+    EVAL,
+    FLOOR,
+    FORCE,
+    JSON,
+    MAX_MEMORY,
+    MODEL,
+    OUT,
+    QUIET,
+    REVISION,
+    SEED,
+    THREADS,
+    TIME,
+    VERBOSE,
+    memory,
+    seconds,
+)
+
+
+def fit(
+    model: MODEL,
+    out: OUT,
+    budget: BUDGETS = None,
+    floor: FLOOR = None,
+    calibration: CALIBRATION = None,
+    evaluation: EVAL = None,
+    time: TIME = None,
+    seed: SEED = 0,
+    revision: REVISION = None,
+    force: FORCE = False,
+    dry_run: DRY_RUN = False,
+    json: JSON = False,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
+    threads: THREADS = None,
+    debug: DEBUG = False,
+) -> None:
+    """The main job: search, build, measure, report."""
+    limit = seconds(time)
+    from regauge import report as pages
+    from regauge.artifact.folder import read_receipt
+    from regauge.cli import show, tell
+    from regauge.cli.bars import working
+    from regauge.search.fit import fit as search
+
+    with working("fit", quiet, verbose, threads) as watch:
+        run = search(
+            model,
+            out,
+            budgets=budget or (),
+            floor=floor,
+            calibration=calibration,
+            eval=evaluation,
+            time_limit=limit,
+            seed=seed,
+            revision=revision,
+            force=force,
+            dry_run=dry_run,
+            progress=watch,
+        )
+        if not dry_run:
+            pages.write(out)
+    show.as_json(run) if json else tell.run(run, out, None if dry_run else read_receipt(out))
+
+
+def pick(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The OUT of an earlier fit.")],
+    index: Annotated[int, typer.Argument(metavar="POINT", help="Which point of its frontier.", min=0)],
+    out: OUT,
+    force: FORCE = False,
+    json: JSON = False,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
+    threads: THREADS = None,
+    debug: DEBUG = False,
+) -> None:
+    """Another point of the frontier that a fit found."""
+    from regauge.cli import show, tell
+    from regauge.cli.bars import working
+    from regauge.search.fit import pick as build
+
+    with working("pick", quiet, verbose, threads) as watch:
+        done = build(run, index, out, force=force, progress=watch)
+    show.as_json(done) if json else tell.receipt(done, out)
+
+
+def apply(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A preset's name or a recipe file (.yaml).")],
+    model: MODEL,
+    out: OUT,
+    calibration: CALIBRATION = None,
+    tokens: Annotated[int | None, typer.Option(help="Calibration tokens; the recipe says how many.", min=1)] = None,
+    wire: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="Insist on compressed-tensors or regauge as the format.")
+    ] = None,
+    embed: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="The embedding's format: int8, int6-g64, nf4, full.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(metavar="FORMAT", help="The head's, where it is not tied.")] = None,
+    time: TIME = None,
+    max_memory: MAX_MEMORY = None,
+    seed: SEED = 0,
+    revision: REVISION = None,
+    force: FORCE = False,
+    dry_run: DRY_RUN = False,
+    json: JSON = False,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
+    threads: THREADS = None,
+    debug: DEBUG = False,
+) -> None:
+    """One preset or recipe, without a search."""
+    limit, bound = seconds(time), memory(max_memory)
+    from regauge import engine
+    from regauge.cli import show, tell
+    from regauge.cli.bars import working
+
+    if dry_run:
+        plan = engine.dry_run(
+            recipe,
+            model,
+            out,
+            calibration=calibration,
+            tokens=tokens,
+            seed=seed,
+            revision=revision,
+            force=force,
+            wire=wire,
+            max_memory=bound,
+            embed=embed,
+            head=head,
+        )
+        show.as_json(plan) if json else tell.dry_run(plan)
+        raise typer.Exit(2 if plan.refusals else 0)
+    with working("apply", quiet, verbose, threads) as watch:
+        done = engine.apply(
+            recipe,
+            model,
+            out,
+            calibration=calibration,
+            tokens=tokens,
+            seed=seed,
+            revision=revision,
+            force=force,
+            time_limit=limit,
+            max_memory=bound,
+            embed=embed,
+            head=head,
+            wire=wire,
+            progress=watch,
+        )
+    show.as_json(done) if json else tell.receipt(done, out)
