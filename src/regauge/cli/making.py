@@ -51,6 +51,7 @@ def fit(
     """The main job: search, build, measure, report."""
     limit = seconds(time)
     from regauge import report as pages
+    from regauge.artifact.folder import read_receipt
     from regauge.cli import show, tell
     from regauge.cli.bars import working
     from regauge.search.fit import fit as search
@@ -72,7 +73,7 @@ def fit(
         )
         if not dry_run:
             pages.write(out)
-    show.as_json(run) if json else tell.run(run, out)
+    show.as_json(run) if json else tell.run(run, out, None if dry_run else read_receipt(out))
 
 
 def pick(

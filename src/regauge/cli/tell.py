@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from regauge.engine.estimate import DryRun, SitePlan
     from regauge.measure.compare import Comparison
     from regauge.measure.cost import Costs
+    from regauge.report.words import Words
     from regauge.search.record import Run
 
 
 def receipt(done: Receipt, out: Path) -> None:
     """What `apply` did, in the order in which a person asks."""
+    from regauge.report import words
+
     line(f"{where(out)}: {told(done.bytes_after)}, {done.ratio:.3f} of the source's {told(done.bytes_bf16)} as bf16")
     quantised = [site for site in done.sites if site.choice is not None]
     weights = sum(site.shape[0] * site.shape[1] for site in quantised)
@@ -45,6 +48,14 @@ def receipt(done: Receipt, out: Path) -> None:
         line(f"  note: {note}")
     peak = f", peak memory {told(done.peak_bytes)} (anonymous)" if done.peak_bytes > 0 else ""
     line(f"  {span(done.seconds)}{peak}, plan {done.plan_hash[:12]}")
+    last(words.of_receipt(done, where(out)))
+
+
+def last(said: Sequence[Words]) -> None:
+    """The last words: what a person wants to know, a line each."""
+    line()
+    for one in said:
+        line(f"{one.about:<13}{one.said}")
 
 
 def dry_run(plan: DryRun) -> None:
@@ -98,9 +109,9 @@ def _site_row(name: str, some: Sequence[SitePlan]) -> list[str]:
     return [name, f"{len(some)} of {first.shape[0]} × {first.shape[1]}", told(before), told(after), what]
 
 
-def run(found: Run, out: Path) -> None:
+def run(found: Run, out: Path, receipt: Receipt | None = None) -> None:
     """The frontier, then what was measured of the chosen point: size, quality, speed in its parts, and the budgets."""
-    from regauge.report import figures
+    from regauge.report import figures, words
 
     if not found.points:  # a dry run
         line(f"{found.source}: {found.parameters:,} parameters, {found.bytes_bf16:,} bytes as bf16; nothing is written")
@@ -131,7 +142,10 @@ def run(found: Run, out: Path) -> None:
     for verdict in found.verdicts:
         word = "met" if verdict.met else "NOT met"
         line(f"  {word}: {verdict.text}: {figures.amount(verdict.measured, verdict.unit)} ({verdict.how})")
-    line(f"  {figures.made(found)} The page: {where(out)}/regauge/report.html")
+    line(f"  {figures.made(found)}")
+    line(f"  the page: {where(out)}/regauge/report.html")
+    if receipt is not None:
+        last(words.of_run(found, receipt, where(out)))
 
 
 def measurement(found: Comparison) -> None:
