@@ -40,6 +40,7 @@ FLAGS = {
         "--floor",
         "--force",
         "--json",
+        "--max-memory",
         "--out",
         "--quiet",
         "--revision",
@@ -103,7 +104,19 @@ FLAGS = {
     ],
     "methods": ["[WORD]", "--debug", "--json"],
     "explain": ["[NAME]", "--debug", "--json"],
-    "measure": ["A [B ...]", "--debug", "--eval", "--json", "--quiet", "--seed", "--threads", "--verbose", "-q", "-v"],
+    "measure": [
+        "A [B ...]",
+        "--debug",
+        "--eval",
+        "--json",
+        "--max-memory",
+        "--quiet",
+        "--seed",
+        "--threads",
+        "--verbose",
+        "-q",
+        "-v",
+    ],
     "report": ["RUN", "--debug", "--out", "-o"],
 }
 

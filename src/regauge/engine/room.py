@@ -16,7 +16,6 @@ import torch
 from regauge.anatomy.model import Site
 from regauge.engine.job import Job
 from regauge.engine.learning_cost import learning_cost
-from regauge.engine.shaping import needs_of
 from regauge.engine.strips import STRIP
 from regauge.engine.work import BATCH
 from regauge.errors import BudgetError
@@ -115,9 +114,8 @@ def room(job: Job, tokens: int) -> Room:
 def _needs(job: Job) -> Mapping[str, frozenset[str]]:
     if job.shaping is None:
         return job.needs
-    cuts = [(job.whole.stream(name), cut) for name, cut in job.shaping.cuts.items()]
     found = dict(job.needs)
-    for name, needs in needs_of(job.whole, cuts).items():
+    for name, needs in job.shaping.needs(job.whole).items():
         found[name] = found.get(name, frozenset()) | needs
     return found
 

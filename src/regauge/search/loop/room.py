@@ -130,7 +130,8 @@ def room(source: Source, groups: Sequence[SiteGroup], effort: Effort, budgets: S
                 most[step.name] = step
     outer = sorted(min(PIECE, s.shape[0] * s.shape[1]) * SWEPT for g in groups if g.block is None for s in g.sites)
     tables = max((s.shape[0] * s.shape[1] for g in groups if g.block is None for s in g.sites), default=0)
-    steps.append(Step("options of embedding and head", process + states + tables * 3 // 2, tuple(outer[::-1])))
+    joined = 2 * tables + 12 * anatomy.hidden**2  # 8 bits in pieces and as a whole; XᵀX of the head, and its factor
+    steps.append(Step("options of embedding and head", process + states + joined, tuple(outer[::-1])))
     return SearchRoom(
         (*steps, *most.values(), _artifact(source, groups, effort), _figures(source, process + stored + logits))
     )
