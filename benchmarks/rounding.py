@@ -1,11 +1,13 @@
 """How fast rounding is: nearest and GPTQ, packing included, on one core and a 2048 × 5632 matrix (11.5M weights).
 
     python benchmarks/rounding.py
+    python benchmarks/rounding.py --feedback    # error feedback alone, in C++ and in torch
 
 Seconds are CPU time, medians of the repeats with their least and greatest, per 100M weights; rows are interleaved.
 Beside each stands the floor: for nearest, the bytes that must move (bf16 weights read once, packed codes and steps
 written once) at the bandwidth just measured; for GPTQ, the multiply-adds of one factor (I³/3) and of the feedback
-(O·I²/2) at the speed of a float32 matrix product just measured.
+(O·I²/2) at the speed of a float32 matrix product just measured. With `--feedback`: shapes of small and of large models
+without the factor; GFLOP/s count O·I² operations, half of them multiplications.
 """
 
 from __future__ import annotations
@@ -24,10 +26,13 @@ from regauge.formats.grains import Channel, Group
 from regauge.formats.grids import E2M1, E4M3, NF4, Int
 from regauge.formats.rangers import AbsMax, MinMax, Search
 from regauge.formats.scales import BFloat16, Float32, PowerOfTwo, TwoLevel
+from regauge.kernels.cpu.machine import bandwidth
 from regauge.kernels.reference import pack
-from regauge.measure.machine import bandwidth, machine
+from regauge.measure.machine import machine
 from regauge.rounding.base import Rounder
-from regauge.rounding.rounders import GPTQ, Nearest
+from regauge.rounding.feedback import Factor, factor
+from regauge.rounding.rounders import GPTQ, Nearest, _fixed, _refitted
+from regauge.rounding.sweep import swept
 
 O, I = 2048, 5632
 INT4 = Format(Int(4), Group(128), AbsMax(), BFloat16())
@@ -84,12 +89,54 @@ def floor(row: Row, w_OI: Tensor, speed: float, rate: float) -> float:
     return moved / rate + flops / speed
 
 
+SHAPES = ((256, 256), (768, 256), (256, 768), (2048, 2048), (2048, 5632))
+SWEPT = (
+    Format(Int(4), Group(128), AbsMax(), BFloat16()),
+    Format(Int(4, False), Group(32), Search(), BFloat16()),
+    Format(Int(8), Channel(), AbsMax(), BFloat16()),
+)
+
+
+def feedback(repeats: int) -> None:
+    """Error feedback alone: milliseconds of the C++ kernels and of torch, the least of the repeats."""
+    print(f"{product_speed() * 2e-9:.0f} GFLOP/s in float32 products of 2048")
+    print(f"{'rows x columns':14}{'format':32}{'C++, ms':>10}{'GFLOP/s':>10}{'torch, ms':>12}")
+    for rows, columns in SHAPES:
+        x_TI = torch.randn(columns + 200, columns)
+        made = factor(x_TI.T @ x_TI / len(x_TI), 0.01, None)
+        for fmt in SWEPT:
+            took, other = swept_in(torch.randn(rows, columns) * 0.05, fmt, made, repeats)
+            name = f"{fmt.grid.name} {fmt.grain.name} {fmt.ranger.name}"
+            rate = rows * columns**2 / took / 1e9
+            print(f"{f'{rows} x {columns}':14}{name:32}{took * 1e3:10.2f}{rate:10.0f}{other * 1e3:12.1f}")
+
+
+def swept_in(w_OI: Tensor, fmt: Format, made: Factor, repeats: int) -> tuple[float, float]:
+    """CPU seconds of the kernels and of torch; steps of whole rows are known before."""
+    step = fmt.fit(w_OI) if fmt.grain.span((w_OI.shape[0], w_OI.shape[1])) == w_OI.shape[1] else None
+
+    def ours() -> None:
+        assert swept(w_OI, fmt, step, made, None) is not None, "the kernels are here"
+
+    def theirs() -> None:
+        w = w_OI.clone()
+        _ = _refitted(w, fmt, made, 128) if step is None else _fixed(w, fmt, step, made, None, 128)
+
+    ours()
+    return min(cpu(ours) for _ in range(repeats)), min(cpu(theirs) for _ in range(repeats))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--feedback", action="store_true")
+    asked = parser.parse_args()
+    repeats = asked.repeats
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if asked.feedback:
+        feedback(repeats)
+        return
     x_TI = torch.randn(4096, I) @ (torch.randn(I, I) / I**0.5) + 0.1 * torch.randn(4096, I)
     stats = {"hessian": x_TI.T @ x_TI / len(x_TI)}
     w_OI = (torch.randn(O, I) * 0.02).bfloat16()

@@ -27,6 +27,6 @@ export UBSAN_OPTIONS=print_stacktrace=1
 build/sanitize/selftest
 # The interpreter is not instrumented, so the sanitiser's own library must be there before it. Nothing is captured at the
 # file descriptors, so that a report, which ends the process, reaches the terminal.
-[ $# -gt 0 ] || set -- tests/units/test_kernels_*.py tests/units/test_gram.py tests/units/test_step_program.py
+[ $# -gt 0 ] || set -- tests/units/test_kernels_*.py tests/units/test_gram.py tests/units/test_step_program.py tests/units/test_sweep.py
 LD_PRELOAD=$("${CXX:-c++}" -print-file-name=libasan.so) REGAUGE_LIBRARY=$library OMP_NUM_THREADS=1 \
   "$python" -m pytest -n 0 --capture=sys "$@"

@@ -3,8 +3,8 @@
     make demo && python scripts/write_readme.py
     python scripts/write_readme.py --explain       # only the output of `explain`, which needs no run
 
-The tables come from the run record that `make demo` left in out/demo. That record is kept as docs/demo.json, so that a
-test can hold README to it.
+The tables come from the run record that `make demo` left in out/demo. That record is kept as docs/demo.json, and its
+receipt beside it, so that a test can hold README to them. A record of another clone is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 
 import regauge as rg
-from regauge.report import figures
+from regauge.artifact.folder import read_receipt
+from regauge.artifact.receipt import Receipt
+from regauge.report import figures, words
 from regauge.report.view import Table
 from regauge.search.record import Run, read
 
@@ -22,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RUN = ROOT / "out" / "demo"
 RECORD = ROOT / "docs" / "demo.json"
+RECEIPT = ROOT / "docs" / "demo-receipt.json"
 
 
 def marked(name: str, body: str, text: str) -> str:
@@ -44,16 +47,28 @@ def printed(run: Run) -> str:
     return "\n".join([line for table in figures.tables(run) for line in markdown(table)] + [figures.made(run)])
 
 
+def words_of(run: Run, receipt: Receipt) -> str:
+    """Its last words, paths as from the clone."""
+    said = words.of_run(run, receipt, "out/demo")
+    return "\n".join(["```text", *(f"{one.about:<13}{one.said}".rstrip() for one in said), "```"])
+
+
 def main(arguments: list[str]) -> int:
     text = README.read_text(encoding="utf-8")
     explained = "```text\n$ regauge explain gptq-w4g128\n" + rg.explain("gptq-w4g128").rstrip() + "\n```"
     text = marked("explain: regauge explain gptq-w4g128", explained, text)
     if "--explain" not in arguments:
         run = read(RUN)
+        if Path(run.source).parent.parent != ROOT:
+            raise SystemExit(f"out/demo was made of {run.source}, which is not of this clone: make demo")
         record = run.model_dump_json(exclude={"samples", "sites"})
         RECORD.write_text(
             record.replace(f"{ROOT}/", "") + "\n", encoding="utf-8"
         )  # paths of the clone, wherever it lay
+        receipt = read_receipt(RUN)
+        RECEIPT.write_text(receipt.model_dump_json(exclude={"sites", "moves"}) + "\n", encoding="utf-8")
+        run = read(RECORD)
+        text = marked("words: the last that `make demo` printed", words_of(run, receipt), text)
         text = marked("table: what `make demo` printed", printed(run), text)
     README.write_text(text, encoding="utf-8")
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from regauge.artifact.receipt import Receipt
 from regauge.search.record import read
 from tests.docs.test_generated import script
 
@@ -47,3 +48,5 @@ def test_readme_shows_the_record_of_the_demo() -> None:
     made = script("write_readme")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert made.marked("table: what `make demo` printed", made.printed(read(RECORD)), text) == text
+    receipt = Receipt.model_validate_json(made.RECEIPT.read_text(encoding="utf-8"))
+    assert made.marked("words: the last that `make demo` printed", made.words_of(read(RECORD), receipt), text) == text

@@ -367,6 +367,7 @@ void check_callers() {
 }  // namespace
 
 #include "step_test.h"
+#include "sweep_test.h"
 
 namespace {
 
@@ -376,6 +377,8 @@ void check_all(int bits) {
   check_prefix(c);
   check_tap(c);
   check_step();
+  check_feedback();
+  check_ranges();
 }
 
 }  // namespace

@@ -12,7 +12,8 @@ from pathlib import Path
 MOST = 6
 PUBLIC = {
     "cli/making.py": {"fit", "pick", "apply"},
-    "cli/looking.py": {"inspect", "measure"},
+    "cli/looking.py": {"inspect", "measure", "methods"},
+    "cli/running.py": {"chat", "serve"},
     "engine/api.py": {"apply", "dry_run"},
     "engine/measuring.py": {"measure"},
     "search/fit.py": {"fit"},

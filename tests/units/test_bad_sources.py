@@ -116,8 +116,8 @@ def test_a_config_that_transformers_cannot_build(llama: Path) -> None:
 
 
 def test_an_unknown_architecture(llama: Path) -> None:
-    edit(llama, model_type="mamba")
-    with pytest.raises(UnknownArchitecture, match=r"families/mamba\.yaml"):
+    edit(llama, model_type="mambo_of_a_kind")
+    with pytest.raises(UnknownArchitecture, match=r"'mambo_of_a_kind'; to add one, copy llama\.yaml"):
         Source.open(llama)
     edit(llama, model_type="llama", architectures=["LlamaForCausalML"])
     with pytest.raises(UnknownArchitecture, match="did you mean 'LlamaForCausalLM'"):

@@ -189,7 +189,7 @@ def test_inspect(model: Path, capsys: Capture) -> None:
     norms = 2 * (2 * (29 + 29 + 10 + 10) + 29)
     assert counted + norms == found["bytes_bf16"]
     assert sum(row["share"] for row in found["sites"]) == pytest.approx(counted / found["bytes_bf16"])
-    assert main(["inspect", str(model)]) == 0
+    assert main(["inspect", str(model), "--streams"]) == 0
     told = capsys.readouterr().out
     for piece in (
         "qwen3, 2 blocks, hidden 29, 6 heads of 10 (3 of keys and values)",

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from regauge import report
 from regauge.artifact.receipt import Receipt
-from regauge.cli import bars, rows, show, tell
+from regauge.cli import bars, models, rows, show, tell
 from regauge.cli.main import main
 from regauge.engine.estimate import DryRun
 from regauge.engine.watchdog import Progress
@@ -182,8 +182,8 @@ TOLD: dict[str, tuple[type, Callable[[Any], None]]] = {
     "dry run": (DryRun, tell.dry_run),
     "fit": (Run, lambda found: tell.run(found, Path("out"))),
     "measure": (Comparison, tell.measurement),
-    "inspect": (Inspection, tell.inspection),
-    "sensitivity": (Sensitivity, tell.sensitivity),
+    "inspect": (Inspection, models.inspection),
+    "sensitivity": (Sensitivity, models.sensitivity),
     "methods": (Method, lambda found: rows.methods([found, dataclasses.replace(found, kind=PRESET)])),
 }
 

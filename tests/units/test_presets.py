@@ -130,12 +130,12 @@ def test_explain_a_preset() -> None:
         "column by column",
         "differs",
         "keeps    embeddings, head",
-        "grain: group:128 else channel",
+        "grain: group:128 else group:64 else group:32 else channel",
     ):
         assert piece in told
     assert "none is read" in explain("rtn-w4")
     assert "tries 21 values of alpha, each a pass of the whole model" in " ".join(explain("smoothquant-plus").split())
-    assert all(len(line) < 140 for name in presets() for line in explain(name).splitlines() if "{grid" not in line)
+    assert all(len(line) < 160 for name in presets() for line in explain(name).splitlines() if "{grid" not in line)
 
 
 def test_explain_a_part_and_a_name_of_both() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from regauge.errors import ArtifactError
 from regauge.measure.bootstrap import Interval
-from regauge.measure.cost import Costs, Speed
+from regauge.measure.cost import Costs, Memory, Speed
 from regauge.measure.quality import Paired, Quality
-from regauge.report import figures, write
+from regauge.report import figures, words, write
 from regauge.report.page import render
 from regauge.report.run import of_run
 from regauge.search import record
@@ -114,9 +114,9 @@ def test_a_speed_up_is_told_in_its_parts() -> None:
 def test_the_artifact_stands_with_the_source_and_variants_by_themselves() -> None:
     run = a_run()
     assert [row[:3] for row in figures.measured(run).rows] == [
-        ("original, by transformers", "10,000,000", "1.000×"),
+        ("original, by transformers", "10.0 MB", "1.000×"),
         ("original, by this runtime", "–", "–"),
-        ("fit", "3,000,007", "0.300×"),
+        ("fit", "3.00 MB", "0.300×"),
     ]
     assert [row[-2:] for row in figures.measured(run).rows] == [("10", "60"), ("59", "60"), ("60", "10")]
     assert [row[0] for row in figures.evenly(run).rows] == ["the chosen point", "gptq-w4g128"]
@@ -176,5 +176,52 @@ def test_the_last_words_tell_size_quality_and_speed_in_their_parts(
     assert "KL predicted   KL in memory   KL of the artifact" in told
     assert "met: memory=0.30x: 2.99 MB" in told
     assert "NOT met: decode=1.5x: 1.02 x" in told
-    last = told.rstrip().splitlines()[-1]
-    assert last.strip().startswith("Machine: ")
+    assert "  Machine: " in told
+
+
+def said(run: Run, **changes: object) -> dict[str, str]:
+    found = words.of_run(run, a_receipt().model_copy(update=changes), "out")
+    told: dict[str, str] = {}
+    for one in found:
+        name = one.about or list(told)[-1]
+        told[name] = f"{told.get(name, '')} {one.said}".strip()
+    return told
+
+
+def test_the_last_words_are_what_a_person_asks_for() -> None:
+    cache = 1000.0
+    memory = Memory(anonymous=3_000_000, file=1_000_000, process=200_000_000)
+    run = a_run()
+    made = run.costs["compressed"].model_copy(update={"memory": memory, "cache_bytes": cache})
+    run = run.model_copy(update={"costs": {**run.costs, "compressed": made}, "machine": {"cpus": 2}, "load": 1.0})
+    told = said(run, wire="compressed-tensors")
+    assert told["size"] == "10.0 MB as bf16 → 3.00 MB, 3.3 times smaller (0.300x)"
+    assert told["quality"].startswith("of 100 next tokens 90 stay the same; perplexity 5.000 → 5.000; KL 0.06 nats")
+    assert told["decode"] == "60 tokens a second: no faster than the same runtime uncompressed, 6.00x transformers"
+    assert told["memory"] == (
+        "4.00 MB at load; with its cache 5.02 MB at 1k, 12.2 MB at 8k, 36.8 MB at 32k tokens of context"
+    )
+    assert told["against"].startswith("1.5 times less KL than gptq-w4g128 everywhere, which takes 3.10 MB")
+    assert "vllm serve out" in told["loads in"]
+    assert "regauge chat out --against models/code" in told["next"]
+    assert "regauge pick out 0 -o out-0   # smaller: 2.00 MB, KL about 0.2" in told["next"]
+
+
+def test_what_only_we_load_says_why_and_how() -> None:
+    told = said(a_run(), wire="regauge", refusals=("it has no nf4 weights",))
+    assert "trust_remote_code=True" in told["loads in"]
+    assert "not vLLM: it has no nf4 weights" in told["loads in"]
+
+
+def test_speeds_of_a_busy_machine_are_no_headline() -> None:
+    told = said(a_run().model_copy(update={"machine": {"cpus": 2}, "load": 7.4}))
+    assert "decode" not in told
+    assert told["speed"].startswith("taken while 7 processes wanted 2 CPUs")
+
+
+def test_a_receipt_ends_with_what_was_left_whole_and_what_to_do() -> None:
+    site = a_receipt().sites[0].model_copy(update={"name": "embed", "choice": None, "bytes_after": 900_000})
+    receipt = a_receipt().model_copy(update={"sites": (site,), "bytes_after": 1_000_000})
+    told = {one.about: one.said for one in words.of_receipt(receipt, "out")}
+    assert told["left whole"] == "embed, 90 % of it; --embed int8 halves it"
+    assert told["next"].startswith("regauge chat out --against")

@@ -13,11 +13,11 @@ from torch import Tensor
 import regauge as rg
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.errors import ArtifactError
-from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.skeleton import body_prefix, skeleton
 from regauge.hosts.transformers.source import Source
+from regauge.hosts.transformers.tables import table_for
 from regauge.kernels.cpu.library import available
 from tests.artifacts import outputs
 from tests.pico import PICOS, batches, pico, save
@@ -92,7 +92,7 @@ def test_sizes_that_others_wrote_are_checked(sizes: dict[str, Any], why: str, tm
 @pytest.mark.parametrize("name", PICOS)
 def test_every_size_that_a_table_lists_is_an_attribute_of_some_block(name: str) -> None:
     config = pico(name).config
-    table, model = table_for(config.model_type), skeleton(config)
+    table, model = table_for(config), skeleton(config)
     blocks = model.get_submodule(f"{body_prefix(model)}{table.blocks}")
     for path in table.sizes:
         assert any(isinstance(follow(block, path), int) for block in blocks), path

@@ -29,7 +29,7 @@ class Slot:
         index: expert of a stacked parameter (leading axis), or None.
         transposed: stored as (I, O), as Conv1D does. Applied after `index`, before `heads` and `rows`.
         heads: (count, parts, which) where parts are interleaved a head at a time (gpt_neox: (H, 3, 0..2)); the axis 0
-            is viewed as (count, parts, size) and `which` is taken.
+            is viewed as (count, parts, size) and `which` is taken, with `span - 1` after it (falcon's queries).
         rows: [start, stop) along axis 0 where parts are stacked one after another (phi3 qkv), or None for all.
     """
 
@@ -38,6 +38,7 @@ class Slot:
     transposed: bool = False
     heads: tuple[int, int, int] | None = None
     rows: tuple[int, int] | None = None
+    span: int = 1
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Site:
 
     Attributes:
         name: canonical, `blocks.3.attn.q`.
-        kind: `q k v o gate up down router embed position type patch head`.
+        kind: `q k v o gate up down router in out inner embed position type class patch head`: see `streams`.
         shape: (O, I).
         weight: where the weight lies.
         bias: where the bias lies, or None.
@@ -125,6 +126,21 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """Moves that a family does not admit where the algebra of its sites and norms would.
+
+    Attributes:
+        streams: their kinds, or names without the block (`attn.in`).
+        why: in a sentence.
+        moves: kinds of moves; none: all.
+    """
+
+    streams: tuple[str, ...]
+    why: str
+    moves: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Plumbing:
     """The few facts of a family that its sites and norms do not tell, and that decide which moves a stream admits.
 
@@ -139,6 +155,7 @@ class Plumbing:
         pairing: which channels turn together. `half`: i with i + rotary/2 (llama, neox). `interleaved`: 2i, 2i + 1.
         fixed: why the channels of the residual must keep their place, where they must: the model has no head, so the
             residual is what it returns, or a parameter outside the anatomy reads it.
+        stops: moves that the family does not admit for reasons of its own.
     """
 
     arrangement: str = "pre"
@@ -146,6 +163,7 @@ class Plumbing:
     rotary: int = 0
     pairing: str = "half"
     fixed: str = ""
+    stops: tuple[Stop, ...] = ()
 
 
 @dataclass(frozen=True)

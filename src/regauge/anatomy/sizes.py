@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from regauge.anatomy.model import Anatomy, Norm, Site, Slot
-from regauge.anatomy.streams import TABLES, with_streams
+from regauge.anatomy.streams import READERS, TABLES, WRITERS, with_streams
 
 Shape = tuple[int, int]
 
@@ -87,7 +87,7 @@ def relaid(anatomy: Anatomy) -> Anatomy:
 
 def _laid(slot: Slot, site: Site, start: int, stop: int) -> Slot:
     rows = None if slot.rows is None else (start, stop)
-    heads = None if slot.heads is None else (site.heads, *slot.heads[1:])
+    heads = None if slot.heads is None or not site.heads else (site.heads // slot.span, *slot.heads[1:])
     return replace(slot, rows=rows, heads=heads)
 
 
@@ -131,10 +131,12 @@ def _fit(unit: Mapping[str, Site], writer: tuple[str, int], reader: tuple[str, i
 
 
 def _residual(anatomy: Anatomy) -> None:
+    if any("residual" in stop.streams and not stop.moves for stop in anatomy.plumbing.stops):
+        return  # there is not one residual, of one width
     for site in anatomy.sites:
-        if site.kind in TABLES or site.kind in ("q", "k", "v", "gate", "up", "router", "head"):
+        if site.kind in TABLES or site.kind in READERS:
             width = site.shape[1]
-        elif site.kind in ("o", "down", "patch"):
+        elif site.kind in WRITERS:
             width = site.shape[0]
         else:
             continue

@@ -65,7 +65,7 @@ def take(parameter: Tensor, place: Place) -> Tensor:
         tensor = tensor.t()
     if slot.heads is not None:
         count, parts, which = slot.heads
-        tensor = tensor.reshape(count, parts, -1, *tensor.shape[1:])[:, which]
+        tensor = tensor.reshape(count, parts, -1, *tensor.shape[1:])[:, which : which + slot.span]
     if slot.rows is not None:
         tensor = tensor[slot.rows[0] : slot.rows[1]]
     tensor = tensor.reshape(place.shape)
@@ -78,7 +78,8 @@ def rows_of(slot: Slot, total: int) -> Tensor:
     """Which of a module's `total` output rows belong to a site."""
     if slot.heads is not None:
         count, pieces, which = slot.heads
-        return torch.arange(total, dtype=torch.int64, device="cpu").reshape(count, pieces, -1)[:, which].reshape(-1)
+        rows = torch.arange(total, dtype=torch.int64, device="cpu").reshape(count, pieces, -1)
+        return rows[:, which : which + slot.span].reshape(-1)
     return torch.arange(*(slot.rows or (0, total)), dtype=torch.int64, device="cpu")
 
 
@@ -124,12 +125,12 @@ def blocks_of(anatomy: Anatomy, weights: Mapping[str, Tensor]) -> list[int | Non
 def _groups(anatomy: Anatomy, block: int | None) -> dict[str, list[tuple[str, Place]]]:
     """Parameter key → the canonical tensors it holds. A bias that only some of its sites have is listed for all."""
     sites = list(anatomy.in_block(block))
-    bias_keys = {site.module: site.bias.key for site in sites if site.bias is not None}
+    bias_keys = {site.weight.key: site.bias.key for site in sites if site.bias is not None}
     groups: dict[str, list[tuple[str, Place]]] = {}
     for site in sites:
         groups.setdefault(site.weight.key, []).append((f"{site.name}.weight", Place(site.weight, site.shape)))
-        if site.module in bias_keys:
-            slot = replace(site.weight, key=bias_keys[site.module], transposed=False)
+        if site.weight.key in bias_keys:
+            slot = replace(site.weight, key=bias_keys[site.weight.key], transposed=False)
             groups.setdefault(slot.key, []).append((f"{site.name}.bias", Place(slot, site.shape[:1])))
     for norm in anatomy.norms:
         if norm.block == block:
@@ -166,7 +167,7 @@ def _join(parts: list[tuple[Tensor, Slot]]) -> Tensor:
     if first.heads is not None:
         count = first.heads[0]
         ordered = sorted(parts, key=lambda part: part[1].heads or (0, 0, 0))
-        joined = torch.stack([t.reshape(count, -1, *t.shape[1:]) for t, _ in ordered], dim=1)
+        joined = torch.cat([t.reshape(count, slot.span, -1, *t.shape[1:]) for t, slot in ordered], dim=1)
         whole = joined.flatten(0, 2)
     elif first.rows is not None:
         whole = torch.cat([tensor for tensor, _ in sorted(parts, key=lambda part: part[1].rows or (0, 0))])

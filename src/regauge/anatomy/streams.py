@@ -10,8 +10,11 @@ refuses the rest. Nothing here knows a family. What is told by the sites and nor
   `.k.norm`, shared by the heads where their size is that of a head, one long vector (olmo2) where it is not.
 
 Kinds of sites and how they meet the residual: `embed position type class` are tables (N, D) and write along axis 1;
-`patch`, `o` and `down` write along axis 0, with their biases; `q k v gate up router head` read along axis 1; a site of
-kind `other` (BERT's transform in front of a tied decoder) meets no stream.
+`patch`, `o`, `down` and `out` write along axis 0, with their biases; `q k v gate up router in head` read along axis 1;
+a site of kind `inner` meets no stream. `in`, `inner` and `out` are the layers of a mixer that is taken as it is (a
+recurrence, a convolution, latent attention): what happens between them is its own, so it has no streams inside.
+
+What a family does not admit for reasons of its own (ALiBi gives each head its own slope) stands in `Plumbing.stops`.
 
 Cost: none to speak of; `moves.transform` builds the streams anew after each change of the anatomy.
 """
@@ -27,9 +30,11 @@ from regauge.anatomy.model import Anatomy, Norm, Plumbing, Port, Site, Stream
 from regauge.anatomy.ports import flat, may_have_bias, norm_ports, ports
 
 TABLES = ("embed", "position", "type", "class")
-WRITERS = ("patch", "o", "down")
-READERS = ("q", "k", "v", "gate", "up", "router", "head")
-KINDS = (*TABLES, *WRITERS, *READERS, "other")
+WRITERS = ("patch", "o", "down", "out")
+READERS = ("q", "k", "v", "gate", "up", "router", "in", "head")
+KINDS = (*TABLES, *WRITERS, *READERS, "inner")
+FEEDING = ("mlp", "moe")
+"""First words, in a block, of the sites that read what the norm of the feed-forward layer gives."""
 
 
 def with_streams(anatomy: Anatomy) -> Anatomy:
@@ -56,7 +61,19 @@ def build_streams(anatomy: Anatomy) -> tuple[Stream, ...]:
     last = [norm for norm in norms[None] if norm.name == "norm"]
     heads = [site for site in sites[None] if site.kind == "head"]
     streams += [_norm_output("head.in", norm, heads, None) for norm in last if heads]
-    return tuple(streams)
+    return tuple(_stopped(stream, anatomy.plumbing) for stream in streams)
+
+
+def _stopped(stream: Stream, plumbing: Plumbing) -> Stream:
+    """The stream without the moves that its family does not admit."""
+    place = stream.name.removeprefix(f"blocks.{stream.block}.")
+    admits, stops = dict(stream.admits), dict(stream.stops)
+    for stop in plumbing.stops:
+        if stream.kind in stop.streams or place in stop.streams:
+            for kind in stop.moves or tuple(admits):
+                if admits.pop(kind, None) is not None:
+                    stops[kind] = stop.why
+    return replace(stream, admits=admits, stops=stops)
 
 
 def input_norms(anatomy: Anatomy) -> tuple[Norm, ...]:
@@ -130,24 +147,33 @@ def _is_plain(norm: Norm) -> bool:
 
 
 def _norm_outputs(plumbing: Plumbing, sites: Sequence[Site], norms: Sequence[Norm], block: int) -> list[Stream]:
-    attention = [site for site in sites if site.kind in ("q", "k", "v")]
-    feed = [site for site in sites if site.kind in ("gate", "up", "router")]
+    attention = [site for site in sites if site.kind in ("q", "k", "v") or (site.kind == "in" and not feeds(site))]
+    feed = [site for site in sites if site.kind in ("gate", "up", "router") or (site.kind == "in" and feeds(site))]
     by_place = {norm.name.removeprefix(f"blocks.{block}."): norm for norm in norms}
-    if plumbing.arrangement == "post":
-        why = "in a post-norm model the norm's output is the residual: the next sum reads it too"
-        stops = dict.fromkeys(("scale", "shift", "rotate", "affine", "fold", "permute", "select"), why)
-        return [
-            Stream(f"blocks.{block}.{place}.in", "norm", readers[0].shape[1], (), _readers(readers), {}, stops, block)
-            for place, readers in (("attn", attention), ("mlp", feed))
-            if readers
-        ]
-    if "mlp.norm" not in by_place:
+    post = plumbing.arrangement == "post"
+    if not post and "mlp.norm" not in by_place and "attn.norm" in by_place and attention:
         attention, feed = attention + feed, []
     return [
-        _norm_output(f"blocks.{block}.{place}.in", by_place[f"{place}.norm"], readers, block)
+        _raw(f"blocks.{block}.{place}.in", readers, block, post)
+        if post or f"{place}.norm" not in by_place
+        else _norm_output(f"blocks.{block}.{place}.in", by_place[f"{place}.norm"], readers, block)
         for place, readers in (("attn", attention), ("mlp", feed))
         if readers
     ]
+
+
+def feeds(site: Site) -> bool:
+    """Whether a site of a block stands in its feed-forward layer."""
+    return site.name.removeprefix(f"blocks.{site.block}.").partition(".")[0] in FEEDING
+
+
+def _raw(name: str, readers: Sequence[Site], block: int, post: bool) -> Stream:
+    """What is read of the residual itself: nothing can be written into a norm in between."""
+    why = "in a post-norm model the norm's output is the residual: the next sum reads it too"
+    if not post:
+        why = "no norm stands in front of it: it is the residual, which the next sum reads too"
+    stops = dict.fromkeys(("scale", "shift", "rotate", "affine", "fold", "permute", "select"), why)
+    return Stream(name, "norm", readers[0].shape[1], (), _readers(readers), {}, stops, block)
 
 
 def _readers(sites: Iterable[Site]) -> tuple[Port, ...]:

@@ -72,10 +72,11 @@ def _there(name: str, sites: Mapping[str, object]) -> str:
 def _slot(slot: Slot | None) -> dict[str, object] | None:
     if slot is None:
         return None
-    return {key: value for key, value in dataclasses.asdict(slot).items() if value not in (None, False)}
+    plain = dataclasses.asdict(Slot(slot.key))
+    return {key: value for key, value in dataclasses.asdict(slot).items() if key == "key" or value != plain[key]}
 
 
-_SLOT: Mapping[str, type] = {"key": str, "index": int, "transposed": bool, "heads": list, "rows": list}
+_SLOT: Mapping[str, type] = {"key": str, "index": int, "transposed": bool, "heads": list, "rows": list, "span": int}
 
 
 def _unslot(raw: object, where: str) -> Slot | None:

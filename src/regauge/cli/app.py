@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from regauge.cli import looking, making
+from regauge.cli import looking, making, running
 from regauge.version import __version__
 
 app = typer.Typer(
     name="regauge",
     help="Takes a trained transformer and returns the cheapest network that still does the job, measured on this "
     "machine.",
-    add_completion=False,
+    add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -45,5 +45,8 @@ for command in (
     looking.explain,
     looking.measure,
     looking.report,
+    running.chat,
+    running.serve,
+    looking.doctor,
 ):
     app.command()(command)

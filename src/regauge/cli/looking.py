@@ -20,6 +20,7 @@ from regauge.cli.options import (
     THREADS,
     VERBOSE,
     memory,
+    told_memory,
 )
 
 
@@ -27,6 +28,13 @@ def inspect(
     model: MODEL,
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Also predict what rounding each matrix to 4 bits would cost.")
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="8GB", help="Only what fits in this, with its cache.")
+    ] = None,
+    context: Annotated[str, typer.Option("--context", metavar="32k", help="Tokens that the cache holds.")] = "32k",
+    streams: Annotated[
+        bool, typer.Option("--streams", help="Also list streams, the moves that each admits, and where others stop.")
     ] = False,
     calibration: CALIBRATION = None,
     seed: SEED = 0,
@@ -37,11 +45,12 @@ def inspect(
     threads: THREADS = None,
     debug: DEBUG = False,
 ) -> None:
-    """Sites, bytes, streams and their moves."""
-    from regauge.cli import show, tell
+    """What a model is made of, and what it would take. Example: regauge inspect MODEL --memory 8GB"""
+    from regauge.cli import models, show
     from regauge.cli.bars import working
     from regauge.report import inspection
 
+    fits = told_memory(memory, context)
     found = inspection.inspect(model, revision)
     sensed = None
     if sensitivity:
@@ -52,21 +61,36 @@ def inspect(
     if json:
         show.as_json(show.plain(found) | {"sensitivity": show.plain(sensed)})
         return
-    tell.inspection(found)  # after every refusal
+    models.inspection(found, streams)  # after every refusal
+    models.sizes(found, fits)
     if sensed is not None:
-        tell.sensitivity(sensed)
+        models.sensitivity(sensed)
+
+
+def doctor(json: JSON = False, debug: DEBUG = False) -> None:
+    """Whether this machine is fit for the work: kernels, threads, memory, what is installed, how busy it is."""
+    from regauge.cli import rows, show
+    from regauge.report.doctor import doctor as look
+
+    found = look()
+    show.as_json(found) if json else rows.doctor(found)
 
 
 def methods(
     word: Annotated[str | None, typer.Argument(metavar="[WORD]", help="In its name, title, place or paper.")] = None,
+    bits: Annotated[int | None, typer.Option(min=1, max=16, help="Only presets of so many bits a weight.")] = None,
+    loads_in: Annotated[
+        str | None, typer.Option(metavar="RUNTIME", help="Only presets that transformers, vllm or sglang reads.")
+    ] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="Only what a paper describes.")] = False,
     json: JSON = False,
     debug: DEBUG = False,
 ) -> None:
-    """Every preset and part: paper, place, cost, and what it was measured to gain."""
+    """Every preset and part: paper, place, cost, and what it was measured to gain. Example: regauge methods --bits 4"""
     from regauge.cli import rows, show
     from regauge.report.methods import methods as known
 
-    found = known(word)
+    found = known(word, bits, loads_in, paper)
     show.as_json(found) if json else rows.methods(found)
 
 

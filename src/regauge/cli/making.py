@@ -52,6 +52,7 @@ def fit(
     """The main job: search, build, measure, report."""
     limit, bound = seconds(time), memory(max_memory)
     from regauge import report as pages
+    from regauge.artifact.folder import read_receipt
     from regauge.cli import show, tell
     from regauge.cli.bars import working
     from regauge.search.fit import fit as search
@@ -74,7 +75,7 @@ def fit(
         )
         if not dry_run:
             pages.write(out)
-    show.as_json(run) if json else tell.run(run, out)
+    show.as_json(run) if json else tell.run(run, out, None if dry_run else read_receipt(out))
 
 
 def pick(
@@ -107,6 +108,10 @@ def apply(
     wire: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="Insist on compressed-tensors or regauge as the format.")
     ] = None,
+    embed: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="The embedding's format: int8, int6-g64, nf4, full.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(metavar="FORMAT", help="The head's, where it is not tied.")] = None,
     time: TIME = None,
     max_memory: MAX_MEMORY = None,
     seed: SEED = 0,
@@ -137,6 +142,8 @@ def apply(
             force=force,
             wire=wire,
             max_memory=bound,
+            embed=embed,
+            head=head,
         )
         show.as_json(plan) if json else tell.dry_run(plan)
         raise typer.Exit(2 if plan.refusals else 0)
@@ -152,6 +159,8 @@ def apply(
             force=force,
             time_limit=limit,
             max_memory=bound,
+            embed=embed,
+            head=head,
             wire=wire,
             progress=watch,
         )

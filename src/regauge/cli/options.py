@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from regauge.amounts import amount, factor
+from regauge.amounts import amount, context, factor
 
 MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A transformers directory or a hub id; safetensors only.")]
 OUT = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Where the artifact goes; must not exist yet.")]
@@ -75,6 +75,20 @@ def memory(text: str | None) -> int | None:
     said = f"--max-memory {text}"
     number, unit = amount(text.strip(), said)
     return int(number * factor(unit, said))
+
+
+def told_memory(text: str | None, length: str) -> tuple[int, int] | None:
+    """`8GB` and `32k` → (bytes, tokens).
+
+    Raises:
+        BudgetError: one is no such amount.
+    """
+    tokens = context(length, f"--context {length}")
+    if text is None:
+        return None
+    said = f"--memory {text}"
+    number, unit = amount(text.strip(), said)
+    return int(number * factor(unit, said)), tokens
 
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

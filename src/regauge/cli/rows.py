@@ -1,11 +1,23 @@
-"""What `regauge methods` prints for a person."""
+"""What `regauge methods` and `regauge doctor` print for a person."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from regauge.cli.show import line, table
+from regauge.report.doctor import BAD, Line
 from regauge.report.methods import PRESET, Method
+
+
+def doctor(found: Sequence[Line]) -> None:
+    """A line each, and below it what to do."""
+    width = max(len(one.what) for one in found)
+    for one in found:
+        line(f"{one.verdict:<5} {one.what:<{width}}  {one.found}")
+        if one.hint:
+            line(f"{'':<5} {'':<{width}}  {one.hint}")
+    bad = [one.what for one in found if one.verdict == BAD]
+    line("To mend: " + ", ".join(bad) if bad else "Nothing stands in the way.")
 
 
 def methods(found: Sequence[Method]) -> None:

@@ -15,104 +15,14 @@ if TYPE_CHECKING:
     from regauge.engine.estimate import DryRun, SitePlan
     from regauge.measure.compare import Comparison
     from regauge.measure.cost import Costs
-    from regauge.report.inspection import AttentionGroup, Inspection, SiteGroup
+    from regauge.report.words import Words
     from regauge.search.record import Run
-    from regauge.search.sense import Sensitivity
-
-
-def inspection(found: Inspection) -> None:
-    """Bytes, sites, streams with the moves they admit, and why not the others."""
-    same = len(found.attention) == 1 and len(found.attention[0].blocks) == found.blocks
-    heads = ", ".join(_heads(group, same) for group in found.attention) or "no attention"
-    line(f"{found.model}: {found.family}, {found.blocks} blocks, hidden {found.hidden}, {heads}")
-    line(
-        f"  {found.parameters:,} parameters: {told(found.bytes_bf16)} as bf16, {told(found.bytes_stored)} stored "
-        f"({found.dtype}){', head tied to the embeddings' if found.tied else ''}"
-    )
-    if found.cache_bytes_a_token is not None:
-        line(f"  cache: {found.cache_bytes_a_token:,} bytes a token in bf16, from shapes")
-    each = found.block_bytes_bf16
-    if each:
-        apart = f"{told(each[0])} each" if len(set(each)) == 1 else ", ".join(told(one) for one in each)
-        line(f"  blocks: {told(sum(each))} as bf16, {apart}")
-    for note in found.notes:
-        line(f"  note: {note}")
-    names = [g.select for g in found.sites]
-    table(
-        ["sites", "out × in", "how many", "bf16", "share"],
-        [
-            [
-                _named(g, names),
-                f"{g.shape[0]} × {g.shape[1]}",
-                str(g.count),
-                told(g.bytes_bf16),
-                f"{100 * g.share:.1f} %",
-            ]
-            for g in found.sites
-        ],
-    )
-    rows = []
-    for g in found.streams:
-        admits = ", ".join(f"{move} ({how})" if how else move for move, how in g.admits.items()) or "nothing"
-        rows.append([g.name, str(g.size), str(g.count), admits])
-    table(["streams", "channels", "how many", "moves that keep the function"], rows)
-    line("  nonzero: any but 0; pairs: alike for both channels of a rotary pair; free: channels without rotary")
-    stops: dict[str, dict[str, list[str]]] = {}
-    for g in found.streams:
-        for move, why in g.stops.items():
-            stops.setdefault(why, {}).setdefault(g.name, []).append(move)
-    line("where the other moves stop")
-    for why, streams in stops.items():
-        alike: dict[str, list[str]] = {}
-        for name, moves in streams.items():
-            alike.setdefault(", ".join(moves), []).append(name)
-        stopped = "; ".join(f"{moves} on {', '.join(names)}" for moves, names in alike.items())
-        line(f"  {stopped}: {why}")
-
-
-def _named(group: SiteGroup, names: Sequence[str]) -> str:
-    """Its selector, with its blocks where sites of the same name have other sizes elsewhere."""
-    return group.select if names.count(group.select) == 1 else f"{group.select} in {_blocks(group.blocks)}"
-
-
-def _heads(group: AttentionGroup, same: bool) -> str:
-    """`8 heads of 32 (4 of keys and values)`, and in which blocks, where they are not all alike."""
-    shared = f" ({group.kv_heads} of keys and values)" if group.kv_heads != group.heads else ""
-    return f"{group.heads} heads of {group.head_dim}{shared}{'' if same else f' in {_blocks(group.blocks)}'}"
-
-
-def _blocks(numbers: Sequence[int]) -> str:
-    return f"{'block' if len(numbers) == 1 else 'blocks'} {_runs(numbers)}"
-
-
-def _runs(numbers: Sequence[int]) -> str:
-    """`0-3, 5`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
-def sensitivity(found: Sensitivity) -> None:
-    """Predicted KL of rounding each matrix alone: a row a block, a column a kind."""
-    kinds = list(dict.fromkeys(site.kind for site in found.sites))
-    blocks = sorted({site.block for site in found.sites if site.block is not None})
-    rows = []
-    for block in blocks:
-        some = {kind: sum(s.kl for s in found.sites if s.block == block and s.kind == kind) for kind in kinds}
-        rows.append([f"blocks.{block}", *(f"{some[kind]:.1e}" for kind in kinds), f"{sum(some.values()):.1e}"])
-    table(["KL predicted", *kinds, "block"], rows)
-    option = ", ".join(dict.fromkeys(site.option for site in found.sites))
-    line(f"  nats a token were each alone rounded to {option}; predicted from {found.tokens:,} tokens of {found.text}")
-    for note in found.notes:
-        line(f"  note: {note}")
 
 
 def receipt(done: Receipt, out: Path) -> None:
     """What `apply` did, in the order in which a person asks."""
+    from regauge.report import words
+
     line(f"{where(out)}: {told(done.bytes_after)}, {done.ratio:.3f} of the source's {told(done.bytes_bf16)} as bf16")
     quantised = [site for site in done.sites if site.choice is not None]
     weights = sum(site.shape[0] * site.shape[1] for site in quantised)
@@ -138,6 +48,14 @@ def receipt(done: Receipt, out: Path) -> None:
         line(f"  note: {note}")
     peak = f", peak memory {told(done.peak_bytes)} (anonymous)" if done.peak_bytes > 0 else ""
     line(f"  {span(done.seconds)}{peak}, plan {done.plan_hash[:12]}")
+    last(words.of_receipt(done, where(out)))
+
+
+def last(said: Sequence[Words]) -> None:
+    """The last words: what a person wants to know, a line each."""
+    line()
+    for one in said:
+        line(f"{one.about:<13}{one.said}")
 
 
 def dry_run(plan: DryRun) -> None:
@@ -191,9 +109,9 @@ def _site_row(name: str, some: Sequence[SitePlan]) -> list[str]:
     return [name, f"{len(some)} of {first.shape[0]} × {first.shape[1]}", told(before), told(after), what]
 
 
-def run(found: Run, out: Path) -> None:
+def run(found: Run, out: Path, receipt: Receipt | None = None) -> None:
     """The frontier, then what was measured of the chosen point: size, quality, speed in its parts, and the budgets."""
-    from regauge.report import figures
+    from regauge.report import figures, words
 
     if not found.points:  # a dry run
         line(f"{found.source}: {found.parameters:,} parameters, {found.bytes_bf16:,} bytes as bf16; nothing is written")
@@ -224,7 +142,10 @@ def run(found: Run, out: Path) -> None:
     for verdict in found.verdicts:
         word = "met" if verdict.met else "NOT met"
         line(f"  {word}: {verdict.text}: {figures.amount(verdict.measured, verdict.unit)} ({verdict.how})")
-    line(f"  {figures.made(found)} The page: {where(out)}/regauge/report.html")
+    line(f"  {figures.made(found)}")
+    line(f"  the page: {where(out)}/regauge/report.html")
+    if receipt is not None:
+        last(words.of_run(found, receipt, where(out)))
 
 
 def measurement(found: Comparison) -> None:

@@ -35,6 +35,7 @@ from regauge.errors import BudgetError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.plan import Plan, digest
+from regauge.plan.outer import with_outer
 from regauge.text.corpora import Where
 
 
@@ -73,6 +74,8 @@ def apply(
     max_memory: int | None = None,
     progress: Watcher | None = None,
     wire: str | None = None,
+    embed: str | None = None,
+    head: str | None = None,
     command: str = "",
 ) -> Receipt:
     """Compresses a model as a recipe says and writes the artifact to OUT.
@@ -88,6 +91,7 @@ def apply(
         max_memory: bytes that the process may take at its highest; fewer matrices are rounded at once then.
         progress: is called with `Progress` events.
         wire: `compressed-tensors` or `regauge`; None takes the first that can say the recipe.
+        embed, head: their formats, `int8` or `int6-g64`, or `full`; None: as the recipe says.
         command: what the user typed, for the run log.
 
     Raises:
@@ -97,7 +101,7 @@ def apply(
     with quiet_torch(), PeakMemory() as memory:
         clock.say("open")
         source = host_of(model).open(model, revision)
-        plan = plan_of(recipe)
+        plan = with_outer(plan_of(recipe), embed, head)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         ready.refusals.attempt(lambda: refuse_out(out, force, CARRIED), None)
         ready.refusals.settle()
@@ -130,6 +134,8 @@ def dry_run(
     force: bool = False,
     wire: str | None = None,
     max_memory: int | None = None,
+    embed: str | None = None,
+    head: str | None = None,
 ) -> DryRun:
     """What `apply` would do with the same arguments: each site, bytes, passes, time and disk, and every refusal.
 
@@ -138,7 +144,7 @@ def dry_run(
     """
     with quiet_torch():
         source = host_of(model).open(model, revision)
-        plan = plan_of(recipe)
+        plan = with_outer(plan_of(recipe), embed, head)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         target = None if out is None else Path(out).expanduser()
         if target is not None:

@@ -176,7 +176,9 @@ class Drive:
         return [self.prover.begin(moved)]
 
     def _keep(self, blocks: int) -> None:
-        """The states behind so many blocks, for a run that goes on from here."""
+        """The states behind so many blocks, for a run that goes on from here; none where they do not tell all."""
+        if not all(states.alone for states in self._streams().values()):
+            return
         kept = self.prover.keep() if self.prover is not None else {}
         for stream, states in self._streams().items():
             kept |= {f"{stream}.{n}": hidden for n, hidden in enumerate(states.hidden)}

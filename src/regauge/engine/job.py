@@ -15,11 +15,11 @@ import torch
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
-from regauge.artifact.codec.base import Layout, Wire
-from regauge.artifact.codec.choose import choose
+from regauge.artifact.codec.base import Wire
 from regauge.engine.refusals import Refusals
 from regauge.engine.shaping import Shaping, shaping_of
 from regauge.engine.taps import needs_of_taps, refuse_outside
+from regauge.engine.wiring import wired
 from regauge.errors import RecipeError
 from regauge.formats.base import OBJECTIVE, Format
 from regauge.hosts import host_of
@@ -204,8 +204,8 @@ def prepare(
         told.attempt(lambda: refuse_outside(anatomy, taps), None)
         for reason in inert(plan, resolution):
             told.errors.append(RecipeError(reason))
-        layout = layout_of(source, anatomy, resolution, shaping)
-        chosen = told.attempt(lambda: choose(layout, wire), None)
+        both = told.attempt(lambda: wired(plan, source, anatomy, shaping, wire), None)
+        resolution, chosen = (resolution, None) if both is None else both
     if refusals is None:
         told.settle()
     if resolution is None or chosen is None or len(told.errors) > known:
@@ -223,17 +223,6 @@ def prepare(
     )
 
 
-def layout_of(source: Source, anatomy: Anatomy, resolution: Resolution, shaping: Shaping | None) -> Layout:
-    """What the artifact's tensors will be."""
-    config, unsaid = source.config_changes(anatomy)
-    if shaping is not None and shaping.waiting:
-        config, unsaid = {}, "its widths are decided block by block, and config.json has one number for all blocks"
-    inputs, choices = resolution.inputs, resolution.choices
-    return Layout(
-        source.anatomy, anatomy, choices, source.dtype, source.shapes, inputs=inputs, config=config, unsaid=unsaid
-    )
-
-
 def resized(job: Job, kept: Mapping[str, int]) -> Job:
     """The job once it is known how many units stay in each stream.
 
@@ -243,8 +232,7 @@ def resized(job: Job, kept: Mapping[str, int]) -> Job:
     assert job.shaping is not None, "something is pruned"
     shaping = replace(job.shaping, kept=kept)
     anatomy = shaping.pruned(job.whole)
-    resolution = resolve(job.plan, anatomy)
-    chosen = choose(layout_of(job.source, anatomy, resolution, shaping), job.wire.name)
+    resolution, chosen = wired(job.plan, job.source, anatomy, shaping, job.wire.name)
     resolution = replace(resolution, notes=[*resolution.notes, *chosen.notes])
     needs = needs_in(anatomy, resolution)
     return replace(job, anatomy=anatomy, shaping=shaping, resolution=resolution, wire=chosen.wire, needs=needs)

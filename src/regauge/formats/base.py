@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from regauge.kernels.cpu.sweep import Range, Stored, Values
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -52,6 +54,8 @@ class Grid(Protocol):
     def high(self) -> float: ...  # greatest grid value
     @property
     def table(self) -> Tensor: ...  # the value of every code, float32; NaN for a code that is never written
+    @property
+    def kernel(self) -> Values | None: ...  # what the C++ kernels must know to round to it; None: torch rounds
 
     def snap(self, z: Tensor) -> Tensor:
         """The nearest grid value, same shape and dtype; saturates outside [low, high]."""
@@ -100,6 +104,9 @@ class Scale(Protocol):
     @property
     def fused(self) -> bool: ...  # True: the shared level is one figure, which runtimes that fuse matrices take for all
 
+    @property
+    def kernel(self) -> Stored | None: ...  # what the C++ kernels must know to store so; None: torch does, or unbound
+
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
         """The scale for one matrix and grid: its shared level fixed by these steps, of `rows` rows. Idempotent."""
 
@@ -124,6 +131,8 @@ class Ranger(Protocol):
     def name(self) -> str: ...
     @property
     def needs(self) -> frozenset[str]: ...  # `OBJECTIVE` where the step is learnt (see `learn/base.py`)
+    @property
+    def kernel(self) -> Range | None: ...  # what the C++ kernels must know to find it; None: torch does
 
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step: ...
 

@@ -14,6 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from regauge.kernels.cpu.sweep import FLOATS, INTEGERS, LIST, Values
+
 
 @dataclass(frozen=True)
 class Int:
@@ -56,6 +58,10 @@ class Int:
     @cached_property
     def table(self) -> Tensor:
         return torch.arange(1 << self.bits, dtype=torch.float32, device="cpu") + self.low
+
+    @property
+    def kernel(self) -> Values | None:
+        return Values(INTEGERS, self.bits, self.low, self.high, zero=not self.symmetric)
 
     def snap(self, z: Tensor) -> Tensor:
         return z.round().clamp_(self.low, self.high)
@@ -117,6 +123,10 @@ class Float:
             values.append(self.tiny * (fraction if exponent == 0 else 2.0 ** (exponent - 1) * (1 + fraction)))
         values = [value if value <= self.top else math.nan for value in values]
         return torch.tensor(values + [-value for value in values], dtype=torch.float32, device="cpu")
+
+    @property
+    def kernel(self) -> Values | None:
+        return Values(FLOATS, self.bits, self.low, self.high, mantissa=self.mantissa, tiny=self.tiny)
 
     def snap(self, z: Tensor) -> Tensor:
         if self.cast is not None:
@@ -228,6 +238,10 @@ class CodeBook:
     @cached_property
     def _middles(self) -> tuple[float, ...]:
         return tuple((low + high) / 2 for low, high in pairwise(self.values))
+
+    @property
+    def kernel(self) -> Values | None:
+        return Values(LIST, self.bits, self.low, self.high, values=self.values)
 
     def snap(self, z: Tensor) -> Tensor:
         return self.table.to(z)[self.encode(z).int()]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import OBJECTIVE, Format, Grid, Scale, Step, ends
+from regauge.kernels.cpu.sweep import Range
 
 BOTTOM, TOP = "bottom", "top"
 
@@ -47,6 +48,10 @@ class LearntClip:
     @property
     def name(self) -> str:
         return "learnt-clip"
+
+    @property
+    def kernel(self) -> Range | None:
+        return None
 
     @property
     def rates(self) -> Mapping[str, float]:

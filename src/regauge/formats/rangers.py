@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Grid, Ranger, Scale, Step, chunks, ends, reach
+from regauge.kernels.cpu import sweep
+from regauge.kernels.cpu.checks import DTYPES
 
 LEAST = torch.finfo(torch.float32).eps * torch.finfo(torch.float32).tiny ** 0.5
 """The least step that is taken from values at hand."""
@@ -63,6 +65,10 @@ class AbsMax:
         return "absmax"
 
     @property
+    def kernel(self) -> sweep.Range | None:
+        return sweep.Range(sweep.ABSMAX)
+
+    @property
     def needs(self) -> frozenset[str]:
         return frozenset()
 
@@ -81,6 +87,10 @@ class MinMax:
     @property
     def name(self) -> str:
         return "minmax"
+
+    @property
+    def kernel(self) -> sweep.Range | None:
+        return sweep.Range(sweep.MINMAX)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -107,6 +117,10 @@ class Dynamic:
     @property
     def name(self) -> str:
         return "dynamic"
+
+    @property
+    def kernel(self) -> sweep.Range | None:
+        return None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -143,6 +157,10 @@ class Static:
         return "static"
 
     @property
+    def kernel(self) -> sweep.Range | None:
+        return None
+
+    @property
     def needs(self) -> frozenset[str]:
         return frozenset({"minimum", "maximum"})
 
@@ -175,6 +193,10 @@ class Search:
         return "search"
 
     @property
+    def kernel(self) -> sweep.Range | None:
+        return sweep.Range(sweep.SEARCH, self._shares)
+
+    @property
     def needs(self) -> frozenset[str]:
         return frozenset()
 
@@ -183,10 +205,12 @@ class Search:
         low_G1, high_G1 = low_G1.clamp(max=0), high_G1.clamp(min=0)
         raw_G1 = _even(torch.maximum(-low_G1, high_G1), grid)
         scale = scale.bind(raw_G1, grid, 1)
+        found = by_kernel(self.kernel, x_GK, grid, scale, weight_GK)
+        if found is not None:
+            return found
         best = stored(raw_G1, _middle(raw_G1, grid), grid, scale)
         error_G1 = squared_error(x_GK, best, grid, weight_GK)
-        for index in range(self.steps + 1):
-            share = 1 - (1 - self.least) * index / self.steps
+        for index, share in enumerate(self._shares):
             if grid.symmetric and index:
                 step = stored(raw_G1 * share, None, grid, scale)
             else:
@@ -194,6 +218,36 @@ class Search:
             best, error_G1 = _better(best, error_G1, step, squared_error(x_GK, step, grid, weight_GK), grid, scale)
         step = stored(_least_squares(x_GK, best, grid, weight_GK), best.zero_G1, grid, scale)
         return _better(best, error_G1, step, squared_error(x_GK, step, grid, weight_GK), grid, scale)[0]
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        return tuple(1 - (1 - self.least) * index / self.steps for index in range(self.steps + 1))
+
+
+LONGEST = 1 << 14
+"""Weights of a group that the C++ kernels take: longer ones keep torch busy without them, and 64 lie in a tile."""
+
+
+def by_kernel(
+    found: sweep.Range | None, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None
+) -> Step | None:
+    """The step of every group by the C++ kernels; None where they do not have it, so that torch computes.
+
+    That is: there is no library, another device or dtype, longer groups, numbers that are not finite, or a part without
+    a `kernel`.
+
+    Args:
+        scale: bound.
+    """
+    if x_GK.dtype not in DTYPES or not 0 < x_GK.shape[1] <= LONGEST or not sweep.has_sweep(x_GK, weight_GK):
+        return None
+    values, kept = grid.kernel, scale.kernel
+    if found is None or values is None or kept is None:
+        return None
+    made = sweep.fitted(x_GK, values, found, kept, None if weight_GK is None else weight_GK.float())
+    if made is None:
+        return None
+    return stored(made[0], made[1], grid, scale)
 
 
 def squared_error(x_GK: Tensor, step: Step, grid: Grid, weight_GK: Tensor | None = None) -> Tensor:

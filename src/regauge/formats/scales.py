@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Grid, Scale
+from regauge.kernels.cpu.sweep import BF16, E4M3, E8M0, F16, F32, Stored
 
 Fields = dict[str, Tensor]
 
@@ -24,6 +25,9 @@ def _filled(scale_G1: Tensor) -> Tensor:
     """float32, with 1 in place of 0."""
     scale_G1 = scale_G1.float()
     return torch.where(scale_G1 > 0, scale_G1, torch.ones_like(scale_G1))
+
+
+_KINDS = {torch.float16: F16, torch.bfloat16: BF16, torch.float32: F32}
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Cast:
     @property
     def fused(self) -> bool:
         return False
+
+    @property
+    def kernel(self) -> Stored | None:
+        return Stored(_KINDS[self.dtype]) if self.dtype in _KINDS else None
 
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
         return self
@@ -124,6 +132,10 @@ class PowerOfTwo:
     def fused(self) -> bool:
         return False
 
+    @property
+    def kernel(self) -> Stored | None:
+        return Stored(E8M0, top=self.top, strict=self.strict) if self.top else None
+
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
         return replace(self, top=grid.high / 2.0 ** math.floor(math.log2(grid.high)))
 
@@ -160,6 +172,10 @@ class M1:
     @property
     def fused(self) -> bool:
         return False
+
+    @property
+    def kernel(self) -> Stored | None:
+        return None
 
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
         return self
@@ -203,6 +219,10 @@ class M2:
     @property
     def fused(self) -> bool:
         return False
+
+    @property
+    def kernel(self) -> Stored | None:
+        return None
 
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
         if self.row_R1 is not None:
@@ -251,6 +271,10 @@ class TwoLevel:
     @property
     def fused(self) -> bool:
         return True
+
+    @property
+    def kernel(self) -> Stored | None:
+        return None if self.global_1 is None else Stored(E4M3, whole=float(self.global_1))
 
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
         if self.global_1 is not None:

@@ -59,12 +59,17 @@ class States:
         hidden: (B, T, D) of each batch.
         calls: of each batch, what each layer was called with.
         store: where new states go, or None for memory.
+        ends: of each stack of blocks that has been run before this one (an encoder), the last states of each batch.
+        alone: whether blocks can be gone on with from these states and a new beginning; not so where a stack reads
+            another, or blocks hand on more than states.
     """
 
     inputs: tuple[Mapping[str, Any], ...]
     hidden: tuple[Tensor, ...]
     calls: tuple[tuple[Call, ...], ...]
     store: Spill | None = None
+    ends: tuple[tuple[Tensor, ...], ...] = ()
+    alone: bool = True
 
     def __len__(self) -> int:
         return len(self.hidden)

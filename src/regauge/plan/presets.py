@@ -1,5 +1,6 @@
 """Presets: flat files, one row a published method. A file may stand for a few names that differ in numbers alone:
-`name: gptq-w$bits` with `where: {bits: [2, 3, 4]}` is three presets, and `$bits` in its values is the number.
+`name: gptq-w$bits` with `where: {bits: [2, 3, 4]}` is three presets, and `$bits` in its values is the number. Beside a
+`$group`, `$finer` is what a matrix gets that it does not divide: the next smaller groups, then a channel.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import yaml
 
 from regauge.documents import ordinary, read_text
 from regauge.errors import RecipeError, nearest
+from regauge.plan.elsewhere import known_elsewhere
 from regauge.plan.model import Plan
 from regauge.plan.text import parse
+
+LEAST = 32  # the smallest group that a preset falls back to: below it steps cost more than they save
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,19 @@ def preset_text(name: str) -> str:
     if name not in _names():
         raise RecipeError(f"there is no preset {name!r}{near(name)}")
     pattern, point = _names()[name]
-    return string.Template(pattern.text).substitute({key: str(value) for key, value in point.items()})
+    values = {key: str(value) for key, value in point.items()}
+    if "group" in point:
+        values["finer"] = finer(point["group"])
+    return string.Template(pattern.text).substitute(values)
+
+
+def finer(group: int) -> str:
+    """What stands behind `else` after a group: half of it, and so on down to `LEAST`, then a whole channel."""
+    sizes = []
+    while group > LEAST:
+        group //= 2
+        sizes.append(f"group:{group}")
+    return " else ".join([*sizes, "channel"])
 
 
 @cache
@@ -104,7 +120,8 @@ def load(recipe: str | Path) -> Plan:
         return _preset(name)
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml") and path.parent == Path() and not path.exists():
-        raise RecipeError(f"there is no preset {name!r}{near(name)}; a recipe file ends in .yaml")
+        elsewhere = known_elsewhere(name)
+        raise RecipeError(elsewhere or f"there is no preset {name!r}{near(name)}; a recipe file ends in .yaml")
     if path.is_dir() and (path / "regauge" / "recipe.yaml").is_file():
         path = path / "regauge" / "recipe.yaml"
     of_artifact = path.parts[-2:] == ("regauge", "recipe.yaml")

@@ -46,8 +46,11 @@ class Resolution:
         return self.points.get(place, {})
 
 
-def resolve(plan: Plan, anatomy: Anatomy) -> Resolution:
+def resolve(plan: Plan, anatomy: Anatomy, alike: bool = False) -> Resolution:
     """Match every rule, take every fallback, and check that each place can hold what it got.
+
+    Args:
+        alike: where a rule's fallbacks leave its sites with groups of several sizes, all take the smallest.
 
     Raises:
         RecipeError: what does not fit, every reason at once.
@@ -59,6 +62,8 @@ def resolve(plan: Plan, anatomy: Anatomy) -> Resolution:
     fallbacks: dict[str, str] = {}
     grouped: dict[str, list[str]] = {}
     choices, kept = _weights(anatomy, found.get(WEIGHTS, {}), fallbacks, grouped)
+    if alike:
+        _level(found.get(WEIGHTS, {}), choices, fallbacks)
     points = {place: _points(won) for place, won in found.items() if place != WEIGHTS}
     if INPUTS in points and not reasons:  # who reads a tap is not known where a selector is wrong
         points[INPUTS] = _inputs(anatomy, found[INPUTS], choices, fallbacks, grouped)
@@ -117,6 +122,24 @@ def _weights(
                 grouped.setdefault(reason, []).append(site.name)
         choices[site.name] = point
     return choices, kept
+
+
+def _level(won: Mapping[str, Match], choices: dict[str, Point | None], fallbacks: dict[str, str]) -> None:
+    """Gives all sites of one rule the smallest group that one of them fell back to."""
+    rules: dict[Point, dict[str, Point]] = {}
+    for name, one in won.items():
+        taken = choices[name]
+        if one.point is not None and taken is not None:
+            rules.setdefault(one.point, {})[name] = taken
+    for held in rules.values():
+        grains = {point.spec("grain") for point in held.values()}
+        if len(grains) < 2 or any(grain.part != "group" for grain in grains):
+            continue
+        least = min(grains, key=lambda grain: int(str(dict(grain.options)["size"])))
+        for name, point in held.items():
+            if point.spec("grain") != least:
+                choices[name] = point.but(grain=least)
+                fallbacks[name] = f"{parts.spell('grain', least)} as elsewhere, so that one format says all"
 
 
 def _inputs(

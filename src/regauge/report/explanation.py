@@ -12,6 +12,7 @@ from regauge import parts
 from regauge.errors import RecipeError, nearest
 from regauge.parts import FORMAT, INPUTS, TABLE, WEIGHTS, WORD, Point, Spec, axis_of
 from regauge.plan import Plan, Rule, dump, load, patterns, presets
+from regauge.plan.elsewhere import known_elsewhere
 
 SHAPE = (4096, 4096)
 """The matrix on which bits a weight are counted."""
@@ -56,6 +57,9 @@ def facts(name: str) -> list[Facts]:
         known = [*presets(), *(part for table in TABLE.values() for part in table)]
         hint = nearest(name, known)
         more = hint if "did you mean" in hint else ""
+        elsewhere = known_elsewhere(name)
+        if elsewhere:
+            raise RecipeError(elsewhere)
         raise RecipeError(f"nothing is called {name!r}{more}; 'regauge explain' without a name lists presets and parts")
     return found
 

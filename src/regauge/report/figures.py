@@ -33,11 +33,11 @@ def measured(run: Run) -> Table:
     whole = run.bytes_bf16
     size = run.point.bytes_measured
     rows = [
-        _row(NAMES[ORIGINAL], f"{whole:,}", "1.000×", run.original, run.costs.get(ORIGINAL)),
+        _row(NAMES[ORIGINAL], told(whole), "1.000×", run.original, run.costs.get(ORIGINAL)),
         _row(NAMES[RUNTIME], NONE, NONE, None, run.costs.get(RUNTIME)),
         _row(
             asked(run),
-            NONE if size is None else f"{size:,}",
+            NONE if size is None else told(size),
             NONE if size is None else f"{size / whole:.3f}×",
             run.quality,
             run.costs.get(COMPRESSED),
@@ -52,7 +52,7 @@ def measured(run: Run) -> Table:
         caption,
         (
             "",
-            "bytes",
+            "size",
             "of bf16",
             "bits a byte",
             "KL to the original",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from regauge.anatomy.model import Anatomy, Attention, Site, Stream
@@ -13,6 +13,7 @@ from regauge.artifact.folder import ANATOMY, read_config
 from regauge.artifact.reader import open_artifact
 from regauge.hosts import host_of
 from regauge.plan.select import pattern
+from regauge.report.fits import Size, sizes
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Inspection:
     sites: tuple[SiteGroup, ...]
     streams: tuple[StreamGroup, ...]
     notes: tuple[str, ...]
+    sizes: tuple[Size, ...] = ()  # under the presets people choose; of an artifact none
 
 
 def inspect(model: str | Path, revision: str | None = None) -> Inspection:
@@ -80,7 +82,9 @@ def inspect(model: str | Path, revision: str | None = None) -> Inspection:
         held = made.layout.anatomy
         return _counted(str(model), held, made.layout.dtype, _parameters(held), made.shards)
     source = host_of(model).open(model, revision)
-    return _counted(str(model), source.anatomy, source.dtype, source.parameters(), source.files)
+    found = _counted(str(model), source.anatomy, source.dtype, source.parameters(), source.files)
+    counted = sizes(source.anatomy, source.parameters(), found.cache_bytes_a_token)
+    return replace(found, sizes=counted)
 
 
 def _counted(model: str, anatomy: Anatomy, dtype: object, parameters: int, files: Iterable[Path]) -> Inspection:

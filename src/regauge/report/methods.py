@@ -9,7 +9,7 @@ stands in `presets/measured.json`, which `benchmarks/rows.py` printed; where not
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -18,7 +18,7 @@ from regauge import parts
 from regauge.errors import RecipeError, nearest
 from regauge.parts import TABLE, WEIGHTS
 from regauge.plan import Plan, load, patterns
-from regauge.report.explanation import SHAPE, spread, uses
+from regauge.report.explanation import SHAPE, facts, spread, uses
 
 PRESET = "preset"
 UNMEASURED = "not measured"
@@ -51,16 +51,32 @@ class Method:
     names: tuple[str, ...] = ()
 
 
-def methods(word: str | None = None) -> tuple[Method, ...]:
+STOCK = ("transformers", "vllm", "sglang")
+"""Runtimes that read compressed-tensors; the only others that read anything of ours is us."""
+OURS = "regauge"
+
+
+def methods(
+    word: str | None = None, bits: int | None = None, loads_in: str | None = None, paper: bool = False
+) -> tuple[Method, ...]:
     """Every preset file, then every part of each axis.
 
     Args:
         word: only rows that have it in their name, title, row, place, kind or paper.
+        bits: only presets whose weights take so many bits, steps apart; their names are those alone.
+        loads_in: only presets that this reads: `transformers`, `vllm`, `sglang` or `regauge`.
+        paper: only what a paper describes.
 
     Raises:
-        RecipeError: no row has the word; names the nearest.
+        RecipeError: no row is left, or there is no such runtime; names the nearest.
     """
-    found = (*_presets(), *_parts())
+    found: tuple[Method, ...] = (*_presets(), *_parts())
+    if bits is not None or loads_in is not None:
+        found = tuple(one for method in found if (one := _narrowed(method, bits, loads_in)) is not None)
+    if paper:
+        found = tuple(method for method in found if method.paper)
+    if not found:
+        raise RecipeError(f"no preset has {bits} bits{'' if loads_in is None else f' and loads in {loads_in}'}")
     if word is None:
         return found
     wanted = word.strip().lower()
@@ -69,6 +85,32 @@ def methods(word: str | None = None) -> tuple[Method, ...]:
         names = {method.name for method in found} | {name for method in found for name in (*method.names, method.row)}
         raise RecipeError(f"no method has {word!r} in it{_near(wanted, names)}; 'regauge methods' lists them all")
     return chosen
+
+
+def _narrowed(method: Method, bits: int | None, loads_in: str | None) -> Method | None:
+    """A preset with those of its names that fit; None where none does, or where it is no preset."""
+    if loads_in is not None and loads_in not in (*STOCK, OURS):
+        raise RecipeError(f"nothing is known of the runtime {loads_in!r}{nearest(loads_in, (*STOCK, OURS))}")
+    names = tuple(name for name in method.names if _fits(name, bits, loads_in))
+    if not names:
+        return None
+    shown = method.name if names == method.names else ", ".join(names)
+    return replace(method, name=shown, names=names, measured=_measured(names))
+
+
+@cache
+def _fits(name: str, bits: int | None, loads_in: str | None) -> bool:
+    points = [rule.point for rule in load(name).of(WEIGHTS) if rule.point is not None]
+    if bits is not None and {round(parts.format_of(point).grid.bits) for point in points} != {bits}:
+        return False
+    return loads_in in (None, OURS) or (bool(points) and _stock(name))
+
+
+def _stock(name: str) -> bool:
+    """Whether what reads compressed-tensors reads what a preset makes of ordinary shapes. `apply --dry-run` says it of
+    a model."""
+    rules: Any = facts(name)[0]["rules"]
+    return all(str(row["stored"]).startswith("compressed-tensors") for row in rules if "stored" in row)
 
 
 @cache

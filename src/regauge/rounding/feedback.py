@@ -113,6 +113,6 @@ def factor(hessian_II: Tensor, damp: float, order_I: Tensor | None, dtype: torch
             upper_II = lower_II.flip(0, 1)
             del lower_II
             upper_II.div_(upper_II.diagonal().clone())
-            return Factor(upper_II.to(dtype or hessian_II.dtype), share, tuple(notes))
+            return Factor(upper_II.to(dtype or hessian_II.dtype).contiguous(), share, tuple(notes))
         share = max(share, 1e-4) * 10
     raise ValueError("the Hessian cannot be factored at any damping: it is not symmetric or not a second moment")

@@ -14,6 +14,7 @@ from torch import Tensor
 from regauge.formats.base import Codes, Format, Step
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import Factor, factor, shared
+from regauge.rounding.sweep import swept
 
 ORDERS = ("none", "activation")
 
@@ -121,9 +122,12 @@ class GPTQ:
         )
         notes += made.notes
         known = self.static_groups or fmt.step is not None
-        if known or fmt.grain.span((w_OI.shape[0], w_OI.shape[1])) == w_OI.shape[1]:
-            codes = _fixed(w_OI, fmt, fmt.fit(w_OI), made, order_I, self.block)
-        else:
+        known = known or fmt.grain.span((w_OI.shape[0], w_OI.shape[1])) == w_OI.shape[1]
+        step = fmt.fit(w_OI) if known else None
+        codes = swept(w_OI, fmt, step, made, order_I)
+        if codes is None and step is not None:
+            codes = _fixed(w_OI, fmt, step, made, order_I, self.block)
+        elif codes is None:
             codes = _refitted(w_OI, fmt, made, self.block)
         return replace(codes, notes=tuple(notes))
 

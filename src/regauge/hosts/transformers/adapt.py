@@ -7,7 +7,6 @@ loader of an artifact calls the same function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from regauge.errors import MoveError
 from regauge.hosts.transformers.resize import resize_modules
 from regauge.runtime.modules import put
 
-BIASABLE = (nn.Linear,)
-"""Modules whose forward adds a bias once they have one."""
+BIASABLE = ("Linear", "FalconLinear")
+"""Linear layers whose forward adds a bias once they have one, by the names of their classes."""
 
 
 class GaugedNorm(nn.Module):
@@ -58,40 +57,6 @@ class GaugedNorm(nn.Module):
         return f"{self.kind}, {self.size}, eps={self.eps}"
 
 
-class ExpertLoop(nn.Module):
-    """A stack of gated experts, one at a time, so that each expert's input can be seen or changed.
-
-    Same parameters and same sums as transformers' own eager form (`gate` rows before `up` rows). `see(role, expert, x,
-    tokens)` may look at or replace the input x (n, I) of `up`, `gate` or `down`; tokens says which rows of the batch.
-    """
-
-    def __init__(self, experts: Any) -> None:
-        super().__init__()
-        self.gate_up_proj = experts.gate_up_proj
-        self.down_proj = experts.down_proj
-        self.activation: Callable[[Tensor], Tensor] = experts.act_fn
-        self.see: Callable[[str, int, Tensor, Tensor], Tensor] | None = None
-
-    def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        out = torch.zeros_like(hidden)
-        for expert in range(self.down_proj.shape[0]):
-            tokens, position = torch.where(top_k_index == expert)
-            if tokens.numel() == 0:
-                continue
-            x = hidden[tokens]
-            gate_up = self.gate_up_proj[expert]
-            half = gate_up.shape[0] // 2
-            gate = nn.functional.linear(self._seen("gate", expert, x, tokens), gate_up[:half])
-            up = nn.functional.linear(self._seen("up", expert, x, tokens), gate_up[half:])
-            inner = self._seen("down", expert, self.activation(gate) * up, tokens)
-            y = nn.functional.linear(inner, self.down_proj[expert]) * top_k_weights[tokens, position, None]
-            out = out.index_add(0, tokens, y.to(out.dtype))
-        return out
-
-    def _seen(self, role: str, expert: int, x: Tensor, tokens: Tensor) -> Tensor:
-        return x if self.see is None else self.see(role, expert, x, tokens)
-
-
 def adapt_modules(model: Any, source: Anatomy, anatomy: Anatomy) -> None:
     """Replaces, in place, every module of `model` (built for `source`) that `anatomy` needs to be another.
 
@@ -114,12 +79,6 @@ def adapt_modules(model: Any, source: Anatomy, anatomy: Anatomy) -> None:
             model.get_submodule(site.module).bias = None
 
 
-def loop_experts(model: Any, anatomy: Anatomy) -> None:
-    """Replaces, in place, every stack of experts by an `ExpertLoop` with the same parameters."""
-    for path in dict.fromkeys(site.module for site in anatomy.sites if site.expert is not None):
-        put(model, path, ExpertLoop(model.get_submodule(path)))
-
-
 def _form(norm: Norm) -> tuple[str, bool, bool]:
     return norm.kind, norm.gain is not None, norm.bias is not None
 
@@ -131,7 +90,7 @@ def _norm_like(norm: Norm, old: Any) -> GaugedNorm:
 
 
 def _give_bias(module: Any, site: Site) -> None:
-    if type(module) not in BIASABLE:
+    if type(module).__name__ not in BIASABLE:
         raise MoveError(f"{site.name} cannot be given a bias: its module is a {type(module).__name__}")
     if module.bias is None:
         zeros = torch.zeros(module.weight.shape[0], device=module.weight.device, dtype=module.weight.dtype)

@@ -182,7 +182,7 @@ def check(model: Any, pieces: Mapping[str, tuple[Piece, ...]], tied: Mapping[str
                 "copy"
             )
         seen = assembled_shape(some)
-        if not seen[0]:
+        if seen[:1] == (0,):
             raise CorruptWeights(
                 f"{where} holds {len(some)} pieces of {key} that do not make a stack (an expert is missing, or their "
                 f"shapes differ); the config and the weights do not belong together"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 from regauge.documents import read_json
 from regauge.errors import ModelError, RegaugeError, UnsafeWeights
-from regauge.hosts.transformers.columns import table_for
+from regauge.hosts.transformers.settings import own_config
 from regauge.hosts.transformers.skeleton import skeleton
+from regauge.hosts.transformers.tables import check_type, table_for
 
 FOREIGN = (
     OSError, AssertionError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ArithmeticError,
@@ -22,6 +22,8 @@ COUNTS = re.compile(r"(?:^|_)(layers?|blocks?|experts?|heads?|labels)(?:_per_tok
 MOST = {"layer": 4096, "block": 4096, "expert": 65536, "head": 65536} | {"labels": 2_000_000}
 """The most modules of a kind: each is made before a tensor is read, so a count must not be believed."""
 MOST |= {f"{name}s": most for name, most in MOST.items() if name != "labels"}
+INDEX = ("feature_layer",)
+"""Names of fields that end as counts do and are none: which layer of a tower is read, counted from its end too."""
 ELSEWHERE = ("transformers_weights",)
 """Fields by which transformers would read another file than the one that was checked."""
 
@@ -70,7 +72,7 @@ def read_raw(folder: Path, error: type[RegaugeError] = ModelError) -> dict[str, 
     for name, value in _fields(raw):
         if name in ELSEWHERE and value is not None:
             raise UnsafeWeights(f"{path} says by {name} where weights or code lie, which regauge takes from no config")
-        counted = COUNTS.search(name)
+        counted = None if name.endswith(INDEX) else COUNTS.search(name)
         if counted and type(value) in (int, float) and not 0 <= value <= MOST[counted[1]]:
             raise error(f"{path} has {name} {value}, and a model has 0 to {MOST[counted[1]]:,}")
     return raw
@@ -87,6 +89,15 @@ def _fields(raw: Any) -> Iterator[tuple[str, Any]]:
             yield from _fields(value)
 
 
+def _decoded(raw: Any) -> Any:
+    """A copy of a document with the numbers that JSON has no word for, as transformers writes them."""
+    if type(raw) is dict and raw.keys() == {"__float__"} and type(raw["__float__"]) is str:
+        return float(raw["__float__"])
+    if type(raw) is dict:
+        return {key: _decoded(value) for key, value in raw.items()}
+    return [_decoded(value) for value in raw] if type(raw) is list else raw
+
+
 def config_of(raw: Mapping[str, Any], folder: Path) -> Any:
     """transformers' config object of what `read_raw` gave.
 
@@ -96,22 +107,24 @@ def config_of(raw: Mapping[str, Any], folder: Path) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
-    table_for(raw["model_type"])
+    check_type(raw["model_type"])
     if raw["model_type"] not in CONFIG_MAPPING:
         raise ModelError(f"{folder} is of type {raw['model_type']!r}, which this transformers does not have")
     try:
-        config = CONFIG_MAPPING[raw["model_type"]].from_dict(copy.deepcopy(dict(raw)))
+        config = CONFIG_MAPPING[raw["model_type"]].from_dict(_decoded(raw))
     except (*FOREIGN, StrictDataclassError) as error:
         why = first_line(error.__cause__ or error)
         raise ModelError(f"transformers cannot read {folder / 'config.json'}: {why}") from error
     config._name_or_path = str(folder)
+    table_for(config)
     return config
 
 
 def build_skeleton(config: Any, folder: Path) -> Any:
     """The meta skeleton of a config, or an error that says why transformers cannot build it."""
-    rows = getattr(config, "vocab_size", None)
-    padding = getattr(config, "pad_token_id", None)
+    own = own_config(table_for(config), config)
+    rows = getattr(own, "vocab_size", None)
+    padding = getattr(own, "pad_token_id", None)
     if isinstance(padding, int) and isinstance(rows, int) and not -rows <= padding < rows:
         raise ModelError(
             f"{folder / 'config.json'} has pad_token_id {padding}, and the model's table has {rows} rows, from 0"

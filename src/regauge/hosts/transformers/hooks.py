@@ -12,12 +12,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from regauge.anatomy.model import Site, Slot
+from regauge.anatomy.model import Site
+from regauge.anatomy.storage import rows_of
 from regauge.errors import ModelError, nearest
-from regauge.hosts.transformers.adapt import ExpertLoop
+from regauge.hosts.transformers.experts import ExpertLoop
 
 Watch = Mapping[str, Callable[[Tensor], None]]
 Change = Mapping[str, Callable[[Tensor], Tensor]]
@@ -85,11 +85,11 @@ def _module(module: Any, sites: list[Site], taps: Taps, keep: Tensor | None) -> 
         for site, change in zip(sites[1:], changes[1:], strict=True):
             if change != changes[0]:
                 x = seen[0] if change is None else _changed(module, seen[0], change)
-                columns = _columns(site.weight, output.shape[-1])
+                columns = rows_of(site.weight, output.shape[-1])
                 output = output.index_copy(-1, columns, module.forward(x, *seen[1:])[..., columns])
         for site in sites:
             if site.name in taps.outputs:
-                columns = _columns(site.weight, output.shape[-1])
+                columns = rows_of(site.weight, output.shape[-1])
                 output = output.index_copy(-1, columns, taps.outputs[site.name](output[..., columns]))
         return output
 
@@ -118,14 +118,6 @@ def _experts(module: ExpertLoop, sites: list[Site], taps: Taps, keep: Tensor | N
         yield
     finally:
         module.see = None
-
-
-def _columns(slot: Slot, total: int) -> Tensor:
-    """Which outputs of a shared module belong to a site."""
-    if slot.heads is not None:
-        count, parts, which = slot.heads
-        return torch.arange(total, dtype=torch.int64, device="cpu").reshape(count, parts, -1)[:, which].reshape(-1)
-    return torch.arange(*(slot.rows or (0, total)), dtype=torch.int64, device="cpu")
 
 
 def _rows(module: Any, x: Tensor, keep: Tensor | None) -> Tensor:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.program import PROBED, Reads, rotary_kinds, rotary_module, rotary_tables
 from regauge.hosts.transformers.skeleton import body_prefix
+from regauge.hosts.transformers.tables import table_for
 from regauge.kernels.cpu.matrix import Matrix, decode_of
 from regauge.runtime.matrices.modules import PackedLookup
 from regauge.runtime.step.sites import Unservable
@@ -32,7 +32,7 @@ class Inputs:
     """
 
     def __init__(self, model: Any, reads: Reads) -> None:
-        table = table_for(model.config.model_type).step
+        table = table_for(model.config).decoding
         if table is None:
             raise Unservable(f"the family table of {model.config.model_type} does not say how it decodes")
         self._table = table

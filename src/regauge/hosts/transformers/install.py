@@ -18,6 +18,7 @@ from regauge.artifact.codec.taps import readings
 from regauge.errors import ArtifactError, SettingError, nearest
 from regauge.formats.base import Codes
 from regauge.formats.readings import Reading
+from regauge.hosts.transformers.experts import biases, gating
 from regauge.kernels.cpu.matrix import ACTIVATIONS
 from regauge.runtime.matrices.arena import Arena
 from regauge.runtime.matrices.modules import (
@@ -85,9 +86,10 @@ def install(
         sites = [site for site in all_sites if expert or site.weight.key in keys]
         made = {site.name: make(site) for site in sites}
         if expert:
-            for key in {site.weight.key for site in sites}:
+            added = biases(sites, full, dtype)
+            for key in {slot.key for site in sites for slot in (site.weight, site.bias) if slot is not None}:
                 full.pop(key, None)
-            put(model, path, _experts(sites, made, module))
+            put(model, path, _experts(sites, made, added, module))
         elif isinstance(module, nn.Embedding):
             PackedLookup.pack(module, made[sites[0].name])
         elif isinstance(module, nn.Linear) or sites[0].weight.transposed:
@@ -131,8 +133,12 @@ def _linear(sites: list[Site], made: Mapping[str, Any], bias: Tensor | None, dty
     return PackedLinear([made[site.name] for site in sites], order, bias, dtype)
 
 
-def _experts(sites: list[Site], made: Mapping[str, Any], old: Any) -> PackedExperts:
+def _experts(sites: list[Site], made: Mapping[str, Any], added: Mapping[str, Tensor], old: Any) -> PackedExperts:
     experts: dict[int, dict[str, Any]] = {}
     for site in sites:
         experts.setdefault(site.expert or 0, {})[site.kind] = made[site.name]
-    return PackedExperts([experts[number] for number in sorted(experts)], old.act_fn)
+    packed = PackedExperts([experts[number] for number in sorted(experts)], gating(old, sites))
+    for site in sites:
+        if site.name in added:
+            packed.give_bias(site.expert or 0, site.kind, added[site.name])
+    return packed

@@ -22,11 +22,11 @@ from transformers import DynamicCache
 from regauge.anatomy.model import Anatomy
 from regauge.errors import FallbackWarning
 from regauge.hosts.transformers.cache import GrowingLayer, adopt
-from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.inputs import Inputs
 from regauge.hosts.transformers.overflow import look
 from regauge.hosts.transformers.owned import method, own
 from regauge.hosts.transformers.program import Reads, build
+from regauge.hosts.transformers.tables import table_for
 from regauge.kernels.cpu.library import available
 from regauge.kernels.cpu.matrix import DTYPES
 from regauge.kernels.cpu.step import MOST
@@ -48,7 +48,7 @@ COLLECTING = "transformers.utils.output_capturing"
 
 def plug(model: Any, anatomy: Anatomy) -> None:
     """Lets a loaded model decode natively. Changes `model.forward` alone; does nothing where it can never serve."""
-    table = table_for(model.config.model_type).step
+    table = table_for(model.config).decoding
     windowed = getattr(model, "regauge_window", None) is not None
     if table is None or windowed or not model.can_generate() or not available():
         return

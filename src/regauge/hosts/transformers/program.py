@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from regauge.anatomy.model import Anatomy
-from regauge.hosts.transformers.columns import Step, table_for
-from regauge.hosts.transformers.skeleton import body_prefix
+from regauge.hosts.transformers.columns import Step
+from regauge.hosts.transformers.skeleton import block_paths, body_prefix
+from regauge.hosts.transformers.tables import table_for
 from regauge.kernels.cpu.step import Program
 from regauge.runtime.step import program
 from regauge.runtime.step.program import BlockFacts, Copy, Facts
@@ -77,8 +78,7 @@ def facts_of(model: Any, anatomy: Anatomy, widths: list[int], reads: Reads) -> F
     Raises:
         Unservable: it makes no text, its table does not say how, or it computes what the step does not.
     """
-    config, family = model.config, table_for(model.config.model_type)
-    table, activation = family.step, anatomy.plumbing.activation
+    config, table, activation = model.config, table_for(model.config).decoding, anatomy.plumbing.activation
     if table is None or not anatomy.causal or "head" not in {site.name for site in anatomy.sites}:
         raise Unservable(f"{config.model_type} does not decode token by token, or its table does not say how")
     if activation not in FUNCTIONS:
@@ -87,12 +87,16 @@ def facts_of(model: Any, anatomy: Anatomy, widths: list[int], reads: Reads) -> F
         if reads.follow(model, f"config.{refusal.attribute}") != refusal.must_be:
             raise Unservable(f"{refusal.attribute} is not {refusal.must_be!r}: {refusal.why}")
     softcap = reads.follow(model, f"config.{table.head_softcap}") if table.head_softcap else None
-    stem, blocks = f"{body_prefix(model)}{family.blocks}", []
-    for number in range(anatomy.blocks):
-        module = model.get_submodule(f"{stem}.{number}")
+    blocks = []
+    for number, path in enumerate(block_paths(model)):
+        module = model.get_submodule(path)
         _check_activation(module, number, activation)
         blocks.append(_block(module, number, anatomy, table, _Kinds(model, table, widths, reads)))
-    eps = {norm.name: _epsilon(model.get_submodule(norm.module), norm.name, reads) for norm in anatomy.norms}
+    fixed = isinstance(table_for(config).norm.eps, float)
+    eps = {
+        norm.name: norm.eps if fixed else _epsilon(model.get_submodule(norm.module), norm.name, reads)
+        for norm in anatomy.norms
+    }
     return Facts(FUNCTIONS[activation], blocks, eps, len(widths), float(softcap or 0.0))
 
 
@@ -113,10 +117,12 @@ class _Kinds:
                 return 0
         return int(self.reads.follow(module, table.window) or 0) if table.window else 0
 
-    def rotary(self, number: int) -> tuple[int, int]:
+    def rotary(self, module: Any, number: int) -> tuple[int, int]:
         if not self.widths:
             return 0, 0
         kind = 0
+        if self.table.rotary_where and not self.reads.follow(module, self.table.rotary_where):
+            return 0, 0
         if self.table.rotary_kinds:
             kinds = self.reads.follow(self.model, f"config.{self.table.rotary_kinds}")
             kind = rotary_kinds(self.model.config, self.table).index(kinds[number])
@@ -126,14 +132,14 @@ class _Kinds:
 def _block(module: Any, number: int, anatomy: Anatomy, table: Step, kinds: _Kinds) -> BlockFacts:
     experts = any(site.expert is not None for site in anatomy.in_block(number))
     follow, normalise = kinds.reads.follow, table.normalise
-    rope, width = kinds.rotary(number)
+    rope, width = kinds.rotary(module, number)
     return BlockFacts(
         scale=float(follow(module, table.scaling)),
         softcap=float(follow(module, table.softcap) or 0.0) if table.softcap else 0.0,
         rope=rope,
         rotary=width,
         window=kinds.window(module, number),
-        parallel=bool(table.parallel and follow(module, table.parallel)),
+        parallel=bool(follow(module, table.parallel) if isinstance(table.parallel, str) else table.parallel),
         experts_used=int(follow(module, str(table.experts_used))) if experts else 0,
         normalise=experts and bool(follow(module, normalise) if isinstance(normalise, str) else normalise),
     )

@@ -16,8 +16,9 @@ from torch import nn
 
 from regauge.anatomy.model import Anatomy, Attention
 from regauge.anatomy.sizes import parameter_shapes, sizes
-from regauge.hosts.transformers.columns import Table, table_for
-from regauge.hosts.transformers.skeleton import body_prefix
+from regauge.hosts.transformers.columns import Table
+from regauge.hosts.transformers.skeleton import block_paths
+from regauge.hosts.transformers.tables import table_for
 
 
 def resize_modules(model: Any, source: Anatomy, anatomy: Anatomy) -> None:
@@ -33,11 +34,10 @@ def resize_modules(model: Any, source: Anatomy, anatomy: Anatomy) -> None:
         module = model.get_submodule(norm.module)
         if norm.gain is None and isinstance(module, nn.LayerNorm):
             module.normalized_shape = (norm.size,)
-    table = table_for(model.config.model_type)
-    for block, attention in enumerate(anatomy.attentions):
+    table = table_for(model.config)
+    for path, attention in zip(block_paths(model), anatomy.attentions, strict=True):
         if table.sizes and attention is not None:
-            at = model.get_submodule(f"{body_prefix(model)}{table.blocks}.{block}")
-            _tell(at, table, attention, anatomy.hidden)
+            _tell(model.get_submodule(path), table, attention, anatomy.hidden)
 
 
 def _resize(module: Any, name: str, shape: tuple[int, ...]) -> None:
@@ -79,7 +79,7 @@ def config_changes(config: Any, source: Anatomy, anatomy: Anatomy) -> tuple[Mapp
     changed = sizes(source, anatomy)
     if not changed:
         return {}, ""
-    names = table_for(config.model_type).config
+    names = table_for(config).config
     said: dict[str, int] = {}
     for experts, attribute in ((False, names.neurons), (True, names.expert_neurons)):
         widths: dict[int, str] = {}

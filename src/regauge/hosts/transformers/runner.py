@@ -12,58 +12,29 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.errors import ModelError
 from regauge.hosts.base import Rows
-from regauge.hosts.states import Call, Pool, States
-from regauge.hosts.transformers.adapt import adapt_modules, loop_experts
-from regauge.hosts.transformers.columns import table_for
+from regauge.hosts.states import Pool, States
+from regauge.hosts.transformers.adapt import adapt_modules
+from regauge.hosts.transformers.experts import loop_experts
 from regauge.hosts.transformers.hooks import Change, Taps, Watch, tapped
 from regauge.hosts.transformers.outside import by_rows, modules
-from regauge.hosts.transformers.skeleton import body_prefix
+from regauge.hosts.transformers.session import Enough, Port, Session, arguments, handed_on, output_of, uncached
+from regauge.hosts.transformers.settings import check_alone
+from regauge.hosts.transformers.skeleton import block_paths
 from regauge.hosts.transformers.source import Source
+from regauge.hosts.transformers.tables import table_for
+from regauge.runtime.modules import put
 
 Inputs = Sequence[Tensor | Mapping[str, Any]]
-
-
-class _Enough(Exception):  # not an error: the way out of a forward whose rest is not wanted
-    """Every layer has been called once, or every site that is watched has seen its input."""
-
-
-class _Port(nn.Module):
-    """Stands where a layer stood: hands the states on, and notes the call or puts in states of its own."""
-
-    def __init__(self, session: _Session) -> None:
-        super().__init__()
-        self._session = [session]
-
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self._session[0](hidden, Call(args, kwargs))
-
-
-class _Session:
-    """What the ports do in one forward."""
-
-    def __init__(self, layers: int) -> None:
-        self.layers = layers
-        self.put: Tensor | None = None
-        self.calls: list[Call] = []
-        self.hidden: Tensor | None = None
-
-    def __call__(self, hidden: Tensor, call: Call) -> Tensor:
-        if self.put is not None:
-            return self.put
-        self.calls.append(call)
-        self.hidden = hidden
-        if len(self.calls) == self.layers:
-            raise _Enough
-        return hidden
 
 
 class Runner:
@@ -88,22 +59,24 @@ class Runner:
         self.source = source
         self.anatomy = anatomy or source.anatomy
         self.dtype, self.matrices = dtype, matrices or dtype
+        check_alone(table_for(source.config), source.config)
         self.shell = copy.deepcopy(source.model)
-        self.shell.config.use_cache = False
+        uncached(self.shell.config)
         if attention is not None:
             self.shell.config._attn_implementation = attention
         for buffer in (b for b in self.shell.buffers() if dtype is torch.float64 and b.is_floating_point()):
             buffer.data = buffer.data.double()
         adapt_modules(self.shell, source.anatomy, self.anatomy)
         loop_experts(self.shell, self.anatomy)
-        self.stem = f"{body_prefix(self.shell)}{table_for(source.config.model_type).blocks}"
-        layers = self.shell.get_submodule(self.stem)
-        self.layers: list[Any] = list(layers)
+        self.table, self.paths = table_for(source.config), block_paths(self.shell)
+        self.layers: list[Any] = [self.shell.get_submodule(path) for path in self.paths]
         self._by_rows = modules(self.shell, self.anatomy)
         self._own_head = not self.anatomy.tied and any(site.name == "head" for site in self.anatomy.sites)
-        self._session = _Session(len(self.layers))
-        for index in range(len(self.layers)):
-            layers[index] = _Port(self._session)
+        stems = [path.rpartition(".")[0] for path in self.paths]
+        self._session = Session([stems.count(stem) for stem in dict.fromkeys(stems)], self.table.returns)
+        self._outer: tuple[Weights, dict[str, Rows]] = ({}, {})
+        for index, path in enumerate(self.paths):
+            put(self.shell, path, Port(self._session, index, self.layers[index]))
 
     def begin(
         self,
@@ -121,25 +94,26 @@ class Runner:
             watch, inputs_at: taps on `embed.patch`.
             rows: `embed` → what makes its rows, in place of its weight.
         """
-        parameters = self._parameters(None, weights, rows)
-        taps = Taps(watch or {}, inputs_at or {})
-        pool = Pool()
-        calls: list[tuple[Call, ...]] = []
-        hidden: list[Tensor] = []
-        batches: list[dict[str, Any]] = []
-        for batch in inputs:
-            kwargs = self._kwargs(batch)
-            session = self._session
-            session.put, session.calls, session.hidden = None, [], None
-            sites = list(self.anatomy.in_block(None))
-            outside = by_rows(self._by_rows, rows or {}, self.matrices, self.dtype)
-            with tapped(self.shell, "", sites, taps, None), self._products(), outside, suppress(_Enough):
-                functional_call(self.shell, parameters, (), kwargs, tie_weights=False)
-            calls.append(pool.share(session.calls))
+        self._outer = (weights, dict(rows or {})) if self._session.several else ({}, {})
+        alone = not (self._session.several or self.table.carried)
+        empty = States(tuple(self._kwargs(batch) for batch in inputs), (), (), alone=alone)
+        return self._entered(empty, weights, Taps(watch or {}, inputs_at or {}), rows or {})
+
+    def _entered(self, states: States, weights: Weights, taps: Taps, rows: Mapping[str, Rows]) -> States:
+        """Runs up to the next stack of blocks on every batch, and records what each of its layers is called with."""
+        parameters, session, pool = self._parameters(None, weights, rows), self._session, Pool()
+        sites = list(self.anatomy.in_block(None))
+        calls, hidden = [], []
+        for batch, kwargs in enumerate(states.inputs):
+            session.begin([end[batch] for end in states.ends])
+            outside = by_rows(self._by_rows, rows, self.matrices, self.dtype)
+            with tapped(self.shell, "", sites, taps, None), self._products(), outside, suppress(Enough):
+                functional_call(self.shell, parameters, (), dict(kwargs), tie_weights=False)
+            before = states.calls[batch] if states.calls else ()
+            calls.append((*before, *pool.share(session.calls)))
             hidden += [session.hidden.to(self.dtype)] if session.hidden is not None else []
-            batches.append(kwargs)
-            session.calls, session.hidden = [], None
-        return States(tuple(batches), tuple(hidden), tuple(calls))
+            session.begin([])
+        return replace(states, hidden=tuple(hidden), calls=tuple(calls))
 
     def bind(
         self,
@@ -151,17 +125,22 @@ class Runner:
         outputs: Change | None = None,
     ) -> Callable[[Tensor, int], Tensor]:
         """Block `index` as a function of (hidden (B, T, D), number of the batch); weights are cast once."""
+        whole = self._whole(index, weights, states, Taps(watch or {}, inputs or {}, outputs or {}))
+        return lambda hidden, batch: whole(hidden, batch)[0]
+
+    def _whole(
+        self, index: int, weights: Weights, states: States, taps: Taps
+    ) -> Callable[[Tensor, int], tuple[Any, ...]]:
+        """As `bind`, with all that the block gives."""
         parameters = self._parameters(index, weights)
-        layer, prefix = self.layers[index], f"{self.stem}.{index}."
-        taps = Taps(watch or {}, inputs or {}, outputs or {})
+        layer, prefix = self.layers[index], f"{self.paths[index]}."
         sites = list(self.anatomy.in_block(index))
 
-        def run(hidden: Tensor, batch: int) -> Tensor:
+        def run(hidden: Tensor, batch: int) -> tuple[Any, ...]:
             call = states.calls[batch][index]
             with tapped(layer, prefix, sites, taps, states.keep(batch)), self._products():
                 found = functional_call(layer, parameters, (hidden, *call.args), dict(call.kwargs), tie_weights=False)
-            after: Tensor = found[0] if isinstance(found, tuple) else found
-            return after
+            return found if isinstance(found, tuple) else (found,)
 
         return run
 
@@ -182,12 +161,19 @@ class Runner:
             inputs: site → replaces its input (..., I), as fake quantisation of activations or an online rotation does.
             outputs: site → replaces its output (..., O).
         """
-        run = self.bind(index, weights, states, watch, inputs, outputs)
-        hidden = []
+        run = self._whole(index, weights, states, Taps(watch or {}, inputs or {}, outputs or {}))
+        hidden, calls, place = [], [], self._session.place(index)
         for batch, before in enumerate(states.hidden):
-            after = run(before, batch)
+            after, *more = run(before, batch)
             hidden.append(after if states.store is None else states.store(after))
-        return states.with_hidden(hidden)
+            if self.table.carried and place.first:
+                calls.append(handed_on(states.calls[batch], more, self.table.carried, index, place.count))
+        states = replace(states, hidden=tuple(hidden), calls=tuple(calls) or states.calls)
+        if not place.last or index == len(self.layers) - 1:
+            return states
+        ended = replace(states, ends=(*states.ends, states.hidden))
+        outer, rows = self._outer
+        return self._entered(ended, outer, Taps({}, {}), rows)
 
     def show(self, index: int, weights: Weights, states: States, watch: Watch) -> None:
         """Shows each watched site its inputs on every batch, and leaves the block where the last has seen them: what
@@ -202,14 +188,14 @@ class Runner:
                 watch[name](x_nI)
                 waiting.discard(name)
                 if alone and not waiting:
-                    raise _Enough
+                    raise Enough
 
             return see
 
         run = self.bind(index, weights, states, watch={name: seeing(name) for name in watch})
         for batch, hidden in enumerate(states.hidden):
             waiting |= watch.keys()
-            with suppress(_Enough):
+            with suppress(Enough):
                 run(hidden, batch)
 
     def tail(
@@ -237,15 +223,14 @@ class Runner:
     ) -> Tensor:
         """What the model makes of the last states of one batch."""
         sites, (parameters, rows) = list(self.anatomy.in_block(None)), tensors
-        self._session.put = states.hidden[batch]
+        self._session.begin([*(end[batch] for end in states.ends), states.hidden[batch]])
         outside = by_rows(self._by_rows, rows, self.matrices, self.dtype)
         try:
             with tapped(self.shell, "", sites, taps, states.keep(batch)), self._products(), outside:
                 found = functional_call(self.shell, parameters, (), dict(states.inputs[batch]), tie_weights=False)
         finally:
-            self._session.put = None
-        made: Tensor = found["logits"] if "logits" in found else found["last_hidden_state"]
-        return made
+            self._session.begin([])
+        return output_of(found)
 
     def logits(self, inputs: Inputs, weights: Callable[[int | None], Weights] | None = None) -> Iterator[Tensor]:
         """The whole model on some batches, streamed.
@@ -261,7 +246,7 @@ class Runner:
         yield from self.tail(outer, states)
 
     def _kwargs(self, batch: Tensor | Mapping[str, Any]) -> dict[str, Any]:
-        given = {self.shell.main_input_name: batch} if isinstance(batch, Tensor) else dict(batch)
+        given = arguments(self.shell, self.table, batch) if isinstance(batch, Tensor) else dict(batch)
         return {key: self._cast(value) if isinstance(value, Tensor) else value for key, value in given.items()}
 
     def _cast(self, tensor: Tensor) -> Tensor:
@@ -283,7 +268,7 @@ class Runner:
         for key, other in self.source.tied.items():
             if other in found and key not in found:
                 found[key] = found[other]
-        prefix = "" if index is None else f"{self.stem}.{index}."
+        prefix = "" if index is None else f"{self.paths[index]}."
         cast, apart = {}, {f"{self.anatomy.site(name).module}.weight" for name in self._by_rows}
         for key in list(found):  # each let go once it is cast: a stack of experts is most of a model's block
             tensor = found.pop(key)

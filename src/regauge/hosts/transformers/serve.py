@@ -8,6 +8,7 @@ Everything is `transformers serve`'s (OpenAI's endpoints, streaming, `--help`); 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,27 @@ def packed_models() -> Iterator[None]:
         yield
     finally:
         ModelManager._load_model = stock
+
+
+PACKAGES = ("fastapi", "uvicorn", "openai")
+"""What transformers' server wants."""
+
+
+def serve(model: str, host: str = "localhost", port: int = 8000, device: str = "auto") -> None:
+    """Serves one model until it is interrupted: transformers' server, with artifacts loaded packed.
+
+    Raises:
+        SettingError: what the server wants is not installed.
+        ModelError: the model cannot be found.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SettingError(f"a server wants {', '.join(missing)}: pip install 'transformers[serving]'")
+    from transformers.cli.serve import Serve
+
+    folder = model_folder(model, None)
+    with packed_models():
+        Serve(force_model=str(folder), host=host, port=port, device=device)
 
 
 def main() -> None:

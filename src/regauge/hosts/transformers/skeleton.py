@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from regauge.errors import ModelError, UnknownArchitecture, nearest
-from regauge.hosts.transformers.columns import table_for
+from regauge.hosts.transformers.tables import table_for
 
 
 def model_class(config: Any) -> Any:
@@ -24,7 +24,7 @@ def model_class(config: Any) -> Any:
 
     names = getattr(config, "architectures", None) or []
     if not names:
-        auto = transformers.AutoModelForCausalLM if table_for(config.model_type).causal else transformers.AutoModel
+        auto = transformers.AutoModelForCausalLM if table_for(config).causal else transformers.AutoModel
         return auto._model_mapping[type(config)]
     known = _classes(config)
     if not isinstance(names, list | tuple) or names[0] not in known:
@@ -84,10 +84,23 @@ def rebuild_buffers(model: Any) -> None:
             module._buffers[name] = _marked(module._buffers[name])
         with torch.no_grad():
             _owner(model, path)._init_weights(module)
-        for name in fresh:
+    for path in {path.rpartition(".")[0] for path in _unwritten(model)}:  # some write those of the modules inside them
+        owner = _owner(model, path)
+        with torch.no_grad():
+            owner._init_weights(owner)
+    for path in _unwritten(model):
+        raise ModelError(f"transformers does not rebuild the buffer {path}: cannot run this model")
+
+
+def _unwritten(model: Any) -> list[str]:
+    """Non-persistent buffers that still bear the mark."""
+    found = []
+    for path, module in model.named_modules():
+        for name in module._non_persistent_buffers_set:
             buffer = module._buffers[name]
-            if buffer.numel() and torch.equal(buffer, _marked(buffer)):
-                raise ModelError(f"transformers does not rebuild the buffer {path}.{name}: cannot run this model")
+            if buffer is not None and buffer.numel() and torch.equal(buffer, _marked(buffer)):
+                found.append(f"{path}.{name}")
+    return found
 
 
 def _owner(model: Any, path: str) -> Any:
@@ -108,8 +121,20 @@ def _marked(like: torch.Tensor) -> torch.Tensor:
 
 
 def body_prefix(model: Any) -> str:
-    """`model.` in front of the base model's keys where there is a head around it, else nothing."""
-    return "" if model.base_model is model else f"{model.base_model_prefix}."
+    """What the keys of the model that its table describes begin with: `model.` where there is a head around it, and the
+    path of the part that is described, of a model of several."""
+    from transformers import AutoModel
+
+    table = table_for(model.config)
+    whole = model.base_model is model or AutoModel._model_mapping.get(type(model.config), None) is type(model)
+    base = "" if whole else f"{model.base_model_prefix}."
+    return f"{base}{table.body}." if table.body else base
+
+
+def block_paths(model: Any) -> list[str]:
+    """The path of every block, in the order in which they run."""
+    stems = [f"{body_prefix(model)}{stack}" for stack in table_for(model.config).stacks]
+    return [f"{stem}.{number}" for stem in stems for number in range(len(model.get_submodule(stem)))]
 
 
 def parameters(model: nn.Module) -> dict[str, torch.Tensor]:

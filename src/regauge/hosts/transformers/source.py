@@ -24,11 +24,10 @@ from regauge.artifact.config import left_behind
 from regauge.errors import CorruptWeights, ModelError
 from regauge.hosts.transformers import checkpoint
 from regauge.hosts.transformers.checkpoint import Piece
-from regauge.hosts.transformers.columns import table_for
 from regauge.hosts.transformers.configs import build_skeleton, first_line, read_config
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.resize import config_changes
-from regauge.hosts.transformers.skeleton import body_prefix, silent
+from regauge.hosts.transformers.skeleton import block_paths, silent
 from regauge.hosts.transformers.table import anatomy_of
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -184,14 +183,12 @@ class Source:
         return tuple(key for key in self.shapes if key not in described and key not in self.tied)
 
     def _block_of(self, key: str) -> int | None:
-        stem = self._stem
-        return int(key.removeprefix(stem).split(".")[0]) if key.startswith(stem) else None
+        return next((number for path, number in self._paths if key.startswith(path)), None)
 
     @cached_property
-    def _stem(self) -> str:
-        """What the keys of all blocks begin with."""
-        prefix: str = body_prefix(self.model)
-        return f"{prefix}{table_for(self.config.model_type).blocks}."
+    def _paths(self) -> tuple[tuple[str, int], ...]:
+        """What the keys of each block begin with."""
+        return tuple((f"{path}.", number) for number, path in enumerate(block_paths(self.model)))
 
     def _read_one(self, name: str, place: Place) -> Tensor:
         key, slot = self._present(place.slot.key), place.slot

@@ -19,11 +19,13 @@ def stream(
     max_new_tokens: int = 256,
     choose: Callable[[Tensor], int] | None = None,
     stop: Sequence[int] | None = None,
-) -> Iterator[int]:
-    """Token ids, one at a time, as the model makes them.
+    *,
+    text: bool = False,
+) -> Iterator[Any]:
+    """Token ids, one at a time, as the model makes them; or pieces of text.
 
-        for token in rg.stream(model, "def mean(values):", max_new_tokens=64):
-            print(tokenizer.decode([token]), end="", flush=True)
+        for piece in rg.stream(model, "def mean(values):", max_new_tokens=64, text=True):
+            print(piece, end="", flush=True)
 
     Nothing of `generate` runs in between: no logits processors, no stopping criteria but `stop`.
 
@@ -32,6 +34,8 @@ def stream(
         prompt: text (the tokenizer is read from the model's directory), or token ids of one sequence.
         choose: logits (V,) float32 → the next id; None: the largest.
         stop: ids that end the text, and are not given; None: the generation config's.
+        text: pieces of text are given, each as soon as its characters are whole; the model's directory has the
+            tokenizer.
 
     Raises:
         SettingError: the prompt is empty, of several sequences, of ids that the model lacks or text without a
@@ -42,7 +46,35 @@ def stream(
     if not model.can_generate():
         raise SettingError(f"{type(model).__name__} makes no text; load a causal language model")
     ends = _ends(model) if stop is None else stop
-    return _loop(model, _ids(model, prompt), max_new_tokens, choose or _largest, frozenset(ends))
+    found = _loop(model, _ids(model, prompt), max_new_tokens, choose or _largest, frozenset(ends))
+    return pieces(found, _tokenizer(model, "leave text out")) if text else found
+
+
+def pieces(tokens: Iterator[int], tokenizer: Any) -> Iterator[str]:
+    """Text of tokens as they come: a piece is given when its last character is whole."""
+    held: list[int] = []
+    shown = ""
+    for token in tokens:
+        held.append(token)
+        told = tokenizer.decode(held, skip_special_tokens=True)
+        if told.endswith("\ufffd"):  # in the middle of a character of several bytes
+            continue
+        yield told[len(shown) :]
+        shown = told
+        if len(held) > HELD:  # what came before bears on what follows by a blank at most
+            held, shown = held[-1:], tokenizer.decode(held[-1:], skip_special_tokens=True)
+    if held:
+        yield tokenizer.decode(held, skip_special_tokens=True)[len(shown) :]
+
+
+HELD = 64  # tokens that are decoded together
+
+
+def _tokenizer(model: Any, otherwise: str) -> Any:
+    try:
+        return read_tokenizer(Path(model.config._name_or_path))
+    except ModelError as error:
+        raise SettingError(f"{error}; or {otherwise}") from error
 
 
 def _largest(logits_V: Tensor) -> int:
@@ -67,11 +99,7 @@ def _loop(
 
 def _ids(model: Any, prompt: str | Sequence[int] | Tensor) -> Tensor:
     if isinstance(prompt, str):
-        folder = model.config._name_or_path
-        try:
-            prompt = read_tokenizer(Path(folder))(prompt).input_ids
-        except ModelError as error:
-            raise SettingError(f"{error}; or give token ids as the prompt") from error
+        prompt = _tokenizer(model, "give token ids as the prompt")(prompt).input_ids
     ids = torch.as_tensor(prompt)
     ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
     if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:

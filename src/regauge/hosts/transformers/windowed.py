@@ -11,11 +11,10 @@ from torch import Tensor
 
 from regauge.artifact import files
 from regauge.artifact.codec.base import Wire
-from regauge.errors import ArtifactError
-from regauge.hosts.transformers.columns import table_for
+from regauge.errors import ArtifactError, BudgetError
 from regauge.hosts.transformers.install import release
 from regauge.hosts.transformers.placing import assign, place, tie
-from regauge.hosts.transformers.skeleton import body_prefix
+from regauge.hosts.transformers.skeleton import block_paths
 from regauge.hosts.transformers.source import Source
 from regauge.kernels.cpu.library import available
 from regauge.runtime.window.build import Like, Loading
@@ -30,7 +29,13 @@ SLACK = 1.1
 
 
 def _stem(model: Any) -> str:
-    return f"{body_prefix(model)}{table_for(model.config.model_type).blocks}"
+    stems = sorted({path.rpartition(".")[0] for path in block_paths(model)})
+    if len(stems) > 1:
+        raise BudgetError(
+            f"a {model.config.model_type} has {len(stems)} stacks of blocks, and a window runs over one; load it "
+            "without memory="
+        )
+    return stems[0]
 
 
 def window_of_artifact(

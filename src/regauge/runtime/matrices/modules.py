@@ -142,22 +142,38 @@ def _parameter_class(old: Hashable, name: str) -> type:
 
 
 class PackedExperts(nn.Module):
-    """A stack of gated experts, each with packed matrices; the sums of transformers' own eager form."""
+    """A stack of gated experts, each with packed matrices; the sums of transformers' own eager form.
 
-    def __init__(self, experts: Sequence[Mapping[str, nn.Module]], activation: Callable[[Tensor], Tensor]) -> None:
+    Args:
+        combine: what the experts make of gate and up.
+    """
+
+    def __init__(self, experts: Sequence[Mapping[str, nn.Module]], combine: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.experts = nn.ModuleList(nn.ModuleDict(dict(expert)) for expert in experts)
-        self.activation = activation
+        self.combine = combine
 
-    def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    def give_bias(self, number: int, kind: str, bias: Tensor) -> None:
+        """Lets one expert add a bias (O,) behind one of its matrices."""
+        self.register_buffer(f"bias_{number}_{kind}", bias)
+
+    def forward(self, hidden: Tensor, top_k_index: Tensor | None = None, top_k_weights: Tensor | None = None) -> Tensor:
+        if top_k_index is None or top_k_weights is None:  # all tokens for each expert, one's after another's
+            parts = hidden.chunk(len(self.experts))
+            return torch.cat([self._expert(number, x_TI) for number, x_TI in enumerate(parts)])
         out = torch.zeros_like(hidden)
-        for number, expert in enumerate(self.experts):
+        for number in range(len(self.experts)):
             tokens, position = torch.where(top_k_index == number)
-            if tokens.numel() == 0:
-                continue
-            x_TI = hidden[tokens]
-            parts = cast(nn.ModuleDict, expert)
-            inner = self.activation(parts["gate"](x_TI)) * parts["up"](x_TI)
-            y_TO = parts["down"](inner) * top_k_weights[tokens, position, None]
-            out.index_add_(0, tokens, y_TO.to(out.dtype))
+            if tokens.numel():
+                y_TO = self._expert(number, hidden[tokens]) * top_k_weights[tokens, position, None]
+                out.index_add_(0, tokens, y_TO.to(out.dtype))
         return out
+
+    def _expert(self, number: int, x_TI: Tensor) -> Tensor:
+        inner = self.combine(self._product(number, "gate", x_TI), self._product(number, "up", x_TI))
+        return self._product(number, "down", inner)
+
+    def _product(self, number: int, kind: str, x_TI: Tensor) -> Tensor:
+        y_TO: Tensor = cast(nn.ModuleDict, self.experts[number])[kind](x_TI)
+        bias = self._buffers.get(f"bias_{number}_{kind}")
+        return y_TO if bias is None else y_TO + bias

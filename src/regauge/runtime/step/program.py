@@ -129,6 +129,9 @@ class _Builder:
     def _block(self, number: int, facts: BlockFacts) -> Block:
         plumbing, name = self.anatomy.plumbing, f"blocks.{number}."
         norms = {field: self._norm(self.norms[name + own]) for field, own in NORMS.items() if name + own in self.norms}
+        self._check_known(name)
+        if facts.parallel and "mlp_norm" not in norms and "attn_norm" in norms:
+            norms["mlp_norm"] = norms["attn_norm"]
         for needed in ("attn_norm", "mlp_norm"):
             if needed not in norms:
                 raise Unservable(f"block {number} has no {needed.replace('_', '.')} of its own")
@@ -163,6 +166,20 @@ class _Builder:
         }
         sites = {site.rpartition(".")[2]: part for site, part in found.items()}
         return Block(norms, sites, stack, integers, facts.scale, facts.softcap, taps)
+
+    def _check_known(self, name: str) -> None:
+        """Raises Unservable where a block has a site or a norm that the step would leave out."""
+        for site in self.anatomy.in_block(int(name.split(".")[1])):
+            if site.name.removeprefix(name) not in SITES and site.expert is None:
+                raise Unservable(f"{site.name} is not one of the sites that the step computes")
+            if site.expert is not None and site.bias is not None:
+                raise Unservable(f"{site.name} has a bias, which the step does not add to experts")
+        for norm in self.anatomy.norms:
+            if norm.name.startswith(name) and norm.name.removeprefix(name) not in NORMS.values():
+                raise Unservable(f"{norm.name} is not one of the norms that the step computes")
+            owner = self.sites.get(norm.name.removesuffix(".norm"))
+            if owner is not None and owner.heads and norm.size != owner.head_dim:
+                raise Unservable(f"{norm.name} is over all heads at once, and the step's is over each")
 
     def _reading(self, sites: Mapping[str, Site]) -> tuple[dict[str, Site], Tap]:
         """Sites that read one activation, and how they all read it.

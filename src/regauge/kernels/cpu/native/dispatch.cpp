@@ -58,6 +58,23 @@ bool rounds(int activations) {
   return (activations >= RG_INT8 && activations <= RG_FLOAT32) || (activations >= RG_TOKEN + 2 && activations <= RG_TOKEN + 8);
 }
 
+bool sound_grid(const rg_grid &g) {
+  if (g.bits < 1 || g.bits > 8 || !(g.low < g.high) || (g.zero && g.kind != RG_INTEGERS)) return false;
+  const int most = 1 << g.bits;
+  switch (g.kind) {
+    case RG_INTEGERS: return g.low >= -128 && g.low == static_cast<int>(g.low) && g.high == g.low + static_cast<float>(most - 1);
+    case RG_FLOATS: return g.mantissa >= 0 && g.mantissa < g.bits && g.tiny > 0 && g.low == -g.high && g.high < 1e30f;
+    case RG_LIST: return g.count >= 2 && g.count <= most && g.values && g.middles;
+    default: return false;
+  }
+}
+
+bool sound_ranger(const rg_ranger &r) {
+  if (r.kind < RG_ABSMAX || r.kind > RG_SEARCH || r.step < RG_STEP_F16 || r.step > RG_STEP_E4M3) return false;
+  if (r.kind == RG_SEARCH && (r.count < 1 || !r.shares)) return false;
+  return (r.step != RG_STEP_E8M0 || r.top >= 1) && (r.step != RG_STEP_E4M3 || r.whole > 0);
+}
+
 // Huge pages, where the system has them.
 void ask_for_huge_pages(void *memory, size_t bytes) {
 #if defined(MADV_HUGEPAGE)
@@ -71,7 +88,7 @@ void ask_for_huge_pages(void *memory, size_t bytes) {
 
 extern "C" {
 
-int rg_abi(void) { return 5; }
+int rg_abi(void) { return 6; }
 const char *rg_level(void) { return level().name; }
 
 int rg_set_level(const char *name) {
@@ -204,6 +221,22 @@ int rg_gram(const uint16_t *x, int64_t tokens, int64_t columns, float *out, int 
 int rg_has_gram(void) { return 0; }
 int rg_gram(const uint16_t *, int64_t, int64_t, float *, int) { return RG_UNREAD; }
 #endif
+
+int rg_range(const rg_grid *grid, const rg_ranger *ranger, const void *x, int dtype, const float *weight, int64_t groups, int64_t size, float *scale, float *zero, int threads) {
+  if (!grid || !ranger || !sound_grid(*grid) || !sound_ranger(*ranger) || !sound_dtype(dtype)) return RG_UNSOUND;
+  if (groups < 0 || size < 1 || size > rg::MOST_COLUMNS || (groups && (!x || !scale)) || (groups && grid->zero && !zero)) return RG_UNSOUND;
+  return kernels().range(*grid, *ranger, x, dtype, weight, groups, size, scale, zero, threads);
+}
+
+int rg_feedback(const rg_sweep *s, int threads) {
+  if (!s || !sound_grid(s->grid) || (s->ranger && (!sound_ranger(*s->ranger) || s->group_of))) return RG_UNSOUND;
+  if (s->rows < 0 || s->columns < 1 || s->columns > rg::MOST_COLUMNS || s->groups < 1 || s->groups > s->columns) return RG_UNSOUND;
+  if (!s->group_of && s->columns % s->groups) return RG_UNSOUND;
+  if (s->rows && (!s->w || !s->feedback || !s->scale || !s->codes || (s->grid.zero && !s->zero))) return RG_UNSOUND;
+  for (int64_t j = 0; s->group_of && j < s->columns; ++j)
+    if (s->group_of[j] < 0 || s->group_of[j] >= s->groups) return RG_UNSOUND;
+  return kernels().feedback(*s, threads);
+}
 
 int rg_step(const rg_program *program, const rg_call *call, int threads) { return program && call ? kernels().step(program, call, threads) : RG_UNSOUND; }
 }

@@ -4,12 +4,16 @@
 
 namespace rg {
 
+constexpr int64_t MOST_COLUMNS = int64_t{1} << 20;  // of what is rounded: a tile of 64 rows of them is 256 MiB
+
 struct Kernels {
   int (*linear)(const rg_matrix *, const void *, void *, int64_t, int, int, int);
   int (*gemm)(const rg_matrix *, const void *, const int8_t *, const float *, void *, int64_t, int, int);
   int (*decode)(const rg_matrix *, int64_t, int64_t, const int64_t *, void *, int, int);
   int (*integers)(const rg_matrix *, const int8_t *, int32_t *, int64_t, int);
   int (*step)(const rg_program *, const rg_call *, int);
+  int (*range)(const rg_grid &, const rg_ranger &, const void *, int, const float *, int64_t, int64_t, float *, float *, int);
+  int (*feedback)(const rg_sweep &, int);
   uint64_t (*read)(const uint8_t *, size_t);
 };
 

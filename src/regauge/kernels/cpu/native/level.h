@@ -1,6 +1,7 @@
 // The body of every dispatch level's source file, which defines RG_LEVEL and, for AVX-512, RG_WIDE.
 #pragma once
 #include "blocked.h"
+#include "feedback.h"
 #include "kernels.h"
 #include "step.h"
 
@@ -25,5 +26,5 @@ inline uint64_t read_all(const uint8_t *p, size_t bytes) {
 }  // namespace
 
 namespace rg {
-const Kernels RG_LEVEL = {linear, gemm, decode, integers, step, read_all};
+const Kernels RG_LEVEL = {linear, gemm, decode, integers, step, range, feedback, read_all};
 }

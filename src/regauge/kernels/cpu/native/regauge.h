@@ -40,7 +40,8 @@ enum rg_activations { RG_INT8 = 0, RG_INT16 = 1, RG_FLOAT32 = 2, RG_TOKEN = 16 }
 // together, a kind that there is not, a product that this kind of matrix does not have. NO_ROW: a row that is not there.
 // Of rg_step: UNREAD: a store has a packed part, which no kernel reads yet. GONE: attention would read tokens that a
 // store has let go. FULL_STORE: no room for the new tokens.
-enum rg_answer { RG_DONE = 0, RG_NO_MEMORY = 1, RG_UNSOUND = 2, RG_UNREAD = 3, RG_GONE = 4, RG_FULL_STORE = 5, RG_NO_ROW = 6 };
+// Of rg_range, rg_feedback: ENDLESS: a number on the way is not finite; what was to be written means nothing.
+enum rg_answer { RG_DONE = 0, RG_NO_MEMORY = 1, RG_UNSOUND = 2, RG_UNREAD = 3, RG_GONE = 4, RG_FULL_STORE = 5, RG_NO_ROW = 6, RG_ENDLESS = 7 };
 
 typedef struct rg_matrix {
   const uint8_t *panels;
@@ -85,6 +86,52 @@ RG_API int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t 
 // rest stays. RG_NO_MEMORY; RG_UNREAD: this CPU has no unit for it.
 RG_API int rg_gram(const uint16_t *x, int64_t tokens, int64_t columns, float *out, int threads);
 RG_API int rg_has_gram(void);
+
+// ---- rounding --------------------------------------------------------------------------------------------------
+// Which numbers codes stand for. INTEGERS: low ... high, ties to even, code = value - low. FLOATS: sign, exponent and
+// `mantissa` bits, ties to even. LIST: `count` values in rising order, a tie to the lesser, code = place.
+enum rg_grid_kind { RG_INTEGERS = 0, RG_FLOATS = 1, RG_LIST = 2 };
+
+typedef struct rg_grid {
+  const float *values, *middles;  // LIST: `count` values, and what lies half way between neighbours
+  int32_t kind, bits;
+  int32_t zero;                   // INTEGERS: every group has a zero point
+  int32_t mantissa, count;
+  float low, high, tiny;          // least and greatest value; FLOATS: the least normal one
+} rg_grid;
+
+// ABSMAX: [-a, a] over the whole grid. MINMAX: the range, widened to hold 0. SEARCH: of these two, the shrinks by `shares`
+// (the first of which is 1) and the least-squares step for the best of them, that with the least squared error.
+enum rg_range_kind { RG_ABSMAX = 0, RG_MINMAX = 1, RG_SEARCH = 2 };
+
+// How the step of a group is found and stored. `step`: an rg_step_kind but NONE. E8M0: `top` is the grid's greatest value
+// over the power of two below it; one more is taken where that would round past the grid, but not if `strict`. E4M3: in
+// units of 1 / `whole`.
+typedef struct rg_ranger {
+  const float *shares;
+  double top;
+  int32_t kind, count, step, strict;
+  float whole;
+} rg_ranger;
+
+// Steps and zero points (NULL where the grid has none) of groups (groups, size) of numbers; weight: NULL, or how much the
+// error of each counts in a search.
+RG_API int rg_range(const rg_grid *grid, const rg_ranger *ranger, const void *x, int dtype, const float *weight, int64_t groups, int64_t size, float *scale, float *zero, int threads);
+
+// Rounding with error feedback: column j rounds w_j + sum over i < j of (w_i - v_i) F_ij, v what column i became. F is upper
+// triangular with a diagonal of 1 (neither the diagonal nor what lies below is read). Groups whose steps are not known are
+// fitted when their first column is reached, to what all their columns would be were they free.
+typedef struct rg_sweep {
+  const float *w, *feedback;  // (rows, columns), (columns, columns)
+  const int32_t *group_of;    // of each column where steps are known; NULL: columns / groups to each
+  const rg_ranger *ranger;    // NULL: steps are known
+  float *scale, *zero;        // (rows, groups), read or written
+  uint8_t *codes;             // (rows, columns), written
+  int64_t rows, columns, groups;
+  rg_grid grid;
+} rg_sweep;
+
+RG_API int rg_feedback(const rg_sweep *sweep, int threads);
 
 // ---- decode steps of a whole transformer -------------------------------------------------------------------------
 enum rg_norm_kind { RG_NO_NORM = 0, RG_RMS = 1, RG_LAYER = 2 };

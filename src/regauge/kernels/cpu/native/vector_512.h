@@ -67,6 +67,12 @@ RG_INLINE Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)
 RG_INLINE Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
 RG_INLINE Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 RG_INLINE Floats maximum(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
+RG_INLINE Floats minimum(Floats a, Floats b) { return {_mm512_min_ps(a.v, b.v)}; }
+RG_INLINE Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
+// Where a < b, x; else y.
+RG_INLINE Floats if_less(Floats a, Floats b, Floats x, Floats y) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
+}
 RG_INLINE Floats absolute(Floats a) { return {_mm512_abs_ps(a.v)}; }
 RG_INLINE float total(Floats a) { return _mm512_reduce_add_ps(a.v); }
 RG_INLINE float largest(Floats a) { return _mm512_reduce_max_ps(a.v); }

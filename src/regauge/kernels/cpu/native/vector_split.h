@@ -116,6 +116,10 @@ RG_INLINE Floats operator-(Floats a, Floats b) { RG_EACH a.v[i] -= b.v[i]; retur
 RG_INLINE Floats operator*(Floats a, Floats b) { RG_EACH a.v[i] *= b.v[i]; return a; }
 RG_INLINE Floats fma(Floats a, Floats b, Floats c) { RG_EACH c.v[i] += a.v[i] * b.v[i]; return c; }
 RG_INLINE Floats maximum(Floats a, Floats b) { RG_EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
+RG_INLINE Floats minimum(Floats a, Floats b) { RG_EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
+RG_INLINE Floats operator/(Floats a, Floats b) { RG_EACH a.v[i] /= b.v[i]; return a; }
+// Where a < b, x; else y.
+RG_INLINE Floats if_less(Floats a, Floats b, Floats x, Floats y) { RG_EACH x.v[i] = a.v[i] < b.v[i] ? x.v[i] : y.v[i]; return x; }
 RG_INLINE Floats as_floats(Ints a) { Floats r; std::memcpy(&r, &a, 64); return r; }
 RG_INLINE Ints as_ints(Floats a) { Ints r; std::memcpy(&r, &a, 64); return r; }
 RG_INLINE Floats absolute(Floats a) { return as_floats(as_ints(a) & set_ints(0x7fffffff)); }

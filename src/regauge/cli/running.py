@@ -1,0 +1,51 @@
+"""Commands that run artifacts. They import what they call when called: `--help` stays quick."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from regauge.cli.options import DEBUG, SEED, THREADS
+
+
+def chat(
+    model: Annotated[str, typer.Argument(metavar="OUT", help="An artifact, a transformers directory or a hub id.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Answer with this model too, each under its name.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Say this and leave; may be repeated.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="0 takes the likeliest token.")] = 0.0,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where it runs.")] = "cpu",
+    seed: SEED = 0,
+    threads: THREADS = None,
+    debug: DEBUG = False,
+) -> None:
+    """Talk to a model, with tokens a second after each answer. Example: regauge chat OUT --against MODEL"""
+    from regauge.cli.bars import working
+    from regauge.cli.chat import Manner
+    from regauge.cli.chat import chat as talk
+
+    with working("chat", quiet=True, threads=threads):
+        talk([model, *([against] if against else [])], Manner(temperature, tokens, seed, device), prompt or ())
+
+
+def serve(
+    model: Annotated[str, typer.Argument(metavar="OUT", help="An artifact, a transformers directory or a hub id.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 8000,
+    host: Annotated[str, typer.Option(help="Under which address; 0.0.0.0 for other machines.")] = "localhost",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda|auto", help="Where it runs.")] = "auto",
+    threads: THREADS = None,
+    debug: DEBUG = False,
+) -> None:
+    """OpenAI's endpoints for a model, by transformers' own server. Example: regauge serve OUT --port 8000"""
+    from regauge.cli.bars import working
+    from regauge.cli.show import remark
+    from regauge.hosts.transformers.serve import serve as listen
+
+    remark(f"http://{host}:{port}/v1, model {model}; Ctrl-C ends it")
+    with working("serve", quiet=True, threads=threads):
+        listen(model, host, port, device)

@@ -1,0 +1,86 @@
+"""What a model would take in memory under the presets people choose, with its cache at several lengths of context.
+
+Counted from formats and shapes; nothing is read but the config and headers. What a preset costs in quality `measure`
+and `fit` say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from regauge import parts
+from regauge.anatomy.model import Anatomy
+from regauge.errors import RegaugeError
+from regauge.parts import WEIGHTS, Point
+from regauge.plan import load
+from regauge.plan.outer import with_outer
+from regauge.plan.resolution import resolve
+from regauge.runtime.capabilities import ask
+
+PRESETS = ("rtn-w8", "gptq-w6g128", "gptq-w5g128", "gptq-w4g128", "gptq-w3g64", "gptq-w2g64")
+CONTEXTS = (4096, 32768, 131072)
+WHOLE, EMBED = "bf16, as it is", "int8"
+
+
+@dataclass(frozen=True)
+class Size:
+    """One preset on one model.
+
+    Attributes:
+        name: the preset, as `apply` takes it, with the option for the embedding where that is meant.
+        bits: a weight, over the whole model.
+        bytes: of all tensors.
+        with_cache: tokens of context → bytes with the cache in bf16; empty where the model has none.
+        native: whether every matrix is multiplied by a kernel that reads the packed codes, on a CPU.
+    """
+
+    name: str
+    bits: float
+    bytes: int
+    with_cache: dict[int, int]
+    native: bool
+
+
+def sizes(anatomy: Anatomy, parameters: int, cache: int | None, itemsize: int = 2) -> tuple[Size, ...]:
+    """The model as it is, then each preset that fits it, and the smallest with the embedding rounded too.
+
+    Args:
+        parameters: of the model, tied ones once.
+        cache: bytes a token in bf16; None where there is no cache.
+    """
+    found = [_size(WHOLE, {}, anatomy, parameters, cache, itemsize)]
+    tries = [(name, None) for name in PRESETS] + [(PRESETS[3], EMBED), (PRESETS[-1], EMBED)]
+    for name, embed in tries:
+        try:
+            plan = with_outer(load(name), embed, None if embed is None or anatomy.tied else embed)
+            choices = resolve(plan, anatomy).at(WEIGHTS)
+        except RegaugeError:
+            continue  # its formats do not fit these shapes
+        head = "" if anatomy.tied else f" --head {embed}"
+        called = name if embed is None else f"{name} --embed {embed}{head}"
+        found.append(_size(called, choices, anatomy, parameters, cache, itemsize))
+    return tuple(found)
+
+
+def fitting(found: Sequence[Size], memory: int, context: int) -> tuple[Size, ...]:
+    """Those that fit in so many bytes with the cache at a context, most bits first."""
+    return tuple(one for one in found if one.with_cache.get(context, one.bytes) <= memory)
+
+
+def _size(
+    name: str, held: Mapping[str, Point], anatomy: Anatomy, parameters: int, cache: int | None, itemsize: int
+) -> Size:
+    rounded, left, native = 0, parameters, True
+    for site in anatomy.sites:
+        point = held.get(site.name)
+        if point is None:
+            continue
+        fmt = parts.format_of(point)
+        left -= site.shape[0] * site.shape[1]
+        rounded += fmt.bytes(site.shape)
+        if site.tap is not None:
+            native = native and ask(fmt, site.shape).native
+    total = rounded + left * itemsize
+    grown = {} if cache is None else {context: total + cache * context for context in CONTEXTS}
+    return Size(name, 8 * total / parameters, total, grown, native)
