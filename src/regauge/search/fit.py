@@ -33,7 +33,7 @@ from regauge.search.kept import DONE, Folder, sweep
 from regauge.search.loop.build import plan_for
 from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import assemble
-from regauge.search.loop.forecast import course
+from regauge.search.loop.forecast import NOMINAL, steps
 from regauge.search.loop.room import room as space
 from regauge.search.loop.settle import settle
 from regauge.search.loop.start import begin, estimate, reachable
@@ -101,7 +101,7 @@ def fit(
         limits = space(source, site_groups(source.anatomy), ask.effort, ask.budgets).limits(max_memory)
     with quiet_torch(), search_folder(target) as room:
         subject = Subject.of(source)
-        clock.ahead(course(source, site_groups(source.anatomy), ask.effort, bool(timed(ask.budgets))))
+        clock.ahead(steps(source, site_groups(source.anatomy), ask.effort, NOMINAL, bool(timed(ask.budgets))))
         with watch.step("profile"):
             timing = within_reach(subject, site_groups(source.anatomy), ask.budgets, ask.effort.turns)
         with watch.step("text"):

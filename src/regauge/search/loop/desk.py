@@ -51,6 +51,7 @@ class Effort:
     seen: int = 8192  # told in report/figures.py
     draws: int = 16
     shown: int = 100
+    samples: bool = True  # prompts continued by both models
     uniforms: int = 100
 
     @staticmethod
