@@ -8,15 +8,16 @@ Legend: T tokens, O outputs, I inputs.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import thread_time
 
 import torch
 
 from regauge import parts
 from regauge.engine import duration
 from regauge.engine.job import quickest
+from regauge.errors import BudgetError
 from regauge.hosts.base import Source
 from regauge.search.loop.desk import Effort
 from regauge.search.losses.borders import state_bytes
@@ -30,6 +31,7 @@ NEAR, MANY = 3.0, 8.0
 EDGE = 512
 OUTSIDE = 8  # variants of embedding and head
 SOLVED = 0.002  # seconds that the program takes a group, each time that it is solved
+OFF = 1.4  # by how much an estimate may be too long, before work is refused for it
 TIMED = 0.5  # seconds of one round of the interleaved timing, about
 SCORING = 2e-8  # seconds a logit: several passes over it
 
@@ -130,6 +132,48 @@ def steps(
     }
 
 
+NEEDED = ("rounding", "build", "timing", "evaluation", "costs")
+"""Steps that must still come once something is allocated."""
+SURE = 0.85  # of the time that a user gives, what is expected to be used
+
+
+@dataclass(frozen=True)
+class Time:
+    """A length of time that a user gives.
+
+    Attributes:
+        limit: seconds.
+        rates: of the machine now.
+        speeds: a speed is asked for.
+    """
+
+    limit: float
+    rates: Rates
+    speeds: bool = False
+
+
+def within(source: Source, groups: Sequence[SiteGroup], most: Effort, time: Time) -> Effort:
+    """The most effort that is expected to end in time.
+
+    Raises:
+        BudgetError: not even the least is near it; says what would do.
+    """
+
+    def takes(effort: Effort) -> float:
+        return sum(steps(source, groups, effort, time.rates, time.speeds).values())
+
+    for effort in most.lesser():
+        if takes(effort) <= SURE * time.limit:
+            return effort
+    bare = takes(effort.needed())
+    if bare > OFF * time.limit:
+        raise BudgetError(
+            f"--time {time.limit:.0f}s does not suffice for a search of {source.parameters():,} parameters: the least "
+            f"takes about {bare:.0f} s here now; give that or more, or use `regauge apply` with a preset."
+        )
+    return effort
+
+
 def seconds(source: Source, groups: Sequence[SiteGroup], effort: Effort, speeds: bool = False) -> float:
     """An estimate of the whole search, on this machine as busy as it is now."""
     return sum(steps(source, groups, effort, measured(source), speeds).values())
@@ -151,8 +195,8 @@ def _rates() -> tuple[float, float]:
             assert choice is not None, "not full precision"
             stats, fmt, rounder = {"hessian": x_TI.T @ x_TI / EDGE}, parts.format_of(choice), parts.rounder_of(choice)
             rounder(w_OI[:32], fmt, stats)
-            began = time.thread_time()
+            began = thread_time()
             rounder(w_OI, fmt, stats)
-            taken.append(time.thread_time() - began)
+            taken.append(thread_time() - began)
         found.append(sum(taken) / len(taken))
     return found[0] / EDGE, found[1] / (4 * ROWS * EDGE)
