@@ -46,13 +46,16 @@ class TransformersHost:
     def reads_images(self, source: base.Source) -> bool:
         return probe.reads_images(_own(source))
 
+    def why_not_fed(self, source: base.Source) -> str:
+        return probe.why_not_fed(_own(source))
+
     def image_shape(self, source: base.Source) -> tuple[int, int]:
         return probe.image_shape(_own(source))
 
     def context(self, source: base.Source) -> int | None:
         return probe.context(_own(source))
 
-    def probe(self, source: base.Source, seed: int = 0) -> list[Tensor]:
+    def probe(self, source: base.Source, seed: int = 0) -> base.Inputs:
         return probe.probe(_own(source), seed)
 
     def precise(self) -> AbstractContextManager[None]:
