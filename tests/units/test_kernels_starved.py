@@ -44,23 +44,43 @@ MEMORY = CALLS + "hold = ctypes.CDLL(sys.argv[2]); hold.fail_on(1); found = [ans
 MEMORY += "print(found, answers(3))"
 THREADS = CALLS + "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
 THREADS += "count = lambda: len(os.listdir('/proc/self/task'))\nbefore = count(); print(answers(8), count() - before)"
+ROUNDING = r"""
+import ctypes, sys
+P, I, F, L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float, ctypes.c_int64
+lib = ctypes.CDLL(sys.argv[1])
+Grid = type("Grid", (ctypes.Structure,), {"_fields_": list(zip("vmkbztclhs", [P, P] + [I] * 5 + [F] * 3))})
+Ranger = type("Ranger", (ctypes.Structure,), {"_fields_": list(zip("stkcerw", [P, ctypes.c_double] + [I] * 4 + [F]))})
+Sweep = type("Sweep", (ctypes.Structure,), {"_fields_": list(zip("wfgrszcRCG", [P] * 7 + [L] * 3)) + [("grid", Grid)]})
+grid, ranger = Grid(None, None, 0, 4, 0, 0, 0, -8.0, 7.0, 1.0), Ranger(None, 1.0, 0, 0, 3, 0, 1.0)
+x, f, steps, codes = (F * 640)(*[1.0] * 640), (F * 4096)(), (F * 10)(), ctypes.create_string_buffer(640)
+at = ctypes.addressof
+sweep = Sweep(at(x), at(f), None, at(ranger), at(steps), None, at(codes), 10, 64, 1, grid)
+def answers(threads):
+    found = lib.rg_range(P(at(grid)), P(at(ranger)), P(at(x)), 0, None, L(10), L(64), P(at(steps)), None, threads)
+    return [found, lib.rg_feedback(P(at(sweep)), threads)]
+hold = ctypes.CDLL(sys.argv[2]); hold.fail_on(1); found = [answers(1), answers(3)]; hold.fail_on(0)
+print(found, answers(3))
+"""
 FAILING = r"""#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stddef.h>
 #include <string.h>
 extern "C" void *__libc_malloc(size_t);
+extern "C" void *__libc_memalign(size_t, size_t);
 static volatile int on;
 static __thread int in;
 extern "C" void fail_on(int x) { on = x; }
-extern "C" void *malloc(size_t n) {
-  if (on && !in && n >= 256) {
-    Dl_info i;
-    in = 1;
-    const int hit = dladdr(__builtin_return_address(0), &i) && i.dli_fname && strstr(i.dli_fname, "libregauge");
-    in = 0;
-    if (hit) return 0;
-  }
-  return __libc_malloc(n);
+static int fails(size_t n, void *caller) {
+  if (!on || in || n < 256) return 0;
+  Dl_info i;
+  in = 1;
+  const int hit = dladdr(caller, &i) && i.dli_fname && strstr(i.dli_fname, "libregauge");
+  in = 0;
+  return hit;
+}
+extern "C" void *malloc(size_t n) { return fails(n, __builtin_return_address(0)) ? 0 : __libc_malloc(n); }
+extern "C" void *aligned_alloc(size_t a, size_t n) {
+  return fails(n, __builtin_return_address(0)) ? 0 : __libc_memalign(a, n);
 }
 """
 
@@ -82,6 +102,7 @@ def test_no_memory_is_an_answer_of_every_product(tmp_path: Path) -> None:
     made = str(tmp_path / "f.so")
     subprocess.run([str(CXX), "-shared", "-fPIC", "-o", made, str(tmp_path / "f.cpp"), "-ldl"], check=True)
     assert run(MEMORY, made, LD_PRELOAD=made) == "[[1, 1, 1, 1], [1, 1, 1, 1]] [0, 0, 0, 0]"
+    assert run(ROUNDING, made, LD_PRELOAD=made) == "[[1, 1], [1, 1]] [0, 0]"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity and threads are asked for as Linux has them")

@@ -11,7 +11,7 @@ import torch
 from regauge.amounts import figure
 from regauge.errors import TextError
 from regauge.measure.bootstrap import Draws, quantile, ratio
-from regauge.measure.quality import compare, paired, summarise
+from regauge.measure.quality import compare, paired, summarise, token_scores
 from regauge.text.windows import Windows, covered_bytes, cut, stretches
 
 
@@ -173,3 +173,10 @@ def test_a_figure_out_of_all_proportion_is_told_by_its_size() -> None:
         "inf",
     ]
     assert figure(2e9, 3, "+") == "+2e+09"
+
+
+def test_of_equally_likely_tokens_the_first_counts() -> None:
+    """As argmax has it: bf16 logits tie often."""
+    log_p_NV = torch.log_softmax(torch.tensor([[1.0, 2.0, 2.0], [2.0, 2.0, 1.0]]), -1)
+    other_NV = torch.tensor([[1.0, 1.0, 5.0], [7.0, 1.0, 7.0]])
+    assert token_scores(log_p_NV, other_NV, torch.tensor([0, 0]))[2].tolist() == [0.0, 1.0]

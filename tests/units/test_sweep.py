@@ -301,3 +301,10 @@ def test_what_does_not_fit_together_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=told):
             call()
+
+
+def test_what_becomes_endless_on_the_way_is_told() -> None:
+    values, group_I = sweep.Values(sweep.INTEGERS, 4, -8.0, 7.0), torch.zeros(8, dtype=torch.int32)
+    w_OI, f_II = torch.full((3, 8), 1e38), torch.full((8, 8), 9.0).triu()
+    assert sweep.fed_back(w_OI, f_II, values, torch.ones(3, 1), None, group_I) is None
+    assert sweep.fed_back(w_OI * 1e-30, f_II, values, torch.ones(3, 1), None, group_I) is not None

@@ -231,6 +231,9 @@ class Host(Protocol):
     def ways_of_source(self, source: Source, dtype: torch.dtype = torch.bfloat16) -> Ways:
         """How the uncompressed source can be run, in the dtype in which speeds are counted."""
 
+    def packed(self, path: str | Path) -> bool:
+        """Whether a model is stored in codes: an artifact, or another tool's checkpoint."""
+
     def facts(self, path: str | Path) -> Facts:
         """What measuring needs to know of a model, from its files."""
 

@@ -34,6 +34,7 @@ from regauge.search.loop.build import plan_for
 from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import assemble
 from regauge.search.loop.forecast import course
+from regauge.search.loop.room import room as space
 from regauge.search.loop.settle import settle
 from regauge.search.loop.start import begin, estimate, reachable
 from regauge.search.options import site_groups
@@ -61,6 +62,7 @@ def fit(
     dry_run: bool = False,
     progress: Watcher | None = None,
     command: str = "",
+    max_memory: int | None = None,
 ) -> Run:
     """Finds, builds and measures the cheapest form of a model within budgets.
 
@@ -69,6 +71,7 @@ def fit(
         floor: `kl=0.05`: no worse than, nats a token.
         calibration, eval: text; see `split.prepare` for what happens where one is not given.
         time_limit: seconds; fewer candidates are tried.
+        max_memory: bytes that the process may take at its highest; less is done at once then, and comes out the same.
 
     Raises:
         BudgetError: a budget is malformed, or out of reach; says how near it came.
@@ -94,7 +97,8 @@ def fit(
         ask = dataclasses.replace(ask, effort=ask.effort.sized(source.parameters()))
         reachable(source, ask.budgets)
         if dry_run:
-            return estimate(source, ask)
+            return estimate(source, ask, max_memory)
+        limits = space(source, site_groups(source.anatomy), ask.effort, ask.budgets).limits(max_memory)
     with quiet_torch(), search_folder(target) as room:
         subject = Subject.of(source)
         clock.ahead(course(source, site_groups(source.anatomy), ask.effort, bool(timed(ask.budgets))))
@@ -103,7 +107,7 @@ def fit(
         with watch.step("text"):
             texts = prepare(reader(source, seed), calibration, eval, ask.sizes, seed)
         folder = Folder.open(room, _identity(ask, source, texts), force, time_limit)
-        run = search(Desk(ask, subject, texts, folder, timing, clock, watch), target, force)
+        run = search(Desk(ask, subject, texts, folder, timing, clock, watch, limits), target, force)
         folder.leave()
         clock.say("finish", f"{out} is written")
     return run

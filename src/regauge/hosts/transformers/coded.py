@@ -42,6 +42,8 @@ def paired(stored: Mapping[str, Stored], what: str) -> dict[str, Stored]:
         CorruptWeights: steps without codes, codes without steps, or of shapes that do not fit together.
     """
     found = dict(stored)
+    if not what:
+        return found
     for key, steps in stored.items():
         if what == "fp8" and key.endswith(STEPS):
             name = key.removesuffix(STEPS)

@@ -91,6 +91,9 @@ class TransformersHost:
     def ways_of_source(self, source: base.Source, dtype: torch.dtype = torch.bfloat16) -> base.Ways:
         return ways.ways_of_source(_own(source), dtype)
 
+    def packed(self, path: str | Path) -> bool:
+        return _packed(path)
+
     def facts(self, path: str | Path) -> Facts:
         return ways.facts(load.load(path) if _packed(path) else Source.open(path).model)
 

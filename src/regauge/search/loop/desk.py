@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from regauge.engine.watchdog import Clock
 from regauge.search.budgets import Budget
 from regauge.search.kept import Folder
+from regauge.search.losses.trials import STATES
 from regauge.search.profile import Timing
 from regauge.search.subject import Subject
 from regauge.text.split import Sizes, Texts
@@ -101,6 +102,21 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What is done at once, so that memory stays within a bound. The bytes of what comes out do not depend on it.
+
+    Attributes:
+        at_once: matrices that are rounded at the same time; None: as many as there are threads.
+        states: bytes of hidden states that one pass over variants holds.
+        bound: bytes that the process may take; None: as many as it needs.
+    """
+
+    at_once: int | None = None
+    states: int = STATES
+    bound: int | None = None
+
+
+@dataclass(frozen=True)
 class Ask:
     """What the user asks of a search.
 
@@ -129,6 +145,7 @@ class Desk:
 
     Attributes:
         timing: what the machine said of every option, where a speed is asked for.
+        limits: what is done at once.
     """
 
     ask: Ask
@@ -138,3 +155,4 @@ class Desk:
     timing: Timing | None
     clock: Clock
     watch: Stopwatch
+    limits: Limits = Limits()

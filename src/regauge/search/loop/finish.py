@@ -82,7 +82,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
         builds=settled.builds,
         samples=samples,
         machine=machine().model_dump(mode="json"),
-        bandwidth=bandwidth(),
+        bandwidth=bandwidth(folder=desk.folder.path),
         load=busy,
         seconds=watch.seconds,
         versions=versions(),
@@ -108,7 +108,7 @@ def evaluate(desk: Desk, settled: Settled) -> Figures:
     shown = nearest(settled.frontier, settled.point.takes["bytes"], effort.shown)
     variants = [*(picks[i] for i in shown), *uniform.values()]
     problem.ready(pairs(variants))
-    scores = true_scores(desk.subject, problem.shelf, text, variants)
+    scores = true_scores(desk.subject, problem.shelf, text, variants, desk.limits.states)
     trials = dict(zip(shown, problem.measure([picks[i] for i in shown]), strict=True))
     chosen = next(i for i, point in enumerate(settled.frontier) if point.picks == settled.point.picks)
     quality = summarise(made, seed)

@@ -33,9 +33,16 @@ SCORING = 2e-8  # seconds a logit: several passes over it
 
 
 def work_folder(source: Source, groups: Sequence[SiteGroup], effort: Effort) -> int:
-    """Bytes that a search takes on disk: what is rounded, and states at the borders or an artifact that is made."""
-    states = state_bytes(source.anatomy.blocks, effort.seen, source.anatomy.hidden, _products(source).itemsize)
-    return room(groups, NEAR if effort.shown == 1 else MANY) + max(states, source.bytes_bf16() // 3)
+    """Bytes that a search takes on disk: what is rounded, an artifact that is made with the states of its own
+    calibration, and the states at the borders, which are made again beside it where more is rounded for the figures."""
+    width, itemsize = source.anatomy.hidden, _products(source).itemsize
+    states = state_bytes(source.anatomy.blocks, effort.seen, width, itemsize)
+    made = source.bytes_bf16() // 3
+    return (
+        room(groups, NEAR if effort.shown == 1 else MANY)
+        + made
+        + max(states, 3 * effort.calibration * width * itemsize)
+    )
 
 
 def variants(effort: Effort) -> tuple[int, int]:
