@@ -97,7 +97,7 @@ def job_of(name: str, model: str, text: str, folder: Path) -> Job:
     for at, what, value in (
         (Effort, "of", staticmethod(lambda _: small)),
         (finish, "costs", lambda *_: {}),
-        (finish, "bandwidth", lambda: 1e9),
+        (finish, "bandwidth", lambda **_: 1e9),
         (finish, "_samples", lambda *_: ()),
     ):
         setattr(at, what, value)

@@ -15,6 +15,7 @@ PUBLIC = {
     "cli/looking.py": {"inspect", "measure", "methods"},
     "cli/running.py": {"chat", "serve"},
     "engine/api.py": {"apply", "dry_run"},
+    "engine/measuring.py": {"measure"},
     "search/fit.py": {"fit"},
 }
 ALSO = {

@@ -15,9 +15,11 @@ import torch
 
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.receipt import Receipt
-from regauge.engine import apply, dry_run
+from regauge.engine import api, apply, dry_run
+from regauge.engine import block as blocks
 from regauge.engine.block import effective
 from regauge.engine.job import Job, prepare
+from regauge.engine.room import Room, room
 from regauge.engine.watchdog import Progress
 from regauge.engine.work import Pass
 from regauge.errors import BudgetError, RecipeError, TextError
@@ -346,3 +348,26 @@ def test_killed_while_it_learns_it_ends_with_the_same_bytes(tmp_path: Path) -> N
     assert found["different"] in ([], ["regauge/run-log.json"])
     assert found["rewritten"] is False
     assert found["in a loop"] >= 2
+
+
+def test_a_bound_on_memory_leaves_the_bytes_of_what_is_learnt(
+    model: Path, tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(model, tmp_path / "plain", recipe(steps=6))
+    asked: list[int | None] = []
+    real = blocks.named
+    monkeypatch.setattr(blocks, "named", lambda jobs, at_once=None: (asked.append(at_once), real(jobs, at_once))[1])
+    monkeypatch.setattr(api, "room", lambda *_: Room(0, 0, (1, 1)))
+    made(model, tmp_path / "bound", recipe(steps=6), max_memory=1)
+    assert 1 in asked
+    assert contents(tmp_path / "bound") == contents(tmp_path / "plain")
+
+
+def test_what_learning_takes_is_told_and_refused(model: Path, tmp_path: Path) -> None:
+    source = Source.open(model)
+    jobs = [prepare(recipe(ranger), source) for ranger in ("minmax", "learnt-clip:0.05")]
+    plain, taught = (room(job, 256) for job in jobs if job is not None)
+    assert taught.block > plain.block
+    with pytest.raises(BudgetError, match="bytes of memory at the least"):
+        made(model, tmp_path / "out", recipe(), max_memory=plain.peak(1) // 2)
+    assert not (tmp_path / "out").exists()

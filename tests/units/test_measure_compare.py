@@ -7,6 +7,7 @@ import json
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +18,13 @@ import transformers
 
 from regauge.artifact.files import weight_bytes
 from regauge.cli import tell
-from regauge.engine import apply, measure
-from regauge.errors import ModelError
+from regauge.engine import apply, measure, measuring
+from regauge.errors import BudgetError, ModelError
 from regauge.hosts.transformers import load, ways
 from regauge.hosts.transformers.host import HOST
 from regauge.measure import compare as module
 from regauge.measure.compare import Method, side_by_side
-from regauge.measure.cost import ORIGINAL, RUNTIME, Costs, Speed, gain, gains
+from regauge.measure.cost import ORIGINAL, RUNTIME, Costs, Model, Speed, gain, gains
 from regauge.measure.likeness import embeddings, read
 from regauge.measure.subject import EMBEDDINGS, LABEL, LABELS, NEXT, Facts, Outputs, Subject, comparable
 from regauge.text.windows import Windows
@@ -77,7 +78,7 @@ def test_a_gain_by_hand() -> None:
 
 def test_models_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "memory", lambda *_: None)
-    monkeypatch.setattr(module, "bandwidth", lambda: 1e9)
+    monkeypatch.setattr(module, "bandwidth", lambda **_: 1e9)
     said: list[tuple[str, str]] = []
     found = side_by_side(
         [subject("original", 3.0, 4.0, own=16.0), subject("small", 2.0, 1.0)],
@@ -103,7 +104,7 @@ def test_models_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_artifact_first_has_no_library_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "memory", lambda *_: None)
-    monkeypatch.setattr(module, "bandwidth", lambda: 1e9)
+    monkeypatch.setattr(module, "bandwidth", lambda **_: 1e9)
     found = side_by_side([subject("a", 3.0, 2.0), subject("b", 3.0, 0.5)], lambda _: TEXT, Method(rounds=2))
     assert found.original is None
     assert found.rows[1].decode is not None
@@ -115,7 +116,7 @@ def test_paths_are_opened_by_their_host(
 ) -> None:
     """From two directories to one comparison: the source runs in two ways, the artifact in one."""
     monkeypatch.setattr(module, "memory", lambda *_: None)
-    monkeypatch.setattr(module, "bandwidth", lambda: 1e9)
+    monkeypatch.setattr(module, "bandwidth", lambda **_: 1e9)
     source = tiny.folder(tmp_path / "source", "llama")
     apply("rtn-w4g32", source, tmp_path / "made")
     found = measure([source, tmp_path / "made"], eval=[tiny.TEXT * 3] * 6, rounds=2)
@@ -189,7 +190,7 @@ def test_every_class_is_compared_or_refused_in_a_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "memory", lambda *_: None)
-    monkeypatch.setattr(module, "bandwidth", lambda: 1e9)
+    monkeypatch.setattr(module, "bandwidth", lambda **_: 1e9)
     monkeypatch.setattr(module, "_speeds", lambda *_: ({"decode": {}, "prefill": {}}, {}))
     source, gives = a_model(name, tmp_path / "source"), KINDS[name][1]
     text = [tiny.TEXT * 3, tiny.TEXT, tiny.TEXT[:40]] * 2
@@ -260,9 +261,56 @@ def test_quality_is_read_from_one_block_at_a_time(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(load, "load", opened)
     monkeypatch.setattr(module, "_costs", lambda subjects, *_: ({one.name: Costs() for one in subjects}, Costs()))
-    monkeypatch.setattr(module, "bandwidth", lambda: 1e9)
+    monkeypatch.setattr(module, "bandwidth", lambda **_: 1e9)
     found = measure([source, tmp_path / "made", source, tmp_path / "made"], eval=[tiny.TEXT * 3] * 6)
     kls = [row.quality.kl.value for row in found.rows if row.quality is not None]
     assert kls[0] == kls[2] == 0
     assert kls[1] == kls[3] > 0
     assert len(alive) == 4  # for facts and for quality, each
+
+
+def test_models_are_timed_apart_where_two_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "memory", lambda *_: None)
+    monkeypatch.setattr(module, "bandwidth", lambda **_: 1e9)
+    held: list[str] = []
+
+    def counted(one: Subject) -> Subject:
+        def ways(dtype: torch.dtype) -> Mapping[str, Model]:
+            held.append(one.name)
+            return one.ways(dtype)
+
+        return replace(one, ways=ways)
+
+    subjects = [counted(subject("original", 3.0, 4.0, own=16.0)), counted(subject("small", 2.0, 1.0))]
+    together = side_by_side(subjects, lambda _: TEXT, Method(rounds=3))
+    assert held == ["original", "small"]
+    apart = side_by_side(subjects, lambda _: TEXT, Method(rounds=3, apart=True))
+    assert held[2:] == ["original", "small"] * 3
+    assert [row.quality for row in apart.rows] == [row.quality for row in together.rows]
+    assert apart.rows[1].costs.decode is not None
+    assert apart.rows[1].costs.decode.rounds == 3
+    assert apart.original is not None
+
+
+def test_a_bound_on_memory_is_kept_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny.folder(tmp_path / "source", "llama")
+    asked: list[Method] = []
+
+    def begun(*given: Any) -> None:
+        asked.append(given[2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "side_by_side", begun)
+    with pytest.raises(BudgetError, match=r"takes [\d,]+ bytes of memory at the least, and --max-memory allows 1,000"):
+        measure([source], eval=[tiny.TEXT] * 6, max_memory=1000)
+    assert not asked
+    apply("rtn-w4g32", source, tmp_path / "made")
+    monkeypatch.setattr(measuring, "weight_bytes", lambda _: 10**9)
+    monkeypatch.setattr(measuring, "anonymous_bytes", lambda: 0)
+    both = [source, tmp_path / "made", tmp_path / "made"]
+    for bound in (10**12, 2 * 10**9 + measuring.LIBRARIES, 2 * 10**9):
+        with pytest.raises(KeyboardInterrupt):
+            measure(both, eval=[tiny.TEXT] * 6, max_memory=bound)
+    assert [method.apart for method in asked] == [False, False, True]
+    with pytest.raises(BudgetError):
+        measure(both, eval=[tiny.TEXT] * 6, max_memory=10**9)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from regauge.artifact.files import weight_bytes
-from regauge.kernels.cpu.machine import bandwidth
+from regauge.kernels.cpu.machine import anonymous_bytes, bandwidth
 from regauge.measure.cost import cache_bytes, cache_bytes_a_token, interleave, speed, verdict
 from regauge.measure.machine import FRESH, believed, cost, machine, read_costs, write_costs
 
@@ -140,3 +140,21 @@ def test_a_known_cost_is_not_measured_again() -> None:
 
 def test_bandwidth_is_plausible() -> None:
     assert 1e8 < bandwidth(seconds=0.001, size=2**22) < 1e13
+
+
+def test_bandwidth_is_read_from_a_file_where_no_memory_is_to_be_taken(tmp_path: Path) -> None:
+    seen: list[int] = []
+    before = anonymous_bytes()
+    real = torch.Tensor.sum
+
+    def summed(x: torch.Tensor) -> torch.Tensor:
+        found = real(x)
+        seen.append(anonymous_bytes() - before)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "sum", summed)
+        found = bandwidth(seconds=0.001, size=2**26, folder=tmp_path)
+    assert 1e8 < found < 1e13
+    assert max(seen) < 2**24
+    assert not list(tmp_path.iterdir())

@@ -15,8 +15,9 @@ from regauge.artifact.files import weight_bytes
 from regauge.errors import ArtifactError, BudgetError, ModelError, OutputError, ResumeError, TextError
 from regauge.search import profile, record
 from regauge.search.fit import fit, pick
-from regauge.search.loop import build, finish, start
-from regauge.search.loop.desk import Effort
+from regauge.search.loop import build, finish, room, start
+from regauge.search.loop.desk import Effort, Limits
+from regauge.search.losses import trials
 from regauge.search.losses.shelf import Shelf
 from tests.pico import pico, save
 from tests.tiny import TEXT, folder
@@ -47,7 +48,7 @@ def small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(profile, "REPEATS", 1)
     patch.setattr(profile, "read_costs", lambda _: {})
     patch.setattr(profile, "write_costs", lambda *_: None)
-    patch.setattr(finish, "bandwidth", lambda: 1e9)
+    patch.setattr(finish, "bandwidth", lambda **_: 1e9)
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +106,39 @@ def test_a_memory_budget_is_kept_by_measurement(done: tuple[record.Run, Path], m
     assert run.quality == run.point.measured
     assert run.original is not None
     assert run.original.kl.value == 0
+
+
+def test_with_less_memory_a_variant_at_a_time_the_same_bytes(
+    done: tuple[record.Run, Path], model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, out = done
+    passes: list[int] = []
+    real = trials._pass
+    monkeypatch.setattr(trials, "_pass", lambda *given: (passes.append(len(given[3])), real(*given))[1])
+    told: list[int | None] = []
+    made = build.apply
+    monkeypatch.setattr(
+        build, "apply", lambda *given, **named: (told.append(named["max_memory"]), made(*given, **named))[1]
+    )
+    monkeypatch.setattr(room.SearchRoom, "limits", lambda _, bound: Limits(1, 1, bound))
+    run = fit(model, tmp_path / "less", budgets=["memory=0.5x"], calibration=text, seed=1, max_memory=10**12)
+    assert set(passes) == {1}
+    assert told
+    assert set(told) == {10**12}
+    assert run.points == before.points
+    for path in sorted(out.glob("*.safetensors")):
+        assert (tmp_path / "less" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_bound_that_no_search_can_keep_is_refused_before_any_work(model: Path, text: Path, tmp_path: Path) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(
+            BudgetError, match=r"search takes [\d,]+ bytes of memory at the least \(.*allows 1,000,000;"
+        ):
+            fit(model, tmp_path / "out", calibration=text, max_memory=10**6, dry_run=dry_run)
+    assert not list(tmp_path.iterdir())
+    (note,) = [note for note in fit(model, tmp_path / "out", calibration=text, dry_run=True).notes if "highest" in note]
+    assert "bytes of memory at the highest" in note
 
 
 def test_the_frontier_falls_from_its_least_bytes_to_its_most(done: tuple[record.Run, Path]) -> None:

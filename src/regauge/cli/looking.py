@@ -12,12 +12,14 @@ from regauge.cli.options import (
     DEBUG,
     EVAL,
     JSON,
+    MAX_MEMORY,
     MODEL,
     QUIET,
     REVISION,
     SEED,
     THREADS,
     VERBOSE,
+    memory,
     told_memory,
 )
 
@@ -110,6 +112,7 @@ def explain(
 def measure(
     models: Annotated[list[str], typer.Argument(metavar="A [B ...]", help="The first is what the others are held to.")],
     evaluation: EVAL = None,
+    max_memory: MAX_MEMORY = None,
     seed: SEED = 0,
     json: JSON = False,
     quiet: QUIET = False,
@@ -118,12 +121,13 @@ def measure(
     debug: DEBUG = False,
 ) -> None:
     """Quality, memory and speed, side by side."""
+    bound = memory(max_memory)
     from regauge import engine
     from regauge.cli import show, tell
     from regauge.cli.bars import working
 
     with working("measure", quiet, verbose, threads) as watch:
-        found = engine.measure(models, eval=evaluation, seed=seed, progress=watch)
+        found = engine.measure(models, eval=evaluation, seed=seed, progress=watch, max_memory=bound)
     show.as_json(found) if json else tell.measurement(found)
 
 

@@ -27,6 +27,7 @@ from regauge.cli.options import (
     VERBOSE,
     memory,
     seconds,
+    spent,
 )
 
 
@@ -38,6 +39,7 @@ def fit(
     calibration: CALIBRATION = None,
     evaluation: EVAL = None,
     time: TIME = None,
+    max_memory: MAX_MEMORY = None,
     seed: SEED = 0,
     revision: REVISION = None,
     force: FORCE = False,
@@ -49,7 +51,7 @@ def fit(
     debug: DEBUG = False,
 ) -> None:
     """The main job: search, build, measure, report."""
-    limit = seconds(time)
+    limit, bound = seconds(time), memory(max_memory)
     from regauge import report as pages
     from regauge.artifact.folder import read_receipt
     from regauge.cli import show, tell
@@ -65,6 +67,8 @@ def fit(
             calibration=calibration,
             eval=evaluation,
             time_limit=limit,
+            spent=spent(),
+            max_memory=bound,
             seed=seed,
             revision=revision,
             force=force,

@@ -25,6 +25,7 @@ from regauge.formats.terms import checked, summed
 from regauge.parts import Point, Spec
 from regauge.plan.resolution import Resolution
 from regauge.rounding.base import Stats
+from regauge.rounding.pieces import piecewise
 from regauge.rounding.together import named
 from regauge.runtime.capabilities import runs
 
@@ -118,11 +119,11 @@ def round_site(w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = N
         RecipeError: the compensator gives what an artifact could not hold, or what nothing would apply.
     """
     fmt = fmt or parts.format_of(choice)
-    w_OI = w_OI.float() if w_OI.dtype is torch.float64 else w_OI
-    codes = parts.rounder_of(choice)(w_OI, fmt, stats)
-    compensator = parts.compensator_of(choice)
+    rounder, compensator = parts.rounder_of(choice), parts.compensator_of(choice)
     if compensator is None:
-        return codes
+        return piecewise(lambda w_RI, *of: rounder(_narrow(w_RI), *of), w_OI, fmt, stats)
+    w_OI = _narrow(w_OI)
+    codes = rounder(w_OI, fmt, stats)
     added = compensator(w_OI.float(), fmt.decode(codes), stats)
     rows, columns = w_OI.shape
     try:
@@ -130,6 +131,10 @@ def round_site(w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = N
     except ValueError as error:
         name = choice.name("compensator")
         raise RecipeError(f"the compensator {name!r} does not serve a matrix of {rows} x {columns}: {error}") from error
+
+
+def _narrow(w_OI: Tensor) -> Tensor:
+    return w_OI.float() if w_OI.dtype is torch.float64 else w_OI
 
 
 def effective(

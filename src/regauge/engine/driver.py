@@ -22,11 +22,10 @@ from regauge.engine.block import Moved, full_precision, site_receipts
 from regauge.engine.certify import Prover
 from regauge.engine.job import Job, outer_names
 from regauge.engine.learning import room
-from regauge.engine.room import SPILL
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
 from regauge.formats.base import Codes
-from regauge.hosts.states import States
+from regauge.hosts.states import SPILL, Spill, States
 from regauge.kernels.cpu.machine import trim
 from regauge.rounding.base import Stats
 from regauge.text.calibration import Calibration
@@ -60,7 +59,8 @@ class Drive:
 
     def __init__(self, job: Job, windows: Calibration | None, staging: Staging, clock: Clock) -> None:
         self.job, self.staging, self.clock = job, staging, clock
-        self.work = Pass(job, windows)
+        (staging.root / STATES).mkdir(parents=True, exist_ok=True)
+        self.work = Pass(job, windows, store=Spill(staging.root / STATES))
         self.prover = Prover(job) if job.certified else None
         total = job.anatomy.blocks + 2
         self.shards = [job.wire.shard(index, total) for index in range(total)]
@@ -114,13 +114,15 @@ class Drive:
         sites = [site for site in self.job.sites(None) if f"{site.name}.weight" in first]
         head = _only(moved, first)
         codes = self._codes_of(0) if finished else self.work.round(sites, head, {})
-        running = self.work.built(head, codes) | _only(moved, last).stored
+        tables = self.work.tables(codes)
+        rebuilt = {name: found for name, found in codes.items() if name not in tables}
+        running = self.work.built(head, rebuilt) | _only(moved, last).stored
         blocks = min(finished - 1, self.job.anatomy.blocks)
         kept = self.staging.kept(_behind(blocks)) if blocks > 0 else None
         proof = self._prove(None, moved, kept)
         if not finished:
             self._write(0, Done(sites, head, codes, proof=proof, notes=self.job.anatomy.notes))
-        self.work.begin(running, moved.exact)
+        self.work.begin(running, moved.exact, tables)
         if kept is not None:
             found = kept
             self._each(lambda name, states: states.with_hidden([found[f"{name}.{n}"] for n in range(len(states))]))

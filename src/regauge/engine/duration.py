@@ -18,7 +18,6 @@ from regauge import parts
 from regauge.engine import learning_cost
 from regauge.engine.block import round_site
 from regauge.engine.job import Job
-from regauge.engine.shaping import needs_of
 from regauge.engine.statistics import WIDE
 from regauge.formats.base import OBJECTIVE
 from regauge.parts import Point
@@ -104,8 +103,8 @@ def _passes(job: Job, tokens: int, wide: float, narrow: float, rounding: float) 
     if job.shaping is not None:
         runs += 3 + job.shaping.waiting
         cut = {site.name: site.shape[1] for site in job.whole.sites if site.kind == "down"}
-        wanted = needs_of(job.whole, [(job.whole.stream(name), one) for name, one in job.shaping.cuts.items()])
-        total += sum(tokens * cut[name] ** 2 * narrow for name, needs in wanted.items() if "hessian" in needs)
+        wanted = job.shaping.needs(job.whole).items()
+        total += sum(tokens * cut[name] ** 2 * narrow for name, needs in wanted if "hessian" in needs)
     total += runs * once
     taps = {site.tap: site.shape[1] for site in job.anatomy.sites if "hessian" in job.needs.get(site.name, ())}
     total += sum(tokens * width**2 * narrow for width in taps.values())

@@ -151,7 +151,9 @@ def disk_needed(job: Job, read: Reading) -> int:
     """Bytes on disk while the job works: the artifact and two generations of states, the teacher's too where it is."""
     tokens = read.tokens
     states = tokens * job.anatomy.hidden * job.working.itemsize
-    return int(bytes_after(job) * 1.02) + (6 if job.taught else 3) * states + (4 << 20)
+    ends = [site.shape[0] * site.shape[1] for site in job.whole.in_block(None)] if job.moves else []
+    moved = (8 + 2) * sum(ends)  # embedding and head in float64 and as stored, while they are written
+    return int(bytes_after(job) * 1.02) + (6 if job.taught else 3) * states + moved + (4 << 20)
 
 
 def record(

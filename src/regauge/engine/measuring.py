@@ -9,10 +9,13 @@ import torch
 
 from regauge.artifact.files import weight_bytes
 from regauge.artifact.sentences import MODULES, modules
+from regauge.engine.room import LIBRARIES
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
-from regauge.errors import ModelError
+from regauge.errors import BudgetError, ModelError
 from regauge.hosts import host_of
-from regauge.measure.compare import Comparison, Method, side_by_side
+from regauge.hosts.states import SPILL
+from regauge.kernels.cpu.machine import anonymous_bytes
+from regauge.measure.compare import LOGITS, Comparison, Method, side_by_side
 from regauge.measure.cost import ORIGINAL, RUNTIME, Model
 from regauge.measure.subject import Facts, Subject
 from regauge.text.corpora import Where, corpus
@@ -32,6 +35,7 @@ def measure(
     dtype: str = "bfloat16",
     rounds: int = 7,
     progress: Watcher | None = None,
+    max_memory: int | None = None,
 ) -> Comparison:
     """Measures models side by side.
 
@@ -39,14 +43,18 @@ def measure(
         models: directories or hub ids of sources and artifacts; the first is the original.
         eval: text; None: sampled from the first model, which must then be a source.
         dtype: of activations while speed and memory are measured; quality is measured in float32.
+        max_memory: bytes that this process may take at its highest; models are timed one at a time where two are too
+            much, and figures of quality are the same.
 
     Raises:
+        BudgetError: that is too little; says what would do.
         ModelError: no model, or one that cannot be loaded.
         TextError: the text cannot be used.
     """
     if not models:
         raise ModelError("there is nothing to measure: name a model, and others to hold against it.")
     clock = Clock(progress or nobody)
+    apart = max_memory is not None and _one_at_a_time(models, max_memory)
     subjects = [_subject(name, path) for name, path in zip(_names(models), models, strict=True)]
     notes = () if eval is not None else ("no text was given: the first model sampled it from itself",)
     host = host_of(models[0])
@@ -59,7 +67,35 @@ def measure(
                 _same_tokens(windows, tokenizer, models[0], path)
             return windows
 
-        return side_by_side(subjects, text, Method(seed, dtype, rounds, clock.say), notes)
+        return side_by_side(subjects, text, Method(seed, dtype, rounds, apart, clock.say), notes)
+
+
+def _one_at_a_time(models: Sequence[str | Path], bound: int) -> bool:
+    """Whether models must be timed one at a time to keep a bound. Plain checkpoints are mapped and take nothing.
+
+    Raises:
+        BudgetError: not even one would do.
+    """
+    packed = [weight_bytes(path) if Path(path).is_dir() and host_of(path).packed(path) else 0 for path in models]
+    read = [size * 3 // 2 if size else _read(path) for size, path in zip(packed, models, strict=True)]
+    process = anonymous_bytes() + LIBRARIES
+    quality = process + read[0] + max(read[1:], default=0) + 3 * 4 * LOGITS
+    least = max(quality, process + max(packed))
+    if least > bound:
+        raise BudgetError(
+            f"measuring these takes {least:,} bytes of memory at the least, and --max-memory allows {bound:,}; "
+            "give it that."
+        )
+    return process + sum(packed) > bound
+
+
+def _read(path: str | Path) -> int:
+    """Bytes while a plain checkpoint is read block by block in float32: a block, and its states where they are few."""
+    source = host_of(path).open(path)
+    anatomy = source.anatomy
+    sizes = [sum(4 * s.shape[0] * s.shape[1] for s in anatomy.in_block(block)) for block in range(anatomy.blocks)]
+    states = 4 * TOKENS * anatomy.hidden
+    return (0 if source.dtype is torch.float32 else max(sizes, default=0)) + 2 * min(states, SPILL)
 
 
 def _names(models: Sequence[str | Path]) -> list[str]:

@@ -16,12 +16,13 @@ import torch
 from regauge.anatomy.model import Site
 from regauge.engine.job import Job
 from regauge.engine.learning_cost import learning_cost
-from regauge.engine.shaping import needs_of
+from regauge.engine.strips import STRIP
 from regauge.engine.work import BATCH
 from regauge.errors import BudgetError
+from regauge.hosts.states import SPILL
 from regauge.kernels.cpu.machine import anonymous_bytes
+from regauge.rounding.pieces import PIECE, alone
 
-SPILL = 256 << 20  # bytes of states from which they go to mapped files
 LIBRARIES = 80 << 20  # what the model library and the process of the work take, beyond what a process has at first
 FITTED, NEAREST = (
     13,
@@ -75,8 +76,9 @@ def room(job: Job, tokens: int) -> Room:
     """
     anatomy, working = job.whole, job.working.itemsize
     narrow = job.working is torch.bfloat16
-    outer = sum(_made(job, site) * working for site in anatomy.in_block(None))
-    states = (2 + 2 * job.taught) * tokens * anatomy.hidden * working
+    outside = [site for site in anatomy.in_block(None) if _made(job, site)]
+    outer = sum(_made(job, site) * working for site in outside if not _alone(job, site))
+    states = (1 + job.taught) * tokens * anatomy.hidden * working
     most, making = 0, tuple[int, ...]()
     needs = _needs(job)
     for block in range(anatomy.blocks):
@@ -90,17 +92,20 @@ def room(job: Job, tokens: int) -> Room:
         moved = weights * (8 + 2 + 8) if job.recasts else 0
         cast = 0 if narrow and not moved else weights * working
         batch = _live(sites, anatomy.hidden) * min(tokens, BATCH) * working if job.calibrated else 0
-        own = sorted((_made(job, s) * (FITTED if s.tap in taps else NEAREST) for s in sites), reverse=True)
+        own = sorted((_piece(job, s) * (FITTED if s.tap in taps else NEAREST) for s in sites), reverse=True)
         seeing = sums + cast + batch
         rounding = sums + factors + made + max(0, factoring - sum(own[1:2]))  # nothing is made yet of what is factored
         running = (sums + made * (1 + working) + cast + batch) if job.calibrated else 2 * made
         highest = moved + max(seeing - sum(own[:2]), rounding, running - sum(own[:2]))
         if highest + sum(own[:2]) > most + sum(making[:2]):
             most, making = highest, tuple(own)
-    head = [4 * _made(job, site) for site in anatomy.in_block(None)]
-    always = anonymous_bytes() + LIBRARIES + outer + (states if states <= SPILL else 0)
-    outside = sum(s.shape[0] * s.shape[1] for s in anatomy.in_block(None) if s.name != "head" or not anatomy.tied)
-    begin = outside * (8 + 2 + 8) if job.recasts else 0
+    head = [4 * _piece(job, site) for site in outside]
+    always = anonymous_bytes() + LIBRARIES + outer + (2 * states if states <= SPILL else 0)
+    own_matrices = [s for s in anatomy.in_block(None) if s.name != "head" or not anatomy.tied]
+    strips = sum(min(s.shape[0] * s.shape[1], STRIP) for s in own_matrices)
+    begin = strips * (8 + 2 + 8) * 2 if job.recasts else 0  # float64 before and after, and what is made of it
+    ends = [2 * _made(job, s) + _piece(job, s) * FITTED + 12 * s.shape[1] ** 2 for s in outside]  # codes, and packed
+    begin = max(begin, max(ends, default=0))
     if job.learnt:
         most += learning_cost(job, tokens, 0.0).bytes
     return Room(always, max(most, 0), making or tuple(sorted(head, reverse=True)), begin)
@@ -109,9 +114,8 @@ def room(job: Job, tokens: int) -> Room:
 def _needs(job: Job) -> Mapping[str, frozenset[str]]:
     if job.shaping is None:
         return job.needs
-    cuts = [(job.whole.stream(name), cut) for name, cut in job.shaping.cuts.items()]
     found = dict(job.needs)
-    for name, needs in needs_of(job.whole, cuts).items():
+    for name, needs in job.shaping.needs(job.whole).items():
         found[name] = found.get(name, frozenset()) | needs
     return found
 
@@ -119,6 +123,16 @@ def _needs(job: Job) -> Mapping[str, frozenset[str]]:
 def _made(job: Job, site: Site) -> int:
     """Weights of a site that is rounded, 0 where it stays as it is."""
     return site.shape[0] * site.shape[1] if job.choices.get(site.name) is not None else 0
+
+
+def _alone(job: Job, site: Site) -> bool:
+    return alone(job.format(site.name), site.shape)
+
+
+def _piece(job: Job, site: Site) -> int:
+    """Weights of a site that are rounded at a time."""
+    made = _made(job, site)
+    return min(made, PIECE) if made and _alone(job, site) else made
 
 
 def _live(sites: Iterable[Site], hidden: int) -> int:

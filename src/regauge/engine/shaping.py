@@ -85,6 +85,10 @@ class Shaping:
         """The blocks out of which something is taken."""
         return sorted({block for name in self.cuts if (block := anatomy.stream(name).block) is not None})
 
+    def needs(self, anatomy: Anatomy) -> dict[str, frozenset[str]]:
+        """Site → statistics that scores and repairs of its units need, over all blocks."""
+        return needs_of(anatomy, [(anatomy.stream(name), cut) for name, cut in self.cuts.items()])
+
     def in_block(self, anatomy: Anatomy, block: int) -> list[tuple[Stream, Cut]]:
         """The streams of a block that are cut."""
         return [(anatomy.stream(name), cut) for name, cut in self.cuts.items() if anatomy.stream(name).block == block]

@@ -18,16 +18,18 @@ from regauge.engine.learning import Learnt, Lesson, learn
 from regauge.engine.objective import Bound, Change, Objective
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import Collection, collection
+from regauge.engine.strips import by_strips
 from regauge.engine.taps import Looked, after, at_once, fold, needs_of_taps, settle
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import OBJECTIVE, Codes, Format
 from regauge.formats.readings import Reading
 from regauge.formats.transforms import Transform
-from regauge.hosts.base import Runner
-from regauge.hosts.states import States
+from regauge.hosts.base import Rows, Runner
+from regauge.hosts.states import Spill, States
 from regauge.parts import Point, Spec
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import forget
+from regauge.rounding.pieces import alone, of_rows
 from regauge.text.calibration import Calibration
 
 BATCH = 2048  # tokens a batch: what a block makes of it is reused by the allocator, not mapped anew each time
@@ -40,11 +42,14 @@ class Pass:
         states: what the compressed model has made of the text so far; None where no text is needed.
         teacher: what the uncompressed model has, in the same gauge; None unless a part asks for it.
         target: what the teacher makes of the block at hand; None before `local` has seen it.
+        store: where large tensors outside the blocks go; None: memory.
         transforms, readings: tap → its transform, and how it is read, of the taps that are settled so far.
     """
 
-    def __init__(self, job: Job, windows: Calibration | None, runner: Runner | None = None) -> None:
-        self.job = job
+    def __init__(
+        self, job: Job, windows: Calibration | None, runner: Runner | None = None, store: Spill | None = None
+    ) -> None:
+        self.job, self.store = job, store
         size = job.settings.batch if job.learnt else BATCH
         self.batches = windows.batches(size) if windows is not None else []
         self.runner = runner
@@ -67,12 +72,17 @@ class Pass:
             source.pop("head.weight", None)
         if not job.moves:
             return Moved(source, source, source, ())
+        if block is None:
+            exact, stored = by_strips(job.moves, job.source.anatomy, source, self._stored, self.store)
+            return Moved(source, exact, stored, job.moves)
         exact = algebra.apply(job.moves, job.source.anatomy, source, dtype=torch.float64)
         return self._moved(source, exact, job.moves)
 
+    def _stored(self, exact: Weights, like: Weights) -> Weights:
+        return as_stored(self.job.anatomy, exact, like, self.job.source.dtype)
+
     def _moved(self, source: Weights, exact: Weights, moves: Sequence[Move]) -> Moved:
-        stored = as_stored(self.job.anatomy, exact, source, self.job.source.dtype)
-        return Moved(source, exact, stored, tuple(moves))
+        return Moved(source, exact, self._stored(exact, source), tuple(moves))
 
     def local(self, block: int, moved: Moved) -> tuple[Moved, list[str], dict[str, str]]:
         """The block after the rewrites that work block by block, what they noted, and sites of rare experts."""
@@ -196,15 +206,16 @@ class Pass:
         lesson = Lesson(block, taught, formats, weights, job.seed)
         return learn(lesson, self.objective(block, moved), job.settings, staging, clock)
 
-    def begin(self, outer: Weights, exact: Weights | None = None) -> None:
+    def begin(self, outer: Weights, exact: Weights | None = None, rows: Mapping[str, Rows] | None = None) -> None:
         """States behind the embeddings.
 
         Args:
             outer: the compressed model's tensors; `exact`: the teacher's, where one is asked for.
+            rows: what makes the rows of a compressed table, in place of its tensor.
         """
         if self.runner is None:
             return
-        self.states = self.runner.begin(self.batches, outer)
+        self.states = self.runner.begin(self.batches, outer, rows=rows)
         if self.job.taught and exact is not None:
             self.teacher = self.states.with_hidden(self.runner.begin(self.batches, exact).hidden)
 
@@ -236,6 +247,15 @@ class Pass:
     def built(self, moved: Moved, codes: Mapping[str, Codes]) -> Weights:
         """What the compressed block computes with, in the dtype of the work."""
         return effective(moved.stored, codes, self.job.choices, self.job.working)
+
+    def tables(self, codes: Mapping[str, Codes]) -> dict[str, Rows]:
+        """What makes the rows of an embedding that is rounded row by row, in the dtype of the work: none is rebuilt."""
+        found: dict[str, Rows] = {}
+        for name in codes.keys() & {"embed"}:
+            own, fmt = codes[name], self.job.format(name)
+            if alone(fmt, (own.codes_OI.shape[0], own.codes_OI.shape[1])) and not own.terms:
+                found[name] = lambda which, own=own, fmt=fmt: fmt.decode(of_rows(own, which)).to(self.job.working)  # type: ignore[misc]  # the defaults bind the loop's variables
+        return found
 
     def see_head(self, outer: Weights) -> tuple[dict[str, Stats], dict[str, str]]:
         """Statistics of what the head reads, where its parts need them."""

@@ -6,6 +6,7 @@ kind of layer and by batch. Equal tensors are kept once. Legend: B batch, T toke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SPILL = 128 << 20  # bytes of states from which they go to mapped files
 POOL = 16  # how many tensors of one shape are compared before giving up on sharing
 
 
@@ -35,13 +37,17 @@ class Spill:
         self._numbers = count()
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        path = self.folder / f"states-{next(self._numbers)}.bin"
+        return self.room(tuple(tensor.shape), tensor.dtype).copy_(tensor.detach())
+
+    def room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of zeros in a file of its own."""
+        path, count = self.folder / f"states-{next(self._numbers)}.bin", math.prod(shape)
         with path.open("wb") as file:
-            file.truncate(max(1, tensor.numel() * tensor.itemsize))
-        mapped = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
+            file.truncate(max(1, count * dtype.itemsize))
+        mapped = torch.from_file(str(path), shared=True, size=count, dtype=dtype)
         with suppress(PermissionError):  # a system that keeps the names of mapped files; the folder goes later
             path.unlink()
-        return mapped.view(tensor.shape).copy_(tensor.detach())
+        return mapped.view(shape)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,16 @@ checkpoint and the original's last states are in memory; the original's head run
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from regauge.kernels.cpu.machine import bandwidth
+from regauge.kernels.cpu.machine import bandwidth, trim
 from regauge.measure.cost import (
     ORIGINAL,
     RUNTIME,
@@ -30,6 +32,7 @@ from regauge.measure.cost import (
     gain,
     memory,
     prompt_of,
+    speed,
     speeds,
 )
 from regauge.measure.encoders import cosine
@@ -39,7 +42,7 @@ from regauge.measure.quality import Paired, Quality, Scores, compare, paired, su
 from regauge.measure.subject import EMBEDDINGS, Facts, Subject, comparable
 from regauge.text.windows import Windows
 
-BATCH, LOGITS = 2048, 2**26  # most tokens and logits of a batch: of large vocabularies fewer tokens are read at once
+BATCH, LOGITS = 2048, 2**25  # most tokens and logits of a batch: of large vocabularies fewer tokens are read at once
 OWN = "/own"  # the first model by its library's own modules; no name has a slash
 
 
@@ -88,12 +91,14 @@ class Method:
     Attributes:
         dtype: of activations while speed and memory are measured; quality is measured in float32.
         rounds: of the interleaved timing.
+        apart: models are timed one at a time, each loaded anew in every round, so that no two are in memory.
         say: is told the phase and what is measured.
     """
 
     seed: int = 0
     dtype: str = "bfloat16"
     rounds: int = 7
+    apart: bool = False
     say: Callable[[str, str], None] = lambda _, __: None
 
 
@@ -134,7 +139,7 @@ def side_by_side(
         text=windows.description,
         tokens=windows.predicted,
         pairs=found.pairs,
-        bandwidth=bandwidth(),
+        bandwidth=bandwidth(folder=Path(tempfile.gettempdir())),
         machine=machine().model_dump(mode="json"),
         seconds=round(time.monotonic() - began, 2),
         notes=(*notes, *(note for subject in subjects for note in subject.notes)),
@@ -201,12 +206,31 @@ def _speeds(
     subjects: Sequence[Subject], facts: Facts, method: Method
 ) -> tuple[dict[str, dict[str, Speed]], dict[str, float]]:
     """Speeds of every way, interleaved, and bytes of cache a token."""
+    dtype, prompt_BT = getattr(torch, method.dtype), prompt_of(facts.vocabulary, facts.most)
+    shares = [[subject] for subject in subjects] if method.apart else [subjects]
+    rates: dict[str, dict[str, list[float]]] = {"decode": {}, "prefill": {}}
+    cache: dict[str, float] = {}
+    for _ in range(method.rounds if method.apart else 1):
+        for some in shares:
+            models = _ways(some, dtype, subjects[0])
+            cache |= {n: cache_bytes_a_token(model, prompt_BT[:, :32]) for n, model in models.items() if n != OWN}
+            if not method.apart:
+                return speeds(models, prompt_BT, method.rounds), cache
+            for resource, found in speeds(models, prompt_BT, 1).items():
+                for name, one in found.items():
+                    rates[resource].setdefault(name, []).append(one.median)
+            del models
+            trim()
+    return {
+        resource: {name: speed(all_of) for name, all_of in found.items()} for resource, found in rates.items()
+    }, cache
+
+
+def _ways(subjects: Sequence[Subject], dtype: torch.dtype, first: Subject) -> dict[str, Model]:
     models: dict[str, Model] = {}
     for subject in subjects:
-        ways = subject.ways(getattr(torch, method.dtype))
+        ways = subject.ways(dtype)
         models[subject.name] = ways[RUNTIME]
-        if subject is subjects[0] and ORIGINAL in ways:
+        if subject is first and ORIGINAL in ways:
             models[OWN] = ways[ORIGINAL]
-    prompt_BT = prompt_of(facts.vocabulary, facts.most)
-    cache = {name: cache_bytes_a_token(model, prompt_BT[:, :32]) for name, model in models.items() if name != OWN}
-    return speeds(models, prompt_BT, method.rounds), cache
+    return models

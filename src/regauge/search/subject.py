@@ -74,7 +74,7 @@ class Subject:
     @property
     def batch(self) -> int:
         """Tokens of a batch: fewer where the vocabulary is large, whose logits are most of what a pass holds."""
-        return max(256, min(ROWS, LOGITS // self.anatomy.site("embed").shape[0]))
+        return batch_tokens(self.anatomy.site("embed").shape[0])
 
     @property
     def host(self) -> Host:
@@ -89,6 +89,11 @@ class Subject:
     def itemsize(self) -> int:
         """Bytes of a weight that is stored as it is."""
         return torch.empty((), dtype=self.source.dtype, device="cpu").element_size()
+
+
+def batch_tokens(vocabulary: int) -> int:
+    """Tokens of a batch at most, for a vocabulary of so many."""
+    return max(256, min(ROWS, LOGITS // vocabulary))
 
 
 def reader(source: Source, seed: int) -> Reader:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ SIZE = 512 << 20
 """Bytes that the probe reads: more than any cache holds."""
 
 
-def bandwidth(threads: int | None = None, seconds: float = 0.1, size: int = SIZE) -> float:
+def bandwidth(threads: int | None = None, seconds: float = 0.1, size: int = SIZE, folder: Path | None = None) -> float:
     """Bytes a second of sequential reads from `size` bytes: the best pass of those that fit in `seconds` (one at
     least).
 
@@ -27,15 +29,33 @@ def bandwidth(threads: int | None = None, seconds: float = 0.1, size: int = SIZE
 
     Args:
         threads: that read; None: torch's.
+        folder: where a file of holes is mapped instead of a buffer of the process's own: its pages are the system's,
+            and no more of them are anonymous. Read by torch's sum.
     """
+    if folder is not None:
+        return _of_file(folder, seconds, size)
     if library() is not None:
         return float(kernels().rg_bandwidth(threads or torch.get_num_threads(), size, seconds))
-    buffer = torch.ones(size // 4, dtype=torch.float32, device="cpu")
+    return _summed(torch.ones(size // 4, dtype=torch.float32, device="cpu"), seconds)
+
+
+def _summed(buffer: torch.Tensor, seconds: float) -> float:
     best, until = 0.0, time.perf_counter() + seconds
     while not best or time.perf_counter() < until:
         start = time.perf_counter()
         buffer.sum()
         best = max(best, 4 * buffer.numel() / (time.perf_counter() - start))
+    return best
+
+
+def _of_file(folder: Path, seconds: float, size: int) -> float:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(size)
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) as mapped:
+            buffer = torch.frombuffer(mapped, dtype=torch.float32)
+            buffer.sum()  # every page is there from now on
+            best = _summed(buffer, seconds)
+            del buffer
     return best
 
 

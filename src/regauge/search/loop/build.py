@@ -83,6 +83,7 @@ def build(desk: Desk, plan: Plan) -> Built:
         length=texts.length,
         seed=desk.ask.seed,
         force=True,
+        max_memory=desk.limits.bound,
         progress=desk.clock.within("build"),
         command=desk.ask.command,
     )

@@ -20,7 +20,7 @@ from regauge.search.kept import Folder
 from regauge.search.losses.correction import Check, check, corrected
 from regauge.search.losses.fisher import Losses
 from regauge.search.losses.shelf import Pair, Shelf
-from regauge.search.losses.trials import Picks, true_kl
+from regauge.search.losses.trials import STATES, Picks, true_kl
 from regauge.search.options import FULL, Option, SiteGroup, group_bytes
 from regauge.search.subject import Subject
 from regauge.text.windows import Windows
@@ -44,6 +44,7 @@ class Problem:
         folder: where measurements are kept.
         ledger: true KL of the variants that this run asked for, by key; see `key`.
         kept: what this run or an earlier one measured.
+        states: bytes of hidden states that one pass over variants holds.
         ready: sees to it that options are on the shelf; release: lets go what can be had again, before other work.
     """
 
@@ -59,6 +60,7 @@ class Problem:
     say: Say = lambda _, __, ___: None
     ready: Ready = lambda _: None
     release: Callable[[], None] = lambda: None
+    states: int = STATES
 
     @property
     def groups(self) -> tuple[SiteGroup, ...]:
@@ -76,7 +78,7 @@ class Problem:
         for start in range(0, len(names), CHUNK):
             self.say("trials", start, len(names))
             part = names[start : start + CHUNK]
-            found = true_kl(self.subject, self.shelf, self.windows, [missing[name] for name in part])
+            found = true_kl(self.subject, self.shelf, self.windows, [missing[name] for name in part], self.states)
             self.kept.update(zip(part, found, strict=True))
             self.folder.save(LEDGER, self.kept)
         self.ledger.update((name, self.kept[name]) for name in keys)

@@ -13,6 +13,7 @@ from regauge.hosts.base import Source
 from regauge.kernels.cpu.machine import cpus
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
+from regauge.search.loop import room as memory
 from regauge.search.loop.desk import Ask, Desk
 from regauge.search.loop.forecast import seconds, variants, work_folder
 from regauge.search.loop.problem import Problem, read_ledger
@@ -54,14 +55,20 @@ def reachable(source: Source, budgets: Sequence[Budget]) -> None:
             )
 
 
-def estimate(source: Source, ask: Ask) -> Run:
-    """What `fit` would do: a record without points, whose notes say what it would read, try and need."""
+def estimate(source: Source, ask: Ask, bound: int | None = None) -> Run:
+    """What `fit` would do: a record without points, whose notes say what it would read, try and need.
+
+    Raises:
+        BudgetError: it needs more memory than the bound.
+    """
     effort, groups = ask.effort, site_groups(source.anatomy)
     options = sum(len(group.options) for group in groups)
     singles, wholes = variants(effort)
+    space = memory.room(source, groups, effort, ask.budgets)
+    limits = space.limits(bound)
     notes = (
         f"{len(groups)} choices of {options} options in all; about {work_folder(source, groups, effort):,} bytes of "
-        "work folder while it runs",
+        f"work folder while it runs, and {memory.told(space, limits)}",
         f"passes: one forward over {effort.seen:,} calibration tokens and one backward over {effort.gradient:,}, one "
         f"that rounds what may win, then up to {singles} variants of one site and {wholes} of more over "
         f"{effort.search:,} tokens, the artifact over {effort.calibration:,}, and {effort.evaluation:,} tokens for the "
@@ -103,7 +110,8 @@ def begin(desk: Desk) -> Problem:
     predicted = folder.load("fisher.json")
     if predicted is None:
         with desk.watch.step("sensitivity"):
-            predicted = fisher(borders, groups, backward(inputs, effort.gradient), desk.ask.seed, show)
+            keep, at_once = backward(inputs, effort.gradient), desk.limits.at_once
+            predicted = fisher(borders, groups, keep, desk.ask.seed, show, at_once)
             folder.save("fisher.json", predicted)
     return Problem(
         subject=subject,
@@ -114,8 +122,9 @@ def begin(desk: Desk) -> Problem:
         folder=folder,
         kept=read_ledger(folder),
         say=desk.clock.show,
-        ready=Stock(shelf, borders),
+        ready=Stock(shelf, borders, desk.limits.at_once),
         release=borders.drop,
+        states=desk.limits.states,
     )
 
 

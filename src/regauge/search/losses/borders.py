@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regauge.hosts.states import States
+from regauge.hosts.states import SPILL, States
+from regauge.kernels.cpu.machine import trim
 from regauge.search.subject import Subject
 
-SPILL = 128 << 20  # bytes of states from which they go to mapped files
 STATES = "states"
 Say = Callable[[str, float], None]
 
@@ -68,6 +68,7 @@ class Borders:
         for block in range(subject.blocks):
             self.say("forward", block / subject.blocks)
             found.append(subject.quick.block(block, subject.read(block), found[-1]))
+            trim()
         return found
 
 

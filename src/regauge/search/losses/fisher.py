@@ -31,6 +31,7 @@ from torch import Tensor
 
 from regauge.anatomy.model import Weights
 from regauge.hosts.states import States
+from regauge.kernels.cpu.machine import trim
 from regauge.search.losses.between import completed, tried_of
 from regauge.search.losses.borders import Borders
 from regauge.search.losses.sites import Tried, tried, watching
@@ -51,11 +52,13 @@ def fisher(
     keep: int,
     seed: int = 0,
     progress: Callable[[str, float], None] = lambda _, __: None,
+    at_once: int | None = None,
 ) -> Losses:
     """Predicted KL of every option of every group.
 
     Args:
         keep: batches that go backward; the others show what sites read.
+        at_once: how many matrices are rounded at the same time; None: as many as there are threads.
     """
     subject = borders.subject
     last = borders.before(subject.blocks)
@@ -64,7 +67,8 @@ def fisher(
     gradients, found = _tail(subject, outside, last, keep, seed)
     for block in reversed(range(subject.blocks)):
         progress("sensitivity", 1 - (block + 1) / subject.blocks)
-        visit = Visit(subject, block, borders.before(block), gradients, subject.read(block))
+        trim()
+        visit = Visit(subject, block, borders.before(block), gradients, subject.read(block), at_once)
         losses, gradients = visit.back([group for group in groups if group.block == block])
         found |= losses
     for name, losses_of in _embedding(subject, outside, some(borders.before(0), 0, keep), gradients).items():
@@ -179,6 +183,7 @@ class Visit:
     states: States
     gradients: Sequence[Tensor]
     weights: Weights
+    at_once: int | None = None
 
     def back(self, groups: Sequence[SiteGroup]) -> tuple[Losses, list[Tensor]]:
         """The losses of the block's groups, and the gradient at its input."""
@@ -191,12 +196,14 @@ class Visit:
         watch: dict[str, Callable[[Tensor], None]] = {name: x[tap].append for tap, name in show.items()}
         watch |= {n: _both(watch[n], see) if n in watch else see for n, see in seen.watch.items()}
         before = [self._replay(batch, gradient, watch, g) for batch, gradient in enumerate(self.gradients)]
+        trim()
         with torch.no_grad():
             if seen.watch and keep < len(self.states):
                 self.subject.quick.show(self.block, self.weights, some(self.states, keep), seen.watch)
             stats = seen.finish(self.subject.anatomy.sites)[0]
-            rows = tried(groups, self.weights, stats)
+            rows = tried(groups, self.weights, stats, at_once=self.at_once)
             del stats  # with their factors: of wide sites more than all else here
+            trim()
             found: Losses = {}
             for group in groups:
                 if group.sites[0].expert is None:

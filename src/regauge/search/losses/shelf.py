@@ -10,7 +10,7 @@ Legend: O output channels, I input channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from torch import Tensor
 from regauge import parts
 from regauge.anatomy.model import Site, Weights
 from regauge.artifact import files
-from regauge.formats.base import Codes, Step
+from regauge.formats.base import Codes
 from regauge.hosts.base import Rows
 from regauge.kernels.reference import pack, unpack
+from regauge.rounding.pieces import of_rows
 from regauge.rounding.together import named
 from regauge.search.kept import seal, whole
 from regauge.search.options import Option, SiteGroup
@@ -77,13 +78,13 @@ class Shelf:
         found = self._known(block).parts.get((site, option.name))
         if option.choice is None or found is None:
             raise KeyError(site)
-        fmt, (outputs, inputs) = parts.format_of(option.choice), self._site(site).shape
+        fmt, inputs = parts.format_of(option.choice), self._site(site).shape[1]
         fields = {part: file.get_tensor(f"{site}|{option.name}|{part}") for part, file in found.items()}
-        codes_OB, step = fields.pop("codes"), fmt.load(fields)
+        packed = Codes(fields.pop("codes"), fmt.load(fields))
 
         def make(which: Tensor | slice) -> Tensor:
-            some = step if which == slice(None) else _of_rows(step, which, outputs)
-            return fmt.decode(Codes(unpack(codes_OB[which], fmt.grid.bits, inputs), some))
+            some = packed if type(which) is slice and which == slice(None) else of_rows(packed, which)
+            return fmt.decode(replace(some, codes_OI=unpack(some.codes_OI, fmt.grid.bits, inputs)))
 
         return make
 
@@ -156,16 +157,6 @@ def packed(_: Site, option: Option, codes: Codes, rows: slice) -> dict[str, Tens
     assert option.choice is not None, "full precision has no codes"
     kept = {"codes": pack(codes.codes_OI, parts.format_of(option.choice).grid.bits)}
     return kept | {part: tensor.clone() for part, tensor in codes.step.fields.items()}
-
-
-def _of_rows(step: Step, which: Tensor | slice, outputs: int) -> Step:
-    """The steps of some of the rows of a matrix whose rows have steps of their own."""
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor.view(outputs, len(tensor) // outputs, *tensor.shape[1:])[which].flatten(0, 1)
-
-    zero = None if step.zero_G1 is None else cut(step.zero_G1)
-    return Step(cut(step.scale_G1), zero, {name: cut(tensor) for name, tensor in step.fields.items()})
 
 
 def room(groups: Iterable[SiteGroup], options: float) -> int:

@@ -16,16 +16,15 @@ from torch import Tensor
 from regauge import parts
 from regauge.anatomy.model import Site, Weights
 from regauge.engine.statistics import Collection, collection
-from regauge.formats.base import Codes, Format, Step
+from regauge.formats.base import Codes, Step
 from regauge.hosts.base import Rows
 from regauge.rounding.base import Stats
+from regauge.rounding.pieces import PIECE, alone, pieces
 from regauge.rounding.together import side_by_side
 from regauge.search.options import Option, SiteGroup
 
 ROWS = 256
 """Rows of a matrix that are tried; all where it has no more."""
-PIECE = 1 << 23
-"""Weights of a matrix that are rounded at a time, where its rows stand alone: a head may have thirty times as many."""
 Wanted = Sequence[tuple[SiteGroup, Option]]
 Finish = Callable[[Site, Option, Codes, slice], dict[str, Tensor]]
 """What is kept of the codes of some rows of a site, as soon as they are there; it is joined over all rows."""
@@ -43,10 +42,14 @@ def watching(wanted: Wanted) -> Collection:
 
 
 def rounded(
-    wanted: Wanted, weights: Weights, stats: Mapping[str, Stats], finish: Finish
+    wanted: Wanted, weights: Weights, stats: Mapping[str, Stats], finish: Finish, at_once: int | None = None
 ) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """(site, option name) → what `finish` makes of its codes, of whole matrices."""
-    return _rounded(wanted, lambda site: weights[f"{site.name}.weight"], stats, finish)
+    """(site, option name) → what `finish` makes of its codes, of whole matrices.
+
+    Args:
+        at_once: how many matrices, or pieces of large ones, are rounded at the same time; None: a thread each.
+    """
+    return _rounded(wanted, lambda site: weights[f"{site.name}.weight"], stats, finish, at_once)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +109,12 @@ def tried(
     weights: Weights,
     stats: Mapping[str, Stats],
     rows: Mapping[str, Tensor] | None = None,
+    at_once: int | None = None,
 ) -> dict[str, Tried]:
     """Site → some of its rows, rounded to every option.
 
     Args:
+        at_once: how many matrices are rounded at the same time; None: a thread each.
         rows: which rows, of sites where that is not left to us.
     """
     wanted = [(group, option) for group in groups for option in group.options if option.choice is not None]
@@ -124,7 +129,7 @@ def tried(
         return {"": parts.format_of(option.choice).decode(codes).sub_(taken[site.name][rows])}
 
     deltas: dict[str, dict[str, Tensor]] = {name: {} for name in taken}
-    for (name, option_name), kept in _rounded(wanted, lambda site: taken[site.name], stats, delta).items():
+    for (name, option_name), kept in _rounded(wanted, lambda site: taken[site.name], stats, delta, at_once).items():
         deltas[name][option_name] = kept[""]
     sizes = {site.name: site.shape[0] for group, _ in wanted for site in group.sites}
     return {name: Tried(picked[name], sizes[name] / len(taken[name]), deltas[name]) for name in taken}
@@ -133,7 +138,7 @@ def tried(
 def _rows(site: Site, group: SiteGroup, given: Mapping[str, Tensor]) -> Tensor | None:
     """Evenly spaced rows of a site; None: all, where some format does not let rows stand alone."""
     formats = [parts.format_of(option.choice) for option in group.options if option.choice is not None]
-    if not all(_alone(fmt, site.shape) for fmt in formats):
+    if not all(alone(fmt, site.shape) for fmt in formats):
         return None
     if site.name in given:
         return given[site.name]
@@ -143,22 +148,21 @@ def _rows(site: Site, group: SiteGroup, given: Mapping[str, Tensor]) -> Tensor |
     return torch.arange(count, dtype=torch.int64, device="cpu") * site.shape[0] // count
 
 
-def _alone(fmt: Format, shape: tuple[int, int]) -> bool:
-    """Whether each row has steps of its own, which no other row bears on."""
-    return not fmt.scale.shared and fmt.grain.groups(shape)[1] == fmt.grain.span(shape)
-
-
 def _rounded(
-    wanted: Wanted, weight: Callable[[Site], Tensor], stats: Mapping[str, Stats], finish: Finish
+    wanted: Wanted,
+    weight: Callable[[Site], Tensor],
+    stats: Mapping[str, Stats],
+    finish: Finish,
+    at_once: int | None = None,
 ) -> dict[tuple[str, str], dict[str, Tensor]]:
     stacks: dict[tuple[object, ...], list[tuple[Site, Option]]] = {}
     for group, option in wanted:
         assert option.choice is not None, "full precision is not rounded"
         fmt = parts.format_of(option.choice)
         for site in group.sites:
-            alone = site.tap is not None and site.expert is None and _alone(fmt, site.shape)
-            alone = alone and site.shape[0] * site.shape[1] < PIECE
-            key = (site.tap, option.name, option.choice) if alone else (site.name, option.name)
+            mine = site.tap is not None and site.expert is None and alone(fmt, site.shape)
+            mine = mine and site.shape[0] * site.shape[1] < PIECE
+            key = (site.tap, option.name, option.choice) if mine else (site.name, option.name)
             stacks.setdefault(key, []).append((site, option))
     order, met = list(stacks.values()), set[str | None]()
     order.sort(key=lambda some: -sum(site.shape[0] * site.shape[1] ** 2 for site, _ in some))
@@ -172,7 +176,7 @@ def _rounded(
         _stack(some, weight, stats, finish, rows) for some in order for rows in _pieces(some, len(weight(some[0][0])))
     ]
     kept: dict[tuple[str, str], list[dict[str, Tensor]]] = {}
-    for found in side_by_side(jobs):
+    for found in side_by_side(jobs, at_once):
         for site, option, one in found:
             kept.setdefault((site.name, option.name), []).append(one)
     return {at: some[0] if len(some) == 1 else _joined(some) for at, some in kept.items()}
@@ -186,11 +190,7 @@ def _pieces(some: Sequence[tuple[Site, Option]], rows: int) -> list[slice]:
     """The rows that are rounded at a time: all of a stack; of a large matrix whose rows stand alone, some."""
     (site, option), *others = some
     assert option.choice is not None, "full precision is not rounded"
-    inputs = site.shape[1]
-    if others or rows * inputs <= PIECE or not _alone(parts.format_of(option.choice), (rows, inputs)):
-        return [slice(None)]
-    step = max(1, PIECE // inputs)
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    return [slice(None)] if others else pieces(parts.format_of(option.choice), (rows, site.shape[1]))
 
 
 def _stack(

@@ -11,17 +11,24 @@ from dataclasses import dataclass
 
 import torch
 
+from regauge.kernels.cpu.machine import trim
+from regauge.rounding.pieces import PIECE
 from regauge.search.losses.borders import Borders
 from regauge.search.losses.shelf import Pair, Shelf, packed
-from regauge.search.losses.sites import rounded, watching
+from regauge.search.losses.sites import Wanted, rounded, watching
 
 
 @dataclass(frozen=True, eq=False)
 class Stock:
-    """What fills a shelf."""
+    """What fills a shelf.
+
+    Attributes:
+        at_once: how many matrices are rounded at the same time; None: as many as there are threads.
+    """
 
     shelf: Shelf
     borders: Borders
+    at_once: int | None = None
 
     @torch.no_grad()
     def __call__(self, pairs: Iterable[Pair]) -> None:
@@ -37,5 +44,14 @@ class Stock:
             elif seen.watch and block is not None:
                 subject.quick.show(block, weights, borders.before(block), seen.watch)
             stats = seen.finish(subject.anatomy.sites)[0]
-            for some in [wanted] if block is not None else [[one] for one in wanted]:  # outside matrices are large
-                self.shelf.fill(block, rounded(some, weights, stats, packed))
+            for some in _shares(wanted):
+                self.shelf.fill(block, rounded(some, weights, stats, packed, self.at_once))
+            del stats, weights
+            trim()
+
+
+def _shares(wanted: Wanted) -> list[Wanted]:
+    """All together; embedding and head of a large vocabulary one option at a time, for each is as large as blocks."""
+    sites = [site for group, _ in wanted for site in group.sites]
+    large = wanted[0][0].block is None and sum(site.shape[0] * site.shape[1] for site in sites) > PIECE
+    return [[one] for one in wanted] if large else [wanted]

@@ -17,6 +17,7 @@ from torch import Tensor
 from regauge.anatomy.model import Site, Weights
 from regauge.hosts.base import Rows
 from regauge.hosts.states import States
+from regauge.kernels.cpu.machine import trim
 from regauge.measure.quality import Scores, compare_many
 from regauge.search.losses.shelf import Shelf
 from regauge.search.options import Option
@@ -26,23 +27,31 @@ from regauge.text.windows import Windows
 Picks = Mapping[str, Option]
 """Group → option; groups that are not named stay as they are."""
 
-STATES = 2**29  # bytes of hidden states that one pass may hold
+STATES = 2**28  # bytes of hidden states that one pass may hold
 SMALL = 2**20  # weights of an embedding or a head up to which it is rebuilt once
 
 
-def true_scores(subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[Picks]) -> list[Scores]:
-    """Scores of every variant against the subject itself on some windows."""
+def true_scores(
+    subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[Picks], states: int = STATES
+) -> list[Scores]:
+    """Scores of every variant against the subject itself on some windows.
+
+    Args:
+        states: bytes of hidden states that one pass may hold; with fewer, fewer variants go through at a time.
+    """
     each = 4 * subject.anatomy.hidden * sum(batch.ids_BT.numel() for batch in windows.batches(subject.batch))
-    size = max(1, STATES // each - 1)
+    size = max(1, states // each - 1)
     found: list[Scores] = []
     for start in range(0, len(variants), size):
         found += _pass(subject, shelf, windows, variants[start : start + size])
     return found
 
 
-def true_kl(subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[Picks]) -> list[float]:
+def true_kl(
+    subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[Picks], states: int = STATES
+) -> list[float]:
     """Mean KL of every variant, nats a token."""
-    return [float(scores.kl_N.mean()) for scores in true_scores(subject, shelf, windows, variants)]
+    return [float(scores.kl_N.mean()) for scores in true_scores(subject, shelf, windows, variants, states)]
 
 
 @torch.no_grad()
@@ -64,6 +73,7 @@ def _pass(subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[P
             if before is not None or changed:
                 moved[index] = runner.block(block, {**weights, **changed}, before if before is not None else base)
         base = after
+        trim()
     tails: list[Iterator[Tensor]] = [
         runner.tail(own, base if states is None else states, rows=rows)
         for (own, rows), states in zip(outers, moved, strict=True)
