@@ -139,7 +139,7 @@ def report(
     debug: DEBUG = False,
 ) -> None:
     """One self-contained page of a run."""
-    from regauge import report as pages
     from regauge.cli import show
+    from regauge.report.build import write
 
-    show.line(str(pages.write(run, out)))
+    show.line(str(write(run, out)))

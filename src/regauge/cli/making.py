@@ -52,10 +52,10 @@ def fit(
 ) -> None:
     """The main job: search, build, measure, report."""
     limit, bound = seconds(time), memory(max_memory)
-    from regauge import report as pages
     from regauge.artifact.folder import read_receipt
     from regauge.cli import show, tell
     from regauge.cli.bars import working
+    from regauge.report.build import write
     from regauge.search.fit import fit as search
 
     with working("fit", quiet, verbose, threads) as watch:
@@ -76,7 +76,7 @@ def fit(
             progress=watch,
         )
         if not dry_run:
-            pages.write(out)
+            write(out)
     show.as_json(run) if json else tell.run(run, out, None if dry_run else read_receipt(out))
 
 

@@ -242,3 +242,11 @@ class Host(Protocol):
 
     def unsaid(self) -> AbstractContextManager[None]:
         """While a model is timed, what falls back is not said."""
+
+    def speak(
+        self, model: Any, tokenizer: Any, ids: Sequence[int], tokens: int, choose: Callable[[Tensor], int] | None = None
+    ) -> Iterator[str]:
+        """Pieces of text that a loaded model goes on with, as they come; `choose` takes logits (V,)."""
+
+    def serve(self, model: str, address: str, port: int, device: str) -> None:
+        """Serves a model over HTTP until it is interrupted."""
