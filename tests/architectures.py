@@ -44,22 +44,22 @@ def _settings(config_class: Any, row: dict[str, Any], sizes: dict[str, Any]) -> 
     return found
 
 
-def config_of(name: str) -> Any:
-    """The config of one of the list."""
+def config_of(name: str, **sizes: int) -> Any:
+    """The config of one of the list, with other sizes than all have."""
     from transformers import CONFIG_MAPPING
 
     row = listed()[name]
     kind = CONFIG_MAPPING[row["type"]]
-    config = kind(**_settings(kind, row.get("config", {}), row["sizes"]))
+    config = kind(**_settings(kind, row.get("config", {}), row["sizes"] | sizes))
     config.architectures = [row["class"]]
     return config
 
 
-def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: int) -> Any:
     """The model of one of the list, random, in eval mode."""
     import transformers
 
-    config = config_of(name)
+    config = config_of(name, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config._experts_implementation = "eager"

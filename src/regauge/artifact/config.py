@@ -94,6 +94,7 @@ def config_json(source: Path, wire: Wire) -> str:
         raw |= wire.layout.config
     if not raw.get("dtype") and not raw.get("torch_dtype"):
         raw["dtype"] = str(wire.layout.dtype).removeprefix("torch.")  # else it would load in another than the source
+    raw.pop("quantization_config", None)  # of a source that was stored in codes and read by decoding
     quantisation = wire.config()
     if quantisation:
         raw["quantization_config"] = quantisation

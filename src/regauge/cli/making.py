@@ -27,6 +27,7 @@ from regauge.cli.options import (
     VERBOSE,
     memory,
     seconds,
+    spent,
 )
 
 
@@ -66,6 +67,7 @@ def fit(
             calibration=calibration,
             eval=evaluation,
             time_limit=limit,
+            spent=spent(),
             max_memory=bound,
             seed=seed,
             revision=revision,

@@ -44,7 +44,7 @@ TIME = Annotated[
     typer.Option(
         "--time",
         metavar="30m",
-        help="How much effort, as a length of time: 90s, 30m, 2h. Less is tried where it is short; what is begun ends.",
+        help="The command ends in this time, with the best that it has: 90s, 30m, 2h; or it refuses before any work.",
     ),
 ]
 MAX_MEMORY = Annotated[
@@ -89,6 +89,15 @@ def told_memory(text: str | None, length: str) -> tuple[int, int] | None:
     said = f"--memory {text}"
     number, unit = amount(text.strip(), said)
     return int(number * factor(unit, said)), tokens
+
+
+def spent() -> float:
+    """Seconds since the process began: a length of time begins with the command, not with the work."""
+    import time
+
+    import psutil
+
+    return float(max(0.0, time.time() - psutil.Process().create_time()))
 
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

@@ -98,6 +98,10 @@ def reading(job: Job, calibration: Where | None, tokens: int | None = None, leng
     if not job.calibrated:
         notes = ("the recipe reads no text, so the calibration text was not used",) if calibration is not None else ()
         return Reading(None, None, {"kind": "none"}, notes)
+    if why := job.host.why_not_fed(job.source):
+        raise TextError(
+            f"recipe {job.plan.name!r} reads calibration data, and {why}; take one that reads none (rtn-w8)"
+        )
     if job.host.reads_images(job.source):
         found = _images(job, calibration, tokens)
         return Reading(found, None, {"kind": "images", "sha256": found.sha256})

@@ -187,13 +187,16 @@ class Host(Protocol):
     def reads_images(self, source: Source) -> bool:
         """Whether the model's input is pixels rather than token ids."""
 
+    def why_not_fed(self, source: Source) -> str:
+        """Why regauge cannot read calibration data through the model, block by block; "" where it can."""
+
     def image_shape(self, source: Source) -> tuple[int, int]:
         """(channels, side) of the images that a vision model reads."""
 
     def context(self, source: Source) -> int | None:
         """The most tokens that the model reads at once, where it says so."""
 
-    def probe(self, source: Source, seed: int = 0) -> list[Tensor]:
+    def probe(self, source: Source, seed: int = 0) -> Inputs:
         """One small batch of random inputs, the same for the same seed: what moves are proved on."""
 
     def precise(self) -> AbstractContextManager[None]:

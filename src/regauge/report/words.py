@@ -96,10 +96,12 @@ def _speeds(run: Run) -> list[Words]:
 def _rate(speed: Speed, runtime: Speed | None, own: Speed | None) -> str:
     said = f"{speed.median:,.0f} tokens a second"
     beside = [(runtime, "the same runtime uncompressed"), (own, "transformers")]
-    told_apart = [
-        f"{verdict(speed, other).replace(', slower', '')} {name}" for other, name in beside if other is not None
-    ]
-    return said + (": " + ", ".join(told_apart) if told_apart else "")
+    apart = [f"{_times(verdict(speed, other))} {name}" for other, name in beside if other is not None]
+    return said + (": " + ", ".join(apart) if apart else "")
+
+
+def _times(found: str) -> str:
+    return f"{found} than" if found == "no faster" else found.removesuffix(", slower")
 
 
 def _memory(run: Run) -> list[Words]:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from regauge.artifact.config import CARRIED
 from regauge.artifact.disk import one_sentence
-from regauge.artifact.ownership import refuse_out, remove, replaced, search_folder, tidy
+from regauge.artifact.ownership import IDENTITY, refuse_out, remove, replaced, search_folder, searching, tidy
 from regauge.artifact.receipt import Receipt
 from regauge.engine.job import quickest
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
@@ -33,7 +34,7 @@ from regauge.search.kept import DONE, Folder, sweep
 from regauge.search.loop.build import plan_for
 from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import assemble
-from regauge.search.loop.forecast import course
+from regauge.search.loop.forecast import NEEDED, NOMINAL, Time, measured, steps, within
 from regauge.search.loop.room import room as space
 from regauge.search.loop.settle import settle
 from regauge.search.loop.start import begin, estimate, reachable
@@ -45,6 +46,7 @@ from regauge.text.corpora import Where
 from regauge.text.split import Sizes, Texts, prepare
 from regauge.version import __version__
 
+MOST = 1 << 24  # tokens that a step reads
 KEPT = 2**20  # characters of a list of texts that the record keeps
 
 
@@ -63,6 +65,7 @@ def fit(
     progress: Watcher | None = None,
     command: str = "",
     max_memory: int | None = None,
+    spent: float = 0.0,
 ) -> Run:
     """Finds, builds and measures the cheapest form of a model within budgets.
 
@@ -70,15 +73,17 @@ def fit(
         budgets: `memory=0.30x`, `memory=2GB`, `memory@32k=3GB`, `decode=1.5x`, `prefill=1.2x`. None: the knee.
         floor: `kl=0.05`: no worse than, nats a token.
         calibration, eval: text; see `split.prepare` for what happens where one is not given.
-        time_limit: seconds; fewer candidates are tried.
+        time_limit: seconds; as much is tried as there is time for, and what was left out is told.
+        spent: seconds of it that are over already, at the most half of it.
         max_memory: bytes that the process may take at its highest; less is done at once then, and comes out the same.
 
     Raises:
-        BudgetError: a budget is malformed, or out of reach; says how near it came.
+        BudgetError: a budget is malformed, or out of reach; says how near it came. Or the time does not suffice.
         RegaugeError: any other refusal, before any work.
     """
     clock, target = Clock(progress or nobody), Path(out).expanduser().absolute()
-    watch = Stopwatch(time_limit, clock)
+    before = min(spent, (time_limit or 0.0) / 2)
+    watch = Stopwatch(time_limit, clock, began=time.monotonic() - before)
     ask = Ask(
         model=_absolute(str(model)),
         budgets=written.parse(budgets),
@@ -94,21 +99,32 @@ def fit(
     with quiet_torch():
         clock.say("open")
         source = host_of(model).open(model, revision)
-        ask = dataclasses.replace(ask, effort=ask.effort.sized(source.parameters()))
+        groups, speeds = site_groups(source.anatomy), bool(timed(ask.budgets))
+        effort = ask.effort.sized(source.parameters())
         reachable(source, ask.budgets)
+        rates = NOMINAL if time_limit is None else measured(source)
+        if time_limit is not None:
+            effort = within(source, groups, effort, Time(time_limit - watch.elapsed, rates, speeds))
+        ask = dataclasses.replace(ask, effort=_as_begun(effort, target, source, seed))
         if dry_run:
             return estimate(source, ask, max_memory)
-        limits = space(source, site_groups(source.anatomy), ask.effort, ask.budgets).limits(max_memory)
+        limits = space(source, groups, ask.effort, ask.budgets).limits(max_memory)
     with quiet_torch(), search_folder(target) as room:
         subject = Subject.of(source)
-        clock.ahead(course(source, site_groups(source.anatomy), ask.effort, bool(timed(ask.budgets))))
+        expected = steps(source, groups, ask.effort, rates, speeds)
+        bare = steps(source, groups, ask.effort.needed(), rates, speeds)
+        clock.ahead(expected)
+        watch.expects(expected, {name: bare[name] for name in NEEDED})
         with watch.step("profile"):
-            timing = within_reach(subject, site_groups(source.anatomy), ask.budgets, ask.effort.turns)
+            timing = within_reach(subject, groups, ask.budgets, ask.effort.turns)
         with watch.step("text"):
             texts = prepare(reader(source, seed), calibration, eval, ask.sizes, seed)
         folder = Folder.open(room, _identity(ask, source, texts), force, time_limit)
         run = search(Desk(ask, subject, texts, folder, timing, clock, watch, limits), target, force)
-        folder.leave()
+        if watch.left_out:
+            folder.save(DONE, False)  # what was found stays for a run with more time
+        else:
+            folder.leave()
         clock.say("finish", f"{out} is written")
     return run
 
@@ -123,6 +139,21 @@ def search(desk: Desk, target: Path, force: bool) -> Run:
     return run
 
 
+def _as_begun(effort: Effort, target: Path, source: Source, seed: int) -> Effort:
+    """The same effort on as much text as an earlier search into this OUT read, where that is the same but for its time:
+    what it found holds then."""
+    kept = Folder(searching(target)).load(IDENTITY)
+    identity = kept.get("identity") if isinstance(kept, dict) else None
+    if not isinstance(identity, dict) or (identity.get("source"), identity.get("seed")) != (source.digest(), seed):
+        return effort
+    amounts = identity.get("effort")
+    if not isinstance(amounts, dict) or amounts.keys() != effort.amounts.keys():
+        return effort
+    if not all(type(amount) is int and 0 < amount <= MOST for amount in amounts.values()):
+        return effort
+    return effort.reading({name: int(str(amount)) for name, amount in amounts.items()})
+
+
 def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
     """What a search that goes on must have in common with the one that began."""
     return {
@@ -130,7 +161,7 @@ def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
         "source": source.digest(),
         "texts": [text.sha256 for text in texts.records],
         "seed": ask.seed,
-        "effort": dataclasses.asdict(ask.effort),
+        "effort": ask.effort.amounts,
         "products": str(quickest(source.dtype, source.anatomy.hidden)).removeprefix("torch."),
     }
 

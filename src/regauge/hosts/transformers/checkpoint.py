@@ -29,12 +29,17 @@ STEPS = re.compile(r"(?i)scale|absmax|quant_map|quant_state|zero_?points?|qzeros
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its name there, dtype by safetensors' name, and shape."""
+    """A tensor in a file: its name there, dtype by safetensors' name, and shape (once decoded, where it is codes).
+
+    Attributes:
+        steps: where its steps lie, where it is codes that are decoded when they are read.
+    """
 
     file: Path
     key: str
     dtype: str
     shape: tuple[int, ...]
+    steps: Stored | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,8 @@ def check_scales(model: Any, pieces: Mapping[str, tuple[Piece, ...]], unused: tu
     steps = sorted(key for key in unused if STEPS.search(key))
     for target in sorted(pieces):
         for stored in (piece.stored for piece in pieces[target]):
+            if stored.steps is not None:
+                continue
             whole = stored.dtype[0] in "IUB" and stored.dtype != "BF16" and shapes[target].is_floating_point()
             if not whole and not (stored.dtype.startswith("F8") and steps):
                 continue

@@ -53,6 +53,8 @@ class Attributes(_Columns):
         activation: of the feed-forward layer.
         head_dim: channels of a head where the last matrix of attention does not tell; else hidden / heads.
         neurons, expert_neurons: width of the feed-forward layer, and of an expert, where the config can say another.
+        context: the most tokens that are read at once; unreached: the last of its positions that no token has, where
+            the first ones are set apart (RoBERTa's, up to that of padding).
     """
 
     hidden: str | list[str] = "hidden_size"
@@ -62,6 +64,8 @@ class Attributes(_Columns):
     head_dim: str = "head_dim"
     neurons: str | None = None
     expert_neurons: str | None = None
+    context: str = "max_position_embeddings"
+    unreached: str | None = None
 
 
 class NormColumns(_Columns):

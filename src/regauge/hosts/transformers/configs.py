@@ -9,6 +9,7 @@ from typing import Any
 
 from regauge.documents import read_json
 from regauge.errors import ModelError, RegaugeError, UnsafeWeights
+from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.settings import own_config
 from regauge.hosts.transformers.skeleton import skeleton
 from regauge.hosts.transformers.tables import check_type, table_for
@@ -47,16 +48,21 @@ def read_config(folder: Path) -> Any:
             f"{folder} holds an adapter (adapter_config.json) beside a model, and transformers would load the base "
             "model that the adapter names, not this one; merge the adapter, or take its files out of a copy"
         )
-    if raw.get("quantization_config"):
-        quantised = raw["quantization_config"]
-        method = quantised.get("quant_method", "an unnamed method") if type(quantised) is dict else "an unnamed method"
-        raise ModelError(f"{folder} is quantised already (by {method}); give the original model in bf16, fp16 or fp32")
+    quantised = raw.pop("quantization_config", None)
+    if quantised and not method(quantised):
+        by = quantised.get("quant_method", "an unnamed method") if type(quantised) is dict else "an unnamed method"
+        raise ModelError(f"{folder} is quantised already (by {by}); give the original model in bf16, fp16 or fp32")
     if raw.get("auto_map"):
         raise UnsafeWeights(
             f"{path} asks to run code of its own (auto_map), and regauge never runs it; "
             f"if transformers has the class itself, remove auto_map from a copy of the model"
         )
     return config_of(raw, folder)
+
+
+def coded_by(folder: Path) -> str:
+    """In which codes the weights of a directory are stored that are read by decoding; "" where they are plain."""
+    return method(read_raw(folder).get("quantization_config"))
 
 
 def read_raw(folder: Path, error: type[RegaugeError] = ModelError) -> dict[str, Any]:

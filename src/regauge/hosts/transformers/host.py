@@ -16,6 +16,7 @@ from regauge.anatomy.model import Anatomy
 from regauge.hosts import base
 from regauge.hosts.precise import precise
 from regauge.hosts.transformers import door, hub, load, probe, sampling, ways
+from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source, read_tokenizer
 from regauge.measure.subject import Batch, Facts, Outputs
@@ -46,13 +47,16 @@ class TransformersHost:
     def reads_images(self, source: base.Source) -> bool:
         return probe.reads_images(_own(source))
 
+    def why_not_fed(self, source: base.Source) -> str:
+        return probe.why_not_fed(_own(source))
+
     def image_shape(self, source: base.Source) -> tuple[int, int]:
         return probe.image_shape(_own(source))
 
     def context(self, source: base.Source) -> int | None:
         return probe.context(_own(source))
 
-    def probe(self, source: base.Source, seed: int = 0) -> list[Tensor]:
+    def probe(self, source: base.Source, seed: int = 0) -> base.Inputs:
         return probe.probe(_own(source), seed)
 
     def precise(self) -> AbstractContextManager[None]:
@@ -106,7 +110,8 @@ def _packed(path: str | Path) -> bool:
     """Whether a model is stored in codes: an artifact, or another tool's checkpoint."""
     config = hub.model_folder(str(path)) / "config.json"
     try:
-        return bool(json.loads(config.read_text(encoding="utf-8")).get("quantization_config"))
+        quantised = json.loads(config.read_text(encoding="utf-8")).get("quantization_config")
+        return bool(quantised) and not method(quantised)
     except (OSError, ValueError, AttributeError):
         return False  # whoever opens it says what is wrong
 

@@ -23,7 +23,8 @@ from regauge.documents import read_json
 from regauge.errors import ArtifactError, ModelError, SettingError, nearest
 from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.checkpoint import finite
-from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, config_of, first_line, read_raw
+from regauge.hosts.transformers.coded import method
+from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, coded_by, config_of, first_line, read_raw
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.overflow import watch
 from regauge.hosts.transformers.placing import place, tie
@@ -94,7 +95,7 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
         raise ArtifactError(f"{folder} has no config.json, so it is neither an artifact nor a model.")
     raw = read_raw(folder, ArtifactError)
     quantisation = raw.pop("quantization_config", None)
-    if not quantisation:
+    if not quantisation or method(quantisation):
         return _plain(folder, at, dtype, figure)
     if type(quantisation) is not dict:
         raise ArtifactError(f"{folder / 'config.json'} has a quantization_config that is no mapping; fetch it again.")
@@ -138,9 +139,14 @@ def _dtype(asked: object) -> torch.dtype | None:
 
 def _plain(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure | None) -> Any:
     """An unquantised checkpoint, after the checks that `Source` makes (no pickles, no remote code, nothing missing)."""
+    from regauge.hosts.transformers.sampling import whole_model
     from regauge.hosts.transformers.source import Source
 
     source = Source.open(folder)
+    if figure is not None and coded_by(folder):
+        raise SettingError(
+            f"{folder} is stored in codes, which a window does not decode; leave memory= out, or apply a recipe"
+        )
     if figure is not None:
         model = window_of_checkpoint(source, dtype, figure)
         if model is not None:
@@ -150,6 +156,10 @@ def _plain(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure |
         check_room(str(folder), source.parameters() * (dtype or source.dtype).itemsize)
     config, stored = source.config, source.dtype
     dtype = dtype or _dtype(getattr(config, "dtype", None)) or stored
+    if coded_by(folder):
+        decoded = whole_model(source).to(dtype)
+        _finish(decoded, folder, None)
+        return decoded.to(at.where)
     del source
     try:
         with _no_bar():

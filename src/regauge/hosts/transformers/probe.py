@@ -1,37 +1,73 @@
-"""What a model reads, and small fixed inputs to prove moves on. Legend: B batch, T tokens, C channels."""
+"""What a model reads, and small fixed inputs to prove moves on. Legend: B batch, T tokens, C channels, F frames."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from regauge.hosts.base import Inputs
+from regauge.hosts.transformers.settings import lookup, own_config, why_together
 from regauge.hosts.transformers.source import Source
+from regauge.hosts.transformers.tables import table_for
 
 TOKENS = 24  # of a probe: enough for heads to mix and for experts to differ
 
 
 def reads_images(source: Source) -> bool:
     """Whether the model's input is pixels rather than token ids."""
-    return bool(source.model.main_input_name == "pixel_values")
+    return reads(source)[0] == "pixel_values"
+
+
+def reads(source: Source) -> list[str]:
+    """Names of what the model's forward is given."""
+    return table_for(source.config).reads or [str(source.model.main_input_name)]
+
+
+def why_not_fed(source: Source) -> str:
+    """Why calibration data cannot be read through the model, block by block; "" where it can."""
+    names, table = reads(source), table_for(source.config)
+    if names not in (["input_ids"], ["pixel_values"], ["input_ids", "decoder_input_ids"]):
+        return f"a {source.config.model_type} reads {' and '.join(names)}, which regauge does not gather from files yet"
+    return why_together(table, source.config)
 
 
 def context(source: Source) -> int | None:
     """The most tokens that the model reads at once, where its config says so."""
-    found = None if reads_images(source) else getattr(source.config, "max_position_embeddings", None)
-    return int(found) if found else None
+    return None if reads_images(source) else longest(source.config)
+
+
+def longest(config: Any) -> int | None:
+    """The most tokens that a config says its model reads at once."""
+    table = table_for(config)
+    own, names = own_config(table, config), table.config
+    found = lookup(own, names.context, None)
+    apart = 0 if names.unreached is None else int(lookup(own, names.unreached, -1)) + 1
+    return int(found) - apart if found else None
 
 
 def image_shape(source: Source) -> tuple[int, int]:
     """(channels, side) of the images a vision model reads."""
-    return int(source.config.num_channels), int(source.config.image_size)
+    config = getattr(source.config, "vision_config", None) or source.config
+    side = config.image_size
+    return int(config.num_channels), int(side if isinstance(side, int) else side[0])
 
 
-def probe(source: Source, seed: int = 0) -> list[Tensor]:
-    """One batch of random ids (1, T) or pixels (1, C, side, side), the same for the same seed."""
+def probe(source: Source, seed: int = 0) -> Inputs:
+    """One batch of random ids (1, T), pixels (1, C, side, side) or sound (1, C, F), or of several of them by name, the
+    same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
-    if reads_images(source):
-        channels, side = image_shape(source)
-        return [torch.randn(1, channels, side, side, generator=generator, dtype=torch.float32, device="cpu")]
-    vocabulary = source.anatomy.site("embed").shape[0]
-    length = min(TOKENS, context(source) or TOKENS)
-    return [torch.randint(0, vocabulary, (1, length), generator=generator, dtype=torch.int64, device="cpu")]
+
+    def made(name: str) -> Tensor:
+        if name == "pixel_values":
+            channels, side = image_shape(source)
+            return torch.randn(1, channels, side, side, generator=generator, dtype=torch.float32, device="cpu")
+        if name == "input_features":
+            shape = (1, int(source.config.num_mel_bins), 2 * int(source.config.max_source_positions))
+            return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        vocabulary, length = source.anatomy.site("embed").shape[0], min(TOKENS, context(source) or TOKENS)
+        return torch.randint(0, vocabulary, (1, length), generator=generator, dtype=torch.int64, device="cpu")
+
+    names = reads(source)
+    return [made(names[0])] if len(names) == 1 else [{name: made(name) for name in names}]

@@ -28,7 +28,7 @@ from regauge.hosts.transformers.experts import loop_experts
 from regauge.hosts.transformers.hooks import Change, Taps, Watch, tapped
 from regauge.hosts.transformers.outside import by_rows, modules
 from regauge.hosts.transformers.session import Enough, Port, Session, arguments, handed_on, output_of, uncached
-from regauge.hosts.transformers.settings import check_alone
+from regauge.hosts.transformers.settings import why_together
 from regauge.hosts.transformers.skeleton import block_paths
 from regauge.hosts.transformers.source import Source
 from regauge.hosts.transformers.tables import table_for
@@ -59,7 +59,8 @@ class Runner:
         self.source = source
         self.anatomy = anatomy or source.anatomy
         self.dtype, self.matrices = dtype, matrices or dtype
-        check_alone(table_for(source.config), source.config)
+        if why := why_together(table_for(source.config), source.config):
+            raise ModelError(f"{why}; take a recipe that reads no text and moves nothing (rtn-w8, rtn-grouped)")
         self.shell = copy.deepcopy(source.model)
         uncached(self.shell.config)
         if attention is not None:

@@ -38,13 +38,12 @@ def refuse(table: Table, config: Any) -> None:
         )
 
 
-def check_alone(table: Table, config: Any) -> None:
-    """Raises ModelError, with the reason, where the blocks of a model cannot be run one by one."""
+def why_together(table: Table, config: Any) -> str:
+    """Why the blocks of a model cannot be run one by one; "" where they can."""
     for refusal, seen, _ in _unmet(table, config, table.together):
-        raise ModelError(
-            f"the blocks of a {config.model_type} with {refusal.attribute}={seen!r} cannot be run one by one, as "
-            f"reading calibration text needs ({refusal.why}); take a recipe that reads none (rtn-w8, rtn-grouped)"
-        )
+        setting = f"{config.model_type} with {refusal.attribute}={seen!r}"
+        return f"the blocks of a {setting} cannot be run one by one: {refusal.why}"
+    return ""
 
 
 def _unmet(table: Table, config: Any, refusals: list[Refusal]) -> Iterator[tuple[Refusal, Any, Any]]:

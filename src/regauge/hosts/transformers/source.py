@@ -22,9 +22,9 @@ from regauge.anatomy.model import Anatomy, Weights
 from regauge.anatomy.storage import Place, places, scatter, take
 from regauge.artifact.config import left_behind
 from regauge.errors import CorruptWeights, ModelError
-from regauge.hosts.transformers import checkpoint
+from regauge.hosts.transformers import checkpoint, coded
 from regauge.hosts.transformers.checkpoint import Piece
-from regauge.hosts.transformers.configs import build_skeleton, first_line, read_config
+from regauge.hosts.transformers.configs import build_skeleton, coded_by, first_line, read_config
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.resize import config_changes
 from regauge.hosts.transformers.skeleton import block_paths, silent
@@ -75,12 +75,17 @@ class Source:
     def _open(folder: Path) -> Source:
         config = read_config(folder)
         files = checkpoint.weight_files(folder)
-        stored = checkpoint.stored_tensors(folder, files)
+        stored = coded.paired(checkpoint.stored_tensors(folder, files), coded_by(folder))
         meta = build_skeleton(silent(config), folder)
         anatomy = anatomy_of(config, meta)
         pieces, unused = checkpoint.locate(meta, stored)
         checkpoint.check_scales(meta, pieces, unused, folder)
-        notes = (*checkpoint.left_out(unused), *_broken_links(folder), *_left_behind(folder, files))
+        notes = (
+            *coded.notes(stored),
+            *checkpoint.left_out(unused),
+            *_broken_links(folder),
+            *_left_behind(folder, files),
+        )
         anatomy = anatomy.with_(notes=(*anatomy.notes, *notes))
         checkpoint.check(meta, pieces, meta.all_tied_weights_keys, folder)
         counts: dict[torch.dtype, int] = {}
@@ -194,7 +199,9 @@ class Source:
         key, slot = self._present(place.slot.key), place.slot
         some = self.pieces[key]
         if some[0].index is None:
-            tensor, stored = take(self._tensor(some[0]), place), some[0].stored.key
+            stored, index = some[0].stored.key, slot.index if some[0].stored.steps is not None else None
+            one = place if index is None else replace(place, slot=replace(slot, index=None))
+            tensor = take(self._tensor(some[0], index), one)
         else:
             part = 0 if slot.rows is None else slot.rows[0] // (slot.rows[1] - slot.rows[0])
             piece = next(p for p in some if p.index == slot.index and p.part == part)
@@ -223,14 +230,8 @@ class Source:
         self._check(key, some[0].stored.key, tensor)
         return tensor
 
-    def _tensor(self, piece: Piece) -> Tensor:
-        from safetensors import safe_open
-
-        path = piece.stored.file
-        if path not in self._handles:
-            self._handles[path] = safe_open(str(path), framework="pt")
-        found: Tensor = self._handles[path].get_tensor(piece.stored.key)
-        return found
+    def _tensor(self, piece: Piece, index: int | None = None) -> Tensor:
+        return coded.tensor(self._handles, piece.stored, index)
 
     def _check(self, name: str, stored: str, tensor: Tensor) -> None:
         if name in self._checked:

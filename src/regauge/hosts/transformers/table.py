@@ -74,7 +74,7 @@ class _Reader:
             activation=table.activation or str(lookup(self.config, table.config.activation, "none")),
             rotary=self._turned(),
             pairing=table.rotary.pairing if table.rotary else "half",
-            fixed=_why_fixed(outside, bool(head)),
+            fixed=_why_fixed(outside, bool(head), table.body),
             stops=tuple(
                 Stop(tuple(row.streams), row.why, tuple(row.moves))
                 for row in table.stops
@@ -251,7 +251,9 @@ def _tap(site: Site, name: str) -> str | None:
     return f"blocks.{site.block}.{name.rpartition('.')[0]}.{end}"
 
 
-def _why_fixed(outside: list[str], head: bool) -> str:
+def _why_fixed(outside: list[str], head: bool, body: str) -> str:
+    if body and outside:
+        return f"{'.'.join(outside[0].split('.')[:2])}, which stays as it is, writes what it makes of images into it"
     if outside:
         return f"{outside[0]}, which is no site, reads it"
     return "" if head else "the model has no head: the residual is what it returns"

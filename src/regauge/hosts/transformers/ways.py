@@ -17,10 +17,13 @@ from regauge.anatomy.model import Anatomy
 from regauge.errors import FallbackWarning
 from regauge.hosts.states import SPILL, States
 from regauge.hosts.transformers.plug import plug
+from regauge.hosts.transformers.probe import longest
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.sampling import whole_model
+from regauge.hosts.transformers.settings import lookup, own_config
 from regauge.hosts.transformers.source import Source
 from regauge.hosts.transformers.table import anatomy_of
+from regauge.hosts.transformers.tables import table_for
 from regauge.kernels.cpu.machine import trim
 from regauge.measure.subject import EMBEDDINGS, LABEL, LABELS, NEXT, Facts, Outputs
 
@@ -63,8 +66,8 @@ def ways_of_source(source: Source, dtype: torch.dtype = torch.bfloat16) -> Ways:
 def facts(model: Any) -> Facts:
     """What measuring needs to know of a model, with or without its weights."""
     config = model.config
-    most = getattr(config, "max_position_embeddings", None)
-    found = Facts(_gives(model), int(getattr(config, "vocab_size", 0)), int(most) if most else None)
+    words = lookup(own_config(table_for(config), config), "vocab_size", 0)
+    found = Facts(_gives(model), int(words), longest(config))
     return replace(found, labels=int(config.num_labels)) if found.gives in HEADS.values() else found
 
 

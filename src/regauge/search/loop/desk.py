@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from regauge.engine.watchdog import Clock
 from regauge.search.budgets import Budget
 from regauge.search.kept import Folder
+from regauge.search.loop.pace import Stopwatch as Stopwatch
 from regauge.search.losses.trials import STATES
 from regauge.search.profile import Timing
 from regauge.search.subject import Subject
 from regauge.text.split import Sizes, Texts
 
-SHORT = 120.0  # seconds: under this, half of everything
+AMOUNTS = ("calibration", "search", "evaluation", "gradient", "seen")
 LARGE = 500_000_000  # parameters from which a variant is dear
 
 
@@ -51,18 +51,43 @@ class Effort:
     seen: int = 8192  # told in report/figures.py
     draws: int = 16
     shown: int = 100
+    samples: bool = True  # prompts continued by both models
     uniforms: int = 100
 
     @staticmethod
     def of(limit: float | None) -> Effort:
-        if limit is None or limit >= 4 * SHORT:
-            return Effort()
-        if limit >= SHORT:
-            return Effort(calibration=16384, checks=20, neighbours=4, rounds=1, evaluation=8192, points=6, turns=5)
-        return Effort(
-            calibration=8192, evaluation=6144, gradient=2048, seen=4096, checks=8, neighbours=2, rounds=1, points=6,
-            builds=3, turns=5, memory=False,
-        )  # fmt: skip
+        """The most that is made where a time is given; what that suffices for is found out once the model is known."""
+        return Effort()
+
+    def lesser(self) -> tuple[Effort, ...]:
+        """This and less, from most to least."""
+        half = {"calibration": 16384, "checks": 20, "neighbours": 4, "rounds": 1, "evaluation": 8192, "points": 6}
+        half |= {"turns": 5}
+        few = {"calibration": 8192, "evaluation": 6144, "gradient": 2048, "seen": 4096, "checks": 8, "neighbours": 2}
+        few |= {"rounds": 1, "points": 6, "builds": 3, "turns": 5, "memory": False, "draws": 8}
+        least = {"calibration": 4096, "evaluation": 3072, "gradient": 1024, "seen": 2048, "search": 1024, "checks": 4}
+        least |= {"neighbours": 1, "rounds": 1, "points": 4, "builds": 2, "turns": 3, "memory": False, "draws": 4}
+        least |= {"shown": 1, "uniforms": 1, "samples": False}
+        return (self, *(self.at_most(one) for one in (half, few, least)))
+
+    def at_most(self, amounts: Mapping[str, int]) -> Effort:
+        """The same, no amount above those named."""
+        return replace(self, **{name: min(amount, getattr(self, name)) for name, amount in amounts.items()})
+
+    def reading(self, amounts: Mapping[str, int]) -> Effort:
+        """The same on other amounts of text."""
+        read: dict[str, Any] = {name: amounts[name] for name in AMOUNTS}
+        return replace(self, **read)
+
+    def needed(self) -> Effort:
+        """What is done in any case: the artifact and its figures."""
+        least = {"checks": 0, "neighbours": 0, "shown": 0, "uniforms": 0, "turns": 3, "memory": False, "samples": False}
+        return self.at_most(least)
+
+    @property
+    def amounts(self) -> dict[str, int]:
+        """How much text each step reads: what findings depend on."""
+        return {name: getattr(self, name) for name in AMOUNTS}
 
     def sized(self, parameters: int) -> Effort:
         """The same for a model of so many parameters: where a token is dear, fewer variants are tried and shown."""
@@ -71,34 +96,7 @@ class Effort:
         most = {"evaluation": 6144, "checks": 12, "neighbours": 4, "shown": 1, "uniforms": 1, "draws": 8, "turns": 5}
         if parameters >= 4 * LARGE:
             most |= {"evaluation": 4096, "checks": 8, "neighbours": 3, "rounds": 1}
-        return replace(self, **{name: min(amount, getattr(self, name)) for name, amount in most.items()})
-
-
-@dataclass(eq=False)
-class Stopwatch:
-    """Seconds by step, in the order in which they began."""
-
-    limit: float | None = None
-    clock: Clock = field(default_factory=Clock)  # is told of every step
-    seconds: dict[str, float] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Counts what is done inside to one step; a step may come back."""
-        since = time.monotonic()
-        self.clock.say(name)
-        yield
-        self.clock.ended(name)
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - since, 2)
-
-    @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self.began
-
-    def over(self, share: float) -> bool:
-        """Whether this share of the time limit is used up."""
-        return self.limit is not None and self.elapsed > share * self.limit
+        return self.at_most(most)
 
 
 @dataclass(frozen=True)

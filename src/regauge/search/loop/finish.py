@@ -16,6 +16,7 @@ from regauge.search.allocation import Allocation
 from regauge.search.budgets import Budget
 from regauge.search.loop.build import costs, score
 from regauge.search.loop.desk import Desk, Stopwatch
+from regauge.search.loop.forecast import TIMED
 from regauge.search.loop.gather import even, nearest
 from regauge.search.loop.problem import Problem, pairs
 from regauge.search.loop.settle import Settled, reached
@@ -23,6 +24,8 @@ from regauge.search.losses.trials import true_scores
 from regauge.search.options import Option, group_bytes, site_bytes
 from regauge.search.record import Point, Run, Sample, SitePick, Verdict
 from regauge.version import __version__
+
+LEAST, FRESH = 3, 8.0  # rounds of timing; seconds of fresh processes that load the models
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +54,14 @@ def assemble(desk: Desk, settled: Settled) -> Run:
     with watch.step("evaluation"):
         figures = evaluate(desk, settled)
     busy = load()
+    turns = max(LEAST, watch.many("rounds of timing", ask.effort.turns, TIMED))
+    memory = ask.effort.memory and watch.can("memory in fresh processes", FRESH)
     with watch.step("costs"):
-        spent = costs(source, settled.built.folder, ask.effort.turns, ask.effort.memory)
-    with watch.step("samples"):
-        samples = _samples(desk, settled)
+        spent = costs(source, settled.built.folder, turns, memory)
+    samples: tuple[Sample, ...] = ()
+    if ask.effort.samples and watch.can("samples", watch.expected.get("samples", 0.0)):
+        with watch.step("samples"):
+            samples = _samples(desk, settled)
     return Run(
         regauge=__version__,
         command=ask.command,
@@ -98,6 +105,24 @@ def assemble(desk: Desk, settled: Settled) -> Run:
     )
 
 
+def _afforded(
+    desk: Desk, settled: Settled, shown: list[int], uniform: dict[str, dict[str, Option]]
+) -> tuple[list[int], dict[str, dict[str, Option]]]:
+    """As many of the frontier's points and of the baselines as there is time for: the chosen point, then baselines."""
+    watch, wanted = desk.watch, len(shown) + len(uniform)
+    each = watch.expected.get("evaluation", 0.0) / (
+        2 + min(desk.ask.effort.shown, 8) + min(desk.ask.effort.uniforms, 4)
+    )
+    count = watch.many("variants beside the artifact", wanted, each)
+    if count >= wanted:
+        return shown, uniform
+    chosen = next(i for i, point in enumerate(settled.frontier) if point.picks == settled.point.picks)
+    first = [i for i in shown if i == chosen][:count]
+    kept = dict(list(uniform.items())[: max(0, count - len(first))])
+    others = [i for i in shown if i != chosen][: max(0, count - len(first) - len(kept))]
+    return sorted([*first, *others]), kept
+
+
 def evaluate(desk: Desk, settled: Settled) -> Figures:
     """The artifact as it loads; the frontier and the uniform baselines as variants in memory."""
     problem, text, effort = settled.problem, desk.texts.evaluation, desk.ask.effort
@@ -106,6 +131,7 @@ def evaluate(desk: Desk, settled: Settled) -> Figures:
     uniform = even(problem, size, effort.uniforms)
     picks = [problem.picks(point) for point in settled.frontier]
     shown = nearest(settled.frontier, settled.point.takes["bytes"], effort.shown)
+    shown, uniform = _afforded(desk, settled, shown, uniform)
     variants = [*(picks[i] for i in shown), *uniform.values()]
     problem.ready(pairs(variants))
     scores = true_scores(desk.subject, problem.shelf, text, variants, desk.limits.states)
@@ -235,14 +261,20 @@ def _samples(desk: Desk, settled: Settled) -> tuple[Sample, ...]:
 
 
 def _late(watch: Stopwatch) -> list[str]:
-    """What is to be said where the least that a search does took longer than the user gave."""
-    if watch.limit is None or watch.elapsed <= watch.limit:
+    """What there was no time for, and where the time did not suffice for the least."""
+    if watch.limit is None:
         return []
-    return [
-        f"--time asked for {watch.limit:g} s and the search took {watch.elapsed:.0f} s: it says how much effort is "
-        "made and is no limit; texts are read, every option is rounded and one artifact is built and measured at the "
-        "least"
-    ]
+    notes = []
+    if watch.left_out:
+        notes.append(
+            f"left out so as to end within --time {watch.limit:g}s: {', '.join(watch.left_out)}; the same command with "
+            "more time and --force goes on from what was found"
+        )
+    if watch.elapsed > watch.limit:
+        notes.append(
+            f"--time asked for {watch.limit:g} s and the search took {watch.elapsed:.0f} s: the machine slowed"
+        )
+    return notes
 
 
 def _notes(problem: Problem, settled: Settled) -> list[str]:

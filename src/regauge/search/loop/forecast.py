@@ -8,27 +8,31 @@ Legend: T tokens, O outputs, I inputs.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from time import thread_time
 
 import torch
 
 from regauge import parts
 from regauge.engine import duration
-from regauge.engine.job import prepare, quickest
+from regauge.engine.job import quickest
+from regauge.errors import BudgetError
 from regauge.hosts.base import Source
 from regauge.search.loop.desk import Effort
 from regauge.search.losses.borders import state_bytes
 from regauge.search.losses.fisher import narrowed
 from regauge.search.losses.shelf import room
 from regauge.search.losses.sites import ROWS
-from regauge.search.options import SiteGroup, integer, plan_of
+from regauge.search.options import SiteGroup, integer
 
 NEAR, MANY = 3.0, 8.0
 """Options of a site that are rounded whole: those that may win; those of a whole frontier."""
 EDGE = 512
 OUTSIDE = 8  # variants of embedding and head
-COLUMN = 5e-5  # seconds a column of feedback on few rows, on some machine
+SOLVED = 0.002  # seconds that the program takes a group, each time that it is solved
+OFF = 1.4  # by how much an estimate may be too long, before work is refused for it
+TIMED = 0.5  # seconds of one round of the interleaved timing, about
 SCORING = 2e-8  # seconds a logit: several passes over it
 
 
@@ -50,73 +54,133 @@ def variants(effort: Effort) -> tuple[int, int]:
     return effort.checks + effort.checks // 2, OUTSIDE + effort.neighbours * effort.rounds + min(effort.shown, 8)
 
 
-def seconds(source: Source, groups: Sequence[SiteGroup], effort: Effort) -> float:
-    """An estimate of the whole search."""
-    wide, narrow, threads = duration.speed(), duration.speed(_products(source)), torch.get_num_threads()
-    head = source.anatomy.site("head").shape
+@dataclass(frozen=True)
+class Rates:
+    """What a machine takes.
+
+    Attributes:
+        wide, narrow: seconds of an operation in a product, in float32 and in the dtype of the products.
+        column: seconds of a column of error feedback on few rows, with one thread.
+        weight: seconds of rounding a weight, with one thread.
+        threads: how many there are.
+    """
+
+    wide: float
+    narrow: float
+    column: float
+    weight: float
+    threads: int
+
+
+NOMINAL = Rates(duration.NOMINAL, duration.NOMINAL, 5e-6, duration.ROUNDED, 2)
+"""Of some machine: where only ratios matter."""
+
+
+def measured(source: Source) -> Rates:
+    """Of this machine now, as busy as it is."""
+    return Rates(duration.speed(), duration.speed(_products(source)), *_rates(), torch.get_num_threads())
+
+
+def steps(
+    source: Source, groups: Sequence[SiteGroup], effort: Effort, rates: Rates, speeds: bool = False
+) -> dict[str, float]:
+    """The steps of a search in order, and the seconds that each is expected to take.
+
+    Args:
+        speeds: a speed is asked for, so the machine is profiled and the artifact timed.
+    """
+    head = source.anatomy.site("embed").shape  # a head is as large; what has none is refused soon
     inner = source.parameters() - head[0] * head[1] * (1 if source.anatomy.tied else 2)
-    block_T = 2 * inner * narrow * duration.OVERHEAD
-    head_T = 2 * head[0] * head[1] * wide + SCORING * head[0] / threads
-    few_T, each_T = duration.OVERHEAD * 6 * head[0] * head[1] * narrow, block_T + head_T
+    block_T = 2 * inner * rates.narrow * duration.OVERHEAD
+    head_T = 2 * head[0] * head[1] * rates.wide + SCORING * head[0] / rates.threads
+    few_T = duration.OVERHEAD * 6 * head[0] * head[1] * rates.narrow
     taps = {site.tap: site.shape[1] for group in groups for site in group.sites if site.tap is not None}
-    grams = sum(effort.seen * width**2 * narrow + width**3 * wide for width in taps.values())
-    backward = effort.seen * 1.5 * block_T + effort.gradient * (3 * block_T + few_T)
-    column, weight = _rates()
+    grams = sum(effort.seen * width**2 * rates.narrow + width**3 * rates.wide for width in taps.values())
     tried = sum(
-        column
+        rates.column
         * group.sites[0].shape[1]
         * len(narrowed(group).options)
         * sum(min(1.0, s.shape[0] / ROWS) for s in group.sites)
         for group in groups
     )
+    weights = sum(s.shape[0] * s.shape[1] for group in groups for s in group.sites)
+    feedback = sum(2 * s.shape[0] * s.shape[1] ** 2 * rates.wide for group in groups for s in group.sites)
     options = NEAR if effort.shown == 1 else MANY
-    weights = sum(s.shape[0] * s.shape[1] for group in groups for s in group.sites)
-    feedback = sum(2 * s.shape[0] * s.shape[1] ** 2 * wide for group in groups for s in group.sites)
-    whole = options * (weights * weight / threads + feedback)
     singles, wholes = variants(effort)
-    trials = effort.search * ((singles / 2 + wholes) * block_T + (singles + wholes) * head_T)
-    final = effort.evaluation * each_T * (2 + min(effort.shown, 8) + min(effort.uniforms, 4))
-    built = effort.search * each_T + _made(source, groups, effort)
-    return backward + 2 * grams + effort.seen * block_T + tried / threads + whole + trials + final + built + 25
-
-
-def course(source: Source, groups: Sequence[SiteGroup], effort: Effort, speeds: bool) -> dict[str, float]:
-    """The steps of a search in order, and what each is expected to take, from counts alone: for a progress bar."""
-    head = source.anatomy.site("embed").shape  # a head is as large; what has none is refused soon
-    inner = source.parameters() - head[0] * head[1] * (1 if source.anatomy.tied else 2)
-    block_T, few_T = 2 * inner * duration.NOMINAL, 2 * head[0] * head[1] * duration.NOMINAL + SCORING * head[0]
-    weights = sum(s.shape[0] * s.shape[1] for group in groups for s in group.sites)
-    columns = sum(group.sites[0].shape[1] * len(narrowed(group).options) for group in groups)
-    singles, wholes = variants(effort)
-    built = effort.calibration * 2 * block_T + weights * duration.ROUNDED
+    shown = min(effort.shown, 8) + min(effort.uniforms, 4)
+    made = 2 * effort.calibration * block_T + grams + feedback + weights * rates.weight * 2
+    solved = SOLVED * len(groups)
     return {
         "open": 1.0,
-        "profile": 5.0 if speeds else 0.0,
-        "text": 1.0,
-        "forward": 0.5 + effort.seen * block_T,
-        "sensitivity": 2 + columns * COLUMN + effort.seen * block_T + effort.gradient * (3 * block_T + few_T),
-        "frontier": 0.5,
-        "rounding": 1 + effort.seen * block_T + (NEAR if effort.shown == 1 else MANY) * weights * duration.ROUNDED,
-        "trials": 1 + effort.search * singles * (block_T / 2 + few_T),
-        "allocation": 2 + effort.search * wholes * (block_T + few_T),
-        "build": 1 + built,
-        "timing": 3.0 if speeds else 0.0,
-        "evaluation": 1 + effort.evaluation * (block_T + few_T) * (2 + min(effort.shown, 8) + min(effort.uniforms, 4)),
-        "costs": 4.0 + 8.0 * effort.memory,
-        "samples": 1.0,
+        "profile": 6.0 * speeds,
+        "text": 0.5,
+        "forward": 0.2 + effort.seen * block_T,
+        "sensitivity": 0.5
+        + tried / rates.threads
+        + grams
+        + 0.5 * effort.seen * block_T
+        + effort.gradient * (3 * block_T + few_T),
+        "frontier": solved * (effort.points + effort.draws),
+        "rounding": 0.2 + effort.seen * block_T + grams + options * (weights * rates.weight / rates.threads + feedback),
+        "trials": 0.2 + effort.search * singles * (block_T / 2 + head_T),
+        "allocation": solved * 3 * effort.neighbours * effort.rounds + effort.search * wholes * (block_T + head_T),
+        "build": 1 + made + effort.search * (block_T + head_T),
+        "timing": TIMED * effort.turns * speeds,
+        "evaluation": 0.5 + effort.evaluation * (block_T + head_T) * (2 + shown),
+        "costs": TIMED * effort.turns + 8.0 * effort.memory,
+        "samples": 1.0 * effort.samples,
     }
+
+
+NEEDED = ("rounding", "build", "timing", "evaluation", "costs")
+"""Steps that must still come once something is allocated."""
+SURE = 0.85  # of the time that a user gives, what is expected to be used
+
+
+@dataclass(frozen=True)
+class Time:
+    """A length of time that a user gives.
+
+    Attributes:
+        limit: seconds.
+        rates: of the machine now.
+        speeds: a speed is asked for.
+    """
+
+    limit: float
+    rates: Rates
+    speeds: bool = False
+
+
+def within(source: Source, groups: Sequence[SiteGroup], most: Effort, time: Time) -> Effort:
+    """The most effort that is expected to end in time.
+
+    Raises:
+        BudgetError: not even the least is near it; says what would do.
+    """
+
+    def takes(effort: Effort) -> float:
+        return sum(steps(source, groups, effort, time.rates, time.speeds).values())
+
+    for effort in most.lesser():
+        if takes(effort) <= SURE * time.limit:
+            return effort
+    bare = takes(effort.needed())
+    if bare > OFF * time.limit:
+        raise BudgetError(
+            f"--time {time.limit:.0f}s does not suffice for a search of {source.parameters():,} parameters: the least "
+            f"takes about {bare:.0f} s here now; give that or more, or use `regauge apply` with a preset."
+        )
+    return effort
+
+
+def seconds(source: Source, groups: Sequence[SiteGroup], effort: Effort, speeds: bool = False) -> float:
+    """An estimate of the whole search, on this machine as busy as it is now."""
+    return sum(steps(source, groups, effort, measured(source), speeds).values())
 
 
 def _products(source: Source) -> torch.dtype:
     return quickest(source.dtype, source.anatomy.hidden)
-
-
-def _made(source: Source, groups: Sequence[SiteGroup], effort: Effort) -> float:
-    """Seconds of making one artifact."""
-    picks = {group.name: next((o for o in group.options if o.bits == 4), group.options[0]) for group in groups}
-    job = prepare(plan_of(picks, groups, "fit", "", effort.calibration, 256), source)
-    assert job is not None, "refusals are raised"
-    return duration.seconds(job, effort.calibration)
 
 
 def _rates() -> tuple[float, float]:
@@ -131,8 +195,8 @@ def _rates() -> tuple[float, float]:
             assert choice is not None, "not full precision"
             stats, fmt, rounder = {"hessian": x_TI.T @ x_TI / EDGE}, parts.format_of(choice), parts.rounder_of(choice)
             rounder(w_OI[:32], fmt, stats)
-            began = time.thread_time()
+            began = thread_time()
             rounder(w_OI, fmt, stats)
-            taken.append(time.thread_time() - began)
+            taken.append(thread_time() - began)
         found.append(sum(taken) / len(taken))
     return found[0] / EDGE, found[1] / (4 * ROWS * EDGE)

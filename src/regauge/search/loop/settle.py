@@ -16,6 +16,7 @@ from regauge.search.allocation import Allocation, Bound, allocate, knee, sizes, 
 from regauge.search.budgets import Budget
 from regauge.search.loop.build import Built, build, cache_growth, plan_for, speeds
 from regauge.search.loop.desk import Desk
+from regauge.search.loop.forecast import variants
 from regauge.search.loop.gather import even, likely, nearest, outside, sample
 from regauge.search.loop.problem import ROUGH, Problem, pairs
 from regauge.search.losses.shelf import Pair
@@ -76,19 +77,27 @@ def settle(desk: Desk, problem: Problem) -> Settled:
             problem = replace(problem, costs={name: desk.timing.costs[name] for name in timed(ask.budgets)})
         goal = Goal(tuple(_held(desk, problem, budget) for budget in ask.budgets), ask.floors)
         wanted, others = _wanted(desk, problem, goal)
+    more = watch.can("variants beside what may win", watch.expected.get("rounding", 0.0))
     with watch.step("rounding"):
-        problem.ready(wanted | others)
+        problem.ready(wanted | others if more else wanted)
     with watch.step("trials"):
-        problem.measure(outside(problem, wanted) + sample(problem, wanted, ask.effort.checks // 2))
+        tries = outside(problem, wanted) + sample(problem, wanted, ask.effort.checks // 2)
+        problem.measure(tries[: watch.many("variants of one matrix", len(tries), _each(desk, singles=True))])
     with watch.step("frontier"):
         frontier = _frontier(problem, ask.effort.points)
     builds: list[Build] = []
+    whole = watch.must.get("build", 0.0)
     missed, tried = "", set[tuple[int, ...]]()
     for attempt in range(ask.effort.builds):
         with watch.step("allocation"):
             point, why = _choose(desk, problem, goal, frontier)
         if point.picks in tried:
             break  # built again it would be the same
+        if builds and not watch.can("another artifact", whole):
+            raise BudgetError(
+                f"--time is over after {len(builds)} artifacts, and the budgets are missed: {missed}. What was found "
+                "is kept: run the same with more time, or ask for less."
+            )
         tried.add(point.picks)
         predicted = problem.size(problem.picks(point))
         with watch.step("build"):
@@ -179,10 +188,22 @@ def _choose(desk: Desk, problem: Problem, goal: Goal, frontier: Sequence[Allocat
         index = knee([(point.takes["bytes"], kl) for point, kl in zip(frontier, told, strict=True)])
         bounds = [Bound("bytes", frontier[index].takes["bytes"] + problem.fixed, problem.fixed)]
         why = "no budget was given: the knee of the frontier, farthest below the chord of (bytes, √KL)"
-    point = problem.sharpen(bounds, effort.checks)
-    if not desk.watch.over(0.5):
-        point = problem.refine(point, bounds, effort.neighbours, effort.rounds, desk.ask.seed)
+    watch = desk.watch
+    checks = watch.many("checks of what was chosen", effort.checks, _each(desk, singles=True))
+    point = problem.sharpen(bounds, checks)
+    near = watch.many("allocations around the best", effort.neighbours * effort.rounds, _each(desk))
+    rounds = min(effort.rounds, near)
+    if rounds:
+        point = problem.refine(point, bounds, near // rounds, rounds, desk.ask.seed)
     return point, why
+
+
+def _each(desk: Desk, singles: bool = False) -> float:
+    """Seconds that a variant is expected to take: of one group, or of all."""
+    counts = variants(desk.ask.effort)
+    if singles:
+        return desk.watch.expected.get("trials", 0.0) / max(1, counts[0])
+    return desk.watch.expected.get("allocation", 0.0) / max(1, counts[1])
 
 
 def _smallest(problem: Problem, bounds: Sequence[Bound], floor: float, checks: int) -> Allocation:
