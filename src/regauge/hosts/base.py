@@ -78,6 +78,9 @@ class Source(Protocol):
     def config_changes(self, anatomy: Anatomy) -> tuple[Mapping[str, int], str]:
         """What the library's config must say so that it builds these sizes, or why it cannot say them."""
 
+    @property
+    def beside(self) -> Mapping[str, str]: ...  # files that an artifact must hold so that the host can load it
+
     def digest(self) -> str:
         """sha256 over config and weights."""
 
