@@ -26,6 +26,7 @@ from regauge.engine import apply as _apply
 from regauge.engine import dry_run as _dry_run
 from regauge.engine import measure as _measure
 from regauge.engine.estimate import DryRun
+from regauge.hosts import host_of
 from regauge.measure.compare import Comparison
 from regauge.plan import Plan
 from regauge.report.build import write
@@ -49,6 +50,7 @@ def fit(
     max_memory: str | int | None = None,
     seed: int = 0,
     revision: str | None = None,
+    family: str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Watcher | None = None,
@@ -62,11 +64,12 @@ def fit(
         calibration, eval: text that methods read, and text that the final figures are measured on.
         time: `5m` or seconds: it ends in this time, or refuses before any work.
         max_memory: `6GB` or bytes that this process may take.
+        family: a file of your own that describes the architecture; see docs/families.md.
 
     Raises:
         RegaugeError: any refusal, in a sentence.
     """
-    with _watching("fit", progress, quiet) as watch:
+    with host_of(model).family(family), _watching("fit", progress, quiet) as watch:
         run = _fit(
             model,
             out,
@@ -116,6 +119,7 @@ def apply(
     max_memory: str | int | None = None,
     seed: int = 0,
     revision: str | None = None,
+    family: str | Path | None = None,
     force: bool = False,
     progress: Watcher | None = None,
     quiet: bool = False,
@@ -125,7 +129,7 @@ def apply(
     Raises:
         RegaugeError: any refusal, all of them at once and before any work; what was finished stays for the next run.
     """
-    with _watching("apply", progress, quiet) as watch:
+    with host_of(model).family(family), _watching("apply", progress, quiet) as watch:
         return _apply(
             recipe,
             model,

@@ -37,6 +37,7 @@ FLAGS = {
         "--debug",
         "--dry-run",
         "--eval",
+        "--family",
         "--floor",
         "--force",
         "--json",
@@ -73,6 +74,7 @@ FLAGS = {
         "--debug",
         "--dry-run",
         "--embed",
+        "--family",
         "--force",
         "--head",
         "--json",
@@ -95,6 +97,7 @@ FLAGS = {
         "--calibration",
         "--context",
         "--debug",
+        "--family",
         "--json",
         "--memory",
         "--quiet",
@@ -136,6 +139,7 @@ FLAGS = {
     ],
     "serve": ["OUT", "--debug", "--device", "--host", "--port", "--threads"],
     "doctor": ["--debug", "--json"],
+    "family": [],
 }
 
 

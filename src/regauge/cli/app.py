@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from regauge.cli import looking, making, running
+from regauge.cli.families import family
 from regauge.version import __version__
 
 app = typer.Typer(
@@ -50,3 +51,5 @@ for command in (
     looking.doctor,
 ):
     app.command()(command)
+
+app.add_typer(family)

@@ -11,6 +11,7 @@ from regauge.cli.options import (
     CALIBRATION,
     DEBUG,
     EVAL,
+    FAMILY,
     JSON,
     MAX_MEMORY,
     MODEL,
@@ -37,6 +38,7 @@ def inspect(
         bool, typer.Option("--streams", help="Also list streams, the moves that each admits, and where others stop.")
     ] = False,
     calibration: CALIBRATION = None,
+    family: FAMILY = None,
     seed: SEED = 0,
     revision: REVISION = None,
     json: JSON = False,
@@ -48,16 +50,18 @@ def inspect(
     """What a model is made of, and what it would take. Example: regauge inspect MODEL --memory 8GB"""
     from regauge.cli import models, show
     from regauge.cli.bars import working
+    from regauge.hosts import host_of
     from regauge.report import inspection
 
     fits = told_memory(memory, context)
-    found = inspection.inspect(model, revision)
-    sensed = None
-    if sensitivity:
-        from regauge.search.sense import sensitivity as sense
+    with host_of(model).family(family):
+        found = inspection.inspect(model, revision)
+        sensed = None
+        if sensitivity:
+            from regauge.search.sense import sensitivity as sense
 
-        with working("inspect", quiet, verbose, threads) as watch:
-            sensed = sense(model, calibration=calibration, seed=seed, revision=revision, progress=watch)
+            with working("inspect", quiet, verbose, threads) as watch:
+                sensed = sense(model, calibration=calibration, seed=seed, revision=revision, progress=watch)
     if json:
         show.as_json(show.plain(found) | {"sensitivity": show.plain(sensed)})
         return

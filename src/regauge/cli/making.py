@@ -13,6 +13,7 @@ from regauge.cli.options import (
     DEBUG,
     DRY_RUN,
     EVAL,
+    FAMILY,
     FLOOR,
     FORCE,
     JSON,
@@ -38,6 +39,7 @@ def fit(
     floor: FLOOR = None,
     calibration: CALIBRATION = None,
     evaluation: EVAL = None,
+    family: FAMILY = None,
     time: TIME = None,
     max_memory: MAX_MEMORY = None,
     seed: SEED = 0,
@@ -55,10 +57,11 @@ def fit(
     from regauge.artifact.folder import read_receipt
     from regauge.cli import show, tell
     from regauge.cli.bars import working
+    from regauge.hosts import host_of
     from regauge.report.build import write
     from regauge.search.fit import fit as search
 
-    with working("fit", quiet, verbose, threads) as watch:
+    with host_of(model).family(family), working("fit", quiet, verbose, threads) as watch:
         run = search(
             model,
             out,
@@ -114,6 +117,7 @@ def apply(
         str | None, typer.Option(metavar="FORMAT", help="The embedding's format: int8, int6-g64, nf4, full.")
     ] = None,
     head: Annotated[str | None, typer.Option(metavar="FORMAT", help="The head's, where it is not tied.")] = None,
+    family: FAMILY = None,
     time: TIME = None,
     max_memory: MAX_MEMORY = None,
     seed: SEED = 0,
@@ -131,25 +135,27 @@ def apply(
     from regauge import engine
     from regauge.cli import show, tell
     from regauge.cli.bars import working
+    from regauge.hosts import host_of
 
     if dry_run:
-        plan = engine.dry_run(
-            recipe,
-            model,
-            out,
-            calibration=calibration,
-            tokens=tokens,
-            seed=seed,
-            revision=revision,
-            force=force,
-            wire=wire,
-            max_memory=bound,
-            embed=embed,
-            head=head,
-        )
+        with host_of(model).family(family):
+            plan = engine.dry_run(
+                recipe,
+                model,
+                out,
+                calibration=calibration,
+                tokens=tokens,
+                seed=seed,
+                revision=revision,
+                force=force,
+                wire=wire,
+                max_memory=bound,
+                embed=embed,
+                head=head,
+            )
         show.as_json(plan) if json else tell.dry_run(plan)
         raise typer.Exit(2 if plan.refusals else 0)
-    with working("apply", quiet, verbose, threads) as watch:
+    with host_of(model).family(family), working("apply", quiet, verbose, threads) as watch:
         done = engine.apply(
             recipe,
             model,

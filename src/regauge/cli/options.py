@@ -35,6 +35,9 @@ BUDGETS = Annotated[
 FLOOR = Annotated[str | None, typer.Option(metavar="kl=0.05", help="Lose no more than this.")]
 SEED = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Two runs with one seed give the same bytes.")]
 REVISION = Annotated[str | None, typer.Option(help="Pins a hub model to a branch, tag or commit.")]
+FAMILY = Annotated[
+    Path | None, typer.Option("--family", metavar="FILE", help="A family table of your own (docs/families.md).")
+]
 FORCE = Annotated[bool, typer.Option("--force", help="Replace an OUT that exists.")]
 DRY_RUN = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done and what it would cost; write nothing.")

@@ -93,4 +93,4 @@ def files_of(job: Job, receipt: Receipt, log: Mapping[str, Any], staging: Stagin
     kept = receipt.model_dump(mode="json", exclude={*VOLATILE, *(() if receipt.learnt else ("learnt",))})
     text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
     files = artifact_files(job.source.path, job.wire, staging.index(), dump(job.plan), text)
-    return {**files, RUN_LOG: json.dumps(dict(log), indent=1) + "\n"}
+    return {**files, **job.source.beside, RUN_LOG: json.dumps(dict(log), indent=1) + "\n"}

@@ -78,6 +78,9 @@ class Source(Protocol):
     def config_changes(self, anatomy: Anatomy) -> tuple[Mapping[str, int], str]:
         """What the library's config must say so that it builds these sizes, or why it cannot say them."""
 
+    @property
+    def beside(self) -> Mapping[str, str]: ...  # files that an artifact must hold so that the host can load it
+
     def digest(self) -> str:
         """sha256 over config and weights."""
 
@@ -250,3 +253,9 @@ class Host(Protocol):
 
     def serve(self, model: str, address: str, port: int, device: str) -> None:
         """Serves a model over HTTP until it is interrupted."""
+
+    def family(self, path: str | Path | None) -> AbstractContextManager[None]:
+        """While it lasts, what a user's own file says of an architecture comes before all else; None: nothing."""
+
+    def check_family(self, table: Path, model: str) -> Any:
+        """Runs the laws on a user's own file: what it describes, and which moves that it admits keep the function."""

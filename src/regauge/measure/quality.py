@@ -24,8 +24,8 @@ from regauge.errors import TextError
 from regauge.measure.bootstrap import FEW, Draws, Floats, Interval, Ints, per_document, quantile, ratio
 from regauge.text.windows import Batch, Windows
 
-CHUNK = 1 << 20
-"""Logits scored at a time."""
+CHUNK = 1 << 19
+"""Logits scored at a time: with twice as many, of which five copies are made, scoring takes 1.4 times as long."""
 
 
 class Quality(BaseModel):

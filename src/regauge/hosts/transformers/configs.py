@@ -113,7 +113,7 @@ def config_of(raw: Mapping[str, Any], folder: Path) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
-    check_type(raw["model_type"])
+    check_type(raw["model_type"], folder)
     if raw["model_type"] not in CONFIG_MAPPING:
         raise ModelError(f"{folder} is of type {raw['model_type']!r}, which this transformers does not have")
     try:

@@ -71,6 +71,8 @@ def _product(module: Any, rows: Rows | None, dtype: torch.dtype) -> Any:
 
     def _strips(x: Tensor, of: Rows) -> Tensor:
         count = module.weight.shape[0]
+        if count <= STRIP:
+            return nn.functional.linear(x, of(slice(0, count)).to(dtype))
         strips = (slice(start, min(start + STRIP, count)) for start in range(0, count, STRIP))
         if torch.is_grad_enabled():
             return torch.cat([nn.functional.linear(x, of(at).to(dtype)) for at in strips], -1)

@@ -29,6 +29,7 @@ from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.resize import config_changes
 from regauge.hosts.transformers.skeleton import block_paths, silent
 from regauge.hosts.transformers.table import anatomy_of
+from regauge.hosts.transformers.tables import beside
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
@@ -157,9 +158,14 @@ class Source:
         """Parameter key → shape, in the source."""
         return {key: tuple(tensor.shape) for key, tensor in self.model.state_dict().items()}
 
+    @property
+    def beside(self) -> dict[str, str]:
+        """Files that an artifact must hold beside its own: see `tables.beside`."""
+        return beside(self.config)
+
     def digest(self) -> str:
         """sha256 over the config and every weight file, in order of their names. Reads all of them once."""
-        total = hashlib.sha256()
+        total = hashlib.sha256("".join(self.beside.values()).encode())
         for path in (self.path / "config.json", *sorted(self.files)):
             total.update(path.name.encode() + b"\0" + str(path.stat().st_size).encode() + b"\0")
             with path.open("rb") as file:

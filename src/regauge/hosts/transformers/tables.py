@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from regauge.hosts.transformers.columns import Table, Wrapper, merged
 
 FAMILIES = Path(__file__).parent / "families"
 PAGE = "docs/families.md"
+BESIDE = ("family.yaml", "regauge/family.yaml")
+"""Where a table may lie in a model's directory; an artifact's lies in the last."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,24 @@ def user_folder() -> Path:
     return platformdirs.user_config_path("regauge", appauthor=False) / "families"
 
 
-def known() -> Known:
-    """Every table: the user's before those that come with regauge."""
-    own = sorted(user_folder().glob("*.yaml"))
+def known(folder: str | Path | None = None) -> Known:
+    """Every table: those given for a command before those in a model's directory, a user's own and regauge's.
+
+    Args:
+        folder: of a model or artifact, which may bring a table along.
+    """
+    own = tuple(sorted(user_folder().glob("*.yaml")))
+    if folder:
+        own += tuple(path for name in BESIDE if (path := Path(folder) / name).is_file())
     given = _given.get()
-    own += [] if given is None else [given]
-    return _read(_shipped(), own) if own else _shipped()
+    own += () if given is None else (given,)
+    return _with(tuple((path, path.stat().st_mtime_ns) for path in own)) if own else _shipped()
+
+
+@lru_cache(maxsize=32)
+def _with(files: tuple[tuple[Path, int], ...]) -> Known:
+    """What is known with some files more, each as it was at a time."""
+    return _read(_shipped(), [path for path, _ in files])
 
 
 @cache
@@ -109,6 +123,21 @@ def read_family(path: Path) -> Known:
     return _read(_shipped(), [path])
 
 
+def beside(config: Any) -> dict[str, str]:
+    """The file that an artifact must hold so that it can be loaded anywhere: the table of its family, where that is
+    none of regauge's own."""
+    found = known(_folder(config))
+    wrapper = found.wrappers.get(config.model_type)
+    kinds = [config.model_type] + ([] if wrapper is None else [str(getattr(config, wrapper.part).model_type)])
+    own = [found.raw[kind] for kind in kinds if kind in found.files and found.files[kind].parent != FAMILIES]
+    return {BESIDE[1]: yaml.safe_dump_all(own, sort_keys=False)} if own else {}
+
+
+def _folder(config: Any) -> str:
+    """The directory that a config was read from, where it is one."""
+    return str(getattr(config, "_name_or_path", "") or "")
+
+
 def _documents(path: Path) -> list[dict[str, Any]]:
     try:
         found = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
@@ -140,9 +169,9 @@ def tables() -> Mapping[str, Table]:
     return known().tables
 
 
-def check_type(model_type: str) -> None:
+def check_type(model_type: str, folder: str | Path | None = None) -> None:
     """Raises UnknownArchitecture, which names the closest table to copy, unless a table describes a model type."""
-    found = known()
+    found = known(folder)
     if model_type not in found.tables and model_type not in found.wrappers:
         raise UnknownArchitecture(
             f"no family table describes model_type {model_type!r}; to add one, copy {_example(model_type, found)}, "
@@ -156,8 +185,9 @@ def table_for(config: Any) -> Table:
     Raises:
         UnknownArchitecture: none describes it.
     """
-    check_type(config.model_type)
-    found = known()
+    folder = _folder(config)
+    check_type(config.model_type, folder)
+    found = known(folder)
     wrapper = found.wrappers.get(config.model_type)
     if wrapper is None or config.model_type in found.tables:
         return found.tables[config.model_type]
