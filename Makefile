@@ -35,7 +35,7 @@ native: $(NATIVE) ## build the C++ kernels (the targets below do so themselves)
 demo: $(NATIVE)  ## make the bundled model smaller, measure it, write the report page
 	$(BIN)/python scripts/stdlib_text.py $(OUT)/text
 	$(BIN)/regauge fit $(MODEL) --budget memory=0.30x \
-		--calibration $(OUT)/text/train --eval $(OUT)/text/heldout --time 5m -o $(OUT)/demo --force
+		--calibration $(OUT)/text/train --eval $(OUT)/text/heldout --time 60s -o $(OUT)/demo --force
 	@echo "The report: $(OUT)/demo/regauge/report.html"
 	@echo "The model:  $(BIN)/python -c 'import regauge as rg; print(rg.load(\"$(OUT)/demo\"))'"
 

@@ -11,21 +11,22 @@ Importing this does nothing but define names; each is loaded when it is first us
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from regauge.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from regauge import errors, measure, report
+    from regauge import errors
+    from regauge.api import apply, dry_run, fit, measure, pick, report
     from regauge.artifact.receipt import Receipt
-    from regauge.engine import apply, dry_run
     from regauge.hosts.transformers.load import load
     from regauge.hosts.transformers.stream import stream
     from regauge.plan import Plan
     from regauge.report.explanation import explain
     from regauge.report.inspection import inspect
     from regauge.report.methods import methods
-    from regauge.search.fit import fit, pick
 
 __all__ = [
     "Plan",
@@ -47,17 +48,38 @@ __all__ = [
 _HOMES = {
     "Plan": "plan",
     "Receipt": "artifact.receipt",
-    "apply": "engine",
-    "dry_run": "engine",
+    "apply": "api",
+    "dry_run": "api",
     "explain": "report.explanation",
-    "fit": "search.fit",
+    "fit": "api",
     "inspect": "report.inspection",
     "methods": "report.methods",
     "load": "hosts.transformers.load",
-    "pick": "search.fit",
+    "pick": "api",
     "stream": "hosts.transformers.stream",
 }
 _MODULES = ("errors", "measure", "parts", "plan", "report")
+
+
+class _Callable(ModuleType):
+    """A part of the house whose name is that of a command too: `rg.measure(…)` beside `regauge.measure.cost`."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        command = getattr(importlib.import_module("regauge.api"), self.__name__.rpartition(".")[2])
+        return command(*args, **options)
+
+
+class _Package(ModuleType):
+    """This package: the two parts that share a name with a command can be called."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _BOTH and type(value) is ModuleType:
+            value.__class__ = _Callable
+        super().__setattr__(name, value)
+
+
+_BOTH = ("measure", "report")
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> object:

@@ -52,6 +52,27 @@ def factor(unit: str, text: str) -> int:
     return UNITS[unit]
 
 
+_LENGTHS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def length(value: str, text: str) -> float:
+    """Seconds of `30m`, `1h30m` or `90`, which stands in `text`.
+
+    Raises:
+        BudgetError: it is no length of time, or none is left in it.
+    """
+    said = value.strip().lower()
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", said):
+        found = float(said)
+    elif re.fullmatch(r"([0-9]+(\.[0-9]+)?[smhd])+", said):
+        found = sum(float(n) * _LENGTHS[unit] for n, unit in re.findall(r"([0-9]+(?:\.[0-9]+)?)([smhd])", said))
+    else:
+        raise BudgetError(f"{text} is not a length of time: write 90s, 30m or 1h30m")
+    if not 0 < found < math.inf:
+        raise BudgetError(f"{text} leaves no time")
+    return found
+
+
 def context(value: str, text: str) -> int:
     """Tokens of `32k` or `4096`, which stands in `text`."""
     match = _CONTEXT.fullmatch(value)

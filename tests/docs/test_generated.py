@@ -26,3 +26,7 @@ def test_the_picture_of_the_axes_is_current() -> None:
 
 def test_the_axis_pages_are_current() -> None:
     assert script("write_axis_pages").main(["--check"]) == 0, "run python scripts/write_axis_pages.py"
+
+
+def test_the_reference_and_the_choice_are_current() -> None:
+    assert script("write_reference").main(["--check"]) == 0, "run python scripts/write_reference.py"

@@ -16,7 +16,6 @@ import typer
 
 import regauge
 from pico import pico, save
-from regauge import report
 from regauge.amounts import told
 from regauge.cli import bars, main, show
 from regauge.cli.options import seconds
@@ -137,7 +136,8 @@ def test_every_exception_is_a_sentence(
 def test_fit_writes_the_page_of_what_it_made(dry: bool, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     written: list[Path] = []
     monkeypatch.setattr("regauge.search.fit.fit", lambda model, out, dry_run, **_: {"out": str(out), "dry": dry_run})
-    monkeypatch.setattr(report, "write", written.append)
+    monkeypatch.setattr("regauge.report.build.write", written.append)
+    monkeypatch.setattr("regauge.artifact.folder.read_receipt", lambda _: None)
     assert main(["fit", "model", "-o", "made", "--json", *(["--dry-run"] if dry else [])]) == 0
     assert json.loads(capsys.readouterr().out) == {"out": "made", "dry": dry}
     assert written == ([] if dry else [Path("made")])

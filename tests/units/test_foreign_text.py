@@ -19,7 +19,6 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import pytest
 from pydantic import BaseModel
 
-from regauge import report
 from regauge.artifact.receipt import Receipt
 from regauge.cli import bars, models, rows, show, tell
 from regauge.cli.main import main
@@ -228,7 +227,7 @@ def test_progress_and_errors_show_markup_as_it_is_written(terminal: bool, monkey
     def fails(*_: object) -> None:
         raise OSError(5, "no", "four\x1b]0;x\x07")
 
-    monkeypatch.setattr(report, "write", fails)
+    monkeypatch.setattr("regauge.report.build.write", fails)
     assert main(["report", "run"]) == 1
     said = stderr.getvalue()
     for shown in (

@@ -15,10 +15,12 @@ from pico import pico, save
 from regauge.cli import chat as talk
 from regauge.cli import main
 from regauge.errors import RecipeError, SettingError
+from regauge.hosts import host_of
 from regauge.hosts.transformers.stream import pieces
 from regauge.report import doctor as clinic
 from regauge.report.fits import CONTEXTS, fitting
 
+HOST = host_of(Path())
 Capture = pytest.CaptureFixture[str]
 
 
@@ -122,7 +124,7 @@ def test_a_conversation_goes_through_the_template() -> None:
         def decode(self, ids: list[int], **_: object) -> str:
             return "".join(chr(97 + token % 26) for token in ids)
 
-    speaker = talk.Speaker("pico", pico("llama"), Tokenizer(), talk.Manner(tokens=3))
+    speaker = talk.Speaker("pico", HOST, pico("llama"), Tokenizer(), talk.Manner(tokens=3))
     first = "".join(speaker.answer("hello"))
     assert len(first) == 3
     "".join(speaker.answer("more"))
@@ -137,7 +139,7 @@ def test_a_full_context_is_a_sentence() -> None:
         def __call__(self, text: str) -> Any:
             return type("Ids", (), {"input_ids": [1] * 64})()
 
-    speaker = talk.Speaker("pico", pico("llama"), Tokenizer(), talk.Manner())
+    speaker = talk.Speaker("pico", HOST, pico("llama"), Tokenizer(), talk.Manner())
     with pytest.raises(SettingError, match="context of 64 tokens; /new starts afresh"):
         next(speaker.answer("x"))
 

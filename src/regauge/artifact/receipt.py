@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from regauge.amounts import told
+from regauge.artifact import short
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,3 +106,22 @@ class Receipt(_Record):
     peak_bytes: int = 0  # peak anonymous resident bytes
     versions: dict[str, str] = Field(default_factory=dict)
     machine: dict[str, object] = Field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return short.text(*self._short())
+
+    def _repr_html_(self) -> str:
+        return short.page(*self._short())
+
+    def _short(self) -> short.Short:
+        """A title, heads and a row for each kind of site."""
+        kinds: dict[str, list[SiteReceipt]] = {}
+        for site in self.sites:
+            kinds.setdefault(site.kind, []).append(site)
+        rows: list[tuple[str, ...]] = []
+        for kind, sites in kinds.items():
+            weights = sum(site.shape[0] * site.shape[1] for site in sites)
+            before, after = (sum(getattr(site, name) for site in sites) for name in ("bytes_before", "bytes_after"))
+            rows.append((kind, str(len(sites)), told(before), told(after), f"{8 * after / max(1, weights):.2f}"))
+        title = f"{self.plan} of {self.source}: {told(self.bytes_bf16)} as bf16 → {told(self.bytes_after)}, {self.wire}"
+        return title, ("kind", "sites", "before", "after", "bits a weight"), rows

@@ -15,8 +15,7 @@ from torch import Tensor
 from regauge.cli.show import remark
 from regauge.errors import ModelError, SettingError, printable
 from regauge.hosts import host_of
-from regauge.hosts.transformers.load import load
-from regauge.hosts.transformers.stream import pieces, stream
+from regauge.hosts.base import Host
 
 LEAVE = ("/exit", "/quit")
 AFRESH = "/new"
@@ -48,6 +47,7 @@ class Speaker:
     """
 
     name: str
+    host: Host
     model: Any
     tokenizer: Any
     manner: Manner
@@ -74,7 +74,7 @@ class Speaker:
             )
         count = min(self.manner.tokens, most)
         made: list[str] = []
-        for piece in pieces(stream(self.model, ids, count, _chooser(self.manner)), self.tokenizer):
+        for piece in self.host.speak(self.model, self.tokenizer, ids, count, _chooser(self.manner)):
             made.append(piece)
             yield piece
         if self.templated:
@@ -127,11 +127,11 @@ def chat(paths: Sequence[str | Path], manner: Manner, prompts: Sequence[str] = (
 
 
 def _speaker(path: str | Path, manner: Manner) -> Speaker:
-    model = load(path, manner.device)
+    host = host_of(path)
+    model = host.load(path, device=manner.device)
     if not model.can_generate():
         raise ModelError(f"{path} makes no text ({type(model).__name__}); chat wants a causal language model.")
-    host = host_of(path)
-    return Speaker(Path(str(path)).name or str(path), model, host.tokenizer(host.folder(str(path))), manner)
+    return Speaker(Path(str(path)).name or str(path), host, model, host.tokenizer(host.folder(str(path))), manner)
 
 
 def _say(speaker: Speaker, line: str, named: bool) -> None:

@@ -30,9 +30,9 @@ def check(
     Takes the model in float64: best a small one of its architecture. Example: regauge family check mine.yaml tiny/
     """
     from regauge.cli import show
-    from regauge.hosts.transformers.laws import check_family
+    from regauge.hosts import host_of
 
-    found = check_family(table, model)
+    found = host_of(model).check_family(table, model)
     if json:
         show.as_json(found)
     else:

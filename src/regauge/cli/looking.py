@@ -50,11 +50,11 @@ def inspect(
     """What a model is made of, and what it would take. Example: regauge inspect MODEL --memory 8GB"""
     from regauge.cli import models, show
     from regauge.cli.bars import working
-    from regauge.hosts.transformers import tables
+    from regauge.hosts import host_of
     from regauge.report import inspection
 
     fits = told_memory(memory, context)
-    with tables.family(family):
+    with host_of(model).family(family):
         found = inspection.inspect(model, revision)
         sensed = None
         if sensitivity:
@@ -143,7 +143,7 @@ def report(
     debug: DEBUG = False,
 ) -> None:
     """One self-contained page of a run."""
-    from regauge import report as pages
     from regauge.cli import show
+    from regauge.report.build import write
 
-    show.line(str(pages.write(run, out)))
+    show.line(str(write(run, out)))

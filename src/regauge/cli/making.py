@@ -54,14 +54,14 @@ def fit(
 ) -> None:
     """The main job: search, build, measure, report."""
     limit, bound = seconds(time), memory(max_memory)
-    from regauge import report as pages
     from regauge.artifact.folder import read_receipt
     from regauge.cli import show, tell
     from regauge.cli.bars import working
-    from regauge.hosts.transformers import tables
+    from regauge.hosts import host_of
+    from regauge.report.build import write
     from regauge.search.fit import fit as search
 
-    with tables.family(family), working("fit", quiet, verbose, threads) as watch:
+    with host_of(model).family(family), working("fit", quiet, verbose, threads) as watch:
         run = search(
             model,
             out,
@@ -79,7 +79,7 @@ def fit(
             progress=watch,
         )
         if not dry_run:
-            pages.write(out)
+            write(out)
     show.as_json(run) if json else tell.run(run, out, None if dry_run else read_receipt(out))
 
 
@@ -135,10 +135,10 @@ def apply(
     from regauge import engine
     from regauge.cli import show, tell
     from regauge.cli.bars import working
-    from regauge.hosts.transformers import tables
+    from regauge.hosts import host_of
 
     if dry_run:
-        with tables.family(family):
+        with host_of(model).family(family):
             plan = engine.dry_run(
                 recipe,
                 model,
@@ -155,7 +155,7 @@ def apply(
             )
         show.as_json(plan) if json else tell.dry_run(plan)
         raise typer.Exit(2 if plan.refusals else 0)
-    with tables.family(family), working("apply", quiet, verbose, threads) as watch:
+    with host_of(model).family(family), working("apply", quiet, verbose, threads) as watch:
         done = engine.apply(
             recipe,
             model,

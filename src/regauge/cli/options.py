@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from regauge.amounts import amount, context, factor
+from regauge.amounts import amount, context, factor, length
+from regauge.errors import BudgetError
 
 MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A transformers directory or a hub id; safetensors only.")]
 OUT = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Where the artifact goes; must not exist yet.")]
@@ -80,18 +80,18 @@ def memory(text: str | None) -> int | None:
     return int(number * factor(unit, said))
 
 
-def told_memory(text: str | None, length: str) -> tuple[int, int] | None:
+def told_memory(text: str | None, tokens: str) -> tuple[int, int] | None:
     """`8GB` and `32k` → (bytes, tokens).
 
     Raises:
         BudgetError: one is no such amount.
     """
-    tokens = context(length, f"--context {length}")
+    held = context(tokens, f"--context {tokens}")
     if text is None:
         return None
     said = f"--memory {text}"
     number, unit = amount(text.strip(), said)
-    return int(number * factor(unit, said)), tokens
+    return int(number * factor(unit, said)), held
 
 
 def spent() -> float:
@@ -103,20 +103,11 @@ def spent() -> float:
     return float(max(0.0, time.time() - psutil.Process().create_time()))
 
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
 def seconds(text: str | None) -> float | None:
     """`30m`, `1h30m`, `90` (seconds) → seconds."""
     if text is None:
         return None
-    told = text.strip().lower()
-    if re.fullmatch(r"\d+(\.\d+)?", told):
-        found = float(told)
-    elif re.fullmatch(r"(\d+(\.\d+)?[smhd])+", told):
-        found = sum(float(number) * _UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", told))
-    else:
-        raise typer.BadParameter(f"--time {text!r} is not a length of time: write 90s, 30m or 1h30m")
-    if found <= 0:
-        raise typer.BadParameter(f"--time {text!r} leaves no time")
-    return found
+    try:
+        return length(text, f"--time {text!r}")
+    except BudgetError as error:
+        raise typer.BadParameter(str(error)) from error

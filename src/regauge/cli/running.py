@@ -44,8 +44,8 @@ def serve(
     """OpenAI's endpoints for a model, by transformers' own server. Example: regauge serve OUT --port 8000"""
     from regauge.cli.bars import working
     from regauge.cli.show import remark
-    from regauge.hosts.transformers.serve import serve as listen
+    from regauge.hosts import host_of
 
     remark(f"http://{host}:{port}/v1, model {model}; Ctrl-C ends it")
     with working("serve", quiet=True, threads=threads):
-        listen(model, host, port, device)
+        host_of(model).serve(model, host, port, device)

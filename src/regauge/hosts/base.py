@@ -245,3 +245,17 @@ class Host(Protocol):
 
     def unsaid(self) -> AbstractContextManager[None]:
         """While a model is timed, what falls back is not said."""
+
+    def speak(
+        self, model: Any, tokenizer: Any, ids: Sequence[int], tokens: int, choose: Callable[[Tensor], int] | None = None
+    ) -> Iterator[str]:
+        """Pieces of text that a loaded model goes on with, as they come; `choose` takes logits (V,)."""
+
+    def serve(self, model: str, address: str, port: int, device: str) -> None:
+        """Serves a model over HTTP until it is interrupted."""
+
+    def family(self, path: str | Path | None) -> AbstractContextManager[None]:
+        """While it lasts, what a user's own file says of an architecture comes before all else; None: nothing."""
+
+    def check_family(self, table: Path, model: str) -> Any:
+        """Runs the laws on a user's own file: what it describes, and which moves that it admits keep the function."""

@@ -114,7 +114,7 @@ def _stock(name: str) -> bool:
 
 
 @cache
-def _kept() -> dict[str, Any]:
+def kept() -> dict[str, Any]:
     """What `benchmarks/rows.py` kept: how it was measured, and preset → figures."""
     found: dict[str, Any] = json.loads((files("regauge") / "presets" / "measured.json").read_text(encoding="utf-8"))
     return found
@@ -170,7 +170,7 @@ def _cost(plans: dict[str, Plan]) -> str:
 def _measured(names: tuple[str, ...]) -> str:
     told = []
     for name in names:
-        row = _kept()["rows"].get(name)
+        row = kept()["rows"].get(name)
         if row is not None:
             beside = (
                 f", {row.get('null', 'nearest')} {row['null_kl'][0]:.2g} ({row['verdict']})" if "null_kl" in row else ""
@@ -199,5 +199,5 @@ def _parts() -> tuple[Method, ...]:
 @cache
 def _through(axis: str, name: str) -> str:
     """The measured presets that use a part, since a part alone is no method."""
-    using = [preset for preset in _kept()["rows"] if uses(load(preset), axis, name)]
+    using = [preset for preset in kept()["rows"] if uses(load(preset), axis, name)]
     return f"in {', '.join(using)}" if using else UNMEASURED

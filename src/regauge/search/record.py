@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from regauge.amounts import told
+from regauge.artifact import short
 from regauge.artifact.disk import put
 from regauge.artifact.folder import first_fault
 from regauge.documents import inside, read_json
@@ -162,6 +164,27 @@ class Run(_Record):
         if self.points and not 0 <= self.chosen < len(self.points):
             raise ValueError(f"chosen is {self.chosen}, of {len(self.points)} points")
         return self
+
+    def __str__(self) -> str:
+        return short.text(*self._short())
+
+    def _repr_html_(self) -> str:
+        return short.page(*self._short())
+
+    def _short(self) -> short.Short:
+        """A title, heads and a row for each point of the frontier, numbered as `pick` takes them."""
+        rows: list[tuple[str, ...]] = [
+            (
+                f"{index}{' ←' if index == self.chosen else ''}",
+                f"{point.bits:.2f}",
+                told(point.bytes_measured or point.bytes_predicted),
+                f"{point.kl_predicted:.4f}",
+                f"{point.measured.kl.value:.4f}" if point.measured is not None else "",
+            )
+            for index, point in enumerate(self.points)
+        ]
+        title = f"{self.source}: {told(self.bytes_bf16)} as bf16; {self.chosen_why}"
+        return title, ("point", "bits a weight", "size", "KL predicted", "KL measured"), rows
 
     @property
     def point(self) -> Point:

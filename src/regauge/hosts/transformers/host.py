@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from regauge.anatomy.model import Anatomy
 from regauge.hosts import base
 from regauge.hosts.precise import precise
-from regauge.hosts.transformers import door, hub, load, probe, sampling, ways
+from regauge.hosts.transformers import door, hub, laws, load, probe, sampling, serve, stream, tables, ways
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source, read_tokenizer
@@ -104,6 +104,20 @@ class TransformersHost:
 
     def unsaid(self) -> AbstractContextManager[None]:
         return ways.unsaid()
+
+    def speak(
+        self, model: Any, tokenizer: Any, ids: Sequence[int], tokens: int, choose: Callable[[Tensor], int] | None = None
+    ) -> Iterator[str]:
+        return stream.pieces(stream.stream(model, ids, tokens, choose), tokenizer)
+
+    def family(self, path: str | Path | None) -> AbstractContextManager[None]:
+        return tables.family(path)
+
+    def check_family(self, table: Path, model: str) -> Any:
+        return laws.check_family(table, model)
+
+    def serve(self, model: str, address: str, port: int, device: str) -> None:
+        serve.serve(model, address, port, device)
 
 
 def _packed(path: str | Path) -> bool:

@@ -23,6 +23,8 @@ from regauge.kernels.cpu.machine import anonymous_bytes
 from regauge.rounding.pieces import PIECE
 from regauge.search.budgets import Budget
 from regauge.search.loop.desk import Effort, Limits
+from regauge.search.loop.gather import UNIFORMS
+from regauge.search.loop.problem import CHUNK as MEASURED
 from regauge.search.losses.borders import state_bytes
 from regauge.search.losses.fisher import CHUNK, narrowed
 from regauge.search.losses.sites import ROWS
@@ -118,12 +120,14 @@ def room(source: Source, groups: Sequence[SiteGroup], effort: Effort, budgets: S
     gradients = 2 * kept_T * anatomy.hidden * products.itemsize
     steps = [Step("the backward pass behind the head", process + states + gradients + drawn)]
     logits = 3 * 4 * batch_T * head[0] + 2 * 4 * CHUNK
+    shown = min(effort.shown, effort.points + 1) + min(effort.uniforms, len(UNIFORMS))
+    together = 4 * anatomy.hidden * max(effort.search * (MEASURED + 2), effort.evaluation * (shown + 2))
     most: dict[str, Step] = {}
     for block in range(anatomy.blocks):
         some = [group for group in groups if group.block == block]
         base = process + states + _weights(some, cast if not held else 0)
         found = _block(some, base, (gradients, kept_T, batch_T), products)
-        variants = Step("variants", base - states + logits, states=STATES)
+        variants = Step("variants", base - states + logits, states=together)
         for step in (*found, variants):
             before = most.get(step.name)
             if before is None or step.peak(Limits()) > before.peak(Limits()):

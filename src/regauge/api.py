@@ -1,0 +1,196 @@
+"""What Python offers of the commands: the same names and options, amounts as the command line takes them.
+
+    import regauge as rg
+
+    run = rg.fit("MODEL", "OUT", budget="memory=0.30x", time="5m")
+    receipt = rg.apply("gptq-w4g128", "MODEL", "OUT", max_memory="6GB")
+    print(rg.measure("MODEL", "OUT", eval="held-out/"))
+    rg.report("OUT")
+
+Progress is shown as the command shows it; `progress=` takes a function of your own instead, `quiet=True` shows nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from regauge.amounts import amount, factor, length
+from regauge.artifact.receipt import Receipt
+from regauge.cli.bars import Event
+from regauge.cli.bars import progress as bars
+from regauge.engine import apply as _apply
+from regauge.engine import dry_run as _dry_run
+from regauge.engine import measure as _measure
+from regauge.engine.estimate import DryRun
+from regauge.hosts import host_of
+from regauge.measure.compare import Comparison
+from regauge.plan import Plan
+from regauge.report.build import write
+from regauge.search.fit import fit as _fit
+from regauge.search.fit import pick as _pick
+from regauge.search.record import Run
+from regauge.text.corpora import Where
+
+Watcher = Callable[[Event], None]
+
+
+def fit(
+    model: str | Path,
+    out: str | Path,
+    budget: str | Sequence[str] = (),
+    *,
+    floor: str | None = None,
+    calibration: Where | None = None,
+    eval: Where | None = None,
+    time: str | float | None = None,
+    max_memory: str | int | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    family: str | Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Watcher | None = None,
+    quiet: bool = False,
+) -> Run:
+    """The main job: search, build, measure; the page is written beside the artifact.
+
+    Args:
+        budget: one or several of `memory=0.30x`, `memory=2GB`, `memory@32k=4GB`, `decode=1.5x`; none: the knee.
+        floor: `kl=0.05`: lose no more than this.
+        calibration, eval: text that methods read, and text that the final figures are measured on.
+        time: `5m` or seconds: it ends in this time, or refuses before any work.
+        max_memory: `6GB` or bytes that this process may take.
+        family: a file of your own that describes the architecture; see docs/families.md.
+
+    Raises:
+        RegaugeError: any refusal, in a sentence.
+    """
+    with host_of(model).family(family), _watching("fit", progress, quiet) as watch:
+        run = _fit(
+            model,
+            out,
+            [budget] if isinstance(budget, str) else budget,
+            floor,
+            calibration,
+            eval,
+            time_limit=_seconds(time),
+            max_memory=_bytes(max_memory),
+            seed=seed,
+            revision=revision,
+            force=force,
+            dry_run=dry_run,
+            progress=watch,
+        )
+        if not dry_run:
+            write(out)
+    return run
+
+
+def pick(
+    run: str | Path,
+    point: int,
+    out: str | Path,
+    *,
+    force: bool = False,
+    progress: Watcher | None = None,
+    quiet: bool = False,
+) -> Receipt:
+    """Another point of the frontier that `fit` found, without searching again."""
+    with _watching("pick", progress, quiet) as watch:
+        return _pick(run, point, out, force=force, progress=watch)
+
+
+def apply(
+    recipe: str | Path | Plan,
+    model: str | Path,
+    out: str | Path,
+    *,
+    calibration: Where | None = None,
+    tokens: int | None = None,
+    length: int | None = None,
+    wire: str | None = None,
+    embed: str | None = None,
+    head: str | None = None,
+    time: str | float | None = None,
+    max_memory: str | int | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    family: str | Path | None = None,
+    force: bool = False,
+    progress: Watcher | None = None,
+    quiet: bool = False,
+) -> Receipt:
+    """One preset or recipe, without a search. Options as of `regauge apply`; see `engine.apply` for each.
+
+    Raises:
+        RegaugeError: any refusal, all of them at once and before any work; what was finished stays for the next run.
+    """
+    with host_of(model).family(family), _watching("apply", progress, quiet) as watch:
+        return _apply(
+            recipe,
+            model,
+            out,
+            calibration=calibration,
+            tokens=tokens,
+            length=length,
+            wire=wire,
+            embed=embed,
+            head=head,
+            time_limit=_seconds(time),
+            max_memory=_bytes(max_memory),
+            seed=seed,
+            revision=revision,
+            force=force,
+            progress=watch,
+        )
+
+
+def dry_run(recipe: str | Path | Plan, model: str | Path, out: str | Path | None = None, **options: Any) -> DryRun:
+    """What `apply` would do with the same arguments: each site, bytes, passes, time and disk, and every refusal."""
+    if "max_memory" in options:
+        options["max_memory"] = _bytes(options["max_memory"])
+    return _dry_run(recipe, model, out, **options)
+
+
+def measure(
+    *models: str | Path,
+    eval: Where | None = None,
+    max_memory: str | int | None = None,
+    seed: int = 0,
+    progress: Watcher | None = None,
+    quiet: bool = False,
+) -> Comparison:
+    """Quality, memory and speed, side by side; the first model is what the others are held to."""
+    with _watching("measure", progress, quiet) as watch:
+        return _measure(models, eval=eval, seed=seed, progress=watch, max_memory=_bytes(max_memory))
+
+
+def report(run: str | Path, out: str | Path | None = None) -> Path:
+    """One self-contained page of a run; where it was written."""
+    return write(run, out)
+
+
+@contextmanager
+def _watching(name: str, progress: Watcher | None, quiet: bool) -> Iterator[Watcher]:
+    """The watcher given, or the bars of the command where somebody can see them."""
+    if progress is not None:
+        yield progress
+        return
+    with bars(name, quiet=quiet or not sys.stderr.isatty()) as watch:
+        yield watch
+
+
+def _seconds(time: str | float | None) -> float | None:
+    return length(time, f"time={time!r}") if isinstance(time, str) else time
+
+
+def _bytes(memory: str | int | None) -> int | None:
+    if not isinstance(memory, str):
+        return memory
+    said = f"max_memory={memory!r}"
+    number, unit = amount(memory.strip(), said)
+    return int(number * factor(unit, said))

@@ -1,0 +1,94 @@
+"""Python matches the command line: names, options, amounts; what comes back prints as a short table."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+import regauge as rg
+from pico import pico, save
+from regauge.cli.app import app
+from regauge.engine.watchdog import Progress
+from regauge.errors import BudgetError
+
+ONLY_THERE = {"json", "debug", "verbose", "threads"}  # of a process; Python has its own ways
+ONLY_HERE = {"progress", "length"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(pico("llama"), tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("name", ["fit", "apply", "pick", "measure"])
+def test_every_option_has_one_name_in_both_worlds(name: str) -> None:
+    command: Any = get_command(app)
+    flags = {
+        opt.removeprefix("--").replace("-", "_")
+        for param in command.commands[name].params
+        for opt in param.opts
+        if opt.startswith("--")
+    }
+    taken = set(inspect.signature(getattr(rg, name) if name != "measure" else rg.api.measure).parameters)
+    flags -= {"out"}
+    if name == "apply":
+        flags -= {"dry_run"}  # a function of its own
+    positional = {"model", "out", "recipe", "run", "point", "models"}
+    assert flags - ONLY_THERE == taken - ONLY_HERE - positional
+
+
+def test_measure_and_report_are_packages_that_can_be_called(model: Path, tmp_path: Path) -> None:
+    import regauge.measure.cost
+
+    assert isinstance(rg.measure, ModuleType)
+    assert regauge.measure.cost.COMPRESSED == "compressed"
+    rg.apply("rtn-w8", model, tmp_path / "out")
+    page = rg.report(tmp_path / "out")
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_amounts_are_as_they_are_typed(model: Path, tmp_path: Path) -> None:
+    for options, message in (
+        ({"max_memory": "6"}, "max_memory='6'"),
+        ({"max_memory": "6GBB"}, "max_memory='6GBB'"),
+        ({"time": "soon"}, "time='soon' is not a length of time"),
+        ({"time": "0s"}, "time='0s' leaves no time"),
+    ):
+        with pytest.raises(BudgetError, match=message):
+            rg.apply("rtn-w8", model, tmp_path / "out", **options)  # type: ignore[arg-type]  # of either kind
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(BudgetError, match="memory"):
+        rg.fit(model, tmp_path / "out", "memory")  # one budget, not six letters
+
+
+def test_a_watcher_of_ones_own_is_told(model: Path, tmp_path: Path) -> None:
+    seen: list[Any] = []
+    rg.apply("rtn-w8", model, tmp_path / "out", progress=seen.append)
+    assert {"open", "blocks", "finish"} <= {event.phase for event in seen}
+    assert all(isinstance(event, Progress) for event in seen)
+
+
+def test_a_receipt_prints_as_a_short_table(model: Path, tmp_path: Path) -> None:
+    receipt = rg.apply("rtn-w8", model, tmp_path / "out")
+    told = str(receipt)
+    assert told.splitlines()[0].startswith("rtn-w8 of ")
+    assert "down" in told
+    assert len(told.splitlines()) < 30
+    html = receipt._repr_html_()
+    assert html.startswith("<p>")
+    assert "<table>" in html
+    assert "<script" not in receipt.model_copy(update={"source": "<script>x</script>"})._repr_html_()
+
+
+def test_a_device_that_is_not_there_is_our_error(model: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(rg.errors.SettingError, match="cuda"):
+        rg.load(model, device="cuda")
