@@ -129,6 +129,8 @@ def begin(desk: Desk) -> Problem:
             keep, at_once = backward(inputs, effort.gradient), desk.limits.at_once
             predicted = fisher(borders, groups, keep, desk.ask.seed, show, at_once)
             folder.save("fisher.json", predicted)
+    else:
+        desk.clock.say("sensitivity", f"going on from what an earlier run found, in {folder.path}")
     return Problem(
         subject=subject,
         shelf=shelf,
