@@ -138,7 +138,7 @@ def test_a_bound_that_no_search_can_keep_is_refused_before_any_work(model: Path,
             fit(model, tmp_path / "out", calibration=text, max_memory=10**6, dry_run=dry_run)
     assert not list(tmp_path.iterdir())
     (note,) = [note for note in fit(model, tmp_path / "out", calibration=text, dry_run=True).notes if "highest" in note]
-    assert "bytes of memory at the highest" in note
+    assert "of memory at the highest" in note
 
 
 def test_the_frontier_falls_from_its_least_bytes_to_its_most(done: tuple[record.Run, Path]) -> None:
