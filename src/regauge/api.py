@@ -92,16 +92,17 @@ def fit(
 
 def pick(
     run: str | Path,
-    point: int,
+    point: int | None,
     out: str | Path,
     *,
+    budget: str | None = None,
     force: bool = False,
     progress: Watcher | None = None,
     quiet: bool = False,
 ) -> Receipt:
-    """Another point of the frontier that `fit` found, without searching again."""
+    """Another point of the frontier that `fit` found, without searching again; `point` None: the best in `budget`."""
     with _watching("pick", progress, quiet) as watch:
-        return _pick(run, point, out, force=force, progress=watch)
+        return _pick(run, point, out, force=force, progress=watch, budget=budget)
 
 
 def apply(

@@ -55,7 +55,8 @@ FLAGS = {
     ],
     "pick": [
         "RUN",
-        "POINT",
+        "[POINT]",
+        "--budget",
         "--debug",
         "--force",
         "--json",

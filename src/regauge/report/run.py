@@ -45,7 +45,7 @@ def _cards(run: Run, receipt: Receipt) -> tuple[Card, ...]:
     ]
     if run.quality is not None:
         kl = run.quality.kl
-        between = f", {kl.low:.4f} to {kl.high:.4f}" if run.quality.documents >= FEW else ""
+        between = f", {kl.low:.4f} to {kl.high:.4f}" if run.quality.drawn >= FEW else ""
         cards.append(("KL to the original", f"{kl.value:.4f}", f"nats a token{between}"))
         agreement = run.quality.agreement
         cards.append(("same next token", f"{100 * agreement.value:.1f} %", f"of {run.quality.tokens:,} tokens"))
@@ -82,7 +82,7 @@ def _variant(point: record.Point) -> Point:
 
 
 def _bars(found: Quality) -> tuple[float, float] | None:
-    return (found.kl.low, found.kl.high) if found.documents >= FEW else None
+    return (found.kl.low, found.kl.high) if found.drawn >= FEW else None
 
 
 def _budgets(run: Run) -> Table:
@@ -110,7 +110,7 @@ def _quality(run: Run) -> Table:
     rows = tuple(_quality_row(name, quality) for name, quality in named if quality is not None)
     return Table(
         "Quality on the evaluation text",
-        "KL in nats a token to the original. " + ("" if run.quality is None else figures.over(run.quality.documents)),
+        "KL in nats a token to the original. " + ("" if run.quality is None else figures.over(run.quality)),
         ("model", "perplexity", "bits a byte", "KL, mean", "KL, 99th percentile", "same next token"),
         rows,
         "Quality was not measured.",
@@ -126,7 +126,7 @@ def _quality_row(name: str, quality: Quality) -> Row:
         (quality.kl99, 4),
         (quality.agreement, 4),
     ):
-        shown.append(figures.spread(interval, places, quality.documents))
+        shown.append(figures.spread(interval, places, quality.drawn))
     return tuple(shown)
 
 
