@@ -78,11 +78,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") 
     if columns() is not None and sum(least) + PADDING * len(least) > wide:
         _told(heads, rows, title)
         return
+    widths = _shared(least, [max(len(printable(row[i])) for row in (heads, *rows)) for i in range(len(heads))], wide)
     shown = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for index, head in enumerate(heads):
         number = all(row[index][:1].isdigit() or row[index][:1] in "-−" for row in rows) and bool(rows)
-        fixed = least[index] if columns() is not None else None
-        shown.add_column(printable(head), justify="right" if number else "left", overflow="fold", min_width=fixed)
+        fixed = widths[index] if columns() is not None else None
+        shown.add_column(printable(head), justify="right" if number else "left", overflow="fold", width=fixed)
     for row in rows:
         shown.add_row(*map(printable, row))
     Console(highlight=False, markup=False, emoji=False, width=wide).print(shown)
@@ -94,6 +95,17 @@ def _least(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
         max(len(word) for row in (heads, *rows) for word in (printable(row[place]).split() or [""]))
         for place in range(len(heads))
     ]
+
+
+def _shared(least: Sequence[int], most: Sequence[int], wide: int) -> list[int]:
+    """Columns of each column: its longest word at the least, and what is left to those whose cells are longer."""
+    found = list(least)
+    left = wide - sum(found) - PADDING * len(found)
+    while left > 0 and any(have < want for have, want in zip(found, most, strict=True)):
+        neediest = max(range(len(found)), key=lambda place: most[place] / max(1, found[place]))
+        found[neediest] += 1
+        left -= 1
+    return found
 
 
 def _told(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
