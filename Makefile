@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "regauge needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@test -x $(BIN)/python || echo 'Installing, once: PyTorch for CPUs, transformers and what the tests want, about 2 GB in $(VENV); some minutes.'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PINNED) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(PINNED) $(BIN)/python -m pip install --disable-pip-version-check \
 		--config-settings=wheel.cmake=false --editable '.[test,check]'
 	@touch $@
 

@@ -55,7 +55,7 @@ FLAGS = {
     ],
     "pick": [
         "RUN",
-        "[POINT]",
+        "POINT",
         "--budget",
         "--debug",
         "--force",

@@ -90,7 +90,7 @@ def pick(
     out: OUT,
     index: Annotated[
         int | None,
-        typer.Argument(metavar="[POINT]", help="Which point of its frontier, as the table numbers them.", min=0),
+        typer.Argument(metavar="POINT", help="Which point of its frontier, as the table numbers them.", min=0),
     ] = None,
     budget: Annotated[
         str | None, typer.Option(metavar="memory=0.25x", help="The best point that keeps this, instead of a number.")
