@@ -97,10 +97,12 @@ def pick(
     """Another point of the frontier that a fit found."""
     from regauge.cli import show, tell
     from regauge.cli.bars import working
+    from regauge.report.build import write
     from regauge.search.fit import pick as build
 
     with working("pick", quiet, verbose, threads) as watch:
         done = build(run, index, out, force=force, progress=watch)
+        write(out)
     show.as_json(done) if json else tell.receipt(done, out)
 
 
@@ -136,6 +138,7 @@ def apply(
     from regauge.cli import show, tell
     from regauge.cli.bars import working
     from regauge.hosts import host_of
+    from regauge.report.build import write
 
     if dry_run:
         with host_of(model).family(family):
@@ -172,4 +175,5 @@ def apply(
             wire=wire,
             progress=watch,
         )
+        write(out)
     show.as_json(done) if json else tell.receipt(done, out)
