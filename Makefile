@@ -20,12 +20,14 @@ help:           ## what can be made
 # Editable, and without the kernels: those have a rule of their own, which builds only what changed and fails aloud.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "regauge needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || echo 'Installing, once: PyTorch for CPUs, transformers and what the tests want, about 2 GB in $(VENV); some minutes.'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PINNED) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(PINNED) $(BIN)/python -m pip install --disable-pip-version-check \
 		--config-settings=wheel.cmake=false --editable '.[test,check]'
 	@touch $@
 
 $(NATIVE): $(READY) $(SOURCE)
+	@echo 'Building the C++ kernels, once: one to three minutes.'
 	@if command -v $(CXX) >/dev/null; then scripts/build_native.sh $(BIN)/python build/native; \
 	else echo 'no C++ compiler ($(CXX)): the kernels are not built, the reference in torch computes'; fi
 	@touch $@

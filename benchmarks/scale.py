@@ -114,13 +114,13 @@ def run(recipe: str, model: Path, out: Path, text: str, tokens: int) -> Ran:
     return Ran(found.wall, found.cpu, found.peak, found.disk, count * length, told["phases"], length)
 
 
-def peers(model: Path, text: Path, ours: tuple[str, Ran], few: int) -> None:
+def peers(model: Path, text: Path, ours: tuple[str, Ran], few: int, patience: float) -> None:
     """The rows of the peers, as many tokens each as one of ours read."""
     recipe, ran = ours
     for name in calibrating.KNOWN:
         out = model.with_name(f"{model.name}-{calibrating.KNOWN[name].script}")
         first = rates()
-        told = calibrating.run(name, model, out, text, (ran.tokens // ran.length, ran.length, few))
+        told = calibrating.run(name, model, out, text, (ran.tokens // ran.length, ran.length, few), patience * ran.wall)
         if isinstance(told, str):
             print(f"{model.name.removeprefix('model-'):8} {name:20} {told}", flush=True)
             continue
@@ -145,6 +145,7 @@ def main() -> int:
     words.add_argument("--text", type=Path, help="calibration text; else the sources of this project")
     words.add_argument("--peers", action="store_true", help="the peers too, on as many tokens")
     words.add_argument("--few", type=int, default=2, help="blocks that auto-round is timed on; 0: all")
+    words.add_argument("--patience", type=float, default=4.0, help="times our seconds, after which a peer is stopped")
     words.add_argument("--scratch", type=Path, help="where models and artifacts lie; a temporary directory otherwise")
     given = words.parse_args()
     with tempfile.TemporaryDirectory(prefix="regauge-scale-", dir=given.scratch) as scratch:
@@ -195,7 +196,7 @@ def main() -> int:
                     f"{size:8} no peers: none of the recipes calibrates, so there is no number of tokens to give them"
                 )
             elif given.peers and calibrated is not None:
-                peers(model, text, calibrated, given.few)
+                peers(model, text, calibrated, given.few, given.patience)
     return 0
 
 

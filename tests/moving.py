@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-from regauge.anatomy.drawing import admitted, draw_value, orthogonal
+from regauge.anatomy.drawing import EXACT, admitted, draw_value, orthogonal
 from regauge.anatomy.model import Anatomy
 from regauge.anatomy.moves import Move, check, transform
 
-__all__ = ["admitted", "draw_moves", "draw_value", "orthogonal"]
+__all__ = ["EXACT", "admitted", "draw_moves", "draw_value", "orthogonal"]
 
 
 def draw_moves(anatomy: Anatomy, rng: random.Random, count: int) -> list[Move]:

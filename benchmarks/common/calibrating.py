@@ -77,8 +77,10 @@ def shortened(model: Path, out: Path, blocks: int) -> Path:
     return out
 
 
-def run(name: str, model: Path, out: Path, text: Path, shape: tuple[int, int, int]) -> Told | str:
-    """One peer, watched; a sentence where it cannot run or failed.
+def run(
+    name: str, model: Path, out: Path, text: Path, shape: tuple[int, int, int], limit: float | None = None
+) -> Told | str:
+    """One peer, watched; a sentence where it cannot run, failed, or did not end in `limit` seconds.
 
     Args:
         shape: windows, tokens in each, and of how many blocks a peer that is too slow for all is timed (0: of all).
@@ -93,7 +95,11 @@ def run(name: str, model: Path, out: Path, text: Path, shape: tuple[int, int, in
         model, times = shortened(model, out.with_name(out.name + ".model"), few), blocks / few
     script = PEERS / f"{peer.script}.py"
     command = [str(python(peer.venv)), str(script), str(model), str(out), str(text), str(count * length), str(length)]
-    ran = watched(command, [out])
+    ran = watched(command, [out], limit)
+    if limit is not None and ran.code < 0 and ran.wall >= limit:
+        return (
+            f"stopped after {ran.wall:.0f} s without an end, {ran.cpu:.0f} CPU s and {ran.peak / 1e9:.2f} GB anonymous"
+        )
     lines = [line for line in ran.printed.splitlines() if line.startswith('{"seconds"')]
     if ran.code or not lines:
         last = [line for line in ran.complaints.splitlines() if line.strip()][-1:]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import signal
 import subprocess
 import threading
 import time
@@ -50,10 +52,11 @@ def anonymous(process: int) -> int:
     return total
 
 
-def watched(command: Sequence[str], folders: Sequence[Path]) -> Watched:
-    """Runs a command to its end; what it writes is looked for in `folders`."""
+def watched(command: Sequence[str], folders: Sequence[Path], limit: float | None = None) -> Watched:
+    """Runs a command to its end, or stops it and all below it after so many seconds (the exit status is then negative);
+    what it writes is looked for in `folders`."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     peak, disk = [0], [0]
 
     def watch() -> None:
@@ -63,6 +66,9 @@ def watched(command: Sequence[str], folders: Sequence[Path]) -> Watched:
             if turn % DISK == 0:
                 disk[0] = max(disk[0], size_of(*folders))
             turn += 1
+            if limit is not None and time.monotonic() - began > limit:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
             time.sleep(EVERY)
 
     watcher = threading.Thread(target=watch)

@@ -92,16 +92,18 @@ def fit(
 
 def pick(
     run: str | Path,
-    point: int,
+    point: int | None,
     out: str | Path,
     *,
+    budget: str | None = None,
     force: bool = False,
     progress: Watcher | None = None,
     quiet: bool = False,
 ) -> Receipt:
-    """Another point of the frontier that `fit` found, without searching again; its page is written beside it."""
+    """Another point of the frontier that `fit` found, without searching again; `point` None: the best in `budget`.
+    Its page is written beside it."""
     with _watching("pick", progress, quiet) as watch:
-        done = _pick(run, point, out, force=force, progress=watch)
+        done = _pick(run, point, out, force=force, progress=watch, budget=budget)
         write(out)
     return done
 

@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -22,6 +24,11 @@ def test_the_picture_of_the_axes_is_current() -> None:
     assert (ROOT / "docs" / "axes.svg").read_text(encoding="utf-8") == script("draw_axes").draw(), (
         "run python scripts/draw_axes.py"
     )
+
+
+@pytest.mark.slow  # nine seconds: the skeletons of eighty architectures
+def test_the_family_pages_are_current() -> None:
+    assert script("write_family_pages").main(["--check"]) == 0, "run python scripts/write_family_pages.py"
 
 
 def test_the_axis_pages_are_current() -> None:

@@ -18,6 +18,7 @@ from regauge.hosts.transformers.skeleton import parameters, skeleton
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.tables import FAMILIES as FOLDER
 from regauge.hosts.transformers.tables import check_type, tables
+from tests import architectures
 from tests.pico import CONFIGS, FAMILIES, PICOS, pico
 
 
@@ -204,3 +205,19 @@ def test_skeletons_hold_no_weights_and_their_buffers_are_those_of_a_real_model(n
     for key, buffer in meta.named_buffers():
         assert torch.equal(buffer, real[key]), key
     assert not meta.training
+
+
+@pytest.mark.parametrize("name", ["llama", "deepseek_v2", "deepseek_v3", "qwen3_next", "gpt_bigcode", "falcon"])
+def test_what_a_token_leaves_in_the_cache_is_what_transformers_keeps(name: str) -> None:
+    """Latent attention keeps its narrow layer and the turned channels; a recurrence keeps nothing a token."""
+    model = architectures.build(name)
+    ids = architectures.inputs(model)["input_ids"]
+    with torch.no_grad():
+        kept = model(input_ids=ids, use_cache=True).past_key_values
+    found = [
+        tensor
+        for layer in kept.layers
+        for key in ("keys", "values")
+        if (tensor := getattr(layer, key, None)) is not None
+    ]
+    assert anatomy_of(model.config).cached * ids.numel() == sum(tensor.numel() for tensor in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,34 @@ def test_an_interval_over_a_handful_of_documents_is_not_told(
     assert [point.interval is not None for point in view.points if point.measured is not None][-1:] == [enough]
     assert (f"over {documents} documents one would say nothing" in told) != enough
     assert (f"over {documents} documents one would say nothing" in render(view)) != enough
+
+
+def test_of_few_documents_windows_are_drawn_and_it_is_said() -> None:
+    import torch
+
+    from regauge.measure.quality import compare, summarise
+    from regauge.text.windows import Windows
+
+    generator = torch.Generator().manual_seed(0)
+    ids = tuple(torch.randint(0, 11, (7,), generator=generator) for _ in range(24))
+
+    def found(documents: int) -> Any:
+        windows = Windows(ids, tuple(sorted(place % documents for place in range(24))), (9,) * 24)
+        first, other = (
+            [torch.randn(*batch.ids_BT.shape, 11, generator=torch.Generator().manual_seed(seed))
+             for batch in windows.batches()]
+            for seed in (1, 2)
+        )  # fmt: skip
+        return summarise(compare(windows, first, other))
+
+    one, many = found(1), found(12)
+    assert (one.documents, one.units, one.drawn) == (1, 24, 24)
+    assert (many.documents, many.units, many.drawn) == (12, None, 12)
+    assert one.kl.value == pytest.approx(many.kl.value)
+    assert one.bytes == many.bytes == 9 * 24
+    assert one.kl.low < one.kl.value < one.kl.high
+    assert "over 24 windows in brackets: 1 document is too few" in figures.over(one)
+    assert figures.over(many) == "95 % bootstrap intervals over documents in brackets."
 
 
 def test_a_difference_over_a_handful_of_documents_decides_nothing() -> None:

@@ -56,6 +56,7 @@ FLAGS = {
     "pick": [
         "RUN",
         "POINT",
+        "--budget",
         "--debug",
         "--force",
         "--json",

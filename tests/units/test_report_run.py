@@ -26,7 +26,7 @@ def an_interval(value: float) -> Interval:
 def a_quality(kl: float) -> Quality:
     return Quality(
         tokens=4096,
-        documents=7,
+        documents=12,
         bytes=12000,
         perplexity=an_interval(5.0),
         bits_per_byte=an_interval(1.25),

@@ -138,7 +138,7 @@ def test_a_bound_that_no_search_can_keep_is_refused_before_any_work(model: Path,
             fit(model, tmp_path / "out", calibration=text, max_memory=10**6, dry_run=dry_run)
     assert not list(tmp_path.iterdir())
     (note,) = [note for note in fit(model, tmp_path / "out", calibration=text, dry_run=True).notes if "highest" in note]
-    assert "bytes of memory at the highest" in note
+    assert "of memory at the highest" in note
 
 
 def test_the_frontier_falls_from_its_least_bytes_to_its_most(done: tuple[record.Run, Path]) -> None:
@@ -186,6 +186,16 @@ def test_pick_builds_another_point_without_searching(
     assert receipt.bytes_after == run.points[other].bytes_predicted
     with pytest.raises(ArtifactError, match=f"has points 0 to {len(run.points) - 1}, and you asked for 99"):
         pick(out, 99, tmp_path / "more")
+    sizes = [point.bytes_measured or point.bytes_predicted for point in run.points]
+    with pytest.raises(BudgetError, match="no point keeps 'memory=1kB'"):
+        pick(out, None, tmp_path / "more", budget="memory=1kB")
+    with pytest.raises(BudgetError, match="a point's number, or --budget"):
+        pick(out, None, tmp_path / "more")
+    with pytest.raises(BudgetError, match="not of the artifact's own memory"):
+        pick(out, None, tmp_path / "more", budget="decode=2x")
+    best = pick(out, None, tmp_path / "best", budget=f"memory={sizes[other]}B")
+    kept = [place for place, size in enumerate(sizes) if size <= sizes[other]]
+    assert best.bytes_after == sizes[min(kept, key=lambda place: run.points[place].kl_predicted)]
     with pytest.raises(OutputError, match="exists"):
         pick(out, other, tmp_path / "other")
 

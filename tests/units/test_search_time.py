@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from regauge.engine.watchdog import Clock, Course, Progress
-from regauge.errors import BudgetError
+from regauge.errors import BudgetError, ModelError
 from regauge.hosts import host_of
 from regauge.search.fit import fit
 from regauge.search.loop.desk import AMOUNTS, Effort
@@ -91,6 +92,21 @@ def test_the_share_of_a_course_never_falls_and_tells_what_is_left() -> None:
     assert seen[1].left == pytest.approx(10, abs=0.5)
     clock.within("b")(Progress("inner", 1, 2, share=0.9))
     assert (seen[-1].phase, seen[-1].share) == ("inner", 1.0)
+
+
+def test_a_dry_run_refuses_what_the_run_would(bundled: Path, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="the cache alone takes 100,663,296 at 32,768 tokens"):
+        fit(bundled, tmp_path / "out", ["memory@32k=0.3x"], dry_run=True)
+    with pytest.raises(BudgetError, match=r"the smallest that we can make is [\d,]+ beside a cache of 3,145,728"):
+        fit(bundled, tmp_path / "out", ["memory@1k=0.31x"], dry_run=True)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in bundled.iterdir():
+        if not path.name.startswith("tokenizer"):
+            shutil.copy(path, bare)
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        fit(bare, tmp_path / "out", ["memory=0.3x"], dry_run=True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -49,7 +49,9 @@ def attention_streams(anatomy: Anatomy, sites: Sequence[Site], norms: Sequence[N
         q_gains, k_gains = (flat(norm_ports(norm) for norm in gains[kind]) for kind in "qk")
         name = f"blocks.{block}.qk"
         streams.append(Stream(name, "qk", size, q_gains, k_gains, _gains_only(admits), _gains_stops(stops), block))
-    long_gains = [norm_ports(n, 0, n.size // groups) for some in gains.values() for n in some if not shared]
+    long_gains = [n for some in gains.values() for n in some if not shared]
+    whole = "the norms on q and k are over all heads at once, and would be over fewer"
+    long_ports = [norm_ports(n, 0, n.size // groups) for n in long_gains]
     streams.append(
         Stream(
             name=f"blocks.{block}.heads",
@@ -57,12 +59,13 @@ def attention_streams(anatomy: Anatomy, sites: Sequence[Site], norms: Sequence[N
             size=groups,
             writers=flat([ports(q, 0, 0, repeat * size), ports(k, 0, 0, size), ports(v, 0, 0, wide)]),
             readers=(Port(f"{o.name}.weight", 1, 0, repeat * wide),),
-            admits={"permute": "", "select": ""},
+            admits={"permute": ""} if long_gains else {"permute": "", "select": ""},
             stops=dict.fromkeys(
                 ("scale", "shift", "rotate", "affine", "fold", "centre"), "heads are whole: move value or qk streams"
-            ),
+            )
+            | ({"select": whole} if long_gains else {}),
             block=block,
-            through=flat(long_gains),
+            through=flat(long_ports),
         )
     )
     return streams

@@ -127,13 +127,8 @@ class Norm:
 
 @dataclass(frozen=True)
 class Stop:
-    """Moves that a family does not admit where the algebra of its sites and norms would.
-
-    Attributes:
-        streams: their kinds, or names without the block (`attn.in`).
-        why: in a sentence.
-        moves: kinds of moves; none: all.
-    """
+    """Moves (none: all) that a family does not admit where the algebra would, on streams by kind, or by name without
+    the block (`attn.in`); and why, in a sentence."""
 
     streams: tuple[str, ...]
     why: str
@@ -156,6 +151,7 @@ class Plumbing:
         fixed: why the channels of the residual must keep their place, where they must: the model has no head, so the
             residual is what it returns, or a parameter outside the anatomy reads it.
         stops: moves that the family does not admit for reasons of its own.
+        cached: numbers that a token leaves in the cache of all blocks whose attention is taken as it is.
     """
 
     arrangement: str = "pre"
@@ -164,6 +160,7 @@ class Plumbing:
     pairing: str = "half"
     fixed: str = ""
     stops: tuple[Stop, ...] = ()
+    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -276,7 +273,8 @@ class Anatomy:
     @property
     def cached(self) -> int:
         """Numbers that a token leaves in the cache, over all blocks; 0 where the model keeps none."""
-        return sum(one.cached for one in self.attentions if one is not None) if self.causal else 0
+        own = sum(one.cached for one in self.attentions if one is not None)
+        return own + self.plumbing.cached if self.causal else 0
 
     def in_block(self, block: int | None) -> Iterator[Site]:
         return iter(self._by_block.get(block, ()))

@@ -73,10 +73,11 @@ def relaid(anatomy: Anatomy) -> Anatomy:
         shared[site.weight.key, site.weight.index].append(site)
     moved: dict[str, Site] = {}
     for some in shared.values():
+        turns = next((one.heads // one.weight.span for one in some if one.heads), some[0].shape[0])
         start = 0
         for site in sorted(some, key=lambda one: one.weight.rows or (0, 0)):
             stop = start + site.shape[0]
-            slots = [None if slot is None else _laid(slot, site, start, stop) for slot in (site.weight, site.bias)]
+            slots = [None if slot is None else _laid(slot, (start, stop), turns) for slot in (site.weight, site.bias)]
             if slots != [site.weight, site.bias] and slots[0] is not None:
                 moved[site.name] = replace(site, weight=slots[0], bias=slots[1])
             start = stop
@@ -85,10 +86,14 @@ def relaid(anatomy: Anatomy) -> Anatomy:
     return replace(anatomy, sites=tuple(moved.get(site.name, site) for site in anatomy.sites))
 
 
-def _laid(slot: Slot, site: Site, start: int, stop: int) -> Slot:
-    rows = None if slot.rows is None else (start, stop)
-    heads = None if slot.heads is None or not site.heads else (site.heads // slot.span, *slot.heads[1:])
-    return replace(slot, rows=rows, heads=heads)
+def _laid(slot: Slot, rows: tuple[int, int], turns: int) -> Slot:
+    """A slot laid out anew.
+
+    Args:
+        turns: how often sites come in turn: once a head, or, where none has heads, once a row.
+    """
+    heads = None if slot.heads is None else (turns, *slot.heads[1:])
+    return replace(slot, rows=None if slot.rows is None else rows, heads=heads)
 
 
 def check_sizes(anatomy: Anatomy) -> None:

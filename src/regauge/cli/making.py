@@ -29,6 +29,7 @@ from regauge.cli.options import (
     memory,
     seconds,
     spent,
+    tell_parents,
 )
 
 
@@ -61,6 +62,7 @@ def fit(
     from regauge.report.build import write
     from regauge.search.fit import fit as search
 
+    tell_parents(out)
     with host_of(model).family(family), working("fit", quiet, verbose, threads) as watch:
         run = search(
             model,
@@ -85,8 +87,14 @@ def fit(
 
 def pick(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The OUT of an earlier fit.")],
-    index: Annotated[int, typer.Argument(metavar="POINT", help="Which point of its frontier.", min=0)],
     out: OUT,
+    index: Annotated[
+        int | None,
+        typer.Argument(metavar="POINT", help="Which point of its frontier, as the table numbers them.", min=0),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="memory=0.25x", help="The best point that keeps this, instead of a number.")
+    ] = None,
     force: FORCE = False,
     json: JSON = False,
     quiet: QUIET = False,
@@ -94,14 +102,15 @@ def pick(
     threads: THREADS = None,
     debug: DEBUG = False,
 ) -> None:
-    """Another point of the frontier that a fit found."""
+    """Another point of the frontier that a fit found. Example: regauge pick OUT --budget memory=0.25x -o SMALLER"""
     from regauge.cli import show, tell
     from regauge.cli.bars import working
     from regauge.report.build import write
     from regauge.search.fit import pick as build
 
+    tell_parents(out)
     with working("pick", quiet, verbose, threads) as watch:
-        done = build(run, index, out, force=force, progress=watch)
+        done = build(run, index, out, force=force, progress=watch, budget=budget)
         write(out)
     show.as_json(done) if json else tell.receipt(done, out)
 
@@ -158,6 +167,7 @@ def apply(
             )
         show.as_json(plan) if json else tell.dry_run(plan)
         raise typer.Exit(2 if plan.refusals else 0)
+    tell_parents(out)
     with host_of(model).family(family), working("apply", quiet, verbose, threads) as watch:
         done = engine.apply(
             recipe,

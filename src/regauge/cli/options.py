@@ -94,6 +94,13 @@ def told_memory(text: str | None, tokens: str) -> tuple[int, int] | None:
     return int(number * factor(unit, said)), held
 
 
+def tell_parents(out: Path) -> None:
+    """Says which folders above OUT will be made: a mistyped path is seen before hours of work."""
+    parent = out.expanduser().absolute().parent
+    if not parent.exists():
+        typer.echo(f"{parent} does not exist and will be made.", err=True)
+
+
 def spent() -> float:
     """Seconds since the process began: a length of time begins with the command, not with the work."""
     import time

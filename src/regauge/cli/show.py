@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from rich.table import Table
 
 from regauge.errors import printable
 
+PADDING = 4  # columns between two
 WIDE = 160  # columns where the output is no terminal, so that a pipe gets whole rows
 
 
@@ -41,8 +44,26 @@ def as_json(value: object) -> None:
 
 
 def line(text: str = "") -> None:
-    """Text of any source as it is written: nothing in it colours, moves or clears."""
-    print(printable(text, "\n\t"))
+    """Text of any source as it is written: nothing in it colours, moves or clears. A terminal gets whole words."""
+    shown, wide = printable(text, "\n\t"), columns()
+    if wide is not None:
+        shown = "\n".join(_wrapped(one, wide) for one in shown.split("\n"))
+    print(shown)
+
+
+def columns() -> int | None:
+    """Columns of the terminal; None where standard output is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _wrapped(text: str, wide: int) -> str:
+    """One line on as many as it needs, what follows the first set in; no word is broken."""
+    if len(text) <= wide:
+        return text
+    indent = " " * (len(text) - len(text.lstrip(" ")) + 2)
+    return textwrap.fill(
+        text, wide, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
 
 
 def remark(text: str) -> None:
@@ -51,15 +72,48 @@ def remark(text: str) -> None:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table; columns whose cells all begin with a digit are set right."""
+    """A table; columns whose cells all begin with a digit are set right. Where it is too wide for a terminal to hold
+    without breaking words, each row is told on lines of its own."""
+    wide, least = columns() or WIDE, _least(heads, rows)
+    if columns() is not None and sum(least) + PADDING * len(least) > wide:
+        _told(heads, rows, title)
+        return
+    widths = _shared(least, [max(len(printable(row[i])) for row in (heads, *rows)) for i in range(len(heads))], wide)
     shown = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for index, head in enumerate(heads):
         number = all(row[index][:1].isdigit() or row[index][:1] in "-−" for row in rows) and bool(rows)
-        shown.add_column(printable(head), justify="right" if number else "left", overflow="fold")
+        fixed = widths[index] if columns() is not None else None
+        shown.add_column(printable(head), justify="right" if number else "left", overflow="fold", width=fixed)
     for row in rows:
         shown.add_row(*map(printable, row))
-    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
-    console.print(shown)
+    Console(highlight=False, markup=False, emoji=False, width=wide).print(shown)
+
+
+def _least(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Columns of each column below which a word in it would be broken."""
+    return [
+        max(len(word) for row in (heads, *rows) for word in (printable(row[place]).split() or [""]))
+        for place in range(len(heads))
+    ]
+
+
+def _shared(least: Sequence[int], most: Sequence[int], wide: int) -> list[int]:
+    """Columns of each column: its longest word at the least, and what is left to those whose cells are longer."""
+    found = list(least)
+    left = wide - sum(found) - PADDING * len(found)
+    while left > 0 and any(have < want for have, want in zip(found, most, strict=True)):
+        neediest = max(range(len(found)), key=lambda place: most[place] / max(1, found[place]))
+        found[neediest] += 1
+        left -= 1
+    return found
+
+
+def _told(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    line(title)
+    for row in rows:
+        first, *others = zip(heads, row, strict=True)
+        line(f"  {' '.join(part for part in first if part)}")
+        line("    " + "; ".join(f"{head} {cell}".strip() for head, cell in others if cell))
 
 
 def span(seconds: float) -> str:

@@ -152,8 +152,9 @@ def measurement(found: Comparison) -> None:
     """Models side by side: quality with intervals, then cost; the first is what the others are held to."""
     from regauge.report import figures
 
-    documents = max((row.quality.documents for row in found.rows if row.quality is not None), default=0)
-    line(f"{found.text}: {found.tokens:,} tokens; {figures.over(documents) if documents else ''}".rstrip("; "))
+    read = next((row.quality for row in found.rows if row.quality is not None), None)
+    drawn = 0 if read is None else read.drawn
+    line(f"{found.text}: {found.tokens:,} tokens; {'' if read is None else figures.over(read)}".rstrip("; "))
     rows = []
     for row in found.rows:
         q = row.quality
@@ -163,7 +164,7 @@ def measurement(found: Comparison) -> None:
                     row.name,
                     figure(q.perplexity.value, 3),
                     f"{q.bits_per_byte.value:.4f}",
-                    figures.spread(q.kl, 5, q.documents),
+                    figures.spread(q.kl, 5, q.drawn),
                     f"{q.kl99.value:.4f}",
                     f"{100 * q.agreement.value:.1f} %",
                 ]
@@ -193,7 +194,7 @@ def measurement(found: Comparison) -> None:
         line("  transformers' own modules; together: against transformers' own modules. All interleaved in one run.")
     for name, pair in found.pairs.items():
         said = {"first": "lower", "second": "higher"}.get(pair.verdict, "no difference that the text can show")
-        line(f"  {name}: KL {figures.spread(pair.difference, 5, documents, '+')}: {said}")
+        line(f"  {name}: KL {figures.spread(pair.difference, 5, drawn, '+')}: {said}")
     line(f"  memory was read at {found.bandwidth / 1e9:.1f} GB/s at this minute; {span(found.seconds)}")
     for note in found.notes:
         line(f"  note: {note}")

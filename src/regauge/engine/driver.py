@@ -71,6 +71,8 @@ class Drive:
         if finished == len(self.shards):  # killed while the output was being finished: nothing is left to compute
             last: Any = self.staging.notes[self.shards[-1]]
             return None if last["logits_error"] is None else float(last["logits_error"])
+        if finished > 1:
+            self.clock.say("blocks", f"resuming at block {finished} of {self.job.anatomy.blocks}")
         self.clock.start("blocks", self.job.anatomy.blocks, max(finished - 1, 0))
         before = self._embeddings(finished)
         for block in range(max(finished - 1, 0), self.job.anatomy.blocks):

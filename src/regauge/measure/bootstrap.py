@@ -17,8 +17,8 @@ Ints = NDArray[np.int64]
 
 RESAMPLES = 1000
 LEVEL = 0.95
-FEW = 6
-"""Documents below which an interval over them says nothing, and is not told."""
+FEW = 10
+"""Documents below which windows are drawn in their place; windows below which no interval is told."""
 
 
 class Interval(BaseModel):

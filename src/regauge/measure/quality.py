@@ -41,6 +41,12 @@ class Quality(BaseModel):
     kl: Interval  # nats a token
     kl99: Interval  # nats
     agreement: Interval  # share of tokens with the same most likely next token
+    units: int | None = None  # windows that were drawn in place of documents, where those are too few; None: documents
+
+    @property
+    def drawn(self) -> int:
+        """Of how many units intervals are."""
+        return self.documents if self.units is None else self.units
 
 
 class Paired(BaseModel):
@@ -65,8 +71,9 @@ class Scores:
         nll_original_N: the same under the original.
         kl_N: KL(original ‖ compressed) of the whole next-token distribution, nats.
         agree_N: 1 where both have the same most likely token.
-        document_N: which document.
-        bytes_D: bytes the scored tokens of each document stand for.
+        document_N: which document, or window where documents are too few to be drawn.
+        bytes_D: bytes the scored tokens of each of those stand for.
+        documents: how many there are, where windows stand in their place.
     """
 
     nll_N: Floats
@@ -75,6 +82,7 @@ class Scores:
     agree_N: Floats
     document_N: Ints
     bytes_D: Floats
+    documents: int | None = None
 
 
 def token_scores(log_p_NV: Tensor, compressed_NV: Tensor, next_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,6 +115,7 @@ def compare_many(
     columns: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in compressed]
     readers = [iter(one) for one in compressed]
     owner: list[int] = []
+    few, place = windows.documents < FEW, 0
     for batch, first_BTV in zip(windows.batches(tokens), original, strict=True):
         known = [
             (row, part, torch.log_softmax(first_BTV[row, part].float(), dim=-1))
@@ -126,23 +135,24 @@ def compare_many(
             ]
             del other_BTV
         for length, document in zip(batch.lengths, batch.document, strict=True):
-            owner.extend([document] * (length - 1))
+            owner.extend([place if few else document] * (length - 1))
+            place += 1
     if not owner:
         raise TextError("no token to score: every window holds fewer than two tokens.")
     owner_N = np.array(owner, dtype=np.int64)
-    bytes_D = per_document(
-        np.array(windows.bytes, dtype=np.float64), np.array(windows.document, dtype=np.int64), windows.documents
-    )
+    bytes_D = np.array(windows.bytes, dtype=np.float64)
+    if not few:
+        bytes_D = per_document(bytes_D, np.array(windows.document, dtype=np.int64), windows.documents)
     base_N = torch.cat(nll_original).double().numpy()
     found = []
     for column in columns:
         nll_N, kl_N, agree_N = (torch.cat(parts).double().numpy() for parts in zip(*column, strict=True))
-        found.append(Scores(nll_N, base_N, kl_N, agree_N, owner_N, bytes_D))
+        found.append(Scores(nll_N, base_N, kl_N, agree_N, owner_N, bytes_D, windows.documents if few else None))
     return found
 
 
 def summarise(scores: Scores, seed: int = 0) -> Quality:
-    """Scores → figures with 95% intervals over documents."""
+    """Scores → figures with 95% intervals over documents, or over windows where documents are few."""
     documents = len(scores.bytes_D)
     draws = Draws.make(documents, seed)
     tokens_D = per_document(np.ones_like(scores.kl_N), scores.document_N, documents)
@@ -150,7 +160,8 @@ def summarise(scores: Scores, seed: int = 0) -> Quality:
     nll = ratio(nll_D, tokens_D, draws)
     return Quality(
         tokens=len(scores.kl_N),
-        documents=documents,
+        documents=documents if scores.documents is None else scores.documents,
+        units=None if scores.documents is None else documents,
         bytes=int(scores.bytes_D.sum()),
         perplexity=Interval(value=_exp(nll.value), low=_exp(nll.low), high=_exp(nll.high)),
         bits_per_byte=ratio(nll_D / math.log(2), np.maximum(scores.bytes_D, 1e-9), draws),

@@ -52,7 +52,7 @@ def measured(run: Run) -> Table:
     caption = "The source in bf16 and the artifact as it loads; tokens a second at batch 1, interleaved in one run."
     if run.quality is not None:
         caption += f" {run.quality.tokens:,} tokens of {run.quality.documents} documents of the evaluation text; "
-        caption += over(run.quality.documents)
+        caption += over(run.quality)
     return Table(
         "Measured" + (", speeds on a busy machine" if busy(run) else ""),
         caption,
@@ -80,7 +80,7 @@ def _row(name: str, size: str, share: str, quality: Quality | None, costs: Costs
     costs = costs or Costs()
     shown = (NONE, NONE, NONE)
     if quality is not None:
-        kl = "0" if quality.kl.value == 0 else spread(quality.kl, 4, quality.documents)
+        kl = "0" if quality.kl.value == 0 else spread(quality.kl, 4, quality.drawn)
         shown = (f"{quality.bits_per_byte.value:.3f}", kl, f"{100 * quality.agreement.value:.1f} %")
     return (name, size, share, *shown, rate(costs.decode), rate(costs.prefill))
 
@@ -95,17 +95,24 @@ def rate(speed: Speed | None) -> str:
     return NONE if speed is None else f"{speed.median:,.0f}"
 
 
-def spread(interval: Interval, places: int, documents: int, sign: str = "") -> str:
-    """`0.0057 [0.0054, 0.0061]`; the figure alone where the documents are too few for an interval over them."""
+def spread(interval: Interval, places: int, drawn: int, sign: str = "") -> str:
+    """`0.0057 [0.0054, 0.0061]`; the figure alone where what was drawn is too little for an interval over it."""
     value, low, high = (figure(one, places, sign) for one in (interval.value, interval.low, interval.high))
-    return value if documents < FEW else f"{value} [{low}, {high}]"
+    return value if drawn < FEW else f"{value} [{low}, {high}]"
 
 
-def over(documents: int) -> str:
+def over(quality: Quality) -> str:
     """What stands in brackets behind a figure, or why nothing does."""
-    if documents < FEW:
-        return f"no intervals: over {documents} documents one would say nothing."
-    return "95 % bootstrap intervals over documents in brackets."
+    what = "documents" if quality.units is None else "windows"
+    if quality.drawn < FEW:
+        return f"no intervals: over {quality.drawn} {what} one would say nothing."
+    if quality.units is None:
+        return "95 % bootstrap intervals over documents in brackets."
+    return (
+        f"95 % bootstrap intervals over {quality.units} windows in brackets: {quality.documents} "
+        f"document{'s are' if quality.documents > 1 else ' is'} too few, and windows of one are alike, so the truth "
+        "may lie further off."
+    )
 
 
 def parts(costs: Mapping[str, Costs], mark: str = "") -> Table:
@@ -128,7 +135,7 @@ def gain_row(name: str, gain: Gain) -> Row:
 def evenly(run: Run) -> Table:
     """The chosen point and uniform presets as variants in memory, and the artifact against the presets."""
     chosen = run.point
-    documents = 0 if run.quality is None else run.quality.documents
+    drawn = 0 if run.quality is None else run.quality.drawn
     rows: list[Row] = []
     for point, name in [(chosen, "the chosen point"), *((one, one.name) for one in run.uniforms)]:
         pair = run.against_uniform.get(point.name) if point.kind == "uniform" else None
@@ -137,8 +144,8 @@ def evenly(run: Run) -> Table:
             (
                 name,
                 told(point.bytes_predicted),
-                NONE if point.in_memory is None else spread(point.in_memory.kl, 4, documents),
-                NONE if pair is None else spread(pair.difference, 4, documents, "+"),
+                NONE if point.in_memory is None else spread(point.in_memory.kl, 4, drawn),
+                NONE if pair is None else spread(pair.difference, 4, drawn, "+"),
                 NONE if pair is None else verdict.get(pair.verdict, "undecided"),
             )
         )

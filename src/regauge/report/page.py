@@ -1,5 +1,5 @@
 """One self-contained HTML page: no network, no second file, tens of kB. Charts are SVG of our own (`charts`): see
-docs/decisions/010."""
+docs/decisions/011."""
 
 from __future__ import annotations
 

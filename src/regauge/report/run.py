@@ -100,7 +100,7 @@ def _variant(point: record.Point) -> Point:
 
 
 def _bars(found: Quality) -> tuple[float, float] | None:
-    return (found.kl.low, found.kl.high) if found.documents >= FEW else None
+    return (found.kl.low, found.kl.high) if found.drawn >= FEW else None
 
 
 def _budgets(run: Run) -> Table:
@@ -128,7 +128,7 @@ def _quality(run: Run) -> Table:
     rows = tuple(_quality_row(name, quality) for name, quality in named if quality is not None)
     return Table(
         "Quality on the evaluation text",
-        "KL in nats a token to the original. " + ("" if run.quality is None else figures.over(run.quality.documents)),
+        "KL in nats a token to the original. " + ("" if run.quality is None else figures.over(run.quality)),
         ("model", "perplexity", "bits a byte", "KL, mean", "KL, 99th percentile", "same next token"),
         rows,
         "Quality was not measured.",
@@ -145,7 +145,7 @@ def _quality_row(name: str, quality: Quality) -> Row:
         (quality.kl99, 4),
         (quality.agreement, 4),
     ):
-        shown.append(figures.spread(interval, places, quality.documents))
+        shown.append(figures.spread(interval, places, quality.drawn))
     return tuple(shown)
 
 

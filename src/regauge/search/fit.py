@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from regauge.amounts import told
 from regauge.artifact.config import CARRIED
 from regauge.artifact.disk import one_sentence
 from regauge.artifact.ownership import IDENTITY, refuse_out, remove, replaced, search_folder, searching, tidy
 from regauge.artifact.receipt import Receipt
 from regauge.engine.job import quickest
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
-from regauge.errors import ArtifactError, ResumeError
+from regauge.errors import ArtifactError, BudgetError, ResumeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.search import budgets as written
@@ -166,16 +167,29 @@ def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
     }
 
 
-def pick(run: str | Path, index: int, out: str | Path, force: bool = False, progress: Watcher | None = None) -> Receipt:
+def pick(
+    run: str | Path,
+    index: int | None,
+    out: str | Path,
+    force: bool = False,
+    progress: Watcher | None = None,
+    budget: str | None = None,
+) -> Receipt:
     """Builds another point of the frontier that `fit` found, from the same text, without searching again.
+
+    Args:
+        index: which point; None: the best within `budget`.
+        budget: `memory=0.25x` or `memory=2GB`.
 
     Raises:
         ArtifactError: `run` holds no record, or there is no such point.
+        BudgetError: no point keeps the budget, or it is not of memory; says how near one comes.
         ResumeError: the source or the text is not what the search read.
     """
     from regauge.engine import apply
 
     found = record.read(run)
+    index = _within(found, budget) if index is None else index
     if not 0 <= index < len(found.points):
         raise ArtifactError(
             f"{run} has points 0 to {len(found.points) - 1}, and you asked for {index}; `regauge report` shows them."
@@ -207,6 +221,21 @@ def pick(run: str | Path, index: int, out: str | Path, force: bool = False, prog
             force=force,
             progress=progress,
         )
+
+
+def _within(found: Run, budget: str | None) -> int:
+    """The point with the least KL whose artifact keeps a budget of memory."""
+    if budget is None:
+        raise BudgetError("say which: a point's number, or --budget memory=0.25x for the best that keeps it.")
+    (asked,) = written.parse([budget])
+    if asked.resource != "memory" or asked.context is not None:
+        raise BudgetError(f"{budget!r} is not of the artifact's own memory; points are picked by memory=0.25x or 2GB.")
+    limit = asked.bytes(found.bytes_bf16)
+    sizes = [point.bytes_measured or point.bytes_predicted for point in found.points]
+    fits = [index for index, size in enumerate(sizes) if size <= limit]
+    if not fits:
+        raise BudgetError(f"no point keeps {budget!r}, which is {told(limit)}: the smallest takes {told(min(sizes))}.")
+    return min(fits, key=lambda index: (found.points[index].kl_predicted, sizes[index]))
 
 
 def _move(folder: Path, target: Path, force: bool) -> None:

@@ -53,6 +53,7 @@ class Attributes(_Columns):
         activation: of the feed-forward layer.
         head_dim: channels of a head where the last matrix of attention does not tell; else hidden / heads.
         neurons, expert_neurons: width of the feed-forward layer, and of an expert, where the config can say another.
+        cached: of attention that is taken as it is, the numbers that a token leaves in the cache of a block.
         context: the most tokens that are read at once; unreached: the last of its positions that no token has, where
             the first ones are set apart (RoBERTa's, up to that of padding).
     """
@@ -64,6 +65,7 @@ class Attributes(_Columns):
     head_dim: str = "head_dim"
     neurons: str | None = None
     expert_neurons: str | None = None
+    cached: list[str] = Field(default_factory=list)
     context: str = "max_position_embeddings"
     unreached: str | None = None
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -37,6 +37,9 @@ from regauge.runtime.device import Placed, on_the_cpu, placed, warn_without_trit
 from regauge.runtime.rows import CPU, CUDA
 from regauge.runtime.window.figure import Figure, check_room, read_figure
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -46,7 +49,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     memory: str | int | None = None,
     activations: str | None = None,
-) -> Any:
+) -> PreTrainedModel:
     """The model of an artifact: a `PreTrainedModel` whose quantised weights stay packed in memory.
 
     With `memory="2GB"` a model may be larger than memory: as many blocks as fit stay, and the others are read from disk

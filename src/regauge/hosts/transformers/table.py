@@ -75,6 +75,7 @@ class _Reader:
             rotary=self._turned(),
             pairing=table.rotary.pairing if table.rotary else "half",
             fixed=_why_fixed(outside, bool(head), table.body),
+            cached=self._cached(),
             stops=tuple(
                 Stop(tuple(row.streams), row.why, tuple(row.moves))
                 for row in table.stops
@@ -95,6 +96,10 @@ class _Reader:
                 plumbing=plumbing,
             )
         )
+
+    def _cached(self) -> int:
+        """Numbers that a token leaves in the caches of attention that is taken as it is, by the config."""
+        return len(self.paths) * sum(int(lookup(self.config, name, 0)) for name in self.table.config.cached)
 
     def _turned(self) -> int:
         """Channels of a head that rotary embeddings turn: two for each frequency, whatever a config says."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -220,7 +220,7 @@ def _sites(problem: Problem, point: Allocation) -> tuple[SitePick, ...]:
 def _itself(scores: Scores) -> Scores:
     """The original against itself, on the same tokens."""
     nothing = scores.kl_N * 0
-    return Scores(scores.nll_original_N, scores.nll_original_N, nothing, nothing + 1, scores.document_N, scores.bytes_D)
+    return replace(scores, nll_N=scores.nll_original_N, kl_N=nothing, agree_N=nothing + 1)
 
 
 def _verdicts(desk: Desk, settled: Settled, quality: Quality) -> tuple[Verdict, ...]:

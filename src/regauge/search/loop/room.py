@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from regauge.amounts import told as size
 from regauge.anatomy.model import Site
 from regauge.engine import room as engine
 from regauge.engine.job import prepare, quickest
@@ -198,4 +199,4 @@ def _figures(source: Source, base: int) -> Step:
 def told(found: SearchRoom, limits: Limits) -> str:
     """What a dry run says of it."""
     step = found.highest(limits)
-    return f"about {step.peak(limits):,} bytes of memory at the highest ({step.name})"
+    return f"about {size(step.peak(limits))} of memory at the highest ({step.name})"

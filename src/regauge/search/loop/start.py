@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from regauge.amounts import told
 from regauge.artifact.disk import check_disk
 from regauge.errors import BudgetError
 from regauge.hosts.base import Source
@@ -22,10 +23,13 @@ from regauge.search.losses.fisher import Losses, fisher
 from regauge.search.losses.shelf import Shelf
 from regauge.search.losses.stock import Stock
 from regauge.search.options import SiteGroup, group_bytes, site_groups
+from regauge.search.profile import within_reach
 from regauge.search.record import Run
-from regauge.search.subject import ROWS, batches
+from regauge.search.subject import ROWS, Subject, batches
 from regauge.text.split import Texts
 from regauge.version import __version__
+
+LEAST = 3  # rounds of timing that a dry run takes, where a speed is asked for
 
 
 def fixed_bytes(source: Source, groups: Sequence[SiteGroup], itemsize: int) -> int:
@@ -48,10 +52,19 @@ def reachable(source: Source, budgets: Sequence[Budget]) -> None:
     floor = least(sizes, "bytes") + fixed_bytes(source, groups, itemsize)
     whole = source.bytes_bf16()
     for budget in budgets:
-        if budget.resource == "memory" and budget.bytes(whole) < floor:
+        if budget.resource != "memory":
+            continue
+        limit, cache = budget.bytes(whole), 2 * source.anatomy.cached * (budget.context or 0)
+        if budget.context is not None and cache >= limit:
             raise BudgetError(
-                f"{budget.text!r} allows {budget.bytes(whole):,} bytes, and the smallest that we can make is "
-                f"{floor:,.0f} ({floor / whole:.3f}x of the source counted as bf16); ask for that or more."
+                f"{budget.text!r} allows {limit:,} bytes; the cache alone takes {cache:,} at {budget.context:,} "
+                "tokens; ask for a shorter context or more."
+            )
+        if limit - cache < floor:
+            beside = f" beside a cache of {cache:,}" if cache else ""
+            raise BudgetError(
+                f"{budget.text!r} allows {limit:,} bytes, and the smallest that we can make is {floor:,.0f}{beside} "
+                f"({(floor + cache) / whole:.3f}x of the source counted as bf16); ask for that or more."
             )
 
 
@@ -59,15 +72,18 @@ def estimate(source: Source, ask: Ask, bound: int | None = None) -> Run:
     """What `fit` would do: a record without points, whose notes say what it would read, try and need.
 
     Raises:
-        BudgetError: it needs more memory than the bound.
+        BudgetError: it needs more memory than the bound, or a speed that is asked for cannot be had.
+        ModelError: there is no tokenizer.
     """
     effort, groups = ask.effort, site_groups(source.anatomy)
+    source.tokenizer()  # without one no text can be read, which the search would find out first
+    within_reach(Subject.of(source), groups, ask.budgets, LEAST)
     options = sum(len(group.options) for group in groups)
     singles, wholes = variants(effort)
     space = memory.room(source, groups, effort, ask.budgets)
     limits = space.limits(bound)
     notes = (
-        f"{len(groups)} choices of {options} options in all; about {work_folder(source, groups, effort):,} bytes of "
+        f"{len(groups)} choices of {options} options in all; about {told(work_folder(source, groups, effort))} of "
         f"work folder while it runs, and {memory.told(space, limits)}",
         f"passes: one forward over {effort.seen:,} calibration tokens and one backward over {effort.gradient:,}, one "
         f"that rounds what may win, then up to {singles} variants of one site and {wholes} of more over "
@@ -113,6 +129,8 @@ def begin(desk: Desk) -> Problem:
             keep, at_once = backward(inputs, effort.gradient), desk.limits.at_once
             predicted = fisher(borders, groups, keep, desk.ask.seed, show, at_once)
             folder.save("fisher.json", predicted)
+    else:
+        desk.clock.say("sensitivity", f"going on from what an earlier run found, in {folder.path}")
     return Problem(
         subject=subject,
         shelf=shelf,
