@@ -44,22 +44,24 @@ def _settings(config_class: Any, row: dict[str, Any], sizes: dict[str, Any]) -> 
     return found
 
 
-def config_of(name: str, **sizes: int) -> Any:
-    """The config of one of the list, with other sizes than all have."""
+def config_of(name: str, other: dict[str, Any] | None = None, **sizes: int) -> Any:
+    """The config of one of the list, with other sizes than all have, and other settings than are listed."""
     from transformers import CONFIG_MAPPING
 
     row = listed()[name]
     kind = CONFIG_MAPPING[row["type"]]
-    config = kind(**_settings(kind, row.get("config", {}), row["sizes"] | sizes))
+    config = kind(**_settings(kind, row.get("config", {}) | (other or {}), row["sizes"] | sizes))
     config.architectures = [row["class"]]
     return config
 
 
-def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: int) -> Any:
+def build(
+    name: str, seed: int = 0, dtype: torch.dtype = torch.float32, other: dict[str, Any] | None = None, **sizes: int
+) -> Any:
     """The model of one of the list, random, in eval mode."""
     import transformers
 
-    config = config_of(name, **sizes)
+    config = config_of(name, other, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config._experts_implementation = "eager"

@@ -89,3 +89,25 @@ def decoded(model: Any, ids: Tensor) -> Tensor:
             out = model(input_ids=ids[:, at : at + 1], use_cache=True, **{name: out[name]})
             found.append(out["logits"])
     return torch.cat(found, 1)
+
+
+@pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text"])
+def test_layers_that_share_keys_and_values_are_rounded_but_not_run_one_by_one(name: str, tmp_path: Path) -> None:
+    model = build(
+        name,
+        num_hidden_layers=4,
+        other={
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "intermediate_size": [52] * 4 if name == "gemma3n_text" else 52,
+            "activation_sparsity_pattern": [0.0] * 4,
+        },
+    )
+    model.save_pretrained(tmp_path / "model")
+    given, before = inputs(model), run(model, inputs(model))
+    rg.apply("rtn-w8", tmp_path / "model", out=tmp_path / "out")
+    assert apart(run(rg.load(tmp_path / "out"), given), before) < 0.12
+    with pytest.raises(rg.errors.ModelError, match=r"cannot be run one by one: later layers read the keys"):
+        Runner(Source.open(tmp_path / "model"))
+    with pytest.raises(rg.errors.TextError, match=r"num_kv_shared_layers=2 cannot be run one by one"):
+        rg.apply("gptq-w4g32", tmp_path / "model", out=tmp_path / "other", calibration=tmp_path / "text")
