@@ -46,6 +46,8 @@ def serve(
     from regauge.cli.show import remark
     from regauge.hosts import host_of
 
+    found = host_of(model)
+    found.folder(model)  # or there is nothing to serve
     remark(f"http://{host}:{port}/v1, model {model}; Ctrl-C ends it")
     with working("serve", quiet=True, threads=threads):
-        host_of(model).serve(model, host, port, device)
+        found.serve(model, host, port, device)

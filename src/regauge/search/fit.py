@@ -105,7 +105,7 @@ def fit(
         reachable(source, ask.budgets)
         rates = NOMINAL if time_limit is None else measured(source)
         if time_limit is not None:
-            effort = within(source, groups, effort, Time(time_limit - watch.elapsed, rates, speeds))
+            effort = within(source, groups, effort, Time(time_limit - watch.elapsed, time_limit, rates, speeds))
         ask = dataclasses.replace(ask, effort=_as_begun(effort, target, source, seed))
         if dry_run:
             return estimate(source, ask, max_memory)

@@ -142,12 +142,14 @@ class Time:
     """A length of time that a user gives.
 
     Attributes:
-        limit: seconds.
+        limit: seconds that are left of it.
+        said: seconds as the user said.
         rates: of the machine now.
         speeds: a speed is asked for.
     """
 
     limit: float
+    said: float
     rates: Rates
     speeds: bool = False
 
@@ -168,7 +170,7 @@ def within(source: Source, groups: Sequence[SiteGroup], most: Effort, time: Time
     bare = takes(effort.needed())
     if bare > OFF * time.limit:
         raise BudgetError(
-            f"--time {time.limit:.0f}s does not suffice for a search of {source.parameters():,} parameters: the least "
+            f"--time {time.said:g}s does not suffice for a search of {source.parameters():,} parameters: the least "
             f"takes about {bare:.0f} s here now; give that or more, or use `regauge apply` with a preset."
         )
     return effort
