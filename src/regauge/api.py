@@ -100,9 +100,12 @@ def pick(
     progress: Watcher | None = None,
     quiet: bool = False,
 ) -> Receipt:
-    """Another point of the frontier that `fit` found, without searching again; `point` None: the best in `budget`."""
+    """Another point of the frontier that `fit` found, without searching again; `point` None: the best in `budget`.
+    Its page is written beside it."""
     with _watching("pick", progress, quiet) as watch:
-        return _pick(run, point, out, force=force, progress=watch, budget=budget)
+        done = _pick(run, point, out, force=force, progress=watch, budget=budget)
+        write(out)
+    return done
 
 
 def apply(
@@ -125,13 +128,14 @@ def apply(
     progress: Watcher | None = None,
     quiet: bool = False,
 ) -> Receipt:
-    """One preset or recipe, without a search. Options as of `regauge apply`; see `engine.apply` for each.
+    """One preset or recipe, without a search; the page is written beside the artifact. Options as of `regauge apply`;
+    see `engine.apply` for each.
 
     Raises:
         RegaugeError: any refusal, all of them at once and before any work; what was finished stays for the next run.
     """
     with host_of(model).family(family), _watching("apply", progress, quiet) as watch:
-        return _apply(
+        done = _apply(
             recipe,
             model,
             out,
@@ -148,6 +152,8 @@ def apply(
             force=force,
             progress=watch,
         )
+        write(out)
+    return done
 
 
 def dry_run(recipe: str | Path | Plan, model: str | Path, out: str | Path | None = None, **options: Any) -> DryRun:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import plotly.graph_objects as go
 import pytest
 
 from regauge.artifact.receipt import MoveReceipt, Receipt, SiteReceipt
 from regauge.errors import OutputError
 from regauge.report import charts
-from regauge.report.page import render, write
-from regauge.report.view import Point, Sample, View, of_receipt
+from regauge.report.glossary import WORDS
+from regauge.report.page import notes, render, write
+from regauge.report.view import Point, Sample, View, exceptions, of_receipt
+from regauge.report.words import Words
 
 NASTY = "</script><script>alert(1)</script>"
 
@@ -78,10 +78,6 @@ POINTS = (
 )
 
 
-def cells(figure: go.Figure) -> list[list[float | None]]:
-    return [list(row) for row in figure.data[0].z]
-
-
 class Resources(HTMLParser):
     """Everything that the page would fetch."""
 
@@ -103,9 +99,10 @@ def test_names_cannot_break_out_of_the_page() -> None:
     view = View(
         title=NASTY,
         subtitle=NASTY,
-        cards=(("size", NASTY, NASTY),),
+        words=(Words(NASTY, NASTY), Words("", f"{NASTY}   # {NASTY}", NASTY)),
         points=(Point(NASTY, "searched", 1, 0.1, 0.1, chosen=True),),
         sites=(a_site(NASTY, NASTY, 4.0),),
+        first=(),
         tables=(),
         samples=(Sample(NASTY, NASTY, NASTY),),
         notes=(NASTY,),
@@ -113,14 +110,6 @@ def test_names_cannot_break_out_of_the_page() -> None:
         facts=((NASTY, NASTY),),
     )
     assert NASTY not in render(view)
-
-
-def test_names_cannot_change_how_a_script_is_read() -> None:
-    """`<!--<script>` in a script element makes a browser look for two ends of it."""
-    point = Point("<!--<script>", "searched", 1, 0.1, 0.1)
-    text = render(replace(of_receipt(a_receipt()), points=(point,)))
-    assert "<!--<script>" not in text
-    assert "\\u0026lt;!--\\u0026lt;script" in text
 
 
 def test_everything_that_was_not_done_is_on_the_page() -> None:
@@ -137,25 +126,79 @@ def test_everything_that_was_not_done_is_on_the_page() -> None:
 
 
 def test_heat_puts_blocks_in_number_order_and_means_over_size() -> None:
-    figure = charts.heat(a_receipt().sites, "bits")
-    assert figure.data[0].x == ("outside", "0", "2", "10")
-    assert figure.data[0].y == ("embed", "q", "down")
-    assert cells(figure) == [[8.0, None, None, None], [None, 4.25, 3.25, 4.25], [None, 5.0, None, None]]
+    found = charts.cells(a_receipt().sites, "bits")
+    assert found.blocks == ("outside", "0", "2", "10")
+    assert found.kinds == ("embed", "q", "down")
+    assert found.values == ((8.0, None, None, None), (None, 4.25, 3.25, 4.25), (None, 5.0, None, None))
+    drawn = charts.heat(a_receipt().sites, "bits")
+    assert re.findall(r'class="cell"[^>]*>([^<]*)<', drawn) == ["8.00", "4.25", "3.25", "4.25", "5.00"]
+    assert "blocks.0.mlp.down 8×16: 5.00 bits a weight, 80 B, output error 0.5000" in drawn
 
 
 def test_experts_share_a_cell_weighted_by_size() -> None:
     small = a_site("blocks.0.moe.0.up", "up", 2.0)
     large = small.model_copy(update={"name": "blocks.0.moe.1.up", "bits": 5.0, "shape": (16, 16)})
-    assert cells(charts.heat((small, large), "bits")) == [[4.0]]
+    assert charts.cells((small, large), "bits").values == ((4.0,),)
 
 
 def test_frontier_never_mixes_predicted_and_measured() -> None:
-    traces = {trace.name: trace for trace in charts.frontier(POINTS).data}
-    assert list(traces["predicted"].y) == [0.2, 0.05, 0.01]
-    assert list(traces["measured in memory"].y) == [0.25, 0.04]
-    assert list(traces["measured in memory"].error_y.arrayminus) == pytest.approx([0.05, 0.01])
-    assert list(traces["built"].y) == [0.045]
-    assert list(traces["uniform presets"].x) == [2.1]
+    found = charts.curves(POINTS)
+    assert [dot.y for dot in found.predicted] == [0.2, 0.05, 0.01]
+    assert [dot.y for dot in found.measured] == [0.25, 0.04]
+    assert [dot.interval for dot in found.measured] == [(0.2, 0.3), (0.03, 0.05)]
+    assert [dot.y for dot in found.built] == [0.045]
+    assert [dot.x for dot in found.uniform] == [2.1]
+
+
+def test_the_frontier_draws_each_point_where_it_is() -> None:
+    """A fewer bytes stand further left, a smaller KL lower; the axes have round figures."""
+    drawn = charts.frontier(POINTS)
+    circles = re.findall(r'<circle cx="([0-9.]+)" cy="([0-9.]+)" r="5"', drawn)
+    (left, high), (right, low) = [(float(x), float(y)) for x, y in circles]
+    assert left < right
+    assert high < low  # y grows downwards
+    for figure in ("1.5", "2.5", "0.01", "0.2"):
+        assert f">{figure}</text>" in drawn
+    assert charts.ticks(0.94, 2.06) == [1.0, 1.2, 1.4, 1.6, 1.8, 2.0]
+    assert charts.decades(-2.1, -0.9) == [0.01, 0.02, 0.05, 0.1]
+
+
+def test_one_point_or_none_is_drawn_too() -> None:
+    assert charts.frontier(()) == ""
+    assert "<circle" in charts.frontier((Point("0", "searched", 5, 0.1, 0.1),))
+
+
+def test_one_note_for_one_thing() -> None:
+    found = notes(("blocks.3: 4 tokens only", "no text", "blocks.11: 9 tokens only"))
+    assert [(note.said, note.alike) for note in found] == [
+        ("blocks.3: 4 tokens only", ("blocks.11: 9 tokens only",)),
+        ("no text", ()),
+    ]
+    alike = tuple(a_site(f"blocks.{block}.mlp.down", "down", 16.0, kept="too wide") for block in range(3))
+    assert exceptions(a_receipt(sites=alike)).rows == (("blocks.*.mlp.down", "3", "8×16", "too wide"),)
+
+
+def test_the_page_leads_with_the_last_words_and_what_loads_it() -> None:
+    page = render(of_receipt(a_receipt(wire="compressed-tensors"), "my-out"))
+    assert page.index("3.3 times smaller") < page.index("What loads it") < page.index("What was spent where")
+    for line in ("vllm serve my-out", "regauge serve my-out", "AutoModelForCausalLM.from_pretrained"):
+        assert f'<code class="copy">{line}' in page.replace("transformers.Auto", "Auto")
+    closed = render(of_receipt(a_receipt(refusals=("it has no nf4 weights",))))
+    assert "no: it has no nf4 weights" in closed
+    assert "not compressed-tensors" not in closed  # said once
+
+
+def test_the_glossary_is_that_of_the_documents() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text(encoding="utf-8")
+    known = dict(re.findall(r"- \*\*([^*]+)\*\*: (.*)", re.sub(r"\n  ", " ", text)))
+    assert {word: known.get(word) for word, _ in WORDS} == dict(WORDS)
+
+
+def test_the_page_is_small_and_has_both_themes() -> None:
+    page = render(of_receipt(a_receipt()))
+    assert len(page) < 100_000
+    assert "prefers-color-scheme: dark" in page
+    assert '[data-theme="dark"]' in page
 
 
 def test_a_directory_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
@@ -171,4 +214,4 @@ def test_the_page_is_written_whole(tmp_path: Path) -> None:
     path = write(of_receipt(a_receipt()), tmp_path / "deep" / "report.html")
     assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
-    assert re.search(r"0\.300×", path.read_text(encoding="utf-8"))
+    assert re.search(r"\(0\.300x\)", path.read_text(encoding="utf-8"))

@@ -219,6 +219,32 @@ def test_speeds_of_a_busy_machine_are_no_headline() -> None:
     assert told["speed"].startswith("taken while 7 processes wanted 2 CPUs")
 
 
+def test_speeds_of_a_busy_machine_are_marked_on_the_page() -> None:
+    busy = a_run().model_copy(update={"machine": {"cpus": 2}, "load": 7.4})
+    page, quiet = render(of_run(busy, a_receipt())), render(of_run(a_run(), a_receipt()))
+    for title in ("Measured, speeds on a busy machine", "Where the speed comes from, taken on a busy machine"):
+        assert f"<h2>{title}</h2>" in page
+    assert "<h2>Measured speeds, taken on a busy machine</h2>" in page
+    assert "busy machine" not in quiet
+
+
+def test_each_point_has_the_line_that_builds_it() -> None:
+    page = render(of_run(a_run(), a_receipt(), "some out"))
+    for index in (0, 1):
+        line = f"regauge pick &#39;some out&#39; {index} -o &#39;some out-{index}&#39;"
+        assert f'<code class="copy">{line}</code>' in page
+
+
+def test_memory_is_told_by_the_length_of_the_context() -> None:
+    memory = Memory(anonymous=3_000_000, file=1_000_000, process=200_000_000)
+    run = a_run()
+    made = run.costs["compressed"].model_copy(update={"memory": memory, "cache_bytes": 1000.0})
+    view = of_run(run.model_copy(update={"costs": {"compressed": made}}), a_receipt())
+    table = next(one for one in view.first if one.title == "Memory by context length")
+    assert table.header == ("model", "at load", "at 1k", "at 8k", "at 32k", "a token of cache")
+    assert table.rows == (("compressed", "4.00 MB", "5.02 MB", "12.2 MB", "36.8 MB", "1.00 kB"),)
+
+
 def test_a_receipt_ends_with_what_was_left_whole_and_what_to_do() -> None:
     site = a_receipt().sites[0].model_copy(update={"name": "embed", "choice": None, "bytes_after": 900_000})
     receipt = a_receipt().model_copy(update={"sites": (site,), "bytes_after": 1_000_000})

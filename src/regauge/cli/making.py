@@ -105,11 +105,13 @@ def pick(
     """Another point of the frontier that a fit found. Example: regauge pick OUT --budget memory=0.25x -o SMALLER"""
     from regauge.cli import show, tell
     from regauge.cli.bars import working
+    from regauge.report.build import write
     from regauge.search.fit import pick as build
 
     tell_parents(out)
     with working("pick", quiet, verbose, threads) as watch:
         done = build(run, index, out, force=force, progress=watch, budget=budget)
+        write(out)
     show.as_json(done) if json else tell.receipt(done, out)
 
 
@@ -145,6 +147,7 @@ def apply(
     from regauge.cli import show, tell
     from regauge.cli.bars import working
     from regauge.hosts import host_of
+    from regauge.report.build import write
 
     if dry_run:
         with host_of(model).family(family):
@@ -182,4 +185,5 @@ def apply(
             wire=wire,
             progress=watch,
         )
+        write(out)
     show.as_json(done) if json else tell.receipt(done, out)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from regauge.artifact.folder import read_receipt
+from regauge.artifact.loading import auto_class
+from regauge.documents import read_json
+from regauge.errors import ArtifactError
 from regauge.report import page
 from regauge.report.run import of_run
 from regauge.report.view import of_receipt
@@ -21,5 +24,11 @@ def write(run: str | Path, out: str | Path | None = None) -> Path:
     path = Path(run)
     kept = path / "regauge"
     receipt = read_receipt(path)
-    view = of_run(record.read(path), receipt) if (kept / "run.json").exists() else of_receipt(receipt)
+    config = path / "config.json"
+    auto = auto_class(read_json(config, ArtifactError) if config.exists() else {})
+    place = str(run)
+    if (kept / "run.json").exists():
+        view = of_run(record.read(path), receipt, place, auto)
+    else:
+        view = of_receipt(receipt, place, auto)
     return page.write(view, Path(out).expanduser() if out is not None else kept / "report.html")

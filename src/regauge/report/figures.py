@@ -13,6 +13,7 @@ from regauge.measure.bootstrap import FEW, Interval
 from regauge.measure.cost import COMPRESSED, ORIGINAL, RUNTIME, Costs, Gain, Speed, gains
 from regauge.measure.quality import Quality
 from regauge.report.view import Row, Table
+from regauge.report.words import busy
 from regauge.search.record import Run
 
 NAMES = {
@@ -25,7 +26,12 @@ NONE = "–"
 
 def tables(run: Run) -> tuple[Table, ...]:
     """Size, quality and speed; where the speed comes from; and what spending evenly would have given."""
-    return measured(run), parts(run.costs), evenly(run)
+    return measured(run), parts(run.costs, marked(run)), evenly(run)
+
+
+def marked(run: Run) -> str:
+    """Behind the heading of a table of speeds, where they are those of a busy machine."""
+    return ", taken on a busy machine" if busy(run) else ""
 
 
 def measured(run: Run) -> Table:
@@ -48,7 +54,7 @@ def measured(run: Run) -> Table:
         caption += f" {run.quality.tokens:,} tokens of {run.quality.documents} documents of the evaluation text; "
         caption += over(run.quality)
     return Table(
-        "Measured",
+        "Measured" + (", speeds on a busy machine" if busy(run) else ""),
         caption,
         (
             "",
@@ -109,10 +115,10 @@ def over(quality: Quality) -> str:
     )
 
 
-def parts(costs: Mapping[str, Costs]) -> Table:
+def parts(costs: Mapping[str, Costs], mark: str = "") -> Table:
     """Decode and prefill against the same runtime on the source, and against transformers."""
     return Table(
-        "Where the speed comes from",
+        "Where the speed comes from" + mark,
         "Compression: the artifact against the source in bf16 by the same runtime. Runtime: that source against "
         "transformers' own modules. Together: the artifact against transformers' own modules. All interleaved in one "
         "run; 'no faster' where the quartiles overlap.",

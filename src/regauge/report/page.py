@@ -1,82 +1,78 @@
-"""One self-contained HTML page: no network, no second file. About 5 MB, nearly all of it the plot library."""
+"""One self-contained HTML page: no network, no second file, tens of kB. Charts are SVG of our own (`charts`): see
+docs/decisions/011."""
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import jinja2
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from regauge.artifact.disk import TEMPORARY
 from regauge.errors import OutputError
 from regauge.report import charts
+from regauge.report.glossary import WORDS
 from regauge.report.view import View
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with its place on the page."""
+    """A picture with its place on the page; `svg` is markup that `charts` escaped."""
 
     name: str
     title: str
     caption: str
-    figure: go.Figure
+    svg: str
 
 
-def _charts(view: View) -> list[Chart]:
+@dataclass(frozen=True)
+class Note:
+    """A note, and others that differ from it in figures alone."""
+
+    said: str
+    alike: tuple[str, ...]
+
+
+def _frontier(view: View) -> Chart | None:
+    svg = charts.frontier(view.points)
+    if not svg:
+        return None
+    caption = (
+        "Each dot is an allocation that the search found, as a variant in memory; lower and further left is better. "
+        "Lines through dots are 95 % intervals over documents, the dotted line is what the search predicted."
+    )
+    return Chart("frontier", "Quality against size", caption, svg)
+
+
+def _heats(view: View) -> list[Chart]:
     found = []
-    if view.points:
-        found.append(
-            Chart(
-                "frontier",
-                "Frontier",
-                "Each point is an allocation that the search found; lower and further left is better. Measured points "
-                "carry a 95 % interval over documents; the dotted line is what the search predicted.",
-                charts.frontier(view.points),
-            )
-        )
     if view.sites:
-        found.append(
-            Chart(
-                "bits",
-                "Bits a weight",
-                "Where the bytes went, block by block.",
-                charts.heat(view.sites, "bits"),
-            )
-        )
-        if any(site.error is not None for site in view.sites):
-            found.append(
-                Chart(
-                    "error",
-                    "Error a site",
-                    "Relative error of each site's output on the calibration text.",
-                    charts.heat(view.sites, "error"),
-                )
-            )
+        caption = "Where the bytes went, block by block."
+        found.append(Chart("bits", "Bits a weight", caption, charts.heat(view.sites, "bits")))
+    if any(site.error is not None for site in view.sites):
+        caption = "Relative error of each site's output on the calibration text."
+        found.append(Chart("error", "Error a site", caption, charts.heat(view.sites, "error")))
     return found
+
+
+def notes(said: tuple[str, ...]) -> tuple[Note, ...]:
+    """One note for one thing: those that differ only in figures (a block, a count) stand behind the first of them."""
+    grouped: dict[str, list[str]] = {}
+    for note in said:
+        grouped.setdefault(re.sub(r"[0-9]+", "0", note), []).append(note)
+    return tuple(Note(some[0], tuple(some[1:])) for some in grouped.values())
 
 
 def render(view: View) -> str:
     """The page as text."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string((files("regauge.report") / "page.html.j2").read_text(encoding="utf-8"))
-    found = _charts(view)
-    figures = {chart.name: json.loads(chart.figure.to_json()) for chart in found}
-    return template.render(view=view, charts=found, figures=script_json(figures), plotly=get_plotlyjs())
-
-
-def script_json(value: object) -> str:
-    """JSON that may stand in a script element. A `<` there could end it or change how the rest is read; `&` and `>`
-    are read otherwise in XHTML; json writes the line breaks U+2028 and U+2029, as all that is not ASCII, as escapes."""
-    text = json.dumps(value, ensure_ascii=True)
-    for mark in "<>&":
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return text
+    return template.render(
+        view=view, frontier=_frontier(view), heats=_heats(view), notes=notes(view.notes), glossary=WORDS
+    )
 
 
 def write(view: View, path: Path) -> Path:

@@ -5,31 +5,43 @@ from __future__ import annotations
 from dataclasses import replace
 
 from regauge.amounts import told
+from regauge.artifact.loading import CAUSAL
 from regauge.artifact.receipt import Receipt
 from regauge.measure.bootstrap import FEW
-from regauge.measure.cost import Costs, Speed, gains
+from regauge.measure.cost import PREFILL, PROMPT, Costs, Speed
 from regauge.measure.quality import Quality
-from regauge.report import figures
-from regauge.report.view import Card, Point, Row, Sample, Table, View, of_receipt
+from regauge.report import figures, words
+from regauge.report.view import OUT, Point, Row, Sample, Table, View, loads, of_receipt, spent
 from regauge.search import record
 from regauge.search.record import Run
 
 
-def of_run(run: Run, receipt: Receipt) -> View:
-    """The page of a run: the receipt's page, and around it the frontier, the budgets and what was measured."""
-    base = of_receipt(receipt)
-    told_apart = (figures.measured(run), figures.parts(run.costs), _budgets(run), _quality(run), _costs(run))
-    tables = (*told_apart, figures.evenly(run), *base.tables, _builds(run), _texts(run))
+def of_run(run: Run, receipt: Receipt, out: str = OUT, auto: str = CAUSAL) -> View:
+    """The page of a run: the receipt's page, and around it the frontier, the budgets and what was measured.
+
+    Args:
+        out, auto: as of `of_receipt`.
+    """
+    base = of_receipt(receipt, out, auto)
     return replace(
         base,
         title=f"{run.source.rstrip('/').rsplit('/', 1)[-1]} at {receipt.ratio:.3f}× of its bytes",
         subtitle=f"regauge {run.regauge}, family {run.family}, {run.parameters:,} parameters. "
         + _sentence(run.chosen_why),
-        cards=_cards(run, receipt),
+        words=words.of_run(run, receipt, out),
         points=_points(run),
-        tables=tables,
+        first=(
+            frontier(run, out),
+            loads(receipt, out, auto),
+            _budgets(run),
+            *figures.tables(run),
+            _contexts(run),
+            _costs(run),
+            spent(receipt),
+        ),
+        tables=(*base.tables, _quality(run), _builds(run), _texts(run)),
         samples=tuple(Sample(s.prompt, s.original, s.compressed) for s in run.samples),
-        notes=run.notes + base.notes,
+        notes=tuple(dict.fromkeys(run.notes + base.notes)),
         command=run.command,
         facts=base.facts + _facts(run),
     )
@@ -39,23 +51,29 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
 
 
-def _cards(run: Run, receipt: Receipt) -> tuple[Card, ...]:
-    cards: list[Card] = [
-        ("size", f"{receipt.ratio:.3f}×", f"{told(receipt.bytes_after)} of {told(receipt.bytes_bf16)} as bf16")
-    ]
-    if run.quality is not None:
-        kl = run.quality.kl
-        between = f", {kl.low:.4f} to {kl.high:.4f}" if run.quality.drawn >= FEW else ""
-        cards.append(("KL to the original", f"{kl.value:.4f}", f"nats a token{between}"))
-        agreement = run.quality.agreement
-        cards.append(("same next token", f"{100 * agreement.value:.1f} %", f"of {run.quality.tokens:,} tokens"))
-        if run.original is not None:
-            before, after = run.original.bits_per_byte.value, run.quality.bits_per_byte.value
-            cards.append(("bits a byte", f"{after:.3f}", f"the original has {before:.3f}"))
-    for name, gain in gains(run.costs).items():
-        small = f"by compression, against this runtime on the source; the runtime itself: {gain.runtime or 'not timed'}"
-        cards.append((name, gain.compression, small))
-    return tuple(cards)
+def frontier(run: Run, out: str) -> Table:
+    """Every point with the line that builds it."""
+    rows = tuple(
+        (
+            f"{index}{' (built)' if index == run.chosen else ''}",
+            f"{one.bits:.2f}",
+            told(one.bytes_predicted),
+            figures.NONE if one.bytes_measured is None else told(one.bytes_measured),
+            f"{one.kl_predicted:.4f}",
+            figures.NONE if one.in_memory is None else f"{one.in_memory.kl.value:.4f}",
+            figures.NONE if one.measured is None else f"{one.measured.kl.value:.4f}",
+            words.pick(out, index),
+        )
+        for index, one in enumerate(run.points)
+    )
+    header = ("point", "bits a weight", "bytes predicted", "bytes built", "KL predicted", "KL in memory")
+    return Table(
+        "Frontier",
+        "Smallest first. A line builds its point without searching again.",
+        (*header, "KL of the artifact", "line"),
+        rows,
+        lines=len(header) + 1,
+    )
 
 
 def _points(run: Run) -> tuple[Point, ...]:
@@ -114,6 +132,7 @@ def _quality(run: Run) -> Table:
         ("model", "perplexity", "bits a byte", "KL, mean", "KL, 99th percentile", "same next token"),
         rows,
         "Quality was not measured.",
+        folded=bool(rows),
     )
 
 
@@ -130,18 +149,36 @@ def _quality_row(name: str, quality: Quality) -> Row:
     return tuple(shown)
 
 
+def _contexts(run: Run) -> Table:
+    """Memory by the length of the context; speed at the length at which it was measured."""
+    rows = []
+    for name, costs in run.costs.items():
+        held = None if costs.memory is None else costs.memory.anonymous + costs.memory.file
+        row = [figures.NAMES.get(name, name), figures.NONE if held is None else told(held)]
+        for length in words.CONTEXTS:
+            known = held is not None and costs.cache_bytes is not None
+            row.append(told((held or 0) + length * (costs.cache_bytes or 0)) if known else figures.NONE)
+        rows.append((*row, figures.NONE if costs.cache_bytes is None else told(costs.cache_bytes)))
+    return Table(
+        "Memory by context length",
+        "Resident memory is what a fresh process gained by loading the model; the cache is added at its bytes a token, "
+        f"in tokens of context. Speed was measured at the start of a context only: decoding behind {PROMPT} tokens, "
+        f"prefill of {PREFILL}; a longer cache is more to read for each token.",
+        ("model", "at load", *(f"at {length // 1024}k" for length in words.CONTEXTS), "a token of cache"),
+        tuple(rows),
+        "Memory was not measured.",
+    )
+
+
 def _costs(run: Run) -> Table:
     rows = tuple(_cost_row(figures.NAMES.get(name, name), costs) for name, costs in run.costs.items())
     caption = "Tokens a second at batch 1 as medians with quartiles, all interleaved in one run. "
-    caption += (
-        "Resident memory is what a fresh process gained by loading the model; the original's pages are its file's. "
-    )
     if run.bandwidth:
         caption += f"Beside them memory was read at {run.bandwidth / 1e9:.1f} GB/s."
     return Table(
-        "Measured costs",
+        "Measured speeds" + figures.marked(run),
         caption,
-        ("model", "decode, tokens/s", "prefill, tokens/s", "resident memory", "cache a token", "files"),
+        ("model", "decode, tokens/s", "prefill, tokens/s", "mapped from files", "files"),
         rows,
         "Costs were not measured.",
     )
@@ -152,11 +189,8 @@ def _cost_row(name: str, costs: Costs) -> Row:
         name,
         _speed(costs.decode),
         _speed(costs.prefill),
-        "–"
-        if costs.memory is None
-        else f"{told(costs.memory.anonymous + costs.memory.file)} ({told(costs.memory.file)} mapped)",
-        "–" if costs.cache_bytes is None else told(costs.cache_bytes),
-        "–" if costs.bytes is None else told(costs.bytes),
+        figures.NONE if costs.memory is None else told(costs.memory.file),
+        figures.NONE if costs.bytes is None else told(costs.bytes),
     )
 
 
@@ -170,6 +204,8 @@ def _builds(run: Run) -> Table:
         "The search builds, measures and corrects; every artifact that it built is here.",
         ("point", "bytes", "KL", "decode", "why"),
         tuple((b.point, told(b.bytes), f"{b.kl:.5f}", b.decode or "–", b.why) for b in run.builds),
+        "Only the artifact itself was built.",
+        folded=bool(run.builds),
     )
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from regauge.amounts import told
+from regauge.artifact.loading import CAUSAL, ways
 from regauge.artifact.receipt import Receipt, SiteReceipt
+from regauge.plan.select import pattern
+from regauge.report import words
+from regauge.report.words import Words
 
 Row = tuple[str, ...]
-Card = tuple[str, str, str]
-"""Label, value, small print."""
+OUT = "OUT"
+"""An artifact whose place is not known, in lines to copy."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,20 @@ class Point:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a heading and a sentence that says how to read it."""
+    """A table with a heading and a sentence that says how to read it.
+
+    Attributes:
+        lines: the column whose cells are lines to copy, if any.
+        folded: it opens when asked to.
+    """
 
     title: str
     caption: str
     header: Row
     rows: tuple[Row, ...]
     empty: str = "Nothing to show."
+    lines: int | None = None
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,13 +64,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class View:
-    """Everything on the page."""
+    """Everything on the page.
+
+    Attributes:
+        words: the last words of the command, which the page leads with.
+        first: tables that stand before the pictures of sites; `tables` stand after them.
+    """
 
     title: str
     subtitle: str
-    cards: tuple[Card, ...]
+    words: tuple[Words, ...]
     points: tuple[Point, ...]
     sites: tuple[SiteReceipt, ...]
+    first: tuple[Table, ...]
     tables: tuple[Table, ...]
     samples: tuple[Sample, ...] = ()
     notes: tuple[str, ...] = ()
@@ -88,22 +105,39 @@ def certificates(receipt: Receipt) -> Table:
         ("rewrite", "block", "streams", "error, float64", "allowed", "error, stored", "allowed"),
         rows,
         "This plan moves nothing: there was nothing to certify.",
+        folded=bool(rows),
     )
 
 
 def exceptions(receipt: Receipt) -> Table:
-    """Sites that did not get what the plan's first choice says: kept whole, or a fallback."""
+    """Sites that did not get what the plan's first choice says: kept whole, or a fallback; alike ones in one row."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for site in receipt.sites:
+        why = site.kept or site.fallback
+        if why:
+            key = (pattern(site.name), "×".join(map(str, site.shape)), why)
+            grouped.setdefault(key, []).append(site.name)
     rows = tuple(
-        (site.name, "×".join(map(str, site.shape)), site.kept or site.fallback or "")
-        for site in receipt.sites
-        if site.kept or site.fallback
+        (names[0] if len(names) == 1 else name, str(len(names)), shape, why)
+        for (name, shape, why), names in grouped.items()
     )
     return Table(
         "Skipped, kept or fallen back",
         "Nothing is skipped in silence: every site that stayed whole or took a second choice, and why.",
-        ("site", "shape", "why"),
+        ("site", "of them", "shape", "why"),
         rows,
         "Every site got the first choice of the plan.",
+    )
+
+
+def loads(receipt: Receipt, out: str = OUT, auto: str = CAUSAL) -> Table:
+    """What can load the artifact, and with which line."""
+    return Table(
+        "What loads it",
+        "",
+        ("", "line", "needs"),
+        tuple((way.runtime, way.line, way.note) for way in ways(receipt.wire, receipt.refusals, out, auto)),
+        lines=1,
     )
 
 
@@ -157,30 +191,23 @@ def facts(receipt: Receipt) -> tuple[Row, ...]:
     return tuple(found)
 
 
-def of_receipt(receipt: Receipt) -> View:
-    """The page of a single `apply`."""
-    cards = (
-        (
-            "size",
-            f"{receipt.ratio:.3f}×",
-            f"{told(receipt.bytes_after)} of {told(receipt.bytes_bf16)} as bf16",
-        ),
-        (
-            "sites",
-            str(sum(site.choice is not None for site in receipt.sites)),
-            f"of {len(receipt.sites)} quantised",
-        ),
-        ("stored as", receipt.wire, "loads with regauge.load"),
-    )
-    notes = receipt.notes + tuple(f"not compressed-tensors: {reason}" for reason in receipt.refusals)
+def of_receipt(receipt: Receipt, out: str = OUT, auto: str = CAUSAL) -> View:
+    """The page of a single `apply`.
+
+    Args:
+        out: the artifact's place, as the reader would type it.
+        auto: the Auto class of transformers that opens it.
+    """
+    notes = receipt.notes + tuple(f"not compressed-tensors: {reason}" for reason in receipt.refusals[1:])
     return View(
         title=f"{receipt.source.rstrip('/').rsplit('/', 1)[-1]} → {receipt.plan}",
         subtitle=f"regauge {receipt.regauge}, family {receipt.family}",
-        cards=cards,
+        words=words.of_receipt(receipt, out),
         points=(),
         sites=receipt.sites,
-        tables=(spent(receipt), certificates(receipt), exceptions(receipt)),
-        notes=notes,
+        first=(loads(receipt, out, auto), spent(receipt)),
+        tables=(certificates(receipt), exceptions(receipt)),
+        notes=tuple(dict.fromkeys(notes)),
         command=receipt.command,
         facts=facts(receipt),
     )

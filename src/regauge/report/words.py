@@ -23,10 +23,15 @@ EMBED = "embed"
 
 @dataclass(frozen=True)
 class Words:
-    """One line: what it is about, and what is said."""
+    """One line: what it is about, and what is said.
+
+    Attributes:
+        line: the part of it to copy, which it then begins with.
+    """
 
     about: str
     said: str
+    line: str = ""
 
 
 def of_run(run: Run, receipt: Receipt, out: str) -> tuple[Words, ...]:
@@ -161,14 +166,18 @@ def _others(run: Run, out: str) -> list[str]:
         if 0 <= index < len(run.points):
             point = run.points[index]
             kl = point.kl_trial if point.kl_trial is not None else point.kl_predicted
-            line = f"regauge pick {_typed(out)} {index} -o {_typed(f'{out}-{index}')}"
-            found.append(f"{line}   # {what}: {told(point.bytes_predicted)}, KL about {kl:.2g}")
+            found.append(f"{pick(out, index)}   # {what}: {told(point.bytes_predicted)}, KL about {kl:.2g}")
     return found
+
+
+def pick(out: str, index: int) -> str:
+    """The line that builds a point of the frontier."""
+    return f"regauge pick {_typed(out)} {index} -o {_typed(f'{out}-{index}')}"
 
 
 def _next(source: str, out: str, more: list[str]) -> list[Words]:
     lines = [f"regauge chat {_typed(out)} --against {_typed(source)}", *more]
-    return [Words("next" if place == 0 else "", line) for place, line in enumerate(lines)]
+    return [Words("next" if place == 0 else "", said, said.split("   #")[0]) for place, said in enumerate(lines)]
 
 
 def _typed(path: str) -> str:

@@ -94,7 +94,7 @@ def facts_of(model: Any, anatomy: Anatomy, widths: list[int], reads: Reads) -> F
         blocks.append(_block(module, number, anatomy, table, _Kinds(model, table, widths, reads)))
     fixed = isinstance(table_for(config).norm.eps, float)
     eps = {
-        norm.name: norm.eps if fixed else _epsilon(model.get_submodule(norm.module), norm.name, reads)
+        norm.name: _epsilon(model.get_submodule(norm.module), norm.name, reads, norm.eps if fixed else None)
         for norm in anatomy.norms
     }
     return Facts(FUNCTIONS[activation], blocks, eps, len(widths), float(softcap or 0.0))
@@ -145,10 +145,13 @@ def _block(module: Any, number: int, anatomy: Anatomy, table: Step, kinds: _Kind
     )
 
 
-def _epsilon(module: Any, name: str, reads: Reads) -> float:
+def _epsilon(module: Any, name: str, reads: Reads, told: float | None) -> float:
+    """As its module has it; `told` is the number of the family's table, for modules that have none of their own."""
     for attribute in EPSILONS:
         if attribute in vars(module):
             return float(reads.follow(module, attribute))
+    if told is not None:
+        return told
     raise Unservable(f"{name} does not say what it adds inside its root")
 
 

@@ -1,0 +1,67 @@
+"""What can load an artifact, and with which line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from regauge.artifact.codec.base import COMPRESSED_TENSORS
+
+CAUSAL = "AutoModelForCausalLM"
+KINDS = {
+    "ForCausalLM": CAUSAL,
+    "LMHeadModel": CAUSAL,
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForImageClassification": "AutoModelForImageClassification",
+}
+"""Endings of a class in config.json's `architectures` → the Auto class that opens it."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to open an artifact.
+
+    Attributes:
+        line: what is typed; empty where it cannot be opened so.
+        note: what must be there, or why not.
+    """
+
+    runtime: str
+    line: str
+    note: str = ""
+
+
+def auto_class(config: Mapping[str, object]) -> str:
+    """The Auto class of transformers that opens a model with this config.json; `AutoModel` where none is known."""
+    named = config.get("architectures")
+    first = str(named[0]) if isinstance(named, list) and named else ""
+    return next((auto for ending, auto in KINDS.items() if first.endswith(ending)), "AutoModel")
+
+
+def ways(wire: str, refusals: tuple[str, ...], place: str, auto: str = CAUSAL) -> tuple[Way, ...]:
+    """Every runtime that a reader may ask about.
+
+    Args:
+        wire: `Receipt.wire`.
+        refusals: `Receipt.refusals`.
+        place: the directory, as it would be typed.
+        auto: see `auto_class`.
+    """
+    typed = shlex.quote(place)
+    found = [Way("regauge, in Python", f"regauge.load({place!r})", "import regauge")]
+    if auto == CAUSAL:
+        found.append(Way("regauge, as a server", f"regauge serve {typed}", "pip install 'transformers[serving]'"))
+    opened = f"transformers.{auto}.from_pretrained({place!r}"
+    if wire == COMPRESSED_TENSORS:
+        found.append(Way("transformers", f"{opened})", "import transformers; compressed-tensors installed"))
+        found += [Way("vLLM", f"vllm serve {typed}")] if auto == CAUSAL else []
+    else:
+        found.append(
+            Way("transformers", f"{opened}, trust_remote_code=True)", "import transformers; regauge installed")
+        )
+        why = refusals[0] if refusals else "regauge's own format was asked for"
+        found.append(Way("vLLM and others", "", f"no: {why}"))
+    return tuple(found)
