@@ -2,7 +2,7 @@
 
     {"prompt": "The capital of France is", "choices": [" Paris", " Rome"], "answer": 0}
 
-A choice is scored by the log-likelihood of its tokens behind the prompt, divided by its characters as written (lm-eval's
+A choice is scored by the log-likelihood of its tokens behind the prompt, divided by its characters (lm-eval's
 `acc_norm`): a long choice is not worse for being long. Higher = better. Intervals are over questions, which all models
 answer, so a difference is drawn pair by pair. Cost: one forward pass of each model over every prompt and choice.
 Legend: Q questions, P pairs of prompt and choice, T tokens, V vocabulary.
