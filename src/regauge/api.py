@@ -166,14 +166,19 @@ def dry_run(recipe: str | Path | Plan, model: str | Path, out: str | Path | None
 def measure(
     *models: str | Path,
     eval: Where | None = None,
+    tasks: str | Path | Sequence[str] | None = None,
     max_memory: str | int | None = None,
     seed: int = 0,
     progress: Watcher | None = None,
     quiet: bool = False,
 ) -> Comparison:
-    """Quality, memory and speed, side by side; the first model is what the others are held to."""
+    """Quality, memory and speed, side by side; the first model is what the others are held to.
+
+    Args:
+        tasks: names of lm-eval's tasks, or files of questions: `"arc_easy,mine.jsonl"` or a list.
+    """
     with _watching("measure", progress, quiet) as watch:
-        return _measure(models, eval=eval, seed=seed, progress=watch, max_memory=_bytes(max_memory))
+        return _measure(models, eval=eval, seed=seed, progress=watch, max_memory=_bytes(max_memory), tasks=tasks)
 
 
 def report(run: str | Path, out: str | Path | None = None) -> Path:

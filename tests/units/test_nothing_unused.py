@@ -72,7 +72,7 @@ def test_what_a_test_would_skip_without_is_asked_for(package: str) -> None:
 
 
 def test_every_package_that_a_test_waits_for_is_in_that_list() -> None:
-    waits, by_hand = set(), {"sentence_transformers"}  # one slow test, which brings a third of a gigabyte
+    waits, by_hand = set(), {"sentence_transformers", "lm_eval"}  # each brings a third of a gigabyte
     for path in sorted((ROOT / "tests").rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         waits |= set(re.findall(r"(?:importorskip|find_spec)\(\"(\w+)\"", text))

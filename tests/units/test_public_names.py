@@ -121,6 +121,7 @@ FLAGS = {
         "--max-memory",
         "--quiet",
         "--seed",
+        "--tasks",
         "--threads",
         "--verbose",
         "-q",

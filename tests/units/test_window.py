@@ -279,6 +279,7 @@ def test_a_model_that_goes_takes_its_thread_along(tmp_path: Path, monkeypatch: p
     windowed = load(path, memory=least(path))
     outputs(windowed, batches(model)[0])
     assert len(threads()) == 1
+    gc.collect()  # what other tests left open is let go first
     handles = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
     del windowed
     gc.collect()

@@ -116,6 +116,15 @@ def explain(
 def measure(
     models: Annotated[list[str], typer.Argument(metavar="A [B ...]", help="The first is what the others are held to.")],
     evaluation: EVAL = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAMES",
+            help="Also answer questions: tasks of lm-eval by name (regauge[tasks]), or a .jsonl of prompt, choices and "
+            "answer; several with commas.",
+        ),
+    ] = None,
     max_memory: MAX_MEMORY = None,
     seed: SEED = 0,
     json: JSON = False,
@@ -124,14 +133,14 @@ def measure(
     threads: THREADS = None,
     debug: DEBUG = False,
 ) -> None:
-    """Quality, memory and speed, side by side."""
+    """Quality, memory and speed, side by side. Example: regauge measure MODEL OUT --tasks mine.jsonl"""
     bound = memory(max_memory)
     from regauge import engine
     from regauge.cli import show, tell
     from regauge.cli.bars import working
 
     with working("measure", quiet, verbose, threads) as watch:
-        found = engine.measure(models, eval=evaluation, seed=seed, progress=watch, max_memory=bound)
+        found = engine.measure(models, eval=evaluation, seed=seed, progress=watch, max_memory=bound, tasks=tasks)
     show.as_json(found) if json else tell.measurement(found)
 
 

@@ -195,6 +195,9 @@ def measurement(found: Comparison) -> None:
     for name, pair in found.pairs.items():
         said = {"first": "lower", "second": "higher"}.get(pair.verdict, "no difference that the text can show")
         line(f"  {name}: KL {figures.spread(pair.difference, 5, drawn, '+')}: {said}")
+    for one in found.tasks:
+        for name, value in one.value.items():
+            line(f"  {figures.answered(one, name, value)}")
     line(f"  memory was read at {found.bandwidth / 1e9:.1f} GB/s at this minute; {span(found.seconds)}")
     for note in found.notes:
         line(f"  note: {note}")

@@ -10,6 +10,7 @@ import torch
 from regauge.artifact.files import weight_bytes
 from regauge.artifact.sentences import MODULES, modules
 from regauge.engine.room import LIBRARIES
+from regauge.engine.scoring import scores, wanted
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError, ModelError
 from regauge.hosts import host_of
@@ -36,6 +37,7 @@ def measure(
     rounds: int = 7,
     progress: Watcher | None = None,
     max_memory: int | None = None,
+    tasks: str | Path | Sequence[str] | None = None,
 ) -> Comparison:
     """Measures models side by side.
 
@@ -45,6 +47,7 @@ def measure(
         dtype: of activations while speed and memory are measured; quality is measured in float32.
         max_memory: bytes that this process may take at its highest; models are timed one at a time where two are too
             much, and figures of quality are the same.
+        tasks: names of lm-eval's, or files of questions (`measure.tasks`); one, several with commas, or a list.
 
     Raises:
         BudgetError: that is too little; says what would do.
@@ -53,6 +56,7 @@ def measure(
     """
     if not models:
         raise ModelError("there is nothing to measure: name a model, and others to hold against it.")
+    asked = None if tasks is None else wanted(tasks)
     clock = Clock(progress or nobody)
     apart = max_memory is not None and _one_at_a_time(models, max_memory)
     subjects = [_subject(name, path) for name, path in zip(_names(models), models, strict=True)]
@@ -67,7 +71,11 @@ def measure(
                 _same_tokens(windows, tokenizer, models[0], path)
             return windows
 
-        return side_by_side(subjects, text, Method(seed, dtype, rounds, apart, clock.say), notes)
+        found = side_by_side(subjects, text, Method(seed, dtype, rounds, apart, clock.say), notes)
+        if asked is None:
+            return found
+        own: Tokenizer = host.tokenizer(host.folder(str(models[0])))
+        return found.model_copy(update={"tasks": scores(asked, subjects, own, seed, clock.say)})
 
 
 def _one_at_a_time(models: Sequence[str | Path], bound: int) -> bool:

@@ -40,6 +40,7 @@ from regauge.measure.likeness import Labels, embeddings, labels, read
 from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, compare, paired, summarise
 from regauge.measure.subject import EMBEDDINGS, Facts, Subject, comparable
+from regauge.measure.tasks import Score
 from regauge.text.windows import Windows
 
 BATCH, LOGITS = 2048, 2**25  # most tokens and logits of a batch: of large vocabularies fewer tokens are read at once
@@ -78,6 +79,7 @@ class Comparison(_Record):
     text: str
     tokens: int
     pairs: dict[str, Paired]  # `B against C`: mean KL of B less that of C, on the same documents
+    tasks: tuple[Score, ...] = ()
     bandwidth: float  # bytes a second, at this minute
     machine: dict[str, object]
     seconds: float

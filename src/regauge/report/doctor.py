@@ -34,6 +34,7 @@ LITTLE = 2 << 30  # bytes of memory or disk under which a small model may not fi
 EXTRAS = {
     "datasets": ("text from datasets:NAME:COLUMN", "pip install 'regauge[datasets]'"),
     "fastapi": ("regauge serve", "pip install 'transformers[serving]'"),
+    "lm_eval": ("tasks of lm-eval by name", "pip install 'regauge[tasks]'"),
     "triton": ("kernels on a GPU", "pip install 'regauge[gpu]'"),
 }
 

@@ -12,6 +12,7 @@ from regauge.amounts import figure, told
 from regauge.measure.bootstrap import FEW, Interval
 from regauge.measure.cost import COMPRESSED, ORIGINAL, RUNTIME, Costs, Gain, Speed, gains
 from regauge.measure.quality import Quality
+from regauge.measure.tasks import Score
 from regauge.report.view import Row, Table
 from regauge.report.words import busy
 from regauge.search.record import Run
@@ -99,6 +100,14 @@ def spread(interval: Interval, places: int, drawn: int, sign: str = "") -> str:
     """`0.0057 [0.0054, 0.0061]`; the figure alone where what was drawn is too little for an interval over it."""
     value, low, high = (figure(one, places, sign) for one in (interval.value, interval.low, interval.high))
     return value if drawn < FEW else f"{value} [{low}, {high}]"
+
+
+def answered(score: Score, name: str, value: Interval) -> str:
+    """`mine.jsonl, out: acc_norm 0.812 [0.780, 0.840] of 500 questions; -0.004 [-0.020, 0.012] to the first`."""
+    questions = score.questions
+    said = f"{score.task}, {name}: {score.metric} {spread(value, 3, questions)} of {questions:,} questions"
+    gap = score.against.get(name)
+    return said if gap is None else f"{said}; {spread(gap, 3, questions, '+')} to the first"
 
 
 def over(quality: Quality) -> str:
