@@ -92,3 +92,15 @@ def test_a_device_that_is_not_there_is_our_error(model: Path) -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(rg.errors.SettingError, match="cuda"):
         rg.load(model, device="cuda")
+
+
+def test_apply_writes_its_page_in_both_worlds(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from regauge.cli import main
+
+    rg.apply("rtn-w8", model, tmp_path / "one", quiet=True)
+    assert main(["apply", "rtn-w8", str(model), "-o", str(tmp_path / "two"), "-q", "--json"]) == 0
+    assert capsys.readouterr().out.startswith("{")
+    for out in ("one", "two"):
+        page = (tmp_path / out / "regauge" / "report.html").read_text(encoding="utf-8")
+        assert "What loads it" in page
+        assert str(tmp_path / out) in page

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from regauge.artifact.card import CARD, card
 from regauge.artifact.config import artifact_files
 from regauge.artifact.folder import RUN_LOG
 from regauge.artifact.receipt import MoveReceipt, Receipt, SelectReceipt, SiteReceipt
@@ -93,4 +94,5 @@ def files_of(job: Job, receipt: Receipt, log: Mapping[str, Any], staging: Stagin
     kept = receipt.model_dump(mode="json", exclude={*VOLATILE, *(() if receipt.learnt else ("learnt",))})
     text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
     files = artifact_files(job.source.path, job.wire, staging.index(), dump(job.plan), text)
+    files[CARD] = card(receipt, job.source.path, json.loads(str(files["config.json"])))
     return {**files, **job.source.beside, RUN_LOG: json.dumps(dict(log), indent=1) + "\n"}
