@@ -25,7 +25,7 @@ from regauge.search.options import Option, group_bytes, site_bytes
 from regauge.search.record import Point, Run, Sample, SitePick, Verdict
 from regauge.version import __version__
 
-LEAST, FRESH = 3, 8.0  # rounds of timing; seconds of fresh processes that load the models
+LEAST, FRESH = 3, 6.0  # rounds of timing; seconds of fresh processes that load the models
 
 
 @dataclass(frozen=True, eq=False)

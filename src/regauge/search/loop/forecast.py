@@ -127,7 +127,7 @@ def steps(
         "build": 1 + made + effort.search * (block_T + head_T),
         "timing": TIMED * effort.turns * speeds,
         "evaluation": 0.5 + effort.evaluation * (block_T + head_T) * (2 + shown),
-        "costs": TIMED * effort.turns + 8.0 * effort.memory,
+        "costs": TIMED * effort.turns + 6.0 * effort.memory,
         "samples": 1.0 * effort.samples,
     }
 
