@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import thread_time
+from time import perf_counter, thread_time
 
 import torch
 
@@ -31,7 +31,8 @@ NEAR, MANY = 3.0, 8.0
 EDGE = 512
 OUTSIDE = 8  # variants of embedding and head
 SOLVED = 0.002  # seconds that the program takes a group, each time that it is solved
-OFF = 1.4  # by how much an estimate may be too long, before work is refused for it
+LOOK, LOOKED = 512, 0.5  # edge of a product, and seconds for which it is repeated to see how busy the machine is
+OFF = 1.6  # by how much an estimate may be too long, before work is refused for it
 TIMED = 0.5  # seconds of one round of the interleaved timing, about
 SCORING = 2e-8  # seconds a logit: several passes over it
 
@@ -63,6 +64,7 @@ class Rates:
         column: seconds of a column of error feedback on few rows, with one thread.
         weight: seconds of rounding a weight, with one thread.
         threads: how many there are.
+        busy: how many times longer everything takes now than with the machine to itself.
     """
 
     wide: float
@@ -70,6 +72,7 @@ class Rates:
     column: float
     weight: float
     threads: int
+    busy: float = 1.0
 
 
 NOMINAL = Rates(duration.NOMINAL, duration.NOMINAL, 5e-6, duration.ROUNDED, 2)
@@ -78,7 +81,20 @@ NOMINAL = Rates(duration.NOMINAL, duration.NOMINAL, 5e-6, duration.ROUNDED, 2)
 
 def measured(source: Source) -> Rates:
     """Of this machine now, as busy as it is."""
-    return Rates(duration.speed(), duration.speed(_products(source)), *_rates(), torch.get_num_threads())
+    rates = (duration.speed(), duration.speed(_products(source)), *_rates())
+    return Rates(*rates, torch.get_num_threads(), _busy())
+
+
+def _busy() -> float:
+    """How much longer a product takes on the average now than at its best: what other processes take of the CPUs."""
+    a = torch.ones(LOOK, LOOK, dtype=torch.float32, device="cpu")
+    torch.mm(a, a)  # the first is slower by itself
+    taken, until = list[float](), perf_counter() + LOOKED
+    while perf_counter() < until or len(taken) < 3:
+        began = perf_counter()
+        torch.mm(a, a)
+        taken.append(perf_counter() - began)
+    return max(1.0, sum(taken) / len(taken) / min(taken))
 
 
 def steps(
@@ -110,7 +126,7 @@ def steps(
     shown = min(effort.shown, 8) + min(effort.uniforms, 4)
     made = 2 * effort.calibration * block_T + grams + feedback + weights * rates.weight * 2
     solved = SOLVED * len(groups)
-    return {
+    found = {
         "open": 1.0,
         "profile": 6.0 * speeds,
         "text": 0.5,
@@ -130,6 +146,7 @@ def steps(
         "costs": TIMED * effort.turns + 6.0 * effort.memory,
         "samples": 1.0 * effort.samples,
     }
+    return {name: takes * rates.busy for name, takes in found.items()}
 
 
 NEEDED = ("rounding", "build", "timing", "evaluation", "costs")
