@@ -35,7 +35,7 @@ from regauge.search.kept import DONE, Folder, sweep
 from regauge.search.loop.build import plan_for
 from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import assemble
-from regauge.search.loop.forecast import NEEDED, NOMINAL, Time, measured, steps, within
+from regauge.search.loop.forecast import NEEDED, NOMINAL, Time, paced, steps, within
 from regauge.search.loop.room import room as space
 from regauge.search.loop.settle import settle
 from regauge.search.loop.start import begin, estimate, reachable
@@ -103,14 +103,14 @@ def fit(
         groups, speeds = site_groups(source.anatomy), bool(timed(ask.budgets))
         effort = ask.effort.sized(source.parameters())
         reachable(source, ask.budgets)
-        rates = NOMINAL if time_limit is None else measured(source)
+        rates, threads = (NOMINAL, None) if time_limit is None else paced(source)
         if time_limit is not None:
             effort = within(source, groups, effort, Time(time_limit - watch.elapsed, time_limit, rates, speeds))
         ask = dataclasses.replace(ask, effort=_as_begun(effort, target, source, seed))
         if dry_run:
             return estimate(source, ask, max_memory)
         limits = space(source, groups, ask.effort, ask.budgets).limits(max_memory)
-    with quiet_torch(), search_folder(target) as room:
+    with quiet_torch(threads), search_folder(target) as room:
         subject = Subject.of(source)
         expected = steps(source, groups, ask.effort, rates, speeds)
         bare = steps(source, groups, ask.effort.needed(), rates, speeds)

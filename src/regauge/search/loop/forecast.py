@@ -8,6 +8,7 @@ Legend: T tokens, O outputs, I inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter, thread_time
@@ -17,6 +18,7 @@ import torch
 from regauge import parts
 from regauge.engine import duration
 from regauge.engine.job import quickest
+from regauge.engine.watchdog import quiet_torch
 from regauge.errors import BudgetError
 from regauge.hosts.base import Source
 from regauge.search.loop.desk import Effort
@@ -31,8 +33,9 @@ NEAR, MANY = 3.0, 8.0
 EDGE = 512
 OUTSIDE = 8  # variants of embedding and head
 SOLVED = 0.002  # seconds that the program takes a group, each time that it is solved
+WAITING = 1.5  # times longer than at its best, from which one thread is faster than several
 LOOK, LOOKED = 512, 0.5  # edge of a product, and seconds for which it is repeated to see how busy the machine is
-OFF = 1.6  # by how much an estimate may be too long, before work is refused for it
+OFF = 2.0  # by how much an estimate may be too long, before work is refused for it
 TIMED = 0.5  # seconds of one round of the interleaved timing, about
 SCORING = 2e-8  # seconds a logit: several passes over it
 
@@ -85,8 +88,22 @@ def measured(source: Source) -> Rates:
     return Rates(*rates, torch.get_num_threads(), _busy())
 
 
+def paced(source: Source) -> tuple[Rates, int | None]:
+    """The rates, and with how many threads a search under a limit runs: one where others take so much of the CPUs that
+    threads would mostly wait for each other; None: as many as there are."""
+    rates = measured(source)
+    if rates.busy < WAITING or rates.threads == 1:
+        return rates, None
+    with quiet_torch(1):
+        return measured(source), 1
+
+
 def _busy() -> float:
-    """How much longer a product takes on the average now than at its best: what other processes take of the CPUs."""
+    """How much longer work takes now than at its best, for what other processes take of the CPUs.
+
+    Of small products, whose threads wait for each other, it is the mean over the least; of one thread, the clock over
+    its own time. A search is made of both, and what it takes lies between.
+    """
     a = torch.ones(LOOK, LOOK, dtype=torch.float32, device="cpu")
     torch.mm(a, a)  # the first is slower by itself
     taken, until = list[float](), perf_counter() + LOOKED
@@ -94,7 +111,11 @@ def _busy() -> float:
         began = perf_counter()
         torch.mm(a, a)
         taken.append(perf_counter() - began)
-    return max(1.0, sum(taken) / len(taken) / min(taken))
+    began, own = perf_counter(), thread_time()
+    while perf_counter() < until + LOOKED:
+        pass
+    alone = (perf_counter() - began) / max(1e-3, thread_time() - own)
+    return max(1.0, math.sqrt(sum(taken) / len(taken) / min(taken) * alone))
 
 
 def steps(
