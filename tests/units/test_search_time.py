@@ -110,7 +110,6 @@ def test_a_dry_run_refuses_what_the_run_would(bundled: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.telling
 @pytest.mark.parametrize("busy", [False, True], ids=["as it is", "beside another process"])
 def test_a_search_ends_in_time(busy: bool, bundled: Path, tmp_path: Path) -> None:
     """On the bundled model, as the issue asks: within 1.15 T + 5 s, also with a process that eats a core."""
