@@ -52,6 +52,16 @@ def factor(unit: str, text: str) -> int:
     return UNITS[unit]
 
 
+def memory(value: str, text: str) -> int:
+    """Bytes of `6GB`, which stands in `text`.
+
+    Raises:
+        BudgetError: it is no amount of memory.
+    """
+    number, unit = amount(value.strip(), text)
+    return int(number * factor(unit, text))
+
+
 _LENGTHS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 

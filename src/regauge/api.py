@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from regauge.amounts import amount, factor, length
+from regauge import amounts
 from regauge.artifact.receipt import Receipt
 from regauge.cli.bars import Event
 from regauge.cli.bars import progress as bars
@@ -197,12 +197,8 @@ def _watching(name: str, progress: Watcher | None, quiet: bool) -> Iterator[Watc
 
 
 def _seconds(time: str | float | None) -> float | None:
-    return length(time, f"time={time!r}") if isinstance(time, str) else time
+    return amounts.length(time, f"time={time!r}") if isinstance(time, str) else time
 
 
 def _bytes(memory: str | int | None) -> int | None:
-    if not isinstance(memory, str):
-        return memory
-    said = f"max_memory={memory!r}"
-    number, unit = amount(memory.strip(), said)
-    return int(number * factor(unit, said))
+    return amounts.memory(memory, f"max_memory={memory!r}") if isinstance(memory, str) else memory

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from regauge.amounts import amount, context, factor, length
+from regauge import amounts
 from regauge.errors import BudgetError
 
 MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="A transformers directory or a hub id; safetensors only.")]
@@ -73,11 +73,7 @@ def memory(text: str | None) -> int | None:
     Raises:
         BudgetError: it is no amount of memory.
     """
-    if text is None:
-        return None
-    said = f"--max-memory {text}"
-    number, unit = amount(text.strip(), said)
-    return int(number * factor(unit, said))
+    return None if text is None else amounts.memory(text, f"--max-memory {text}")
 
 
 def told_memory(text: str | None, tokens: str) -> tuple[int, int] | None:
@@ -86,12 +82,8 @@ def told_memory(text: str | None, tokens: str) -> tuple[int, int] | None:
     Raises:
         BudgetError: one is no such amount.
     """
-    held = context(tokens, f"--context {tokens}")
-    if text is None:
-        return None
-    said = f"--memory {text}"
-    number, unit = amount(text.strip(), said)
-    return int(number * factor(unit, said)), held
+    held = amounts.context(tokens, f"--context {tokens}")
+    return None if text is None else (amounts.memory(text, f"--memory {text}"), held)
 
 
 def tell_parents(out: Path) -> None:
@@ -115,6 +107,6 @@ def seconds(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        return length(text, f"--time {text!r}")
+        return amounts.length(text, f"--time {text!r}")
     except BudgetError as error:
         raise typer.BadParameter(str(error)) from error
