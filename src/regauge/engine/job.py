@@ -204,7 +204,8 @@ def prepare(
         told.attempt(lambda: refuse_outside(anatomy, taps), None)
         for reason in inert(plan, resolution):
             told.errors.append(RecipeError(reason))
-        both = told.attempt(lambda: wired(plan, source, anatomy, shaping, wire), None)
+        alone = resolution
+        both = told.attempt(lambda: wired(plan, alone, source, anatomy, shaping, wire), None)
         resolution, chosen = (resolution, None) if both is None else both
     if refusals is None:
         told.settle()
@@ -232,7 +233,8 @@ def resized(job: Job, kept: Mapping[str, int]) -> Job:
     assert job.shaping is not None, "something is pruned"
     shaping = replace(job.shaping, kept=kept)
     anatomy = shaping.pruned(job.whole)
-    resolution, chosen = wired(job.plan, job.source, anatomy, shaping, job.wire.name)
+    alone = resolve(job.plan, anatomy)
+    resolution, chosen = wired(job.plan, alone, job.source, anatomy, shaping, job.wire.name)
     resolution = replace(resolution, notes=[*resolution.notes, *chosen.notes])
     needs = needs_in(anatomy, resolution)
     return replace(job, anatomy=anatomy, shaping=shaping, resolution=resolution, wire=chosen.wire, needs=needs)

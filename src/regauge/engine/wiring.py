@@ -12,19 +12,20 @@ from regauge.plan.resolution import Resolution, resolve
 
 
 def wired(
-    plan: Plan, source: Source, anatomy: Anatomy, shaping: Shaping | None, wire: str | None
+    plan: Plan, resolution: Resolution, source: Source, anatomy: Anatomy, shaping: Shaping | None, wire: str | None
 ) -> tuple[Resolution, Chosen]:
     """What each place gets, and the format of the files. Where groups of several sizes, which widths led to, are all
     that keeps stock runtimes from reading it, every matrix takes the smallest of them.
 
+    Args:
+        resolution: of the plan on this anatomy, each place by itself.
+
     Raises:
         RefusedError: the format that is insisted on cannot say it.
     """
-    resolution = resolve(plan, anatomy)
-    if resolution.fallbacks and wire != REGAUGE:
+    if resolution.fallbacks and wire != REGAUGE and choose(layout_of(source, anatomy, resolution, shaping)).refusals:
         level = resolve(plan, anatomy, alike=True)
-        before, after = (choose(layout_of(source, anatomy, one, shaping)) for one in (resolution, level))
-        if before.refusals and not after.refusals:
+        if not choose(layout_of(source, anatomy, level, shaping)).refusals:
             resolution = level
     return resolution, choose(layout_of(source, anatomy, resolution, shaping), wire)
 
