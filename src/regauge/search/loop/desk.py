@@ -16,6 +16,7 @@ from regauge.search.subject import Subject
 from regauge.text.split import Sizes, Texts
 
 AMOUNTS = ("calibration", "search", "evaluation", "gradient", "seen")
+TURNS = 3  # rounds of the interleaved timing that are made in any case
 LARGE = 500_000_000  # parameters from which a variant is dear
 
 
@@ -66,7 +67,7 @@ class Effort:
         few = {"calibration": 8192, "evaluation": 6144, "gradient": 2048, "seen": 4096, "checks": 8, "neighbours": 2}
         few |= {"rounds": 1, "points": 6, "builds": 3, "turns": 5, "memory": False, "draws": 8}
         least = {"calibration": 4096, "evaluation": 3072, "gradient": 1024, "seen": 2048, "search": 1024, "checks": 4}
-        least |= {"neighbours": 1, "rounds": 1, "points": 4, "builds": 2, "turns": 3, "memory": False, "draws": 4}
+        least |= {"neighbours": 1, "rounds": 1, "points": 4, "builds": 2, "turns": TURNS, "memory": False, "draws": 4}
         least |= {"shown": 1, "uniforms": 1, "samples": False}
         return (self, *(self.at_most(one) for one in (half, few, least)))
 
@@ -81,7 +82,8 @@ class Effort:
 
     def needed(self) -> Effort:
         """What is done in any case: the artifact and its figures."""
-        least = {"checks": 0, "neighbours": 0, "shown": 0, "uniforms": 0, "turns": 3, "memory": False, "samples": False}
+        least = {"checks": 0, "neighbours": 0, "shown": 0, "uniforms": 0, "turns": TURNS}
+        least |= {"memory": False, "samples": False}
         return self.at_most(least)
 
     @property

@@ -15,8 +15,8 @@ from regauge.measure.samples import continuations
 from regauge.search.allocation import Allocation
 from regauge.search.budgets import Budget
 from regauge.search.loop.build import costs, score
-from regauge.search.loop.desk import Desk, Stopwatch
-from regauge.search.loop.forecast import TIMED
+from regauge.search.loop.desk import TURNS, Desk, Stopwatch
+from regauge.search.loop.forecast import FRESH, TIMED
 from regauge.search.loop.gather import even, nearest
 from regauge.search.loop.problem import Problem, pairs
 from regauge.search.loop.settle import Settled, reached
@@ -24,8 +24,6 @@ from regauge.search.losses.trials import true_scores
 from regauge.search.options import Option, group_bytes, site_bytes
 from regauge.search.record import Point, Run, Sample, SitePick, Verdict
 from regauge.version import __version__
-
-LEAST, FRESH = 3, 6.0  # rounds of timing; seconds of fresh processes that load the models
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +52,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
     with watch.step("evaluation"):
         figures = evaluate(desk, settled)
     busy = load()
-    turns = max(LEAST, watch.many("rounds of timing", ask.effort.turns, TIMED))
+    turns = max(TURNS, watch.many("rounds of timing", ask.effort.turns, TIMED))
     memory = ask.effort.memory and watch.can("memory in fresh processes", FRESH)
     with watch.step("costs"):
         spent = costs(source, settled.built.folder, turns, memory)

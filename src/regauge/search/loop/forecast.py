@@ -36,6 +36,7 @@ SOLVED = 0.002  # seconds that the program takes a group, each time that it is s
 WAITING = 1.5  # times longer than at its best, from which one thread is faster than several
 LOOK, LOOKED = 512, 0.5  # edge of a product, and seconds for which it is repeated to see how busy the machine is
 OFF = 2.0  # by how much an estimate may be too long, before work is refused for it
+FRESH = 6.0  # seconds of fresh processes that load the models, to read their memory
 TIMED = 0.5  # seconds of one round of the interleaved timing, about
 SCORING = 2e-8  # seconds a logit: several passes over it
 
@@ -164,7 +165,7 @@ def steps(
         "build": 1 + made + effort.search * (block_T + head_T),
         "timing": TIMED * effort.turns * speeds,
         "evaluation": 0.5 + effort.evaluation * (block_T + head_T) * (2 + shown),
-        "costs": TIMED * effort.turns + 6.0 * effort.memory,
+        "costs": TIMED * effort.turns + FRESH * effort.memory,
         "samples": 1.0 * effort.samples,
     }
     return {name: takes * rates.busy for name, takes in found.items()}

@@ -15,7 +15,7 @@ from regauge.kernels.cpu.machine import cpus
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
 from regauge.search.loop import room as memory
-from regauge.search.loop.desk import Ask, Desk
+from regauge.search.loop.desk import TURNS, Ask, Desk
 from regauge.search.loop.forecast import seconds, variants, work_folder
 from regauge.search.loop.problem import Problem, read_ledger
 from regauge.search.losses.borders import Borders
@@ -28,8 +28,6 @@ from regauge.search.record import Run
 from regauge.search.subject import ROWS, Subject, batches
 from regauge.text.split import Texts
 from regauge.version import __version__
-
-LEAST = 3  # rounds of timing that a dry run takes, where a speed is asked for
 
 
 def fixed_bytes(source: Source, groups: Sequence[SiteGroup], itemsize: int) -> int:
@@ -77,7 +75,7 @@ def estimate(source: Source, ask: Ask, bound: int | None = None) -> Run:
     """
     effort, groups = ask.effort, site_groups(source.anatomy)
     source.tokenizer()  # without one no text can be read, which the search would find out first
-    within_reach(Subject.of(source), groups, ask.budgets, LEAST)
+    within_reach(Subject.of(source), groups, ask.budgets, TURNS)
     options = sum(len(group.options) for group in groups)
     singles, wholes = variants(effort)
     space = memory.room(source, groups, effort, ask.budgets)
