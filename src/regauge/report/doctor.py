@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shutil
-import time
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +20,7 @@ import torch
 
 from regauge.amounts import told
 from regauge.artifact.disk import free_bytes
+from regauge.engine.duration import speed
 from regauge.errors import RegaugeError
 from regauge.kernels.cpu.gram import has_gram
 from regauge.kernels.cpu.library import REFERENCE, level
@@ -29,7 +29,6 @@ from regauge.measure.machine import machine
 from regauge.version import __version__
 
 GOOD, NOTE, BAD = "ok", "note", "mend"
-PRODUCT = 1024  # edge of the products that are timed
 LITTLE = 2 << 30  # bytes of memory or disk under which a small model may not fit
 EXTRAS = {
     "datasets": ("text from datasets:NAME:COLUMN", "pip install 'regauge[datasets]'"),
@@ -97,7 +96,7 @@ def _processors() -> list[Line]:
             lines.append(Line("load", often, NOTE, "speeds measured now are those of a busy machine"))
         else:
             lines.append(Line("load", often))
-    rates = ", ".join(f"{_rate(dtype) / 1e9:,.0f} GFLOP/s in {name}" for name, dtype in _DTYPES.items())
+    rates = ", ".join(f"{1e-9 / speed(dtype):,.0f} GFLOP/s in {name}" for name, dtype in _DTYPES.items())
     lines.append(Line("speed", f"{rates}; memory read at {bandwidth() / 1e9:.0f} GB/s"))
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     lines.append(Line("GPU", gpu or "none that torch sees: everything runs on the CPU"))
@@ -109,17 +108,6 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def _fields(line: Line) -> tuple[str, str]:
     return line.what, line.found
-
-
-def _rate(dtype: torch.dtype) -> float:
-    """Operations a second of a product, the best of three."""
-    a = torch.ones(PRODUCT, PRODUCT, dtype=dtype, device="cpu")
-    best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
-        torch.mm(a, a)
-        best = min(best, time.perf_counter() - began)
-    return 2 * PRODUCT**3 / best
 
 
 def _room() -> list[Line]:
