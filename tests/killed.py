@@ -95,7 +95,7 @@ def job_of(name: str, model: str, text: str, folder: Path) -> Job:
         turns=2, memory=False,
     )  # fmt: skip
     for at, what, value in (
-        (Effort, "of", staticmethod(lambda _: small)),
+        (Effort, "most", staticmethod(lambda: small)),
         (finish, "costs", lambda *_: {}),
         (finish, "bandwidth", lambda **_: 1e9),
         (finish, "_samples", lambda *_: ()),

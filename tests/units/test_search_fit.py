@@ -43,7 +43,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(patch: pytest.MonkeyPatch) -> None:
     """Little effort, and no timing that another search would read."""
-    patch.setattr(Effort, "of", staticmethod(lambda limit: SMALL))
+    patch.setattr(Effort, "most", staticmethod(lambda: SMALL))
     patch.setattr(profile, "SPREAD", 2**16)
     patch.setattr(profile, "REPEATS", 1)
     patch.setattr(profile, "read_costs", lambda _: {})

@@ -52,7 +52,7 @@ def test_a_decode_budget_is_met_by_measurement(
         calibration=2048, search=512, evaluation=1024, gradient=512, checks=4, neighbours=2, rounds=1, points=6,
         builds=3, turns=5, memory=False,
     )  # fmt: skip
-    monkeypatch.setattr(Effort, "of", staticmethod(lambda limit: small))
+    monkeypatch.setattr(Effort, "most", staticmethod(lambda: small))
     monkeypatch.setattr(profile, "read_costs", lambda _: {})
     monkeypatch.setattr(profile, "write_costs", lambda *_: None)
     monkeypatch.setattr(finish, "_samples", lambda *_: ())

@@ -89,7 +89,7 @@ def fit(
         model=_absolute(str(model)),
         budgets=written.parse(budgets),
         floors=written.parse_floor(floor),
-        effort=Effort.of(time_limit),
+        effort=Effort.most(),
         seed=seed,
         command=command or _command(),
         given={"calibration": _spell(calibration), "eval": _spell(eval), "revision": revision},

@@ -56,8 +56,8 @@ class Effort:
     uniforms: int = 100
 
     @staticmethod
-    def of(limit: float | None) -> Effort:
-        """The most that is made where a time is given; what that suffices for is found out once the model is known."""
+    def most() -> Effort:
+        """What is made where nothing bounds it; what a time suffices for is found out once the model is known."""
         return Effort()
 
     def lesser(self) -> tuple[Effort, ...]:
