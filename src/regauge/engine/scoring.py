@@ -14,7 +14,7 @@ from regauge.engine import harness
 from regauge.errors import ModelError
 from regauge.measure import tasks
 from regauge.measure.bootstrap import Floats
-from regauge.measure.compare import BATCH, LOGITS
+from regauge.measure.compare import batch_tokens
 from regauge.measure.subject import Facts, Subject
 from regauge.measure.tasks import Likelihood, Pair, Question, Score
 from regauge.text.tokens import Tokenizer
@@ -40,7 +40,7 @@ class Reader:
         """In the order of the pairs."""
         rows = self.facts.vocabulary
         windows, starts = tasks.encoded(some, self.tokenizer, self.facts.most, rows, shorten)
-        return tasks.likelihoods(self.subject, windows, starts, min(BATCH, max(1, LOGITS // max(1, rows))))
+        return tasks.likelihoods(self.subject, windows, starts, batch_tokens(rows))
 
 
 def wanted(names: str | Path | Sequence[str]) -> Wanted:

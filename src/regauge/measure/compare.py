@@ -47,6 +47,11 @@ BATCH, LOGITS = 2048, 2**25  # most tokens and logits of a batch: of large vocab
 OWN = "/own"  # the first model by its library's own modules; no name has a slash
 
 
+def batch_tokens(vocabulary: int) -> int:
+    """Tokens of a batch at most, for a vocabulary of so many."""
+    return min(BATCH, max(1, LOGITS // max(1, vocabulary)))
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -161,7 +166,7 @@ class _Found:
 @torch.no_grad()
 def _quality(subjects: Sequence[Subject], text: Windows, facts: Facts, method: Method) -> _Found:
     method.say("measure", "quality")
-    tokens = min(BATCH, max(1, LOGITS // max(1, facts.vocabulary)))
+    tokens = batch_tokens(facts.vocabulary)
     seen = read(text, facts, tokens)
     first, *others = subjects
     base = first.outputs(seen.arguments)
