@@ -43,6 +43,20 @@ class Budget(BaseModel):
         """The bound of a memory budget in bytes."""
         return math.floor(self.amount * bytes_bf16) if self.relative else math.floor(self.amount)
 
+    def beside(self, cache: float, bytes_bf16: int) -> float:
+        """What a memory budget leaves for the weights beside so many bytes of cache.
+
+        Raises:
+            BudgetError: nothing.
+        """
+        limit = self.bytes(bytes_bf16)
+        if cache and cache >= limit:
+            raise BudgetError(
+                f"{self.text!r} allows {limit:,} bytes; the cache alone takes {cache:,.0f} at {self.context:,} tokens; "
+                "ask for a shorter context or more."
+            )
+        return limit - cache
+
 
 def parse(texts: Sequence[str]) -> tuple[Budget, ...]:
     """Budgets as written on the command line; two of the same name contradict each other."""

@@ -227,7 +227,7 @@ def _within(found: Run, budget: str | None) -> int:
     """The point with the least KL whose artifact keeps a budget of memory."""
     if budget is None:
         raise BudgetError("say which: a point's number, or --budget memory=0.25x for the best that keeps it.")
-    (asked,) = written.parse([budget])
+    asked = written.parse_one(budget)
     if asked.resource != "memory" or asked.context is not None:
         raise BudgetError(f"{budget!r} is not of the artifact's own memory; points are picked by memory=0.25x or 2GB.")
     limit = asked.bytes(found.bytes_bf16)

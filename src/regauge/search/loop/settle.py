@@ -148,15 +148,8 @@ def _held(desk: Desk, problem: Problem, budget: Budget) -> Held:
         assert desk.timing is not None, "a speed is asked for"
         before, fixed = desk.timing.base[budget.resource], desk.timing.fixed(budget.resource)
         return Held(budget, Bound(budget.resource, before / budget.amount, fixed, "ms a token"))
-    limit, cache = budget.bytes(source.bytes_bf16()), 0.0
-    if budget.context is not None:
-        cache = budget.context * cache_growth(source)
-        if cache >= limit:
-            raise BudgetError(
-                f"{budget.text!r} allows {limit:,} bytes; the cache alone takes {cache:,.0f} at "
-                f"{budget.context:,} tokens; ask for a shorter context or more."
-            )
-    return Held(budget, Bound("bytes", limit - cache, problem.fixed), cache)
+    cache = 0.0 if budget.context is None else budget.context * cache_growth(source)
+    return Held(budget, Bound("bytes", budget.beside(cache, source.bytes_bf16()), problem.fixed), cache)
 
 
 def _frontier(problem: Problem, points: int) -> tuple[Allocation, ...]:

@@ -53,12 +53,7 @@ def reachable(source: Source, budgets: Sequence[Budget]) -> None:
         if budget.resource != "memory":
             continue
         limit, cache = budget.bytes(whole), 2 * source.anatomy.cached * (budget.context or 0)
-        if budget.context is not None and cache >= limit:
-            raise BudgetError(
-                f"{budget.text!r} allows {limit:,} bytes; the cache alone takes {cache:,} at {budget.context:,} "
-                "tokens; ask for a shorter context or more."
-            )
-        if limit - cache < floor:
+        if budget.beside(cache, whole) < floor:
             beside = f" beside a cache of {cache:,}" if cache else ""
             raise BudgetError(
                 f"{budget.text!r} allows {limit:,} bytes, and the smallest that we can make is {floor:,.0f}{beside} "
