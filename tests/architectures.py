@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -22,6 +23,11 @@ def listed() -> dict[str, dict[str, Any]]:
 def opened(slow: bool) -> list[str]:
     """Names of those that regauge opens: tested with the quick tests, or with the slow ones."""
     return [name for name, row in listed().items() if not row.get("refused") and bool(row.get("slow")) == slow]
+
+
+def every() -> list[Any]:
+    """Parameters of a test that is for each of them: those that are slow are marked so."""
+    return [*opened(slow=False), *(pytest.param(name, marks=pytest.mark.slow) for name in opened(slow=True))]
 
 
 def _settings(config_class: Any, row: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
@@ -110,3 +116,14 @@ def inputs(model: Any, seed: int = 1, length: int = 11, batch: int = 2) -> dict[
     if config.is_encoder_decoder:
         return {"input_ids": ids, "decoder_input_ids": ids[:, :7].flip(0)}
     return {"input_ids": ids}
+
+
+def in_float64(name: str, folder: Path) -> tuple[Any, dict[str, Any], dict[int | None, Any]]:
+    """One of the list in float64, saved and opened: its source, what it is given, and the tensors of each block."""
+    from regauge.hosts.transformers.source import Source
+
+    model = build(name, dtype=torch.float64)
+    model.save_pretrained(folder)
+    given = {key: x.double() if x.is_floating_point() else x for key, x in inputs(model, length=7).items()}
+    source = Source.open(folder)
+    return source, given, {block: source.block(block) for block in (None, *range(source.anatomy.blocks))}

@@ -13,7 +13,7 @@ from regauge.anatomy.moves import Move, apply, transform
 from regauge.hosts.precise import precise
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source
-from tests.architectures import build, inputs, opened
+from tests.architectures import every, in_float64
 from tests.moving import admitted, draw_value
 
 LIMIT = 1e-10
@@ -25,18 +25,11 @@ def output(source: Source, anatomy: Anatomy, weights: dict[int | None, Weights],
         return next(iter(runner.logits([given], lambda block: weights[block])))
 
 
-ALL = [*opened(slow=False), *(pytest.param(name, marks=pytest.mark.slow) for name in opened(slow=True))]
-
-
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", every())
 def test_every_kind_of_move_that_is_admitted_keeps_the_output(name: str, tmp_path: Path) -> None:
     """All admitted moves of one kind at once, on every stream, in float64 all the way."""
-    model = build(name, dtype=torch.float64)
-    model.save_pretrained(tmp_path)
-    given = {key: x.double() if x.is_floating_point() else x for key, x in inputs(model, length=7).items()}
-    source = Source.open(tmp_path)
+    source, given, weights = in_float64(name, tmp_path)
     anatomy = source.anatomy
-    weights = {block: source.block(block) for block in (None, *range(anatomy.blocks))}
     before = output(source, anatomy, weights, given)
     for kind in sorted({kind for _, kind in admitted(anatomy)}):
         streams = [stream for stream, k in admitted(anatomy) if k == kind]

@@ -9,11 +9,8 @@ import torch
 
 from regauge.anatomy.model import Anatomy, Stream, Weights
 from regauge.anatomy.moves import Move, apply, transform
-from regauge.hosts.transformers.source import Source
-from tests.architectures import build, inputs, opened
+from tests.architectures import every, in_float64
 from tests.laws.test_moves_architectures import LIMIT, output
-
-ALL = [*opened(slow=False), *(pytest.param(name, marks=pytest.mark.slow) for name in opened(slow=True))]
 
 
 def muted(weights: Weights, stream: Stream, kept: torch.Tensor) -> Weights:
@@ -34,14 +31,10 @@ def chosen(anatomy: Anatomy, kind: str) -> dict[str, torch.Tensor]:
     return {s.name: torch.arange(s.size)[:: 2 if s.size > 2 else 1][: max(1, s.size // 2)] for s in streams}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", every())
 def test_what_is_taken_out_is_as_if_nothing_read_it(name: str, tmp_path: Path) -> None:
-    model = build(name, dtype=torch.float64)
-    model.save_pretrained(tmp_path)
-    given = {key: x.double() if x.is_floating_point() else x for key, x in inputs(model, length=7).items()}
-    source = Source.open(tmp_path)
+    source, given, weights = in_float64(name, tmp_path)
     anatomy = source.anatomy
-    weights = {block: source.block(block) for block in (None, *range(anatomy.blocks))}
     for kind in ("ffn", "heads"):
         kept = chosen(anatomy, kind)
         moves = [Move("select", stream, index) for stream, index in kept.items()]

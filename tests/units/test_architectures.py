@@ -16,9 +16,7 @@ from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.session import output_of
 from regauge.hosts.transformers.skeleton import parameters
 from regauge.hosts.transformers.source import Source
-from tests.architectures import LIST, build, inputs, listed, opened
-
-ALL = [*opened(slow=False), *(pytest.param(name, marks=pytest.mark.slow) for name in opened(slow=True))]
+from tests.architectures import LIST, build, every, inputs, listed, opened
 
 
 def test_the_list_is_long_enough_and_most_of_it_opens() -> None:
@@ -50,7 +48,7 @@ def by_hand(model: Any, source: Source) -> Any:
     return model
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", every())
 def test_it_goes_the_whole_way(name: str, tmp_path: Path) -> None:
     """Streamed as transformers computes it; loaded as the rounding done by hand computes it, decoding token by token
     too; and near to what it was."""

@@ -22,6 +22,7 @@ from regauge.rounding import rounders
 from regauge.rounding.feedback import Factor, factor
 from regauge.rounding.rounders import GPTQ
 from regauge.rounding.sweep import swept
+from tests.discriminate.test_rounding import GPTQS, draws
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ kernels are not built here")
 
@@ -40,15 +41,6 @@ FORMATS = {
     "mxfp4": Format(E2M1(), Group(32), AbsMax(), PowerOfTwo()),
     "fp8 channel": Format(E4M3(), Channel(), AbsMax(), Float32()),
 }
-GPTQS = {
-    "plain": GPTQ(),
-    "static": GPTQ(static_groups=True),
-    "ordered": GPTQ(static_groups=True, order="activation"),
-}
-
-
-def draws(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def hessian(seed: int, width: int) -> Tensor:
