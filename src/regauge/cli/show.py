@@ -74,19 +74,22 @@ def remark(text: str) -> None:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """A table; columns whose cells all begin with a digit are set right. Where it is too wide for a terminal to hold
     without breaking words, each row is told on lines of its own."""
-    wide, least = columns() or WIDE, _least(heads, rows)
-    if columns() is not None and sum(least) + PADDING * len(least) > wide:
-        _told(heads, rows, title)
-        return
-    widths = _shared(least, [max(len(printable(row[i])) for row in (heads, *rows)) for i in range(len(heads))], wide)
+    wide = columns()
+    widths: Sequence[int | None] = [None] * len(heads)  # a pipe gets what rich makes of them
+    if wide is not None:
+        least = _least(heads, rows)
+        if sum(least) + PADDING * len(least) > wide:
+            _told(heads, rows, title)
+            return
+        most = [max(len(printable(row[place])) for row in (heads, *rows)) for place in range(len(heads))]
+        widths = _shared(least, most, wide)
     shown = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for index, head in enumerate(heads):
+    for index, (head, width) in enumerate(zip(heads, widths, strict=True)):
         number = all(row[index][:1].isdigit() or row[index][:1] in "-−" for row in rows) and bool(rows)
-        fixed = widths[index] if columns() is not None else None
-        shown.add_column(printable(head), justify="right" if number else "left", overflow="fold", width=fixed)
+        shown.add_column(printable(head), justify="right" if number else "left", overflow="fold", width=width)
     for row in rows:
         shown.add_row(*map(printable, row))
-    Console(highlight=False, markup=False, emoji=False, width=wide).print(shown)
+    Console(highlight=False, markup=False, emoji=False, width=wide or WIDE).print(shown)
 
 
 def _least(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
