@@ -152,6 +152,7 @@ class Plumbing:
             residual is what it returns, or a parameter outside the anatomy reads it.
         stops: moves that the family does not admit for reasons of its own.
         cached: numbers that a token leaves in the cache of all blocks whose attention is taken as it is.
+        sliding: blocks that keep a window of the past alone, or what others have kept, and so not a token more each.
     """
 
     arrangement: str = "pre"
@@ -161,6 +162,7 @@ class Plumbing:
     fixed: str = ""
     stops: tuple[Stop, ...] = ()
     cached: int = 0
+    sliding: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
