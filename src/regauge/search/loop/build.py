@@ -18,6 +18,7 @@ from regauge.engine import apply
 from regauge.errors import ArtifactError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
+from regauge.measure.contexts import Can, at_lengths
 from regauge.measure.cost import (
     COMPRESSED,
     ORIGINAL,
@@ -109,20 +110,40 @@ def _growth(model: Model) -> float:
 
 
 def speeds(source: Source, folder: Path, turns: int) -> dict[str, dict[str, Speed]]:
-    """`decode` and `prefill`, interleaved: the source in bf16 by its library's own modules (`original`) and by the same
-    runtime (`runtime`), and the artifact (`compressed`)."""
+    """`decode` and `prefill`, interleaved, of what `_models` gives."""
     host = host_of(source.path)
-    ways = host.ways_of_source(source)
-    models = {RUNTIME: ways.runtime, COMPRESSED: host.load(folder, dtype=torch.bfloat16)}
-    if ways.own is not None:
-        models[ORIGINAL] = ways.own
+    models = _models(source, folder)
     with host.unsaid():
         return timed(models, prompt_of(source.anatomy.site("embed").shape[0], host.context(source)), turns)
 
 
-def costs(source: Source, folder: Path, turns: int, resident: bool) -> dict[str, Costs]:
-    """Everything measured about the cost of the source, by both runtimes, and of the artifact."""
-    found = speeds(source, folder, turns)
+def _models(source: Source, folder: Path) -> dict[str, Model]:
+    """The source in bf16 by its library's own modules (`original`) and by the same runtime (`runtime`), and the
+    artifact (`compressed`)."""
+    host = host_of(source.path)
+    ways = host.ways_of_source(source)
+    models = {RUNTIME: ways.runtime, COMPRESSED: host.load(folder, dtype=torch.bfloat16)}
+    return models if ways.own is None else models | {ORIGINAL: ways.own}
+
+
+def _at_lengths(
+    source: Source, folder: Path, turns: int, can: Can
+) -> tuple[dict[str, dict[str, Speed]], dict[str, dict[int, Speed]]]:
+    """`speeds`, and decoding by the length of the context."""
+    host, vocabulary = host_of(source.path), source.anatomy.site("embed").shape[0]
+    models, most = _models(source, folder), host.context(source)
+    with host.unsaid():
+        found = timed(models, prompt_of(vocabulary, most), turns)
+        return found, at_lengths(models, vocabulary, most, found, can)
+
+
+def costs(source: Source, folder: Path, turns: int, resident: bool, can: Can) -> dict[str, Costs]:
+    """Everything measured about the cost of the source, by both runtimes, and of the artifact.
+
+    Args:
+        can: whether there is time for a length of context (`measure.contexts`).
+    """
+    found, at = _at_lengths(source, folder, turns, can)
     paths = {ORIGINAL: source.path, COMPRESSED: folder}
     cache = {
         ORIGINAL: cache_growth(source),
@@ -132,6 +153,7 @@ def costs(source: Source, folder: Path, turns: int, resident: bool) -> dict[str,
         name: Costs(
             decode=found["decode"][name],
             prefill=found["prefill"][name],
+            decode_at=at.get(name, {}),
             memory=memory(paths[name], "bfloat16") if resident and name in paths else None,
             cache_bytes=cache.get(name),
             bytes=weight_bytes(paths[name]) if name in paths else None,
