@@ -151,7 +151,8 @@ class Plumbing:
         fixed: why the channels of the residual must keep their place, where they must: the model has no head, so the
             residual is what it returns, or a parameter outside the anatomy reads it.
         stops: moves that the family does not admit for reasons of its own.
-        cached: numbers that a token leaves in the cache of all blocks whose attention is taken as it is.
+        cached: numbers that a token leaves in the caches of all blocks beside one key and one value for each head of
+            them: of attention that is taken as it is, and copies for each head of queries.
     """
 
     arrangement: str = "pre"
