@@ -1,1 +1,4 @@
-"""What a block keeps of the past and what it lets go, as data and pure functions: rows of the axes of a cache."""
+"""What a cache keeps: which tokens matter, how many each head keeps, what becomes of the others, what layers share.
+
+One part an axis; see `base.py` for the contracts. All are pure functions of tensors; stores and models are elsewhere.
+"""

@@ -199,6 +199,8 @@ def measurement(found: Comparison) -> None:
         ["model", "decode tokens/s", "prefill tokens/s", "resident", "mapped", "cache a token", "files"],
         [*own, *(_cost_row(row.name, row.costs) for row in found.rows)],
     )
+    if any(row.costs.decode_at for row in found.rows):
+        _by_context(found)
     gained = [
         list(figures.gain_row(f"{row.name}, {what}", gain))
         for row in found.rows
@@ -218,6 +220,19 @@ def measurement(found: Comparison) -> None:
     line(f"  memory was read at {found.bandwidth / 1e9:.1f} GB/s at this minute; {span(found.seconds)}")
     for note in found.notes:
         line(f"  note: {note}")
+
+
+def _by_context(found: Comparison) -> None:
+    """Decoding behind a context of some lengths."""
+    lengths = sorted({length for row in found.rows for length in row.costs.decode_at})
+    own = [] if found.original is None else [(f"{found.rows[0].name}, by transformers", found.original)]
+    table(
+        ["decode tokens/s at a context of", *(f"{length // 1024}k" for length in lengths)],
+        [
+            [name, *(f"{costs.decode_at[n].median:.1f}" if n in costs.decode_at else "" for n in lengths)]
+            for name, costs in (*own, *((row.name, row.costs) for row in found.rows))
+        ],
+    )
 
 
 def _cost_row(name: str, costs: Costs) -> list[str]:

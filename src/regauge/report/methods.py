@@ -15,6 +15,8 @@ from importlib.resources import files
 from typing import Any
 
 from regauge import parts
+from regauge.artifact.codec.base import REGAUGE as OURS
+from regauge.artifact.codec.targets import TARGETS, target_of
 from regauge.errors import RecipeError, nearest
 from regauge.parts import CACHE, TABLE, WEIGHTS
 from regauge.plan import Plan, load, patterns
@@ -52,11 +54,6 @@ class Method:
     names: tuple[str, ...] = ()
 
 
-STOCK = ("transformers", "vllm", "sglang")
-"""Runtimes that read compressed-tensors; the only others that read anything of ours is us."""
-OURS = "regauge"
-
-
 def methods(
     word: str | None = None, bits: int | None = None, loads_in: str | None = None, paper: bool = False
 ) -> tuple[Method, ...]:
@@ -70,7 +67,8 @@ def methods(
         paper: only what a paper describes.
 
     Raises:
-        RecipeError: no row is left, or there is no such runtime; names the nearest.
+        RecipeError: no row is left; names the nearest.
+        SettingError: there is no such runtime; names the nearest.
     """
     found: tuple[Method, ...] = (*_presets(), *_parts())
     if bits is not None or loads_in is not None:
@@ -91,8 +89,8 @@ def methods(
 
 def _narrowed(method: Method, bits: int | None, loads_in: str | None) -> Method | None:
     """A preset with those of its names that fit; None where none does, or where it is no preset."""
-    if loads_in is not None and loads_in not in (*STOCK, OURS):
-        raise RecipeError(f"nothing is known of the runtime {loads_in!r}{nearest(loads_in, (*STOCK, OURS))}")
+    if loads_in is not None:
+        target_of(loads_in)
     names = tuple(name for name in method.names if _fits(name, bits, loads_in))
     if not names:
         return None
@@ -108,7 +106,8 @@ def _fits(name: str, bits: int | None, loads_in: str | None) -> bool:
         return loads_in in (None, OURS) and (bits is None or bits in {bit for point in kept for bit in bits_of(point)})
     if bits is not None and {round(parts.format_of(point).grid.bits) for point in points} != {bits}:
         return False
-    return loads_in in (None, OURS) or (bool(points) and _stock(name))
+    target = TARGETS[loads_in or OURS]
+    return target.wire is None or (bool(points) and _stock(name) and not any(map(target.kernel, points)))
 
 
 def _stock(name: str) -> bool:

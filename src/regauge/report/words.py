@@ -6,6 +6,7 @@ Every figure is one that was measured, in the units in which people read it; wha
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +106,17 @@ def _speeds(run: Run) -> list[Words]:
         ("decode", made.decode, runtime.decode, own.decode),
         ("prefill", made.prefill, runtime.prefill, own.prefill),
     )
-    return [Words(name, _rate(speed, base, stock)) for name, speed, base, stock in rows if speed is not None]
+    lines = [Words(name, _rate(speed, base, stock)) for name, speed, base, stock in rows if speed is not None]
+    grown, beside = contexts(made.decode_at), contexts(runtime.decode_at)
+    if grown:
+        lines.insert(1, Words("  context", f"decoding at {grown}" + (f"; uncompressed {beside}" if beside else "")))
+    return lines
+
+
+def contexts(found: Mapping[int, Speed]) -> str:
+    """`1k 118, 4k 97 tokens a second`; empty where nothing was measured."""
+    told = ", ".join(f"{length // 1024}k {speed.median:,.0f}" for length, speed in found.items())
+    return f"{told} tokens a second" if told else ""
 
 
 def _rate(speed: Speed, runtime: Speed | None, own: Speed | None) -> str:

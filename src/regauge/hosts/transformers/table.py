@@ -76,7 +76,7 @@ class _Reader:
             rotary=self._turned(),
             pairing=table.rotary.pairing if table.rotary else "half",
             fixed=_why_fixed(outside, bool(head), table.body),
-            cached=self._cached(),
+            cached=self._cached(sites),
             sliding=sliding_blocks(self.whole, len(self.paths)) if table.causal else (),
             stops=tuple(
                 Stop(tuple(row.streams), row.why, tuple(row.moves))
@@ -99,9 +99,15 @@ class _Reader:
             )
         )
 
-    def _cached(self) -> int:
-        """Numbers that a token leaves in the caches of attention that is taken as it is, by the config."""
-        return len(self.paths) * sum(int(lookup(self.config, name, 0)) for name in self.table.config.cached)
+    def _cached(self, sites: list[Site]) -> int:
+        """Numbers that a token leaves in all caches beside one key and one value for each head of them: those of
+        attention that is taken as it is, by the config, and copies for heads of queries."""
+        columns = self.table.config
+        found = len(self.paths) * sum(int(lookup(self.config, name, 0)) for name in columns.cached)
+        if columns.repeats and holds(self.config, columns.repeats):
+            queries = {site.block: site.heads for site in sites if site.kind == "q"}
+            found += sum((queries[s.block] - s.heads) * s.head_dim for s in sites if s.kind in ("k", "v"))
+        return found
 
     def _turned(self) -> int:
         """Channels of a head that rotary embeddings turn: two for each frequency, whatever a config says."""
