@@ -76,6 +76,7 @@ FLAGS = {
     "apply": [
         "RECIPE",
         "MODEL",
+        "--cache",
         "--calibration",
         "--debug",
         "--device",
@@ -139,6 +140,7 @@ FLAGS = {
     "chat": [
         "OUT",
         "--against",
+        "--cache",
         "--debug",
         "--device",
         "--prompt",
@@ -147,7 +149,7 @@ FLAGS = {
         "--threads",
         "--tokens",
     ],
-    "serve": ["OUT", "--debug", "--device", "--host", "--port", "--threads"],
+    "serve": ["OUT", "--cache", "--debug", "--device", "--host", "--port", "--threads"],
     "doctor": ["--debug", "--json"],
     "family": [],
 }
