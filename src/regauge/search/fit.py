@@ -42,7 +42,7 @@ from regauge.search.loop.start import begin, estimate, reachable
 from regauge.search.options import site_groups
 from regauge.search.profile import timed, within_reach
 from regauge.search.record import Run
-from regauge.search.subject import Subject, reader
+from regauge.search.subject import Subject, predicting, reader
 from regauge.text.corpora import Where
 from regauge.text.split import Sizes, Texts, prepare
 from regauge.version import __version__
@@ -100,6 +100,7 @@ def fit(
     with quiet_torch():
         clock.say("open")
         source = host_of(model).open(model, revision)
+        predicting(source)
         groups, speeds = site_groups(source.anatomy), bool(timed(ask.budgets))
         effort = ask.effort.sized(source.parameters())
         reachable(source, ask.budgets)

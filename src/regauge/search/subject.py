@@ -96,16 +96,24 @@ def batch_tokens(vocabulary: int) -> int:
     return max(256, min(ROWS, LOGITS // vocabulary))
 
 
-def reader(source: Source, seed: int) -> Reader:
-    """What the texts are cut for.
+def predicting(source: Source) -> None:
+    """Refuses a model that a search cannot measure, before any work.
 
     Raises:
-        ModelError: the model predicts no next token, or has no tokenizer.
+        ModelError: it predicts no next token.
     """
     if not source.anatomy.causal or "head" not in {site.name for site in source.anatomy.sites}:
         raise ModelError(
             f"fit measures next-token KL, and {source.anatomy.family} predicts no next token; use apply with a recipe."
         )
+
+
+def reader(source: Source, seed: int) -> Reader:
+    """What the texts are cut for.
+
+    Raises:
+        ModelError: it has no tokenizer.
+    """
     host, tokenizer = host_of(source.path), source.tokenizer()
     length = window_length(source.parameters(), host.context(source))
 
