@@ -18,7 +18,8 @@ from regauge.errors import ModelError
 from regauge.hosts import host_of
 from regauge.hosts.base import Host, Runner, Source
 from regauge.hosts.states import States
-from regauge.text.split import Reader, window_length
+from regauge.text.length import asked_length
+from regauge.text.split import Reader
 
 Read = Callable[[int | None], Weights]
 
@@ -108,14 +109,18 @@ def predicting(source: Source) -> None:
         )
 
 
-def reader(source: Source, seed: int) -> Reader:
+def reader(source: Source, seed: int, length: int | None = None) -> Reader:
     """What the texts are cut for.
 
+    Args:
+        length: tokens of a window, where the user says how many.
+
     Raises:
+        TextError: the model does not read so many at once, or they hold no text.
         ModelError: it has no tokenizer.
     """
     host, tokenizer = host_of(source.path), source.tokenizer()
-    length = window_length(source.parameters(), host.context(source))
+    length = asked_length(length, source.parameters(), host.context(source))
 
     def draw(count: int) -> tuple[list[str], str]:
         ids_NT, told = host.sample(source, tokenizer, count, length, seed)

@@ -18,7 +18,7 @@ from regauge.anatomy.model import Anatomy, Norm, Plumbing, Site, Slot, Stop
 from regauge.anatomy.streams import TABLES, feeds, with_streams
 from regauge.errors import ModelError
 from regauge.hosts.transformers.columns import NormRow, Row, Table
-from regauge.hosts.transformers.settings import holds, lookup, own_config, refuse
+from regauge.hosts.transformers.settings import holds, lookup, own_config, refuse, sliding_blocks
 from regauge.hosts.transformers.sharing import Heads, slots
 from regauge.hosts.transformers.skeleton import block_paths, body_prefix, parameters, skeleton
 from regauge.hosts.transformers.tables import table_for
@@ -46,6 +46,7 @@ class _Reader:
 
     def __init__(self, table: Table, config: Any, model: Any) -> None:
         self.table, self.config, self.model = table, own_config(table, config), model
+        self.whole = config
         self.family, self.body, self.shapes = config.model_type, body_prefix(model), parameters(model)
         self.tied = dict(model.all_tied_weights_keys)
         self.modules = {path: type(module).__name__ for path, module in model.named_modules()}
@@ -76,6 +77,7 @@ class _Reader:
             pairing=table.rotary.pairing if table.rotary else "half",
             fixed=_why_fixed(outside, bool(head), table.body),
             cached=self._cached(sites),
+            sliding=sliding_blocks(self.whole, len(self.paths)) if table.causal else (),
             stops=tuple(
                 Stop(tuple(row.streams), row.why, tuple(row.moves))
                 for row in table.stops
