@@ -67,7 +67,12 @@ def test_what_a_preset_costs_and_gained() -> None:
     assert one.places == ("weights",)
     assert one.cost == "reads 262144 tokens of text, 2.14 to 8.75 bits a weight"
     kl, null = MEASURED["rows"]["gptq-w4g32"]["kl"][0], MEASURED["rows"]["gptq-w4g32"]["null_kl"][0]
-    assert one.measured == f"gptq-w4g32: KL {kl:.2g}, nearest {null:.2g} (better)"
+    assert one.measured.startswith(f"gptq-w4g32: KL {kl:.2g}, nearest {null:.2g} (better); gptq-w4g64: KL ")
+    assert one.measured.endswith(f"; {len(one.figures) - 3} more with --json")
+    (alone,) = (one for one in methods(bits=4) if "gptq-w4g32" in one.names)
+    assert set(alone.figures) == {"gptq-w4g32", "gptq-w4g64", "gptq-w4g128"}
+    assert "more" not in alone.measured
+    assert alone.figures["gptq-w4g32"] == MEASURED["rows"]["gptq-w4g32"]
     (zero,) = methods("zeroquant-fp")[:1]
     assert zero.places == ("weights", "inputs")
     parts = {one.name: one for one in methods() if one.kind == "rounder"}
