@@ -144,7 +144,7 @@ def test_granites_multipliers_go_into_embeddings_epsilons_and_the_last_gain(tmp_
     steps = packed.regauge_step.steps
     assert steps == 3
     packed.model.layers[1].residual_multiplier = 0.5
+    past = packed(input_ids=ids[:, :-1], use_cache=True).past_key_values
     with pytest.warns(rg.errors.FallbackWarning, match="residual_multiplier is 0, or not the same number in all"):
-        past = packed(input_ids=ids[:, :-1], use_cache=True).past_key_values
         packed(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
     assert packed.regauge_step.steps == steps
