@@ -120,7 +120,7 @@ def residual_of(model: Any, table: Step, reads: Reads) -> float:
 
 
 def embeddings_of(model: Any, table: Step, reads: Reads) -> float:
-    """By what the step multiplies embeddings: as the model does, and so that its residual is divided as it should be."""
+    """By what the step multiplies embeddings: as the model does, over what its residual is divided by."""
     if table.residual is None and table.embeddings is None:
         return 1.0
     body = model.get_submodule(body_prefix(model).removesuffix("."))
