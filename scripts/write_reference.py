@@ -17,7 +17,7 @@ import typer.main
 
 import regauge as rg
 from regauge.cli.app import app
-from regauge.report.methods import PRESET, Method, kept, methods
+from regauge.report.methods import OF_CACHE, PRESET, Method, kept, methods
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CHOOSE = """# Which should I take?
@@ -51,7 +51,7 @@ def choose() -> str:
     """The presets, by bits."""
     told = kept()
     rows = sorted(told["rows"].items(), key=lambda item: (item[1]["bits"], item[1]["kl"][0]))
-    owner = {name: method for method in methods() if method.kind == PRESET for name in method.names}
+    owner = {name: method for method in methods() if method.kind in (PRESET, OF_CACHE) for name in method.names}
     stock = {name for method in methods(loads_in="vllm") for name in method.names}
     how = f"Measured on {told['model']}: {told['text']}"
     lines = [CHOOSE.format(how=how, command=told["command"])]

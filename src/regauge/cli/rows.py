@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from regauge.cli.show import line, table
 from regauge.report.doctor import BAD, Line
-from regauge.report.methods import PRESET, Method
+from regauge.report.methods import OF_CACHE, PRESET, Method
 
 
 def doctor(found: Sequence[Line]) -> None:
@@ -24,7 +24,11 @@ def methods(found: Sequence[Method]) -> None:
     """A table a kind: presets first, then each axis."""
     for kind in dict.fromkeys(method.kind for method in found):
         rows = [method for method in found if method.kind == kind]
-        heads = ["row", "paper", "acts on", "cost", "measured"] if kind == PRESET else ["paper", "acts on", "cost"]
+        heads = (
+            ["row", "paper", "acts on", "cost", "measured"]
+            if kind in (PRESET, OF_CACHE)
+            else ["paper", "acts on", "cost"]
+        )
         table(
             [kind, "what", *heads],
             [[one.name, one.what, *(_cell(one, head) for head in heads)] for one in rows],

@@ -15,12 +15,15 @@ from importlib.resources import files
 from typing import Any
 
 from regauge import parts
+from regauge.artifact.codec.base import REGAUGE as OURS
+from regauge.artifact.codec.targets import TARGETS, target_of
 from regauge.errors import RecipeError, nearest
-from regauge.parts import TABLE, WEIGHTS
+from regauge.parts import CACHE, TABLE, WEIGHTS
 from regauge.plan import Plan, load, patterns
+from regauge.plan.keeping import bits_of, told
 from regauge.report.explanation import SHAPE, facts, spread, uses
 
-PRESET = "preset"
+PRESET, OF_CACHE = "preset", "cache preset"
 UNMEASURED = "not measured"
 
 
@@ -30,7 +33,7 @@ class Method:
 
     Attributes:
         name: as a recipe or `apply` takes it; of a preset with numbers, its pattern.
-        kind: `preset`, or the axis that a part is on.
+        kind: `preset`, `cache preset` where it is about nothing else, or the axis that a part is on.
         what: what it does, in a line.
         row: the method of the published list that a preset implements; "" for a part, or where there is none.
         paper: arXiv ids or addresses.
@@ -51,11 +54,6 @@ class Method:
     names: tuple[str, ...] = ()
 
 
-STOCK = ("transformers", "vllm", "sglang")
-"""Runtimes that read compressed-tensors; the only others that read anything of ours is us."""
-OURS = "regauge"
-
-
 def methods(
     word: str | None = None, bits: int | None = None, loads_in: str | None = None, paper: bool = False
 ) -> tuple[Method, ...]:
@@ -63,12 +61,14 @@ def methods(
 
     Args:
         word: only rows that have it in their name, title, row, place, kind or paper.
-        bits: only presets whose weights take so many bits, steps apart; their names are those alone.
+        bits: only presets whose weights take so many bits, steps apart, or keys or values of a cache; their names are
+            those alone.
         loads_in: only presets that this reads: `transformers`, `vllm`, `sglang` or `regauge`.
         paper: only what a paper describes.
 
     Raises:
-        RecipeError: no row is left, or there is no such runtime; names the nearest.
+        RecipeError: no row is left; names the nearest.
+        SettingError: there is no such runtime; names the nearest.
     """
     found: tuple[Method, ...] = (*_presets(), *_parts())
     if bits is not None or loads_in is not None:
@@ -89,8 +89,8 @@ def methods(
 
 def _narrowed(method: Method, bits: int | None, loads_in: str | None) -> Method | None:
     """A preset with those of its names that fit; None where none does, or where it is no preset."""
-    if loads_in is not None and loads_in not in (*STOCK, OURS):
-        raise RecipeError(f"nothing is known of the runtime {loads_in!r}{nearest(loads_in, (*STOCK, OURS))}")
+    if loads_in is not None:
+        target_of(loads_in)
     names = tuple(name for name in method.names if _fits(name, bits, loads_in))
     if not names:
         return None
@@ -101,9 +101,13 @@ def _narrowed(method: Method, bits: int | None, loads_in: str | None) -> Method 
 @cache
 def _fits(name: str, bits: int | None, loads_in: str | None) -> bool:
     points = [rule.point for rule in load(name).of(WEIGHTS) if rule.point is not None]
+    if not points and load(name).of(CACHE):
+        kept = [rule.point for rule in load(name).of(CACHE) if rule.point is not None]
+        return loads_in in (None, OURS) and (bits is None or bits in {bit for point in kept for bit in bits_of(point)})
     if bits is not None and {round(parts.format_of(point).grid.bits) for point in points} != {bits}:
         return False
-    return loads_in in (None, OURS) or (bool(points) and _stock(name))
+    target = TARGETS[loads_in or OURS]
+    return target.wire is None or (bool(points) and _stock(name) and not any(map(target.kernel, points)))
 
 
 def _stock(name: str) -> bool:
@@ -138,7 +142,7 @@ def _presets() -> tuple[Method, ...]:
         found.append(
             Method(
                 name=spread(pattern.name, pattern.where),
-                kind=PRESET,
+                kind=OF_CACHE if set(plan.places) == {CACHE} else PRESET,
                 what=spread(pattern.title, pattern.where),
                 row="" if plan.row.startswith("none") else plan.row,
                 paper=plan.cite,
@@ -159,12 +163,21 @@ def _cost(plans: dict[str, Plan]) -> str:
         for rule in plan.of(WEIGHTS)
         if rule.point is not None
     )
-    size = next(iter(plans.values())).calibration
+    first = next(iter(plans.values()))
+    if set(first.places) == {CACHE}:
+        return "; ".join(["reads no text", *(_of_cache(name, plan) for name, plan in plans.items())])
+    size = first.calibration
     told = [f"reads {size['tokens']} tokens of text" if "tokens" in size else "reads no text"]
     if bits:
         ends = f"{bits[0]:.2f}" if bits[-1] - bits[0] < 0.005 else f"{bits[0]:.2f} to {bits[-1]:.2f}"
         told.append(f"{ends} bits a weight")
     return ", ".join(told)
+
+
+def _of_cache(name: str, plan: Plan) -> str:
+    """Bytes of a token by the first rule, which is of most blocks."""
+    point = next(rule.point for rule in plan.of(CACHE) if rule.point is not None)
+    return f"{name}: {told(point)}"
 
 
 def _measured(names: tuple[str, ...]) -> str:
