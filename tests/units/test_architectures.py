@@ -89,11 +89,16 @@ def decoded(model: Any, ids: Tensor) -> Tensor:
     return torch.cat(found, 1)
 
 
-def shares(name: str) -> Any:
+SHARING = ["gemma3n_text", "gemma4_text"]
+
+
+def shares(name: str, dtype: torch.dtype = torch.float32, **sizes: int) -> Any:
     """Four layers, of which the last two read the keys and values of the first two."""
     return build(
         name,
+        dtype=dtype,
         num_hidden_layers=4,
+        **sizes,
         other={
             "num_kv_shared_layers": 2,
             "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -103,7 +108,7 @@ def shares(name: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text"])
+@pytest.mark.parametrize("name", SHARING)
 def test_layers_that_share_keys_and_values_are_run_one_by_one(name: str, tmp_path: Path) -> None:
     """Later layers read what the run before them has left, and never what another run has with other weights."""
     model = shares(name)
