@@ -3,8 +3,8 @@
 A token of unusual size widens the steps of every channel of its group. Dividing channels and tokens by their spread in
 turn (Sinkhorn's iteration) finds one number a token, which is kept beside the codes; what it finds for a channel need
 not be kept where steps are a channel's own, for they take it in: value = token's · (step · code + low).
-Differs from KVarN: where the less uneven of the rounds lies is told by the tokens' spread alone, since a channel's is its
-own step's; values are evened out as keys are, by channel, where KVarN rounds them by token and keeps a number a channel.
+Differs from KVarN: which round is the least uneven is told by the tokens' spread alone, since a channel's is its own
+step's; values are rounded by channel too, where KVarN rounds them by token and keeps a number a channel.
 
 Legend: N blocks, T tokens of a block, D channels of a head.
 """

@@ -22,9 +22,9 @@ class Step:
 
     Attributes:
         scale_G1: the multiplier that decoding uses, float32, positive.
-        zero_G1: the grid value that decodes to 0, float32; None on symmetric grids. An integer, but where `low` is kept.
-        fields: what is stored, by name: `scale`, `zero` or `low` (the value of code 0), `global_scale`. Decoding `fields` gives the two above, bit
-            for bit.
+        zero_G1: the grid value that decodes to 0, float32; None on symmetric grids. An integer unless `low` is kept.
+        fields: what is stored, by name: `scale`, `zero` or `low` (the value of code 0), `global_scale`. Decoding
+            `fields` gives the two above, bit for bit.
     """
 
     scale_G1: Tensor

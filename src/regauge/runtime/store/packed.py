@@ -39,6 +39,7 @@ class Packed(Growing):
         length: tokens seen.
         origin: how many of them are behind the window: row 0 of the memory is token `origin`.
         record_past: nothing is sealed until the next `keep`, which settles how much of the text stays.
+        chosen: whether tokens were let go.
         beside: what a policy keeps with the store, B first: it goes where the sequences go.
     """
 
@@ -51,22 +52,16 @@ class Packed(Growing):
 
     def _empty(self) -> None:
         self.shelf: Shelf | None = None
-        self._settled = self._least = 0
         self._firsts_BH: Tensor | None = None
-        self._chosen = False
+        self._settled, self._least, self.chosen = 0, 0, False
 
     @property
     def hadamard(self) -> tuple[bool, bool]:
         """Whether keys, and values, are held in coordinates turned by a Hadamard of the head's size."""
         return self.scheme.hadamard, self.scheme.hadamard
 
-    @property
-    def chosen(self) -> bool:
-        """Whether tokens were let go."""
-        return self._chosen
-
     def record(self) -> None:
-        """Until the next `keep` everything from here on can be taken back as it came."""
+        """Until the next `keep` all that comes can be taken back as it came."""
         self.record_past, self._settled = True, self.length
 
     def hold(self) -> None:
@@ -81,7 +76,7 @@ class Packed(Growing):
     def append(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Adds new tokens, and gives what attention reads: those before as they are held, the new ones as they came.
 
-        Of a store that let tokens go unevenly, the shorter heads' rows end in zeros before the window: `held` says which.
+        Where heads hold unequal numbers, `held` says which rows are tokens.
         """
         first, new = self.length == 0, keys_BHTD.shape[-2]
         self._add(keys_BHTD, values_BHTD)
@@ -101,7 +96,6 @@ class Packed(Growing):
         self._write(*self._turned(keys_BHTD, values_BHTD))
 
     def wrote(self, new: int) -> None:
-        """Counts tokens that the native step has written."""
         super().wrote(new)
         self.settle()
 
@@ -125,14 +119,7 @@ class Packed(Growing):
     @property
     def held(self) -> Tensor | None:
         """(B, H, T), bool: which rows of `read` are tokens; None: all of them."""
-        if self.shelf is None or (self.shelf.even and self._firsts_BH is None):
-            return None
-        lengths_BH1 = (self.shelf.counts_BH * self.shelf.tokens).unsqueeze(-1)
-        row_T = torch.arange(int(lengths_BH1.max()), dtype=torch.int64, device="cpu")
-        held_BHT = row_T < lengths_BH1
-        if self._firsts_BH is not None:
-            held_BHT = held_BHT & (row_T >= self._firsts_BH.unsqueeze(-1))
-        return torch.nn.functional.pad(held_BHT, (0, self.rows), value=True)
+        return None if self.shelf is None else self.shelf.held_rows(self._firsts_BH, self.rows)
 
     def parts(self, starts: Sequence[int] = ()) -> tuple[Part, ...]:
         """What attention reads of the older tokens.
@@ -143,7 +130,7 @@ class Packed(Growing):
         if self.shelf is None or not int(self.shelf.counts_BH.max()):
             return ()
         firsts_BH = self._firsts_BH
-        if not self._chosen and any(starts):
+        if not self.chosen and any(starts):
             start_B = torch.tensor(list(starts), dtype=torch.int64, device="cpu").clamp(max=self.origin)
             firsts_BH = start_B.unsqueeze(1).expand_as(self.shelf.counts_BH)
         return (self.shelf.part(firsts_BH),)
@@ -197,7 +184,7 @@ class Packed(Growing):
     @property
     def _slides(self) -> bool:
         """Whether older tokens leave the window."""
-        return self._chosen or not self.scheme.whole
+        return self.chosen or not self.scheme.whole
 
     def replace(self, older: Rows, firsts_BH: Tensor | None = None, window: int | None = None) -> None:
         """Lets go of all older tokens, and holds these instead: what a policy has chosen, or made of them.
@@ -226,7 +213,7 @@ class Packed(Growing):
         else:
             made = nothing(shelf)
         shelf.fill(made, counts_BH // tokens)
-        self._chosen, self._firsts_BH = True, firsts_BH
+        self.chosen, self._firsts_BH = True, firsts_BH
         if self.rows > window:
             self._slide(self.rows - window)
         self._least, self.stamp = self.origin, new_stamp()

@@ -132,7 +132,7 @@ def turned(channels: int) -> Callable[[Tensor], Tensor]:
     def turn(x: Tensor) -> Tensor:
         y, half = x.float(), 1
         while half < size:  # as the native step does it: the same sums whatever the shape of x
-            low, high = y.unflatten(-1, (-1, 2, half)).unbind(-2)
+            low, high = y.reshape(*y.shape[:-1], -1, 2, half).unbind(-2)
             y, half = torch.stack((low + high, low - high), -2).flatten(-3), 2 * half
         return (y * (1.0 / math.sqrt(size))).to(x.dtype)
 

@@ -15,7 +15,6 @@ from regauge.runtime.store.sealing import Coding
 
 SPARE = 32
 """Of so many blocks one more is made room for."""
-KINDS = ("keys", "values")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +49,7 @@ class Shelf:
         self.codings = codings
         self.counts_BH = torch.zeros(batch, heads, dtype=torch.int64, device="cpu")
         self._starts_BH, self._rooms_BH = self.counts_BH.clone(), self.counts_BH.clone()
-        self.held = self._memory(0, device)
+        self.held = self.memory(0, device)
 
     def sealed(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> Blocks:
         """(B, H, N) blocks of tokens that fill whole blocks."""
@@ -58,11 +57,12 @@ class Shelf:
         for one, given in zip(self.codings, (keys_BHTD, values_BHTD), strict=True):
             blocks, rows = one.seal(given.reshape(-1, one.layout.tokens, given.shape[-1]))
             made.append(
-                (blocks.view(*lead, blocks.shape[1]), None if rows is None else rows.view(*lead, rows.shape[1]))
+                (blocks.view(*lead, blocks.shape[1]), None if rows is None else rows.view(*lead, one.layout.tokens))
             )
         return Blocks((made[0][0], made[1][0]), (made[0][1], made[1][1]))
 
-    def _memory(self, slots: int, device: torch.device) -> Blocks:
+    def memory(self, slots: int, device: torch.device) -> Blocks:
+        """Room for so many blocks of each."""
         with torch.inference_mode(False):  # memory that may be written outside of inference mode too
             keys, values = (
                 torch.empty(slots, coding.layout.bytes, dtype=torch.uint8, device=device) for coding in self.codings
@@ -103,7 +103,7 @@ class Shelf:
         self.counts_BH = counts_BH.to(torch.int64)
         self._rooms_BH = self.counts_BH.clone()
         self._starts_BH = _starts(self._rooms_BH)
-        self.held = self._memory(int(self._rooms_BH.sum()), self.held.bytes_[0].device)
+        self.held = self.memory(int(self._rooms_BH.sum()), self.held.bytes_[0].device)
         self._put(self._slots(), blocks)
 
     def drop(self, count: int) -> None:
@@ -135,6 +135,17 @@ class Shelf:
         )
         return keys, values
 
+    def held_rows(self, firsts_BH: Tensor | None, window: int) -> Tensor | None:
+        """(B, H, T), bool: which rows of `read`, and of a window behind them, are tokens; None: all."""
+        if self.even and firsts_BH is None:
+            return None
+        lengths_BH1 = (self.counts_BH * self.tokens).unsqueeze(-1)
+        row_T = _upto(int(lengths_BH1.max()))
+        held_BHT = row_T < lengths_BH1
+        if firsts_BH is not None:
+            held_BHT = held_BHT & (row_T >= firsts_BH.cpu().unsqueeze(-1))
+        return torch.nn.functional.pad(held_BHT, (0, window), value=True)
+
     def runs(self) -> tuple[Tensor, Tensor]:
         """(keys, values), float32 (sum of tokens, D): those of one head after those of another."""
         return self._opened(self._get(self._slots()), ())
@@ -145,19 +156,21 @@ class Shelf:
         Args:
             firsts_BH: the first token of each head that counts.
         """
-        keys, values = self.codings
-        multiplied = keys.balance or values.balance
-        starts_BH = self._starts_BH.to(self.held.bytes_[0].device)
+        keys, values = (coding.layout for coding in self.codings)
+        (key_memory, value_memory), (key_rows, value_rows) = self.held.bytes_, self.held.rows
+        starts_BH = self._starts_BH.to(key_memory.device)
         return Part(
-            keys.layout,
-            values.layout,
-            *(held.flatten() for held in self.held.bytes_),
-            starts_BH * keys.layout.bytes,
-            starts_BH * values.layout.bytes,
-            (self.counts_BH * self.tokens).to(torch.int32).to(starts_BH.device),
-            None if firsts_BH is None else firsts_BH.to(torch.int32).to(starts_BH.device),
-            *(None if rows is None else rows.flatten() for rows in self.held.rows),
-            starts_BH * self.tokens if multiplied else None,
+            keys=keys,
+            values=values,
+            key_blocks=key_memory.flatten(),
+            value_blocks=value_memory.flatten(),
+            key_offsets_BK=starts_BH * keys.bytes,
+            value_offsets_BK=starts_BH * values.bytes,
+            lengths_BK=(self.counts_BH * self.tokens).to(starts_BH.device, torch.int32),
+            firsts_BK=None if firsts_BH is None else firsts_BH.to(starts_BH.device, torch.int32).contiguous(),
+            key_rows=None if key_rows is None else key_rows.flatten(),
+            value_rows=None if value_rows is None else value_rows.flatten(),
+            row_offsets_BK=None if key_rows is None and value_rows is None else starts_BH * self.tokens,
         )
 
     def _opened(self, blocks: Blocks, lead: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -176,9 +189,9 @@ class Shelf:
             return
         blocks, rooms_BH = self._get(self._slots()), wanted_BH + (wanted_BH // SPARE).clamp(min=1)
         device = self.held.bytes_[0].device
-        self.held = self._memory(0, device)  # the old memory is let go before the new is there
+        self.held = self.memory(0, device)  # the old memory is let go before the new is there
         self._starts_BH, self._rooms_BH = _starts(rooms_BH), rooms_BH
-        self.held = self._memory(int(rooms_BH.sum()), device)
+        self.held = self.memory(int(rooms_BH.sum()), device)
         self._put(self._slots(), blocks)
 
     def _get(self, slots_S: Tensor) -> Blocks:
@@ -196,10 +209,7 @@ class Shelf:
 
 def nothing(shelf: Shelf) -> Blocks:
     """No blocks, of a shelf's sizes."""
-    (keys, values), rows = shelf.held.bytes_, shelf.held.rows
-    return Blocks(
-        (keys[:0], values[:0]), (None if rows[0] is None else rows[0][:0], None if rows[1] is None else rows[1][:0])
-    )
+    return shelf.memory(0, shelf.held.bytes_[0].device)
 
 
 def _upto(count: int) -> Tensor:
