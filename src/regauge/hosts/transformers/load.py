@@ -32,7 +32,7 @@ from regauge.hosts.transformers.placing import place, tie
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.skeleton import model_class
 from regauge.hosts.transformers.table import anatomy_of
-from regauge.hosts.transformers.windowed import window_of_artifact, window_of_checkpoint
+from regauge.hosts.transformers.windowed import by_block, window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
 from regauge.runtime.device import Placed, on_the_cpu, placed, warn_without_triton
 from regauge.runtime.rows import CPU, CUDA
@@ -199,10 +199,11 @@ def _no_bar() -> Iterator[None]:
 def _fill(
     model: Any, wire: Wire, paths: Sequence[Path], dtype: torch.dtype, device: str, activations: str | None
 ) -> None:
-    """Every shard, one after another."""
+    """Every shard, a block after another."""
     missing = set(wire.layout.quantised)
     for path in paths:
-        missing -= place(model, wire, files.read(path), dtype, device, path, activations)
+        for keys in by_block(wire, files.header(path)):
+            missing -= place(model, wire, files.read(path, keys), dtype, device, path, activations)
     if missing:
         raise ArtifactError(f"the artifact lacks the codes of {sorted(missing)[0]}; build or fetch it again.")
     tie(model)
