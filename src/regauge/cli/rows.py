@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from regauge.cli.show import line, table
 from regauge.report.doctor import BAD, Line
-from regauge.report.methods import OF_CACHE, PRESET, Method
+from regauge.report.methods import OF_CACHE, PRESET, Method, kept
 
 
 def doctor(found: Sequence[Line]) -> None:
@@ -34,7 +34,7 @@ def methods(found: Sequence[Method]) -> None:
             [[one.name, one.what, *(_cell(one, head) for head in heads)] for one in rows],
         )
     if any(method.kind == PRESET for method in found):
-        line("KL to the original in nats a token, beside nearest rounding at the same bits (benchmarks/rows.py).")
+        line(f"KL of {kept()['model']} to the original in nats a token, beside nearest rounding at the same bits.")
     line("'regauge explain NAME' tells more of each.")
 
 

@@ -75,6 +75,8 @@ def dry_run(plan: DryRun) -> None:
     if plan.seconds is not None:
         disk = f"{told(plan.memory_needed)} of memory, {told(plan.disk_needed)} of disk ({told(plan.disk_free)} free)"
         line(f"  about {span(plan.seconds)} on this machine, {disk}")
+    if plan.quality:
+        line(f"  {plan.quality}")
     for note in plan.notes:
         line(f"  note: {note}")
     if plan.refusals:

@@ -52,6 +52,9 @@ class DryRun(_Record):
         memory_needed: anonymous bytes at the highest.
         cache_bytes: of another token of a long text in the source's cache, over all blocks, as bf16.
         wire_refusals: why the artifact is not compressed-tensors.
+        kl, stays: predicted: KL to the original in nats a token between these, and how many of 100 next tokens are the
+            same; None where nothing is predicted.
+        quality: what that is predicted from, or why it is not predicted, as a sentence.
     """
 
     plan: str
@@ -75,6 +78,9 @@ class DryRun(_Record):
     disk_needed: int = 0
     disk_free: int = 0
     memory_needed: int = 0
+    kl: tuple[float, float] | None = None
+    stays: float | None = None
+    quality: str = ""
 
 
 def site_plans(job: Job) -> list[SitePlan]:

@@ -65,7 +65,7 @@ FORMAT = "format"
 FORMATS = (
     Axis("grid", "which numbers exist", required=True, decodes=True),
     Axis("grain", "which elements share a step", required=True, decodes=True),
-    Axis("ranger", "how big a step is", default="dynamic"),
+    Axis("ranger", "how big a step is", default="ends"),
     Axis("scale", "how a step is stored", default="f16", decodes=True),
 )
 """The axes of such a format; the two that must be said make the word."""

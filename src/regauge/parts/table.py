@@ -104,6 +104,13 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             places=(INPUTS, CACHE),
             cost="two passes over the activation in each call",
         ),
+        "ends": Part(
+            "regauge.formats.offsets:Ends",
+            "the range from least to greatest wherever it lies, with the least kept beside the step",
+            "2402.02750",
+            places=(CACHE,),
+            cost="two passes over the values when tokens are put away",
+        ),
         "static": Part(
             "regauge.formats.rangers:Static",
             "the range of all that calibration saw, known before the call and kept in the artifact",

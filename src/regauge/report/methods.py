@@ -9,7 +9,7 @@ stands in `presets/measured.json`, which `benchmarks/rows.py` printed; where not
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -25,6 +25,8 @@ from regauge.report.explanation import SHAPE, facts, spread, uses
 
 PRESET, OF_CACHE = "preset", "cache preset"
 UNMEASURED = "not measured"
+SHOWN = 3
+"""Figures of a preset file that are shown; the others are in `Method.figures`."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class Method:
         paper: arXiv ids or addresses.
         places: what it acts on.
         cost: what it reads, stores and takes.
-        measured: the figure that a command printed, or that nothing was measured.
+        measured: the figure that a command printed, or that nothing was measured; of many presets, those in 4 bits.
         names: every name that a preset file stands for.
+        figures: name → its row of `presets/measured.json`, of all of them that were measured.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Method:
     cost: str
     measured: str
     names: tuple[str, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
 
 
 def methods(
@@ -95,7 +99,7 @@ def _narrowed(method: Method, bits: int | None, loads_in: str | None) -> Method 
     if not names:
         return None
     shown = method.name if names == method.names else ", ".join(names)
-    return replace(method, name=shown, names=names, measured=_measured(names))
+    return replace(method, name=shown, names=names, measured=_measured(names), figures=_figures(names))
 
 
 @cache
@@ -125,7 +129,7 @@ def kept() -> dict[str, Any]:
 
 
 def _words(method: Method) -> str:
-    return " ".join(str(value) for value in asdict(method).values()).lower()
+    return " ".join(str(value) for name, value in asdict(method).items() if name != "figures").lower()
 
 
 def _near(word: str, names: set[str]) -> str:
@@ -150,6 +154,7 @@ def _presets() -> tuple[Method, ...]:
                 cost=_cost(plans),
                 measured=_measured(names),
                 names=names,
+                figures=_figures(names),
             )
         )
     return tuple(found)
@@ -174,6 +179,11 @@ def _cost(plans: dict[str, Plan]) -> str:
     return ", ".join(told)
 
 
+def _figures(names: tuple[str, ...]) -> dict[str, Any]:
+    rows: dict[str, Any] = kept()["rows"]
+    return {name: rows[name] for name in names if name in rows}
+
+
 def _of_cache(name: str, plan: Plan) -> str:
     """Bytes of a token by the first rule, which is of most blocks."""
     point = next(rule.point for rule in plan.of(CACHE) if rule.point is not None)
@@ -181,15 +191,17 @@ def _of_cache(name: str, plan: Plan) -> str:
 
 
 def _measured(names: tuple[str, ...]) -> str:
-    told = []
-    for name in names:
-        row = kept()["rows"].get(name)
-        if row is not None:
-            beside = (
-                f", {row.get('null', 'nearest')} {row['null_kl'][0]:.2g} ({row['verdict']})" if "null_kl" in row else ""
-            )
-            told.append(f"{name}: KL {row['kl'][0]:.2g}{beside}")
-    return "; ".join(told) or UNMEASURED
+    """A figure each; of more than `SHOWN` names those whose weights take the bits nearest to 4."""
+    rows = _figures(names)
+    near = sorted(rows, key=lambda name: abs(int(rows[name]["bits"]) - 4))[:SHOWN]
+    told = [f"{name}: {_told(rows[name])}" for name in rows if name in near]
+    more = len(rows) - len(told)
+    return "; ".join([*told, *([f"{more} more with --json"] if more else [])]) or UNMEASURED
+
+
+def _told(row: dict[str, Any]) -> str:
+    against = f", {row.get('null', 'nearest')} {row['null_kl'][0]:.2g} ({row['verdict']})" if "null_kl" in row else ""
+    return f"KL {row['kl'][0]:.2g}{against}"
 
 
 def _parts() -> tuple[Method, ...]:

@@ -29,13 +29,14 @@ from regauge.hosts.transformers.caching import keep, planned
 from regauge.hosts.transformers.checkpoint import finite
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, coded_by, config_of, first_line, read_raw
+from regauge.hosts.transformers.experts import plain_experts
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.overflow import watch
 from regauge.hosts.transformers.placing import place, tie
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.skeleton import model_class
 from regauge.hosts.transformers.table import anatomy_of
-from regauge.hosts.transformers.windowed import window_of_artifact, window_of_checkpoint
+from regauge.hosts.transformers.windowed import by_block, window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
 from regauge.parts import Point
 from regauge.plan.caches import Asked, of_points
@@ -134,6 +135,7 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
         warn_without_triton()
     elif figure is None:
         check_room(str(folder), sum(path.stat().st_size for path in found))
+    plain_experts(model.config, wire.layout.anatomy)  # those that are not quantised
     adapt_modules(model, wire.layout.source, wire.layout.anatomy)
     if figure is None or not window_of_artifact(model, wire, found, folder, dtype, figure):
         _fill(model, wire, found, dtype, at.kind, said.activations)
@@ -175,6 +177,7 @@ def _plain(
     from regauge.hosts.transformers.source import Source
 
     source = Source.open(folder)
+    plain_experts(source.model.config, source.anatomy)
     anatomy = source.anatomy
     kept = _kept(folder, anatomy, {}, cache)
     if figure is not None and coded_by(folder):
@@ -189,6 +192,7 @@ def _plain(
     elif at.kind == CPU:
         check_room(str(folder), source.parameters() * (dtype or source.dtype).itemsize)
     config, stored = source.config, source.dtype
+    plain_experts(config, source.anatomy)
     dtype = dtype or _dtype(getattr(config, "dtype", None)) or stored
     if coded_by(folder):
         decoded = whole_model(source).to(dtype)
@@ -234,10 +238,11 @@ def _no_bar() -> Iterator[None]:
 def _fill(
     model: Any, wire: Wire, paths: Sequence[Path], dtype: torch.dtype, device: str, activations: str | None
 ) -> None:
-    """Every shard, one after another."""
+    """Every shard, a block after another."""
     missing = set(wire.layout.quantised)
     for path in paths:
-        missing -= place(model, wire, files.read(path), dtype, device, path, activations)
+        for keys in by_block(wire, files.header(path)):
+            missing -= place(model, wire, files.read(path, keys), dtype, device, path, activations)
     if missing:
         raise ArtifactError(f"the artifact lacks the codes of {sorted(missing)[0]}; build or fetch it again.")
     tie(model)

@@ -194,7 +194,8 @@ class _Reader:
             expert=slot.index,
             heads=heads.of(kind),
         )
-        return replace(site, tap=_tap(site, name))
+        table = kind in TABLES or "Embedding" in self.modules[module]
+        return replace(site, tap=None if table else _tap(site, name))
 
     def _norm(self, name: str, row: NormRow | str | list[str], prefix: str, block: int | None) -> list[Norm]:
         if isinstance(row, list):
@@ -252,9 +253,9 @@ def _matrix(kind: str, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _tap(site: Site, name: str) -> str | None:
-    """The activation that a site reads."""
+    """The activation that a site reads which is no table looked up by index."""
     if site.block is None:
-        return f"{name}.in" if site.kind not in TABLES else None
+        return f"{name}.in"
     place = {"q": "attn.in", "k": "attn.in", "v": "attn.in", "o": "attn.mixed", "router": "mlp.in"}
     if site.kind in place:
         return f"blocks.{site.block}.{place[site.kind]}"
