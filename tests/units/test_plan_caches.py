@@ -9,12 +9,17 @@ import pytest
 
 from pico import pico, save
 from regauge.anatomy.model import Anatomy, Attention
-from regauge.cache.scheme import Scheme, Trigger, Variance
+from regauge.cache.budgets import AcrossHeads, Tokens
+from regauge.cache.disposals import Drop, MergeKept
+from regauge.cache.merges import AcrossLayers
+from regauge.cache.scheme import Policy, Scheme, Trigger, Variance
+from regauge.cache.scores import Recency, WindowAttention
 from regauge.errors import RecipeError
 from regauge.hosts.transformers.source import Source
 from regauge.parts import CACHE, point
-from regauge.plan import digest, load, parse, resolve
+from regauge.plan import digest, dump, load, parse, resolve
 from regauge.plan.caches import Asked, asked, cache_plan, of_caches, with_cache
+from regauge.plan.combining import combined
 from regauge.plan.keeping import bytes_at, growth, share, told
 from regauge.report.explanation import explain
 
@@ -84,7 +89,7 @@ def test_a_part_of_each_axis(anatomy: Anatomy) -> None:
         scheme({**rule, "balance": "variance:0"}, anatomy)
     assert Variance().rounds == 4
     with pytest.raises(ValueError, match="a trigger counts tokens"):
-        Trigger("every")
+        Trigger("every", 0)
 
 
 REFUSED: list[tuple[Asked, str]] = [
@@ -116,6 +121,21 @@ REFUSED: list[tuple[Asked, str]] = [
         "rules for w",
     ),
     ({"cache": {"last:0": {"keys": "int8/token"}}}, "selector 'last:0' matches nothing"),
+    ({"budget": 512}, "a budget says how many tokens stay and not which: add a score"),
+    ({"score": "recency"}, "score 'recency' lets tokens go, and nothing says how many stay: add a budget"),
+    ({"trigger": "every:32"}, "trigger 'every' lets tokens go"),
+    (
+        {"score": "recency", "budget": 0.5},
+        "a budget counts tokens, and 0.5 is no such number; a share is written uniform",
+    ),
+    ({"score": "recency", "budget": 64, "window": 32}, "a budget of 64 tokens a head cannot hold its window of 32"),
+    ({"score": "recency", "budget": 512, "trigger": "at:512"}, "write at:544 or more"),
+    ({"score": "recency", "budget": "uniform:1.5"}, "keep is the share of the text that stays"),
+    ({"score": "activation", "budget": 512}, "score 'activation' is for shape, not for cache"),
+    ({"merge": "across-layers:2"}, "start is a share, 0 to 1; you wrote 2"),
+    ({"disposal": "offload"}, "there is no disposal 'offload'"),
+    ("kivi-2+kivi-4", "would have keys 'int2-asym/time:32' and 'int4-asym/time:32'; they do not go together"),
+    ("snapkv + rtn-w9", "there is no preset 'rtn-w9'"),
     ({"kyes": "int8/token"}, "unknown key 'kyes'"),
 ]
 
@@ -155,6 +175,44 @@ def test_what_a_cache_takes(anatomy: Anatomy) -> None:
     found = cache_plan(plan, anatomy)
     assert bytes_at(found, anatomy, 64) == 64 * grown.after
     assert bytes_at(found, anatomy, 10) == 10 * grown.before
+
+
+def test_what_is_let_go(anatomy: Anatomy) -> None:
+    plan = asked("snapkv")
+    assert plan is not None
+    block = cache_plan(plan, anatomy).blocks[1]
+    assert block is not None
+    assert block.scheme == Scheme(window=32)
+    assert block.policy == Policy(WindowAttention(), Tokens(1024), Drop(), Trigger("prefill", 0))
+    plan = asked({"score": "recency:8", "budget": "across-heads:0.25", "trigger": "every:64", "disposal": "merge:0.9"})
+    assert plan is not None
+    block = cache_plan(plan, anatomy).blocks[0]
+    assert block is not None
+    assert block.policy == Policy(Recency(8), AcrossHeads(0.25), MergeKept(0.9), Trigger("every", 64))
+
+
+def test_recipes_go_together(anatomy: Anatomy) -> None:
+    both = load("snapkv + kivi-4")
+    assert both.name == "snapkv + kivi-4"
+    assert load("snapkv+kivi-4") == both
+    assert parse(dump(both)) == both
+    found = cache_plan(both, anatomy).blocks[0]
+    assert found is not None
+    assert found.scheme == scheme("kivi-4", anatomy)  # of whose two windows the wider is taken
+    assert found.policy is not None
+    shared = asked("kivi-2+minicache")
+    assert shared is not None
+    merged = cache_plan(shared, anatomy).blocks[1]
+    assert merged is not None
+    assert merged.merge == AcrossLayers()
+    whole = load("gptq-w4g128 + kivi-4")
+    assert set(whole.places) == {"weights", "cache"}
+    assert whole.calibration == load("gptq-w4g128").calibration
+    told_twice = "one leaves cache of 'first:2' as they are, and another does not"
+    with pytest.raises(RecipeError, match=told_twice):
+        combined([load("knorm"), parse("cache: {first:2: {keys: int8/token}}")])
+    assert digest(combined([load("knorm"), load("kv8")])) != digest(load("knorm"))
+    assert "snapkv + kivi-4" in explain("snapkv+kivi-4")
 
 
 def test_who_is_asked_may_be_trusted_or_not(tmp_path: Path) -> None:

@@ -50,21 +50,14 @@ class Trigger:
     """
 
     kind: str
-    tokens: int = 0
+    tokens: int
 
     def __post_init__(self) -> None:
         if self.kind != "prefill" and self.tokens < 1:
             raise ValueError(f"a trigger counts tokens, one at least, not {self.tokens}")
 
 
-AFTER_PREFILL = Trigger("prefill")
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A budget said as a number: so many tokens of every head stay, those of the window included."""
-
-    keep: int
+AFTER_PREFILL = Trigger("prefill", 0)
 
 
 @dataclass(frozen=True)
@@ -149,7 +142,7 @@ class Policy:
 
     Attributes:
         score: higher is kept.
-        budget: how many stay, by head; `Tokens` where a recipe says a number.
+        budget: how many stay, by head.
         disposal: what becomes of the others.
     """
 

@@ -36,6 +36,7 @@ from regauge.errors import BudgetError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.plan import Plan, digest
+from regauge.plan.caches import Asked, with_cache
 from regauge.plan.outer import with_outer
 from regauge.text.corpora import Where
 
@@ -77,6 +78,7 @@ def apply(
     wire: str | None = None,
     embed: str | None = None,
     head: str | None = None,
+    cache: Asked | None = None,
     command: str = "",
 ) -> Receipt:
     """Compresses a model as a recipe says and writes the artifact to OUT.
@@ -93,6 +95,7 @@ def apply(
         progress: is called with `Progress` events.
         wire: `compressed-tensors` or `regauge`; None takes the first that can say the recipe.
         embed, head: their formats, `int8` or `int6-g64`, or `full`; None: as the recipe says.
+        cache: what the artifact keeps of the past when it is loaded, as `load` takes it; None: as the recipe says.
         command: what the user typed, for the run log.
 
     Raises:
@@ -102,7 +105,7 @@ def apply(
     with quiet_torch(), PeakMemory() as memory:
         clock.say("open")
         source = host_of(model).open(model, revision)
-        plan = with_outer(plan_of(recipe), embed, head)
+        plan = with_cache(with_outer(plan_of(recipe), embed, head), cache)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         ready.refusals.attempt(lambda: refuse_out(out, force, CARRIED), None)
         ready.refusals.settle()
@@ -137,6 +140,7 @@ def dry_run(
     max_memory: int | None = None,
     embed: str | None = None,
     head: str | None = None,
+    cache: Asked | None = None,
 ) -> DryRun:
     """What `apply` would do with the same arguments: each site, bytes, passes, time and disk, and every refusal.
 
@@ -145,7 +149,7 @@ def dry_run(
     """
     with quiet_torch():
         source = host_of(model).open(model, revision)
-        plan = with_outer(plan_of(recipe), embed, head)
+        plan = with_cache(with_outer(plan_of(recipe), embed, head), cache)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         target = None if out is None else Path(out).expanduser()
         if target is not None:

@@ -8,7 +8,11 @@ from typing import Any
 
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Attention
-from regauge.cache.scheme import AFTER_PREFILL, LEAST, BlockCache, Policy, Scheme, Tokens, in_time, tokens_of
+from regauge.cache.budgets import Tokens
+from regauge.cache.disposals import Drop
+from regauge.cache.scheme import AFTER_PREFILL, LEAST, BlockCache, Policy, Scheme, in_time, tokens_of
+from regauge.cache.triggers import check_tokens
+from regauge.errors import BudgetError
 from regauge.formats.base import Format
 from regauge.parts import Point, axis_of
 
@@ -16,6 +20,8 @@ STORED = ("keys", "values")
 """The axes that are formats."""
 CHOSEN = ("score", "budget", "disposal", "trigger")
 """The axes of what is let go."""
+LONG = 1 << 20
+"""Tokens of a text of which every share holds what must stay."""
 PIECE = 8
 """Channels that the smallest Hadamard spreads over; a head is turned in the largest pieces of a power of two."""
 
@@ -43,11 +49,11 @@ def stores(anatomy: Anatomy, points: Mapping[str, Point]) -> Found:
     for name, point in points.items():
         block = block_of(name)
         sizes = anatomy.attention(block)
+        for reason in list(_of_numbers(point)) or list(_of_sizes(point, sizes)):
+            found.reasons.setdefault(reason, []).append(name)
         if block in anatomy.plumbing.sliding:
             found.kept[name] = "a window of the past, or none of its own, is all that is kept there"
             continue
-        for reason in (*_of_numbers(point), *_of_sizes(point, sizes)):
-            found.reasons.setdefault(reason, []).append(name)
         found.points[name] = point
         if sizes is not None and not found.reasons:
             why = _fell(point, sizes)
@@ -85,7 +91,7 @@ def _policy(point: Point) -> Policy | None:
     return Policy(
         score=_built(point, "score"),
         budget=Tokens(int(budget.part)) if number else parts.build("budget", budget),
-        disposal=_built(point, "disposal"),
+        disposal=_built(point, "disposal") or Drop(),
         trigger=_built(point, "trigger") or AFTER_PREFILL,
     )
 
@@ -157,20 +163,15 @@ def _of_sizes(point: Point, sizes: Attention | None) -> Iterator[str]:
             yield f"{axis}: {refusal}, which a head has here (write '{grain} else token', or a size that divides)"
         if point.name("transform") == "hadamard" and size % PIECE:
             yield f"a head of {size} channels holds no Hadamard of {PIECE} or more: leave transform 'hadamard' out"
-    budget = point["budget"]
-    if budget is None or not _whole(budget.part, 1):
+    policy = _policy(point)
+    if policy is None:
         return
-    least = sinks_of(point) + _window(point) + tokens
-    if int(budget.part) < least:
-        yield (
-            f"a budget of {budget.part} tokens is below the {least} that stay in any case: {sinks_of(point)} at the "
-            f"front, a window of {_window(point)}, and a block of {tokens}"
-        )
-
-
-def sinks_of(point: Point) -> int:
-    """Tokens at the front of the text that a score never lets go."""
-    return 0 if point["score"] is None else int(_built(point, "score").sinks)
+    at = policy.trigger.tokens if policy.trigger.kind == "at" else 0
+    keep = int(policy.budget.keep) if policy.budget.keep > 1 else at or LONG
+    try:
+        check_tokens(keep, _window(point), policy.score.sinks, tokens, at if policy.budget.keep > 1 else 0)
+    except BudgetError as error:
+        yield str(error)
 
 
 def _fell(point: Point, sizes: Attention) -> str:

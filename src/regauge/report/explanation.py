@@ -12,6 +12,7 @@ from regauge import parts
 from regauge.errors import RecipeError, nearest
 from regauge.parts import AXES, CACHE, FORMAT, INPUTS, TABLE, WEIGHTS, WORD, Point, Spec, axis_of, numeric
 from regauge.plan import Plan, Rule, dump, load, patterns, presets
+from regauge.plan.combining import BETWEEN
 from regauge.plan.elsewhere import known_elsewhere
 from regauge.plan.keeping import told
 
@@ -52,7 +53,7 @@ def spread(text: str, where: Mapping[str, tuple[int, ...]]) -> str:
 def facts(name: str) -> list[Facts]:
     """Everything that is known under a name: a preset or recipe file first, then parts of each axis that has it."""
     found: list[Facts] = []
-    if name in presets() or Path(name).suffix in (".yaml", ".yml"):
+    if name in presets() or Path(name).suffix in (".yaml", ".yml") or BETWEEN in name:
         found.append(_of_plan(load(name)))
     found += [_of_part(axis, name) for axis, table in TABLE.items() if name in table]
     if not found:
