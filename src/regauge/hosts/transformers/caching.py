@@ -16,7 +16,6 @@ from transformers import DynamicCache
 from regauge.anatomy.model import Anatomy
 from regauge.cache.scheme import CachePlan
 from regauge.errors import FallbackWarning, SettingError
-from regauge.hosts.transformers.attending import attend, expect, watch
 from regauge.hosts.transformers.owned import method, own
 from regauge.hosts.transformers.packed import cache_of
 from regauge.plan.caches import NONE, Asked, asked, cache_plan
@@ -81,8 +80,7 @@ def fresh(model: Any, request: object = None) -> Any:
         raise SettingError(f"the caches of a {type(model).__name__} are two for each block; leave {plan.name} out")
     cache = cache_of(plan, model)
     if any(block is not None and (block.policy or block.merge) for block in plan.blocks):
-        attend(model)
-        watch(cache, plan, model)
+        raise SettingError(f"{plan.name} lets tokens go or shares them, and no attention here does that yet")
     return cache
 
 
@@ -121,8 +119,6 @@ def _prepare(model: Any, generation_config: Any, model_kwargs: dict[str, Any], *
     if given is not None and request is not None:
         raise SettingError(f"{REQUEST}={str(request)[:40]!r} and past_key_values= are two caches: give one of them")
     plan = _asked_by(model, request)
-    if given is not None:
-        _expect(given, model_kwargs)
     if given is not None or generation_config.use_cache is False or plan is None or plan.plain:
         return stock(generation_config, model_kwargs, *args, **rest)
     if generation_config.cache_implementation not in PLAIN:
@@ -139,16 +135,8 @@ def _prepare(model: Any, generation_config: Any, model_kwargs: dict[str, Any], *
         )
         return stock(generation_config, model_kwargs, *args, **rest)
     cache = fresh(model, plan)
-    _expect(cache, model_kwargs)
     model_kwargs["past_key_values"] = cache
     return None
-
-
-def _expect(cache: Any, model_kwargs: Mapping[str, Any]) -> None:
-    """Tells a cache how long the whole prompt will be, where that is known."""
-    mask = model_kwargs.get("attention_mask")
-    if mask is not None and mask.ndim == 2:
-        expect(cache, mask.shape[1])
 
 
 def _refuse_batching(model: Any, *args: Any, **rest: Any) -> Any:
