@@ -12,6 +12,7 @@ from regauge.anatomy.model import Anatomy, Attention, Site, Stream
 from regauge.artifact.folder import ANATOMY, read_config
 from regauge.artifact.reader import open_artifact
 from regauge.hosts import host_of
+from regauge.plan.keeping import rate
 from regauge.plan.select import pattern
 from regauge.report.fits import Size, caches, sizes
 
