@@ -14,7 +14,8 @@ import regauge as rg
 from architectures import build
 from pico import pico
 from regauge.errors import ModelError, SettingError
-from regauge.hosts.transformers.cache import GrowingLayer, SlidingLayer, adopt
+from regauge.hosts.transformers.adopting import adopt
+from regauge.hosts.transformers.cache import GrowingLayer, SlidingLayer
 from regauge.runtime.store.rotate import turn, turning
 
 EDITS = [(2, 1, [5, 9, 11]), (7, 4), (15, 0, [3])]

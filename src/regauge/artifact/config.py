@@ -8,8 +8,10 @@ from pathlib import Path
 
 from regauge.anatomy.model import Anatomy
 from regauge.anatomy.sizes import resized, sizes
+from regauge.artifact.caches import FILE, cache_json
 from regauge.artifact.codec.base import REGAUGE, Wire
 from regauge.artifact.folder import ANATOMY, anatomy_json
+from regauge.artifact.loading import auto_class, instead
 from regauge.artifact.sentences import module_files
 
 SHIM = "regauge_loader.py"
@@ -46,6 +48,9 @@ CARRIED = (
     "2_*/config.json",
 )
 """What is copied from the source, as globs. Weights, caches and code are not; README.md goes to regauge/."""
+WEIGHTS = "transformers_weights"
+"""Of config.json: the file of weights that transformers opens before it looks for any other. It refuses a name that is
+no safetensors file and repeats it, so here stands what to do instead: see docs/decisions/012."""
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".py")
 """Endings of files that can run code when they are opened, which are carried nowhere."""
 READ = ("model.safetensors.index.json", "config.json", "README.md")
@@ -99,6 +104,7 @@ def config_json(source: Path, wire: Wire) -> str:
     if quantisation:
         raw["quantization_config"] = quantisation
     if wire.name == REGAUGE:
+        raw[WEIGHTS] = instead(auto_class(raw))
         raw["auto_map"] = {name: f"{SHIM.removesuffix('.py')}.{name}" for name in CLASSES}
     return json.dumps(raw, indent=2, sort_keys=True) + "\n"
 
@@ -125,6 +131,8 @@ def artifact_files(
     found["regauge/recipe.yaml"] = recipe
     found["regauge/receipt.json"] = receipt
     found[ANATOMY] = anatomy_json(_described(wire))
+    if wire.layout.cache and wire.name != REGAUGE:
+        found[FILE] = cache_json(wire.layout)
     if wire.name == REGAUGE:
         found[SHIM] = Path(__file__).with_name("shim.py.txt")
     else:

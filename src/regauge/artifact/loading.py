@@ -41,6 +41,27 @@ def auto_class(config: Mapping[str, object]) -> str:
     return next((auto for ending, auto in KINDS.items() if first.endswith(ending)), "AutoModel")
 
 
+_INSTEAD = (
+    "regauge packed these weights, and transformers alone does not read them; install regauge, then use "
+    "regauge.load(PATH) or ",
+    ".from_pretrained(PATH, trust_remote_code=True)",
+)
+
+
+def instead(auto: str) -> str:
+    """What to open a packed artifact with, for whoever opens it with transformers alone: ends transformers' own error.
+
+    Args:
+        auto: see `auto_class`.
+    """
+    return auto.join(_INSTEAD)
+
+
+def says_instead(value: object) -> bool:
+    """Whether a value of config.json is what `instead` gives, of whichever Auto class."""
+    return type(value) is str and value.startswith(_INSTEAD[0][:28]) and value.endswith(_INSTEAD[1])
+
+
 def ways(wire: str, refusals: tuple[str, ...], place: str, auto: str = CAUSAL) -> tuple[Way, ...]:
     """Every runtime that a reader may ask about.
 

@@ -21,6 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from regauge.kernels.cpu.machine import bandwidth, trim
+from regauge.measure.contexts import at_lengths
 from regauge.measure.cost import (
     ORIGINAL,
     RUNTIME,
@@ -192,45 +193,51 @@ def _costs(subjects: Sequence[Subject], facts: Facts, method: Method) -> tuple[d
     """Of each model as it runs, and of the first by its library's own modules."""
     method.say("measure", "speed")
     found: dict[str, dict[str, Speed]] = {"decode": {}, "prefill": {}}
+    at: dict[str, dict[int, Speed]] = {}
     cache: dict[str, float] = {}
     if facts.generative:
-        found, cache = _speeds(subjects, facts, method)
+        found, at, cache = _speeds(subjects, facts, method)
     method.say("measure", "memory")
     costs = {
         subject.name: Costs(
             decode=found["decode"].get(subject.name),
             prefill=found["prefill"].get(subject.name),
+            decode_at=at.get(subject.name, {}),
             memory=memory(subject.path, method.dtype),
             cache_bytes=cache.get(subject.name),
             bytes=subject.stored,
         )
         for subject in subjects
     }
-    return costs, Costs(decode=found["decode"].get(OWN), prefill=found["prefill"].get(OWN))
+    own = Costs(decode=found["decode"].get(OWN), prefill=found["prefill"].get(OWN), decode_at=at.get(OWN, {}))
+    return costs, own
 
 
 def _speeds(
     subjects: Sequence[Subject], facts: Facts, method: Method
-) -> tuple[dict[str, dict[str, Speed]], dict[str, float]]:
-    """Speeds of every way, interleaved, and bytes of cache a token."""
+) -> tuple[dict[str, dict[str, Speed]], dict[str, dict[int, Speed]], dict[str, float]]:
+    """Speeds of every way, interleaved; decoding by the length of the context; bytes of cache a token."""
     dtype, prompt_BT = getattr(torch, method.dtype), prompt_of(facts.vocabulary, facts.most)
     shares = [[subject] for subject in subjects] if method.apart else [subjects]
     rates: dict[str, dict[str, list[float]]] = {"decode": {}, "prefill": {}}
+    at: dict[str, dict[int, Speed]] = {}
     cache: dict[str, float] = {}
-    for _ in range(method.rounds if method.apart else 1):
+    for turn in range(method.rounds if method.apart else 1):
         for some in shares:
             models = _ways(some, dtype, subjects[0])
             cache |= {n: cache_bytes_a_token(model, prompt_BT[:, :32]) for n, model in models.items() if n != OWN}
+            found = speeds(models, prompt_BT, 1 if method.apart else method.rounds)
+            if not turn:
+                at |= at_lengths(models, facts.vocabulary, facts.most, found, lambda *_: True)
             if not method.apart:
-                return speeds(models, prompt_BT, method.rounds), cache
-            for resource, found in speeds(models, prompt_BT, 1).items():
-                for name, one in found.items():
+                return found, at, cache
+            for resource, speeds_of in found.items():
+                for name, one in speeds_of.items():
                     rates[resource].setdefault(name, []).append(one.median)
             del models
             trim()
-    return {
-        resource: {name: speed(all_of) for name, all_of in found.items()} for resource, found in rates.items()
-    }, cache
+    taken = {resource: {name: speed(all_of) for name, all_of in some.items()} for resource, some in rates.items()}
+    return taken, at, cache
 
 
 def _ways(subjects: Sequence[Subject], dtype: torch.dtype, first: Subject) -> dict[str, Model]:

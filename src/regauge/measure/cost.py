@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from regauge.errors import ModelError
@@ -58,10 +58,15 @@ class Memory(_Record):
 
 
 class Costs(_Record):
-    """Everything measured about the cost of one model."""
+    """Everything measured about the cost of one model.
+
+    Attributes:
+        decode_at: tokens of context → decoding behind them; `decode` is behind `PROMPT`.
+    """
 
     decode: Speed | None = None
     prefill: Speed | None = None
+    decode_at: dict[int, Speed] = Field(default_factory=dict)
     memory: Memory | None = None
     cache_bytes: float | None = None  # a token
     bytes: int | None = None  # weight files on disk

@@ -8,7 +8,8 @@ from regauge.amounts import told
 from regauge.artifact.loading import CAUSAL
 from regauge.artifact.receipt import Receipt
 from regauge.measure.bootstrap import FEW
-from regauge.measure.cost import PREFILL, PROMPT, Costs, Speed
+from regauge.measure.contexts import MOST
+from regauge.measure.cost import PROMPT, Costs, Speed
 from regauge.measure.quality import Quality
 from regauge.report import figures, words
 from regauge.report.view import OUT, Point, Row, Sample, Table, View, loads, of_receipt, spent
@@ -36,6 +37,7 @@ def of_run(run: Run, receipt: Receipt, out: str = OUT, auto: str = CAUSAL) -> Vi
             _budgets(run),
             *figures.tables(run),
             _contexts(run),
+            _decoding(run),
             _costs(run),
             spent(receipt),
         ),
@@ -150,7 +152,7 @@ def _quality_row(name: str, quality: Quality) -> Row:
 
 
 def _contexts(run: Run) -> Table:
-    """Memory by the length of the context; speed at the length at which it was measured."""
+    """Memory by the length of the context."""
     rows = []
     for name, costs in run.costs.items():
         held = None if costs.memory is None else costs.memory.anonymous + costs.memory.file
@@ -161,12 +163,32 @@ def _contexts(run: Run) -> Table:
         rows.append((*row, figures.NONE if costs.cache_bytes is None else told(costs.cache_bytes)))
     return Table(
         "Memory by context length",
-        "Resident memory is what a fresh process gained by loading the model; the cache is added at its bytes a token, "
-        f"in tokens of context. Speed was measured at the start of a context only: decoding behind {PROMPT} tokens, "
-        f"prefill of {PREFILL}; a longer cache is more to read for each token.",
+        "Resident memory is what a fresh process gained by loading the model; the cache is added at its bytes a token.",
         ("model", "at load", *(f"at {length // 1024}k" for length in words.CONTEXTS), "a token of cache"),
         tuple(rows),
         "Memory was not measured.",
+    )
+
+
+def _decoding(run: Run) -> Table:
+    """Tokens a second by the length of the context."""
+    lengths = sorted({length for costs in run.costs.values() for length in costs.decode_at})
+    rows = tuple(
+        (
+            figures.NAMES.get(name, name),
+            _speed(costs.decode),
+            *(_speed(costs.decode_at.get(length)) for length in lengths),
+        )
+        for name, costs in run.costs.items()
+        if costs.decode_at
+    )
+    return Table(
+        "Decoding by context length" + figures.marked(run),
+        "Tokens a second, medians with quartiles, measured behind a cache of random tokens. A length that the model "
+        f"does not read, or that takes more than {MOST:.0f} seconds to measure, is left out.",
+        ("model", f"behind {PROMPT} tokens", *(f"at {length // 1024}k" for length in lengths)),
+        rows,
+        "Decoding was measured at the start of a context only.",
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from regauge.artifact.config import WEIGHTS
+from regauge.artifact.loading import says_instead
 from regauge.documents import read_json
 from regauge.errors import ModelError, RegaugeError, UnsafeWeights
 from regauge.hosts.transformers.coded import method
@@ -25,7 +27,7 @@ MOST = {"layer": 4096, "block": 4096, "expert": 65536, "head": 65536} | {"labels
 MOST |= {f"{name}s": most for name, most in MOST.items() if name != "labels"}
 INDEX = ("feature_layer",)
 """Names of fields that end as counts do and are none: which layer of a tower is read, counted from its end too."""
-ELSEWHERE = ("transformers_weights",)
+ELSEWHERE = (WEIGHTS,)
 """Fields by which transformers would read another file than the one that was checked."""
 
 
@@ -66,7 +68,7 @@ def coded_by(folder: Path) -> str:
 
 
 def read_raw(folder: Path, error: type[RegaugeError] = ModelError) -> dict[str, Any]:
-    """The mapping in config.json, its counts within bounds.
+    """The mapping in config.json, its counts within bounds, without the sentence that ours has for transformers.
 
     Raises:
         error: it cannot be read, names no model type, or asks for more modules than any model has.
@@ -75,6 +77,8 @@ def read_raw(folder: Path, error: type[RegaugeError] = ModelError) -> dict[str, 
     raw = read_json(path, error)
     if type(raw.get("model_type")) is not str:
         raise error(f"{path} names no model_type, so it is no transformers model")
+    if says_instead(raw.get(WEIGHTS)):
+        del raw[WEIGHTS]
     for name, value in _fields(raw):
         if name in ELSEWHERE and value is not None:
             raise UnsafeWeights(f"{path} says by {name} where weights or code lie, which regauge takes from no config")

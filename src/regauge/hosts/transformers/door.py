@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from regauge.artifact.config import CLASSES
+from regauge.artifact.config import CLASSES, WEIGHTS
 from regauge.errors import SettingError
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.load import load
@@ -56,7 +56,7 @@ SETTABLE = frozenset(
 )
 """Fields of a config that may differ from the artifact's: they change no tensor."""
 UNSAID = frozenset(("dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path", "architectures"))
-UNSAID |= {"quantization_config", "auto_map", "_attn_implementation_autoset"}
+UNSAID |= {"quantization_config", "auto_map", WEIGHTS, "_attn_implementation_autoset"}
 ALL: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 
 

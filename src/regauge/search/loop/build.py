@@ -5,7 +5,7 @@ The artifact is made by the engine from an explicit recipe, loaded as a user wou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from regauge.engine import apply
 from regauge.errors import ArtifactError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
+from regauge.measure.contexts import Can, at_lengths
 from regauge.measure.cost import (
     COMPRESSED,
     ORIGINAL,
@@ -34,7 +35,7 @@ from regauge.measure.quality import Scores, compare
 from regauge.measure.subject import logits
 from regauge.plan import Plan
 from regauge.search.loop.desk import Desk
-from regauge.search.options import plan_of, site_groups
+from regauge.search.options import SiteGroup, plan_of
 from regauge.search.subject import Subject
 from regauge.text.split import Texts
 from regauge.text.windows import Windows
@@ -57,9 +58,8 @@ class Built:
         return float(self.search.kl_N.mean())
 
 
-def plan_for(picks: Mapping[str, str], source: Source, name: str, texts: Texts) -> Plan:
+def plan_for(picks: Mapping[str, str], groups: Sequence[SiteGroup], name: str, texts: Texts) -> Plan:
     """The recipe of named picks: every site by name."""
-    groups = site_groups(source.anatomy)
     for group in groups:
         known = [option.name for option in group.options]
         if picks.get(group.name) not in known:
@@ -84,6 +84,7 @@ def build(desk: Desk, plan: Plan) -> Built:
         seed=desk.ask.seed,
         force=True,
         max_memory=desk.limits.bound,
+        wire=desk.ask.menu.wire,
         progress=desk.clock.within("build"),
         command=desk.ask.command,
     )
@@ -109,20 +110,40 @@ def _growth(model: Model) -> float:
 
 
 def speeds(source: Source, folder: Path, turns: int) -> dict[str, dict[str, Speed]]:
-    """`decode` and `prefill`, interleaved: the source in bf16 by its library's own modules (`original`) and by the same
-    runtime (`runtime`), and the artifact (`compressed`)."""
+    """`decode` and `prefill`, interleaved, of what `_models` gives."""
     host = host_of(source.path)
-    ways = host.ways_of_source(source)
-    models = {RUNTIME: ways.runtime, COMPRESSED: host.load(folder, dtype=torch.bfloat16)}
-    if ways.own is not None:
-        models[ORIGINAL] = ways.own
+    models = _models(source, folder)
     with host.unsaid():
         return timed(models, prompt_of(source.anatomy.site("embed").shape[0], host.context(source)), turns)
 
 
-def costs(source: Source, folder: Path, turns: int, resident: bool) -> dict[str, Costs]:
-    """Everything measured about the cost of the source, by both runtimes, and of the artifact."""
-    found = speeds(source, folder, turns)
+def _models(source: Source, folder: Path) -> dict[str, Model]:
+    """The source in bf16 by its library's own modules (`original`) and by the same runtime (`runtime`), and the
+    artifact (`compressed`)."""
+    host = host_of(source.path)
+    ways = host.ways_of_source(source)
+    models = {RUNTIME: ways.runtime, COMPRESSED: host.load(folder, dtype=torch.bfloat16)}
+    return models if ways.own is None else models | {ORIGINAL: ways.own}
+
+
+def _at_lengths(
+    source: Source, folder: Path, turns: int, can: Can
+) -> tuple[dict[str, dict[str, Speed]], dict[str, dict[int, Speed]]]:
+    """`speeds`, and decoding by the length of the context."""
+    host, vocabulary = host_of(source.path), source.anatomy.site("embed").shape[0]
+    models, most = _models(source, folder), host.context(source)
+    with host.unsaid():
+        found = timed(models, prompt_of(vocabulary, most), turns)
+        return found, at_lengths(models, vocabulary, most, found, can)
+
+
+def costs(source: Source, folder: Path, turns: int, resident: bool, can: Can) -> dict[str, Costs]:
+    """Everything measured about the cost of the source, by both runtimes, and of the artifact.
+
+    Args:
+        can: whether there is time for a length of context (`measure.contexts`).
+    """
+    found, at = _at_lengths(source, folder, turns, can)
     paths = {ORIGINAL: source.path, COMPRESSED: folder}
     cache = {
         ORIGINAL: cache_growth(source),
@@ -132,6 +153,7 @@ def costs(source: Source, folder: Path, turns: int, resident: bool) -> dict[str,
         name: Costs(
             decode=found["decode"][name],
             prefill=found["prefill"][name],
+            decode_at=at.get(name, {}),
             memory=memory(paths[name], "bfloat16") if resident and name in paths else None,
             cache_bytes=cache.get(name),
             bytes=weight_bytes(paths[name]) if name in paths else None,

@@ -55,7 +55,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
     turns = max(TURNS, watch.many("rounds of timing", ask.effort.turns, TIMED))
     memory = ask.effort.memory and watch.can("memory in fresh processes", FRESH)
     with watch.step("costs"):
-        spent = costs(source, settled.built.folder, turns, memory)
+        spent = costs(source, settled.built.folder, turns, memory, watch.can)
     samples: tuple[Sample, ...] = ()
     if ask.effort.samples and watch.can("samples", watch.expected.get("samples", 0.0)):
         with watch.step("samples"):
