@@ -16,6 +16,7 @@ NAMES = [
     "Plan",
     "Receipt",
     "apply",
+    "cache",
     "dry_run",
     "errors",
     "explain",
