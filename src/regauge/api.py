@@ -29,7 +29,9 @@ from regauge.engine.estimate import DryRun
 from regauge.hosts import host_of
 from regauge.measure.compare import Comparison
 from regauge.plan import Plan
+from regauge.plan.caches import Asked
 from regauge.report.build import write
+from regauge.runtime.device import computed_on
 from regauge.search.fit import fit as _fit
 from regauge.search.fit import pick as _pick
 from regauge.search.record import Run
@@ -47,12 +49,17 @@ def fit(
     calibration: Where | None = None,
     eval: Where | None = None,
     time: str | float | None = None,
+    for_: str | None = None,
+    methods: str | Sequence[str] | None = None,
+    tokens: int | None = None,
+    length: int | None = None,
     max_memory: str | int | None = None,
     seed: int = 0,
     revision: str | None = None,
     family: str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    device: str = "cpu",
     progress: Watcher | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -63,12 +70,16 @@ def fit(
         floor: `kl=0.05`: lose no more than this.
         calibration, eval: text that methods read, and text that the final figures are measured on.
         time: `5m` or seconds: it ends in this time, or refuses before any work.
+        for_: `vllm`, `transformers` or `sglang` (`--for`): only what that loads is chosen from.
+        methods: presets: only what these make of a matrix is chosen from; `"gptq-w4g128,rtn-w8"` or a list.
+        tokens, length: how much calibration text is read, in windows of which length.
         max_memory: `6GB` or bytes that this process may take.
         family: a file of your own that describes the architecture; see docs/families.md.
 
     Raises:
         RegaugeError: any refusal, in a sentence.
     """
+    computed_on(device, "fit")
     with host_of(model).family(family), _watching("fit", progress, quiet) as watch:
         run = _fit(
             model,
@@ -78,6 +89,10 @@ def fit(
             calibration,
             eval,
             time_limit=_seconds(time),
+            for_=for_,
+            methods=methods,
+            tokens=tokens,
+            length=length,
             max_memory=_bytes(max_memory),
             seed=seed,
             revision=revision,
@@ -119,12 +134,14 @@ def apply(
     wire: str | None = None,
     embed: str | None = None,
     head: str | None = None,
+    cache: Asked | None = None,
     time: str | float | None = None,
     max_memory: str | int | None = None,
     seed: int = 0,
     revision: str | None = None,
     family: str | Path | None = None,
     force: bool = False,
+    device: str = "cpu",
     progress: Watcher | None = None,
     quiet: bool = False,
 ) -> Receipt:
@@ -134,6 +151,7 @@ def apply(
     Raises:
         RegaugeError: any refusal, all of them at once and before any work; what was finished stays for the next run.
     """
+    computed_on(device, "apply")
     with host_of(model).family(family), _watching("apply", progress, quiet) as watch:
         done = _apply(
             recipe,
@@ -145,6 +163,7 @@ def apply(
             wire=wire,
             embed=embed,
             head=head,
+            cache=cache,
             time_limit=_seconds(time),
             max_memory=_bytes(max_memory),
             seed=seed,
@@ -158,6 +177,7 @@ def apply(
 
 def dry_run(recipe: str | Path | Plan, model: str | Path, out: str | Path | None = None, **options: Any) -> DryRun:
     """What `apply` would do with the same arguments: each site, bytes, passes, time and disk, and every refusal."""
+    computed_on(options.pop("device", "cpu"), "apply")
     if "max_memory" in options:
         options["max_memory"] = _bytes(options["max_memory"])
     return _dry_run(recipe, model, out, **options)
@@ -169,6 +189,7 @@ def measure(
     tasks: str | Path | Sequence[str] | None = None,
     max_memory: str | int | None = None,
     seed: int = 0,
+    device: str = "cpu",
     progress: Watcher | None = None,
     quiet: bool = False,
 ) -> Comparison:
@@ -177,6 +198,7 @@ def measure(
     Args:
         tasks: names of lm-eval's tasks, or files of questions: `"arc_easy,mine.jsonl"` or a list.
     """
+    computed_on(device, "measure")
     with _watching("measure", progress, quiet) as watch:
         return _measure(models, eval=eval, seed=seed, progress=watch, max_memory=_bytes(max_memory), tasks=tasks)
 

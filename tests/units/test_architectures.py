@@ -89,11 +89,16 @@ def decoded(model: Any, ids: Tensor) -> Tensor:
     return torch.cat(found, 1)
 
 
-@pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text"])
-def test_layers_that_share_keys_and_values_are_rounded_but_not_run_one_by_one(name: str, tmp_path: Path) -> None:
-    model = build(
+SHARING = ["gemma3n_text", "gemma4_text"]
+
+
+def shares(name: str, dtype: torch.dtype = torch.float32, **sizes: int) -> Any:
+    """Four layers, of which the last two read the keys and values of the first two."""
+    return build(
         name,
+        dtype=dtype,
         num_hidden_layers=4,
+        **sizes,
         other={
             "num_kv_shared_layers": 2,
             "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -101,11 +106,45 @@ def test_layers_that_share_keys_and_values_are_rounded_but_not_run_one_by_one(na
             "activation_sparsity_pattern": [0.0] * 4,
         },
     )
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_layers_that_share_keys_and_values_are_run_one_by_one(name: str, tmp_path: Path) -> None:
+    """Later layers read what the run before them has left, and never what another run has with other weights."""
+    model = shares(name)
     model.save_pretrained(tmp_path / "model")
     given, before = inputs(model), run(model, inputs(model))
     rg.apply("rtn-w8", tmp_path / "model", out=tmp_path / "out")
     assert apart(run(rg.load(tmp_path / "out"), given), before) < 0.12
-    with pytest.raises(rg.errors.ModelError, match=r"cannot be run one by one: later layers read the keys"):
-        Runner(Source.open(tmp_path / "model"))
-    with pytest.raises(rg.errors.TextError, match=r"num_kv_shared_layers=2 cannot be run one by one"):
-        rg.apply("gptq-w4g32", tmp_path / "model", out=tmp_path / "other", calibration=tmp_path / "text")
+    source = Source.open(tmp_path / "model")
+    assert source.anatomy.cached == 2 * 2 * (10 + 10)  # two layers keep two heads each
+    runner, outer = Runner(source), source.block(None)
+    with torch.no_grad():
+        states = runner.begin([given, inputs(model, seed=2)], outer)
+        assert not states.alone
+        for index in range(4):
+            weights = source.block(index)
+            runner.block(index, {key: 2 * x for key, x in weights.items()}, states)
+            after = runner.block(index, weights, states)
+            runner.bind(index, {key: -x for key, x in weights.items()}, states)(states.hidden[0], 0)
+            states = after
+        first, second = runner.tail(outer, states)
+    assert apart(first, before) < 1e-5
+    assert apart(second, run(model, inputs(model, seed=2))) < 1e-5
+
+
+def test_granites_multipliers_go_into_embeddings_epsilons_and_the_last_gain(tmp_path: Path) -> None:
+    """With an epsilon that is felt; and where layers come to differ, transformers decodes, and says why."""
+    build("granite", other={"rms_norm_eps": 0.5, "residual_multiplier": 0.3}).save_pretrained(tmp_path / "model")
+    rg.apply("rtn-w8", tmp_path / "model", out=tmp_path / "out")
+    packed = rg.load(tmp_path / "out")
+    ids = inputs(packed)["input_ids"]
+    wanted = run(packed, {"input_ids": ids})[:, -3:]
+    assert apart(decoded(packed, ids), wanted) < 2e-3
+    steps = packed.regauge_step.steps
+    assert steps == 3
+    packed.model.layers[1].residual_multiplier = 0.5
+    past = packed(input_ids=ids[:, :-1], use_cache=True).past_key_values
+    with pytest.warns(rg.errors.FallbackWarning, match="residual_multiplier is 0, or not the same number in all"):
+        packed(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
+    assert packed.regauge_step.steps == steps

@@ -207,11 +207,24 @@ def test_skeletons_hold_no_weights_and_their_buffers_are_those_of_a_real_model(n
     assert not meta.training
 
 
-@pytest.mark.parametrize("name", ["llama", "deepseek_v2", "deepseek_v3", "qwen3_next", "gpt_bigcode", "falcon"])
+def test_falcon_40b_keeps_keys_and_values_once_for_each_of_its_heads_of_queries() -> None:
+    """Its four heads of 10 ask, two are computed, and four of each are kept: 2 blocks x 4 heads x (10 + 10)."""
+    found = anatomy_of(architectures.config_of("falcon-40b"))
+    assert found.attentions == (Attention(4, 2, 10, 10),) * 2
+    assert found.cached == 160
+
+
+CACHED = [
+    "llama", "deepseek_v2", "deepseek_v3", "qwen3_next", "gpt_bigcode", "falcon", "falcon-40b", "falcon_h1", "jamba",
+    "lfm2", "gemma4_text",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CACHED)
 def test_what_a_token_leaves_in_the_cache_is_what_transformers_keeps(name: str) -> None:
     """Latent attention keeps its narrow layer and the turned channels; a recurrence keeps nothing a token."""
     model = architectures.build(name)
-    ids = architectures.inputs(model)["input_ids"]
+    ids = architectures.inputs(model, length=5)["input_ids"]  # a window of 6 still holds all of them
     with torch.no_grad():
         kept = model(input_ids=ids, use_cache=True).past_key_values
     found = [

@@ -17,7 +17,7 @@ from regauge.engine.watchdog import Progress
 from regauge.errors import BudgetError
 
 ONLY_THERE = {"json", "debug", "verbose", "threads"}  # of a process; Python has its own ways
-ONLY_HERE = {"progress", "length"}
+ONLY_HERE = {"progress"}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def test_every_option_has_one_name_in_both_worlds(name: str) -> None:
     flags -= {"out"}
     if name == "apply":
         flags -= {"dry_run"}  # a function of its own
+    taken = {name.removesuffix("_") for name in taken}  # `for` is a word of Python's own
     positional = {"model", "out", "recipe", "run", "point", "models"}
     assert flags - ONLY_THERE == taken - ONLY_HERE - positional
 
@@ -92,6 +93,32 @@ def test_a_device_that_is_not_there_is_our_error(model: Path) -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(rg.errors.SettingError, match="cuda"):
         rg.load(model, device="cuda")
+
+
+@pytest.mark.parametrize("name", ["fit", "apply", "measure"])
+def test_a_device_that_does_not_compute_is_a_sentence_in_both_worlds(
+    name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from regauge.cli import main
+
+    call = {"fit": rg.fit, "apply": rg.apply, "measure": rg.api.measure}[name]
+    given = {"fit": [model, tmp_path / "out"], "apply": ["rtn-w8", model, tmp_path / "out"], "measure": [model]}[name]
+    typed = [str(word) for word in given if word != tmp_path / "out"]
+    typed += [] if name == "measure" else ["-o", str(tmp_path / "out")]
+    for seen, why in ((0, "torch sees no CUDA device here"), (1, f"regauge {name} computes on the CPU only")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda seen=seen: bool(seen))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
+        with pytest.raises(rg.errors.SettingError, match=why):
+            call(*given, device="cuda")  # type: ignore[operator]  # of three kinds
+        assert main([name, *typed, "--device", "cuda"]) == 2
+        said = capsys.readouterr().err
+        assert why in " ".join(said.split())
+        assert "Traceback" not in said
+    assert main([name, *typed, "--device", "gpu"]) == 2
+    assert "there is no device" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_apply_writes_its_page_in_both_worlds(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

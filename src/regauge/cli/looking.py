@@ -10,6 +10,7 @@ import typer
 from regauge.cli.options import (
     CALIBRATION,
     DEBUG,
+    DEVICE,
     EVAL,
     FAMILY,
     JSON,
@@ -131,6 +132,7 @@ def measure(
     quiet: QUIET = False,
     verbose: VERBOSE = False,
     threads: THREADS = None,
+    device: DEVICE = "cpu",
     debug: DEBUG = False,
 ) -> None:
     """Quality, memory and speed, side by side. Example: regauge measure MODEL OUT --tasks mine.jsonl"""
@@ -138,7 +140,9 @@ def measure(
     from regauge import engine
     from regauge.cli import show, tell
     from regauge.cli.bars import working
+    from regauge.runtime.device import computed_on
 
+    computed_on(device, "measure")
     with working("measure", quiet, verbose, threads) as watch:
         found = engine.measure(models, eval=evaluation, seed=seed, progress=watch, max_memory=bound, tasks=tasks)
     show.as_json(found) if json else tell.measurement(found)

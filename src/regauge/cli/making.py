@@ -9,15 +9,20 @@ import typer
 
 from regauge.cli.options import (
     BUDGETS,
+    CACHE,
     CALIBRATION,
     DEBUG,
+    DEVICE,
     DRY_RUN,
     EVAL,
     FAMILY,
     FLOOR,
+    FOR,
     FORCE,
     JSON,
+    LENGTH,
     MAX_MEMORY,
+    METHODS,
     MODEL,
     OUT,
     QUIET,
@@ -25,6 +30,7 @@ from regauge.cli.options import (
     SEED,
     THREADS,
     TIME,
+    TOKENS,
     VERBOSE,
     memory,
     seconds,
@@ -42,6 +48,10 @@ def fit(
     evaluation: EVAL = None,
     family: FAMILY = None,
     time: TIME = None,
+    for_: FOR = None,
+    methods: METHODS = None,
+    tokens: TOKENS = None,
+    length: LENGTH = None,
     max_memory: MAX_MEMORY = None,
     seed: SEED = 0,
     revision: REVISION = None,
@@ -51,10 +61,14 @@ def fit(
     quiet: QUIET = False,
     verbose: VERBOSE = False,
     threads: THREADS = None,
+    device: DEVICE = "cpu",
     debug: DEBUG = False,
 ) -> None:
     """The main job: search, build, measure, report."""
     limit, bound = seconds(time), memory(max_memory)
+    from regauge.runtime.device import computed_on
+
+    computed_on(device, "fit")
     from regauge.artifact.folder import read_receipt
     from regauge.cli import show, tell
     from regauge.cli.bars import working
@@ -73,6 +87,10 @@ def fit(
             eval=evaluation,
             time_limit=limit,
             spent=spent(),
+            for_=for_,
+            methods=methods,
+            tokens=tokens,
+            length=length,
             max_memory=bound,
             seed=seed,
             revision=revision,
@@ -121,6 +139,7 @@ def apply(
     out: OUT,
     calibration: CALIBRATION = None,
     tokens: Annotated[int | None, typer.Option(help="Calibration tokens; the recipe says how many.", min=1)] = None,
+    length: LENGTH = None,
     wire: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="Insist on compressed-tensors or regauge as the format.")
     ] = None,
@@ -128,6 +147,7 @@ def apply(
         str | None, typer.Option(metavar="FORMAT", help="The embedding's format: int8, int6-g64, nf4, full.")
     ] = None,
     head: Annotated[str | None, typer.Option(metavar="FORMAT", help="The head's, where it is not tied.")] = None,
+    cache: CACHE = None,
     family: FAMILY = None,
     time: TIME = None,
     max_memory: MAX_MEMORY = None,
@@ -139,10 +159,14 @@ def apply(
     quiet: QUIET = False,
     verbose: VERBOSE = False,
     threads: THREADS = None,
+    device: DEVICE = "cpu",
     debug: DEBUG = False,
 ) -> None:
     """One preset or recipe, without a search."""
     limit, bound = seconds(time), memory(max_memory)
+    from regauge.runtime.device import computed_on
+
+    computed_on(device, "apply")
     from regauge import engine
     from regauge.cli import show, tell
     from regauge.cli.bars import working
@@ -157,6 +181,7 @@ def apply(
                 out,
                 calibration=calibration,
                 tokens=tokens,
+                length=length,
                 seed=seed,
                 revision=revision,
                 force=force,
@@ -164,6 +189,7 @@ def apply(
                 max_memory=bound,
                 embed=embed,
                 head=head,
+                cache=cache,
             )
         show.as_json(plan) if json else tell.dry_run(plan)
         raise typer.Exit(2 if plan.refusals else 0)
@@ -175,6 +201,7 @@ def apply(
             out,
             calibration=calibration,
             tokens=tokens,
+            length=length,
             seed=seed,
             revision=revision,
             force=force,
@@ -182,6 +209,7 @@ def apply(
             max_memory=bound,
             embed=embed,
             head=head,
+            cache=cache,
             wire=wire,
             progress=watch,
         )

@@ -50,6 +50,19 @@ TIME = Annotated[
         help="The command ends in this time, with the best that it has: 90s, 30m, 2h; or it refuses before any work.",
     ),
 ]
+FOR = Annotated[
+    str | None,
+    typer.Option("--for", metavar="RUNTIME", help="Choose only what this loads: transformers, vllm or sglang."),
+]
+METHODS = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,NAME", help="Choose only from what these presets make of a matrix: gptq-w4g128,rtn-w8."),
+]
+TOKENS = Annotated[int | None, typer.Option(min=1, help="Calibration tokens; without it as many as help.")]
+LENGTH = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of a window of text; else as the recipe or the model's size has it."),
+]
 MAX_MEMORY = Annotated[
     str | None,
     typer.Option(
@@ -58,11 +71,21 @@ MAX_MEMORY = Annotated[
         help="The most that this process may take. Less is done at once where it is short; the bytes are the same.",
     ),
 ]
+CACHE = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RECIPE",
+        help="What is kept of the past: a preset (kivi-4), several (snapkv+kivi-4), a recipe file, or none.",
+    ),
+]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no remarks; errors are told.")]
 VERBOSE = Annotated[bool, typer.Option("-v", "--verbose", help="Also say how long each stage took.")]
 THREADS = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Threads to compute with; as many as there are cores without it.")
+]
+DEVICE = Annotated[
+    str, typer.Option(metavar="cpu|cuda", help="Where it computes: the CPU; a GPU runs artifacts and makes none yet.")
 ]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

@@ -20,7 +20,8 @@ from regauge.measure.compare import LOGITS, Comparison, Method, side_by_side
 from regauge.measure.cost import ORIGINAL, RUNTIME, Model
 from regauge.measure.subject import Facts, Subject
 from regauge.text.corpora import Where, corpus
-from regauge.text.split import pieces, window_length
+from regauge.text.length import window_length
+from regauge.text.split import pieces
 from regauge.text.tokens import Tokenizer, frame, within
 from regauge.text.windows import Windows, cut
 

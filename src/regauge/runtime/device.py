@@ -61,6 +61,19 @@ def placed(device: str | torch.device) -> Placed:
     return Placed(CUDA, where)
 
 
+def computed_on(device: str, command: str) -> None:
+    """Refuses any device but the CPU, where the commands that make and measure artifacts compute today.
+
+    Raises:
+        SettingError: another was asked for: it is not there, or it is and this command does not use it.
+    """
+    if placed(device).kind != CPU:
+        raise SettingError(
+            f"regauge {command} computes on the CPU only, and --device {device} was asked for: leave it out; what is "
+            f"made runs there, by 'regauge chat OUT --device {device}' and rg.load(OUT, device={device!r})."
+        )
+
+
 def on_the_cpu() -> AbstractContextManager[object]:
     """New tensors lie on the CPU inside, whatever the default device of this thread is.
 

@@ -30,7 +30,8 @@ from regauge.errors import ArtifactError, BudgetError, ResumeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.search import budgets as written
-from regauge.search import record
+from regauge.search import menus, record
+from regauge.search.given import absolute, spell, unspell
 from regauge.search.kept import DONE, Folder, sweep
 from regauge.search.loop.build import plan_for
 from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
@@ -39,16 +40,15 @@ from regauge.search.loop.forecast import NEEDED, NOMINAL, Time, paced, steps, wi
 from regauge.search.loop.room import room as space
 from regauge.search.loop.settle import settle
 from regauge.search.loop.start import begin, estimate, reachable
-from regauge.search.options import site_groups
 from regauge.search.profile import timed, within_reach
 from regauge.search.record import Run
-from regauge.search.subject import Subject, reader
+from regauge.search.subject import Subject, predicting, reader
 from regauge.text.corpora import Where
+from regauge.text.length import enough_for
 from regauge.text.split import Sizes, Texts, prepare
 from regauge.version import __version__
 
 MOST = 1 << 24  # tokens that a step reads
-KEPT = 2**20  # characters of a list of texts that the record keeps
 
 
 def fit(
@@ -67,6 +67,10 @@ def fit(
     command: str = "",
     max_memory: int | None = None,
     spent: float = 0.0,
+    for_: str | None = None,
+    methods: str | Sequence[str] | None = None,
+    tokens: int | None = None,
+    length: int | None = None,
 ) -> Run:
     """Finds, builds and measures the cheapest form of a model within budgets.
 
@@ -77,22 +81,31 @@ def fit(
         time_limit: seconds; as much is tried as there is time for, and what was left out is told.
         spent: seconds of it that are over already, at the most half of it.
         max_memory: bytes that the process may take at its highest; less is done at once then, and comes out the same.
+        for_: `vllm`, `transformers`, `sglang`: only what that loads is chosen from.
+        methods: `gptq-w4g128,rtn-w8` or a list: only what these presets make of a matrix is chosen from.
+        tokens, length: how much calibration text is read, and in windows of which length; None: as the model's size
+            has it.
 
     Raises:
+        RecipeError, SettingError: there is no such method or runtime, or together they leave nothing to choose from.
         BudgetError: a budget is malformed, or out of reach; says how near it came. Or the time does not suffice.
         RegaugeError: any other refusal, before any work.
     """
     clock, target = Clock(progress or nobody), Path(out).expanduser().absolute()
     before = min(spent, (time_limit or 0.0) / 2)
     watch = Stopwatch(time_limit, clock, began=time.monotonic() - before)
+    allowed = menus.parse(for_, methods)
     ask = Ask(
-        model=_absolute(str(model)),
+        model=absolute(str(model)),
         budgets=written.parse(budgets),
         floors=written.parse_floor(floor),
         effort=Effort.most(),
         seed=seed,
         command=command or _command(),
-        given={"calibration": _spell(calibration), "eval": _spell(eval), "revision": revision},
+        given={"calibration": spell(calibration), "eval": spell(eval), "revision": revision, "length": length}
+        | dataclasses.asdict(allowed),
+        menu=allowed,
+        length=length,
     )
     tidy(target)
     sweep(target)
@@ -100,16 +113,18 @@ def fit(
     with quiet_torch():
         clock.say("open")
         source = host_of(model).open(model, revision)
-        groups, speeds = site_groups(source.anatomy), bool(timed(ask.budgets))
-        effort = ask.effort.sized(source.parameters())
-        reachable(source, ask.budgets)
+        predicting(source)
+        groups, speeds = menus.groups_of(source.anatomy, allowed), bool(timed(ask.budgets))
+        effort = ask.effort.sized(source.parameters()).calibrating(tokens)
+        reachable(source, groups, ask.budgets)
+        enough_for(tokens, reader(source, seed, length).length)
         rates, threads = (NOMINAL, None) if time_limit is None else paced(source)
         if time_limit is not None:
             effort = within(source, groups, effort, Time(time_limit - watch.elapsed, time_limit, rates, speeds))
         ask = dataclasses.replace(ask, effort=_as_begun(effort, target, source, seed))
         if dry_run:
             return estimate(source, ask, max_memory)
-        limits = space(source, groups, ask.effort, ask.budgets).limits(max_memory)
+        limits = space(source, groups, ask.effort, ask.budgets, length).limits(max_memory)
     with quiet_torch(threads), search_folder(target) as room:
         subject = Subject.of(source)
         expected = steps(source, groups, ask.effort, rates, speeds)
@@ -119,7 +134,7 @@ def fit(
         with watch.step("profile"):
             timing = within_reach(subject, groups, ask.budgets, ask.effort.turns)
         with watch.step("text"):
-            texts = prepare(reader(source, seed), calibration, eval, ask.sizes, seed)
+            texts = prepare(reader(source, seed, length), calibration, eval, ask.sizes, seed)
         folder = Folder.open(room, _identity(ask, source, texts), force, time_limit)
         run = search(Desk(ask, subject, texts, folder, timing, clock, watch, limits), target, force)
         if watch.left_out:
@@ -163,6 +178,8 @@ def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
         "texts": [text.sha256 for text in texts.records],
         "seed": ask.seed,
         "effort": ask.effort.amounts,
+        "menu": dataclasses.asdict(ask.menu),
+        "length": texts.length,
         "products": str(quickest(source.dtype, source.anatomy.hidden)).removeprefix("torch."),
     }
 
@@ -204,12 +221,13 @@ def pick(
         names = {field.name for field in fields(Sizes)}
         if given.sizes.keys() != names or min(given.sizes.values()) < 1:
             raise ArtifactError(f"the record in {run} cannot be picked from: its sizes are not of {sorted(names)}.")
-        read = reader(source, found.seed)
-        texts = prepare(read, _unspell(given.calibration), _unspell(given.eval), Sizes(**given.sizes), found.seed)
+        read = reader(source, found.seed, given.length)
+        texts = prepare(read, unspell(given.calibration), unspell(given.eval), Sizes(**given.sizes), found.seed)
         if [text.sha256 for text in found.texts[:1]] != [texts.records[0].sha256]:
             raise ResumeError("the calibration text has changed since the search; run fit again.")
         point = found.points[index]
-        plan = plan_for(point.picks, source, point.name, texts)
+        menu = menus.Menu(given.target, given.methods)
+        plan = plan_for(point.picks, menus.groups_of(source.anatomy, menu), point.name, texts)
         return apply(
             plan,
             source.path,
@@ -219,6 +237,7 @@ def pick(
             length=texts.length,
             seed=found.seed,
             force=force,
+            wire=menu.wire,
             progress=progress,
         )
 
@@ -248,38 +267,6 @@ def _move(folder: Path, target: Path, force: bool) -> None:
             target.rename(old)
         folder.rename(target)
         remove(old)
-
-
-def _spell(text: Where | None) -> object:
-    """A text as the record keeps it, so that `pick` can read it again."""
-    if text is None or isinstance(text, str | Path):
-        return None if text is None else _absolute(str(text))
-    paths = [_absolute(str(item)) for item in text if isinstance(item, Path)]
-    texts = [str(item) for item in text]
-    if paths:
-        return {"paths": paths}
-    return {"texts": texts} if sum(map(len, texts)) <= KEPT else {"list": len(texts)}
-
-
-def _absolute(name: str) -> str:
-    """A path as it holds from any folder; what is no path here (a hub id, a data set) stays as it is."""
-    at, path = ("@", name[1:]) if name.startswith("@") else ("", name)
-    full = Path(path).expanduser()
-    return f"{at}{full.absolute()}" if full.exists() else name
-
-
-def _unspell(kept: object) -> Where | None:
-    if type(kept) is dict:
-        if "list" in kept:
-            raise ArtifactError(
-                f"the search read a list of {kept['list']} texts, too many to keep; give fit a file or a "
-                "directory if you mean to pick later."
-            )
-        for name, kind in (("paths", Path), ("texts", str)):
-            if type(kept.get(name)) is list:
-                return [kind(item) for item in kept[name]]  # type: ignore[return-value]  # all of one kind
-        raise ArtifactError("the record names neither the paths nor the texts of what was read; run fit again.")
-    return None if kept is None else str(kept)
 
 
 def _command() -> str:

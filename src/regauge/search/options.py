@@ -121,15 +121,21 @@ def site_groups(
     for site in anatomy.sites:
         if site.kind in SKIPPED or (site.name == "head" and anatomy.tied):
             continue
-        if site.expert is None and site.shape[0] * site.shape[1] < LEAST:
+        if site.expert is None and _small(site) and not fuse:
             continue
         together.setdefault(_key(site, fuse), []).append(site)
     found = []
     for sites in together.values():
+        if sites[0].expert is None and all(map(_small, sites)):  # what is stacked is left whole together, or not
+            continue
         options = menu(sites[0], bits, full)
         options = tuple(option for option in options if all(fits(site, option) for site in sites))
         found.append(SiteGroup(sites[0].name, tuple(sites), options))
     return tuple(found)
+
+
+def _small(site: Site) -> bool:
+    return site.shape[0] * site.shape[1] < LEAST
 
 
 def _key(site: Site, fuse: bool) -> str:

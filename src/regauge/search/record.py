@@ -114,13 +114,17 @@ class Given(_Record):
     Attributes:
         calibration, eval: a file, a directory or a data set; `paths` of some, `texts` themselves, or the number of
             those that were too many to keep.
-        sizes: the tokens of each part.
+        sizes: the tokens of each part; length: of a window, where the user said.
+        target, methods: what was allowed, as `search.menus.Menu` has it.
     """
 
     calibration: str | dict[str, list[str] | int] | None
     eval: str | dict[str, list[str] | int] | None
     revision: str | None = None
     sizes: dict[str, int]
+    length: int | None = None
+    target: str | None = None
+    methods: tuple[str, ...] = ()
 
 
 class Run(_Record):

@@ -18,7 +18,8 @@ from regauge.errors import ModelError
 from regauge.hosts import host_of
 from regauge.hosts.base import Host, Runner, Source
 from regauge.hosts.states import States
-from regauge.text.split import Reader, window_length
+from regauge.text.length import asked_length
+from regauge.text.split import Reader
 
 Read = Callable[[int | None], Weights]
 
@@ -96,18 +97,30 @@ def batch_tokens(vocabulary: int) -> int:
     return max(256, min(ROWS, LOGITS // vocabulary))
 
 
-def reader(source: Source, seed: int) -> Reader:
-    """What the texts are cut for.
+def predicting(source: Source) -> None:
+    """Refuses a model that a search cannot measure, before any work.
 
     Raises:
-        ModelError: the model predicts no next token, or has no tokenizer.
+        ModelError: it predicts no next token.
     """
     if not source.anatomy.causal or "head" not in {site.name for site in source.anatomy.sites}:
         raise ModelError(
             f"fit measures next-token KL, and {source.anatomy.family} predicts no next token; use apply with a recipe."
         )
+
+
+def reader(source: Source, seed: int, length: int | None = None) -> Reader:
+    """What the texts are cut for.
+
+    Args:
+        length: tokens of a window, where the user says how many.
+
+    Raises:
+        TextError: the model does not read so many at once, or they hold no text.
+        ModelError: it has no tokenizer.
+    """
     host, tokenizer = host_of(source.path), source.tokenizer()
-    length = window_length(source.parameters(), host.context(source))
+    length = asked_length(length, source.parameters(), host.context(source))
 
     def draw(count: int) -> tuple[list[str], str]:
         ids_NT, told = host.sample(source, tokenizer, count, length, seed)

@@ -24,7 +24,6 @@ from regauge.text.windows import Windows, cut, stretches
 READ = 24 * 2**20  # bytes of a text that are looked at
 SHARES = (0.6, 0.15, 0.25)  # calibration, search, evaluation, where one text has to serve for all
 LONG = 80  # characters of a line that two texts do not share by chance
-LARGE = 100_000_000  # parameters from which windows have 512 tokens
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,6 @@ def prepare(reader: Reader, calibration: Where | None, evaluation: Where | None,
         records=(record, _record("search", search), _record("evaluation", held)),
         notes=tuple(notes),
     )
-
-
-def window_length(parameters: int, most: int | None) -> int:
-    """Tokens of a window: 256 for small models, 512 for others, never more than the model reads."""
-    wanted = 512 if parameters >= LARGE else 256
-    return wanted if most is None else min(wanted, most)
 
 
 def _apart(calibration: Where | None, evaluation: Where | None) -> tuple[Corpus | None, Corpus | None, bool]:

@@ -253,5 +253,11 @@ def _module(site: Site, sites: list[Site], quantised: Mapping[str, Point], anato
     return ""
 
 
+def unsayable(site: Site, choice: Point, anatomy: Anatomy) -> str:
+    """Why no format of a site's could be said, in a model whose sizes and norms stay; "" where one can be."""
+    sites = [one for one in anatomy.sites if one.module == site.module]
+    return _module(site, sites, {one.name: choice for one in sites}, anatomy)
+
+
 def _names(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]} ({len(names)} of them)"

@@ -54,6 +54,7 @@ class Attributes(_Columns):
         head_dim: channels of a head where the last matrix of attention does not tell; else hidden / heads.
         neurons, expert_neurons: width of the feed-forward layer, and of an expert, where the config can say another.
         cached: of attention that is taken as it is, the numbers that a token leaves in the cache of a block.
+        repeats: settings with which keys and values are kept once for each head of queries.
         context: the most tokens that are read at once; unreached: the last of its positions that no token has, where
             the first ones are set apart (RoBERTa's, up to that of padding).
     """
@@ -66,6 +67,7 @@ class Attributes(_Columns):
     neurons: str | None = None
     expert_neurons: str | None = None
     cached: list[str] = Field(default_factory=list)
+    repeats: When = Field(default_factory=dict)
     context: str = "max_position_embeddings"
     unreached: str | None = None
 
@@ -139,6 +141,8 @@ class Step(_Columns):
         rotary_kinds: attribute of the config that says which kind each block has, where there are several.
         positions: the table of learned positions, and `positions_from`, the row of the first.
         head_softcap: attribute of the config.
+        residual: of a block, by what attention and feed-forward are multiplied before they are added; embeddings: of
+            the body, by what embeddings are; head_over: of the model, by what logits are divided.
         experts_used, normalise: of a mixture of experts; `normalise` may be the answer itself.
         refuse: settings with which the step does not serve.
     """
@@ -154,6 +158,9 @@ class Step(_Columns):
     positions: str | None = None
     positions_from: int = 0
     head_softcap: str | None = None
+    residual: str | None = None
+    embeddings: str | None = None
+    head_over: str | None = None
     experts_used: str | None = None
     normalise: str | bool = True
     refuse: list[Refusal] = Field(default_factory=list)
@@ -184,6 +191,7 @@ class Table(_Columns):
         reads: what the model's forward is given, where that is more than its main input.
         returns: how many things a block gives beside the states, where its caller asks for them in a tuple.
         carried: number of one of these, of the first block of a stack → the argument by which the others get it.
+        shared: argument by which all blocks get one mapping, where some leave their keys and values for later ones.
         together: settings with which blocks cannot be run one by one, each with its reason.
         body: path of the model that is described, from the base model: where it stands inside another.
         part: attribute of the config that holds that model's own.
@@ -212,6 +220,7 @@ class Table(_Columns):
     together: list[Refusal] = Field(default_factory=list)
     returns: int = 0
     carried: dict[int, int] = Field(default_factory=dict)
+    shared: str = ""
     body: str = ""
     part: str = ""
 

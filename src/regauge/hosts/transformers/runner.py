@@ -22,12 +22,22 @@ from torch.func import functional_call
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.errors import ModelError
 from regauge.hosts.base import Rows
-from regauge.hosts.states import Pool, States
+from regauge.hosts.states import Call, Pool, States
 from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.experts import loop_experts
 from regauge.hosts.transformers.hooks import Change, Taps, Watch, tapped
 from regauge.hosts.transformers.outside import by_rows, modules
-from regauge.hosts.transformers.session import Enough, Port, Session, arguments, handed_on, output_of, uncached
+from regauge.hosts.transformers.session import (
+    Enough,
+    Port,
+    Session,
+    apart,
+    arguments,
+    handed_on,
+    output_of,
+    shared_on,
+    uncached,
+)
 from regauge.hosts.transformers.settings import why_together
 from regauge.hosts.transformers.skeleton import block_paths
 from regauge.hosts.transformers.source import Source
@@ -96,7 +106,7 @@ class Runner:
             rows: `embed` → what makes its rows, in place of its weight.
         """
         self._outer = (weights, dict(rows or {})) if self._session.several else ({}, {})
-        alone = not (self._session.several or self.table.carried)
+        alone = not (self._session.several or self.table.carried or self.table.shared)
         empty = States(tuple(self._kwargs(batch) for batch in inputs), (), (), alone=alone)
         return self._entered(empty, weights, Taps(watch or {}, inputs_at or {}), rows or {})
 
@@ -127,21 +137,22 @@ class Runner:
     ) -> Callable[[Tensor, int], Tensor]:
         """Block `index` as a function of (hidden (B, T, D), number of the batch); weights are cast once."""
         whole = self._whole(index, weights, states, Taps(watch or {}, inputs or {}, outputs or {}))
-        return lambda hidden, batch: whole(hidden, batch)[0]
+        return lambda hidden, batch: whole(hidden, batch)[0][0]
 
     def _whole(
         self, index: int, weights: Weights, states: States, taps: Taps
-    ) -> Callable[[Tensor, int], tuple[Any, ...]]:
-        """As `bind`, with all that the block gives."""
+    ) -> Callable[[Tensor, int], tuple[tuple[Any, ...], Call]]:
+        """As `bind`, with all that the block gives, and what it was called with: a mapping that blocks share is its own
+        copy, with what it has put there."""
         parameters = self._parameters(index, weights)
         layer, prefix = self.layers[index], f"{self.paths[index]}."
         sites = list(self.anatomy.in_block(index))
 
-        def run(hidden: Tensor, batch: int) -> tuple[Any, ...]:
-            call = states.calls[batch][index]
+        def run(hidden: Tensor, batch: int) -> tuple[tuple[Any, ...], Call]:
+            call = apart(states.calls[batch][index], self.table.shared)
             with tapped(layer, prefix, sites, taps, states.keep(batch)), self._products():
                 found = functional_call(layer, parameters, (hidden, *call.args), dict(call.kwargs), tie_weights=False)
-            return found if isinstance(found, tuple) else (found,)
+            return found if isinstance(found, tuple) else (found,), call
 
         return run
 
@@ -165,10 +176,12 @@ class Runner:
         run = self._whole(index, weights, states, Taps(watch or {}, inputs or {}, outputs or {}))
         hidden, calls, place = [], [], self._session.place(index)
         for batch, before in enumerate(states.hidden):
-            after, *more = run(before, batch)
+            (after, *more), call = run(before, batch)
             hidden.append(after if states.store is None else states.store(after))
             if self.table.carried and place.first:
                 calls.append(handed_on(states.calls[batch], more, self.table.carried, index, place.count))
+            elif self.table.shared:
+                calls.append(shared_on(states.calls[batch], call, self.table.shared, index))
         states = replace(states, hidden=tuple(hidden), calls=tuple(calls) or states.calls)
         if not place.last or index == len(self.layers) - 1:
             return states

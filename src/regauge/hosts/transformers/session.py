@@ -7,6 +7,7 @@ are called with is kept; then the way leads out.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,23 @@ def handed_on(
             args[argument] = more[number - 1]
         found[later] = Call(tuple(args), found[later].kwargs)
     return tuple(found)
+
+
+def apart(call: Call, name: str) -> Call:
+    """The same call with a copy of the mapping that blocks share by that argument: what a block puts there is seen by
+    no other run, of other weights."""
+    shared = call.kwargs.get(name)
+    return call if shared is None else Call(call.args, {**call.kwargs, name: copy.copy(shared)})
+
+
+def shared_on(calls: Sequence[Call], call: Call, name: str, index: int) -> tuple[Call, ...]:
+    """The calls of a batch after block `index`: those of later blocks are given what it has put in the mapping.
+
+    Args:
+        call: what the block was called with.
+    """
+    made = {name: call.kwargs[name]}
+    return tuple(c if number <= index else Call(c.args, {**c.kwargs, **made}) for number, c in enumerate(calls))
 
 
 def arguments(model: Any, table: Table, batch: Tensor) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The artifact is made by the engine from an explicit recipe, loaded as a user wou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from regauge.measure.quality import Scores, compare
 from regauge.measure.subject import logits
 from regauge.plan import Plan
 from regauge.search.loop.desk import Desk
-from regauge.search.options import plan_of, site_groups
+from regauge.search.options import SiteGroup, plan_of
 from regauge.search.subject import Subject
 from regauge.text.split import Texts
 from regauge.text.windows import Windows
@@ -58,9 +58,8 @@ class Built:
         return float(self.search.kl_N.mean())
 
 
-def plan_for(picks: Mapping[str, str], source: Source, name: str, texts: Texts) -> Plan:
+def plan_for(picks: Mapping[str, str], groups: Sequence[SiteGroup], name: str, texts: Texts) -> Plan:
     """The recipe of named picks: every site by name."""
-    groups = site_groups(source.anatomy)
     for group in groups:
         known = [option.name for option in group.options]
         if picks.get(group.name) not in known:
@@ -85,6 +84,7 @@ def build(desk: Desk, plan: Plan) -> Built:
         seed=desk.ask.seed,
         force=True,
         max_memory=desk.limits.bound,
+        wire=desk.ask.menu.wire,
         progress=desk.clock.within("build"),
         command=desk.ask.command,
     )

@@ -11,6 +11,7 @@ from regauge.search.budgets import Budget
 from regauge.search.kept import Folder
 from regauge.search.loop.pace import Stopwatch as Stopwatch
 from regauge.search.losses.trials import STATES
+from regauge.search.menus import Menu
 from regauge.search.profile import Timing
 from regauge.search.subject import Subject
 from regauge.text.split import Sizes, Texts
@@ -36,6 +37,7 @@ class Effort:
         draws: jittered programs whose solutions say which options are rounded.
         shown: points of the frontier whose true KL is measured, those nearest to the artifact first.
         uniforms: baselines that are measured beside it.
+        held: the user said how many calibration tokens, so that less time takes no fewer.
     """
 
     calibration: int = 32768
@@ -54,6 +56,7 @@ class Effort:
     shown: int = 100
     samples: bool = True  # prompts continued by both models
     uniforms: int = 100
+    held: bool = False
 
     @staticmethod
     def most() -> Effort:
@@ -73,7 +76,15 @@ class Effort:
 
     def at_most(self, amounts: Mapping[str, int]) -> Effort:
         """The same, no amount above those named."""
-        return replace(self, **{name: min(amount, getattr(self, name)) for name, amount in amounts.items()})
+        fewer = {name: min(amount, getattr(self, name)) for name, amount in amounts.items()}
+        return replace(self, **fewer | ({"calibration": self.calibration} if self.held else {}))
+
+    def calibrating(self, tokens: int | None) -> Effort:
+        """The same with so many calibration tokens, where the user says how many."""
+        if tokens is None:
+            return self
+        fewer = {name: min(tokens, getattr(self, name)) for name in ("seen", "gradient")}
+        return replace(self, calibration=tokens, held=True, **fewer)
 
     def reading(self, amounts: Mapping[str, int]) -> Effort:
         """The same on other amounts of text."""
@@ -123,7 +134,9 @@ class Ask:
     Attributes:
         model: as the user wrote it.
         floors: `kl` → nats a token.
-        given: texts and revision as the record keeps them, so that `pick` can read them again.
+        given: texts, revision and menu as the record keeps them, so that `pick` can read them again.
+        menu: what may be chosen from.
+        length: tokens of a window; None: by the model.
     """
 
     model: str
@@ -133,6 +146,8 @@ class Ask:
     seed: int = 0
     command: str = ""
     given: Mapping[str, object] = field(default_factory=dict)
+    menu: Menu = field(default_factory=Menu)
+    length: int | None = None
 
     @property
     def sizes(self) -> Sizes:

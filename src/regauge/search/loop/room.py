@@ -32,7 +32,7 @@ from regauge.search.losses.sites import ROWS
 from regauge.search.losses.trials import STATES
 from regauge.search.options import SiteGroup, plan_of
 from regauge.search.subject import HELD, batch_tokens
-from regauge.text.split import window_length
+from regauge.text.length import window_length
 
 NEAR, LEAST = 3.0, 1 << 24  # options of a site that are rounded whole, about; bytes of states below which is no pass
 SWEPT = 13  # bytes a weight of what is rounded with feedback
@@ -94,10 +94,17 @@ class SearchRoom:
         )
 
 
-def room(source: Source, groups: Sequence[SiteGroup], effort: Effort, budgets: Sequence[Budget] = ()) -> SearchRoom:
+def room(
+    source: Source,
+    groups: Sequence[SiteGroup],
+    effort: Effort,
+    budgets: Sequence[Budget] = (),
+    length: int | None = None,
+) -> SearchRoom:
     """What a search of a model takes.
 
     Args:
+        length: tokens of a window, where the user says how many.
         budgets: what was asked for; an artifact that is bound by none is taken to be half of its source.
 
     Cost: none; nothing is read.
@@ -109,7 +116,7 @@ def room(source: Source, groups: Sequence[SiteGroup], effort: Effort, budgets: S
     cast = 0 if products is source.dtype else products.itemsize
     held = 4 * source.parameters() <= HELD
     process = anonymous_bytes() + engine.LIBRARIES + (4 * source.parameters() if held else 0)
-    length = window_length(source.parameters(), None)
+    length = length or window_length(source.parameters(), None)
     shapes = {site.name: site.shape for site in anatomy.in_block(None)}
     embed = shapes.get("embed", (1, anatomy.hidden))
     head = shapes.get("head", embed)  # what has none is refused with its texts

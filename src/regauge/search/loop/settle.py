@@ -104,7 +104,7 @@ def settle(desk: Desk, problem: Problem) -> Settled:
             desk.clock.say("build", f"artifact {attempt + 1}: {predicted:,.0f} bytes predicted")
             picks = {name: option.name for name, option in problem.picks(point).items()}
             problem.release()
-            built = build(desk, plan_for(picks, source, f"fit-{attempt}", desk.texts))
+            built = build(desk, plan_for(picks, problem.groups, f"fit-{attempt}", desk.texts))
         with watch.step("timing"):
             spent = speeds(source, built.folder, ask.effort.turns) if timed(ask.budgets) else None
         problem = replace(problem, fixed=problem.fixed + built.bytes - predicted)

@@ -17,12 +17,14 @@ from regauge.search.budgets import Budget
 from regauge.search.loop import room as memory
 from regauge.search.loop.desk import TURNS, Ask, Desk
 from regauge.search.loop.forecast import seconds, variants, work_folder
+from regauge.search.loop.outlook import outlook
 from regauge.search.loop.problem import Problem, read_ledger
 from regauge.search.losses.borders import Borders
 from regauge.search.losses.fisher import Losses, fisher
 from regauge.search.losses.shelf import Shelf
 from regauge.search.losses.stock import Stock
-from regauge.search.options import SiteGroup, group_bytes, site_groups
+from regauge.search.menus import groups_of
+from regauge.search.options import SiteGroup, group_bytes
 from regauge.search.profile import within_reach
 from regauge.search.record import Run
 from regauge.search.subject import ROWS, Subject, batches
@@ -36,13 +38,12 @@ def fixed_bytes(source: Source, groups: Sequence[SiteGroup], itemsize: int) -> i
     return (source.parameters() - chosen) * itemsize
 
 
-def reachable(source: Source, budgets: Sequence[Budget]) -> None:
+def reachable(source: Source, groups: Sequence[SiteGroup], budgets: Sequence[Budget]) -> None:
     """Refuses a memory budget that no allocation can meet, before any work.
 
     Raises:
         BudgetError: says how near one can come.
     """
-    groups = site_groups(source.anatomy)
     itemsize = source.dtype.itemsize
     sizes = [
         [Candidate(0.0, {"bytes": float(group_bytes(group, o, itemsize))}) for o in group.options] for group in groups
@@ -68,12 +69,12 @@ def estimate(source: Source, ask: Ask, bound: int | None = None) -> Run:
         BudgetError: it needs more memory than the bound, or a speed that is asked for cannot be had.
         ModelError: there is no tokenizer.
     """
-    effort, groups = ask.effort, site_groups(source.anatomy)
+    effort, groups = ask.effort, groups_of(source.anatomy, ask.menu)
     source.tokenizer()  # without one no text can be read, which the search would find out first
     within_reach(Subject.of(source), groups, ask.budgets, TURNS)
     options = sum(len(group.options) for group in groups)
     singles, wholes = variants(effort)
-    space = memory.room(source, groups, effort, ask.budgets)
+    space = memory.room(source, groups, effort, ask.budgets, ask.length)
     limits = space.limits(bound)
     notes = (
         f"{len(groups)} choices of {options} options in all; about {told(work_folder(source, groups, effort))} of "
@@ -84,6 +85,7 @@ def estimate(source: Source, ask: Ask, bound: int | None = None) -> Run:
         "final figures",
         f"about {seconds(source, groups, effort):.0f} s with {torch.get_num_threads()} threads on the {cpus()} CPUs "
         "that this process may use: an estimate from products and roundings timed here",
+        str(outlook(source, groups, ask, float(fixed_bytes(source, groups, source.dtype.itemsize)))),
     )
     return Run(
         regauge=__version__,
@@ -107,7 +109,7 @@ def estimate(source: Source, ask: Ask, bound: int | None = None) -> Run:
 def begin(desk: Desk) -> Problem:
     """The backward pass done: what every option is predicted to cost. Nothing is rounded whole yet."""
     subject, folder, effort = desk.subject, desk.folder, desk.ask.effort
-    source, groups = subject.source, site_groups(subject.anatomy)
+    source, groups = subject.source, groups_of(subject.anatomy, desk.ask.menu)
     check_disk(folder.path, work_folder(source, groups, effort))
     shelf = Shelf(folder.path, groups)
 
