@@ -76,6 +76,7 @@ FLAGS = {
     "apply": [
         "RECIPE",
         "MODEL",
+        "--cache",
         "--calibration",
         "--debug",
         "--device",

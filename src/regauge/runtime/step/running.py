@@ -79,7 +79,7 @@ class Running:
             tables = inputs.rotary(max(positions) + 1)
             logits = self.program(inputs.embedded(ids_BQ, positions), positions, starts, tables, lengths, last)
             for store in stores:
-                store.length += new
+                store.wrote(new)
         return logits
 
     def _point(self, stores: Sequence[Growing], stamps: list[int]) -> None:
