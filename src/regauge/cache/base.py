@@ -118,6 +118,10 @@ class Score(Protocol):
     def accumulates(self) -> bool:
         """Whether it reads the attention of every query so far."""
 
+    @property
+    def turns(self) -> bool:
+        """Whether it undoes the rotation of queries."""
+
     def __call__(self, seen: Seen) -> Tensor:
         """score_BHT, float32, of everything held; what stands at padding and in the window is not read."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-SHARE = 0.75
+SHARE = 0.5
 """Of a layer's heads, contextual."""
 
 

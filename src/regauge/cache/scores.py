@@ -25,6 +25,7 @@ class _Sinks:
     """
 
     sinks: int = 0
+    turns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _at_least("sinks", self.sinks, 0)
@@ -137,6 +138,7 @@ class ExpectedAttention(_Sinks):
     sinks: int = 4
     future: int = 512
     queries: int = 256
+    turns: ClassVar[bool] = True
     accumulates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -21,8 +21,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from regauge.cache.base import Layer, Rotary
+from regauge.cache.scheme import CachePlan
+from regauge.cache.triggers import check_tokens
 from regauge.errors import SettingError
-from regauge.runtime.store.choosing import Asked
+from regauge.hosts.transformers.skeleton import body_prefix
+from regauge.hosts.transformers.tables import table_for
+from regauge.runtime.store.choosing import Asked, Chooser
 
 NAME = "regauge"
 MARK = "regauge_mark"
@@ -47,6 +52,7 @@ class Mark:
 
 def marked(keys: Tensor, layer: Any, held_BKT: Tensor | None, window: int) -> Tensor:
     """The same keys, with a mark."""
+    keys = keys.view_as(keys)  # the model keeps its own
     setattr(keys, MARK, Mark(layer, held_BKT, window))
     return keys
 
@@ -173,6 +179,53 @@ def _starts(mask: Tensor | None, batch: int, layer: Any) -> Tensor:
         return torch.zeros(batch, dtype=torch.int64, device="cpu") if before is None else before
     shown = mask if mask.dtype == torch.bool else mask == 0
     return shown[:, 0, -1].long().argmax(-1).expand(batch).cpu()
+
+
+def watch(cache: Any, plan: CachePlan, model: Any) -> None:
+    """Gives every layer of a new cache its block's policy.
+
+    Raises:
+        SettingError: tokens of a block are to be let go and to be shared with another block's.
+        BudgetError: a budget in tokens cannot hold what it must.
+    """
+    numbers = [number for number, block in enumerate(plan.blocks) if block is not None and block.policy is not None]
+    rotary = _rotary(model) if numbers else None
+    for place, number in enumerate(numbers):
+        block, layer = plan.blocks[number], cache.layers[number]
+        assert block is not None
+        policy, scheme = block.policy, block.scheme
+        assert policy is not None
+        if block.merge is not None:
+            raise SettingError(
+                f"{plan.name} lets tokens of block {number} go and shares what it keeps with another, which keeps "
+                "other tokens; leave budget or merge out"
+            )
+        if policy.score.turns and rotary is None:
+            raise SettingError(
+                f"how a {model.config.model_type} turns its queries is not known, and {plan.name} undoes it; take a "
+                "score that reads attention"
+            )
+        if policy.budget.keep > 1:
+            at = policy.trigger.tokens if policy.trigger.kind == "at" else 0
+            check_tokens(int(policy.budget.keep), scheme.window, policy.score.sinks, scheme.tokens, at)
+        layer.chooser = Chooser(policy, Layer(place, len(numbers), scheme.tokens), rotary)
+        layer.chooser.begin(layer)
+
+
+def _rotary(model: Any) -> Rotary | None:
+    """How the blocks that look back all the way turn their queries; None where the family table does not say."""
+    rotary = table_for(model.config).rotary
+    if rotary is None:
+        return Rotary()
+    if rotary.at is None:
+        return None
+    try:
+        module = model.get_submodule(f"{body_prefix(model)}{rotary.at}")
+    except AttributeError:
+        return Rotary()
+    found = dict(module.named_buffers())
+    radians = found.get("full_attention_inv_freq", found.get("inv_freq"))
+    return None if radians is None else Rotary(tuple(radians.double().tolist()), rotary.pairing == "half")
 
 
 def expect(cache: Any, tokens: int) -> None:

@@ -11,34 +11,19 @@ Legend: B sequences, H KV heads, G query heads of one, Q new tokens, T tokens of
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from regauge.cache.base import Budget, Disposal, Layer, Rotary, Score, Seen, probabilities
+from regauge.cache.base import Layer, Rotary, Seen, probabilities
 from regauge.cache.choosing import Choice, choose, disposed
-from regauge.cache.triggers import Trigger, due
+from regauge.cache.scheme import Policy
+from regauge.cache.triggers import due
+from regauge.errors import SettingError
 from regauge.runtime.store.packed import Packed
 
 CHUNK = 64
 """Queries whose attention is added up at a time."""
-
-
-class Policy(Protocol):
-    """Which tokens go, and when; see `cache/`."""
-
-    @property
-    def score(self) -> Score: ...
-
-    @property
-    def budget(self) -> Budget: ...
-
-    @property
-    def disposal(self) -> Disposal: ...
-
-    @property
-    def trigger(self) -> Trigger: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +54,7 @@ class Chooser:
     def __init__(self, policy: Policy, layer: Layer, rotary: Rotary | None) -> None:
         self.policy, self.layer, self.rotary = policy, layer, rotary
         self.pending, self.expected = True, None
+        self._blind = False
 
     expected: int | None
 
@@ -83,10 +69,23 @@ class Chooser:
             self.pending, self.expected = True, tokens
             store.hold()
 
+    def asking(self) -> None:
+        """Keys are about to be returned to whoever attends.
+
+        Raises:
+            SettingError: those returned before were attended to without a word.
+        """
+        if self._blind:
+            raise SettingError(
+                "this cache lets tokens go by what attends to them, and the model attends by a function that does not "
+                "say; leave attn_implementation as rg.load sets it, or budget out of the cache's recipe"
+            )
+        self._blind = True
+
     @property
     def reads(self) -> int:
         """Queries that the choice reads."""
-        return max(self.policy.score.queries, self.policy.budget.queries, 1)
+        return max(1, int(self.policy.score.queries), int(self.policy.budget.queries))
 
     def wants(self, store: Packed, new: int) -> bool:
         """Whether attention over the next tokens must be watched, and so computed one layer after another."""
@@ -97,13 +96,12 @@ class Chooser:
             return False
         ahead = 1 if not self._queried else self.reads
         seen = store.length + new + ahead - 1
-        return self.policy.score.accumulates or due(
-            trigger, seen, self.chosen(store), self._held(store, new + ahead - 1)
-        )
+        held = self._held(store, new + ahead - 1)
+        return bool(self.policy.score.accumulates) or due(trigger, seen, self.chosen(store), held)
 
     @property
     def _queried(self) -> bool:
-        return max(self.policy.score.queries, self.policy.budget.queries) > 0
+        return bool(max(self.policy.score.queries, self.policy.budget.queries) > 0)
 
     def chosen(self, store: Packed) -> int:
         """Tokens seen when tokens were last chosen; 0: never."""
@@ -122,6 +120,7 @@ class Chooser:
         Args:
             one: only one token of each sequence was new.
         """
+        self._blind = False
         trigger = self.policy.trigger
         if not one and not store.record_past:
             self.pending = True  # a further prompt, maybe without a word of its length
