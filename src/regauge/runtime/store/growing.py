@@ -9,10 +9,13 @@ Legend: B sequences, H KV heads, T tokens, D head size.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from regauge.kernels.attention import Part
 
 ROOM = 256
 """Tokens of room are made in multiples of this."""
@@ -120,6 +123,19 @@ class Growing:
     def _grown(self, wanted: int) -> int:
         """Tokens that new memory is made for, where it must hold so many."""
         return max(wanted, self.rows * 3 // 2)
+
+    @property
+    def hadamard(self) -> tuple[bool, bool]:
+        """Whether keys, and values, are held in coordinates turned by a Hadamard of the head's size."""
+        return False, False
+
+    def parts(self, starts: Sequence[int] = ()) -> tuple[Part, ...]:
+        """What is held of older tokens otherwise than in rows: nothing.
+
+        Args:
+            starts: the first token of each sequence that counts.
+        """
+        return ()
 
     def wrote(self, new: int) -> None:
         """Counts tokens that the native step has written behind those held."""

@@ -57,7 +57,6 @@ class Packed(Growing):
 
     @property
     def hadamard(self) -> tuple[bool, bool]:
-        """Whether keys, and values, are held in coordinates turned by a Hadamard of the head's size."""
         return self.scheme.hadamard, self.scheme.hadamard
 
     def record(self) -> None:
@@ -78,13 +77,19 @@ class Packed(Growing):
 
         Where heads hold unequal numbers, `held` says which rows are tokens.
         """
-        first, new = self.length == 0, keys_BHTD.shape[-2]
-        self._add(keys_BHTD, values_BHTD)
-        found = (keys_BHTD, values_BHTD) if first else self.read()
-        if not first:
-            found[0][:, :, -new:], found[1][:, :, -new:] = keys_BHTD, values_BHTD
+        found = self.extend(keys_BHTD, values_BHTD)
         self.settle()
         return found
+
+    def extend(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """As `append`, before anything is sealed: `settle` does that."""
+        first, new = self.length == 0, keys_BHTD.shape[-2]
+        self._add(keys_BHTD, values_BHTD)
+        if first:
+            return keys_BHTD, values_BHTD
+        keys, values = self.read()
+        keys[:, :, -new:], values[:, :, -new:] = keys_BHTD, values_BHTD
+        return keys, values
 
     def take(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> None:
         """Adds new tokens, for whoever reads nothing now."""
@@ -135,10 +140,14 @@ class Packed(Growing):
             firsts_BH = start_B.unsqueeze(1).expand_as(self.shelf.counts_BH)
         return (self.shelf.part(firsts_BH),)
 
+    @property
+    def settled(self) -> int:
+        """Tokens that no rollback reaches."""
+        return min(self._settled, self.length) if self.record_past else self.length
+
     def settle(self) -> None:
         """Seals what is due."""
-        seen = min(self._settled, self.length) if self.record_past else self.length
-        due = 0 if self._holding else self._sealed(seen) - self.origin
+        due = 0 if self._holding else self._sealed(self.settled) - self.origin
         if due <= 0 or self.keys_BHTD is None or self.values_BHTD is None:
             return
         self._shelve().add(self._shelve().sealed(self.keys_BHTD[:, :, :due], self.values_BHTD[:, :, :due]))
