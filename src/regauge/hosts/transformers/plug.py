@@ -23,6 +23,7 @@ from regauge.errors import FallbackWarning
 from regauge.hosts.transformers.adopting import CACHES, adopt
 from regauge.hosts.transformers.attending import watching
 from regauge.hosts.transformers.cache import GrowingLayer
+from regauge.hosts.transformers.caching import begun
 from regauge.hosts.transformers.inputs import Inputs
 from regauge.hosts.transformers.overflow import look
 from regauge.hosts.transformers.owned import method, own
@@ -84,6 +85,7 @@ def _forward(model: Any, *args: Any, **kwargs: Any) -> Any:
     eager = method(model, "forward")
     if torch.compiler.is_compiling():
         return eager(*args, **kwargs)
+    kwargs = begun(model, kwargs)
     native: NativeStep = model.regauge_step
     native.of = weakref.ref(model)  # a copied model's copy serves the copy
     found = native.serve(args, kwargs)
