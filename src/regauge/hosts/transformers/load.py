@@ -160,7 +160,7 @@ def _plain(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure |
     config, stored = source.config, source.dtype
     dtype = dtype or _dtype(getattr(config, "dtype", None)) or stored
     if coded_by(folder):
-        decoded = whole_model(source).to(dtype)
+        decoded = whole_model(source, dtype)
         _finish(decoded, folder, None)
         return decoded.to(at.where)
     del source

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from regauge.engine.receipts import versions
-from regauge.kernels.cpu.machine import bandwidth, load
+from regauge.kernels.cpu.machine import bandwidth, give_back, load
 from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
 from regauge.measure.samples import continuations
@@ -126,6 +126,7 @@ def evaluate(desk: Desk, settled: Settled) -> Figures:
     problem, text, effort = settled.problem, desk.texts.evaluation, desk.ask.effort
     seed, size = desk.ask.seed, settled.built.bytes
     made = score(desk.subject.host.load(settled.built.folder, dtype=torch.float32), desk.subject, text)
+    give_back()  # the artifact in float32 would stay beside the variants
     uniform = even(problem, size, effort.uniforms)
     picks = [problem.picks(point) for point in settled.frontier]
     shown = nearest(settled.frontier, settled.point.takes["bytes"], effort.shown)

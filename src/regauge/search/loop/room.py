@@ -36,6 +36,9 @@ from regauge.text.length import window_length
 
 NEAR, LEAST = 3.0, 1 << 24  # options of a site that are rounded whole, about; bytes of states below which is no pass
 SWEPT = 13  # bytes a weight of what is rounded with feedback
+COPIES = (
+    5  # float32 numbers for each logit of a batch, of two models side by side: three in use, two kept by the heap
+)
 PASSES = 8  # bytes of bfloat16 or float32 that a block's backward pass holds of each number that its sites read or make
 
 
@@ -127,7 +130,7 @@ def room(
     drawn = batch_T * head[0] * products.itemsize * 3 + 3 * 4 * CHUNK
     gradients = 2 * kept_T * anatomy.hidden * products.itemsize
     steps = [Step("the backward pass behind the head", process + states + gradients + drawn)]
-    logits = 3 * 4 * batch_T * head[0] + 2 * 4 * CHUNK
+    logits = COPIES * 4 * batch_T * head[0] + 2 * 4 * CHUNK
     shown = min(effort.shown, effort.points + 1) + min(effort.uniforms, len(UNIFORMS))
     together = 4 * anatomy.hidden * max(effort.search * (MEASURED + 2), effort.evaluation * (shown + 2))
     most: dict[str, Step] = {}
