@@ -180,7 +180,7 @@ def main() -> int:
     words.add_argument("--write", action="store_true", help=f"keep it in {KEPT.name}")
     words.add_argument("--only", nargs="*", default=[], help="presets of these names, in this order")
     given = words.parse_args()
-    chosen = given.only or presets()
+    chosen = given.only or [name for name in presets() if load(name).of(WEIGHTS) or load(name).of(SHAPE)]
     measure(chosen, _write if given.write else lambda _: None)
     return 0
 

@@ -17,7 +17,9 @@ import typer.main
 
 import regauge as rg
 from regauge.cli.app import app
-from regauge.report.methods import PRESET, Method, kept, methods
+from regauge.parts import SHAPE, WEIGHTS
+from regauge.plan import load, presets
+from regauge.report.methods import OF_CACHE, PRESET, Method, kept, methods
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CHOOSE = """# Which should I take?
@@ -33,8 +35,7 @@ spends bits where they matter and tells what it measured. `--time 5m` ends in fi
 **Activations in 8 bits too** (throughput on hardware with integer products): `smoothquant`.
 
 What each loses, smallest files first: KL to the original in nats a token (0 is the original), with its 95 % interval,
-and beside it nearest rounding at the same bits. {how}. `{command}` prints it; presets that differ in numbers alone are
-measured at one of them.
+and beside it nearest rounding at the same bits. {how}. `{command}` prints it.{missing}
 
 | preset | bits a weight | KL | nearest, same bits | verdict | others read it | reads text |
 |---|---|---|---|---|---|---|
@@ -51,10 +52,13 @@ def choose() -> str:
     """The presets, by bits."""
     told = kept()
     rows = sorted(told["rows"].items(), key=lambda item: (item[1]["bits"], item[1]["kl"][0]))
-    owner = {name: method for method in methods() if method.kind == PRESET for name in method.names}
+    owner = {name: method for method in methods() if method.kind in (PRESET, OF_CACHE) for name in method.names}
     stock = {name for method in methods(loads_in="vllm") for name in method.names}
     how = f"Measured on {told['model']}: {told['text']}"
-    lines = [CHOOSE.format(how=how, command=told["command"])]
+    measurable = [name for name in presets() if load(name).of(WEIGHTS) or load(name).of(SHAPE)]
+    missing = len(measurable) - len(rows)
+    left = f" {missing} of {len(measurable)} presets have no figure yet." if missing else ""
+    lines = [CHOOSE.format(how=how, command=told["command"], missing=left)]
     lines += [_row(name, row, owner.get(name), name in stock) for name, row in rows]
     return "\n".join([lines[0] + lines[1], *lines[2:], ""])
 

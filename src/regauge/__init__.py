@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from regauge.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from regauge import errors
+    from regauge import cache, errors
     from regauge.api import apply, dry_run, fit, measure, pick, report
     from regauge.artifact.receipt import Receipt
     from regauge.hosts.transformers.load import load
@@ -32,6 +32,7 @@ __all__ = [
     "Plan",
     "Receipt",
     "apply",
+    "cache",
     "dry_run",
     "errors",
     "explain",
@@ -58,7 +59,7 @@ _HOMES = {
     "pick": "api",
     "stream": "hosts.transformers.stream",
 }
-_MODULES = ("errors", "measure", "parts", "plan", "report")
+_MODULES = ("cache", "errors", "measure", "parts", "plan", "report")
 
 
 class _Callable(ModuleType):

@@ -29,6 +29,7 @@ from regauge.engine.estimate import DryRun
 from regauge.hosts import host_of
 from regauge.measure.compare import Comparison
 from regauge.plan import Plan
+from regauge.plan.caches import Asked
 from regauge.report.build import write
 from regauge.runtime.device import computed_on
 from regauge.search.fit import fit as _fit
@@ -133,6 +134,7 @@ def apply(
     wire: str | None = None,
     embed: str | None = None,
     head: str | None = None,
+    cache: Asked | None = None,
     time: str | float | None = None,
     max_memory: str | int | None = None,
     seed: int = 0,
@@ -161,6 +163,7 @@ def apply(
             wire=wire,
             embed=embed,
             head=head,
+            cache=cache,
             time_limit=_seconds(time),
             max_memory=_bytes(max_memory),
             seed=seed,

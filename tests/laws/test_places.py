@@ -24,7 +24,7 @@ def known(axis: Axis, place: str) -> list[Spec]:
     if axis.parts == FORMAT:
         grids, grains = (known(Axis(name, ""), place) for name in ("grid", "grain"))
         words = [f"{parts.spell('grid', a)}/{parts.spell('grain', b)}" for a, b in itertools.product(grids, grains)]
-        return [Spec(word) for word in words[::7]] + [Spec(words[0], (("ranger", "dynamic"), ("scale", "f32")))]
+        return [Spec(word) for word in words[::7]] + [Spec(words[0], (("ranger", "dynamic"), ("scale", "f16")))]
     found = []
     for name, part in TABLE.get(axis.parts, {}).items():
         if place in part.places:

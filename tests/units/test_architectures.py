@@ -89,11 +89,16 @@ def decoded(model: Any, ids: Tensor) -> Tensor:
     return torch.cat(found, 1)
 
 
-def shares(name: str) -> Any:
+SHARING = ["gemma3n_text", "gemma4_text"]
+
+
+def shares(name: str, dtype: torch.dtype = torch.float32, **sizes: int) -> Any:
     """Four layers, of which the last two read the keys and values of the first two."""
     return build(
         name,
+        dtype=dtype,
         num_hidden_layers=4,
+        **sizes,
         other={
             "num_kv_shared_layers": 2,
             "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -103,7 +108,7 @@ def shares(name: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text"])
+@pytest.mark.parametrize("name", SHARING)
 def test_layers_that_share_keys_and_values_are_run_one_by_one(name: str, tmp_path: Path) -> None:
     """Later layers read what the run before them has left, and never what another run has with other weights."""
     model = shares(name)
@@ -126,3 +131,20 @@ def test_layers_that_share_keys_and_values_are_run_one_by_one(name: str, tmp_pat
         first, second = runner.tail(outer, states)
     assert apart(first, before) < 1e-5
     assert apart(second, run(model, inputs(model, seed=2))) < 1e-5
+
+
+def test_granites_multipliers_go_into_embeddings_epsilons_and_the_last_gain(tmp_path: Path) -> None:
+    """With an epsilon that is felt; and where layers come to differ, transformers decodes, and says why."""
+    build("granite", other={"rms_norm_eps": 0.5, "residual_multiplier": 0.3}).save_pretrained(tmp_path / "model")
+    rg.apply("rtn-w8", tmp_path / "model", out=tmp_path / "out")
+    packed = rg.load(tmp_path / "out")
+    ids = inputs(packed)["input_ids"]
+    wanted = run(packed, {"input_ids": ids})[:, -3:]
+    assert apart(decoded(packed, ids), wanted) < 2e-3
+    steps = packed.regauge_step.steps
+    assert steps == 3
+    packed.model.layers[1].residual_multiplier = 0.5
+    past = packed(input_ids=ids[:, :-1], use_cache=True).past_key_values
+    with pytest.warns(rg.errors.FallbackWarning, match="residual_multiplier is 0, or not the same number in all"):
+        packed(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
+    assert packed.regauge_step.steps == steps

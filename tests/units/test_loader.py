@@ -135,6 +135,33 @@ def test_a_gained_bias_is_loaded(tmp_path: Path) -> None:
         assert load(made.path).model.layers[0].mlp.up_proj.bias.equal(torch.arange(37.0))
 
 
+@pytest.mark.parametrize(("name", "wire"), [("llama", "regauge"), ("llama", "compressed-tensors"), ("phi3", "regauge")])
+def test_a_file_of_a_whole_model_is_read_a_block_at_a_time(
+    name: str, wire: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path = source(tmp_path, name)
+    made = make(path, tmp_path / "out", lambda site: choice("int8") if site.block is not None else None, prefer=wire)
+    ids = torch.arange(7)[None]
+    before = load(made.path)(ids).logits
+    shards = sorted(made.path.glob("*.safetensors"))
+    files.write(made.path / "whole", {key: tensor for shard in shards for key, tensor in files.read(shard).items()})
+    for shard in shards:
+        shard.unlink()
+    (made.path / "whole").rename(made.path / f"{shards[0].name.partition('-')[0]}-00001-of-00001.safetensors")
+    held: list[set[str]] = []
+    read = files.read
+
+    def watched(file: Path, names: set[str] | None = None) -> dict[str, torch.Tensor]:
+        found = read(file, names)
+        held.append({key.split("layers.")[-1].split("blocks.")[-1].split(".")[0] for key in found})
+        return found
+
+    monkeypatch.setattr(files, "read", watched)
+    assert torch.equal(load(made.path)(ids).logits, before)
+    assert sum({"0", "1"} <= blocks for blocks in held) == 0
+    assert len(held) == 3
+
+
 def test_a_plain_directory_simply_loads(tmp_path: Path) -> None:
     model, path = source(tmp_path, "qwen3")
     ids = batches(model)[0]

@@ -17,15 +17,17 @@ from regauge.cli.app import app
 from regauge.errors import RecipeError
 from regauge.parts import PLACES, REWRITES, TABLE, WEIGHTS
 from regauge.plan import load, patterns, presets
-from regauge.report.methods import PRESET, UNMEASURED, methods
+from regauge.report.methods import OF_CACHE, PRESET, UNMEASURED, methods
+
+SOME = (PRESET, OF_CACHE)
 
 MEASURED = json.loads((files("regauge") / "presets" / "measured.json").read_text(encoding="utf-8"))
 
 
 def test_every_preset_and_part_is_listed_once() -> None:
     found = methods()
-    assert [name for one in found if one.kind == PRESET for name in one.names] == presets()
-    listed = [(one.kind, one.name) for one in found if one.kind != PRESET]
+    assert [name for one in found if one.kind in SOME for name in one.names] == presets()
+    listed = [(one.kind, one.name) for one in found if one.kind not in SOME]
     assert listed == [(axis, name) for axis, table in TABLE.items() for name in table]
     for one in found:
         assert one.what
@@ -56,7 +58,8 @@ def test_figures_are_of_presets_that_are_there_and_beat_nearest_where_they_shoul
     assert {"command", "unit", "model", "text", "null", "machine"} <= set(MEASURED)
     for name in rows:
         assert load(name).of(WEIGHTS) or rows[name]["null"]  # what rounds nothing names what it is held against
-    for name in ("gptq-w4g32", "gptq-w4", "quarot-gptq-w4g32", "smoothquant", "neurons-75"):
+    assert rows["smoothquant"]["verdict"] != "worse"  # the bundled model's inputs have no large channels to smooth
+    for name in ("gptq-w4g32", "gptq-w4", "quarot-gptq-w4g32", "imatrix-w4g32", "neurons-75"):
         assert rows[name]["verdict"] == "better", f"{name}: {rows[name]}"
         assert rows[name]["kl"][0] < rows[name]["null_kl"][0]
 
@@ -67,7 +70,13 @@ def test_what_a_preset_costs_and_gained() -> None:
     assert one.places == ("weights",)
     assert one.cost == "reads 262144 tokens of text, 2.14 to 8.75 bits a weight"
     kl, null = MEASURED["rows"]["gptq-w4g32"]["kl"][0], MEASURED["rows"]["gptq-w4g32"]["null_kl"][0]
-    assert one.measured == f"gptq-w4g32: KL {kl:.2g}, nearest {null:.2g} (better)"
+    assert one.measured.startswith(f"gptq-w4g32: KL {kl:.2g}, nearest {null:.2g} (better); gptq-w4g64: KL ")
+    more = len(one.figures) - 3
+    assert one.measured.endswith(f"; {more} more with --json" if more else ")")
+    (alone,) = (one for one in methods(bits=4) if "gptq-w4g32" in one.names)
+    assert set(alone.figures) == {"gptq-w4g32", "gptq-w4g64", "gptq-w4g128"}
+    assert "more" not in alone.measured
+    assert alone.figures["gptq-w4g32"] == MEASURED["rows"]["gptq-w4g32"]
     (zero,) = methods("zeroquant-fp")[:1]
     assert zero.places == ("weights", "inputs")
     parts = {one.name: one for one in methods() if one.kind == "rounder"}

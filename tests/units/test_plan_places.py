@@ -161,7 +161,9 @@ def test_what_does_not_fit_is_said_at_once(text: str, messages: list[str], anato
 
 
 def test_an_encoder_keeps_no_cache(encoder: Anatomy) -> None:
-    with pytest.raises(RecipeError, match=re.escape("matches nothing (this bert model has no stores)")):
+    with pytest.raises(
+        RecipeError, match=re.escape("matches nothing (this bert model keeps no keys and values of its past)")
+    ):
         resolve(parse("cache: {'*': {keys: int4/token}}"), encoder)
 
 
@@ -173,7 +175,7 @@ weights:
 inputs:
   blocks.*.mlp.hidden: {grid: int8}
 cache:
-  "*": {keys: int2-asym/time:32, values: {grid: int2-asym, grain: group:5, scale: f16}, window: 128, score: snapkv}
+  "*": {keys: int2-asym/time:32, values: {grid: int2-asym, grain: group:5, scale: f16}, window: 128}
 shape:
   blocks.*.ffn: {unit: neuron}
 tokens:
@@ -190,10 +192,9 @@ def test_a_recipe_of_all_five_places(anatomy: Anatomy) -> None:
         ("keys", "int2-asym/time:32", ()),
         ("values", "int2-asym/group:5", (("scale", "f16"),)),
         ("window", "128", ()),
-        ("score", "snapkv", ()),
     ]
     assert parse(dump(plan)) == plan
-    assert "keys: int2-asym/time:32, values: {part: int2-asym/group:5, scale: f16}, window: 128," in dump(plan)
+    assert "keys: int2-asym/time:32, values: {part: int2-asym/group:5, scale: f16}, window: 128}" in dump(plan)
     keys = parts.build("format", store.spec("keys"))
     assert (keys.grid.name, keys.grain.name, keys.scale.name) == ("int2-asym", "time:32", "f16")
 
@@ -207,15 +208,12 @@ def test_what_nothing_can_do_yet_is_said_at_once_and_before_any_work(source: Sou
     reasons = inert(plan, found)
     told = " ".join(reasons)
     for message in (
-        "nothing acts on stores yet (cache of blocks.0.cache, blocks.1.cache)",
-        "no part acts on cache window yet, so '128' cannot be had",
-        "no part acts on cache score yet, so 'snapkv' cannot be had",
         "nothing acts on residuals between blocks yet (tokens of blocks.0.residual)",
         "no part acts on tokens score yet, so 'norm' cannot be had",
         "no part acts on tokens disposal yet, so 'merge' cannot be had",
     ):
         assert message in told
-    with pytest.raises(RegaugeError, match="6 things stand in the way") as caught:
+    with pytest.raises(RegaugeError, match="3 things stand in the way") as caught:
         prepare(plan, source)
     assert all(reason in str(caught.value) for reason in reasons)
 

@@ -16,6 +16,7 @@ NAMES = [
     "Plan",
     "Receipt",
     "apply",
+    "cache",
     "dry_run",
     "errors",
     "explain",
@@ -76,6 +77,7 @@ FLAGS = {
     "apply": [
         "RECIPE",
         "MODEL",
+        "--cache",
         "--calibration",
         "--debug",
         "--device",

@@ -151,8 +151,8 @@ class Plumbing:
         fixed: why the channels of the residual must keep their place, where they must: the model has no head, so the
             residual is what it returns, or a parameter outside the anatomy reads it.
         stops: moves that the family does not admit for reasons of its own.
-        cached: numbers that a token leaves in the caches of all blocks beside one key and one value for each head of
-            them: of attention that is taken as it is, and copies for each head of queries.
+        cached: numbers that a token leaves in caches beside keys and values: of attention taken as it is, and copies.
+        sliding: blocks that keep a window of the past alone, or what others keep, and grow by no token.
     """
 
     arrangement: str = "pre"
@@ -162,6 +162,7 @@ class Plumbing:
     fixed: str = ""
     stops: tuple[Stop, ...] = ()
     cached: int = 0
+    sliding: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

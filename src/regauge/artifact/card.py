@@ -108,6 +108,13 @@ def _done(receipt: Receipt) -> list[str]:
     said = []
     for tap in receipt.taps[:1]:
         said.append(f"Activations are rounded to {tap.bits} bits where {len(receipt.taps)} inputs are read.")
+    if receipt.caches:
+        before, after = (sum(getattr(one, name) for one in receipt.caches) for name in ("bytes_before", "bytes_after"))
+        kept = " ".join(f"{axis} {part}" for axis, part in receipt.caches[0].keeping.items())
+        said.append(
+            f"The cache of {len(receipt.caches)} blocks is kept as {_code(kept)}: {before:,.0f} bytes a token become "
+            f"{after:,.0f}. It is so when regauge loads the model; `rg.load(PATH, cache=...)` keeps another."
+        )
     if receipt.moves:
         worst = max(move.exact for move in receipt.moves)
         said.append(

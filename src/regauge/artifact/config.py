@@ -8,6 +8,7 @@ from pathlib import Path
 
 from regauge.anatomy.model import Anatomy
 from regauge.anatomy.sizes import resized, sizes
+from regauge.artifact.caches import FILE, cache_json
 from regauge.artifact.codec.base import REGAUGE, Wire
 from regauge.artifact.folder import ANATOMY, anatomy_json
 from regauge.artifact.loading import auto_class, instead
@@ -130,6 +131,8 @@ def artifact_files(
     found["regauge/recipe.yaml"] = recipe
     found["regauge/receipt.json"] = receipt
     found[ANATOMY] = anatomy_json(_described(wire))
+    if wire.layout.cache and wire.name != REGAUGE:
+        found[FILE] = cache_json(wire.layout)
     if wire.name == REGAUGE:
         found[SHIM] = Path(__file__).with_name("shim.py.txt")
     else:

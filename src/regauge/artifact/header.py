@@ -21,11 +21,15 @@ from regauge.artifact.codec.taps import by_tap
 from regauge.artifact.strict import known, listed, mapped, named, typed
 from regauge.errors import ArtifactError, RecipeError, nearest
 from regauge.formats.terms import KINDS
-from regauge.parts import AXES, FORMAT, INPUTS, PLACES, WEIGHTS, Option, Point, Spec, axis_of
+from regauge.parts import AXES, CACHE, FORMAT, INPUTS, PLACES, WEIGHTS, Option, Point, Spec, axis_of
+from regauge.plan.select import spots
+from regauge.plan.stores import stores
 
 FORMAT_VERSION = 2
 AT = "at"
 """The key that lists the names which share a point."""
+HELD = (WEIGHTS, INPUTS, CACHE)
+"""Places whose points are needed to run a model; what pruning did stands in the sizes."""
 KEYS = ("quant_method", "format_version", "anatomy", "terms", "sizes", *PLACES)
 OLD_KEYS = ("quant_method", "format_version", "anatomy", "choices")
 OLD_INPUTS = "activations"
@@ -46,8 +50,9 @@ def header(layout: Layout) -> dict[str, object]:
     return {
         "quant_method": REGAUGE,
         "format_version": FORMAT_VERSION,
-        WEIGHTS: _grouped({name: _own(point) for name, point in layout.quantised.items()}),
-        INPUTS: _grouped(layout.inputs),
+        WEIGHTS: grouped({name: _own(point) for name, point in layout.quantised.items()}),
+        INPUTS: grouped(layout.inputs),
+        **({CACHE: grouped(layout.cache)} if layout.cache else {}),
         "terms": terms,
         "sizes": sizes,
         "anatomy": changes(layout.source, layout.anatomy),
@@ -73,9 +78,9 @@ def read_header(raw: Mapping[str, Any], source: Anatomy, dtype: torch.dtype) -> 
 def _second(raw: Mapping[str, Any], source: Anatomy, dtype: torch.dtype) -> Layout:
     known(raw, KEYS, "the header")
     anatomy = changed(source, mapped(raw, "anatomy", "the header"), mapped(raw, "sizes", "the header"))
-    points = {place: _points(raw, place) for place in PLACES if place in raw}
+    points = {place: read_points(raw, place) for place in PLACES if place in raw}
     for place in points:
-        if points[place] and not PLACES[place].acts:
+        if points[place] and place not in HELD:
             raise ArtifactError(
                 f"the header has {place} of {_first_of(points[place])!r}, and nothing acts on them yet."
             )
@@ -83,7 +88,7 @@ def _second(raw: Mapping[str, Any], source: Anatomy, dtype: torch.dtype) -> Layo
     _there(choices, {site.name for site in anatomy.sites}, source)
     _there(inputs, {site.tap for site in anatomy.sites if site.tap is not None}, source)
     _terms(mapped(raw, "terms", "the header"), choices)
-    return Layout(source, anatomy, dict(choices), dtype, inputs=inputs)
+    return Layout(source, anatomy, dict(choices), dtype, inputs=inputs, cache=fitting(points.get(CACHE, {}), anatomy))
 
 
 def _first(raw: Mapping[str, Any], source: Anatomy, dtype: torch.dtype) -> Layout:
@@ -110,7 +115,8 @@ def _own(point: Point) -> Point:
     return point.but(**foreign)
 
 
-def _grouped(points: Mapping[str, Point]) -> list[dict[str, object]]:
+def grouped(points: Mapping[str, Point]) -> list[dict[str, object]]:
+    """Points as a header lists them: a mapping each, with the names that share it."""
     groups: dict[Point, list[str]] = {}
     for name, point in points.items():
         groups.setdefault(point, []).append(name)
@@ -120,7 +126,12 @@ def _grouped(points: Mapping[str, Point]) -> list[dict[str, object]]:
     ]
 
 
-def _points(raw: Mapping[str, Any], place: str) -> dict[str, Point]:
+def read_points(raw: Mapping[str, Any], place: str) -> dict[str, Point]:
+    """Name → point of one place, of the groups that a header lists.
+
+    Raises:
+        ArtifactError: a key, type, part or name is none, in a sentence.
+    """
     found: dict[str, Point] = {}
     for group in listed(raw, place, "the header"):
         names = named(group, AT, f"a group of {place} in the header")
@@ -134,8 +145,9 @@ def _points(raw: Mapping[str, Any], place: str) -> dict[str, Point]:
 def _point(place: str, raw: Mapping[str, Any]) -> Point:
     known(raw, AXES[place], f"a group of {place} in the header")
     point = Point.of(place, {axis: _spec(place, axis, value) for axis, value in raw.items()})
-    lacking = [axis for axis in (DECODES if place == WEIGHTS else ("grid",)) if axis not in raw]
-    if lacking and PLACES[place].acts:
+    needed = DECODES if place == WEIGHTS else ("grid",) if place == INPUTS else ()
+    lacking = [axis for axis in needed if axis not in raw]
+    if lacking:
         raise ArtifactError(f"the header in config.json cannot be read: a group of {place} lacks its {lacking[0]}.")
     return point
 
@@ -153,6 +165,8 @@ def _spec(place: str, axis: str, raw: object) -> Spec:
                 "regauge import; load it where you trust it, through that package."
             )
     spec, table = Spec(name, tuple(sorted(options.items()))), axis_of(place, axis).parts
+    if parts.numeric(axis_of(place, axis), spec):
+        return spec
     try:
         if table == FORMAT or not parts.empty(table, place):
             if table != FORMAT:
@@ -174,6 +188,26 @@ def _there(points: Mapping[str, object], names: set[str], source: Anatomy) -> No
     strange = [name for name in points if name not in names]
     if strange:
         raise ArtifactError(f"the header names {strange[0]!r}, which a {source.family} model of this config has not.")
+
+
+def fitting(points: dict[str, Point], anatomy: Anatomy) -> dict[str, Point]:
+    """The points of stores, where heads of these sizes can hold them.
+
+    Raises:
+        ArtifactError: a store is none of the model's, a part does not act yet, or the sizes do not fit.
+    """
+    _there(points, {spot.name for spot in spots(anatomy, CACHE)}, anatomy)
+    for point in points.values():
+        for name, spec in point:
+            axis = axis_of(CACHE, name)
+            if parts.empty(axis.parts, CACHE) and not parts.numeric(axis, spec):
+                raise ArtifactError(
+                    f"the header has {spec.part[:40]!r} as the {name} of a cache, and no part acts there."
+                )
+    found = stores(anatomy, points)
+    if found.reasons:
+        raise ArtifactError(f"the header in config.json cannot be kept to: {next(iter(found.reasons))}.")
+    return found.points
 
 
 def _first_of(points: Mapping[str, object]) -> str:

@@ -88,7 +88,7 @@ class Artifact:
     @cached_property
     def where(self) -> dict[int | None, dict[Path, list[str]]]:
         """Block → file → the names of its tensors there."""
-        owners = _Owners(self.layout.anatomy)
+        owners = Owners(self.layout.anatomy)
         found: dict[int | None, dict[Path, list[str]]] = {}
         for path in self.shards:
             for key in files.header(path):
@@ -170,7 +170,7 @@ def open_artifact(path: str | Path, anatomy: Anatomy | None = None) -> Artifact:
     )
 
 
-class _Owners:
+class Owners:
     """Which block a stored tensor belongs to, by its name."""
 
     def __init__(self, anatomy: Anatomy) -> None:

@@ -46,6 +46,19 @@ class TapReceipt(_Record):
     bits: int
 
 
+class StoreReceipt(_Record):
+    """What one block keeps of the past.
+
+    `keeping` is its point, axis by axis. Bytes are those of another token of a long text, by the formats, as bf16 and
+    as it is kept.
+    """
+
+    name: str
+    keeping: dict[str, object]
+    bytes_before: float
+    bytes_after: float
+
+
 class MoveReceipt(_Record):
     """The certificate of the exact moves on one block: relative maximum error in float64 and after storage."""
 
@@ -93,6 +106,7 @@ class Receipt(_Record):
     calibration: dict[str, object] = Field(default_factory=dict)
     sites: tuple[SiteReceipt, ...] = ()
     taps: tuple[TapReceipt, ...] = ()  # beside them, in receipts of before, each site named the grid of its input
+    caches: tuple[StoreReceipt, ...] = ()
     moves: tuple[MoveReceipt, ...] = ()
     selects: tuple[SelectReceipt, ...] = ()
     searched: tuple[dict[str, object], ...] = ()  # strengths chosen by the whole model's loss, with the grid tried

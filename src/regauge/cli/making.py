@@ -9,6 +9,7 @@ import typer
 
 from regauge.cli.options import (
     BUDGETS,
+    CACHE,
     CALIBRATION,
     DEBUG,
     DEVICE,
@@ -146,6 +147,7 @@ def apply(
         str | None, typer.Option(metavar="FORMAT", help="The embedding's format: int8, int6-g64, nf4, full.")
     ] = None,
     head: Annotated[str | None, typer.Option(metavar="FORMAT", help="The head's, where it is not tied.")] = None,
+    cache: CACHE = None,
     family: FAMILY = None,
     time: TIME = None,
     max_memory: MAX_MEMORY = None,
@@ -187,6 +189,7 @@ def apply(
                 max_memory=bound,
                 embed=embed,
                 head=head,
+                cache=cache,
             )
         show.as_json(plan) if json else tell.dry_run(plan)
         raise typer.Exit(2 if plan.refusals else 0)
@@ -206,6 +209,7 @@ def apply(
             max_memory=bound,
             embed=embed,
             head=head,
+            cache=cache,
             wire=wire,
             progress=watch,
         )

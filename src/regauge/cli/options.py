@@ -71,6 +71,13 @@ MAX_MEMORY = Annotated[
         help="The most that this process may take. Less is done at once where it is short; the bytes are the same.",
     ),
 ]
+CACHE = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RECIPE",
+        help="What is kept of the past: a preset (kivi-4), several (snapkv+kivi-4), a recipe file, or none.",
+    ),
+]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no remarks; errors are told.")]
 VERBOSE = Annotated[bool, typer.Option("-v", "--verbose", help="Also say how long each stage took.")]

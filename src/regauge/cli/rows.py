@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from regauge.cli.show import line, table
 from regauge.report.doctor import BAD, Line
-from regauge.report.methods import PRESET, Method
+from regauge.report.methods import OF_CACHE, PRESET, Method, kept
 
 
 def doctor(found: Sequence[Line]) -> None:
@@ -24,13 +24,17 @@ def methods(found: Sequence[Method]) -> None:
     """A table a kind: presets first, then each axis."""
     for kind in dict.fromkeys(method.kind for method in found):
         rows = [method for method in found if method.kind == kind]
-        heads = ["row", "paper", "acts on", "cost", "measured"] if kind == PRESET else ["paper", "acts on", "cost"]
+        heads = (
+            ["row", "paper", "acts on", "cost", "measured"]
+            if kind in (PRESET, OF_CACHE)
+            else ["paper", "acts on", "cost"]
+        )
         table(
             [kind, "what", *heads],
             [[one.name, one.what, *(_cell(one, head) for head in heads)] for one in rows],
         )
     if any(method.kind == PRESET for method in found):
-        line("KL to the original in nats a token, beside nearest rounding at the same bits (benchmarks/rows.py).")
+        line(f"KL of {kept()['model']} to the original in nats a token, beside nearest rounding at the same bits.")
     line("'regauge explain NAME' tells more of each.")
 
 

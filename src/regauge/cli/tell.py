@@ -11,7 +11,7 @@ from regauge.cli.show import line, span, table, where
 from regauge.plan.select import pattern
 
 if TYPE_CHECKING:
-    from regauge.artifact.receipt import Receipt, TapReceipt
+    from regauge.artifact.receipt import Receipt, StoreReceipt, TapReceipt
     from regauge.engine.estimate import DryRun, SitePlan
     from regauge.measure.compare import Comparison
     from regauge.measure.cost import Costs
@@ -33,6 +33,7 @@ def receipt(done: Receipt, out: Path) -> None:
         largest = f"; largest relative error {worst.error:.3f} at {worst.name}" if worst is not None else ""
         line(f"  {len(quantised)} of {len(done.sites)} sites quantised, {bits:.2f} bits a weight{largest}")
     _taps(done.taps)
+    _caches(done.caches)
     if done.moves:
         exact, stored = max(move.exact for move in done.moves), max(move.stored for move in done.moves)
         logits = "" if done.logits_error is None else f"; logits {done.logits_error:.1e}"
@@ -66,6 +67,7 @@ def dry_run(plan: DryRun) -> None:
             ["sites", "out × in", "bf16", "after", "what"], [_site_row(name, some) for name, some in _alike(plan.sites)]
         )
         _taps(plan.taps)
+        _caches(plan.caches, plan.cache_bytes)
         line(f"  {told(plan.bytes_after)} of {told(plan.bytes_bf16)} as bf16: {plan.ratio:.3f}, counted from formats")
         line(f"  format: {plan.wire}" + (f", because {'; '.join(plan.wire_refusals)}" if plan.wire_refusals else ""))
     for number, what in enumerate(plan.passes, 1):
@@ -73,6 +75,8 @@ def dry_run(plan: DryRun) -> None:
     if plan.seconds is not None:
         disk = f"{told(plan.memory_needed)} of memory, {told(plan.disk_needed)} of disk ({told(plan.disk_free)} free)"
         line(f"  about {span(plan.seconds)} on this machine, {disk}")
+    if plan.quality:
+        line(f"  {plan.quality}")
     for note in plan.notes:
         line(f"  note: {note}")
     if plan.refusals:
@@ -89,6 +93,21 @@ def _taps(taps: Sequence[TapReceipt]) -> None:
         names += [] if pattern(tap.name) in names else [pattern(tap.name)]
     for reading, names in grouped.items():
         line(f"  inputs of {', '.join(names)}: {reading}")
+
+
+def _caches(stores: Sequence[StoreReceipt], whole: float = 0.0) -> None:
+    """What blocks keep of the past, those that keep the same in one line, and bytes a token before and after."""
+    grouped: dict[str, list[StoreReceipt]] = {}
+    for store in stores:
+        grouped.setdefault(" ".join(f"{axis} {part}" for axis, part in store.keeping.items()), []).append(store)
+    for keeping, some in grouped.items():
+        which = some[0].name if len(some) == 1 else f"{len(some)} blocks, {some[0].name} to {some[-1].name}"
+        before, after = (sum(getattr(store, field) for store in some) for field in ("bytes_before", "bytes_after"))
+        line(f"  cache of {which}: {keeping}")
+        line(f"    {before:,.0f} → {after:,.0f} bytes a token of a long text ({after / before:.3f}x), by the formats")
+    before, after = (sum(getattr(store, field) for store in stores) for field in ("bytes_before", "bytes_after"))
+    if stores and whole > before:
+        line(f"  cache of the whole model: {whole:,.0f} → {whole - before + after:,.0f} bytes a token")
 
 
 def _alike(sites: Sequence[SitePlan]) -> list[tuple[str, list[SitePlan]]]:

@@ -24,6 +24,7 @@ from regauge.engine.driver import Drive
 from regauge.engine.duration import course, seconds
 from regauge.engine.enough import enough
 from regauge.engine.estimate import DryRun, disk_needed, record
+from regauge.engine.foresight import Foresight, foresee
 from regauge.engine.job import Job, plan_of, prepare
 from regauge.engine.reading import Reading, reading, sampled
 from regauge.engine.receipts import Done, command_line, files_of, log_of, receipt_of, versions
@@ -35,6 +36,7 @@ from regauge.errors import BudgetError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.plan import Plan, digest
+from regauge.plan.caches import Asked, with_cache
 from regauge.plan.outer import with_outer
 from regauge.text.corpora import Where
 
@@ -76,6 +78,7 @@ def apply(
     wire: str | None = None,
     embed: str | None = None,
     head: str | None = None,
+    cache: Asked | None = None,
     command: str = "",
 ) -> Receipt:
     """Compresses a model as a recipe says and writes the artifact to OUT.
@@ -92,6 +95,7 @@ def apply(
         progress: is called with `Progress` events.
         wire: `compressed-tensors` or `regauge`; None takes the first that can say the recipe.
         embed, head: their formats, `int8` or `int6-g64`, or `full`; None: as the recipe says.
+        cache: what the artifact keeps of the past when it is loaded, as `load` takes it; None: as the recipe says.
         command: what the user typed, for the run log.
 
     Raises:
@@ -101,7 +105,7 @@ def apply(
     with quiet_torch(), PeakMemory() as memory:
         clock.say("open")
         source = host_of(model).open(model, revision)
-        plan = with_outer(plan_of(recipe), embed, head)
+        plan = with_cache(with_outer(plan_of(recipe), embed, head), cache)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         ready.refusals.attempt(lambda: refuse_out(out, force, CARRIED), None)
         ready.refusals.settle()
@@ -136,6 +140,7 @@ def dry_run(
     max_memory: int | None = None,
     embed: str | None = None,
     head: str | None = None,
+    cache: Asked | None = None,
 ) -> DryRun:
     """What `apply` would do with the same arguments: each site, bytes, passes, time and disk, and every refusal.
 
@@ -144,7 +149,7 @@ def dry_run(
     """
     with quiet_torch():
         source = host_of(model).open(model, revision)
-        plan = with_outer(plan_of(recipe), embed, head)
+        plan = with_cache(with_outer(plan_of(recipe), embed, head), cache)
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         target = None if out is None else Path(out).expanduser()
         if target is not None:
@@ -164,6 +169,9 @@ def dry_run(
             )
         read = ready.read or Reading(None, None, {"kind": "none"})
         found = record(ready.job, read, str(model), target, told)
+        seen = Foresight.nothing("the run would be refused") if told else foresee(ready.job, read)
+        known = {"kl": (seen.low, seen.high), "stays": seen.stays} if not seen.why else {}
+        found = found.model_copy(update={**known, "quality": str(seen)})
         if target is not None and found.disk_needed > found.disk_free:
             why = f"{target} needs {found.disk_needed:,} bytes and its disk has {found.disk_free:,} free."
             found = found.model_copy(update={"refusals": (*found.refusals, why)})

@@ -16,14 +16,16 @@ from regauge.anatomy.fusing import fused
 from regauge.anatomy.model import Anatomy, Site, Weights
 from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import DECODES
-from regauge.artifact.receipt import SiteReceipt, TapReceipt
+from regauge.artifact.receipt import SiteReceipt, StoreReceipt, TapReceipt
 from regauge.engine.statistics import output_error
 from regauge.errors import RecipeError
 from regauge.formats.base import Codes, Format
 from regauge.formats.readings import Reading
 from regauge.formats.terms import checked, summed
 from regauge.parts import Point, Spec
+from regauge.plan.keeping import of_block
 from regauge.plan.resolution import Resolution
+from regauge.plan.stores import block_of
 from regauge.rounding.base import Stats
 from regauge.rounding.pieces import piecewise
 from regauge.rounding.together import named
@@ -240,6 +242,19 @@ def tap_receipts(sites: Sequence[Site], inputs: Mapping[str, Point]) -> list[Tap
         )
         for tap, names in readers.items()
     ]
+
+
+def store_receipts(anatomy: Anatomy, points: Mapping[str, Point]) -> tuple[StoreReceipt, ...]:
+    """What becomes of each block's cache, in the order of the blocks; of those that keep everything, nothing."""
+    found = []
+    for name, point in sorted(points.items(), key=lambda item: block_of(item[0])):
+        sizes = anatomy.attention(block_of(name))
+        if sizes is not None:
+            grown = of_block(point, sizes)
+            found.append(
+                StoreReceipt(name=name, keeping=spelled(point), bytes_before=grown.before, bytes_after=grown.after)
+            )
+    return tuple(found)
 
 
 def spelled(choice: Point) -> dict[str, object]:

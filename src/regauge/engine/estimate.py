@@ -12,15 +12,17 @@ from pydantic import BaseModel, ConfigDict
 
 from regauge import parts
 from regauge.artifact.disk import free_bytes
-from regauge.artifact.receipt import TapReceipt
+from regauge.artifact.receipt import StoreReceipt, TapReceipt
 from regauge.engine import learning_cost
-from regauge.engine.block import spelled, tap_receipts
+from regauge.engine.block import spelled, store_receipts, tap_receipts
 from regauge.engine.duration import seconds, speed
 from regauge.engine.job import Job
 from regauge.engine.reading import Reading
 from regauge.engine.room import room
 from regauge.engine.shaping import MEASURED
+from regauge.parts import CACHE
 from regauge.plan import digest
+from regauge.plan.keeping import growth
 
 
 class _Record(BaseModel):
@@ -48,7 +50,11 @@ class DryRun(_Record):
         seconds: estimate of the time, or None where the job cannot be made.
         disk_needed: bytes while it works; disk_free: bytes free where OUT will lie.
         memory_needed: anonymous bytes at the highest.
+        cache_bytes: of another token of a long text in the source's cache, over all blocks, as bf16.
         wire_refusals: why the artifact is not compressed-tensors.
+        kl, stays: predicted: KL to the original in nats a token between these, and how many of 100 next tokens are the
+            same; None where nothing is predicted.
+        quality: what that is predicted from, or why it is not predicted, as a sentence.
     """
 
     plan: str
@@ -60,6 +66,8 @@ class DryRun(_Record):
     refusals: tuple[str, ...] = ()
     sites: tuple[SitePlan, ...] = ()
     taps: tuple[TapReceipt, ...] = ()
+    caches: tuple[StoreReceipt, ...] = ()
+    cache_bytes: float = 0.0
     notes: tuple[str, ...] = ()
     passes: tuple[str, ...] = ()
     calibration: dict[str, object] = {}
@@ -70,6 +78,9 @@ class DryRun(_Record):
     disk_needed: int = 0
     disk_free: int = 0
     memory_needed: int = 0
+    kl: tuple[float, float] | None = None
+    stays: float | None = None
+    quality: str = ""
 
 
 def site_plans(job: Job) -> list[SitePlan]:
@@ -177,6 +188,8 @@ def record(
         refusals=tuple(refusals),
         sites=tuple(sites),
         taps=tuple(tap_receipts(job.anatomy.sites, job.resolution.inputs)),
+        caches=store_receipts(job.anatomy, job.resolution.at(CACHE)),
+        cache_bytes=growth({}, job.anatomy).before,
         notes=tuple(dict.fromkeys(notes)),
         passes=tuple(passes(job, read, speed() if timed and job.learnt else None)),
         calibration=read.windows.record() if read.windows is not None else dict(read.identity),

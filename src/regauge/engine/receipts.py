@@ -15,10 +15,11 @@ from regauge.artifact.config import artifact_files
 from regauge.artifact.folder import RUN_LOG
 from regauge.artifact.receipt import MoveReceipt, Receipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import Staging
-from regauge.engine.block import tap_receipts
+from regauge.engine.block import store_receipts, tap_receipts
 from regauge.engine.job import Job
 from regauge.engine.watchdog import Clock, PeakMemory
 from regauge.measure.machine import machine
+from regauge.parts import CACHE
 from regauge.plan import digest, dump
 from regauge.text.calibration import Calibration
 from regauge.version import __version__
@@ -58,6 +59,7 @@ def receipt_of(done: Done, source: str, source_hash: str, after: int) -> Receipt
         calibration=windows.record() if windows is not None else {},
         sites=tuple(done.sites),
         taps=tuple(tap_receipts(job.anatomy.sites, job.resolution.inputs)),
+        caches=store_receipts(job.anatomy, job.resolution.at(CACHE)),
         moves=tuple(done.moves),
         selects=tuple(done.selects),
         searched=tuple(done.searched),
@@ -91,7 +93,8 @@ def command_line() -> str:
 
 
 def files_of(job: Job, receipt: Receipt, log: Mapping[str, Any], staging: Staging) -> dict[str, bytes | str | Path]:
-    kept = receipt.model_dump(mode="json", exclude={*VOLATILE, *(() if receipt.learnt else ("learnt",))})
+    empty = [name for name in ("learnt", "caches") if not getattr(receipt, name)]
+    kept = receipt.model_dump(mode="json", exclude={*VOLATILE, *empty})
     text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
     files = artifact_files(job.source.path, job.wire, staging.index(), dump(job.plan), text)
     files[CARD] = card(receipt, job.source.path, json.loads(str(files["config.json"])))

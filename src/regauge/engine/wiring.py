@@ -7,6 +7,7 @@ from regauge.artifact.codec.base import REGAUGE, Layout
 from regauge.artifact.codec.choose import Chosen, choose
 from regauge.engine.shaping import Shaping
 from regauge.hosts.base import Source
+from regauge.parts import CACHE
 from regauge.plan.model import Plan
 from regauge.plan.resolution import Resolution, resolve
 
@@ -37,5 +38,13 @@ def layout_of(source: Source, anatomy: Anatomy, resolution: Resolution, shaping:
         config, unsaid = {}, "its widths are decided block by block, and config.json has one number for all blocks"
     inputs, choices = resolution.inputs, resolution.choices
     return Layout(
-        source.anatomy, anatomy, choices, source.dtype, source.shapes, inputs=inputs, config=config, unsaid=unsaid
+        source.anatomy,
+        anatomy,
+        choices,
+        source.dtype,
+        source.shapes,
+        inputs=inputs,
+        config=config,
+        unsaid=unsaid,
+        cache=resolution.at(CACHE),
     )

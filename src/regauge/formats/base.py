@@ -22,9 +22,9 @@ class Step:
 
     Attributes:
         scale_G1: the multiplier that decoding uses, float32, positive.
-        zero_G1: the grid value that decodes to 0, float32 integer; None on symmetric grids.
-        fields: what is stored, by name: `scale`, `zero`, `global_scale`. Decoding `fields` gives the two above, bit
-            for bit.
+        zero_G1: the grid value that decodes to 0, float32; None on symmetric grids. An integer unless `low` is kept.
+        fields: what is stored, by name: `scale`, `zero` or `low` (the value of code 0), `global_scale`. Decoding
+            `fields` gives the two above, bit for bit.
     """
 
     scale_G1: Tensor
@@ -119,6 +119,8 @@ class Scale(Protocol):
 
 
 ALL = slice(None)
+LOW = "low"
+"""The field of a step that holds the value of the grid's least number, where that is not a point of the grid."""
 OBJECTIVE = "objective"
 """What a part needs that is learnt, or chosen, by the error of a block's output against the uncompressed model's."""
 
@@ -174,8 +176,12 @@ class Format:
 
     def load(self, fields: Mapping[str, Tensor]) -> Step:
         """The step again from what is stored of it."""
-        zero_G1 = None if self.grid.symmetric else self.grid.decode(fields["zero"])
-        return Step(self.scale.load(fields), zero_G1, fields)
+        scale_G1 = self.scale.load(fields)
+        if self.grid.symmetric:
+            return Step(scale_G1, None, fields)
+        return Step(
+            scale_G1, lowest(fields, scale_G1, self.grid) if LOW in fields else self.grid.decode(fields["zero"]), fields
+        )
 
     def scaled(self, w_OI: Tensor, step: Step) -> Tensor:
         """`w_OI` in grid units: w / scale + zero, in the dtype of `w_OI`."""
@@ -263,6 +269,11 @@ class Codes:
     step: Step
     terms: tuple[Term, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def lowest(fields: Mapping[str, Tensor], scale_G1: Tensor, grid: Grid) -> Tensor:
+    """zero_G1 of a step that keeps the value of the grid's least number."""
+    return grid.low - fields[LOW].float() / scale_G1
 
 
 CHUNK = 1 << 16

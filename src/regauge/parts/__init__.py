@@ -39,6 +39,7 @@ from regauge.parts.points import (
     Place,
     Point,
     axis_of,
+    numeric,
     place_of,
     tables,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "halves",
     "load",
     "maker_of",
+    "numeric",
     "options",
     "part",
     "place_of",

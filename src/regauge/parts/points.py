@@ -6,6 +6,7 @@ declaration. A new axis is one line here; what can stand on it is the table of p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,7 +65,7 @@ FORMAT = "format"
 FORMATS = (
     Axis("grid", "which numbers exist", required=True, decodes=True),
     Axis("grain", "which elements share a step", required=True, decodes=True),
-    Axis("ranger", "how big a step is", default="dynamic"),
+    Axis("ranger", "how big a step is", default="ends"),
     Axis("scale", "how a step is stored", default="f16", decodes=True),
 )
 """The axes of such a format; the two that must be said make the word."""
@@ -106,11 +107,15 @@ _DECLARED = (
             Axis("keys", "the format of what is kept of the keys", FORMAT),
             Axis("values", "the format of what is kept of the values", FORMAT),
             Axis("window", "how many of the last tokens stay whole", number=True),
+            Axis("transform", "what keys and values are turned by before they are rounded"),
+            Axis("balance", "what evens tokens and channels out before they are rounded"),
             Axis("score", "which tokens matter: higher is kept"),
             Axis("budget", "how many tokens each head keeps", number=True),
             Axis("disposal", "what becomes of the others"),
-            Axis("merge", "what is kept of several tokens or layers in one"),
+            Axis("merge", "what is kept of several layers in one"),
+            Axis("trigger", "when tokens are let go"),
         ),
+        acts=True,
     ),
     Place(
         "shape",
@@ -166,6 +171,16 @@ def axis_of(place: str, name: str) -> Axis:
         if axis.name == name:
             return axis
     raise RecipeError(f"{place} have no axis {name!r}{nearest(name, AXES[place])}")
+
+
+def numeric(axis: Axis, spec: Spec) -> bool:
+    """Whether a coordinate is a bare number, which names no part."""
+    if not axis.number or spec.options:
+        return False
+    try:
+        return math.isfinite(float(spec.part))
+    except ValueError:
+        return False
 
 
 def tables() -> tuple[str, ...]:

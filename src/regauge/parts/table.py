@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from regauge.parts.caches import CACHE_ROWS
 from regauge.parts.moves import REWRITE_ROWS
 from regauge.parts.part import Part
 from regauge.parts.points import CACHE, INPUTS, WEIGHTS
@@ -16,6 +17,8 @@ from regauge.parts.shape import SHAPE_ROWS
 
 NUMBERS = (WEIGHTS, INPUTS, CACHE)
 """Places whose elements are rounded."""
+MODEL = (WEIGHTS, INPUTS)
+"""Those of them that matrices are multiplied at; a cache is read by fewer formats."""
 COARSE, FINE = "group:128 else group:64 else channel", "group:32"
 """The grains that the search tries: the coarsest that pays, and a fine one."""
 OFFERED = {**{f"int{bits}-asym": (COARSE, FINE) for bits in (2, 3, 4, 5, 6)}, "int8": ("channel",)}
@@ -34,6 +37,8 @@ def _ints() -> dict[str, Part]:
             offers = {WEIGHTS: OFFERED[name]} if name in OFFERED else {}
             fixed = {"bits": bits, "symmetric": symmetric}
             table[name] = Part(grid, what, fixed=fixed, places=NUMBERS, offers=offers)
+    one = {"bits": 1, "symmetric": False}
+    table["int1-asym"] = Part(grid, "0 and 1 with a zero point", fixed=one, places=(CACHE,))
     return table
 
 
@@ -41,20 +46,18 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
     "grid": {
         **_ints(),
         "fp8": Part("regauge.formats.grids:E4M3", "8-bit floats e4m3, up to 448", "2209.05433", places=NUMBERS),
-        "fp8-e5m2": Part("regauge.formats.grids:E5M2", "8-bit floats e5m2, up to 57344", "2209.05433", places=NUMBERS),
-        "fp6": Part("regauge.formats.grids:E3M2", "6-bit floats e3m2, up to 28", "2310.10537", places=NUMBERS),
-        "fp6-e2m3": Part("regauge.formats.grids:E2M3", "6-bit floats e2m3, up to 7.5", "2310.10537", places=NUMBERS),
+        "fp8-e5m2": Part("regauge.formats.grids:E5M2", "8-bit floats e5m2, up to 57344", "2209.05433", places=MODEL),
+        "fp6": Part("regauge.formats.grids:E3M2", "6-bit floats e3m2, up to 28", "2310.10537", places=MODEL),
+        "fp6-e2m3": Part("regauge.formats.grids:E2M3", "6-bit floats e2m3, up to 7.5", "2310.10537", places=MODEL),
         "fp4": Part(
-            "regauge.formats.grids:E2M1", "4-bit floats e2m1: 0, 0.5, 1, 1.5, 2, 3, 4, 6", "2310.10537", places=NUMBERS
+            "regauge.formats.grids:E2M1", "4-bit floats e2m1: 0, 0.5, 1, 1.5, 2, 3, 4, 6", "2310.10537", places=MODEL
         ),
-        "nf4": Part(
-            "regauge.formats.grids:NF4", "16 quantiles of the normal distribution", "2305.14314", places=NUMBERS
-        ),
-        "ternary": Part("regauge.formats.grids:Ternary", "-1, 0 and 1 in two bits", places=NUMBERS),
+        "nf4": Part("regauge.formats.grids:NF4", "16 quantiles of the normal distribution", "2305.14314", places=MODEL),
+        "ternary": Part("regauge.formats.grids:Ternary", "-1, 0 and 1 in two bits", places=MODEL),
     },
     "grain": {
         "channel": Part("regauge.formats.grains:Channel", "one step an output channel"),
-        "tensor": Part("regauge.formats.grains:Whole", "one step for the whole matrix", places=NUMBERS),
+        "tensor": Part("regauge.formats.grains:Whole", "one step for the whole matrix", places=MODEL),
         "group": Part(
             "regauge.formats.grains:Group",
             "one step for every `size` neighbours along the input",
@@ -101,6 +104,13 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             places=(INPUTS, CACHE),
             cost="two passes over the activation in each call",
         ),
+        "ends": Part(
+            "regauge.formats.offsets:Ends",
+            "the range from least to greatest wherever it lies, with the least kept beside the step",
+            "2402.02750",
+            places=(CACHE,),
+            cost="two passes over the values when tokens are put away",
+        ),
         "static": Part(
             "regauge.formats.rangers:Static",
             "the range of all that calibration saw, known before the call and kept in the artifact",
@@ -111,7 +121,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
         ),
     },
     "scale": {
-        "f32": Part("regauge.formats.scales:Float32", "the step in float32", places=NUMBERS),
+        "f32": Part("regauge.formats.scales:Float32", "the step in float32", places=MODEL),
         "f16": Part("regauge.formats.scales:Float16", "the step in float16", places=NUMBERS),
         "bf16": Part(
             "regauge.formats.scales:BFloat16", "the step in bfloat16", places=NUMBERS, offers={WEIGHTS: ("bf16",)}
@@ -173,7 +183,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             "regauge.formats.transforms:Hadamard",
             "each channel spread over all by a Hadamard matrix, while the model runs",
             "2404.00456",
-            places=(INPUTS,),
+            places=(INPUTS, CACHE),
             cost="n log n a token, in float32, before the products",
         ),
         "diagonal": Part(
@@ -187,5 +197,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
         ),
     },
     **SHAPE_ROWS,
+    **CACHE_ROWS,
+    "score": {**SHAPE_ROWS["score"], **CACHE_ROWS["score"]},
     "rewrite": REWRITE_ROWS,
 }

@@ -24,8 +24,13 @@ def reasons_of_parts(plan: Plan) -> list[str]:
 
 
 def known(point: Point) -> list[tuple[str, Spec]]:
-    """The coordinates of a point on axes that have parts."""
-    return [(name, spec) for name, spec in point if not parts.empty(axis_of(point.place, name).parts, point.place)]
+    """The coordinates of a point that name parts: those on axes that have some, bare numbers left out."""
+    axes = [(axis_of(point.place, name), spec) for name, spec in point]
+    return [
+        (axis.name, spec)
+        for axis, spec in axes
+        if not parts.empty(axis.parts, point.place) and not parts.numeric(axis, spec)
+    ]
 
 
 def _contradictions(point: Point) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from regauge.anatomy.model import Anatomy
 from regauge.errors import RecipeError, nearest
-from regauge.parts import INPUTS, PLACES, WEIGHTS, Point
+from regauge.parts import CACHE, INPUTS, PLACES, WEIGHTS, Point
 from regauge.plan.model import Plan
-from regauge.plan.select import READ_BY, Spot, alternatives, named, spots, taken
+from regauge.plan.select import AT_END, READ_BY, Spot, alternatives, named, spots, taken
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,21 @@ def match(plan: Plan, place: str, anatomy: Anatomy, reasons: list[str]) -> dict[
         won |= {spot.name: Match(index, rule.point) for spot in hits}
     for index, names in enumerate(touched):
         if names and all(won[name].index != index for name in names):
+            if all(_at_an_end(rules[won[name].index].select) for name in names):  # of a model of few blocks
+                note = f"rule {rules[index].select!r} has no effect: the ends are all of its {anatomy.blocks} blocks"
+                won |= {name: replace(won[name], notes=(*won[name].notes, note)) for name in names}
+                continue
             same = place == INPUTS and all(won[name].point == rules[index].point for name in names)
             if not same:
                 reasons.append(f"rule {rules[index].select!r} has no effect: later rules take all that it matches")
     if place == INPUTS:
         return {name: _shared(plan, name, found, known, reasons) for name, found in won.items()}
     return won
+
+
+def _at_an_end(selector: str) -> bool:
+    """Whether a selector says which blocks by how far from an end they are."""
+    return all(AT_END.fullmatch(piece) for piece in alternatives(selector))
 
 
 def _shared(plan: Plan, name: str, found: Match, known: tuple[Spot, ...], reasons: list[str]) -> Match:
@@ -90,6 +99,8 @@ def _nothing(select: str, point: Point | None, place: str, anatomy: Anatomy, kno
 
 def _sample(anatomy: Anatomy, place: str, select: str, known: tuple[Spot, ...]) -> str:
     declared = PLACES[place]
+    if not known and place == CACHE:
+        return f" (this {anatomy.family} model keeps no keys and values of its past)"
     if not known:
         return f" (this {anatomy.family} model has no {declared.of[1]})"
     special = [spot.name for spot in known if spot.tail and taken(f"kind:{spot.kind}", spot)]

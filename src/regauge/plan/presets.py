@@ -17,6 +17,7 @@ import yaml
 
 from regauge.documents import ordinary, read_text
 from regauge.errors import RecipeError, nearest
+from regauge.plan.combining import BETWEEN, combined
 from regauge.plan.elsewhere import known_elsewhere
 from regauge.plan.model import Plan
 from regauge.plan.text import parse
@@ -113,11 +114,14 @@ def near(name: str) -> str:
 def load(recipe: str | Path) -> Plan:
     """A preset by its name, or a recipe file by its path, or the recipe inside an artifact, which must not name code.
 
-    A name that is a preset's is never read as a path.
+    A name that is a preset's is never read as a path; nor are several with `+` between them, which are combined.
     """
     name = str(recipe)
     if name in _names():
         return _preset(name)
+    several = [piece.strip() for piece in name.split(BETWEEN)]
+    if len(several) > 1 and any(piece in _names() for piece in several):
+        return combined([load(piece) for piece in several])
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml") and path.parent == Path() and not path.exists():
         elsewhere = known_elsewhere(name)

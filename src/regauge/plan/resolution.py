@@ -9,11 +9,12 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.errors import RecipeError
 from regauge.formats.base import OBJECTIVE
-from regauge.parts import INPUTS, PLACES, WEIGHTS, Point, Spec
+from regauge.parts import CACHE, INPUTS, PLACES, WEIGHTS, Point, Spec
 from regauge.plan.contradictions import reasons_of_parts
 from regauge.plan.matching import Match, match
 from regauge.plan.model import Plan
 from regauge.plan.select import SPECIAL
+from regauge.plan.stores import stores
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ def resolve(plan: Plan, anatomy: Anatomy, alike: bool = False) -> Resolution:
     points = {place: _points(won) for place, won in found.items() if place != WEIGHTS}
     if INPUTS in points and not reasons:  # who reads a tap is not known where a selector is wrong
         points[INPUTS] = _inputs(anatomy, found[INPUTS], choices, fallbacks, grouped)
+    if CACHE in points and not reasons:
+        held = stores(anatomy, points[CACHE])
+        points[CACHE] = held.points
+        grouped |= held.reasons
+        fallbacks |= held.fallbacks
+        kept |= held.kept
     reasons += [f"{reason}: {_names(names)}" for reason, names in grouped.items()]
     reasons += _tied(anatomy, choices, kept)
     if reasons:
@@ -87,7 +94,8 @@ def inert(plan: Plan, resolution: Resolution) -> list[str]:
             reasons[f"nothing acts on {declared.of[1]} yet ({place} of {_names(list(held), 'of them')})"] = None
         for point in held.values():
             for name, spec in point:
-                if parts.empty(parts.axis_of(place, name).parts, place):
+                axis = parts.axis_of(place, name)
+                if parts.empty(axis.parts, place) and not parts.numeric(axis, spec):
                     reasons[f"no part acts on {place} {name} yet, so {spec.part!r} cannot be had"] = None
     return [f"recipe {plan.name!r}: {reason}" for reason in reasons]
 

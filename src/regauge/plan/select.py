@@ -5,13 +5,13 @@ matches kinds; `a | b` is either. Embeddings, heads, routers and tables of posit
 wildcard: they are matched only by a pattern that ends in their own last word (`embed`, `blocks.*.moe.router`) or by
 their kind. Taps are matched by their names (`blocks.*.mlp.hidden`), or through the sites that read them
 (`read-by:blocks.*.down`); stores, streams, blocks and residuals by theirs (`blocks.3.cache`, `blocks.*.ffn`,
-`blocks.3`, `blocks.2.residual`).
+`blocks.3`, `blocks.2.residual`). `first:2` and `last:2` are what wildcards take in so many blocks at an end.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ SPECIAL = frozenset({"embed", "head", "router", "position", "type", "patch"})
 """Kinds that stay in full precision unless a rule names them."""
 READ_BY = "read-by:"
 """Before a selector of sites: the taps that they read."""
+AT_END = re.compile(r"(first|last):(\d{1,5})")
+"""Everything in the first or last blocks."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,24 @@ class Spot:
         kind: what `kind:` matches.
         tail: the last words that a pattern must end in, where no wildcard takes it; "" where one does.
         sites: those that read it, of a tap; the site itself.
+        ends: how many blocks come before its own, and how many after; None outside of blocks.
     """
 
     name: str
     kind: str
     tail: str = ""
     sites: tuple[Site, ...] = ()
+    ends: tuple[int, int] | None = None
 
 
 def spots(anatomy: Anatomy, place: str) -> tuple[Spot, ...]:
     """Everything that rules of one place can speak of."""
-    return _SPOTS[place](anatomy)
+    return tuple(_placed(spot, anatomy.blocks) for spot in _SPOTS[place](anatomy))
+
+
+def _placed(spot: Spot, blocks: int) -> Spot:
+    found = re.match(r"blocks\.(\d+)(?=\.|$)", spot.name)
+    return spot if found is None else replace(spot, ends=(int(found[1]), blocks - 1 - int(found[1])))
 
 
 def _sites(anatomy: Anatomy) -> tuple[Spot, ...]:
@@ -147,6 +156,8 @@ def _taken(pattern: str, spot: Spot) -> bool:
     if pattern.startswith("kind:"):
         kind = pattern.removeprefix("kind:")
         return bool(_glob(kind).fullmatch(spot.kind)) and (not spot.tail or kind == spot.kind)
+    if end := AT_END.fullmatch(pattern):
+        return spot.ends is not None and not spot.tail and spot.ends[end[1] == "last"] < int(end[2])
     if not _glob(pattern).fullmatch(spot.name):
         return False
     words = spot.tail.count(".") + 1

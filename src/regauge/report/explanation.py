@@ -10,13 +10,16 @@ from pathlib import Path
 
 from regauge import parts
 from regauge.errors import RecipeError, nearest
-from regauge.parts import FORMAT, INPUTS, TABLE, WEIGHTS, WORD, Point, Spec, axis_of
+from regauge.parts import AXES, CACHE, FORMAT, INPUTS, TABLE, WEIGHTS, WORD, Point, Spec, axis_of, numeric
 from regauge.plan import Plan, Rule, dump, load, patterns, presets
+from regauge.plan.combining import BETWEEN
 from regauge.plan.elsewhere import known_elsewhere
+from regauge.plan.keeping import told
 
 SHAPE = (4096, 4096)
 """The matrix on which bits a weight are counted."""
 
+WHOLE = "weights and activations stay as they are"
 KEPT = (
     "embeddings, head, routers, norms and biases stay in full precision, as the publications have it; "
     "a recipe takes them in by naming them (embed, head)"
@@ -50,7 +53,7 @@ def spread(text: str, where: Mapping[str, tuple[int, ...]]) -> str:
 def facts(name: str) -> list[Facts]:
     """Everything that is known under a name: a preset or recipe file first, then parts of each axis that has it."""
     found: list[Facts] = []
-    if name in presets() or Path(name).suffix in (".yaml", ".yml"):
+    if name in presets() or Path(name).suffix in (".yaml", ".yml") or BETWEEN in name:
         found.append(_of_plan(load(name)))
     found += [_of_part(axis, name) for axis, table in TABLE.items() if name in table]
     if not found:
@@ -83,6 +86,8 @@ def _of_plan(plan: Plan) -> Facts:
             needs = sorted({*needs, *_needs(rule.point)})
         if rule.point is not None and place == INPUTS:
             needs = sorted({*needs, *parts.maker_of(rule.point).needs, *parts.format_of(rule.point).ranger.needs})
+        if rule.point is not None and place == CACHE:
+            row["takes"] = told(rule.point)
         if rule.point is not None and place == parts.SHAPE:  # what keeps no function is measured
             needs = sorted({*needs, *_shape_needs(rule.point), "the outputs of cut blocks"})
         rules.append(row)
@@ -102,7 +107,7 @@ def _of_plan(plan: Plan) -> Facts:
         "calibration": dict(plan.calibration),
         "rewrites": [_line("rewrite", "rewrite", spec) for spec in plan.rewrites],
         "rules": rules,
-        "kept": KEPT,
+        "kept": WHOLE if set(plan.places) == {CACHE} and not plan.rewrites else KEPT,
         "recipe": dump(plan),
     }
 
@@ -127,6 +132,8 @@ def _line(axis: str, role: str, spec: Spec) -> dict[str, str]:
         halves = zip(WORD, parts.halves(spec.part), strict=True)
         what = ", ".join(parts.describe(table, half.part) for table, half in halves)
         return {"axis": role, "name": spec.part, "what": what, "cite": ""}
+    if axis in AXES[CACHE] and numeric(axis_of(CACHE, axis), spec):
+        return {"axis": role, "name": spec.part, "what": axis_of(CACHE, axis).what, "cite": ""}
     if axis not in TABLE:
         return {"axis": role, "name": spec.part, "what": "no part acts on this axis yet", "cite": ""}
     part = parts.part(axis, spec.part)
@@ -222,7 +229,8 @@ def _plan_text(found: Facts) -> str:
             for said in (f"stored as {rule['stored']}", *(f"on {device}: {how}" for device, how in told_runs.items())):
                 lines += textwrap.wrap(said, 100, initial_indent="  ", subsequent_indent="    ")
         else:
-            lines += ["", f"{rule['place']} of {rule['select']}"]
+            takes = f": {rule['takes']}" if "takes" in rule else ""
+            lines += ["", f"{rule['place']} of {rule['select']}{takes}"]
         lines += _columns([[row["axis"], row["name"], row["what"]] for row in _rows(rule["parts"])])
     return "\n".join([*lines, "", "as a recipe", *(f"  {line}" for line in str(found["recipe"]).splitlines())])
 

@@ -9,7 +9,7 @@ stands in `presets/measured.json`, which `benchmarks/rows.py` printed; where not
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -18,12 +18,15 @@ from regauge import parts
 from regauge.artifact.codec.base import REGAUGE as OURS
 from regauge.artifact.codec.targets import TARGETS, target_of
 from regauge.errors import RecipeError, nearest
-from regauge.parts import TABLE, WEIGHTS
+from regauge.parts import CACHE, TABLE, WEIGHTS
 from regauge.plan import Plan, load, patterns
+from regauge.plan.keeping import bits_of, told
 from regauge.report.explanation import SHAPE, facts, spread, uses
 
-PRESET = "preset"
+PRESET, OF_CACHE = "preset", "cache preset"
 UNMEASURED = "not measured"
+SHOWN = 3
+"""Figures of a preset file that are shown; the others are in `Method.figures`."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,15 @@ class Method:
 
     Attributes:
         name: as a recipe or `apply` takes it; of a preset with numbers, its pattern.
-        kind: `preset`, or the axis that a part is on.
+        kind: `preset`, `cache preset` where it is about nothing else, or the axis that a part is on.
         what: what it does, in a line.
         row: the method of the published list that a preset implements; "" for a part, or where there is none.
         paper: arXiv ids or addresses.
         places: what it acts on.
         cost: what it reads, stores and takes.
-        measured: the figure that a command printed, or that nothing was measured.
+        measured: the figure that a command printed, or that nothing was measured; of many presets, those in 4 bits.
         names: every name that a preset file stands for.
+        figures: name → its row of `presets/measured.json`, of all of them that were measured.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Method:
     cost: str
     measured: str
     names: tuple[str, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
 
 
 def methods(
@@ -60,7 +65,8 @@ def methods(
 
     Args:
         word: only rows that have it in their name, title, row, place, kind or paper.
-        bits: only presets whose weights take so many bits, steps apart; their names are those alone.
+        bits: only presets whose weights take so many bits, steps apart, or keys or values of a cache; their names are
+            those alone.
         loads_in: only presets that this reads: `transformers`, `vllm`, `sglang` or `regauge`.
         paper: only what a paper describes.
 
@@ -93,12 +99,15 @@ def _narrowed(method: Method, bits: int | None, loads_in: str | None) -> Method 
     if not names:
         return None
     shown = method.name if names == method.names else ", ".join(names)
-    return replace(method, name=shown, names=names, measured=_measured(names))
+    return replace(method, name=shown, names=names, measured=_measured(names), figures=_figures(names))
 
 
 @cache
 def _fits(name: str, bits: int | None, loads_in: str | None) -> bool:
     points = [rule.point for rule in load(name).of(WEIGHTS) if rule.point is not None]
+    if not points and load(name).of(CACHE):
+        kept = [rule.point for rule in load(name).of(CACHE) if rule.point is not None]
+        return loads_in in (None, OURS) and (bits is None or bits in {bit for point in kept for bit in bits_of(point)})
     if bits is not None and {round(parts.format_of(point).grid.bits) for point in points} != {bits}:
         return False
     target = TARGETS[loads_in or OURS]
@@ -120,7 +129,7 @@ def kept() -> dict[str, Any]:
 
 
 def _words(method: Method) -> str:
-    return " ".join(str(value) for value in asdict(method).values()).lower()
+    return " ".join(str(value) for name, value in asdict(method).items() if name != "figures").lower()
 
 
 def _near(word: str, names: set[str]) -> str:
@@ -137,7 +146,7 @@ def _presets() -> tuple[Method, ...]:
         found.append(
             Method(
                 name=spread(pattern.name, pattern.where),
-                kind=PRESET,
+                kind=OF_CACHE if set(plan.places) == {CACHE} else PRESET,
                 what=spread(pattern.title, pattern.where),
                 row="" if plan.row.startswith("none") else plan.row,
                 paper=plan.cite,
@@ -145,6 +154,7 @@ def _presets() -> tuple[Method, ...]:
                 cost=_cost(plans),
                 measured=_measured(names),
                 names=names,
+                figures=_figures(names),
             )
         )
     return tuple(found)
@@ -158,7 +168,10 @@ def _cost(plans: dict[str, Plan]) -> str:
         for rule in plan.of(WEIGHTS)
         if rule.point is not None
     )
-    size = next(iter(plans.values())).calibration
+    first = next(iter(plans.values()))
+    if set(first.places) == {CACHE}:
+        return "; ".join(["reads no text", *(_of_cache(name, plan) for name, plan in plans.items())])
+    size = first.calibration
     told = [f"reads {size['tokens']} tokens of text" if "tokens" in size else "reads no text"]
     if bits:
         ends = f"{bits[0]:.2f}" if bits[-1] - bits[0] < 0.005 else f"{bits[0]:.2f} to {bits[-1]:.2f}"
@@ -166,16 +179,29 @@ def _cost(plans: dict[str, Plan]) -> str:
     return ", ".join(told)
 
 
+def _figures(names: tuple[str, ...]) -> dict[str, Any]:
+    rows: dict[str, Any] = kept()["rows"]
+    return {name: rows[name] for name in names if name in rows}
+
+
+def _of_cache(name: str, plan: Plan) -> str:
+    """Bytes of a token by the first rule, which is of most blocks."""
+    point = next(rule.point for rule in plan.of(CACHE) if rule.point is not None)
+    return f"{name}: {told(point)}"
+
+
 def _measured(names: tuple[str, ...]) -> str:
-    told = []
-    for name in names:
-        row = kept()["rows"].get(name)
-        if row is not None:
-            beside = (
-                f", {row.get('null', 'nearest')} {row['null_kl'][0]:.2g} ({row['verdict']})" if "null_kl" in row else ""
-            )
-            told.append(f"{name}: KL {row['kl'][0]:.2g}{beside}")
-    return "; ".join(told) or UNMEASURED
+    """A figure each; of more than `SHOWN` names those whose weights take the bits nearest to 4."""
+    rows = _figures(names)
+    near = sorted(rows, key=lambda name: abs(int(rows[name]["bits"]) - 4))[:SHOWN]
+    told = [f"{name}: {_told(rows[name])}" for name in rows if name in near]
+    more = len(rows) - len(told)
+    return "; ".join([*told, *([f"{more} more with --json"] if more else [])]) or UNMEASURED
+
+
+def _told(row: dict[str, Any]) -> str:
+    against = f", {row.get('null', 'nearest')} {row['null_kl'][0]:.2g} ({row['verdict']})" if "null_kl" in row else ""
+    return f"KL {row['kl'][0]:.2g}{against}"
 
 
 def _parts() -> tuple[Method, ...]:

@@ -46,6 +46,7 @@ def of_run(run: Run, receipt: Receipt, out: str) -> tuple[Words, ...]:
         lines.append(Words("quality", quality(run.quality, run.original)))
     lines += _speeds(run)
     lines += _memory(run)
+    lines += _cache(receipt)
     lines += _even(run)
     lines += _loads(receipt, out)
     return (*lines, *_next(run.source, out, _others(run, out)))
@@ -53,7 +54,7 @@ def of_run(run: Run, receipt: Receipt, out: str) -> tuple[Words, ...]:
 
 def of_receipt(receipt: Receipt, out: str) -> tuple[Words, ...]:
     """Of one preset or recipe; nothing was run on other text, so quality is what `measure` will say."""
-    lines = [_size(receipt.bytes_after, receipt.bytes_bf16)]
+    lines = [_size(receipt.bytes_after, receipt.bytes_bf16), *_cache(receipt)]
     whole = [site.name for site in receipt.sites if site.choice is None and site.name in (EMBED, "head")]
     whole = [name for name in whole if name != "head" or EMBED not in whole]
     share = sum(site.bytes_after for site in receipt.sites if site.name in whole) / max(1, receipt.bytes_after)
@@ -67,6 +68,15 @@ def of_receipt(receipt: Receipt, out: str) -> tuple[Words, ...]:
 def _size(after: int, before: int) -> Words:
     times = before / max(1, after)
     return Words("size", f"{told(before)} as bf16 → {told(after)}, {times:.1f} times smaller ({after / before:.3f}x)")
+
+
+def _cache(receipt: Receipt) -> list[Words]:
+    """What the cache takes by its rules, where it has any."""
+    if not receipt.caches:
+        return []
+    before, after = (sum(getattr(one, name) for one in receipt.caches) for name in ("bytes_before", "bytes_after"))
+    said = f"{before:,.0f} bytes a token → {after:,.0f} in {len(receipt.caches)} blocks, by the formats"
+    return [Words("cache", said)]
 
 
 def quality(found: Quality, original: Quality) -> str:

@@ -42,7 +42,7 @@ from regauge.search.loop.settle import settle
 from regauge.search.loop.start import begin, estimate, reachable
 from regauge.search.profile import timed, within_reach
 from regauge.search.record import Run
-from regauge.search.subject import Subject, reader
+from regauge.search.subject import Subject, predicting, reader
 from regauge.text.corpora import Where
 from regauge.text.length import enough_for
 from regauge.text.split import Sizes, Texts, prepare
@@ -113,6 +113,7 @@ def fit(
     with quiet_torch():
         clock.say("open")
         source = host_of(model).open(model, revision)
+        predicting(source)
         groups, speeds = menus.groups_of(source.anatomy, allowed), bool(timed(ask.budgets))
         effort = ask.effort.sized(source.parameters()).calibrating(tokens)
         reachable(source, groups, ask.budgets)

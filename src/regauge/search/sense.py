@@ -12,7 +12,7 @@ from regauge.search.loop.start import backward, calibration_batches
 from regauge.search.losses.borders import Borders
 from regauge.search.losses.fisher import fisher
 from regauge.search.options import SiteGroup, site_groups
-from regauge.search.subject import Subject, reader
+from regauge.search.subject import Subject, predicting, reader
 from regauge.text.corpora import Where
 from regauge.text.split import Sizes, prepare
 
@@ -60,6 +60,7 @@ def sensitivity(
     with quiet_torch(), tempfile.TemporaryDirectory(prefix="regauge-") as folder:
         clock.say("open")
         source = host_of(model).open(model, revision)
+        predicting(source)
         texts = prepare(reader(source, seed), calibration, None, Sizes(TOKENS, 512, 512), seed)
         groups = tuple(
             SiteGroup(group.name, group.sites, group.options[:1])

@@ -97,6 +97,18 @@ def batch_tokens(vocabulary: int) -> int:
     return max(256, min(ROWS, LOGITS // vocabulary))
 
 
+def predicting(source: Source) -> None:
+    """Refuses a model that a search cannot measure, before any work.
+
+    Raises:
+        ModelError: it predicts no next token.
+    """
+    if not source.anatomy.causal or "head" not in {site.name for site in source.anatomy.sites}:
+        raise ModelError(
+            f"fit measures next-token KL, and {source.anatomy.family} predicts no next token; use apply with a recipe."
+        )
+
+
 def reader(source: Source, seed: int, length: int | None = None) -> Reader:
     """What the texts are cut for.
 
@@ -105,12 +117,8 @@ def reader(source: Source, seed: int, length: int | None = None) -> Reader:
 
     Raises:
         TextError: the model does not read so many at once, or they hold no text.
-        ModelError: the model predicts no next token, or has no tokenizer.
+        ModelError: it has no tokenizer.
     """
-    if not source.anatomy.causal or "head" not in {site.name for site in source.anatomy.sites}:
-        raise ModelError(
-            f"fit measures next-token KL, and {source.anatomy.family} predicts no next token; use apply with a recipe."
-        )
     host, tokenizer = host_of(source.path), source.tokenizer()
     length = asked_length(length, source.parameters(), host.context(source))
 

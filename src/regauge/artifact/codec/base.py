@@ -43,6 +43,7 @@ class Layout:
             why it cannot say them, where sizes were changed and it cannot.
         apart: site → how it reads its tap (None: as it is), where that is not how the tap is read. Only artifacts of
             format version 1 and checkpoints of others have such sites.
+        cache: store → what it keeps of the past; absent: everything, as it comes.
     """
 
     source: Anatomy
@@ -54,6 +55,7 @@ class Layout:
     apart: Mapping[str, Point | None] = field(default_factory=dict)
     config: Mapping[str, int] = field(default_factory=dict)
     unsaid: str = ""
+    cache: Mapping[str, Point] = field(default_factory=dict)
 
     def reading(self, site: Site) -> Point | None:
         """How a site reads its tap; None: as it is."""

@@ -141,6 +141,8 @@ class Step(_Columns):
         rotary_kinds: attribute of the config that says which kind each block has, where there are several.
         positions: the table of learned positions, and `positions_from`, the row of the first.
         head_softcap: attribute of the config.
+        residual: of a block, by what attention and feed-forward are multiplied before they are added; embeddings: of
+            the body, by what embeddings are; head_over: of the model, by what logits are divided.
         experts_used, normalise: of a mixture of experts; `normalise` may be the answer itself.
         refuse: settings with which the step does not serve.
     """
@@ -156,6 +158,9 @@ class Step(_Columns):
     positions: str | None = None
     positions_from: int = 0
     head_softcap: str | None = None
+    residual: str | None = None
+    embeddings: str | None = None
+    head_over: str | None = None
     experts_used: str | None = None
     normalise: str | bool = True
     refuse: list[Refusal] = Field(default_factory=list)

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.storage import Place, take
+from regauge.hosts.transformers.settings import own_config
+from regauge.hosts.transformers.tables import table_for
 from regauge.runtime.modules import put
+
+ALIGNED = 8
+"""Numbers of 2 bytes by which torch's grouped product of experts wants rows to begin: 16 bytes."""
 
 
 class Gating(nn.Module):
@@ -136,3 +141,14 @@ def biases(sites: Sequence[Site], full: Mapping[str, Tensor], dtype: torch.dtype
         if site.bias is not None:
             found[site.name] = take(full[site.bias.key], Place(site.bias, site.shape[:1])).to(dtype).clone()
     return found
+
+
+def plain_experts(config: Any, anatomy: Anatomy) -> None:
+    """Has transformers multiply by one expert after another where its grouped product refuses their shapes
+    ("strides should be multiple of 16 bytes"). Changes the config of the part that has them.
+
+    Args:
+        config: of a model, before it is built or after.
+    """
+    if any(site.expert is not None and site.shape[1] % ALIGNED for site in anatomy.sites):
+        own_config(table_for(config), config)._experts_implementation = "eager"

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regauge.hosts.transformers.program import PROBED, Reads, rotary_kinds, rotary_module, rotary_tables
+from regauge.hosts.transformers.program import (
+    PROBED,
+    Reads,
+    embeddings_of,
+    rotary_kinds,
+    rotary_module,
+    rotary_tables,
+)
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.tables import table_for
 from regauge.kernels.cpu.matrix import Matrix, decode_of
@@ -37,7 +44,7 @@ class Inputs:
             raise Unservable(f"the family table of {model.config.model_type} does not say how it decodes")
         self._table = table
         self._embed = model.get_input_embeddings()
-        self._packed = _packed(self._embed)
+        self._packed, self._factor = _packed(self._embed), embeddings_of(model, table, reads)
         self._places = (
             model.get_submodule(f"{body_prefix(model)}{table.positions}") if table.positions is not None else None
         )
@@ -67,6 +74,8 @@ class Inputs:
             x_NH = decode_of(found.struct, 0, ids.shape[0], ids.contiguous(), dtype).float()
         else:
             x_NH = self._embed(ids_BQ).flatten(0, 1).float()
+        if self._factor != 1.0:
+            x_NH = x_NH * self._factor
         if self._places is not None:
             rows = torch.tensor(positions, dtype=torch.int64, device="cpu") + self._table.positions_from
             if "matrix" in self._places._modules:

@@ -25,13 +25,14 @@ from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.checkpoint import finite
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, coded_by, config_of, first_line, read_raw
+from regauge.hosts.transformers.experts import plain_experts
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.overflow import watch
 from regauge.hosts.transformers.placing import place, tie
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.skeleton import model_class
 from regauge.hosts.transformers.table import anatomy_of
-from regauge.hosts.transformers.windowed import window_of_artifact, window_of_checkpoint
+from regauge.hosts.transformers.windowed import by_block, window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
 from regauge.runtime.device import Placed, on_the_cpu, placed, warn_without_triton
 from regauge.runtime.rows import CPU, CUDA
@@ -114,6 +115,7 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
         warn_without_triton()
     elif figure is None:
         check_room(str(folder), sum(path.stat().st_size for path in found))
+    plain_experts(model.config, wire.layout.anatomy)  # those that are not quantised
     adapt_modules(model, wire.layout.source, wire.layout.anatomy)
     if figure is None or not window_of_artifact(model, wire, found, folder, dtype, figure):
         _fill(model, wire, found, dtype, at.kind, activations)
@@ -146,6 +148,7 @@ def _plain(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure |
     from regauge.hosts.transformers.source import Source
 
     source = Source.open(folder)
+    plain_experts(source.model.config, source.anatomy)
     if figure is not None and coded_by(folder):
         raise SettingError(
             f"{folder} is stored in codes, which a window does not decode; leave memory= out, or apply a recipe"
@@ -158,6 +161,7 @@ def _plain(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure |
     elif at.kind == CPU:
         check_room(str(folder), source.parameters() * (dtype or source.dtype).itemsize)
     config, stored = source.config, source.dtype
+    plain_experts(config, source.anatomy)
     dtype = dtype or _dtype(getattr(config, "dtype", None)) or stored
     if coded_by(folder):
         decoded = whole_model(source, dtype)
@@ -195,10 +199,11 @@ def _no_bar() -> Iterator[None]:
 def _fill(
     model: Any, wire: Wire, paths: Sequence[Path], dtype: torch.dtype, device: str, activations: str | None
 ) -> None:
-    """Every shard, one after another."""
+    """Every shard, a block after another."""
     missing = set(wire.layout.quantised)
     for path in paths:
-        missing -= place(model, wire, files.read(path), dtype, device, path, activations)
+        for keys in by_block(wire, files.header(path)):
+            missing -= place(model, wire, files.read(path, keys), dtype, device, path, activations)
     if missing:
         raise ArtifactError(f"the artifact lacks the codes of {sorted(missing)[0]}; build or fetch it again.")
     tie(model)

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from regauge.anatomy.model import Anatomy
 from regauge.errors import FallbackWarning
-from regauge.hosts.transformers.cache import GrowingLayer, adopt
+from regauge.hosts.transformers.adopting import CACHES, adopt
+from regauge.hosts.transformers.cache import GrowingLayer
 from regauge.hosts.transformers.inputs import Inputs
 from regauge.hosts.transformers.overflow import look
 from regauge.hosts.transformers.owned import method, own
@@ -178,7 +178,7 @@ class NativeStep:
             return self._eager("the position_ids are not one position a token")
         logits_NV = running.step(layers, ids, positions, starts, inputs, kept == 1)
         if logits_NV is None:
-            return self._eager("the cache is of another shape than the model's, or than the tokens'")
+            return self._eager(running.refused)
         self.steps += new
         logits_BQV = logits_NV.view(batch, -1, running.program.vocabulary)
         return logits_BQV if kept in (0, 1) else logits_BQV[:, -kept:]
@@ -193,12 +193,12 @@ class NativeStep:
         return found
 
     def _has_begun(self, cache: Any) -> bool:
-        return type(cache) is DynamicCache and cache in self._begun
+        return type(cache) in CACHES and cache in self._begun
 
     def _begin(self, cache: Any) -> bool:
         """`_ready`, for the text of a cache."""
         ready = self._ready()
-        if ready and type(cache) is DynamicCache:
+        if ready and type(cache) in CACHES:
             self._begun.add(cache)
         return ready
 

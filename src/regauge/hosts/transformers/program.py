@@ -36,6 +36,8 @@ MOVING = ("dynamic", "longrope")
 """Rotary embeddings whose frequencies depend on the length of the text."""
 EPSILONS = ("variance_epsilon", "eps")
 """What transformers' norms and torch's call what they add inside the root."""
+READING = ("norm", "attn.norm", "mlp.norm")
+"""Names of the norms that read the residual, from a block or from the model."""
 PROBED = 3
 """Positions of a rotary embedding that tell whether it is still the same."""
 
@@ -92,12 +94,38 @@ def facts_of(model: Any, anatomy: Anatomy, widths: list[int], reads: Reads) -> F
         module = model.get_submodule(path)
         _check_activation(module, number, activation)
         blocks.append(_block(module, number, anatomy, table, _Kinds(model, table, widths, reads)))
-    fixed = isinstance(table_for(config).norm.eps, float)
+    fixed, added = isinstance(table_for(config).norm.eps, float), residual_of(model, table, reads)
     eps = {
         norm.name: _epsilon(model.get_submodule(norm.module), norm.name, reads, norm.eps if fixed else None)
+        / (added**2 if norm.name.removeprefix(f"blocks.{norm.block}.") in READING else 1.0)
         for norm in anatomy.norms
     }
-    return Facts(FUNCTIONS[activation], blocks, eps, len(widths), float(softcap or 0.0))
+    over = float(reads.follow(model, table.head_over)) if table.head_over else 1.0
+    return Facts(FUNCTIONS[activation], blocks, eps, len(widths), float(softcap or 0.0), 1.0 / over)
+
+
+def residual_of(model: Any, table: Step, reads: Reads) -> float:
+    """By what every layer multiplies what it adds to the residual. The step adds without it and so keeps the residual
+    divided by it, which a norm gives back but for what is added inside its root.
+
+    Raises:
+        Unservable: it is 0, or layers differ in it.
+    """
+    if table.residual is None:
+        return 1.0
+    found = {float(reads.follow(model.get_submodule(path), table.residual)) for path in block_paths(model)}
+    if len(found) != 1 or 0.0 in found:
+        raise Unservable(f"{table.residual} is 0, or not the same number in all layers")
+    return found.pop()
+
+
+def embeddings_of(model: Any, table: Step, reads: Reads) -> float:
+    """By what the step multiplies embeddings: as the model does, over what its residual is divided by."""
+    if table.residual is None and table.embeddings is None:
+        return 1.0
+    body = model.get_submodule(body_prefix(model).removesuffix("."))
+    own = float(reads.follow(body, table.embeddings)) if table.embeddings else 1.0
+    return own / residual_of(model, table, reads)
 
 
 @dataclass(frozen=True)

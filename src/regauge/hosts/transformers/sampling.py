@@ -16,14 +16,12 @@ from torch import Tensor
 
 from regauge.errors import TextError
 from regauge.hosts.transformers.configs import first_line
-from regauge.hosts.transformers.settings import own_config
+from regauge.hosts.transformers.experts import plain_experts
 from regauge.hosts.transformers.skeleton import silent, skeleton
 from regauge.hosts.transformers.source import Source
-from regauge.hosts.transformers.tables import table_for
 
 SMALL = 250_000_000  # parameters: up to here the model is sampled from in float32
 BATCH = 64
-ALIGNED = 8  # numbers: torch's grouped product of experts takes rows of so many times 2 bytes
 SENTINEL = "\u2402regauge\u2402"
 
 
@@ -71,8 +69,7 @@ def whole_model(source: Source, dtype: torch.dtype | None = None) -> Any:
     """transformers' model with its weights, in a dtype: mapped where they are stored so. None: as they are stored, or
     in float32 where the model is small."""
     config = silent(source.config)
-    if any(site.expert is not None and site.shape[1] % ALIGNED for site in source.anatomy.sites):
-        own_config(table_for(config), config)._experts_implementation = "eager"
+    plain_experts(config, source.anatomy)
     model = skeleton(config)
     if dtype is None:
         dtype = torch.float32 if source.parameters() <= SMALL else source.dtype

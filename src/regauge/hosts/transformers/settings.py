@@ -14,6 +14,15 @@ def own_config(table: Table, config: Any) -> Any:
     return getattr(config, table.part) if table.part else config
 
 
+def sliding_blocks(config: Any, blocks: int) -> tuple[int, ...]:
+    """Blocks whose cache does not grow by every token, as transformers builds it from a config: behind a sliding window
+    or in chunks, shared with another block, or a state."""
+    from transformers.cache_utils import get_layer_types_and_kwargs
+
+    kinds, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
+    return tuple(number for number, kind in enumerate(kinds[:blocks]) if kind != "full_attention")
+
+
 def lookup(config: Any, path: str, default: Any) -> Any:
     """A dotted path through attributes and mappings of a config; the default where a step is missing or None."""
     value = config

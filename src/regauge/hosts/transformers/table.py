@@ -18,7 +18,7 @@ from regauge.anatomy.model import Anatomy, Norm, Plumbing, Site, Slot, Stop
 from regauge.anatomy.streams import TABLES, feeds, with_streams
 from regauge.errors import ModelError
 from regauge.hosts.transformers.columns import NormRow, Row, Table
-from regauge.hosts.transformers.settings import holds, lookup, own_config, refuse
+from regauge.hosts.transformers.settings import holds, lookup, own_config, refuse, sliding_blocks
 from regauge.hosts.transformers.sharing import Heads, slots
 from regauge.hosts.transformers.skeleton import block_paths, body_prefix, parameters, skeleton
 from regauge.hosts.transformers.tables import table_for
@@ -46,6 +46,7 @@ class _Reader:
 
     def __init__(self, table: Table, config: Any, model: Any) -> None:
         self.table, self.config, self.model = table, own_config(table, config), model
+        self.whole = config
         self.family, self.body, self.shapes = config.model_type, body_prefix(model), parameters(model)
         self.tied = dict(model.all_tied_weights_keys)
         self.modules = {path: type(module).__name__ for path, module in model.named_modules()}
@@ -76,6 +77,7 @@ class _Reader:
             pairing=table.rotary.pairing if table.rotary else "half",
             fixed=_why_fixed(outside, bool(head), table.body),
             cached=self._cached(sites),
+            sliding=sliding_blocks(self.whole, len(self.paths)) if table.causal else (),
             stops=tuple(
                 Stop(tuple(row.streams), row.why, tuple(row.moves))
                 for row in table.stops
@@ -192,7 +194,8 @@ class _Reader:
             expert=slot.index,
             heads=heads.of(kind),
         )
-        return replace(site, tap=_tap(site, name))
+        table = kind in TABLES or "Embedding" in self.modules[module]
+        return replace(site, tap=None if table else _tap(site, name))
 
     def _norm(self, name: str, row: NormRow | str | list[str], prefix: str, block: int | None) -> list[Norm]:
         if isinstance(row, list):
@@ -250,9 +253,9 @@ def _matrix(kind: str, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _tap(site: Site, name: str) -> str | None:
-    """The activation that a site reads."""
+    """The activation that a site reads which is no table looked up by index."""
     if site.block is None:
-        return f"{name}.in" if site.kind not in TABLES else None
+        return f"{name}.in"
     place = {"q": "attn.in", "k": "attn.in", "v": "attn.in", "o": "attn.mixed", "router": "mlp.in"}
     if site.kind in place:
         return f"blocks.{site.block}.{place[site.kind]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regauge.artifact import files
 from regauge.artifact.codec.base import Wire
+from regauge.artifact.reader import Owners
 from regauge.errors import ArtifactError, BudgetError
 from regauge.hosts.transformers.install import release
 from regauge.hosts.transformers.placing import assign, place, tie
@@ -98,6 +99,20 @@ def window_of_artifact(
     _check_outer(model, loading)
     loading.spool(convert, {number: like(number) for number in range(layout.anatomy.blocks)})
     return True
+
+
+def by_block(wire: Wire, keys: Iterable[str]) -> list[set[str]]:
+    """The tensors of a file in parts that are read at once: those of a module together, and no more than a block.
+
+    A file may hold a whole model, which would else be in memory twice.
+    """
+    modules, owners = _modules(wire), Owners(wire.layout.anatomy)
+    blocks = {path: sites[0].block for path, sites in wire.layout.modules().items()}
+    found: dict[int | None, set[str]] = {}
+    for key in keys:
+        module = _module(key, modules)
+        found.setdefault(blocks[module] if module else owners.of(key), set()).add(key)
+    return list(found.values())
 
 
 def _modules(wire: Wire) -> Mapping[str, str]:

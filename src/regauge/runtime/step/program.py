@@ -70,6 +70,7 @@ class Facts:
         eps: inside the root of each norm, by the norm's name.
         ropes: how many kinds of rotary embedding there are; 0 for none.
         softcap: of the logits, 0 for none.
+        head: by what logits are multiplied.
     """
 
     activation: str
@@ -77,6 +78,7 @@ class Facts:
     eps: Mapping[str, float]
     ropes: int = 0
     softcap: float = 0.0
+    head: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +88,13 @@ class Copy:
     Attributes:
         numbers: the copy.
         source: gives what it is a copy of, as that is now.
-        offset: added to it.
+        offset: added to it; factor: by what the sum is multiplied.
     """
 
     numbers: Tensor
     source: Callable[[], Tensor]
     offset: float = 0.0
+    factor: float = 1.0
 
     def refresh(self) -> None:
         """Copies again: a parameter's numbers can change without any mark that they did."""
@@ -99,6 +102,8 @@ class Copy:
             self.numbers.copy_(self.source())
         if self.offset:
             self.numbers.add_(self.offset)
+        if self.factor != 1.0:
+            self.numbers.mul_(self.factor)
 
 
 def build(model: nn.Module, anatomy: Anatomy, facts: Facts) -> tuple[Program, list[Copy]]:
@@ -122,7 +127,9 @@ class _Builder:
     def program(self) -> Program:
         anatomy, facts = self.anatomy, self.facts
         blocks = [self._block(number, one) for number, one in enumerate(facts.blocks)]
-        last = self._norm(self.norms["norm"]) if "norm" in self.norms else Norm("none", anatomy.hidden, 0.0)
+        if facts.head != 1.0 and ("norm" not in self.norms or self.norms["norm"].gain is None):
+            raise Unservable("logits are multiplied, and no norm before the head has a gain to do it by")
+        last = self._norm(self.norms["norm"], facts.head) if "norm" in self.norms else Norm("none", anatomy.hidden, 0.0)
         head, tap = self._reading({"head": self._site("head")})
         return Program(blocks, last, head["head"], anatomy.hidden, facts.ropes, facts.softcap, tap)
 
@@ -195,17 +202,17 @@ class _Builder:
             raise Unservable(f"{' and '.join(sorted(sites)[:2])} read one activation in several ways")
         return {name: replace(site, unrounded=True) if name in others else site for name, site in sites.items()}, tap
 
-    def _norm(self, norm: anatomy_model.Norm) -> Norm:
+    def _norm(self, norm: anatomy_model.Norm, factor: float = 1.0) -> Norm:
         gain, bias = (
-            None if slot is None else self._copied(self._parameter(slot.key), slice(None), offset)
+            None if slot is None else self._copied(self._parameter(slot.key), slice(None), offset, factor)
             for slot, offset in ((norm.gain, norm.offset), (norm.bias, 0.0))
         )
         return Norm(norm.kind, norm.size, self.facts.eps[norm.name], gain, bias)
 
-    def _copied(self, whole: Tensor, rows: slice | Tensor, offset: float = 0.0) -> Tensor:
+    def _copied(self, whole: Tensor, rows: slice | Tensor, offset: float = 0.0, factor: float = 1.0) -> Tensor:
         """Rows of a vector in float32, which follow it when they are refreshed."""
         found = torch.empty(whole[rows].shape, dtype=torch.float32, device="cpu")
-        self.copies.append(Copy(found, lambda: whole[rows], offset))
+        self.copies.append(Copy(found, lambda: whole[rows], offset, factor))
         self.copies[-1].refresh()
         return found
 

@@ -9,16 +9,24 @@ Legend: B sequences, H KV heads, T tokens, D head size.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from regauge.kernels.attention import Part
 
 ROOM = 256
 """Tokens of room are made in multiples of this."""
 LEAST = 16
 """And behind a window of a quarter of it, but of so many at least: what one call of the native step brings."""
 _stamps = itertools.count(1)
+
+
+def new_stamp() -> int:
+    """A number that no memory of this process had."""
+    return next(_stamps)
 
 
 class Growing:
@@ -36,12 +44,12 @@ class Growing:
         self.keys_BHTD: Tensor | None = None
         self.values_BHTD: Tensor | None = None
         self.length = self.room = self.origin = 0
-        self.stamp = next(_stamps)
+        self.stamp = new_stamp()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy, whose memory is another."""
         self.__dict__.update(state)
-        self.stamp = next(_stamps)
+        self.stamp = new_stamp()
 
     @property
     def rows(self) -> int:
@@ -80,7 +88,7 @@ class Growing:
         self.values_BHTD = self.values_BHTD if values is None else values
         memory = self.keys_BHTD if self.keys_BHTD is not None else self.values_BHTD
         self.room = 0 if memory is None else memory.shape[2]
-        self.stamp = next(_stamps)
+        self.stamp = new_stamp()
 
     def append(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Adds new tokens, and gives what the first of them looks back to, and theirs."""
@@ -108,9 +116,30 @@ class Growing:
             assert values is not None
             self.house(self.roomy(keys[:, :, :0], wanted), self.roomy(values[:, :, :0], wanted))
         elif self.room < wanted:
-            grown = max(wanted, rows * 3 // 2)
+            grown = self._grown(wanted)
             keys_BHTD, values_BHTD = self.keys_BHTD[:, :, :rows], self.values_BHTD[:, :, :rows]
             self.house(self.roomy(keys_BHTD, grown), self.roomy(values_BHTD, grown))
+
+    def _grown(self, wanted: int) -> int:
+        """Tokens that new memory is made for, where it must hold so many."""
+        return max(wanted, self.rows * 3 // 2)
+
+    @property
+    def hadamard(self) -> tuple[bool, bool]:
+        """Whether keys, and values, are held in coordinates turned by a Hadamard of the head's size."""
+        return False, False
+
+    def parts(self, starts: Sequence[int] = ()) -> tuple[Part, ...]:
+        """What is held of older tokens otherwise than in rows: nothing.
+
+        Args:
+            starts: the first token of each sequence that counts.
+        """
+        return ()
+
+    def wrote(self, new: int) -> None:
+        """Counts tokens that the native step has written behind those held."""
+        self.length += new
 
     def roomy(self, held: Tensor, tokens: int) -> Tensor:
         """What is held in new memory with room for so many tokens and some more."""
@@ -120,7 +149,7 @@ class Growing:
         """Forgets everything."""
         self.keys_BHTD = self.values_BHTD = None
         self.length = self.room = self.origin = 0
-        self.stamp = next(_stamps)
+        self.stamp = new_stamp()
 
     def keep(self, length: int) -> None:
         """Takes the last tokens back, so that `length` have been seen. No memory moves.
@@ -176,7 +205,7 @@ class Sliding(Growing):
         skipped = max(0, self._first(self.length + new) - self.length)
         if skipped:  # a long text fills the window by itself
             self.length += skipped
-            self.origin, self.stamp = self.length, next(_stamps)
+            self.origin, self.stamp = self.length, new_stamp()
         self.reserve(new - skipped, keys_BHTD, values_BHTD)
         self._write(keys_BHTD[:, :, skipped:], values_BHTD[:, :, skipped:])
         return seen
@@ -189,7 +218,7 @@ class Sliding(Growing):
             if gone:
                 for memory in (self.keys_BHTD, self.values_BHTD):
                     memory[:, :, : rows - gone] = memory[:, :, gone:rows].clone()
-                self.origin, self.stamp = first, next(_stamps)
+                self.origin, self.stamp = first, new_stamp()
         super().reserve(new, keys, values)
 
     def roomy(self, held: Tensor, tokens: int) -> Tensor:

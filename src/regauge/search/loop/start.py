@@ -17,6 +17,7 @@ from regauge.search.budgets import Budget
 from regauge.search.loop import room as memory
 from regauge.search.loop.desk import TURNS, Ask, Desk
 from regauge.search.loop.forecast import seconds, variants, work_folder
+from regauge.search.loop.outlook import outlook
 from regauge.search.loop.problem import Problem, read_ledger
 from regauge.search.losses.borders import Borders
 from regauge.search.losses.fisher import Losses, fisher
@@ -84,6 +85,7 @@ def estimate(source: Source, ask: Ask, bound: int | None = None) -> Run:
         "final figures",
         f"about {seconds(source, groups, effort):.0f} s with {torch.get_num_threads()} threads on the {cpus()} CPUs "
         "that this process may use: an estimate from products and roundings timed here",
+        str(outlook(source, groups, ask, float(fixed_bytes(source, groups, source.dtype.itemsize)))),
     )
     return Run(
         regauge=__version__,
