@@ -135,8 +135,9 @@ def _at_lengths(
     models, most = _models(source, folder), host.context(source)
     with host.unsaid():
         found = timed(models, prompt_of(vocabulary, most), turns)
-        at = at_lengths(models, vocabulary, most, found, can)
-        return found, at, {ORIGINAL: _growth(models[RUNTIME]), COMPRESSED: _growth(models[COMPRESSED])}
+        growth = {ORIGINAL: _growth(models[RUNTIME]), COMPRESSED: _growth(models[COMPRESSED])}
+        a_token = growth[COMPRESSED] + (len(models) - 1) * growth[ORIGINAL]
+        return found, at_lengths(models, vocabulary, most, found, can, a_token), growth
 
 
 def costs(source: Source, folder: Path, turns: int, resident: bool, can: Can) -> dict[str, Costs]:

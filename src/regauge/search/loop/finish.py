@@ -254,7 +254,8 @@ def _budget(settled: Settled, budget: Budget, cache: float, whole: int) -> Verdi
 def _samples(desk: Desk, settled: Settled) -> tuple[Sample, ...]:
     source, host = desk.subject.source, desk.subject.host
     tokenizer, prompts = source.tokenizer(), desk.texts.prompts[:4]
-    before = continuations(host.whole(source), tokenizer, prompts)
+    before = continuations(host.ways_of_source(source).runtime, tokenizer, prompts)
+    give_back()
     after = continuations(host.load(settled.built.folder), tokenizer, prompts)
     return tuple(Sample(prompt=p, original=a, compressed=b) for p, a, b in zip(prompts, before, after, strict=True))
 
