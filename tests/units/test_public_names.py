@@ -142,6 +142,7 @@ FLAGS = {
     "chat": [
         "OUT",
         "--against",
+        "--cache",
         "--debug",
         "--device",
         "--prompt",
@@ -150,7 +151,7 @@ FLAGS = {
         "--threads",
         "--tokens",
     ],
-    "serve": ["OUT", "--debug", "--device", "--host", "--port", "--threads"],
+    "serve": ["OUT", "--cache", "--debug", "--device", "--host", "--port", "--threads"],
     "doctor": ["--debug", "--json"],
     "family": [],
 }
