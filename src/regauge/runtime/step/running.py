@@ -17,6 +17,7 @@ from regauge.kernels.cpu.step import Program
 from regauge.kernels.cpu.store import Store
 from regauge.runtime.step.program import Copy
 from regauge.runtime.store.growing import Growing
+from regauge.runtime.store.settling import settle
 
 SHAPE = "the cache is of another shape than the model's, or than the tokens'"
 
@@ -86,7 +87,8 @@ class Running:
             tables = inputs.rotary(max(positions) + 1)
             logits = self.program(inputs.embedded(ids_BQ, positions), positions, starts, tables, lengths, last)
             for store in stores:
-                store.wrote(new)
+                store.length += new
+            settle(stores)
         return logits
 
     def _point(self, stores: Sequence[Growing], starts: Sequence[int]) -> str:
