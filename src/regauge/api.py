@@ -188,6 +188,7 @@ def measure(
     eval: Where | None = None,
     tasks: str | Path | Sequence[str] | None = None,
     max_memory: str | int | None = None,
+    cache: Asked | None = None,
     seed: int = 0,
     device: str = "cpu",
     progress: Watcher | None = None,
@@ -197,10 +198,13 @@ def measure(
 
     Args:
         tasks: names of lm-eval's tasks, or files of questions: `"arc_easy,mine.jsonl"` or a list.
+        cache: what all but the first keep of the past, as `load` takes it; a model alone is held against itself.
     """
     computed_on(device, "measure")
     with _watching("measure", progress, quiet) as watch:
-        return _measure(models, eval=eval, seed=seed, progress=watch, max_memory=_bytes(max_memory), tasks=tasks)
+        return _measure(
+            models, eval=eval, seed=seed, progress=watch, max_memory=_bytes(max_memory), tasks=tasks, cache=cache
+        )
 
 
 def report(run: str | Path, out: str | Path | None = None) -> Path:

@@ -124,6 +124,7 @@ FLAGS = {
     "explain": ["[NAME]", "--debug", "--json"],
     "measure": [
         "A [B ...]",
+        "--cache",
         "--debug",
         "--device",
         "--eval",

@@ -63,6 +63,12 @@ def planned(cache: Asked | None, anatomy: Anatomy, otherwise: CachePlan | None =
     return None if plan is None else cache_plan(plan, anatomy)
 
 
+def keeps(model: Any) -> str:
+    """The name of the plan by which a loaded model keeps its past; "" where everything is kept as it comes."""
+    plan: CachePlan | None = getattr(model, "regauge_cache", None)
+    return "" if plan is None or plan.plain else plan.name
+
+
 def fresh(model: Any, request: object = None) -> Any:
     """A new cache of a model, by its plan or by what a request asks for; transformers' own where neither says anything.
 
