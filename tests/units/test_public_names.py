@@ -35,6 +35,7 @@ FLAGS = {
     "fit": [
         "MODEL",
         "--budget",
+        "--cache",
         "--calibration",
         "--debug",
         "--device",

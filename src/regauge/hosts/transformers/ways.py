@@ -16,6 +16,7 @@ from torch import Tensor
 from regauge.anatomy.model import Anatomy
 from regauge.errors import FallbackWarning
 from regauge.hosts.states import SPILL, States
+from regauge.hosts.transformers.attending import expect
 from regauge.hosts.transformers.caching import fresh, keeps
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.probe import longest
@@ -132,6 +133,7 @@ def outputs_of_model(load: Callable[[], Any], batches: Sequence[Mapping[str, Ten
 def _continued(model: Any, ids_BT: Tensor) -> Tensor:
     half = max(1, ids_BT.shape[1] // 2)
     cache, found = fresh(model), []
+    expect(cache, half)
     for piece_BT in (ids_BT[:, :half], *ids_BT[:, half:].split(PIECE, 1)):
         if piece_BT.shape[1]:
             found.append(model(input_ids=piece_BT, past_key_values=cache, use_cache=True).logits)
