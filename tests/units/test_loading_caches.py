@@ -159,7 +159,7 @@ def test_a_stored_cache_is_data(artifact: Path, tmp_path: Path) -> None:
     assert "int4-asym/time:32" in text
     for other, message in (
         ("os/path.py:join", "of another package"),
-        ("int4-asym/time:24", "blocks of a multiple of 16"),
+        ("int4-asym/time:24", "blocks have a multiple of 16 tokens"),
         ("int9/token", "there is no grid 'int9'"),
     ):
         path.write_text(text.replace("int4-asym/time:32", other))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from regauge.kernels.cpu.machine import bandwidth, trim
 from regauge.measure.contexts import at_lengths

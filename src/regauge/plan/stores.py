@@ -154,7 +154,7 @@ def _of_sizes(point: Point, sizes: Attention | None) -> Iterator[str]:
         return
     tokens = tokens_of(*(_taken(_format(point, axis), (LEAST, 1)) for axis in STORED))
     if tokens % LEAST or tokens > MOST:
-        yield f"tokens are put away in blocks of a multiple of {LEAST}, {MOST} at most, and groups in time make {tokens}"
+        yield f"blocks have a multiple of {LEAST} tokens, {MOST} at most, and groups in time make {tokens}"
         return
     for axis, size in zip(STORED, (sizes.head_dim, sizes.value_dim), strict=True):
         fmt = _format(point, axis)

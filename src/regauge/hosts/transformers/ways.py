@@ -134,7 +134,7 @@ def _continued(model: Any, ids_BT: Tensor) -> Tensor:
     half = max(1, ids_BT.shape[1] // 2)
     cache, found = fresh(model), []
     expect(cache, half)
-    for piece_BT in (ids_BT[:, :half], *ids_BT[:, half:].split(PIECE, 1)):
+    for piece_BT in (ids_BT[:, :half], *torch.split(ids_BT[:, half:], PIECE, 1)):
         if piece_BT.shape[1]:
             found.append(model(input_ids=piece_BT, past_key_values=cache, use_cache=True).logits)
     return torch.cat(found, 1)

@@ -15,6 +15,7 @@ from regauge.kernels.cpu.machine import cpus
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
 from regauge.search.loop import room as memory
+from regauge.search.loop.build import cache_at
 from regauge.search.loop.desk import TURNS, Ask, Desk
 from regauge.search.loop.forecast import seconds, variants, work_folder
 from regauge.search.loop.outlook import outlook
