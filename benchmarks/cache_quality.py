@@ -71,8 +71,7 @@ def plans(model: Any, anatomy: Any, keep: float, window: int) -> dict[str, Cache
     found = {name: (BlockCache(Scheme(window=window), policy),) * blocks for name, policy in policies(keep).items()}
     deeper = {deep for _, deep in merges.AcrossLayers().pairs(blocks)}
     least = Policy(scores.Recency(), budgets.Uniform(1e-9), disposals.Drop(), AFTER_PREFILL)
-    merged = BlockCache(Scheme(window=window), merge=merges.AcrossLayers())
-    found["minicache"] = tuple(merged if number in deeper else whole for number in range(blocks))
+    found["minicache"] = (BlockCache(Scheme(window=window), merge=merges.AcrossLayers()),) * blocks
     gone = BlockCache(Scheme(window=window), least)
     found["every second dropped"] = tuple(gone if number in deeper else whole for number in range(blocks))
     for name in FORMATS:
