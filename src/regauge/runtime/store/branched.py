@@ -95,8 +95,8 @@ class Branched(Growing):
             first_H = torch.arange(heads, dtype=torch.int64, device="cpu") * (tokens // BLOCK * layout.bytes)
             offsets.append(first_H.expand(sequences, -1).contiguous())
         lengths_BK = torch.full((sequences, heads), tokens, dtype=torch.int32, device="cpu")
-        blocks = (memory.view(-1).view(torch.uint8) for memory in self.shared)
-        return (Part(keys, values, *blocks, *offsets, lengths_BK),)
+        one, other = (memory.view(-1).view(torch.uint8) for memory in self.shared)
+        return (Part(keys, values, one, other, offsets[0], offsets[1], lengths_BK),)
 
     def reset(self) -> None:
         """Forgets everything, the prefix too."""
