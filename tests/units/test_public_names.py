@@ -141,6 +141,7 @@ FLAGS = {
     "chat": [
         "OUT",
         "--against",
+        "--cache",
         "--debug",
         "--device",
         "--prompt",
@@ -149,7 +150,7 @@ FLAGS = {
         "--threads",
         "--tokens",
     ],
-    "serve": ["OUT", "--debug", "--device", "--host", "--port", "--threads"],
+    "serve": ["OUT", "--cache", "--debug", "--device", "--host", "--port", "--threads"],
     "doctor": ["--debug", "--json"],
     "family": [],
 }

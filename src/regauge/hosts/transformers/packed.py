@@ -19,7 +19,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from regauge.cache.scheme import CachePlan, Scheme
 from regauge.errors import ModelError
+from regauge.hosts.transformers.attending import marked, watch
 from regauge.hosts.transformers.cache import GrowingLayer, SlidingLayer
+from regauge.runtime.store.choosing import Chooser
 from regauge.runtime.store.packed import Packed
 
 
@@ -28,10 +30,12 @@ class PackedLayer(Packed, GrowingLayer):
 
     Attributes:
         keys, values: all that is held, in full precision, new memory at each reading; they cannot be set.
+        chooser: what lets tokens go; None: nothing does.
     """
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__(scheme)
+        self.chooser: Chooser | None = None
 
     @property
     def keys(self) -> Tensor | None:
@@ -65,7 +69,12 @@ class PackedLayer(Packed, GrowingLayer):
         """Appends (B, H, T, D) of new tokens, and gives what they look back to, and theirs."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        return self.append(key_states, value_states)
+        if self.chooser is not None:
+            self.chooser.asking()
+        keys, values = self.extend(key_states, value_states)
+        keys = marked(keys, self, self.held, self.rows)
+        self.settle()
+        return keys, values
 
     def activate_past_recording(self) -> None:
         """Until the next `crop` everything from here on can be taken back."""
@@ -95,6 +104,12 @@ class PackedLayer(Packed, GrowingLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Some of the sequences, by number or by mask."""
         self.reorder(indices.nonzero()[:, 0] if indices.dtype is torch.bool else indices)
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        super().reset()
+        if self.chooser is not None:
+            self.chooser.begin(self)
 
     def offload(self) -> None:
         """
@@ -134,7 +149,9 @@ def cache_of(plan: CachePlan, model: Any) -> PackedCache:
     Raises:
         ModelError: the plan is of another model, or names a block that keeps no keys and values that grow.
     """
-    return PackedCache(plan, model.config.get_text_config(decoder=True))
+    cache = PackedCache(plan, model.config.get_text_config(decoder=True))
+    watch(cache, plan, model)
+    return cache
 
 
 def _layer(stock: Any, scheme: Scheme | None, number: int, name: str) -> Any:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from regauge.kernels.cpu.matrix import DTYPES
-from regauge.kernels.cpu.step import Program, Store
+from regauge.kernels.cpu.step import Program
+from regauge.kernels.cpu.store import Store
 from regauge.runtime.step.program import Copy
 from regauge.runtime.store.growing import Growing
 

@@ -57,6 +57,17 @@ class Growing:
         return self.length - self.origin
 
     @property
+    def memory(self) -> tuple[Tensor, Tensor]:
+        """(keys, values), the memory with its room.
+
+        Raises:
+            ValueError: nothing was ever held.
+        """
+        if self.keys_BHTD is None or self.values_BHTD is None:
+            raise ValueError("an empty store has no keys")
+        return self.keys_BHTD, self.values_BHTD
+
+    @property
     def keys(self) -> Tensor | None:
         """(B, H, T, D) of the tokens held: a view."""
         return None if self.keys_BHTD is None else self.keys_BHTD[:, :, : self.rows]

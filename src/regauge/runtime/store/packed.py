@@ -39,21 +39,25 @@ class Packed(Growing):
         length: tokens seen.
         origin: how many of them are behind the window: row 0 of the memory is token `origin`.
         record_past: nothing is sealed until the next `keep`, which settles how much of the text stays.
+        kept_at: tokens seen at the last `keep` or `record`.
+        holding: nothing is sealed.
         chosen: whether tokens were let go.
+        least: no rollback goes back behind so many tokens.
+        firsts_BH: how many tokens of each head's blocks are padding, in front; None: as the mask says.
         beside: what a policy keeps with the store, B first: it goes where the sequences go.
     """
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
-        self.record_past = self._holding = False
+        self.record_past = self.holding = False
         self.beside: dict[str, Tensor] = {}
         self._empty()
         super().__init__()
 
     def _empty(self) -> None:
         self.shelf: Shelf | None = None
-        self._firsts_BH: Tensor | None = None
-        self._settled, self._least, self.chosen = 0, 0, False
+        self.firsts_BH: Tensor | None = None
+        self.kept_at, self.least, self.chosen = 0, 0, False
 
     @property
     def hadamard(self) -> tuple[bool, bool]:
@@ -61,15 +65,15 @@ class Packed(Growing):
 
     def record(self) -> None:
         """Until the next `keep` all that comes can be taken back as it came."""
-        self.record_past, self._settled = True, self.length
+        self.record_past, self.kept_at = True, self.length
 
     def hold(self) -> None:
         """Seals nothing until `release`."""
-        self._holding = True
+        self.holding = True
 
     def release(self) -> None:
         """Seals what is due."""
-        self._holding = False
+        self.holding = False
         self.settle()
 
     def append(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +88,8 @@ class Packed(Growing):
     def extend(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """As `append`, before anything is sealed: `settle` does that."""
         first, new = self.length == 0, keys_BHTD.shape[-2]
-        self._add(keys_BHTD, values_BHTD)
+        self.reserve(new, keys_BHTD, values_BHTD)
+        self._write(*self._turned(keys_BHTD, values_BHTD))
         if first:
             return keys_BHTD, values_BHTD
         keys, values = self.read()
@@ -93,12 +98,9 @@ class Packed(Growing):
 
     def take(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> None:
         """Adds new tokens, for whoever reads nothing now."""
-        self._add(keys_BHTD, values_BHTD)
-        self.settle()
-
-    def _add(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> None:
         self.reserve(keys_BHTD.shape[-2], keys_BHTD, values_BHTD)
         self._write(*self._turned(keys_BHTD, values_BHTD))
+        self.settle()
 
     def wrote(self, new: int) -> None:
         super().wrote(new)
@@ -111,9 +113,7 @@ class Packed(Growing):
         Raises:
             ValueError: nothing was ever held.
         """
-        if self.keys_BHTD is None or self.values_BHTD is None:
-            raise ValueError("an empty store has no keys")
-        window = [memory[:, :, : self.rows] for memory in (self.keys_BHTD, self.values_BHTD)]
+        window = [memory[:, :, : self.rows] for memory in self.memory]
         if self.shelf is None:
             older = [memory[:, :, :0] for memory in window]
         else:
@@ -124,7 +124,7 @@ class Packed(Growing):
     @property
     def held(self) -> Tensor | None:
         """(B, H, T), bool: which rows of `read` are tokens; None: all of them."""
-        return None if self.shelf is None else self.shelf.held_rows(self._firsts_BH, self.rows)
+        return None if self.shelf is None else self.shelf.held_rows(self.firsts_BH, self.rows)
 
     def parts(self, starts: Sequence[int] = ()) -> tuple[Part, ...]:
         """What attention reads of the older tokens.
@@ -134,7 +134,7 @@ class Packed(Growing):
         """
         if self.shelf is None or not int(self.shelf.counts_BH.max()):
             return ()
-        firsts_BH = self._firsts_BH
+        firsts_BH = self.firsts_BH
         if not self.chosen and any(starts):
             start_B = torch.tensor(list(starts), dtype=torch.int64, device="cpu").clamp(max=self.origin)
             firsts_BH = start_B.unsqueeze(1).expand_as(self.shelf.counts_BH)
@@ -143,43 +143,36 @@ class Packed(Growing):
     @property
     def settled(self) -> int:
         """Tokens that no rollback reaches."""
-        return min(self._settled, self.length) if self.record_past else self.length
+        return min(self.kept_at, self.length) if self.record_past else self.length
 
     def settle(self) -> None:
         """Seals what is due."""
-        due = 0 if self._holding else self._sealed(self.settled) - self.origin
+        due = 0 if self.holding else self._sealed(self.settled) - self.origin
         if due <= 0 or self.keys_BHTD is None or self.values_BHTD is None:
             return
         self._shelve().add(self._shelve().sealed(self.keys_BHTD[:, :, :due], self.values_BHTD[:, :, :due]))
         self._slide(due)
 
     def _sealed(self, seen: int) -> int:
-        """As the scheme says, which puts nothing away where nothing is rounded: but what is let go lies in blocks."""
-        if self.scheme.whole and self._slides:
-            return max(0, seen - self.scheme.window) // self.scheme.tokens * self.scheme.tokens
-        return self.scheme.sealed(seen)
+        """How many of so many lie in blocks: as the scheme says, and where tokens are let go, though whole, as well."""
+        tokens = self.scheme.tokens
+        return max(0, seen - self.scheme.window) // tokens * tokens if self._slides else 0
 
     def _shelve(self) -> Shelf:
         if self.shelf is None:
-            assert self.keys_BHTD is not None
-            assert self.values_BHTD is not None
-            batch, heads = self.keys_BHTD.shape[:2]
-            made = codings(self.scheme, self.keys_BHTD, self.values_BHTD)
-            self.shelf = Shelf(made, batch, heads, self.keys_BHTD.device)
+            (batch, heads), device = self.memory[0].shape[:2], self.memory[0].device
+            self.shelf = Shelf(codings(self.scheme, *self.memory), batch, heads, device)
         return self.shelf
 
     def _slide(self, gone: int) -> None:
         """The first rows are in blocks now: the others come to the front, in smaller memory where they are few."""
-        assert self.keys_BHTD is not None
-        assert self.values_BHTD is not None
         rows = self.rows - gone
         self.origin += gone
-        wanted = -(-(rows + SLACK // 2) // SLACK) * SLACK
-        if self.room > wanted + self.scheme.tokens + 2 * SLACK:
-            keys, values = (memory[:, :, gone : gone + rows] for memory in (self.keys_BHTD, self.values_BHTD))
+        if self.room > rows + self.scheme.tokens + 3 * SLACK:
+            keys, values = (memory[:, :, gone : gone + rows] for memory in self.memory)
             self.house(self.roomy(keys, rows), self.roomy(values, rows))
             return
-        for memory in (self.keys_BHTD, self.values_BHTD):
+        for memory in self.memory:
             memory[:, :, :rows] = memory[:, :, gone : gone + rows].clone()
         self.stamp = new_stamp()
 
@@ -222,10 +215,10 @@ class Packed(Growing):
         else:
             made = nothing(shelf)
         shelf.fill(made, counts_BH // tokens)
-        self.chosen, self._firsts_BH = True, firsts_BH
+        self.chosen, self.firsts_BH = True, firsts_BH
         if self.rows > window:
             self._slide(self.rows - window)
-        self._least, self.stamp = self.origin, new_stamp()
+        self.least, self.stamp = self.origin, new_stamp()
 
     def evict(self, kept: Sequence[Sequence[Tensor]], firsts_BH: Tensor | None = None) -> int:
         """Keeps only some of the tokens that are in blocks, and gives the bytes that are free now.
@@ -256,28 +249,26 @@ class Packed(Growing):
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"a store of {self.length} tokens cannot go back to {length}")
-        if length < self._least:
+        if length < self.least:
             raise RuntimeError(
                 f"the last {self.length - length} tokens cannot be taken back: a policy has let go of tokens among the "
-                f"first {self._least}, and which of them were read by then is not kept."
+                f"first {self.least}, and which of them were read by then is not kept."
             )
         if length < self.origin:
             self._open(length)
-        self.length = self._settled = length
+        self.length = self.kept_at = length
         self.settle()
 
     def _open(self, length: int) -> None:
         """Brings the tokens of the block that holds the last one back into the window."""
         assert self.shelf is not None
-        assert self.keys_BHTD is not None
-        assert self.values_BHTD is not None
         tokens = self.shelf.tokens
         origin = length // tokens * tokens
         self.shelf.drop((self.origin - origin) // tokens - 1)
         rows = [one[:, :, : length - origin] for one in self.shelf.last()]
         self.shelf.drop(1)
         self.origin, self.length = origin, length
-        memories = zip(rows, (self.keys_BHTD, self.values_BHTD), strict=True)
+        memories = zip(rows, self.memory, strict=True)
         self.house(*(self.roomy(row.to(memory.dtype), length - origin) for row, memory in memories))
 
     def reorder(self, index_B: Tensor) -> None:
@@ -285,8 +276,8 @@ class Packed(Growing):
         super().reorder(index_B)
         if self.shelf is not None:
             self.shelf.pick(index_B)
-        if self._firsts_BH is not None:
-            self._firsts_BH = self._firsts_BH[index_B.to(self._firsts_BH.device)]
+        if self.firsts_BH is not None:
+            self.firsts_BH = self.firsts_BH[index_B.to(self.firsts_BH.device)]
         self.beside = {name: kept[index_B.to(kept.device)] for name, kept in self.beside.items()}
 
     def reset(self) -> None:

@@ -106,6 +106,10 @@ class Shelf:
         self.held = self.memory(int(self._rooms_BH.sum()), self.held.bytes_[0].device)
         self._put(self._slots(), blocks)
 
+    def packed(self) -> Blocks:
+        """All blocks without room between them: what `fill` takes."""
+        return self._get(self._slots())
+
     def drop(self, count: int) -> None:
         """Lets the last blocks of every head go; their room stays."""
         self.counts_BH = self.counts_BH - count
