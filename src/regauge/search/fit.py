@@ -39,7 +39,7 @@ from regauge.search.loop.finish import assemble
 from regauge.search.loop.forecast import NEEDED, NOMINAL, Time, paced, steps, within
 from regauge.search.loop.room import room as space
 from regauge.search.loop.settle import settle
-from regauge.search.loop.start import begin, estimate, reachable
+from regauge.search.loop.start import begin, estimate, reachable, with_caches
 from regauge.search.profile import timed, within_reach
 from regauge.search.record import Run
 from regauge.search.subject import Subject, predicting, reader
@@ -103,7 +103,7 @@ def fit(
         seed=seed,
         command=command or _command(),
         given={"calibration": spell(calibration), "eval": spell(eval), "revision": revision, "length": length}
-        | dataclasses.asdict(allowed),
+        | allowed.record,
         menu=allowed,
         length=length,
     )
@@ -114,6 +114,8 @@ def fit(
         clock.say("open")
         source = host_of(model).open(model, revision)
         predicting(source)
+        ask = with_caches(ask, source)
+        allowed, length = ask.menu, ask.length
         groups, speeds = menus.groups_of(source.anatomy, allowed), bool(timed(ask.budgets))
         effort = ask.effort.sized(source.parameters()).calibrating(tokens)
         reachable(source, groups, ask.budgets)
@@ -178,7 +180,7 @@ def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
         "texts": [text.sha256 for text in texts.records],
         "seed": ask.seed,
         "effort": ask.effort.amounts,
-        "menu": dataclasses.asdict(ask.menu),
+        "menu": ask.menu.record,
         "length": texts.length,
         "products": str(quickest(source.dtype, source.anatomy.hidden)).removeprefix("torch."),
     }
@@ -226,7 +228,7 @@ def pick(
         if [text.sha256 for text in found.texts[:1]] != [texts.records[0].sha256]:
             raise ResumeError("the calibration text has changed since the search; run fit again.")
         point = found.points[index]
-        menu = menus.Menu(given.target, given.methods)
+        menu = menus.Menu(given.target, given.methods, given.contexts)
         plan = plan_for(point.picks, menus.groups_of(source.anatomy, menu), point.name, texts)
         return apply(
             plan,

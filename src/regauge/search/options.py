@@ -192,13 +192,12 @@ def plan_of(
             rules.setdefault(choice, []).extend(site.name for site in group.sites)
         elif choice is not None:
             kept.setdefault(choice, []).append(group.name)
-    found = {WEIGHTS: rules, **({CACHE: kept} if kept else {})}
+    places = {WEIGHTS: tuple(Rule(" | ".join(names), point) for point, names in rules.items())}
+    if kept:
+        places[CACHE] = tuple(Rule(" | ".join(names), point) for point, names in kept.items())
     return Plan(
         name=name,
-        places={
-            place: tuple(Rule(" | ".join(names), point) for point, names in some.items())
-            for place, some in found.items()
-        },
+        places=places,
         title=title,
         calibration={"tokens": tokens, "length": length},
     )

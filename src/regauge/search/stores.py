@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from regauge.anatomy.model import Anatomy, Attention
-from regauge.cache.scheme import BlockCache, CachePlan, Scheme
-from regauge.errors import RecipeError
+from regauge.cache.scheme import Scheme
 from regauge.hosts.base import Runner, Source
 from regauge.hosts.heads import Heads
 from regauge.parts import CACHE, Point
@@ -113,16 +112,6 @@ def read_bytes(scheme: Scheme, sizes: Attention, tokens: int) -> int:
     return store.bytes
 
 
-def cache_plan_of(name: str, groups: Iterable[SiteGroup], picks: Mapping[str, Option], blocks: int) -> CachePlan:
-    """What every block keeps by some picks."""
-    found: list[BlockCache | None] = [None] * blocks
-    for group in groups:
-        option = picks[group.name]
-        if group.store is not None and option.choice is not None:
-            found[group.store.block] = BlockCache(scheme_of(option.choice, group.store.sizes))
-    return CachePlan(name, tuple(found))
-
-
 def scheme_at(groups: Iterable[SiteGroup], picks: Mapping[str, Option], block: int) -> Scheme | None:
     """How a block keeps its past under some picks; None: whole."""
     for group in groups:
@@ -154,7 +143,9 @@ def held(heads: Heads, scheme: Scheme, sides: tuple[bool, bool] = (True, True)) 
     found = []
     for start, stop in zip(starts, [*starts[1:], tokens], strict=True):  # of which each reads the same codes
         last, old = seen - tokens + stop, sealed[start]
-        read = [torch.cat((code[:, :, :old], x[:, :, old:last]), 2) for code, x in zip(coded, (keys, values), strict=True)]
+        read = [
+            torch.cat((code[:, :, :old], x[:, :, old:last]), 2) for code, x in zip(coded, (keys, values), strict=True)
+        ]
         out_BHTE = scaled_dot_product_attention(
             heads.queries_BHTD[:, :, start:stop],
             read[0],
@@ -188,12 +179,8 @@ def _decoded(x_BKSD: Tensor, coding: Coding, scheme: Scheme) -> Tensor:
 
 
 @torch.no_grad()
-def why_not_read(source: Source, runner: Runner, read: Mapping[str, Tensor], outer: Mapping[str, Tensor]) -> str:
-    """Why attention of a family cannot be made to read codes here; "" where it can. One block is run on a few tokens.
-
-    Args:
-        read: the tensors of the first block with a store; outer: those outside the blocks.
-    """
+def why_not_read(source: Source, runner: Runner, block: int) -> str:
+    """Why attention of a family cannot be made to read codes here; "" where it can. A block is run on a few tokens."""
     seen: list[Heads] = []
 
     def look(heads: Heads) -> Tensor:
@@ -201,13 +188,11 @@ def why_not_read(source: Source, runner: Runner, read: Mapping[str, Tensor], out
         return heads.plain()
 
     ids_BT = torch.arange(4, dtype=torch.int64, device="cpu")[None] % source.anatomy.site("embed").shape[0]
-    try:
-        with runner.attending(look):
-            runner.block(0, read, runner.begin([ids_BT], outer))
-    except RecipeError as error:
-        return str(error)
+    states = runner.begin([ids_BT], source.block(None))
+    with runner.attending(look):
+        runner.block(block, source.block(block), states)
     if len(seen) != 1:
         return f"attention of {source.anatomy.family} cannot be shown keys and values from codes here"
     if seen[0].beyond:
-        return f"attention of {source.anatomy.family} has {', '.join(seen[0].beyond)}, which is not computed on codes here"
+        return f"attention of {source.anatomy.family} has {', '.join(seen[0].beyond)}, which is not computed on codes"
     return ""
