@@ -105,11 +105,9 @@ def logits_kept(model: Model, inputs: Sequence[Tensor], fresh: Callable[[], Any]
         fresh: gives an empty cache.
     """
     for ids_BT in inputs:
-        cache = fresh()
-        found = [
-            model(input_ids=piece, past_key_values=cache, use_cache=True).logits
-            for piece in torch.split(ids_BT, PIECE, 1)
-        ]
+        cache, found = fresh(), list[Tensor]()
+        for piece in torch.split(ids_BT, PIECE, 1):
+            found.append(model(input_ids=piece, past_key_values=cache, use_cache=True).logits)
         yield torch.cat(found, 1)
 
 

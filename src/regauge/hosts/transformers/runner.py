@@ -55,8 +55,8 @@ class Runner:
     Args:
         anatomy: what the weights will be given in; None for the source's.
         dtype: of the computation; weights are cast block by block.
-        matrices: a narrower dtype for products alone: matrices are kept in it and what they multiply is rounded to it;
-            vectors, states, norms and logits are in `dtype`. None: products too.
+        matrices: a narrower dtype for products alone, to which matrices and what they multiply are rounded; all else
+            is in `dtype`. None: products too.
         attention: `sdpa` or `eager`; None lets transformers choose.
     """
 
@@ -249,15 +249,10 @@ class Runner:
         return output_of(found)
 
     def attending(self, change: Attend) -> AbstractContextManager[None]:
-        """While it lasts, attention of blocks is computed by `change`."""
         return attended(self.layers, change)
 
     def logits(self, inputs: Inputs, weights: Callable[[int | None], Weights] | None = None) -> Iterator[Tensor]:
-        """The whole model on some batches, streamed.
-
-        Args:
-            weights: gives the canonical tensors of a block; None reads the source.
-        """
+        """The whole model on some batches, streamed; `weights` gives the tensors of a block, None reads the source."""
         read = weights or self.source.block
         outer = read(None)
         states = self.begin(inputs, outer)

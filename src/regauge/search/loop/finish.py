@@ -13,14 +13,13 @@ from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
 from regauge.measure.samples import continuations
 from regauge.search.allocation import Allocation
-from regauge.search.budgets import Budget
 from regauge.search.loop.build import costs, score
 from regauge.search.loop.caches import cached, filled, noted, picked
 from regauge.search.loop.desk import TURNS, Desk, Stopwatch
 from regauge.search.loop.forecast import FRESH, TIMED
 from regauge.search.loop.gather import even, nearest
 from regauge.search.loop.problem import Problem, pairs
-from regauge.search.loop.settle import Settled, reached
+from regauge.search.loop.settle import Held, Settled, reached
 from regauge.search.losses.trials import true_scores
 from regauge.search.options import Option, group_bytes, site_bytes
 from regauge.search.record import Point, Run, Sample, SitePick, Verdict
@@ -127,9 +126,8 @@ def evaluate(desk: Desk, settled: Settled) -> Figures:
     """The artifact as it loads; the frontier and the uniform baselines as variants in memory."""
     problem, text, effort = settled.problem, desk.texts.evaluation, desk.ask.effort
     seed, size = desk.ask.seed, settled.built.bytes
-    model, cache = desk.subject.host.load(settled.built.folder, dtype=torch.float32), settled.built.cache
-    made = score(model, desk.subject, text, cache)
-    del model
+    model = desk.subject.host.load(settled.built.folder, dtype=torch.float32)
+    made = score(model, desk.subject, text, settled.built.cache)
     total = size + problem.size(problem.picks(settled.point)) - problem.stored(problem.picks(settled.point))
     uniform = even(problem, total, effort.uniforms)
     picks = [problem.picks(point) for point in settled.frontier]
@@ -227,16 +225,7 @@ def _itself(scores: Scores) -> Scores:
 
 def _verdicts(desk: Desk, settled: Settled, quality: Quality) -> tuple[Verdict, ...]:
     """Every budget and floor against what was measured."""
-    picks = settled.problem.picks(settled.point)
-    found = [
-        _budget(
-            settled,
-            one.budget,
-            one.cache + cached(settled.problem, picks, one.budget),
-            desk.subject.source.bytes_bf16(),
-        )
-        for one in settled.goal.held
-    ]
+    found = [_budget(settled, one, desk.subject.source.bytes_bf16()) for one in settled.goal.held]
     for name, amount in desk.ask.floors.items():
         kl = settled.built.kl
         said = f"mean on the search text, where it was held to; {quality.kl.value:.4g} on the evaluation text"
@@ -248,7 +237,8 @@ def _verdicts(desk: Desk, settled: Settled, quality: Quality) -> tuple[Verdict, 
     return tuple(found)
 
 
-def _budget(settled: Settled, budget: Budget, cache: float, whole: int) -> Verdict:
+def _budget(settled: Settled, one: Held, whole: int) -> Verdict:
+    budget = one.budget
     if budget.resource != "memory":
         assert settled.speeds is not None, "a speed is asked for"
         ratio = reached(settled.speeds, budget.resource)
@@ -256,6 +246,7 @@ def _budget(settled: Settled, budget: Budget, cache: float, whole: int) -> Verdi
         return Verdict(
             text=budget.text, limit=budget.amount, measured=ratio, unit="x", met=ratio >= budget.amount, how=said
         )
+    cache = one.cache + cached(settled.problem, settled.problem.picks(settled.point), budget)
     limit, size = float(budget.bytes(whole)), settled.built.bytes + cache
     said = "bytes of the artifact's tensors, steps and embeddings included"
     if budget.context is not None:

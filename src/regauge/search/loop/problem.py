@@ -46,8 +46,8 @@ class Problem:
         ledger: true KL of the variants that this run asked for, by key; see `key`.
         kept: what this run or an earlier one measured.
         states: bytes of hidden states that one pass over variants holds.
-        counted: where stores are chosen, resource → the context at which it counts their bytes beside the weights', None
-            where it counts weights alone; beside `bytes`, which counts stores at their own context.
+        counted: where stores are chosen, other rows of bytes than `bytes`, which counts stores at their own context:
+            name → the context at which it counts them, None where it counts weights alone.
         ready: sees to it that options are on the shelf; release: lets go what can be had again, before other work.
     """
 
