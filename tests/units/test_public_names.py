@@ -27,6 +27,7 @@ NAMES = [
     "methods",
     "pick",
     "report",
+    "shared_prefix",
     "stream",
 ]
 

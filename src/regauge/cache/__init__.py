@@ -11,6 +11,7 @@ from typing import Any
 
 _HOMES = {
     "Edit": "cache.edits",
+    "Edited": "hosts.transformers.editing",
     "changes": "cache.edits",
     "edit": "hosts.transformers.editing",
 }

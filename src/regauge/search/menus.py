@@ -53,8 +53,8 @@ class Menu:
     @property
     def record(self) -> dict[str, object]:
         """As a search's record has it."""
-        found: dict[str, object] = {"target": self.target, "methods": self.methods}
-        return found | ({"contexts": self.contexts} if self.contexts else {})
+        found: dict[str, object] = {"target": self.target, "methods": list(self.methods)}
+        return found | ({"contexts": list(self.contexts)} if self.contexts else {})
 
 
 def parse(target: str | None, methods: str | Sequence[str] | None) -> Menu:

@@ -185,7 +185,8 @@ def why_not_read(source: Source, runner: Runner, block: int) -> str:
 
     def look(heads: Heads) -> Tensor:
         seen.append(heads)
-        return heads.plain()
+        (batch, several, tokens, _), width = heads.queries_BHTD.shape, heads.values_BKSE.shape[-1]
+        return heads.queries_BHTD.new_zeros(batch, tokens, several, width)
 
     ids_BT = torch.arange(4, dtype=torch.int64, device="cpu")[None] % source.anatomy.site("embed").shape[0]
     states = runner.begin([ids_BT], source.block(None))

@@ -16,8 +16,9 @@ from transformers import DynamicCache
 from regauge.anatomy.model import Anatomy
 from regauge.cache.scheme import CachePlan
 from regauge.errors import FallbackWarning, SettingError
+from regauge.hosts.transformers.attending import attend, expect
 from regauge.hosts.transformers.owned import method, own
-from regauge.hosts.transformers.packed import cache_of
+from regauge.hosts.transformers.packed import PackedCache, cache_of
 from regauge.plan.caches import NONE, Asked, asked, cache_plan
 
 REQUEST = "regauge_cache"
@@ -78,10 +79,9 @@ def fresh(model: Any, request: object = None) -> Any:
         return DynamicCache(config=model.config.get_text_config(decoder=True))
     if model.config.is_encoder_decoder:
         raise SettingError(f"the caches of a {type(model).__name__} are two for each block; leave {plan.name} out")
-    cache = cache_of(plan, model)
     if any(block is not None and (block.policy or block.merge) for block in plan.blocks):
-        raise SettingError(f"{plan.name} lets tokens go or shares them, and no attention here does that yet")
-    return cache
+        attend(model)
+    return cache_of(plan, model)
 
 
 def begun(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +119,9 @@ def _prepare(model: Any, generation_config: Any, model_kwargs: dict[str, Any], *
     if given is not None and request is not None:
         raise SettingError(f"{REQUEST}={str(request)[:40]!r} and past_key_values= are two caches: give one of them")
     plan = _asked_by(model, request)
+    length = _length(generation_config, model_kwargs)
+    if type(given) is PackedCache and length:
+        expect(given, length)
     if given is not None or generation_config.use_cache is False or plan is None or plan.plain:
         return stock(generation_config, model_kwargs, *args, **rest)
     if generation_config.cache_implementation not in PLAIN:
@@ -136,7 +139,19 @@ def _prepare(model: Any, generation_config: Any, model_kwargs: dict[str, Any], *
         return stock(generation_config, model_kwargs, *args, **rest)
     cache = fresh(model, plan)
     model_kwargs["past_key_values"] = cache
+    if length:
+        expect(cache, length)
+    if generation_config.is_assistant:
+        cache.activate_past_recording()
     return None
+
+
+def _length(generation_config: Any, model_kwargs: dict[str, Any]) -> int:
+    """Tokens that the text has when the prompt has been read; 0: that is not said. `generate` takes a mask of ones
+    away, and leaves its length."""
+    mask = model_kwargs.get("attention_mask")
+    found = getattr(generation_config, "_mask_length", 0) if mask is None or mask.ndim != 2 else mask.shape[1]
+    return max(0, int(found))
 
 
 def _refuse_batching(model: Any, *args: Any, **rest: Any) -> Any:

@@ -195,7 +195,7 @@ def _plain(
     plain_experts(config, source.anatomy)
     dtype = dtype or _dtype(getattr(config, "dtype", None)) or stored
     if coded_by(folder):
-        decoded = whole_model(source).to(dtype)
+        decoded = whole_model(source, dtype)
         _finish(decoded, folder, None)
         return _keeping(decoded.to(at.where), anatomy, kept, at)
     del source

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from regauge.errors import SettingError
 from regauge.hosts.transformers.cache import GrowingLayer
-from regauge.hosts.transformers.held import Held
+from regauge.hosts.transformers.held import Held, empty_like
 from regauge.hosts.transformers.rotary import Rotary
 from regauge.runtime.store.rotate import Table, turn
 
@@ -92,27 +91,27 @@ class Editor:
     mask_BT: Tensor | None
     _tables: dict[tuple[Any, ...], Table] = field(default_factory=dict)
 
-    def build(self, cache: Any, stretches: Sequence[Stretch], originals: bool) -> Any:
+    def build(self, cache: Any, stretches: Sequence[Stretch]) -> Any:
         """The new cache.
 
         Raises:
             SettingError: a sliding window has let go of tokens that the new text must have.
         """
-        found = DynamicCache(config=self.model.config)
+        found = empty_like(cache, self.model.config.get_text_config(decoder=True))
         if not stretches:
             return found
         tokens = stretches[-1].at + stretches[-1].stop - stretches[-1].start
         begins = [self._begin(number, stretches, tokens) for number in range(len(self.held))]
         layers = [one.layer(at, tokens - at) for one, at in zip(self.held, begins, strict=True)]
         found.layers[:] = layers
-        before = getattr(cache, MOVED, (None,) * len(layers))
+        before = getattr(cache, MOVED, None) or (None,) * len(layers)
         sources = [self._source(number, moved) for number, moved in enumerate(before)]
         for stretch in stretches:
             if stretch.new:
                 self._read(found, stretch)
             for number, layer in enumerate(layers):
                 self._keep(number, layer, stretch, sources[number])
-        if originals and self.held[0].keys.element_size() == 2:
+        if self.held[0].keys.element_size() == 2 and all(one.scheme is None for one in self.held):
             made = [self._moved(number, layers[number], stretches, source) for number, source in enumerate(sources)]
             setattr(found, MOVED, tuple(made))
         for one, layer in zip(self.held, layers, strict=True):

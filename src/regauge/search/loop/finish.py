@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from regauge.engine.receipts import versions
-from regauge.kernels.cpu.machine import bandwidth, load
+from regauge.kernels.cpu.machine import bandwidth, give_back, load
 from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
 from regauge.measure.samples import continuations
@@ -128,6 +128,8 @@ def evaluate(desk: Desk, settled: Settled) -> Figures:
     seed, size = desk.ask.seed, settled.built.bytes
     model = desk.subject.host.load(settled.built.folder, dtype=torch.float32)
     made = score(model, desk.subject, text, settled.built.cache)
+    del model
+    give_back()  # the artifact in float32 would stay beside the variants
     total = size + problem.size(problem.picks(settled.point)) - problem.stored(problem.picks(settled.point))
     uniform = even(problem, total, effort.uniforms)
     picks = [problem.picks(point) for point in settled.frontier]
@@ -258,7 +260,8 @@ def _budget(settled: Settled, one: Held, whole: int) -> Verdict:
 def _samples(desk: Desk, settled: Settled) -> tuple[Sample, ...]:
     source, host = desk.subject.source, desk.subject.host
     tokenizer, prompts = source.tokenizer(), desk.texts.prompts[:4]
-    before = continuations(host.whole(source), tokenizer, prompts)
+    before = continuations(host.ways_of_source(source).runtime, tokenizer, prompts)
+    give_back()
     after = continuations(host.load(settled.built.folder), tokenizer, prompts)
     return tuple(Sample(prompt=p, original=a, compressed=b) for p, a, b in zip(prompts, before, after, strict=True))
 
