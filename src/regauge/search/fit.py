@@ -75,7 +75,8 @@ def fit(
     """Finds, builds and measures the cheapest form of a model within budgets.
 
     Args:
-        budgets: `memory=0.30x`, `memory=2GB`, `memory@32k=3GB`, `decode=1.5x`, `prefill=1.2x`. None: the knee.
+        budgets: `memory=0.30x`, `memory=2GB`, `memory@32k=3GB` (with the cache, whose formats are chosen too),
+            `decode=1.5x`, `prefill=1.2x`. None: the knee.
         floor: `kl=0.05`: no worse than, nats a token.
         calibration, eval: text; see `split.prepare` for what happens where one is not given.
         time_limit: seconds; as much is tried as there is time for, and what was left out is told.

@@ -13,13 +13,14 @@ from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
 from regauge.measure.samples import continuations
 from regauge.search.allocation import Allocation
+from regauge.search.budgets import Budget
 from regauge.search.loop.build import costs, score
 from regauge.search.loop.caches import cached, filled, noted, picked
 from regauge.search.loop.desk import TURNS, Desk, Stopwatch
 from regauge.search.loop.forecast import FRESH, TIMED
 from regauge.search.loop.gather import even, nearest
 from regauge.search.loop.problem import Problem, pairs
-from regauge.search.loop.settle import Held, Settled, reached
+from regauge.search.loop.settle import Settled, reached
 from regauge.search.losses.trials import true_scores
 from regauge.search.options import Option, group_bytes, site_bytes
 from regauge.search.record import Point, Run, Sample, SitePick, Verdict
@@ -227,7 +228,12 @@ def _itself(scores: Scores) -> Scores:
 
 def _verdicts(desk: Desk, settled: Settled, quality: Quality) -> tuple[Verdict, ...]:
     """Every budget and floor against what was measured."""
-    found = [_budget(settled, one, desk.subject.source.bytes_bf16()) for one in settled.goal.held]
+    problem, found = settled.problem, list[Verdict]()
+    for one in settled.goal.held:
+        cache = one.cache + cached(problem, problem.picks(settled.point), one.budget)
+        verdict = _budget(settled, one.budget, cache, desk.subject.source.bytes_bf16())
+        more = "" if one.budget.context is None else filled(problem, settled.point, one.budget.context)
+        found.append(verdict.model_copy(update={"how": verdict.how + more}))
     for name, amount in desk.ask.floors.items():
         kl = settled.built.kl
         said = f"mean on the search text, where it was held to; {quality.kl.value:.4g} on the evaluation text"
@@ -239,8 +245,7 @@ def _verdicts(desk: Desk, settled: Settled, quality: Quality) -> tuple[Verdict, 
     return tuple(found)
 
 
-def _budget(settled: Settled, one: Held, whole: int) -> Verdict:
-    budget = one.budget
+def _budget(settled: Settled, budget: Budget, cache: float, whole: int) -> Verdict:
     if budget.resource != "memory":
         assert settled.speeds is not None, "a speed is asked for"
         ratio = reached(settled.speeds, budget.resource)
@@ -248,12 +253,10 @@ def _budget(settled: Settled, one: Held, whole: int) -> Verdict:
         return Verdict(
             text=budget.text, limit=budget.amount, measured=ratio, unit="x", met=ratio >= budget.amount, how=said
         )
-    cache = one.cache + cached(settled.problem, settled.problem.picks(settled.point), budget)
     limit, size = float(budget.bytes(whole)), settled.built.bytes + cache
     said = "bytes of the artifact's tensors, steps and embeddings included"
     if budget.context is not None:
         said += f", and of the cache at {budget.context:,} tokens"
-        said += filled(settled.problem, settled.point, budget.context)
     return Verdict(text=budget.text, limit=limit, measured=size, unit="bytes", met=size <= limit, how=said)
 
 

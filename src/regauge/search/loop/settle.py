@@ -248,14 +248,16 @@ def _caches(desk: Desk, problem: Problem, point: Allocation) -> dict[str, int]:
     return {budget.key: cached(problem, problem.picks(point), budget) for budget in desk.ask.budgets}
 
 
-def _against(desk: Desk, goal: Goal, built: Built, spent: Speeds | None, cache: Mapping[str, int]) -> tuple[str, Goal]:
+def _against(
+    desk: Desk, goal: Goal, built: Built, spent: Speeds | None, cache: Mapping[str, int] | None = None
+) -> tuple[str, Goal]:
     """What the artifact misses in words (empty: nothing), and the goal moved by it."""
     missed: list[str] = []
     moved: list[Held] = []
     for one in goal.held:
         budget, bound = one.budget, one.bound
         if budget.resource == MEMORY:
-            size = built.bytes + cache[budget.key]
+            size = built.bytes + (cache or {}).get(budget.key, 0)
             if size > bound.limit:
                 missed.append(f"{size:,} bytes where {bound.limit:,.0f} are allowed")
         else:
