@@ -225,5 +225,5 @@ def test_fit_spends_one_budget_over_weights_and_cache(
     assert record.read(out).caches == run.caches
     receipt = pick(out, 0, tmp_path / "picked", force=True)
     assert receipt.caches
-    with pytest.raises(BudgetError, match="beside a cache of"):
+    with pytest.raises(BudgetError, match="the cache alone takes"):
         fit(model, tmp_path / "small", budgets=["memory@16k=0.001x"], calibration=text)
