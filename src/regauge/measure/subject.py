@@ -18,6 +18,10 @@ COMPARED = (NEXT, LABEL, LABELS, EMBEDDINGS)
 """What models may give for a text, as far as it is compared."""
 
 
+PIECE = 16
+"""Tokens at a time in which a text is continued where the cache is measured: as many as the native step takes."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What measuring needs to know of a model.
@@ -27,12 +31,14 @@ class Facts:
         vocabulary: rows of its table of embeddings; 0: it does not say.
         most: tokens that it reads at once, or None where it does not say.
         labels: how many labels it tells apart, of a classifier; else 0.
+        keeps: the recipe that its cache is kept by; "" where everything is kept as it comes.
     """
 
     gives: str
     vocabulary: int
     most: int | None
     labels: int = 0
+    keeps: str = ""
 
     @property
     def generative(self) -> bool:
@@ -91,10 +97,6 @@ def comparable(names: Sequence[str], found: Sequence[Facts]) -> None:
             )
         if facts.labels != first.labels:
             raise ModelError(f"{names[0]} tells {first.labels} labels apart and {name} {facts.labels}.")
-
-
-PIECE = 32
-"""Tokens that a model reads at a time behind its cache: blocks of stores hold as many, or a multiple."""
 
 
 def logits_kept(model: Model, inputs: Sequence[Tensor], fresh: Callable[[], Any]) -> Iterator[Tensor]:

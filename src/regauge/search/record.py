@@ -141,6 +141,7 @@ class Given(_Record):
             those that were too many to keep.
         sizes: the tokens of each part; length: of a window, where the user said.
         target, methods, contexts: what was allowed, as `search.menus.Menu` has it.
+        cache: the recipe of what artifacts keep of the past, where the user named one.
     """
 
     calibration: str | dict[str, list[str] | int] | None
@@ -151,6 +152,7 @@ class Given(_Record):
     target: str | None = None
     methods: tuple[str, ...] = ()
     contexts: tuple[int, ...] = ()
+    cache: str | None = None
 
 
 class Run(_Record):

@@ -37,7 +37,7 @@ from regauge.measure.quality import Scores, compare
 from regauge.measure.subject import logits, logits_kept
 from regauge.parts import CACHE
 from regauge.plan import Plan
-from regauge.plan.caches import cache_plan
+from regauge.plan.caches import asked, cache_plan
 from regauge.plan.keeping import bytes_at
 from regauge.search.loop.desk import Desk
 from regauge.search.options import SiteGroup, plan_of
@@ -94,6 +94,7 @@ def build(desk: Desk, plan: Plan) -> Built:
         force=True,
         max_memory=desk.limits.bound,
         wire=desk.ask.menu.wire,
+        cache=desk.ask.cache,
         progress=desk.clock.within("build"),
         command=desk.ask.command,
     )
@@ -114,6 +115,18 @@ def score(model: Any, subject: Subject, windows: Windows, cache: CachePlan | Non
     if cache is not None:
         found = logits_kept(model, inputs, lambda: subject.host.cache(model, cache))
     return compare(windows, subject.exact.logits(inputs, subject.read), found, subject.batch)
+
+
+def cache_at(source: Source, cache: str | None, tokens: int) -> int:
+    """Bytes of the cache of a sequence of so many tokens: by the formats of a recipe, or as bf16 without one.
+
+    Raises:
+        RecipeError: it is none of a cache, or does not fit the model.
+    """
+    plan = None if cache is None else asked(cache)
+    if plan is None:
+        return 2 * source.anatomy.cached * tokens
+    return bytes_at(cache_plan(plan, source.anatomy), source.anatomy, tokens)
 
 
 def cache_growth(source: Source) -> float:

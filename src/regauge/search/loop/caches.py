@@ -61,3 +61,13 @@ def noted(problem: Problem, point: Allocation, length: int) -> list[str]:
         f"{length:,} tokens, where every token reads what decoding one after another would have kept of those before; "
         "no tokens are let go, and what a speed budget asks of a cache is not counted"
     ]
+
+
+def by_recipe(cache: str | None) -> tuple[str, ...]:
+    """What figures do not hold where the cache is kept by a recipe."""
+    if cache is None:
+        return ()
+    return (
+        f"the artifact keeps its cache by {cache}; quality here is of its weights, read at once: "
+        "`regauge measure` reads it with the cache",
+    )

@@ -138,6 +138,7 @@ class Ask:
         menu: what may be chosen from.
         length: tokens of a window; None: by the model.
         notes: what was found before the search began, a sentence each.
+        cache: the recipe of what the artifact keeps of the past; None: everything, as it comes.
     """
 
     model: str
@@ -150,6 +151,7 @@ class Ask:
     menu: Menu = field(default_factory=Menu)
     length: int | None = None
     notes: tuple[str, ...] = ()
+    cache: str | None = None
 
     @property
     def sizes(self) -> Sizes:

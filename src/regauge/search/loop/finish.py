@@ -15,7 +15,7 @@ from regauge.measure.samples import continuations
 from regauge.search.allocation import Allocation
 from regauge.search.budgets import Budget
 from regauge.search.loop.build import costs, score
-from regauge.search.loop.caches import cached, filled, noted, picked
+from regauge.search.loop.caches import by_recipe, cached, filled, noted, picked
 from regauge.search.loop.desk import TURNS, Desk, Stopwatch
 from regauge.search.loop.forecast import FRESH, TIMED
 from regauge.search.loop.gather import even, nearest
@@ -101,7 +101,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
                 "evaluation": ask.effort.evaluation,
             },
         },
-        notes=(*ask.notes, *texts.notes, *_late(watch), *_notes(problem, settled)),
+        notes=(*ask.notes, *texts.notes, *_late(watch), *_notes(problem, settled), *by_recipe(desk.ask.cache)),
     )
 
 

@@ -14,7 +14,7 @@ from regauge.errors import BudgetError
 from regauge.measure.cost import COMPRESSED, RUNTIME, Speeds
 from regauge.search.allocation import Allocation, Bound, allocate, knee, sizes, span, sweep
 from regauge.search.budgets import Budget
-from regauge.search.loop.build import Built, build, cache_growth, plan_for, speeds
+from regauge.search.loop.build import Built, build, cache_at, cache_growth, plan_for, speeds
 from regauge.search.loop.caches import cached
 from regauge.search.loop.desk import Desk
 from regauge.search.loop.forecast import variants
@@ -155,6 +155,8 @@ def _held(desk: Desk, problem: Problem, budget: Budget) -> Held:
     cache = 0.0
     if budget.context is not None:
         cache = max(0.0, budget.context * cache_growth(source) - whole_bytes(problem.groups, budget.context))
+        if desk.ask.cache is not None:
+            cache = float(cache_at(source, desk.ask.cache, budget.context))
     return Held(budget, Bound(_resource(desk, budget), budget.beside(cache, source.bytes_bf16()), problem.fixed), cache)
 
 
