@@ -16,6 +16,8 @@ from regauge.hosts.heads import Heads
 from regauge.measure.subject import logits_kept
 from regauge.parts import CACHE
 from regauge.plan.caches import cache_plan
+from regauge.report import run as pages
+from regauge.report import words
 from regauge.search import menus, record
 from regauge.search.budgets import parse
 from regauge.search.fit import fit, pick
@@ -201,6 +203,24 @@ def test_attention_is_left_as_it_was(model: Path) -> None:
     with runner.attending(lambda one: one.plain() * 2):
         assert not torch.equal(runner.block(0, source.block(0), states).hidden[0], before)
     assert torch.equal(runner.block(0, source.block(0), states).hidden[0], before)
+
+
+def test_the_page_and_the_last_words_say_bits_block_by_block() -> None:
+    caches = tuple(
+        record.CachePick(
+            name=f"blocks.{block}.cache", block=block, option="k4v2-g32", keys=4, values=2 + block, tokens=16384,
+            bytes=1000, kl_predicted=0.01,
+        )
+        for block in range(2)
+    )  # fmt: skip
+    run = record.Run.model_construct(caches=caches, costs={})
+    said = {one.about.strip(): one.said for one in words._stores(run)}
+    assert said["keys"].startswith("4 4 bits")
+    assert said["values"].startswith("2 3 bits")
+    assert said[""] == "2.00 kB at 16,384 tokens"
+    (table,) = pages._caches(run)
+    assert [row[2:4] for row in table.rows] == [("4", "2"), ("4", "3")]
+    assert pages._caches(record.Run.model_construct(caches=())) == ()
 
 
 @pytest.mark.slow
