@@ -233,8 +233,8 @@ def _plan_text(found: Facts) -> str:
         else:
             takes = f": {rule['takes']}" if "takes" in rule else ""
             lines += ["", f"{rule['place']} of {rule['select']}{takes}"]
-            told_runs = dict(rule["runs"]) if isinstance(rule.get("runs"), Mapping) else {}
-            lines += [f"  on {device}: {how}" for device, how in told_runs.items()]
+            where = rule.get("runs")
+            lines += [f"  on {device}: {how}" for device, how in where.items()] if isinstance(where, Mapping) else []
         lines += _columns([[row["axis"], row["name"], row["what"]] for row in _rows(rule["parts"])])
     return "\n".join([*lines, "", "as a recipe", *(f"  {line}" for line in str(found["recipe"]).splitlines())])
 
