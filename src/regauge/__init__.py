@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from regauge.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from regauge import errors
+    from regauge import cache, errors
     from regauge.api import apply, dry_run, fit, measure, pick, report
     from regauge.artifact.receipt import Receipt
+    from regauge.hosts.transformers.grouping import shared_prefix
     from regauge.hosts.transformers.load import load
     from regauge.hosts.transformers.stream import stream
     from regauge.plan import Plan
@@ -32,6 +33,7 @@ __all__ = [
     "Plan",
     "Receipt",
     "apply",
+    "cache",
     "dry_run",
     "errors",
     "explain",
@@ -42,6 +44,7 @@ __all__ = [
     "methods",
     "pick",
     "report",
+    "shared_prefix",
     "stream",
 ]
 
@@ -56,9 +59,10 @@ _HOMES = {
     "methods": "report.methods",
     "load": "hosts.transformers.load",
     "pick": "api",
+    "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
 }
-_MODULES = ("errors", "measure", "parts", "plan", "report")
+_MODULES = ("cache", "errors", "measure", "parts", "plan", "report")
 
 
 class _Callable(ModuleType):

@@ -104,7 +104,9 @@ def test_by_kind_beats_an_even_budget_on_a_mixture() -> None:
     """Two heads read two or three tokens, two read along a diagonal that the newest 64 tokens hold."""
     held = mixture()
     later = held.queries_BHGQD
-    even, kinds = (choose(HeadKinds(), budget, held, ONE) for budget in (Uniform(48), ByKind(48, contextual=0.25)))
+    even, kinds = (
+        choose(HeadKinds(share=0.5), budget, held, ONE) for budget in (Uniform(48), ByKind(48, 0.25, share=0.5))
+    )
     assert kinds.lengths_BH.sum() == even.lengths_BH.sum()
     assert kinds.lengths_BH.tolist() == [[8, 56, 8, 56]]
     assert lost(held, kinds.kept_BHO, later) < 0.7 * lost(held, even.kept_BHO, later)

@@ -160,14 +160,16 @@ def mixture() -> Seen:
 
 def test_kinds_of_heads_are_told_apart() -> None:
     p = probabilities(mixture())
-    assert contextual_BH(p).tolist() == [[True, False, True, False]]
+    assert contextual_BH(p, 0.5).tolist() == [[True, False, True, False]]
+    assert contextual_BH(p, 0.75)[0].sum() == 3
+    assert not contextual_BH(p, 0.0).any()
     assert variance_BH(p)[0, 0] < 0.05
     assert float(variance_BH(p)[0, 1]) == pytest.approx(1 - 1 / 32, abs=0.01)
 
 
 def test_each_kind_keeps_by_its_own_rule() -> None:
     held = mixture()
-    kept = choose(HeadKinds(sinks=2), Uniform(48), held, ONE).kept_BHO[0]
+    kept = choose(HeadKinds(sinks=2, share=0.5), Uniform(48), held, ONE).kept_BHO[0]
     assert {3, 17, 60} <= set(kept[0].nonzero().flatten().tolist())
     structural = set(kept[1].nonzero().flatten().tolist())
     assert {0, 1, 79, 78, 77, 76, 75, 74} <= structural

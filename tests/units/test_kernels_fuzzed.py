@@ -24,7 +24,8 @@ from regauge.kernels.cpu.layout import Value, unit
 from regauge.kernels.cpu.library import available
 from regauge.kernels.cpu.matrix import Matrix
 from regauge.kernels.cpu.pieces import Block, Norm, Site, Tap
-from regauge.kernels.cpu.step import Program, Store
+from regauge.kernels.cpu.step import Program
+from regauge.kernels.cpu.store import Store
 from units.test_step_program import blocks_of
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")

@@ -132,6 +132,7 @@ REFUSED: list[tuple[Asked, str]] = [
     ({"score": "recency", "budget": 512, "trigger": "at:512"}, "write at:544 or more"),
     ({"score": "recency", "budget": "uniform:1.5"}, "keep is the share of the text that stays"),
     ({"score": "activation", "budget": 512}, "score 'activation' is for shape, not for cache"),
+    ("snapkv+minicache", "a budget keeps other tokens in each block, and a merge needs the same in two of them"),
     ({"merge": "across-layers:2"}, "start is a share, 0 to 1; you wrote 2"),
     ({"disposal": "offload"}, "there is no disposal 'offload'"),
     ("kivi-2+kivi-4", "would have keys 'int2-asym/time:32' and 'int4-asym/time:32'; they do not go together"),

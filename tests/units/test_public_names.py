@@ -16,6 +16,7 @@ NAMES = [
     "Plan",
     "Receipt",
     "apply",
+    "cache",
     "dry_run",
     "errors",
     "explain",
@@ -26,6 +27,7 @@ NAMES = [
     "methods",
     "pick",
     "report",
+    "shared_prefix",
     "stream",
 ]
 
@@ -140,6 +142,7 @@ FLAGS = {
     "chat": [
         "OUT",
         "--against",
+        "--cache",
         "--debug",
         "--device",
         "--prompt",
@@ -148,7 +151,7 @@ FLAGS = {
         "--threads",
         "--tokens",
     ],
-    "serve": ["OUT", "--debug", "--device", "--host", "--port", "--threads"],
+    "serve": ["OUT", "--cache", "--debug", "--device", "--host", "--port", "--threads"],
     "doctor": ["--debug", "--json"],
     "family": [],
 }

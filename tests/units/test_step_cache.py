@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticCache
 
-from regauge.hosts.transformers.cache import GrowingLayer, SlidingLayer, adopt
+from regauge.hosts.transformers.adopting import adopt
+from regauge.hosts.transformers.cache import GrowingLayer, SlidingLayer
 from regauge.runtime.step.running import first_tokens
 from regauge.runtime.store.growing import ROOM
 

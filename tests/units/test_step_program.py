@@ -16,8 +16,8 @@ from panels import case
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.library import available
 from regauge.kernels.cpu.pieces import Block, Norm, Site, Tap
-from regauge.kernels.cpu.step import Program, Store
-from regauge.kernels.cpu.structs import CPacked
+from regauge.kernels.cpu.step import Program
+from regauge.kernels.cpu.store import Store
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
 NONE = Norm("none", 0, 0.0)
@@ -235,7 +235,6 @@ def test_heads_of_unequal_lengths_against_torch() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Store], str]] = {
-    "packed": (lambda k, v: Store(k, v, packed=(CPacked(codes=1), CPacked())), "packed keys or values"),
     "no room": (lambda k, v: Store(k[:, :, :4].contiguous(), v[:, :, :4].contiguous()), "no room for the new tokens"),
     "gone": (lambda k, v: Store(k, v, origin=2), "let go of tokens"),
 }

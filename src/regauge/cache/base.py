@@ -47,6 +47,7 @@ class Seen:
         softcap: products become softcap · tanh(product / softcap); 0: they stay.
         mass_BHT: attention that each token has had from all queries so far, where the score asks for it.
         rotary: None where it is not known.
+        text_B: tokens of each text so far, padding not counted, where some were let go before; None: as are held.
     """
 
     keys_BHTD: Tensor
@@ -58,6 +59,7 @@ class Seen:
     softcap: float = 0.0
     mass_BHT: Tensor | None = None
     rotary: Rotary | None = field(default_factory=Rotary)
+    text_B: Tensor | None = None
 
     @property
     def older(self) -> int:
@@ -68,6 +70,12 @@ class Seen:
     def real_BH(self) -> Tensor:
         """Tokens, padding not counted, among the older ones."""
         return (self.positions_BHT[:, :, : self.older] >= 0).sum(-1)
+
+    @property
+    def texts(self) -> list[int]:
+        """Tokens of each text so far, padding not counted."""
+        counts_B = (self.positions_BHT >= 0).sum(-1).amax(1) if self.text_B is None else self.text_B
+        return [int(count) for count in counts_B]
 
     @property
     def seen(self) -> int:
@@ -109,6 +117,10 @@ class Score(Protocol):
     @property
     def accumulates(self) -> bool:
         """Whether it reads the attention of every query so far."""
+
+    @property
+    def turns(self) -> bool:
+        """Whether it undoes the rotation of queries."""
 
     def __call__(self, seen: Seen) -> Tensor:
         """score_BHT, float32, of everything held; what stands at padding and in the window is not read."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from regauge.cache.base import Layer, Seen, probabilities
-from regauge.cache.kinds import CUT, contextual_BH
+from regauge.cache.kinds import SHARE, contextual_BH
 from regauge.errors import BudgetError
 
 KEPT = 1e6
@@ -46,14 +46,13 @@ class _Kept:
         """Tokens, window and all, that the mean head may keep of so many seen."""
         return int(self.keep) if self.keep > 1 else int(self.keep * seen)
 
-    def mean_blocks(self, seen: Seen, layer: Layer) -> list[tuple[int, int]]:
-        """Of each sequence: blocks that the mean head keeps of the older tokens, and blocks that there are."""
+    def blocks(self, seen: Seen, layer: Layer) -> list[tuple[int, tuple[int, ...]]]:
+        """Of each sequence: blocks that the mean head keeps of the older tokens, and blocks that each head has."""
         found = []
-        for held, real in zip(
-            (seen.positions_BHT >= 0).sum(-1).amax(1).tolist(), seen.real_BH.amax(1).tolist(), strict=True
-        ):
-            there = -(-real // layer.block)
-            found.append((min(max((self.least(held) - seen.window) // layer.block, min(there, 1)), there), there))
+        for text, real_H in zip(seen.texts, seen.real_BH.tolist(), strict=True):
+            there = tuple(-(-real // layer.block) for real in real_H)
+            most = max(there)
+            found.append((min(max((self.least(text) - seen.window) // layer.block, min(most, 1)), most), there))
         return found
 
 
@@ -64,8 +63,8 @@ class Uniform(_Kept):
     queries: ClassVar[int] = 0
 
     def __call__(self, score_BHO: Tensor, seen: Seen, layer: Layer) -> Tensor:
-        heads = score_BHO.shape[1]
-        return _lengths([[mean] * heads for mean, _ in self.mean_blocks(seen, layer)], score_BHO, layer)
+        rows = [[min(mean, each) for each in there] for mean, there in self.blocks(seen, layer)]
+        return _lengths(rows, score_BHO, layer)
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,11 @@ class Pyramid(_Kept):
         weights = tuple(
             (2 - 1 / self.beta) * (1 - number / steps) + number / steps / self.beta for number in range(layer.layers)
         )
-        heads, rows = score_BHO.shape[1], []
-        for mean, there in self.mean_blocks(seen, layer):
-            each = apportion(weights, mean * layer.layers, min(1, there), (there,) * layer.layers)
-            rows.append([each[layer.number]] * heads)
+        rows = []
+        for mean, there in self.blocks(seen, layer):
+            most = max(there)
+            each = apportion(weights, mean * layer.layers, min(1, most), (most,) * layer.layers)
+            rows.append([min(each[layer.number], one) for one in there])
         return _lengths(rows, score_BHO, layer)
 
 
@@ -131,11 +131,15 @@ class AcrossHeads(_Kept):
     def __call__(self, score_BHO: Tensor, seen: Seen, layer: Layer) -> Tensor:
         gain_BHN = _gains(score_BHO, seen, layer.block)
         heads, rows = score_BHO.shape[1], []
-        for gain_HN, (mean, there) in zip(gain_BHN, self.mean_blocks(seen, layer), strict=True):
-            least = min(mean, max(int(self.floor * mean), min(1, there)))
-            sure, rest_HN = [least] * heads, gain_HN[:, least:there].double().cpu()
-            order = rest_HN.flatten().argsort(descending=True, stable=True)[: (mean - least) * heads]
-            more = (order // max(1, there - least)).bincount(minlength=heads).tolist()
+        for gain_HN, (mean, there) in zip(gain_BHN, self.blocks(seen, layer), strict=True):
+            least = max(int(self.floor * mean), min(1, mean))
+            sure, most = [min(least, one) for one in there], max(there)
+            total = min(mean * heads, sum(there)) - sum(sure)
+            number_N = torch.arange(least, max(most, least), dtype=torch.int64, device="cpu")
+            is_HN = number_N < torch.tensor(there, dtype=torch.int64, device="cpu")[:, None]
+            rest_HN = gain_HN[:, least : max(most, least)].cpu().masked_fill(~is_HN, -torch.inf)
+            order = rest_HN.flatten().argsort(descending=True, stable=True)[:total]
+            more = (order // max(1, most - least)).bincount(minlength=heads).tolist()
             rows.append([one + another for one, another in zip(sure, more, strict=True)])
         return _lengths(rows, score_BHO, layer)
 
@@ -149,27 +153,29 @@ class ByKind(_Kept):
     Args:
         contextual: B_C / B, the share of an even budget that a contextual head keeps.
         queries: of the newest tokens, by which heads are told apart.
-        cut: where the variance of a contextual head ends.
+        share: a, the share of a layer's heads that are contextual.
     """
 
-    contextual: float = 0.5
+    contextual: float = 0.75
     queries: int = 32
-    cut: float = CUT
+    share: float = SHARE
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share is a share of the heads, 0 to 1; you wrote {self.share:g}")
         if not 0 < self.contextual <= 1:
             raise ValueError(
                 f"contextual is a share of an even budget, above 0 and at most 1; {self.contextual:g} is not"
             )
 
     def __call__(self, score_BHO: Tensor, seen: Seen, layer: Layer) -> Tensor:
-        kinds, rows = contextual_BH(probabilities(seen), self.cut).tolist(), []
-        for kind, (mean, there) in zip(kinds, self.mean_blocks(seen, layer), strict=True):
+        kinds, rows = contextual_BH(probabilities(seen), self.share).tolist(), []
+        for kind, (mean, there) in zip(kinds, self.blocks(seen, layer), strict=True):
             share = sum(kind) / len(kind)
             structural = (1 - share * self.contextual) / (1 - share) if share < 1 else 1.0
             weights = tuple(self.contextual if one and share < 1 else structural for one in kind)
-            rows.append(apportion(weights, mean * len(kind), min(1, there), (there,) * len(kind)))
+            rows.append(apportion(weights, min(mean * len(kind), sum(there)), min(1, mean), there))
         return _lengths(rows, score_BHO, layer)
 
 
@@ -197,8 +203,8 @@ class Sensitivity(_Kept):
                 f"{heads} heads, and has {len(self.weights)} rows; `regauge fit` measures them"
             )
         weights = tuple(weight for row in self.weights for weight in (row * heads if len(row) == 1 else row))
-        for mean, there in self.mean_blocks(seen, layer):
-            each = apportion(weights, mean * len(weights), min(1, there), (there,) * len(weights))
+        for mean, there in self.blocks(seen, layer):
+            each = apportion(weights, mean * len(weights), min(1, mean), there * layer.layers)
             rows.append(each[layer.number * heads : (layer.number + 1) * heads])
         return _lengths(rows, score_BHO, layer)
 

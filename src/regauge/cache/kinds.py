@@ -1,9 +1,10 @@
 """Kinds of heads, after HACK (2504.09261): contextual ones, whose queries agree on what they read, and structural ones.
 
 The paper tells them apart by the variance of each column of the attention map over the queries, low for contextual
-(vertical stripes) and high for structural (diagonals), on 50 samples beforehand, and cuts at a share of the heads. Ours
-is that variance relative to the mean square, Σ_t Var_q(p_qt) / Σ_t E_q(p_qt²), which is 0 where all queries read alike
-and 1 - 1/Q where no two read the same token, and so can be cut at one half in every model and while it runs.
+(vertical stripes) and high for structural (diagonals), on 50 samples beforehand, and calls a share of all heads
+contextual. Ours is that variance relative to the mean square, Σ_t Var_q(p_qt) / Σ_t E_q(p_qt²): 0 where all queries
+read alike, 1 - 1/Q where no two read the same token. It is read from the newest queries while the model runs, and the
+share is of the heads of each layer.
 
 Legend: B sequences, H KV heads, G query heads of one, Q queries, T tokens.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-CUT = 0.5
+SHARE = 0.5
+"""Of a layer's heads, contextual."""
 
 
 def variance_BH(p_BHGQT: Tensor) -> Tensor:
@@ -21,6 +23,7 @@ def variance_BH(p_BHGQT: Tensor) -> Tensor:
     return ((square_BHG - p_BHGQT.mean(3).square().sum(-1)) / square_BHG.clamp_min(1e-30)).mean(-1)
 
 
-def contextual_BH(p_BHGQT: Tensor, cut: float = CUT) -> Tensor:
-    """Which KV heads are contextual, bool."""
-    return variance_BH(p_BHGQT) < cut
+def contextual_BH(p_BHGQT: Tensor, share: float = SHARE) -> Tensor:
+    """Which KV heads are contextual, bool: the share of each layer's whose variance is lowest."""
+    variance = variance_BH(p_BHGQT)
+    return variance.argsort(-1).argsort(-1) < round(share * variance.shape[1])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from regauge.cache.base import Rotary, Seen, probabilities
-from regauge.cache.kinds import contextual_BH
+from regauge.cache.kinds import SHARE, contextual_BH
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class _Sinks:
     """
 
     sinks: int = 0
+    turns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _at_least("sinks", self.sinks, 0)
@@ -137,6 +138,7 @@ class ExpectedAttention(_Sinks):
     sinks: int = 4
     future: int = 512
     queries: int = 256
+    turns: ClassVar[bool] = True
     accumulates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -171,10 +173,12 @@ class HeadKinds(_Sinks):
 
     Args:
         queries: of the newest tokens; the paper samples 32.
+        share: of a layer's heads that are contextual.
     """
 
     sinks: int = 4
     queries: int = 32
+    share: float = SHARE
     accumulates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -186,7 +190,7 @@ class HeadKinds(_Sinks):
         mean_BHT = p_BHGQT.mean((2, 3))
         newest_BHT = seen.positions_BHT.float()
         both_BHT = torch.maximum(_rank(mean_BHT), _rank(newest_BHT))
-        return torch.where(contextual_BH(p_BHGQT).unsqueeze(-1), _rank(mean_BHT), both_BHT)
+        return torch.where(contextual_BH(p_BHGQT, self.share).unsqueeze(-1), _rank(mean_BHT), both_BHT)
 
 
 def _norm(x_BHTD: Tensor) -> Tensor:

@@ -30,12 +30,14 @@ class Manner:
         temperature: 0 takes the likeliest token.
         tokens: the most of an answer.
         device: `cpu` or `cuda`.
+        cache: what is kept of the past, as `load` takes it; None: as the artifact says.
     """
 
     temperature: float = 0.0
     tokens: int = 256
     seed: int = 0
     device: str = "cpu"
+    cache: str | None = None
 
 
 @dataclass(eq=False)
@@ -128,7 +130,7 @@ def chat(paths: Sequence[str | Path], manner: Manner, prompts: Sequence[str] = (
 
 def _speaker(path: str | Path, manner: Manner) -> Speaker:
     host = host_of(path)
-    model = host.load(path, device=manner.device)
+    model = host.load(path, device=manner.device, cache=manner.cache)
     if not model.can_generate():
         raise ModelError(f"{path} makes no text ({type(model).__name__}); chat wants a causal language model.")
     return Speaker(Path(str(path)).name or str(path), host, model, host.tokenizer(host.folder(str(path))), manner)

@@ -24,7 +24,8 @@ def inspection(found: Inspection, streams: bool = False) -> None:
         f"({found.dtype}){', head tied to the embeddings' if found.tied else ''}"
     )
     if found.cache_bytes_a_token is not None:
-        line(f"  cache: {found.cache_bytes_a_token:,} bytes a token in bf16, from shapes")
+        smaller = "".join(f", {round(size):,} by {name}" for name, size in found.caches.items())
+        line(f"  cache: {found.cache_bytes_a_token:,} bytes a token in bf16, from shapes{smaller}")
     each = found.block_bytes_bf16
     if each:
         apart = f"{told(each[0])} each" if len(set(each)) == 1 else ", ".join(told(one) for one in each)
@@ -96,7 +97,7 @@ def sizes(found: Inspection, fits: tuple[int, int] | None) -> None:
             for one in shown
         ],
     )
-    line("  counted from formats and shapes, the cache in bf16; embedding and head are bf16 where no option says else")
+    line("  counted from formats and shapes; cache, embedding and head are bf16 where no option says otherwise")
 
 
 def _named(group: SiteGroup, names: Sequence[str]) -> str:

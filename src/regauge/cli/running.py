@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from regauge.cli.options import DEBUG, SEED, THREADS
+from regauge.cli.options import CACHE, DEBUG, SEED, THREADS
 
 
 def chat(
@@ -20,6 +20,7 @@ def chat(
     tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="0 takes the likeliest token.")] = 0.0,
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where it runs.")] = "cpu",
+    cache: CACHE = None,
     seed: SEED = 0,
     threads: THREADS = None,
     debug: DEBUG = False,
@@ -30,7 +31,7 @@ def chat(
     from regauge.cli.chat import chat as talk
 
     with working("chat", quiet=True, threads=threads):
-        talk([model, *([against] if against else [])], Manner(temperature, tokens, seed, device), prompt or ())
+        talk([model, *([against] if against else [])], Manner(temperature, tokens, seed, device, cache), prompt or ())
 
 
 def serve(
@@ -38,6 +39,7 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 8000,
     host: Annotated[str, typer.Option(help="Under which address; 0.0.0.0 for other machines.")] = "localhost",
     device: Annotated[str, typer.Option(metavar="cpu|cuda|auto", help="Where it runs.")] = "auto",
+    cache: CACHE = None,
     threads: THREADS = None,
     debug: DEBUG = False,
 ) -> None:
@@ -50,4 +52,4 @@ def serve(
     found.folder(model)  # or there is nothing to serve
     remark(f"http://{host}:{port}/v1, model {model}; Ctrl-C ends it")
     with working("serve", quiet=True, threads=threads):
-        found.serve(model, host, port, device)
+        found.serve(model, host, port, device, cache)

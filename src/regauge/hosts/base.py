@@ -259,7 +259,7 @@ class Host(Protocol):
     ) -> Iterator[str]:
         """Pieces of text that a loaded model goes on with, as they come; `choose` takes logits (V,)."""
 
-    def serve(self, model: str, address: str, port: int, device: str) -> None:
+    def serve(self, model: str, address: str, port: int, device: str, cache: str | None = None) -> None:
         """Serves a model over HTTP until it is interrupted."""
 
     def family(self, path: str | Path | None) -> AbstractContextManager[None]:

@@ -24,7 +24,7 @@ LANES, FOUR = 16, 4
 """Tokens (of keys) or channels (of values) side by side in a piece of 64 bytes, and bytes of each."""
 ROLES, AXES, GRIDS = ("keys", "values"), ("time", "channels"), ("integers", "e4m3")
 ROW_TYPES = (torch.float16, torch.bfloat16, torch.float32)
-MOST_TOKENS, MOST_CHANNELS = 4096, 1024
+MOST_TOKENS, MOST_CHANNELS = 512, 1024
 """Of a block: what the kernels keep on their stack."""
 
 
@@ -130,7 +130,7 @@ class BlockLayout:
     def rows(self, x_NTD: Tensor) -> Tensor:
         """Blocks (N, bytes) of floats as they are, at 16 bits."""
         self._held("rows", x_NTD, (self.tokens, self.channels))
-        return x_NTD.to(self.dtype).contiguous().view(torch.uint8).reshape(x_NTD.shape[0], self.bytes)
+        return x_NTD.to(self.dtype).reshape(x_NTD.shape[0], self.tokens * self.channels).view(torch.uint8)
 
     def pack(self, codes_NTD: Tensor, steps_NG: Tensor, lows_NG: Tensor | None = None) -> Tensor:
         """Blocks (N, bytes), uint8.
@@ -188,7 +188,7 @@ class BlockLayout:
             steps = torch.nn.functional.pad(steps, (0, side - self.channels))
         else:
             steps = steps_NG.reshape(count, side, groups).transpose(1, 2)
-        return steps.to(self.dtype).contiguous().view(torch.uint8).reshape(count, self.step_bytes)
+        return steps.to(self.dtype).reshape(count, groups * side).view(torch.uint8)
 
     def _unpack_steps(self, bytes_NB: Tensor) -> Tensor:
         count, (groups, side) = bytes_NB.shape[0], self._steps

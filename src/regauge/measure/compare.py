@@ -228,7 +228,8 @@ def _speeds(
             cache |= {n: cache_bytes_a_token(model, prompt_BT[:, :32]) for n, model in models.items() if n != OWN}
             found = speeds(models, prompt_BT, 1 if method.apart else method.rounds)
             if not turn:
-                at |= at_lengths(models, facts.vocabulary, facts.most, found, lambda *_: True)
+                a_token = sum(cache.get(name, max(cache.values())) for name in models)
+                at |= at_lengths(models, facts.vocabulary, facts.most, found, lambda *_: True, a_token)
             if not method.apart:
                 return found, at, cache
             for resource, speeds_of in found.items():

@@ -21,11 +21,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from regauge.errors import TextError
+from regauge.kernels.cpu.machine import trim
 from regauge.measure.bootstrap import FEW, Draws, Floats, Interval, Ints, per_document, quantile, ratio
 from regauge.text.windows import Batch, Windows
 
 CHUNK = 1 << 19
 """Logits scored at a time: with twice as many, of which five copies are made, scoring takes 1.4 times as long."""
+LARGE = 1 << 24
+"""Logits of a batch from which what each model leaves is given back before the next one runs."""
 
 
 class Quality(BaseModel):
@@ -134,6 +137,8 @@ def compare_many(
                 for (row, part, p_NV), n_N in zip(known, after, strict=True)
             ]
             del other_BTV
+            if first_BTV.numel() >= LARGE:
+                trim()  # the strips and logits of one model would stay, in pieces, beside the next one's
         for length, document in zip(batch.lengths, batch.document, strict=True):
             owner.extend([place if few else document] * (length - 1))
             place += 1

@@ -42,10 +42,15 @@ def growth(points: Mapping[str, Point], anatomy: Anatomy) -> Growth:
     """Over all blocks of a model, of which some stores have points; those behind a sliding window grow no more."""
     total = Growth(2.0 * anatomy.plumbing.cached, 2.0 * anatomy.plumbing.cached)
     held = {block_of(name): point for name, point in points.items()}
-    for block, sizes in enumerate(anatomy.attentions):
-        if sizes is not None and anatomy.causal and block not in anatomy.plumbing.sliding:
-            total += of_block(held.get(block), sizes)
+    for block, sizes in _growing(anatomy).items():
+        total += of_block(held.get(block), sizes)
     return total
+
+
+def _growing(anatomy: Anatomy) -> dict[int, Attention]:
+    """Blocks whose caches grow by every token."""
+    found = enumerate(anatomy.attentions) if anatomy.causal else ()
+    return {block: sizes for block, sizes in found if sizes is not None and block not in anatomy.plumbing.sliding}
 
 
 def of_block(point: Point | None, sizes: Attention) -> Growth:
@@ -65,11 +70,17 @@ def bytes_at(plan: CachePlan, anatomy: Anatomy, tokens: int, itemsize: int = 2) 
         itemsize: bytes of a number that is not rounded.
     """
     total = itemsize * anatomy.plumbing.cached * tokens
-    for block, sizes in zip(plan.blocks, anatomy.attentions, strict=True):
-        if sizes is None or not anatomy.causal:
-            continue
-        scheme = (block or BlockCache()).scheme
+    for block, sizes in _growing(anatomy).items():
+        scheme = (plan.blocks[block] or BlockCache()).scheme
         total += scheme.bytes(tokens, sizes.kv_heads, (sizes.head_dim, sizes.value_dim), itemsize)
+    return total
+
+
+def rate(plan: CachePlan, anatomy: Anatomy) -> float:
+    """Bytes of another token of a long text over all blocks that grow, none of them let go."""
+    total = 2.0 * anatomy.plumbing.cached
+    for block, sizes in _growing(anatomy).items():
+        total += (plan.blocks[block] or BlockCache()).scheme.rate(sizes.kv_heads, (sizes.head_dim, sizes.value_dim))
     return total
 
 

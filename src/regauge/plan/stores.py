@@ -142,6 +142,8 @@ def _of_numbers(point: Point) -> Iterator[str]:
             yield f"a budget says how many tokens stay and not which: add a {axis}, such as window-attention"
         if point[axis] is not None and budget is None:
             yield f"{axis} {point.name(axis)!r} lets tokens go, and nothing says how many stay: add a budget"
+    if budget is not None and point["merge"] is not None:
+        yield "a budget keeps other tokens in each block, and a merge needs the same in two of them: leave one out"
     if budget is not None and parts.numeric(axis_of(point.place, "budget"), budget) and not _whole(budget.part, 1):
         yield f"a budget counts tokens, and {budget.part} is no such number; a share is written uniform:{budget.part}"
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from regauge.anatomy.model import Anatomy, Attention, Site, Stream
 from regauge.artifact.folder import ANATOMY, read_config
 from regauge.artifact.reader import open_artifact
 from regauge.hosts import host_of
+from regauge.plan.keeping import rate
 from regauge.plan.select import pattern
-from regauge.report.fits import Size, sizes
+from regauge.report.fits import Size, caches, sizes
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class Inspection:
     streams: tuple[StreamGroup, ...]
     notes: tuple[str, ...]
     sizes: tuple[Size, ...] = ()  # under the presets people choose; of an artifact none
+    caches: Mapping[str, float] = field(
+        default_factory=dict
+    )  # preset → bytes of a token of a long text, by its formats
 
 
 def inspect(model: str | Path, revision: str | None = None) -> Inspection:
@@ -88,6 +92,7 @@ def inspect(model: str | Path, revision: str | None = None) -> Inspection:
 
 
 def _counted(model: str, anatomy: Anatomy, dtype: object, parameters: int, files: Iterable[Path]) -> Inspection:
+    kept = caches(anatomy) if anatomy.cached else {}
     return Inspection(
         model=model,
         family=anatomy.family,
@@ -104,6 +109,7 @@ def _counted(model: str, anatomy: Anatomy, dtype: object, parameters: int, files
         sites=_site_groups(anatomy, 2 * parameters),
         streams=_stream_groups(anatomy.streams),
         notes=anatomy.notes,
+        caches={name: rate(plan, anatomy) for name, plan in kept.items()},
     )
 
 

@@ -103,7 +103,7 @@ def fit(
         seed=seed,
         command=command or _command(),
         given={"calibration": spell(calibration), "eval": spell(eval), "revision": revision, "length": length}
-        | dataclasses.asdict(allowed),
+        | {"target": allowed.target, "methods": list(allowed.methods)},
         menu=allowed,
         length=length,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
 from regauge.runtime.store.growing import Growing, Sliding
 
@@ -69,36 +69,3 @@ class SlidingLayer(Sliding, GrowingLayer):
         if tokens_to_remove > 0:
             raise ValueError(f"`crop` takes tokens away by a negative number, not {tokens_to_remove}.")
         self.keep(self.length + tokens_to_remove)
-
-
-def adopt(cache: Any, blocks: int) -> list[GrowingLayer] | None:
-    """The layers of a dynamic cache, made growing ones in place; None where it is a cache of another kind."""
-    if type(cache) is not DynamicCache or cache.offloading:
-        return None
-    layers = cache.layers
-    if layers and type(layers[0]) in OURS and len(layers) == blocks:
-        return layers  # type: ignore[no-any-return]  # transformers' list, all of them ours
-    if len(layers) > blocks or any(
-        type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, *OURS) for layer in layers
-    ):
-        return None
-    layers[:] = [_grown(layer) for layer in layers] + [GrowingLayer() for _ in range(blocks - len(layers))]
-    return layers  # type: ignore[no-any-return]  # as above
-
-
-def _grown(layer: Any) -> GrowingLayer:
-    if type(layer) in OURS:
-        return layer  # type: ignore[no-any-return]  # as the line before says
-    sliding = type(layer) is DynamicSlidingWindowLayer
-    new, length = SlidingLayer(layer.sliding_window) if sliding else GrowingLayer(), layer.get_seq_length()
-    if length:
-        new.lazy_initialization(layer.keys, layer.values)
-        held = layer.keys.shape[-2]  # fewer than `length` behind a window
-        new.origin, new.length = length - held, length
-        new.house(new.roomy(layer.keys, held), new.roomy(layer.values, held))
-    if isinstance(new, SlidingLayer) and layer.record_past:
-        new.activate_past_recording()
-    return new
-
-
-OURS = (GrowingLayer, SlidingLayer)

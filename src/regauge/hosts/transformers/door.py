@@ -72,13 +72,14 @@ def from_pretrained(auto: str, path: str | Path, **options: Any) -> Any:
     config, asked = options.pop("config", None), {k: v for k, v in options.items() if k not in FETCHING}
     folder = model_folder(str(path), asked.pop("revision", None))
     dtype, old = asked.pop("dtype", None), asked.pop("torch_dtype", None)
+    cache = asked.pop("cache", None)
     device, attention = _device(asked.pop("device_map", None)), asked.pop("attn_implementation", None)
     told = asked.pop("output_loading_info", False)
     named = {name: asked.pop(name) for name in list(asked) if name in SETTABLE}
     refused = sorted(name for name, value in asked.items() if value not in (None, False, "") or name == "state_dict")
     if refused:
         raise SettingError(f"{refused[0]}= cannot be honoured for an artifact of regauge; leave it out")
-    model = load(folder, device=device, dtype=dtype if dtype is not None else old)
+    model = load(folder, device=device, dtype=dtype if dtype is not None else old, cache=cache)
     _check_class(auto, model)
     for name, value in (_changes(config, model) | named).items():
         setattr(model.config, name, value)

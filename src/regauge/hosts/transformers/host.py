@@ -119,8 +119,8 @@ class TransformersHost:
     def check_family(self, table: Path, model: str) -> Any:
         return laws.check_family(table, model)
 
-    def serve(self, model: str, address: str, port: int, device: str) -> None:
-        serve.serve(model, address, port, device)
+    def serve(self, model: str, address: str, port: int, device: str, cache: str | None = None) -> None:
+        serve.serve(model, address, port, device, cache)
 
 
 def _packed(path: str | Path) -> bool:

@@ -7,21 +7,25 @@ file that is missing, truncated, of another shape or of a newer format is an err
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from regauge.anatomy.model import Anatomy
 from regauge.artifact import files
+from regauge.artifact.caches import read_cache
 from regauge.artifact.codec.base import Wire
 from regauge.artifact.folder import shards, wire_of
+from regauge.cache.scheme import CachePlan
 from regauge.documents import read_json
 from regauge.errors import ArtifactError, ModelError, SettingError, nearest
 from regauge.hosts.transformers.adapt import adapt_modules
+from regauge.hosts.transformers.caching import keep, planned
 from regauge.hosts.transformers.checkpoint import finite
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, coded_by, config_of, first_line, read_raw
@@ -35,6 +39,8 @@ from regauge.hosts.transformers.skeleton import model_class
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.windowed import by_block, window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
+from regauge.parts import Point
+from regauge.plan.caches import Asked, of_points
 from regauge.runtime.device import Placed, on_the_cpu, placed, warn_without_triton
 from regauge.runtime.rows import CPU, CUDA
 from regauge.runtime.window.figure import Figure, check_room, read_figure
@@ -51,6 +57,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     memory: str | int | None = None,
     activations: str | None = None,
+    cache: Asked | None = None,
 ) -> PreTrainedModel:
     """The model of an artifact: a `PreTrainedModel` whose quantised weights stay packed in memory.
 
@@ -70,6 +77,9 @@ def load(
             `"int8"` (fastest, an error of some 6e-3 of a product's size), `"int16"` (2e-5), `"float32"` (not at all,
             and slow). None: `int16`, or `int8` beside weights of 4 bits and fewer in a model of 16-bit floats. What
             the artifact itself says of its inputs (W8A8) is kept.
+        cache: what is kept of the past: a preset's name (`"kivi-4"`), several (`"snapkv+kivi-4"`), a recipe file, a
+            recipe as a mapping or its rule alone (`{"keys": "int4-asym/time:32"}`), or `"none"`. None: as the artifact
+            says. One request may ask for another: `model.generate(..., regauge_cache="kv8")`.
 
     Raises:
         ArtifactError: a file is missing, truncated or of a newer format, or contradicts the config; with `memory` also
@@ -77,6 +87,7 @@ def load(
         BudgetError: `memory` is malformed, too little (it names the least that works) or more than there is; or the
             model needs more than is available.
         ModelError: it is no model directory, or not one that can be loaded safely.
+        RecipeError: `cache` is no recipe of one, or does not fit the model.
         SettingError: there are no such `activations`, or they cannot be had together with `memory` or on a GPU; or
             there is no such device here.
     """
@@ -92,16 +103,24 @@ def load(
         )
     dtype = _dtype(dtype)
     with on_the_cpu():  # where the model goes is said
-        return _loaded(model_folder(str(path), None), at, dtype, figure, activations)
+        return _loaded(model_folder(str(path), None), at, dtype, figure, Said(activations, cache))
 
 
-def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure | None, activations: str | None) -> Any:
+@dataclass(frozen=True)
+class Said:
+    """What a user says of how a model runs, beside where."""
+
+    activations: str | None = None
+    cache: Asked | None = None
+
+
+def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure | None, said: Said) -> Any:
     if not (folder / "config.json").exists():
         raise ArtifactError(f"{folder} has no config.json, so it is neither an artifact nor a model.")
     raw = read_raw(folder, ArtifactError)
     quantisation = raw.pop("quantization_config", None)
     if not quantisation or method(quantisation):
-        return _plain(folder, at, dtype, figure)
+        return _plain(folder, at, dtype, figure, said.cache)
     if type(quantisation) is not dict:
         raise ArtifactError(f"{folder / 'config.json'} has a quantization_config that is no mapping; fetch it again.")
     raw.pop("auto_map", None)
@@ -112,6 +131,7 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     linear = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     wire = wire_of(quantisation, source, dtype, linear)
     found = shards(folder, wire)
+    kept = _kept(folder, wire.layout.anatomy, wire.layout.cache, said.cache)
     if at.kind == CUDA:
         warn_without_triton()
     elif figure is None:
@@ -125,14 +145,21 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
         )
     form_modules(model, wire.layout)
     if figure is None or not window_of_artifact(model, wire, found, folder, dtype, figure):
-        _fill(model, wire, found, dtype, at.kind, activations)
+        _fill(model, wire, found, dtype, at.kind, said.activations)
     _finish(model, folder, wire.name)
     model = model.to(at.where)
     if at.kind == CPU:
         plug(model, wire.layout.anatomy)
+    keep(model, wire.layout.anatomy, kept)
     if dtype is torch.float16:
         watch(model)
     return model
+
+
+def _kept(folder: Path, anatomy: Anatomy, points: Mapping[str, Point], cache: Asked | None) -> CachePlan | None:
+    """What a user asks to be kept of the past, or else what the artifact says: in its header, or beside it."""
+    points = points or read_cache(folder, anatomy)
+    return planned(cache, anatomy, of_points(folder.name, points, anatomy) if points else None)
 
 
 def _dtype(asked: object) -> torch.dtype | None:
@@ -149,13 +176,17 @@ def _dtype(asked: object) -> torch.dtype | None:
     return DTYPES[name]
 
 
-def _plain(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure | None) -> Any:
+def _plain(
+    folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure | None, cache: Asked | None = None
+) -> Any:
     """An unquantised checkpoint, after the checks that `Source` makes (no pickles, no remote code, nothing missing)."""
     from regauge.hosts.transformers.sampling import whole_model
     from regauge.hosts.transformers.source import Source
 
     source = Source.open(folder)
     plain_experts(source.model.config, source.anatomy)
+    anatomy = source.anatomy
+    kept = _kept(folder, anatomy, {}, cache)
     if figure is not None and coded_by(folder):
         raise SettingError(
             f"{folder} is stored in codes, which a window does not decode; leave memory= out, or apply a recipe"
@@ -164,16 +195,16 @@ def _plain(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure |
         model = window_of_checkpoint(source, dtype, figure)
         if model is not None:
             _finish(model, folder, None)
-            return model
+            return _keeping(model, anatomy, kept, at)
     elif at.kind == CPU:
         check_room(str(folder), source.parameters() * (dtype or source.dtype).itemsize)
     config, stored = source.config, source.dtype
     plain_experts(config, source.anatomy)
     dtype = dtype or _dtype(getattr(config, "dtype", None)) or stored
     if coded_by(folder):
-        decoded = whole_model(source).to(dtype)
+        decoded = whole_model(source, dtype)
         _finish(decoded, folder, None)
-        return decoded.to(at.where)
+        return _keeping(decoded.to(at.where), anatomy, kept, at)
     del source
     try:
         with _no_bar():
@@ -186,7 +217,15 @@ def _plain(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure |
         for key, tensor in found.state_dict().items():
             if not finite(tensor):
                 raise ModelError(f"{key} of {folder} has values that float16 cannot hold; load with dtype='bfloat16'")
-    return found.eval().requires_grad_(False).to(at.where)
+    return _keeping(found.eval().requires_grad_(False).to(at.where), anatomy, kept, at)
+
+
+def _keeping(model: Any, anatomy: Anatomy, kept: CachePlan | None, at: Placed) -> Any:
+    """A plain model with its plan, by which it decodes as an artifact does: packed caches are read natively then."""
+    if kept is not None and not kept.plain and at.kind == CPU:
+        plug(model, anatomy)
+    keep(model, anatomy, kept)
+    return model
 
 
 @contextmanager

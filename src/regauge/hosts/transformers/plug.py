@@ -17,14 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from regauge.anatomy.model import Anatomy
 from regauge.errors import FallbackWarning
-from regauge.hosts.transformers.cache import GrowingLayer, adopt
+from regauge.hosts.transformers.adopting import CACHES, adopt
+from regauge.hosts.transformers.attending import watching
+from regauge.hosts.transformers.cache import GrowingLayer
+from regauge.hosts.transformers.caching import begun
 from regauge.hosts.transformers.inputs import Inputs
 from regauge.hosts.transformers.overflow import look
 from regauge.hosts.transformers.owned import method, own
+from regauge.hosts.transformers.packed import PackedCache
 from regauge.hosts.transformers.program import Reads, build
 from regauge.hosts.transformers.tables import table_for
 from regauge.kernels.cpu.library import available
@@ -82,6 +85,7 @@ def _forward(model: Any, *args: Any, **kwargs: Any) -> Any:
     eager = method(model, "forward")
     if torch.compiler.is_compiling():
         return eager(*args, **kwargs)
+    kwargs = begun(model, kwargs)
     native: NativeStep = model.regauge_step
     native.of = weakref.ref(model)  # a copied model's copy serves the copy
     found = native.serve(args, kwargs)
@@ -154,6 +158,8 @@ class NativeStep:
         layers = adopt(cache, self.anatomy.blocks)
         if layers is None:
             return self._eager(f"the cache is a {type(cache).__name__} that the step does not write")
+        if type(cache) is PackedCache and watching(cache, ids.shape[1]):
+            return None  # what a policy must see of attention, the step does not show
         kept = kwargs.get("logits_to_keep", 0)
         if not isinstance(kept, int) or kept < 0:
             return self._eager(f"the call has logits_to_keep={_short(kept)}")
@@ -178,7 +184,7 @@ class NativeStep:
             return self._eager("the position_ids are not one position a token")
         logits_NV = running.step(layers, ids, positions, starts, inputs, kept == 1)
         if logits_NV is None:
-            return self._eager("the cache is of another shape than the model's, or than the tokens'")
+            return self._eager(running.refused)
         self.steps += new
         logits_BQV = logits_NV.view(batch, -1, running.program.vocabulary)
         return logits_BQV if kept in (0, 1) else logits_BQV[:, -kept:]
@@ -193,12 +199,12 @@ class NativeStep:
         return found
 
     def _has_begun(self, cache: Any) -> bool:
-        return type(cache) is DynamicCache and cache in self._begun
+        return type(cache) in CACHES and cache in self._begun
 
     def _begin(self, cache: Any) -> bool:
         """`_ready`, for the text of a cache."""
         ready = self._ready()
-        if ready and type(cache) is DynamicCache:
+        if ready and type(cache) in CACHES:
             self._begun.add(cache)
         return ready
 

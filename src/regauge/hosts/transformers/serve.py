@@ -15,15 +15,21 @@ from typing import Any
 
 import torch
 
+from regauge.artifact.caches import FILE
 from regauge.artifact.codec.base import COMPRESSED_TENSORS, REGAUGE
 from regauge.errors import SettingError
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.load import load
+from regauge.plan.caches import asked
 
 
 @contextmanager
-def packed_models() -> Iterator[None]:
-    """Within, transformers' server loads artifacts packed; afterwards it is as it was."""
+def packed_models(cache: str | None = None) -> Iterator[None]:
+    """Within, transformers' server loads artifacts packed; afterwards it is as it was.
+
+    Args:
+        cache: what models keep of the past, as `load` takes it; None: as each artifact says.
+    """
     from transformers.cli.serving.model_manager import ModelManager
 
     stock = ModelManager._load_model
@@ -33,13 +39,14 @@ def packed_models() -> Iterator[None]:
 
         name, revision = model_id_and_revision.rsplit("@", 1)
         quantisation = getattr(AutoConfig.from_pretrained(name, revision=revision), "quantization_config", None) or {}
-        if quantisation.get("quant_method") not in (REGAUGE, COMPRESSED_TENSORS):
+        folder = model_folder(name, revision)
+        kept = cache is not None or (folder / FILE).is_file()
+        if not kept and quantisation.get("quant_method") not in (REGAUGE, COMPRESSED_TENSORS):
             return stock(self, model_id_and_revision, **rest)
         if self.quantization is not None:
             raise SettingError(f"{name} is quantised; leave --quantization {self.quantization} out")
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else str(self.device)
-        folder = model_folder(name, revision)
-        return load(folder, device, self.dtype if isinstance(self.dtype, torch.dtype) else None)
+        return load(folder, device, self.dtype if isinstance(self.dtype, torch.dtype) else None, cache=cache)
 
     ModelManager._load_model = load_model
     try:
@@ -52,12 +59,15 @@ PACKAGES = ("fastapi", "uvicorn", "openai")
 """What transformers' server wants."""
 
 
-def serve(model: str, host: str = "localhost", port: int = 8000, device: str = "auto") -> None:
+def serve(
+    model: str, host: str = "localhost", port: int = 8000, device: str = "auto", cache: str | None = None
+) -> None:
     """Serves one model until it is interrupted: transformers' server, with artifacts loaded packed.
 
     Raises:
         SettingError: what the server wants is not installed.
         ModelError: the model cannot be found.
+        RecipeError: `cache` is no recipe of one.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -65,7 +75,9 @@ def serve(model: str, host: str = "localhost", port: int = 8000, device: str = "
     from transformers.cli.serve import Serve
 
     folder = model_folder(model, None)
-    with packed_models():
+    if cache is not None:
+        asked(cache)  # or there is nothing to serve it by
+    with packed_models(cache):
         Serve(force_model=str(folder), host=host, port=port, device=device)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from regauge.errors import ModelError, SettingError
+from regauge.hosts.transformers.caching import fresh
 from regauge.hosts.transformers.source import read_tokenizer
 
 
@@ -84,9 +85,7 @@ def _largest(logits_V: Tensor) -> int:
 def _loop(
     model: Any, ids: Tensor, max_new_tokens: int, choose: Callable[[Tensor], int], ends: frozenset[int]
 ) -> Iterator[int]:
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
+    cache = fresh(model)
     for _ in range(max_new_tokens):
         with torch.inference_mode():
             logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits

@@ -60,7 +60,7 @@ def ways_of(model: Any, anatomy: Anatomy | None = None) -> Ways:
 
 def ways_of_source(source: Source, dtype: torch.dtype = torch.bfloat16) -> Ways:
     """The uncompressed source, in the dtype in which speeds are counted."""
-    return ways_of(whole_model(source).to(dtype), source.anatomy)
+    return ways_of(whole_model(source, dtype), source.anatomy)
 
 
 def facts(model: Any) -> Facts:

@@ -29,6 +29,7 @@ _ARGUMENTS = {
     "rg_gram": (_POINTER, _LONG, _LONG, _POINTER, _INT),
     "rg_range": (*(_POINTER,) * 3, _INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT),
     "rg_feedback": (_POINTER, _INT),
+    "rg_attend": (_POINTER, _INT),
     "rg_integers": (_POINTER, _POINTER, _POINTER, _LONG, _INT),
 }
 _RESULTS = {"rg_bandwidth": ctypes.c_double, "rg_panel_bytes": ctypes.c_size_t}

@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from regauge.kernels.cpu import checks
-from regauge.kernels.cpu.checks import DTYPES
 from regauge.kernels.cpu.interface import kernels
-from regauge.kernels.cpu.pieces import Block, Norm, Site, Tap, address
+from regauge.kernels.cpu.pieces import Block, Norm, Site, Tap
+from regauge.kernels.cpu.store import REFUSALS, Store
 from regauge.kernels.cpu.structs import (
     TAP_FIELDS,
     CBlock,
     CCall,
-    CPacked,
     CProgram,
     CSite,
     CStore,
@@ -33,49 +31,6 @@ from regauge.kernels.cpu.structs import (
 
 MOST = 64
 """New tokens that one step takes, of all sequences together."""
-REFUSALS = {
-    2: "the decode step was given matrices or a cache whose shapes do not fit together",
-    3: "a cache holds packed keys or values, which the decode step does not read",
-    4: "a cache has let go of tokens that attention still reads",
-    5: "a cache has no room for the new tokens",
-}
-"""What `rg_step` answers, as sentences; 0 is done and 1 is no memory."""
-
-
-@dataclass(frozen=True, eq=False)
-class Store:
-    """What one block keeps of the past.
-
-    Attributes:
-        keys_BKCD, values_BKCD: a row a token, contiguous, each of its own dtype (float32, bfloat16, float16). The
-            caller owns them.
-        origin: tokens seen that are held no more: row 0 is token `origin`.
-        lengths_BK: int32, rows held of each head; None: tokens seen less `origin`.
-        firsts_BK: int32, the first row of each head that counts; None: as the call's `starts` say.
-        packed: (keys, values), which no kernel reads yet: a program with them is refused.
-
-    Raises:
-        ValueError: keys and values are not of one shape, or not in one piece in this CPU's memory.
-    """
-
-    keys_BKCD: Tensor
-    values_BKCD: Tensor
-    origin: int = 0
-    lengths_BK: Tensor | None = None
-    firsts_BK: Tensor | None = None
-    packed: tuple[CPacked, CPacked] = field(default_factory=lambda: (CPacked(), CPacked()))
-
-    def __post_init__(self) -> None:
-        checks.tensor("keys of a store", self.keys_BKCD, DTYPES, (None,) * 4)
-        checks.tensor("values of a store", self.values_BKCD, DTYPES, tuple(self.keys_BKCD.shape))
-        for what, given in (("lengths of a store", self.lengths_BK), ("first rows of a store", self.firsts_BK)):
-            checks.optional(what, given, (torch.int32,), tuple(self.keys_BKCD.shape[:2]))
-        checks.integers("origin and room of a store", (self.origin, self.keys_BKCD.shape[2]), 0)
-
-    def struct(self) -> CStore:
-        tensors = self.keys_BKCD, self.values_BKCD, self.lengths_BK, self.firsts_BK
-        dtypes = DTYPES[self.keys_BKCD.dtype], DTYPES[self.values_BKCD.dtype]
-        return CStore(*map(address, tensors), *self.packed, *dtypes, self.keys_BKCD.shape[2], self.origin)
 
 
 class Program:
@@ -117,6 +72,7 @@ class Program:
         self._tables: Sequence[tuple[Tensor, Tensor]] | None = None
         self._held: tuple[tuple[Tensor, Tensor], ...] = ()
         self._stores = (CStore * len(blocks))()
+        self._kept: tuple[Store, ...] = ()
         self._lengths = ctypes.c_int32 * len(blocks)
         self._run = kernels().rg_step
 
@@ -138,7 +94,7 @@ class Program:
             self._keep.append(experts)
 
     def keep(self, stores: Sequence[Store]) -> None:
-        """Where each block keeps its past. The caller owns the memory.
+        """Where each block keeps its past. The program holds on to the stores, so their memory stays.
 
         Raises:
             ValueError: they are not one for each block, of its heads and of as many sequences.
@@ -150,6 +106,7 @@ class Program:
         self._batch = batches.pop() if batches else 0
         for number, store in enumerate(stores):
             self._stores[number] = store.struct()
+        self._kept = tuple(stores)
 
     def __call__(
         self,
@@ -195,7 +152,7 @@ class Program:
         if refused == 1:
             raise MemoryError("the decode step could not have the memory that it works in")
         if refused:
-            raise ValueError(REFUSALS[refused])
+            raise ValueError(REFUSALS[refused].format("decode step"))
         return logits_NV
 
     def _check(self, x_NH: Tensor, positions: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> None:

@@ -80,12 +80,23 @@ class CProgram(ctypes.Structure):
     ]
 
 
-class CPacked(ctypes.Structure):
-    """`rg_packed`."""
+class CBlocks(ctypes.Structure):
+    """`rg_blocks`."""
 
     _fields_ = [
-        *((name, _POINTER) for name in ("codes", "steps", "zeros")),
-        *((name, _INT) for name in ("bits", "group", "axis", "step", "tokens", "room")),
+        *((name, _POINTER) for name in ("blocks", "offsets", "rows")),
+        *((name, _INT) for name in ("bits", "axis", "group", "low", "offset", "dtype", "value")),
+    ]
+
+
+class CPart(ctypes.Structure):
+    """`rg_part`."""
+
+    _fields_ = [
+        ("keys", CBlocks),
+        ("values", CBlocks),
+        *((name, _POINTER) for name in ("lengths", "firsts", "row_offsets")),
+        ("tokens", _INT),
     ]
 
 
@@ -94,9 +105,24 @@ class CStore(ctypes.Structure):
 
     _fields_ = [
         *((name, _POINTER) for name in ("keys", "values", "lengths", "firsts")),
-        ("packed_keys", CPacked),
-        ("packed_values", CPacked),
-        *((name, _INT) for name in ("keys_dtype", "values_dtype", "room", "origin")),
+        ("parts", ctypes.POINTER(CPart)),
+        *((name, _INT) for name in ("part_count", "keys_dtype", "values_dtype", "room", "origin", "turned")),
+    ]
+
+
+class CAttention(ctypes.Structure):
+    """`rg_attention`."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("q", "out")),
+        ("store", ctypes.POINTER(CStore)),
+        ("starts", _INTS),
+        *(
+            (name, _INT)
+            for name in ("batch", "tokens", "heads", "kv_heads", "head_dim", "dtype", "rows", "window", "all")
+        ),
+        ("scale", _FLOAT),
+        ("softcap", _FLOAT),
     ]
 
 

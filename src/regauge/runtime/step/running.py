@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from regauge.kernels.cpu.matrix import DTYPES
-from regauge.kernels.cpu.step import Program, Store
+from regauge.kernels.cpu.step import Program
+from regauge.kernels.cpu.store import Store
 from regauge.runtime.step.program import Copy
 from regauge.runtime.store.growing import Growing
+from regauge.runtime.store.settling import settle
+
+SHAPE = "the cache is of another shape than the model's, or than the tokens'"
 
 
 @runtime_checkable
@@ -34,11 +38,13 @@ class Running:
 
     Attributes:
         program: what runs.
+        refused: why the stores that it was last pointed at cannot be read, as the end of a sentence; "": they can.
     """
 
     def __init__(self, program: Program, copies: Sequence[Copy] = ()) -> None:
         self.program, self._copies = program, copies
-        self._stamps: list[int] = []
+        self.refused = ""
+        self._pointed: list[int] = []  # stamps of stores, and first tokens
         self._sequences = 0
         self._lock = threading.Lock()
 
@@ -70,33 +76,39 @@ class Running:
             for store in stores:
                 if store.length - store.origin + new > store.room:
                     store.reserve(new)
-            stamps = [store.stamp for store in stores]
-            if stamps != self._stamps:
-                self._point(stores, stamps)
+            pointed = [*(store.stamp for store in stores), *starts]
+            if pointed != self._pointed:
+                self._pointed, self._sequences = pointed, 0
+                self.refused = self._point(stores, starts)
             if self._sequences != batch:
+                self.refused = self.refused or SHAPE
                 return None
             lengths = [store.length for store in stores]
             tables = inputs.rotary(max(positions) + 1)
             logits = self.program(inputs.embedded(ids_BQ, positions), positions, starts, tables, lengths, last)
             for store in stores:
-                store.wrote(new)
+                store.length += new
+            settle(stores)
         return logits
 
-    def _point(self, stores: Sequence[Growing], stamps: list[int]) -> None:
-        """Tells the program where the stores lie. One that it cannot read holds no sequence for it."""
-        self._stamps, self._sequences = stamps, 0
+    def _point(self, stores: Sequence[Growing], starts: Sequence[int]) -> str:
+        """Tells the program where the stores lie, or says why it cannot read them."""
         places, batches = [], set()
         for store, size in zip(stores, self.program.cached, strict=True):
             keys, values = store.keys_BHTD, store.values_BHTD
             if keys is None or values is None or keys.shape != values.shape or (keys.shape[1], keys.shape[3]) != size:
-                return
+                return SHAPE
             if any(held.dtype not in DTYPES or held.device.type != "cpu" for held in (keys, values)):
-                return
+                return "the cache is of another dtype than the step reads, or on another device"
             batches.add(keys.shape[0])
+            if store.parts(starts) or any(store.hadamard):
+                return "the step of this build does not read packed keys and values"
             places.append(Store(keys, values, store.origin))
-        if len(batches) == 1:
-            self.program.keep(places)
-            self._sequences = batches.pop()
+        if len(batches) != 1:
+            return SHAPE
+        self.program.keep(places)
+        self._sequences = batches.pop()
+        return ""
 
 
 def first_tokens(mask: object, batch: int, tokens: int) -> list[int] | None:

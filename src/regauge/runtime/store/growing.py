@@ -9,10 +9,13 @@ Legend: B sequences, H KV heads, T tokens, D head size.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from regauge.kernels.attention import Part
 
 ROOM = 256
 """Tokens of room are made in multiples of this."""
@@ -52,6 +55,17 @@ class Growing:
     def rows(self) -> int:
         """Tokens held."""
         return self.length - self.origin
+
+    @property
+    def memory(self) -> tuple[Tensor, Tensor]:
+        """(keys, values), the memory with its room.
+
+        Raises:
+            ValueError: nothing was ever held.
+        """
+        if self.keys_BHTD is None or self.values_BHTD is None:
+            raise ValueError("an empty store has no keys")
+        return self.keys_BHTD, self.values_BHTD
 
     @property
     def keys(self) -> Tensor | None:
@@ -121,9 +135,23 @@ class Growing:
         """Tokens that new memory is made for, where it must hold so many."""
         return max(wanted, self.rows * 3 // 2)
 
-    def wrote(self, new: int) -> None:
-        """Counts tokens that the native step has written behind those held."""
-        self.length += new
+    @property
+    def hadamard(self) -> tuple[bool, bool]:
+        """Whether keys, and values, are held in coordinates turned by a Hadamard of the head's size."""
+        return False, False
+
+    def parts(self, starts: Sequence[int] = ()) -> tuple[Part, ...]:
+        """What is held of older tokens otherwise than in rows: nothing.
+
+        Args:
+            starts: the first token of each sequence that counts.
+        """
+        return ()
+
+    @property
+    def due(self) -> int:
+        """Tokens, the oldest of the window, that are to be sealed: none."""
+        return 0
 
     def roomy(self, held: Tensor, tokens: int) -> Tensor:
         """What is held in new memory with room for so many tokens and some more."""

@@ -23,7 +23,7 @@ from regauge.cache.scheme import Scheme
 from regauge.kernels.attention import Part
 from regauge.runtime.store.growing import Growing, new_stamp, with_room
 from regauge.runtime.store.sealing import codings, turned
-from regauge.runtime.store.shelf import Shelf, nothing
+from regauge.runtime.store.shelf import Blocks, Shelf, nothing
 
 SLACK = 32
 """Rows of a window's memory are made in multiples of this, and half of it is free: what the native step brings."""
@@ -35,42 +35,45 @@ class Packed(Growing):
     """A store by a scheme.
 
     Attributes:
-        scheme: how tokens are put away.
+        scheme, tokens: how they are put away, and how many in a block.
         length: tokens seen.
         origin: how many of them are behind the window: row 0 of the memory is token `origin`.
         record_past: nothing is sealed until the next `keep`, which settles how much of the text stays.
+        kept_at: tokens seen at the last `keep` or `record`.
+        holding: nothing is sealed.
         chosen: whether tokens were let go.
+        least: no rollback goes back behind so many tokens.
+        firsts_BH: how many tokens of each head's blocks are padding, in front; None: as the mask says.
         beside: what a policy keeps with the store, B first: it goes where the sequences go.
     """
 
     def __init__(self, scheme: Scheme) -> None:
-        self.scheme = scheme
-        self.record_past = self._holding = False
+        self.scheme, self.tokens = scheme, scheme.tokens
+        self.record_past = self.holding = False
         self.beside: dict[str, Tensor] = {}
         self._empty()
         super().__init__()
 
     def _empty(self) -> None:
         self.shelf: Shelf | None = None
-        self._firsts_BH: Tensor | None = None
-        self._settled, self._least, self.chosen = 0, 0, False
+        self.firsts_BH: Tensor | None = None
+        self.kept_at, self.least, self.chosen = 0, 0, False
 
     @property
     def hadamard(self) -> tuple[bool, bool]:
-        """Whether keys, and values, are held in coordinates turned by a Hadamard of the head's size."""
         return self.scheme.hadamard, self.scheme.hadamard
 
     def record(self) -> None:
         """Until the next `keep` all that comes can be taken back as it came."""
-        self.record_past, self._settled = True, self.length
+        self.record_past, self.kept_at = True, self.length
 
     def hold(self) -> None:
         """Seals nothing until `release`."""
-        self._holding = True
+        self.holding = True
 
     def release(self) -> None:
         """Seals what is due."""
-        self._holding = False
+        self.holding = False
         self.settle()
 
     def append(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,25 +81,25 @@ class Packed(Growing):
 
         Where heads hold unequal numbers, `held` says which rows are tokens.
         """
-        first, new = self.length == 0, keys_BHTD.shape[-2]
-        self._add(keys_BHTD, values_BHTD)
-        found = (keys_BHTD, values_BHTD) if first else self.read()
-        if not first:
-            found[0][:, :, -new:], found[1][:, :, -new:] = keys_BHTD, values_BHTD
+        found = self.extend(keys_BHTD, values_BHTD)
         self.settle()
         return found
 
+    def extend(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """As `append`, before anything is sealed: `settle` does that."""
+        first, new = self.length == 0, keys_BHTD.shape[-2]
+        self.reserve(new, keys_BHTD, values_BHTD)
+        self._write(*self._turned(keys_BHTD, values_BHTD))
+        if first:
+            return keys_BHTD, values_BHTD
+        keys, values = self.read()
+        keys[:, :, -new:], values[:, :, -new:] = keys_BHTD, values_BHTD
+        return keys, values
+
     def take(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> None:
         """Adds new tokens, for whoever reads nothing now."""
-        self._add(keys_BHTD, values_BHTD)
-        self.settle()
-
-    def _add(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> None:
         self.reserve(keys_BHTD.shape[-2], keys_BHTD, values_BHTD)
         self._write(*self._turned(keys_BHTD, values_BHTD))
-
-    def wrote(self, new: int) -> None:
-        super().wrote(new)
         self.settle()
 
     def read(self) -> tuple[Tensor, Tensor]:
@@ -106,9 +109,7 @@ class Packed(Growing):
         Raises:
             ValueError: nothing was ever held.
         """
-        if self.keys_BHTD is None or self.values_BHTD is None:
-            raise ValueError("an empty store has no keys")
-        window = [memory[:, :, : self.rows] for memory in (self.keys_BHTD, self.values_BHTD)]
+        window = [memory[:, :, : self.rows] for memory in self.memory]
         if self.shelf is None:
             older = [memory[:, :, :0] for memory in window]
         else:
@@ -119,7 +120,7 @@ class Packed(Growing):
     @property
     def held(self) -> Tensor | None:
         """(B, H, T), bool: which rows of `read` are tokens; None: all of them."""
-        return None if self.shelf is None else self.shelf.held_rows(self._firsts_BH, self.rows)
+        return None if self.shelf is None else self.shelf.held_rows(self.firsts_BH, self.rows)
 
     def parts(self, starts: Sequence[int] = ()) -> tuple[Part, ...]:
         """What attention reads of the older tokens.
@@ -129,48 +130,51 @@ class Packed(Growing):
         """
         if self.shelf is None or not int(self.shelf.counts_BH.max()):
             return ()
-        firsts_BH = self._firsts_BH
+        firsts_BH = self.firsts_BH
         if not self.chosen and any(starts):
             start_B = torch.tensor(list(starts), dtype=torch.int64, device="cpu").clamp(max=self.origin)
             firsts_BH = start_B.unsqueeze(1).expand_as(self.shelf.counts_BH)
         return (self.shelf.part(firsts_BH),)
 
+    @property
+    def settled(self) -> int:
+        """Tokens that no rollback reaches."""
+        return min(self.kept_at, self.length) if self.record_past else self.length
+
     def settle(self) -> None:
         """Seals what is due."""
-        seen = min(self._settled, self.length) if self.record_past else self.length
-        due = 0 if self._holding else self._sealed(seen) - self.origin
-        if due <= 0 or self.keys_BHTD is None or self.values_BHTD is None:
-            return
-        self._shelve().add(self._shelve().sealed(self.keys_BHTD[:, :, :due], self.values_BHTD[:, :, :due]))
+        if due := self.due:
+            self.put(self.shelve().sealed(*(memory[:, :, :due] for memory in self.memory)), due)
+
+    @property
+    def due(self) -> int:
+        return 0 if self.holding else max(0, self._sealed(self.settled) - self.origin)
+
+    def put(self, blocks: Blocks, due: int) -> None:
+        """Takes blocks for the first `due` tokens of the window."""
+        self.shelve().add(blocks)
         self._slide(due)
 
     def _sealed(self, seen: int) -> int:
-        """As the scheme says, which puts nothing away where nothing is rounded: but what is let go lies in blocks."""
-        if self.scheme.whole and self._slides:
-            return max(0, seen - self.scheme.window) // self.scheme.tokens * self.scheme.tokens
-        return self.scheme.sealed(seen)
+        """How many of so many lie in blocks: as the scheme says, and where tokens are let go, though whole, as well."""
+        return max(0, seen - self.scheme.window) // self.tokens * self.tokens if self._slides else 0
 
-    def _shelve(self) -> Shelf:
+    def shelve(self) -> Shelf:
+        """Where its blocks lie, or will."""
         if self.shelf is None:
-            assert self.keys_BHTD is not None
-            assert self.values_BHTD is not None
-            batch, heads = self.keys_BHTD.shape[:2]
-            made = codings(self.scheme, self.keys_BHTD, self.values_BHTD)
-            self.shelf = Shelf(made, batch, heads, self.keys_BHTD.device)
+            (batch, heads), device = self.memory[0].shape[:2], self.memory[0].device
+            self.shelf = Shelf(codings(self.scheme, *self.memory), batch, heads, device)
         return self.shelf
 
     def _slide(self, gone: int) -> None:
         """The first rows are in blocks now: the others come to the front, in smaller memory where they are few."""
-        assert self.keys_BHTD is not None
-        assert self.values_BHTD is not None
         rows = self.rows - gone
         self.origin += gone
-        wanted = -(-(rows + SLACK // 2) // SLACK) * SLACK
-        if self.room > wanted + self.scheme.tokens + 2 * SLACK:
-            keys, values = (memory[:, :, gone : gone + rows] for memory in (self.keys_BHTD, self.values_BHTD))
+        if self.room > rows + self.tokens + 3 * SLACK:
+            keys, values = (memory[:, :, gone : gone + rows] for memory in self.memory)
             self.house(self.roomy(keys, rows), self.roomy(values, rows))
             return
-        for memory in (self.keys_BHTD, self.values_BHTD):
+        for memory in self.memory:
             memory[:, :, :rows] = memory[:, :, gone : gone + rows].clone()
         self.stamp = new_stamp()
 
@@ -184,7 +188,7 @@ class Packed(Growing):
     @property
     def _slides(self) -> bool:
         """Whether older tokens leave the window."""
-        return self.chosen or not self.scheme.whole
+        return self.chosen or self.scheme.keys is not None or self.scheme.values is not None
 
     def replace(self, older: Rows, firsts_BH: Tensor | None = None, window: int | None = None) -> None:
         """Lets go of all older tokens, and holds these instead: what a policy has chosen, or made of them.
@@ -198,14 +202,14 @@ class Packed(Growing):
             ValueError: they are no whole blocks, or the window holds fewer.
         """
         window = self.rows if window is None else window
-        tokens = self.scheme.tokens
+        tokens = self.tokens
         counts_BH = torch.tensor([[len(keys) for keys, _ in row] for row in older], dtype=torch.int64, device="cpu")
         if bool((counts_BH % tokens).any()) or not 0 <= window <= self.rows or (self.length - window) % tokens:
             raise ValueError(
                 f"heads keep whole blocks of {tokens} tokens before a window of {window} of {self.length}, not "
                 f"{counts_BH.tolist()}"
             )
-        shelf = self._shelve()
+        shelf = self.shelve()
         if int(counts_BH.sum()):
             flat = list(itertools.chain.from_iterable(older))
             pair = self._turned(torch.cat([keys for keys, _ in flat]), torch.cat([values for _, values in flat]))
@@ -213,10 +217,10 @@ class Packed(Growing):
         else:
             made = nothing(shelf)
         shelf.fill(made, counts_BH // tokens)
-        self.chosen, self._firsts_BH = True, firsts_BH
+        self.chosen, self.firsts_BH = True, firsts_BH
         if self.rows > window:
             self._slide(self.rows - window)
-        self._least, self.stamp = self.origin, new_stamp()
+        self.least, self.stamp = self.origin, new_stamp()
 
     def evict(self, kept: Sequence[Sequence[Tensor]], firsts_BH: Tensor | None = None) -> int:
         """Keeps only some of the tokens that are in blocks, and gives the bytes that are free now.
@@ -247,28 +251,25 @@ class Packed(Growing):
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"a store of {self.length} tokens cannot go back to {length}")
-        if length < self._least:
+        if length < self.least:
             raise RuntimeError(
                 f"the last {self.length - length} tokens cannot be taken back: a policy has let go of tokens among the "
-                f"first {self._least}, and which of them were read by then is not kept."
+                f"first {self.least}, and which of them were read by then is not kept."
             )
         if length < self.origin:
             self._open(length)
-        self.length = self._settled = length
+        self.length = self.kept_at = length
         self.settle()
 
     def _open(self, length: int) -> None:
         """Brings the tokens of the block that holds the last one back into the window."""
         assert self.shelf is not None
-        assert self.keys_BHTD is not None
-        assert self.values_BHTD is not None
-        tokens = self.shelf.tokens
-        origin = length // tokens * tokens
-        self.shelf.drop((self.origin - origin) // tokens - 1)
+        origin = length // self.tokens * self.tokens
+        self.shelf.drop((self.origin - origin) // self.tokens - 1)
         rows = [one[:, :, : length - origin] for one in self.shelf.last()]
         self.shelf.drop(1)
         self.origin, self.length = origin, length
-        memories = zip(rows, (self.keys_BHTD, self.values_BHTD), strict=True)
+        memories = zip(rows, self.memory, strict=True)
         self.house(*(self.roomy(row.to(memory.dtype), length - origin) for row, memory in memories))
 
     def reorder(self, index_B: Tensor) -> None:
@@ -276,8 +277,8 @@ class Packed(Growing):
         super().reorder(index_B)
         if self.shelf is not None:
             self.shelf.pick(index_B)
-        if self._firsts_BH is not None:
-            self._firsts_BH = self._firsts_BH[index_B.to(self._firsts_BH.device)]
+        if self.firsts_BH is not None:
+            self.firsts_BH = self.firsts_BH[index_B.to(self.firsts_BH.device)]
         self.beside = {name: kept[index_B.to(kept.device)] for name, kept in self.beside.items()}
 
     def reset(self) -> None:

@@ -18,6 +18,7 @@ from regauge.engine import apply
 from regauge.errors import ArtifactError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
+from regauge.kernels.cpu.machine import give_back
 from regauge.measure.contexts import Can, at_lengths
 from regauge.measure.cost import (
     COMPRESSED,
@@ -128,13 +129,15 @@ def _models(source: Source, folder: Path) -> dict[str, Model]:
 
 def _at_lengths(
     source: Source, folder: Path, turns: int, can: Can
-) -> tuple[dict[str, dict[str, Speed]], dict[str, dict[int, Speed]]]:
-    """`speeds`, and decoding by the length of the context."""
+) -> tuple[dict[str, dict[str, Speed]], dict[str, dict[int, Speed]], dict[str, float]]:
+    """`speeds`, decoding by the length of the context, and bytes of the cache a token."""
     host, vocabulary = host_of(source.path), source.anatomy.site("embed").shape[0]
     models, most = _models(source, folder), host.context(source)
     with host.unsaid():
         found = timed(models, prompt_of(vocabulary, most), turns)
-        return found, at_lengths(models, vocabulary, most, found, can)
+        growth = {ORIGINAL: _growth(models[RUNTIME]), COMPRESSED: _growth(models[COMPRESSED])}
+        a_token = growth[COMPRESSED] + (len(models) - 1) * growth[ORIGINAL]
+        return found, at_lengths(models, vocabulary, most, found, can, a_token), growth
 
 
 def costs(source: Source, folder: Path, turns: int, resident: bool, can: Can) -> dict[str, Costs]:
@@ -143,12 +146,9 @@ def costs(source: Source, folder: Path, turns: int, resident: bool, can: Can) ->
     Args:
         can: whether there is time for a length of context (`measure.contexts`).
     """
-    found, at = _at_lengths(source, folder, turns, can)
+    found, at, cache = _at_lengths(source, folder, turns, can)
+    give_back()
     paths = {ORIGINAL: source.path, COMPRESSED: folder}
-    cache = {
-        ORIGINAL: cache_growth(source),
-        COMPRESSED: _growth(host_of(source.path).load(folder, dtype=torch.bfloat16)),
-    }
     return {
         name: Costs(
             decode=found["decode"][name],

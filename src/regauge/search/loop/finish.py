@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from regauge.engine.receipts import versions
-from regauge.kernels.cpu.machine import bandwidth, load
+from regauge.kernels.cpu.machine import bandwidth, give_back, load
 from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
 from regauge.measure.samples import continuations
@@ -126,6 +126,7 @@ def evaluate(desk: Desk, settled: Settled) -> Figures:
     problem, text, effort = settled.problem, desk.texts.evaluation, desk.ask.effort
     seed, size = desk.ask.seed, settled.built.bytes
     made = score(desk.subject.host.load(settled.built.folder, dtype=torch.float32), desk.subject, text)
+    give_back()  # the artifact in float32 would stay beside the variants
     uniform = even(problem, size, effort.uniforms)
     picks = [problem.picks(point) for point in settled.frontier]
     shown = nearest(settled.frontier, settled.point.takes["bytes"], effort.shown)
@@ -253,7 +254,8 @@ def _budget(settled: Settled, budget: Budget, cache: float, whole: int) -> Verdi
 def _samples(desk: Desk, settled: Settled) -> tuple[Sample, ...]:
     source, host = desk.subject.source, desk.subject.host
     tokenizer, prompts = source.tokenizer(), desk.texts.prompts[:4]
-    before = continuations(host.whole(source), tokenizer, prompts)
+    before = continuations(host.ways_of_source(source).runtime, tokenizer, prompts)
+    give_back()
     after = continuations(host.load(settled.built.folder), tokenizer, prompts)
     return tuple(Sample(prompt=p, original=a, compressed=b) for p, a, b in zip(prompts, before, after, strict=True))
 

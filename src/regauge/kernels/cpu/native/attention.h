@@ -1,4 +1,4 @@
-// One query token against the rows that a store holds in full precision.
+// Queries against rows in full precision, some tokens at a time: scores, and sums of values by probabilities.
 #pragma once
 #include "functions.h"
 
@@ -67,13 +67,13 @@ inline void score_heads(const float *q, int d, const uint8_t *keys, int from, in
     }
 }
 
-// out_r = sum over t of scores[r][t] value_t, W vectors of channels at a time.
+// out_r += sum over t of scores[r][t] value_t, W vectors of channels at a time.
 template <int R, int DTYPE, int W>
 inline void mix_channels(int at, int d, const uint8_t *values, int from, int to, const float *scores, size_t score_row, float *out) {
   const size_t size = DTYPE == RG_F32 ? 4 : 2, row = static_cast<size_t>(d) * size;
   Floats sum[R][W];
   for (int r = 0; r < R; ++r)
-    for (int w = 0; w < W; ++w) sum[r][w] = zero_floats();
+    for (int w = 0; w < W; ++w) sum[r][w] = load_floats(out + static_cast<size_t>(r) * d + at + w * PANEL);
   for (int t = from; t < to; ++t) {
     const uint8_t *value = values + row * static_cast<size_t>(t) + static_cast<size_t>(at) * size;
     Floats part[W];
@@ -87,24 +87,7 @@ inline void mix_channels(int at, int d, const uint8_t *values, int from, int to,
     for (int w = 0; w < W; ++w) store_floats(out + static_cast<size_t>(r) * d + at + w * PANEL, sum[r][w]);
 }
 
-inline void soften(const rg_block &b, float *s, int from, int to) {
-  if (b.softcap > 0)
-    for (int t = from; t < to; ++t) s[t] = softcapped(s[t], b.softcap);
-  float top = s[from], all = 0;
-  for (int t = from; t < to; ++t) top = s[t] > top ? s[t] : top;
-  Floats sums = zero_floats();
-  int t = from;
-  for (; t + PANEL <= to; t += PANEL) {
-    const Floats e = exponential(load_floats(s + t) - set_floats(top));
-    store_floats(s + t, e);
-    sums = sums + e;
-  }
-  for (; t < to; ++t) all += s[t] = std::exp(s[t] - top);
-  all = 1.0f / (all + total(sums));
-  for (t = from; t < to; ++t) s[t] *= all;
-}
-
-// scores[r][t] = q_r . key_t, and out_r = sum over t of scores[r][t] value_t, where the head size is a multiple of 16.
+// scores[r][t] = q_r . key_t, and out_r += sum over t of scores[r][t] value_t, where the head size is a multiple of 16.
 template <int R>
 inline void scored(int dtype, const float *q, int d, const uint8_t *keys, int from, int to, float *scores, size_t score_row) {
   if (dtype == RG_F32) score_heads<R, RG_F32>(q, d, keys, from, to, scores, score_row);
@@ -126,59 +109,54 @@ inline void mixed_by(int dtype, int d, const uint8_t *values, int from, int to, 
   else mix_heads<R, RG_F16>(d, values, from, to, scores, score_row, out);
 }
 
-// Rows of one key-value head in a window.
+// Rows of floats of one key-value head: keys or values.
 struct Rows {
-  const uint8_t *keys, *values;
-  int keys_dtype, values_dtype;
+  const uint8_t *data;
+  int dtype, channels, wide;  // `wide`: floats from query to query, zeros behind the head
+  size_t row() const { return static_cast<size_t>(channels) * (dtype == RG_F32 ? 4 : 2); }
 };
 
-template <int R>
-inline void attend_heads(const rg_block &b, const float *q, const Rows &held, int from, int to, float *scores, size_t score_row, float *out) {
-  scored<R>(held.keys_dtype, q, b.head_dim, held.keys, from, to, scores, score_row);
-  for (int r = 0; r < R; ++r) soften(b, scores + static_cast<size_t>(r) * score_row, from, to);
-  mixed_by<R>(held.values_dtype, b.head_dim, held.values, from, to, scores, score_row, out);
-}
-
-// Heads of any size: the end of a row is read into a buffer.
-inline void attend_any(const rg_block &b, const float *q, const Rows &held, int from, int to, float *scores, float *out) {
-  const int d = b.head_dim;
-  const size_t key_row = static_cast<size_t>(d) * (held.keys_dtype == RG_F32 ? 4 : 2), value_row = static_cast<size_t>(d) * (held.values_dtype == RG_F32 ? 4 : 2);
-  for (int t = from; t < to; ++t) {
-    Floats sum = zero_floats();
-    // Nothing is read past the head: what follows may be no number, and zeros of the key would not hide it.
-    for (int i = 0; i < d; i += PANEL) {
-      const int count = d - i < PANEL ? d - i : PANEL;
-      const Floats own = load_cached(reinterpret_cast<const uint8_t *>(q), i, count, RG_F32);
-      sum = fma(load_cached(held.keys + key_row * static_cast<size_t>(t), i, count, held.keys_dtype), own, sum);
+// scores[r][t] = q_r . key_t of `count` queries and rows [from, to), written from scores[r][0] on.
+inline void score_rows(const Rows &k, int from, int to, const float *q, int count, float *scores, size_t score_row) {
+  const uint8_t *keys = k.data + k.row() * static_cast<size_t>(from);
+  const int n = to - from;
+  if (k.channels % PANEL == 0) {
+    if (count == 4) return scored<4>(k.dtype, q, k.channels, keys, 0, n, scores, score_row);
+    if (count == 3) return scored<3>(k.dtype, q, k.channels, keys, 0, n, scores, score_row);
+    if (count == 2) return scored<2>(k.dtype, q, k.channels, keys, 0, n, scores, score_row);
+    return scored<1>(k.dtype, q, k.channels, keys, 0, n, scores, score_row);
+  }
+  for (int r = 0; r < count; ++r)
+    for (int t = 0; t < n; ++t) {
+      Floats sum = zero_floats();
+      // Nothing is read past the head: what follows may be no number, and zeros of the query would not hide it.
+      for (int i = 0; i < k.channels; i += PANEL) {
+        const int some = k.channels - i < PANEL ? k.channels - i : PANEL;
+        sum = fma(load_cached(keys + k.row() * static_cast<size_t>(t), i, some, k.dtype), load_floats(q + static_cast<size_t>(r) * k.wide + i), sum);
+      }
+      scores[static_cast<size_t>(r) * score_row + t] = total(sum);
     }
-    scores[t] = total(sum);
-  }
-  soften(b, scores, from, to);
-  for (int i = 0; i < d; i += PANEL) {
-    const int count = d - i < PANEL ? d - i : PANEL;
-    Floats sum = zero_floats();
-    for (int t = from; t < to; ++t)
-      sum = fma(load_cached(held.values + value_row * static_cast<size_t>(t), i, count, held.values_dtype), set_floats(scores[t]), sum);
-    alignas(64) float part[PANEL];
-    store_floats(part, sum);
-    std::memcpy(out + i, part, static_cast<size_t>(count) * 4);
-  }
 }
 
-// Attention of `heads` query heads over the rows [from, to) of one key-value head; four heads share one reading of keys
-// and values. q is scaled. `scores`: four rows of `to` floats; `out`: heads rows of head_dim.
-inline void attend(const rg_block &b, const float *q, int heads, const Rows &held, int from, int to, float *scores, size_t score_row, float *out) {
-  const size_t d = static_cast<size_t>(b.head_dim);
-  size_t r = 0;
-  const size_t all = static_cast<size_t>(heads);
-  if (b.head_dim % PANEL) {
-    for (; r < all; ++r) attend_any(b, q + r * d, held, from, to, scores, out + r * d);
-    return;
+// out_r += sum over rows [from, to) of p[r][t] value_t.
+inline void mix_rows(const Rows &v, int from, int to, const float *p, size_t p_row, int count, float *out) {
+  const uint8_t *values = v.data + v.row() * static_cast<size_t>(from);
+  const int n = to - from;
+  if (v.channels % PANEL == 0) {
+    if (count == 4) return mixed_by<4>(v.dtype, v.channels, values, 0, n, p, p_row, out);
+    if (count == 3) return mixed_by<3>(v.dtype, v.channels, values, 0, n, p, p_row, out);
+    if (count == 2) return mixed_by<2>(v.dtype, v.channels, values, 0, n, p, p_row, out);
+    return mixed_by<1>(v.dtype, v.channels, values, 0, n, p, p_row, out);
   }
-  for (; r + 4 <= all; r += 4) attend_heads<4>(b, q + r * d, held, from, to, scores, score_row, out + r * d);
-  if (all - r == 3) attend_heads<3>(b, q + r * d, held, from, to, scores, score_row, out + r * d);
-  if (all - r == 2) attend_heads<2>(b, q + r * d, held, from, to, scores, score_row, out + r * d);
-  if (all - r == 1) attend_heads<1>(b, q + r * d, held, from, to, scores, score_row, out + r * d);
+  for (int r = 0; r < count; ++r)
+    for (int i = 0; i < v.channels; i += PANEL) {
+      const int some = v.channels - i < PANEL ? v.channels - i : PANEL;
+      float *to_row = out + static_cast<size_t>(r) * v.wide + i;
+      Floats sum = load_floats(to_row);
+      for (int t = 0; t < n; ++t)
+        sum = fma(load_cached(values + v.row() * static_cast<size_t>(t), i, some, v.dtype), set_floats(p[static_cast<size_t>(r) * p_row + t]), sum);
+      store_floats(to_row, sum);
+    }
 }
 
 }  // namespace

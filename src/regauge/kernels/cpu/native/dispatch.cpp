@@ -88,7 +88,7 @@ void ask_for_huge_pages(void *memory, size_t bytes) {
 
 extern "C" {
 
-int rg_abi(void) { return 6; }
+int rg_abi(void) { return 7; }
 const char *rg_level(void) { return level().name; }
 
 int rg_set_level(const char *name) {
@@ -238,5 +238,6 @@ int rg_feedback(const rg_sweep *s, int threads) {
   return kernels().feedback(*s, threads);
 }
 
+int rg_attend(const rg_attention *attention, int threads) { return attention ? kernels().attend(attention, threads) : RG_UNSOUND; }
 int rg_step(const rg_program *program, const rg_call *call, int threads) { return program && call ? kernels().step(program, call, threads) : RG_UNSOUND; }
 }

@@ -12,6 +12,7 @@ struct Kernels {
   int (*decode)(const rg_matrix *, int64_t, int64_t, const int64_t *, void *, int, int);
   int (*integers)(const rg_matrix *, const int8_t *, int32_t *, int64_t, int);
   int (*step)(const rg_program *, const rg_call *, int);
+  int (*attend)(const rg_attention *, int);
   int (*range)(const rg_grid &, const rg_ranger &, const void *, int, const float *, int64_t, int64_t, float *, float *, int);
   int (*feedback)(const rg_sweep &, int);
   uint64_t (*read)(const uint8_t *, size_t);

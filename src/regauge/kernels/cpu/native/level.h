@@ -3,6 +3,7 @@
 #include "blocked.h"
 #include "feedback.h"
 #include "kernels.h"
+#include "layer.h"
 #include "step.h"
 
 namespace {
@@ -26,5 +27,5 @@ inline uint64_t read_all(const uint8_t *p, size_t bytes) {
 }  // namespace
 
 namespace rg {
-const Kernels RG_LEVEL = {linear, gemm, decode, integers, step, range, feedback, read_all};
+const Kernels RG_LEVEL = {linear, gemm, decode, integers, step, attend, range, feedback, read_all};
 }

@@ -38,7 +38,7 @@ enum rg_activations { RG_INT8 = 0, RG_INT16 = 1, RG_FLOAT32 = 2, RG_TOKEN = 16 }
 
 // NO_MEMORY: for what the threads work in; what was to be written may be written in part. UNSOUND: sizes that do not fit
 // together, a kind that there is not, a product that this kind of matrix does not have. NO_ROW: a row that is not there.
-// Of rg_step: UNREAD: a store has a packed part, which no kernel reads yet. GONE: attention would read tokens that a
+// Of rg_step: UNREAD: a block that looks back only so far has packed parts. GONE: attention would read tokens that a
 // store has let go. FULL_STORE: no room for the new tokens.
 // Of rg_range, rg_feedback: ENDLESS: a number on the way is not finite; what was to be written means nothing.
 enum rg_answer { RG_DONE = 0, RG_NO_MEMORY = 1, RG_UNSOUND = 2, RG_UNREAD = 3, RG_GONE = 4, RG_FULL_STORE = 5, RG_NO_ROW = 6, RG_ENDLESS = 7 };
@@ -196,23 +196,43 @@ typedef struct rg_program {
   float head_softcap;
 } rg_program;
 
-// Older tokens of a store as codes: rows of `head_dim` codes, lowest bit first. codes NULL: there are none.
-typedef struct rg_packed {
-  const uint8_t *codes;       // (batch, kv_heads, room, bytes of a row)
-  const void *steps, *zeros;  // of each group; zeros need not be whole, NULL: 2^(bits - 1)
-  int32_t bits, group, axis;  // axis 0: `group` channels of a token share a step; 1: `group` tokens of a channel
-  int32_t step, tokens, room; // rg_step_kind; tokens packed; room for so many
-} rg_packed;
+// Keys or values of older tokens: blocks of bytes, those of a head behind each other. A block: [steps][lows][codes].
+// value = step * code + low, or step * (code - offset). axis TIME: a step a channel for `group` tokens, channels padded to
+// 16; CHANNELS: a step a token for `group` channels, those of one group of channels behind each other. Codes lie in pieces of
+// 64 bytes, packed as a matrix's are: of keys 16 tokens x 4 channels, of values 16 channels x 4 tokens, both padded. 16 bits:
+// a row of floats a token instead.
+enum rg_axis { RG_TIME = 0, RG_CHANNELS = 1 };
 
-// What one block keeps of the past: for every sequence and key-value head the packed part, then a window of recent tokens in
-// full precision, one row a token.
+typedef struct rg_blocks {
+  const uint8_t *blocks;
+  const int64_t *offsets;  // bytes to the first block of each (sequence, head)
+  const float *rows;       // a multiplier a token, or NULL
+  int32_t bits;            // 1 ... 8, or 16
+  int32_t axis, group, low, offset;
+  int32_t dtype;           // rg_dtype: of steps F16 or BF16
+  int32_t value;           // RG_INT; or RG_FLOAT: a code of 8 bits is a float8 (e4m3fn)
+} rg_blocks;
+
+// Older tokens of every sequence and key-value head; every new token attends to all of them that count.
+typedef struct rg_part {
+  rg_blocks keys, values;
+  const int32_t *lengths;      // tokens of each (sequence, head): whole blocks
+  const int32_t *firsts;       // the first that counts of each; NULL: all do
+  const int64_t *row_offsets;  // numbers to the first multiplier of each; NULL where there are none
+  int32_t tokens;              // of a block, a multiple of 16
+} rg_part;
+
+// What one block keeps of the past: for every sequence and key-value head some packed parts, then a window of recent tokens
+// in full precision, one row a token.
 typedef struct rg_store {
   void *keys, *values;        // the window: (batch, kv_heads, room, head_dim)
   const int32_t *lengths;     // rows held of each (sequence, head); NULL: tokens seen less `origin`
   const int32_t *firsts;      // first row that counts of each (sequence, head); NULL: as rg_call.starts say
-  rg_packed packed_keys, packed_values;
+  const rg_part *parts;
+  int32_t part_count;
   int32_t keys_dtype, values_dtype;
-  int32_t room, origin;       // rows; tokens seen that are held no more: row 0 is token `origin`
+  int32_t room, origin;       // rows; tokens seen that the window holds no more: row 0 is token `origin`
+  int32_t turned;             // 1: keys lie turned by a Hadamard matrix of the head's size, a power of two; 2: values; 3: both
 } rg_store;
 
 typedef struct rg_call {
@@ -228,6 +248,22 @@ typedef struct rg_call {
 } rg_call;
 
 RG_API int rg_step(const rg_program *program, const rg_call *call, int threads);
+
+// Attention of one layer over a store that holds the new tokens already, as its last rows. q and out: (batch, tokens, heads,
+// head_dim) of `dtype`; of a store that is turned, q comes turned, and out is.
+typedef struct rg_attention {
+  const void *q;
+  void *out;
+  const rg_store *store;
+  const int32_t *starts;  // as rg_call.starts
+  int32_t batch, tokens, heads, kv_heads, head_dim, dtype;
+  int32_t rows;           // held, where the store has no `lengths`
+  int32_t window;         // 0, or how many tokens attention looks back, itself included
+  int32_t all;            // 1: each new token sees those after it too
+  float scale, softcap;
+} rg_attention;
+
+RG_API int rg_attend(const rg_attention *attention, int threads);
 
 #ifdef __cplusplus
 }

@@ -1,7 +1,7 @@
 // What a step needs to know before it runs: whether program, call and stores are sound, and how much memory they take.
 #pragma once
 #include "inputs.h"
-#include "store.h"
+#include "attend.h"
 
 namespace {
 
@@ -12,7 +12,9 @@ struct Sizes {
   const rg_call &c;
   int count = 0;                // new tokens of all sequences
   size_t weights = 0;           // bytes of all matrices
-  int ffn = 0, pairs = 1, heads_width = 0, kv_width = 0, experts = 0, rows = 0, channels = 0;
+  int ffn = 0, pairs = 1, heads_width = 0, kv_width = 0, experts = 0, channels = 0;
+  int chunks = 1, queries = 1, head_most = 1;  // of attention: the longest head, queries of one head, its channels
+  size_t heads_most = 1, partials = 0, cached = 0;  // heads of all sequences; floats of their pieces; bytes of all stores
   size_t rank = 0;              // the widest right x; 0: no site has a low-rank term
   size_t prepared_bytes = 0, private_bytes = 0, most = 0;
   bool worked = false;          // a tap transforms or rounds
@@ -77,6 +79,26 @@ struct Sizes {
     return true;
   }
 
+  // A block's store, and what its attention takes.
+  int store(const rg_store &s, const rg_block &b, int seen) {
+    if (seen < 0 || s.origin < 0 || b.head_dim > MOST_CHANNELS) return RG_UNSOUND;
+    Taken taken{};
+    const int answer = check(s, c.batch, b.kv_heads, b.head_dim, b.window, seen - s.origin, c.tokens, c.starts, taken);
+    chunks = at_least(chunks, taken.chunks);
+    queries = at_least(queries, b.heads / b.kv_heads * c.tokens);
+    head_most = at_least(head_most, b.head_dim);
+    const size_t heads = static_cast<size_t>(c.batch) * b.kv_heads;
+    heads_most = heads > heads_most ? heads : heads_most;
+    cached += taken.bytes * heads;
+    return answer;
+  }
+
+  void pieces(const rg_block &b) {
+    const int heads = c.batch * b.kv_heads, n = pieces_of(heads, chunks), wide = (b.head_dim + PANEL - 1) / PANEL * PANEL;
+    const size_t floats = n == 1 ? 0 : static_cast<size_t>(heads) * n * Partials::floats(b.heads / b.kv_heads * c.tokens, wide);
+    partials = floats > partials ? floats : partials;
+  }
+
   int measure() {
     if (c.batch < 1 || c.tokens < 1 || c.batch > MOST || c.tokens > MOST || c.batch * c.tokens > MOST) return RG_UNSOUND;
     count = c.batch * c.tokens;
@@ -88,24 +110,25 @@ struct Sizes {
       if (c.starts[s] < 0) return RG_UNSOUND;
     for (int i = 0; i < p.block_count; ++i) {
       if (!block(p.blocks[i])) return RG_UNSOUND;
-      const int answer = check(c, i, p.blocks[i], rows);
+      const int answer = store(c.stores[i], p.blocks[i], c.lengths[i]);
       if (answer) return answer;
     }
+    for (int i = 0; i < p.block_count; ++i) pieces(p.blocks[i]);
     if (!site(p.head, p.head_in, p.hidden)) return RG_UNSOUND;
     const size_t n = static_cast<size_t>(count);
     prepared_bytes = most * DISTINCT * n * static_cast<size_t>(pairs) + 64;
     const size_t states = (2 * n + 1) * static_cast<size_t>(p.hidden) + 3 * PANEL;
     const size_t work = worked ? n * 3 * Prepared::work_row(channels) : 0;
-    private_bytes = (states + score_floats() + work + 2 * rank) * 4 + prepared_bytes + 3 * 64;
+    private_bytes = (states + work + 2 * rank) * 4 + bench_bytes() + prepared_bytes + 3 * 64;
     return RG_DONE;
   }
 
-  size_t score_row() const { return static_cast<size_t>(rows) + PANEL; }
-  size_t score_floats() const { return 4 * score_row() + 2 * PANEL; }
+  size_t bench_bytes() const { return Bench::bytes(queries, head_most); }
+  size_t partial_floats() const { return partials; }
 
   size_t shared_floats() const {
     const size_t b = static_cast<size_t>(count), n = static_cast<size_t>(pairs);
-    return b * (2 * static_cast<size_t>(heads_width) + 2 * static_cast<size_t>(kv_width) + p.hidden + n * (static_cast<size_t>(ffn) + p.hidden) + experts + 3 * rank) + 9 * PANEL;
+    return b * (2 * static_cast<size_t>(heads_width) + 2 * static_cast<size_t>(kv_width) + p.hidden + n * (static_cast<size_t>(ffn) + p.hidden) + experts + 3 * rank) + partials + 10 * PANEL;
   }
 };
 

@@ -15,34 +15,57 @@ namespace {
 struct Stepper : Work {
   using Work::Work;
 
-  // Keys and values of the new tokens go into the store, then each token attends to all before it and to itself.
-  void attention(int number, rg::Share &share, float *scores, int thread, rg::Team &team) const {
+  void turn(const rg_block &b, const rg_norm &n, size_t token, float *head) const {
+    const size_t at = static_cast<size_t>(c.positions[token]) * (b.rotary / 2);
+    if (n.kind) normalised(n, head, head);
+    if (b.rotary) turned(head, b, c.cosines[b.rope] + at, c.sines[b.rope] + at);
+  }
+
+  // Keys and values of the new tokens, into the rows of a head.
+  void write(const rg_block &b, const rg_store &s, int sequence, int h, int row) const {
+    const int d = b.head_dim;
+    const int64_t first = (static_cast<int64_t>(sequence) * b.kv_heads + h) * s.room + row;
+    for (int j = 0; j < c.tokens; ++j) {
+      const size_t t = static_cast<size_t>(sequence) * c.tokens + j, at = (t * b.kv_heads + static_cast<size_t>(h)) * d;
+      turn(b, b.k_norm, t, k + at);
+      if (s.turned & 1) hadamard(k + at, d);
+      if (s.turned & 2) hadamard(v + at, d);
+      store_row(s.keys, (first + j) * d, d, s.keys_dtype, k + at);
+      store_row(s.values, (first + j) * d, d, s.values_dtype, v + at);
+    }
+  }
+
+  // Each new token attends to all that its sequence's store holds before it, and to itself. Who reads the end of a head's
+  // window writes the new rows there first.
+  void attention(int number, rg::Share &share, Bench &w, int thread, rg::Team &team) const {
     const rg_block &b = p.blocks[number];
     const rg_store &s = c.stores[number];
-    const int group = b.heads / b.kv_heads, d = b.head_dim, half = b.rotary / 2;
-    const int64_t key_row = static_cast<int64_t>(d) * number_bytes(s.keys_dtype), value_row = static_cast<int64_t>(d) * number_bytes(s.values_dtype);
+    const int group = b.heads / b.kv_heads, d = b.head_dim, wide = (d + PANEL - 1) / PANEL * PANEL, queries = group * c.tokens;
+    const int pieces = pieces_of(c.batch * b.kv_heads, z.chunks);
+    const Partials partials{partial, done};
     int64_t item, stop;
-    while (share.take(thread, team.threads, static_cast<int64_t>(c.batch) * b.kv_heads, 1, item, stop)) {
-      const int sequence = static_cast<int>(item / b.kv_heads), h = static_cast<int>(item % b.kv_heads);
-      const Held now = held(c, number, b, sequence, h);
-      uint8_t *keys = static_cast<uint8_t *>(s.keys) + item * s.room * key_row, *values = static_cast<uint8_t *>(s.values) + item * s.room * value_row;
-      for (int j = 0; j < c.tokens; ++j) {
-        const size_t t = static_cast<size_t>(sequence) * c.tokens + j;
-        float *key = k + t * b.kv_heads * d + h * d;
-        if (b.k_norm.kind) normalised(b.k_norm, key, key);
-        if (b.rotary) turned(key, b, c.cosines[b.rope] + static_cast<size_t>(c.positions[t]) * half, c.sines[b.rope] + static_cast<size_t>(c.positions[t]) * half);
-        store_row(keys, static_cast<int64_t>(now.rows + j) * d, d, s.keys_dtype, key);
-        store_row(values, static_cast<int64_t>(now.rows + j) * d, d, s.values_dtype, v + t * b.kv_heads * d + h * d);
+    while (share.take(thread, team.threads, static_cast<int64_t>(c.batch) * b.kv_heads * pieces, 1, item, stop)) {
+      const int index = static_cast<int>(item / pieces), piece = static_cast<int>(item % pieces), sequence = index / b.kv_heads, head = index % b.kv_heads;
+      const Held now = held(s, static_cast<size_t>(index), c.lengths[number] - s.origin, c.starts[sequence]);
+      if (piece + 1 == pieces) write(b, s, sequence, head, now.rows);
+      const size_t first = static_cast<size_t>(head) * group * d;
+      for (int i = 0; i < queries; ++i) {
+        const size_t t = static_cast<size_t>(sequence) * c.tokens + i / group;
+        float *own = w.q + static_cast<size_t>(i) * wide;
+        std::memcpy(own, q + t * b.heads * d + first + static_cast<size_t>(i % group) * d, static_cast<size_t>(d) * 4);
+        std::memset(own + d, 0, static_cast<size_t>(wide - d) * 4);
+        turn(b, b.q_norm, t, own);
+        if (s.turned & 1) hadamard(own, d);
+        for (int k = 0; k < d; ++k) own[k] *= b.scale;
       }
-      for (int j = 0; j < c.tokens; ++j) {
-        const size_t t = static_cast<size_t>(sequence) * c.tokens + j, at = t * b.heads * d + static_cast<size_t>(h) * group * d;
-        for (int r = 0; r < group; ++r) {
-          float *head = q + at + static_cast<size_t>(r) * d;
-          if (b.q_norm.kind) normalised(b.q_norm, head, head);
-          if (b.rotary) turned(head, b, c.cosines[b.rope] + static_cast<size_t>(c.positions[t]) * half, c.sines[b.rope] + static_cast<size_t>(c.positions[t]) * half);
-          for (int i = 0; i < d; ++i) head[i] *= b.scale;
-        }
-        attend(b, q + at, group, {keys, values, s.keys_dtype, s.values_dtype}, from_row(b, now, now.rows + j), now.rows + j + 1, scores, z.score_row(), mixed + at);
+      const Head h{s, index, d, wide, now.rows + c.tokens, from_row(b.window, now, now.rows), now.rows, c.tokens, b.window, 0, b.softcap};
+      read_piece(h, w, queries, group, piece, pieces);
+      if (!partials.finished(w, h, piece, pieces, queries, static_cast<size_t>(index))) continue;
+      for (int i = 0; i < queries; ++i) {
+        const size_t t = static_cast<size_t>(sequence) * c.tokens + i / group;
+        float *to = mixed + t * b.heads * d + first + static_cast<size_t>(i % group) * d;
+        divided(w, h, i, to);
+        if (s.turned & 2) hadamard(to, d);
       }
     }
   }
@@ -156,9 +179,11 @@ struct Stepper : Work {
     if (failed.load()) return;
     const size_t rows = static_cast<size_t>(count) * p.hidden;
     float *x = reinterpret_cast<float *>(aligned(memory)), *normed = x + rows + PANEL, *spare = normed + rows + PANEL;
-    float *scores = spare + p.hidden + PANEL, *narrow_own = scores + z.score_floats();
+    float *narrow_own = spare + p.hidden + PANEL;
+    Bench bench;
+    bench.lay_out(reinterpret_cast<uint8_t *>(narrow_own + 2 * z.rank), z.queries, z.head_most);
     Prepared own;
-    own.work = reinterpret_cast<float *>(aligned(reinterpret_cast<uint8_t *>(narrow_own + 2 * z.rank)));
+    own.work = reinterpret_cast<float *>(aligned(reinterpret_cast<uint8_t *>(narrow_own + 2 * z.rank) + z.bench_bytes()));
     own.memory = aligned(reinterpret_cast<uint8_t *>(own.work + (z.worked ? static_cast<size_t>(count) * 3 * Prepared::work_row(z.channels) : 0)));
     std::memcpy(x, c.x, rows * 4);
     for (int i = 0; i < p.block_count; ++i) {
@@ -173,7 +198,7 @@ struct Stepper : Work {
         products(sites, out, 3, own, next[0], low, thread, team);
       }
       team.barrier();
-      attention(i, next[1], scores, thread, team);
+      attention(i, next[1], bench, thread, team);
       team.barrier();
       {
         Site so(b.o, b.attn_mixed);
@@ -221,15 +246,17 @@ inline int step(const rg_program *program, const rg_call *call, int threads) {
   Sizes z(*program, *call);
   const int answer = z.measure();
   if (answer) return answer;
-  Stepper s(z, worth(threads, z.weights / (8 * static_cast<size_t>(program->block_count) + 1)));
+  Stepper s(z, worth(threads, (z.weights + z.cached) / (8 * static_cast<size_t>(program->block_count) + 1)));
   const size_t count = static_cast<size_t>(program->block_count) * s.shares_a_block + 3;
-  const size_t floats = z.shared_floats() * 4 + 1024;
-  uint8_t *memory = scratch<1>(floats + count * sizeof(rg::Share) + 128);
+  const size_t floats = z.shared_floats() * 4 + 1024, counts = z.heads_most * sizeof(std::atomic<int>);
+  uint8_t *memory = scratch<1>(floats + count * sizeof(rg::Share) + 192 + counts);
   if (!memory) return RG_NO_MEMORY;
   uint8_t *at = aligned(memory);
   s.lay_out(reinterpret_cast<float *>(at));
   s.shares = reinterpret_cast<rg::Share *>(at + (floats + 63) / 64 * 64 - 64);
   for (size_t i = 0; i < count; ++i) new (s.shares + i) rg::Share();
+  s.done = reinterpret_cast<std::atomic<int> *>(s.shares + count);
+  for (size_t i = 0; i < z.heads_most; ++i) new (s.done + i) std::atomic<int>(0);
   rg::parallel(s.threads, [&](int thread, rg::Team &team) { s.go(thread, team); });
   return s.failed.load() ? RG_NO_MEMORY : RG_DONE;
 }

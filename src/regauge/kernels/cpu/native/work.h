@@ -14,6 +14,8 @@ struct Work {
   const int count, threads, shares_a_block;
   float *q = nullptr, *k = nullptr, *v = nullptr, *mixed = nullptr, *first = nullptr, *hidden = nullptr, *second = nullptr, *routed = nullptr;
   float *narrowed = nullptr;
+  float *partial = nullptr;             // of attention: what pieces of heads found
+  std::atomic<int> *done = nullptr;     // pieces of each head
   rg::Share *shares = nullptr;
   std::atomic<int> failed{0};
 
@@ -36,6 +38,7 @@ struct Work {
     second = next(b * n * p.hidden);
     routed = next(b * z.experts);
     narrowed = next(b * 3 * z.rank);
+    partial = next(z.partial_floats());
   }
 
   // right x of those sites that have a low-rank term, for everybody: all wait, but only where there is one.

@@ -1,0 +1,186 @@
+// Blocks of packed keys and values: their sizes, products of integers with their codes, and lanes of decoded ones.
+#pragma once
+#include "functions.h"
+
+namespace {
+
+constexpr int TOGETHER = 4;        // queries that share one reading of keys and values
+constexpr int MOST_BLOCK = 512;    // tokens of a block
+constexpr int MOST_CHANNELS = 1024;
+
+// Keys or values of a part: sizes of their blocks.
+struct Coded {
+  const rg_blocks &b;
+  bool values;
+  int tokens, channels, wide, lanes, depth, runs, groups, side;
+  size_t step_bytes, codes_at, panel, block;
+  bool whole;  // integers, and groups of whole pieces
+
+  Coded(const rg_blocks &blocks, bool of_values, int block_tokens, int d)
+      : b(blocks), values(of_values), tokens(block_tokens), channels(d), wide((d + PANEL - 1) / PANEL * PANEL) {
+    if (b.bits == 16) {
+      block = static_cast<size_t>(tokens) * channels * (b.dtype == RG_F32 ? 4 : 2);
+      return;
+    }
+    const int unit = unit_of(b.bits);
+    lanes = values ? wide : tokens;
+    depth = ((values ? tokens : channels) + unit - 1) / unit * unit;
+    runs = depth / unit;
+    groups = b.axis == RG_TIME ? tokens / b.group : channels / b.group;
+    side = b.axis == RG_TIME ? wide : tokens;
+    step_bytes = static_cast<size_t>(groups) * side * 2;
+    codes_at = step_bytes * (b.low ? 2 : 1);
+    panel = static_cast<size_t>(runs) * block_bytes(b.bits);
+    block = codes_at + panel * static_cast<size_t>(lanes / PANEL);
+    const bool along = (b.axis == RG_TIME) == values;  // groups run along what a product sums over
+    whole = b.value == RG_INT && (groups == 1 || b.group % (along ? unit : PANEL) == 0);
+  }
+
+  RG_INLINE Floats load(const uint8_t *p) const { return b.dtype == RG_BF16 ? load_bf16(p) : load_half(p); }
+  float one(const uint8_t *p) const {
+    uint16_t bits;
+    std::memcpy(&bits, p, 2);
+    return b.dtype == RG_BF16 ? bf16_to_float(bits) : half_to_float(bits);
+  }
+  float middle() const { return static_cast<float>((1 << b.bits) - 1) * 0.5f; }
+};
+
+inline bool sound(const rg_blocks &b, int tokens, int d) {
+  if (!b.blocks || !b.offsets || b.axis < RG_TIME || b.axis > RG_CHANNELS || b.dtype < RG_F32 || b.dtype > RG_F16) return false;
+  if (b.bits == 16) return true;
+  const int span = b.axis == RG_TIME ? tokens : d;
+  if (b.bits < 1 || b.bits > 8 || b.dtype == RG_F32 || b.group < 1 || span % b.group || b.low < 0 || b.low > 1) return false;
+  if (b.value != RG_INT && !(b.value == RG_FLOAT && b.bits == 8 && !b.low && !b.offset)) return false;
+  return b.offset >= 0 && b.offset <= 256;
+}
+
+// acc[panel][n] += dot products of a panel's codes with x_n, for N vectors of bytes and every panel.
+template <int B, int N>
+inline void dots(const uint8_t *codes, int runs, int panels, size_t stride, const int8_t *x, size_t x_row, int32_t *acc) {
+  for (int p = 0; p < panels; ++p, codes += stride, acc += N * PANEL) {
+    Ints sum[N];
+    for (int n = 0; n < N; ++n) std::memcpy(&sum[n], acc + n * PANEL, 64);
+    const uint8_t *at = codes;
+    const int8_t *own = x;
+    for (int run = 0; run < runs; ++run, at += block_bytes(B), own += unit_of(B))
+      each_step<B>(at, [&](int i, Bytes code) __attribute__((always_inline)) {
+        for (int n = 0; n < N; ++n) sum[n] = dot4<(B < 8)>(sum[n], code, reinterpret_cast<const int32_t *>(own + static_cast<size_t>(n) * x_row) + i);
+      });
+    for (int n = 0; n < N; ++n) store_ints(acc + n * PANEL, sum[n]);
+  }
+}
+
+using Dots = void (*)(const uint8_t *, int, int, size_t, const int8_t *, size_t, int32_t *);
+
+template <int B>
+inline Dots dots_of(int vectors) {
+  switch (vectors) {
+    case 1: return dots<B, 1>;
+    case 2: return dots<B, 2>;
+    case 3: return dots<B, 3>;
+    case 4: return dots<B, 4>;
+    case 6: return dots<B, 6>;
+    default: return dots<B, 8>;
+  }
+}
+
+inline Dots dots_of(int bits, int vectors) {
+  switch (bits) {
+    case 1: return dots_of<1>(vectors);
+    case 2: return dots_of<2>(vectors);
+    case 3: return dots_of<3>(vectors);
+    case 4: return dots_of<4>(vectors);
+    case 5: return dots_of<5>(vectors);
+    case 6: return dots_of<6>(vectors);
+    case 7: return dots_of<7>(vectors);
+    default: return dots_of<8>(vectors);
+  }
+}
+
+// f(lane vector of values, which of depth) for every code of a panel, decoded but for its step.
+template <int B, class F>
+inline void each_lane(const uint8_t *codes, int count, bool floats, F &&f) {
+  for (int at = 0; at < count; at += unit_of(B), codes += block_bytes(B))
+    each_step<B>(codes, [&](int i, Bytes code) {
+      for (int j = 0; j < 4 && at + 4 * i + j < count; ++j) {
+        const Ints own = byte_of(code, j);
+        if (!floats) {
+          f(to_floats(own), at + 4 * i + j);
+          continue;
+        }
+        // float8 e4m3: its bits as those of a float, 2^-120 of the value
+        const Floats size = as_floats(shifted_left(own & set_ints(127), 20)) * set_floats(1.329227995784916e36f);
+        f(as_floats(as_ints(size) | shifted_left(own & set_ints(128), 24)), at + 4 * i + j);
+      }
+    });
+}
+
+template <class F>
+inline void each_lane(int bits, const uint8_t *codes, int count, bool floats, F &&f) {
+  switch (bits) {
+    case 1: return each_lane<1>(codes, count, floats, f);
+    case 2: return each_lane<2>(codes, count, floats, f);
+    case 3: return each_lane<3>(codes, count, floats, f);
+    case 4: return each_lane<4>(codes, count, floats, f);
+    case 5: return each_lane<5>(codes, count, floats, f);
+    case 6: return each_lane<6>(codes, count, floats, f);
+    case 7: return each_lane<7>(codes, count, floats, f);
+    default: return each_lane<8>(codes, count, floats, f);
+  }
+}
+
+// What rounding works in: bytes of some vectors, sums of their products, and figures of each group.
+struct Rounding {
+  int8_t *bytes;     // 2 * TOGETHER rows
+  size_t row;
+  int32_t *sums;     // of a block's panels
+  float *scale, *base, *extra;  // (TOGETHER, groups)
+  static size_t row_of(int d) { return static_cast<size_t>(d + MOST_BLOCK + 64 + 127) / 64 * 64; }
+  static size_t bytes_of(int d) {
+    const size_t wide = static_cast<size_t>(d > MOST_BLOCK ? d : MOST_BLOCK) + PANEL;
+    return 2 * TOGETHER * row_of(d) + 2 * TOGETHER * wide * 4 + 3 * TOGETHER * wide * 4 + 4 * 64;
+  }
+  void lay_out(uint8_t *memory, int d) {
+    const size_t wide = static_cast<size_t>(d > MOST_BLOCK ? d : MOST_BLOCK) + PANEL;
+    row = row_of(d);
+    bytes = reinterpret_cast<int8_t *>(aligned(memory));
+    sums = reinterpret_cast<int32_t *>(bytes + 2 * TOGETHER * row);
+    scale = reinterpret_cast<float *>(sums + 2 * TOGETHER * wide);
+    base = scale + TOGETHER * wide;
+    extra = base + TOGETHER * wide;
+  }
+};
+
+// x as integers of one or two bytes in units of the answer; their sum goes to `sum`. `count` is a multiple of 16.
+template <bool TWO>
+inline float rounded_to(const float *x, int count, int8_t *high, int8_t *low, float &sum) {
+  Floats top = zero_floats();
+  for (int i = 0; i < count; i += PANEL) top = maximum(top, absolute(load_floats(x + i)));
+  const float reach = largest(top), most = TWO ? 32639.0f : 127.0f;
+  const Floats by = set_floats(reach > 1e-30f ? most / reach : 0.0f);
+  Ints all = zero_ints();
+  for (int i = 0; i < count; i += PANEL) {
+    const Ints v = rounded(load_floats(x + i) * by);
+    all = all + v;
+    if constexpr (TWO) {
+      const Ints upper = shifted_right(v + set_ints(128), 8);
+      store_low_bytes(high + i, upper);
+      store_low_bytes(low + i, v - shifted_left(upper, 8));
+    } else {
+      store_low_bytes(high + i, v);
+    }
+  }
+  sum = total(to_floats(all));
+  return reach > 1e-30f ? reach / most : 0.0f;
+}
+
+inline Floats product_of(const int32_t *sums, bool two) {
+  Ints high;
+  std::memcpy(&high, sums, 64);
+  if (!two) return to_floats(high);
+  Ints low;
+  std::memcpy(&low, sums + PANEL, 64);
+  return fma(to_floats(high), set_floats(256.0f), to_floats(low));
+}
+
+}  // namespace
