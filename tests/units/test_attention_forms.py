@@ -115,7 +115,7 @@ def test_what_cannot_be_grouped_is_said() -> None:
         Lot(0.9)(range(10), 10, Seen())
     with pytest.raises(RecipeError, match="takes the map of an earlier block, and 4 is none"):
         Of(4)([3], 10, Seen())
-    with pytest.raises(ValueError, match=r"above 0 and below 1, not 1\.5"):
+    with pytest.raises(ValueError, match=r"above 0 and below 1, or a number of them, not 1\.5"):
         Alike(1.5)
     with pytest.raises(ValueError, match=r"heads are numbers such as 0\+2\+5"):
         Local("a")

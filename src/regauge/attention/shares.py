@@ -25,7 +25,8 @@ class Alike:
     programming.
 
     Attributes:
-        amount: of all blocks of the model how many take a map, 0 to 1 (EchoAtt's are 0.23, 0.41 and 0.77).
+        amount: of all blocks of the model how many take a map, 0 to 1 (EchoAtt's are 0.23, 0.41 and 0.77); from 1 on
+            a number of blocks.
     """
 
     amount: float
@@ -106,8 +107,8 @@ class Of:
 
 
 def _check(amount: float) -> None:
-    if not 0 < amount < 1:
-        raise ValueError(f"a share of the blocks is above 0 and below 1, not {amount}")
+    if not (0 < amount < 1 or amount == int(amount) > 0):
+        raise ValueError(f"a share of the blocks is above 0 and below 1, or a number of them, not {amount}")
 
 
 def _inner(blocks: Sequence[int], total: int) -> list[int]:
@@ -122,7 +123,7 @@ def _inner(blocks: Sequence[int], total: int) -> list[int]:
 
 
 def _count(amount: float, blocks: Sequence[int], total: int) -> int:
-    count = max(1, round(amount * total))
+    count = int(amount) if amount >= 1 else max(1, round(amount * total))
     if count > len(_inner(blocks, total)) - 1:
         raise RecipeError(_few(amount, total))
     return count
