@@ -70,7 +70,14 @@ def row(site: SiteReceipt) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_receipt(name: str, model: Path, deep: Path, tmp_path: Path) -> None:
-    receipt = apply(name, deep if name.startswith("echoatt") else model, tmp_path / "out", calibration=[text(3000)], tokens=512, length=32)
+    receipt = apply(
+        name,
+        deep if name.startswith("echoatt") else model,
+        tmp_path / "out",
+        calibration=[text(3000)],
+        tokens=512,
+        length=32,
+    )
     for move in receipt.moves:
         assert move.exact <= move.tolerance
         assert move.stored <= move.tolerance_stored

@@ -34,7 +34,9 @@ def test_a_file_is_flat(file: object) -> None:
     text = file.read_text(encoding="utf-8")  # type: ignore[attr-defined]  # a Traversable
     assert len(text.splitlines()) < 12
     rows = yaml.safe_load(text)
-    known = "name title cite differs row calibration learning where rewrites weights inputs cache attention shape tokens"
+    known = (
+        "name title cite differs row calibration learning where rewrites weights inputs cache attention shape tokens"
+    )
     assert set(rows) <= set(known.split())
     assert rows["title"]
     assert rows["differs"]
