@@ -3,6 +3,7 @@
     python benchmarks/scale.py                                  # gptq-w4g128 and rtn-w4g128 on 135M and 1.1B
     python benchmarks/scale.py --sizes 8b-4 --recipes gptq-w4g128
     python benchmarks/scale.py --sizes 1.1b --tokens 32768
+    python benchmarks/scale.py --sizes 1.1b --recipes fit       # a whole search, to memory=0.3x
     python benchmarks/scale.py --sizes 1.1b --peers             # and llama.cpp, llm-compressor, auto-round beside
 
 `8b-4` has the shape of an 8B llama and the first four of its 32 blocks; a line below it counts the time of the blocks
@@ -50,8 +51,13 @@ def watch(event):
     spent[last[0]] = spent.get(last[0], 0.0) + now - last[1]
     last[:] = [event.phase, now]
 
-receipt = rg.apply(recipe, model, out, progress=watch, **reads)
-print(json.dumps({"shape": receipt.calibration.get("shape"), "phases": spent}))
+if recipe == "fit":
+    reads.pop("tokens", None)
+    rg.fit(model, out, "memory=0.3x", progress=watch, **reads)
+    print(json.dumps({"shape": None, "phases": spent}))
+else:
+    receipt = rg.apply(recipe, model, out, progress=watch, **reads)
+    print(json.dumps({"shape": receipt.calibration.get("shape"), "phases": spent}))
 """
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from regauge import cache, errors
     from regauge.api import apply, dry_run, fit, measure, pick, report
     from regauge.artifact.receipt import Receipt
+    from regauge.hosts.transformers.grouping import shared_prefix
     from regauge.hosts.transformers.load import load
     from regauge.hosts.transformers.stream import stream
     from regauge.plan import Plan
@@ -43,6 +44,7 @@ __all__ = [
     "methods",
     "pick",
     "report",
+    "shared_prefix",
     "stream",
 ]
 
@@ -57,6 +59,7 @@ _HOMES = {
     "methods": "report.methods",
     "load": "hosts.transformers.load",
     "pick": "api",
+    "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
 }
 _MODULES = ("cache", "errors", "measure", "parts", "plan", "report")

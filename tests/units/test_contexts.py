@@ -51,6 +51,7 @@ def test_lengths_that_are_too_long_or_for_which_there_is_no_time_are_left_out() 
     assert list(at_lengths(models, 100, None, fast, lambda *_: True)["a"]) == [1024, 4096, 16384]
     assert list(at_lengths(models, 100, 16383, fast, lambda *_: True)["a"]) == [1024, 4096]
     assert list(at_lengths(models, 100, None, slow, lambda *_: True)["a"]) == [1024, 4096]  # 22.5 s
+    assert list(at_lengths(models, 100, None, fast, lambda *_: True, 2**30 / 16383)["a"]) == [1024, 4096]
     assert list(at_lengths(models, 100, None, fast, can)["a"]) == [1024, 4096]
     assert asked == [f"speed at {k}k of context: {1.5 * (k * 1024 + 14) / 1e6:.3f}" for k in (1, 4, 16)]
     assert seconds(2000, {"decode": {"a": a_speed(7)}, "prefill": {"a": a_speed(1000)}}, "a") == 6.0

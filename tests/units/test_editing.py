@@ -16,7 +16,9 @@ from pico import pico
 from regauge.errors import ModelError, SettingError
 from regauge.hosts.transformers.adopting import adopt
 from regauge.hosts.transformers.cache import GrowingLayer, SlidingLayer
+from regauge.hosts.transformers.packed import cache_of
 from regauge.runtime.store.rotate import turn, turning
+from stores import kivi, plan_of
 
 EDITS = [(2, 1, [5, 9, 11]), (7, 4), (15, 0, [3])]
 """Of a text of 23: a replacement, a deletion and an insertion: later tokens move by 2, then by -2, then by -1."""
@@ -124,15 +126,17 @@ def test_a_cache_of_a_part_of_the_text_and_one_that_is_edited_away() -> None:
     assert rg.cache.edit(model, cache, ids, [(0, 10)]).cache.get_seq_length() == 0
 
 
-def drift(model: Any, originals: bool, turns: int = 12) -> tuple[Any, Any]:
+def drift(model: Any, originals: bool, turns: int = 8) -> tuple[Any, Any]:
     """A cache, and what it is when tokens were put in and taken out again so many times, one at a time."""
     ids = text(model, 40)
     cache = cached(model, ids)
-    now = rg.cache.edit(model, cache, torch.cat((ids, ids[:, :1]), 1), [(3, 0, [5])], originals=originals)
-    for turn_ in range(turns):
-        now = rg.cache.edit(model, now.cache, now.ids, [(3, 0, [5, 7 + turn_ % 3])], originals=originals)
-    back = rg.cache.edit(model, now.cache, now.ids, [(3, 2 * turns + 1)], originals=originals)
-    return cache, back.cache
+    now = rg.cache.Edited(cache, torch.cat((ids, ids[:, :1]), 1), None)
+    for number in range(turns + 1):
+        edits = [(3, 0, [5, 7 + number % 3])] if number < turns else [(3, 2 * turns)]
+        now = rg.cache.edit(model, now.cache, now.ids, edits)
+        if not originals:
+            now.cache.regauge_moved = None
+    return cache, now.cache
 
 
 def test_one_edit_after_another_adds_no_rounding_to_keys_of_16_bits() -> None:
@@ -188,6 +192,31 @@ def test_a_growing_cache_is_edited_like_any_other() -> None:
         assert one.keys.equal(other.keys)
         assert type(one) is type(other)
     assert [type(layer) for layer in found[0].layers] == [SlidingLayer, GrowingLayer]
+
+
+def test_a_packed_cache_is_edited_as_an_approximation_that_is_asked_for() -> None:
+    """Eight bits: it decodes to what an edit of the same tokens in full precision gives, but for their steps."""
+    model = pico("llama")
+    ids = text(model, 120)
+    cache, whole = cache_of(plan_of(kivi(8, group=5), 2), model), cached(model, ids)
+    cached(model, ids, past_key_values=cache)
+    assert cache.layers[0].origin > 40
+    edits = [(10, 3), (70, 0, [1, 2])]
+    with pytest.raises(
+        SettingError, match="layer 0 holds keys in codes, which do not turn without being rounded again"
+    ):
+        rg.cache.edit(model, cache, ids, edits)
+    ours = rg.cache.edit(model, cache, ids, edits, approximate=True).cache
+    exact = rg.cache.edit(model, whole, ids, edits).cache
+    assert type(ours) is type(cache)
+    assert ours.layers[0].origin == cache.layers[0].scheme.sealed(118)
+    for one, other in zip(ours.layers, exact.layers, strict=True):
+        for name in ("keys", "values"):
+            wanted = getattr(other, name)
+            assert float((getattr(one, name) - wanted).norm() / wanted.norm()) < 0.03
+    cache.layers[1].chosen = True
+    with pytest.raises(SettingError, match="layer 1 keeps only some of the tokens"):
+        rg.cache.edit(model, cache, ids, edits, approximate=True)
 
 
 def test_a_window_that_has_moved_on() -> None:
@@ -258,7 +287,7 @@ def test_what_is_no_edit_of_this_text() -> None:
         ([(1, 0, [0.5])], cache, "a list of ids"),
         ([(1, 0, torch.ones(3, 2, dtype=torch.long))], cache, "a list of ids or one a sequence"),
         ([(0, 9)], cache, "leave nothing of the text"),
-        ([(1, 1)], fixed, "a StaticCache cannot be edited"),
+        ([(1, 1)], fixed, "a StaticCache cannot be read"),
         ([(1, 1)], DynamicCache(config=model.config), "the cache is empty"),
         ([(1, 1)], cached(pico("qwen3"), ids.repeat(1, 2)), "18 tokens, which are not the first"),
         ([(1, 1)], cached(pico("llama", head_dim=6), ids), "of another model"),

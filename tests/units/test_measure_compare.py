@@ -191,7 +191,7 @@ def test_every_class_is_compared_or_refused_in_a_sentence(
 ) -> None:
     monkeypatch.setattr(module, "memory", lambda *_: None)
     monkeypatch.setattr(module, "bandwidth", lambda **_: 1e9)
-    monkeypatch.setattr(module, "_speeds", lambda *_: ({"decode": {}, "prefill": {}}, {}))
+    monkeypatch.setattr(module, "_speeds", lambda *_: ({"decode": {}, "prefill": {}}, {}, {}))
     source, gives = a_model(name, tmp_path / "source"), KINDS[name][1]
     text = [tiny.TEXT * 3, tiny.TEXT, tiny.TEXT[:40]] * 2
     if gives not in (NEXT, LABEL, LABELS, EMBEDDINGS):

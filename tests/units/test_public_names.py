@@ -27,6 +27,7 @@ NAMES = [
     "methods",
     "pick",
     "report",
+    "shared_prefix",
     "stream",
 ]
 
@@ -34,6 +35,7 @@ FLAGS = {
     "fit": [
         "MODEL",
         "--budget",
+        "--cache",
         "--calibration",
         "--debug",
         "--device",
@@ -124,6 +126,7 @@ FLAGS = {
     "explain": ["[NAME]", "--debug", "--json"],
     "measure": [
         "A [B ...]",
+        "--cache",
         "--debug",
         "--device",
         "--eval",

@@ -16,6 +16,7 @@ from regauge.cache.scheme import Scheme
 from regauge.errors import RecipeError
 from regauge.formats.grains import Group, Time, Token
 from regauge.kernels.attention import Window, attend
+from regauge.runtime.store.growing import Growing
 from regauge.runtime.store.packed import Packed
 from tests.stores import HEADS, SCHEMES, SIZE, asymmetric, kivi, tokens
 
@@ -321,3 +322,39 @@ def test_a_turned_head_is_spread_over_all_its_runs() -> None:
     spread = turned(24)(one)
     assert spread.abs().tolist() == pytest.approx([0.0] * 8 + [1 / math.sqrt(8)] * 8 + [0.0] * 8)
     assert turned(24)(spread).tolist() == pytest.approx(one.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["kivi-2", "balanced"])
+def test_stores_that_are_settled_together_hold_what_each_would(name: str) -> None:
+    """Of two schemes and two lengths; the native step writes rows and leaves the rest to this."""
+    from regauge.runtime.store.settling import settle
+
+    schemes = [SCHEMES[name], SCHEMES["kv8"], SCHEMES[name], SCHEMES[name]]
+    stores, alone = [], []
+    for number, scheme in enumerate(schemes):
+        keys, values = tokens(150 + (number == 3), seed=number)
+        stores.append(filled(scheme, keys[:, :, :60], values[:, :, :60]))
+        stores[-1].hold()
+        stores[-1].take(keys[:, :, 60:], values[:, :, 60:])
+        stores[-1].holding = False
+        alone.append(filled(scheme, keys, values))
+    settle([Growing(), *stores])
+    for one, other in zip(stores, alone, strict=True):
+        same(one, other)
+
+
+def test_a_part_that_was_read_tells_of_blocks_that_come_later() -> None:
+    """Where the memory is the same; so the native step need not be told where it lies again."""
+    keys, values = tokens(200)
+    store = filled(kivi(4), keys[:, :, :104], values[:, :, :104])
+    (part,) = store.parts()
+    copied = copy.deepcopy(store)
+    store.take(keys[:, :, 104:136], values[:, :, 104:136])
+    assert store.parts()[0] is part
+    assert part.lengths_BK.eq(96).all()
+    assert copied.parts()[0].lengths_BK.eq(64).all()
+    store.keep(70)
+    assert part.lengths_BK.eq(64).all()
+    assert store.parts((3, 0))[0].firsts_BK.tolist() == [[3] * HEADS, [0] * HEADS]
+    store.reorder(torch.tensor([1]))
+    assert store.parts()[0] is not part

@@ -45,7 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs are tested elsewhere."""
     monkeypatch.setattr(module, "memory", lambda *_: None)
     monkeypatch.setattr(module, "bandwidth", lambda **_: 1e9)
-    monkeypatch.setattr(module, "_speeds", lambda *_: ({"decode": {}, "prefill": {}}, {}))
+    monkeypatch.setattr(module, "_speeds", lambda *_: ({"decode": {}, "prefill": {}}, {}, {}))
 
 
 def test_likelihoods_by_hand() -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 _HOMES = {
     "Edit": "cache.edits",
+    "Edited": "hosts.transformers.editing",
     "changes": "cache.edits",
     "edit": "hosts.transformers.editing",
+    "share": "hosts.transformers.branching",
 }
 
 

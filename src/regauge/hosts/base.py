@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
+from regauge.cache.scheme import CachePlan
+from regauge.hosts.heads import Attend
 from regauge.hosts.states import States
 from regauge.measure.subject import Batch, Facts, Outputs
+from regauge.plan.caches import Asked
 
 Inputs = Sequence[Tensor | Mapping[str, Any]]
 """Batches: token ids (B, T), pixels (B, C, H, W), or the keyword arguments of the model's forward."""
@@ -147,6 +150,10 @@ class Runner(Protocol):
     ) -> Iterator[Tensor]:
         """The model's output for each batch; `rows` of `head` stand in place of its weight."""
 
+    def attending(self, change: Attend) -> AbstractContextManager[None]:
+        """While it lasts, attention of the blocks that this runner runs is computed by `change`; of a family whose
+        attention has no such door, as always."""
+
     def logits(self, inputs: Inputs, weights: Callable[[int | None], Weights] | None = None) -> Iterator[Tensor]:
         """The whole model on some batches, streamed; `weights` gives the tensors of a block, None reads the source."""
 
@@ -161,6 +168,10 @@ class Ways(Protocol):
     def own(self) -> Callable[..., Any] | None: ...  # by the library's own modules; None for an artifact
     @property
     def native(self) -> bool: ...  # whether the native step has served a token so far
+
+
+MAPS = "regauge_forms"
+"""The attention of a runner whose maps are looked at, within `host.maps(see)`."""
 
 
 @runtime_checkable
@@ -186,6 +197,10 @@ class Host(Protocol):
     ) -> Runner:
         """A runner of a source that this host opened; `anatomy` is what the weights will be given in, `matrices` a
         narrower dtype for products alone."""
+
+    def maps(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> AbstractContextManager[None]:
+        """While it lasts, blocks of a runner with `MAPS` show their attention probabilities (B, H, Q, T), and the
+        queries (B, H, Q, D) and keys (B, K, T, D) behind them, as they run."""
 
     def reads_images(self, source: Source) -> bool:
         """Whether the model's input is pixels rather than token ids."""
@@ -228,6 +243,9 @@ class Host(Protocol):
     def whole(self, source: Source) -> Any:
         """The library's model of a source, with its weights."""
 
+    def cache(self, model: Any, plan: CachePlan) -> Any:
+        """An empty cache of a loaded model by a plan, as the library's forward takes it."""
+
     def ways(self, model: Any) -> Ways:
         """How a loaded model can be run."""
 
@@ -237,10 +255,10 @@ class Host(Protocol):
     def packed(self, path: str | Path) -> bool:
         """Whether a model is stored in codes: an artifact, or another tool's checkpoint."""
 
-    def facts(self, path: str | Path) -> Facts:
+    def facts(self, path: str | Path, cache: Asked | None = None) -> Facts:
         """What measuring needs to know of a model, from its files."""
 
-    def outputs(self, path: str | Path, batches: Sequence[Batch]) -> Outputs:
+    def outputs(self, path: str | Path, batches: Sequence[Batch], cache: Asked | None = None) -> Outputs:
         """What a model gives in float32 for some batches, with as little of it in memory as will do."""
 
     def unsaid(self) -> AbstractContextManager[None]:

@@ -1,8 +1,8 @@
 """Decoding by the length of the context: every token reads the cache, so a long one is slower than the first ones.
 
 Each model's cache is filled with random ids, in pieces, and then all of them decode in turn, a token at a time, until
-the context has the length that is told. A length that the models do not read, or that takes longer than it may, is left
-out.
+the context has the length that is told. A length that the models do not read, or that takes longer or more
+memory than it may, is left out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ LENGTHS = (1024, 4096, 16384)
 STEPS, WARM, PIECE = 12, 2, 512  # tokens timed, tokens before that do not count, tokens of a piece of the prompt
 MOST = 20.0
 """Seconds that one length may take."""
+CACHES = 1 << 30
+"""Bytes that the caches of all models together may take."""
 
 Speeds = Mapping[str, Mapping[str, Speed]]
 Can = Callable[[str, float], bool]
@@ -27,18 +29,19 @@ Can = Callable[[str, float], bool]
 
 
 def at_lengths(
-    models: Mapping[str, Model], vocabulary: int, most: int | None, known: Speeds, can: Can
+    models: Mapping[str, Model], vocabulary: int, most: int | None, known: Speeds, can: Can, a_token: float = 0.0
 ) -> dict[str, dict[int, Speed]]:
     """Model → length of the context in tokens → tokens a second, all models interleaved.
 
     Args:
         most: tokens that the models read at once; None: it is not known.
         known: `decode` and `prefill` of every model at a short context, by which seconds are foreseen.
-        can: is asked before each length, those above `MOST` seconds apart.
+        can: is asked before each length, those above `MOST` seconds or `CACHES` bytes apart.
+        a_token: bytes that a token takes in the caches of all models together.
     """
     found: dict[str, dict[int, Speed]] = {name: {} for name in models}
     for length in LENGTHS:
-        if most is not None and length > most:
+        if (most is not None and length > most) or length * a_token > CACHES:
             break
         takes = sum(seconds(length, known, name) for name in models)
         if takes > MOST or not can(f"speed at {length // 1024}k of context", takes):

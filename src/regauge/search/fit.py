@@ -39,7 +39,7 @@ from regauge.search.loop.finish import assemble
 from regauge.search.loop.forecast import NEEDED, NOMINAL, Time, paced, steps, within
 from regauge.search.loop.room import room as space
 from regauge.search.loop.settle import settle
-from regauge.search.loop.start import begin, estimate, reachable
+from regauge.search.loop.start import begin, estimate, reachable, with_caches
 from regauge.search.profile import timed, within_reach
 from regauge.search.record import Run
 from regauge.search.subject import Subject, predicting, reader
@@ -71,11 +71,13 @@ def fit(
     methods: str | Sequence[str] | None = None,
     tokens: int | None = None,
     length: int | None = None,
+    cache: str | None = None,
 ) -> Run:
     """Finds, builds and measures the cheapest form of a model within budgets.
 
     Args:
-        budgets: `memory=0.30x`, `memory=2GB`, `memory@32k=3GB`, `decode=1.5x`, `prefill=1.2x`. None: the knee.
+        budgets: `memory=0.30x`, `memory=2GB`, `memory@32k=3GB` (with the cache, whose formats are chosen too),
+            `decode=1.5x`, `prefill=1.2x`. None: the knee.
         floor: `kl=0.05`: no worse than, nats a token.
         calibration, eval: text; see `split.prepare` for what happens where one is not given.
         time_limit: seconds; as much is tried as there is time for, and what was left out is told.
@@ -85,6 +87,7 @@ def fit(
         methods: `gptq-w4g128,rtn-w8` or a list: only what these presets make of a matrix is chosen from.
         tokens, length: how much calibration text is read, and in windows of which length; None: as the model's size
             has it.
+        cache: a preset or recipe file of what the artifact keeps of the past; a budget at a context counts it.
 
     Raises:
         RecipeError, SettingError: there is no such method or runtime, or together they leave nothing to choose from.
@@ -103,9 +106,11 @@ def fit(
         seed=seed,
         command=command or _command(),
         given={"calibration": spell(calibration), "eval": spell(eval), "revision": revision, "length": length}
-        | dataclasses.asdict(allowed),
+        | {"cache": None if cache is None else absolute(cache)}
+        | allowed.record,
         menu=allowed,
         length=length,
+        cache=cache,
     )
     tidy(target)
     sweep(target)
@@ -114,9 +119,11 @@ def fit(
         clock.say("open")
         source = host_of(model).open(model, revision)
         predicting(source)
+        ask = with_caches(ask, source)
+        allowed, length = ask.menu, ask.length
         groups, speeds = menus.groups_of(source.anatomy, allowed), bool(timed(ask.budgets))
         effort = ask.effort.sized(source.parameters()).calibrating(tokens)
-        reachable(source, groups, ask.budgets)
+        reachable(source, groups, ask.budgets, cache)
         enough_for(tokens, reader(source, seed, length).length)
         rates, threads = (NOMINAL, None) if time_limit is None else paced(source)
         if time_limit is not None:
@@ -178,8 +185,9 @@ def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
         "texts": [text.sha256 for text in texts.records],
         "seed": ask.seed,
         "effort": ask.effort.amounts,
-        "menu": dataclasses.asdict(ask.menu),
+        "menu": ask.menu.record,
         "length": texts.length,
+        "cache": ask.given["cache"],
         "products": str(quickest(source.dtype, source.anatomy.hidden)).removeprefix("torch."),
     }
 
@@ -226,7 +234,7 @@ def pick(
         if [text.sha256 for text in found.texts[:1]] != [texts.records[0].sha256]:
             raise ResumeError("the calibration text has changed since the search; run fit again.")
         point = found.points[index]
-        menu = menus.Menu(given.target, given.methods)
+        menu = menus.Menu(given.target, given.methods, given.contexts)
         plan = plan_for(point.picks, menus.groups_of(source.anatomy, menu), point.name, texts)
         return apply(
             plan,
@@ -238,6 +246,7 @@ def pick(
             seed=found.seed,
             force=force,
             wire=menu.wire,
+            cache=given.cache,
             progress=progress,
         )
 

@@ -39,7 +39,7 @@ def edit(
     ids: Tensor | Sequence[int],
     edits: Sequence[Sequence[Any]],
     attention_mask: Tensor | None = None,
-    originals: bool = True,
+    approximate: bool = False,
 ) -> Edited:
     """Insertions, deletions and replacements in a text that a cache holds, without reading the text again.
 
@@ -53,23 +53,25 @@ def edit(
 
     Args:
         model: of transformers or `rg.load`, with rotary positions.
-        cache: a `DynamicCache` that holds the first tokens of `ids`, or all. It stays as it is.
+        cache: a `DynamicCache` or a packed one that holds the first tokens of `ids`, or all. It stays as it is.
         ids: (B, T) or (T,), the old text.
         edits: `(at, remove, insert)`, counted in the old text, in any order; `rg.cache.changes(old, new)` makes them of
             two texts. `insert` is a list of ids or a tensor (N,) or (B, N), and may be left out.
         attention_mask: (B, T), where sequences are padded on the left; positions are then counted without the padding,
             as `generate` counts them.
-        originals: keys of 16 bits are kept as they were first cached, beside those that moved, so that one edit after
-            another adds no rounding; False saves their bytes, as many as the moved keys take.
+        approximate: a packed cache is decoded, its keys are turned, and all is rounded again.
 
     Returns:
         A new cache, of the new text as far as the old one held the old text: without its last token where that would be
         all of it, since `generate` must have one to read, and without what is inserted behind the last cached token.
+        One of 16 bits also has, as its `regauge_moved`, the moved keys as they were first cached: the next edit turns
+        these, so that one edit after another adds no rounding. Set it to None to save their bytes.
 
     Raises:
         ModelError: the model has no rotary positions, or such as change with the length of the text.
         SettingError: an edit lies outside of the text or over another; the cache is of another kind or model, or does
-            not hold this text; or a sliding window has let go of tokens that the new text must have.
+            not hold this text; it is packed in codes and `approximate` is false; or a sliding window has let go of
+            tokens that the new text must have.
 
     Reference: PIE, arXiv 2407.03157. Differs: keys turn from where they were first cached.
     """
@@ -77,7 +79,7 @@ def edit(
     old_BT = torch.as_tensor(ids)
     old_BT = (old_BT.unsqueeze(0) if old_BT.ndim == 1 else old_BT).to(model.device)
     pads = _padding(old_BT, attention_mask)
-    held = held_of(cache, old_BT, [turn.size for turn in rotary.turns])
+    held = held_of(cache, old_BT, [turn.size for turn in rotary.turns], approximate)
     rows = model.get_input_embeddings().num_embeddings
     text = [
         (_ids([*piece.inserts], old_BT, rows), piece.start, piece.stop)
@@ -94,7 +96,7 @@ def edit(
     stretches = _stretches(text, held[0].length, new_BT.shape[1] - 1)
     editor = Editor(model, rotary, held, pads_B1 if any(pads) else pads_B1[:1], mask_BT)
     with torch.no_grad():
-        return Edited(editor.build(cache, stretches, originals), new_BT, mask_BT)
+        return Edited(editor.build(cache, stretches), new_BT, mask_BT)
 
 
 def _padding(ids_BT: Tensor, mask: Tensor | None) -> list[int]:

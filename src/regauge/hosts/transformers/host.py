@@ -13,13 +13,29 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.caches import FILE
+from regauge.cache.scheme import CachePlan
 from regauge.hosts import base
 from regauge.hosts.precise import precise
-from regauge.hosts.transformers import door, hub, laws, load, probe, sampling, serve, stream, tables, ways
+from regauge.hosts.transformers import (
+    door,
+    forms,
+    hub,
+    laws,
+    load,
+    packed,
+    probe,
+    sampling,
+    serve,
+    stream,
+    tables,
+    ways,
+)
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source, read_tokenizer
 from regauge.measure.subject import Batch, Facts, Outputs
+from regauge.plan.caches import Asked
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,9 @@ class TransformersHost:
         matrices: torch.dtype | None = None,
     ) -> base.Runner:
         return Runner(_own(source), anatomy, dtype, attention, matrices)
+
+    def maps(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> AbstractContextManager[None]:
+        return forms.watching(see)
 
     def reads_images(self, source: base.Source) -> bool:
         return probe.reads_images(_own(source))
@@ -85,6 +104,9 @@ class TransformersHost:
     def whole(self, source: base.Source) -> Any:
         return sampling.whole_model(_own(source))
 
+    def cache(self, model: Any, plan: CachePlan) -> Any:
+        return packed.cache_of(plan, model)
+
     def ways(self, model: Any) -> base.Ways:
         return ways.ways_of(model)
 
@@ -94,12 +116,13 @@ class TransformersHost:
     def packed(self, path: str | Path) -> bool:
         return _packed(path)
 
-    def facts(self, path: str | Path) -> Facts:
-        return ways.facts(load.load(path) if _packed(path) else Source.open(path).model)
+    def facts(self, path: str | Path, cache: Asked | None = None) -> Facts:
+        whole = _packed(path) or _kept(path, cache)
+        return ways.facts(load.load(path, cache=cache) if whole else Source.open(path).model)
 
-    def outputs(self, path: str | Path, batches: Sequence[Batch]) -> Outputs:
-        if _packed(path):
-            return ways.outputs_of_model(lambda: load.load(path, dtype=torch.float32), batches)
+    def outputs(self, path: str | Path, batches: Sequence[Batch], cache: Asked | None = None) -> Outputs:
+        if _packed(path) or _kept(path, cache):
+            return ways.outputs_of_model(lambda: load.load(path, dtype=torch.float32, cache=cache), batches)
         return ways.outputs_of_source(Source.open(path), batches)
 
     def unsaid(self) -> AbstractContextManager[None]:
@@ -128,6 +151,11 @@ def _packed(path: str | Path) -> bool:
         return bool(quantised) and not method(quantised)
     except (OSError, ValueError, AttributeError):
         return False  # whoever opens it says what is wrong
+
+
+def _kept(path: str | Path, cache: Asked | None) -> bool:
+    """Whether a model keeps its past by a plan, as its directory says or as it is asked to."""
+    return cache is not None or (hub.model_folder(str(path)) / FILE).is_file()
 
 
 def _own(source: base.Source) -> Source:

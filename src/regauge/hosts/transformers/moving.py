@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from regauge.errors import SettingError
 from regauge.hosts.transformers.cache import GrowingLayer
-from regauge.hosts.transformers.held import Held
-from regauge.hosts.transformers.rotary import Rotary
+from regauge.hosts.transformers.held import Held, empty_like
+from regauge.hosts.transformers.rotary import Rotary, Turn
 from regauge.runtime.store.rotate import Table, turn
 
 MOVED = "regauge_moved"
@@ -90,29 +89,29 @@ class Editor:
     held: Sequence[Held]
     pads_B1: Tensor
     mask_BT: Tensor | None
-    _tables: dict[tuple[Any, ...], Table] = field(default_factory=dict)
+    _tables: list[tuple[object, Tensor, Tensor, Table]] = field(default_factory=list)
 
-    def build(self, cache: Any, stretches: Sequence[Stretch], originals: bool) -> Any:
+    def build(self, cache: Any, stretches: Sequence[Stretch]) -> Any:
         """The new cache.
 
         Raises:
             SettingError: a sliding window has let go of tokens that the new text must have.
         """
-        found = DynamicCache(config=self.model.config)
+        found = empty_like(cache, self.model.config.get_text_config(decoder=True))
         if not stretches:
             return found
         tokens = stretches[-1].at + stretches[-1].stop - stretches[-1].start
         begins = [self._begin(number, stretches, tokens) for number in range(len(self.held))]
         layers = [one.layer(at, tokens - at) for one, at in zip(self.held, begins, strict=True)]
         found.layers[:] = layers
-        before = getattr(cache, MOVED, (None,) * len(layers))
+        before = getattr(cache, MOVED, None) or (None,) * len(layers)
         sources = [self._source(number, moved) for number, moved in enumerate(before)]
         for stretch in stretches:
             if stretch.new:
                 self._read(found, stretch)
             for number, layer in enumerate(layers):
                 self._keep(number, layer, stretch, sources[number])
-        if originals and self.held[0].keys.element_size() == 2:
+        if self.held[0].keys.element_size() == 2 and all(one.scheme is None for one in self.held):
             made = [self._moved(number, layers[number], stretches, source) for number, source in enumerate(sources)]
             setattr(found, MOVED, tuple(made))
         for one, layer in zip(self.held, layers, strict=True):
@@ -144,8 +143,9 @@ class Editor:
             held, now = one.keys[:, :, there], present[:, there]
             # what happened to the cache since is not known: only keys that are still those count
             if start < stop and keys.shape == held.shape and positions.shape == now.shape:
-                by = self.rotary.by(self.rotary.turns[number], positions, now, keys.dtype)
-                if turn(keys, by, self.rotary.turns[number].pairing or "half").equal(held):
+                how = self.rotary.turns[number]
+                by = self._by(how, positions, now, keys.dtype)
+                if turn(keys, by, how.pairing or "half").equal(held):
                     parts = (slice(0, start - one.origin), slice(stop - one.origin, None))
                     keys = torch.cat((one.keys[:, :, parts[0]], keys, one.keys[:, :, parts[1]]), 2)
                     positions = torch.cat((present[:, parts[0]], positions, present[:, parts[1]]), 1)
@@ -177,11 +177,18 @@ class Editor:
         keys, old = source.keys_BHTD[:, :, rows], source.positions_BT[:, rows]
         new = self._positions(stretch.at + start - stretch.start, stretch.at + stretch.stop - stretch.start)
         if how.pairing is not None and not old.equal(new):
-            key = (how.kind, how.layout, stretch.at, start, source.moved)
-            if key not in self._tables:
-                self._tables[key] = self.rotary.by(how, old, new, keys.dtype)
-            keys = turn(keys, self._tables[key], how.pairing)
+            by = self._by(how, old, new, keys.dtype)
+            keys = turn(keys, by, how.pairing)
         layer.append(keys, one.values[:, :, rows])
+
+    def _by(self, how: Turn, old_BT: Tensor, new_BT: Tensor, dtype: torch.dtype) -> Table:
+        """What turns the keys of a layer: made once for all that turn alike."""
+        kind = how.kind, how.layout, dtype
+        for known, old, new, table in self._tables:
+            if known == kind and old.equal(old_BT) and new.equal(new_BT):
+                return table
+        self._tables.append((kind, old_BT, new_BT, self.rotary.by(how, old_BT, new_BT, dtype)))
+        return self._tables[-1][-1]
 
     def _moved(self, number: int, layer: GrowingLayer, stretches: Sequence[Stretch], source: _Source) -> Moved | None:
         """What the next edit of the new cache will turn."""

@@ -65,12 +65,14 @@ def _chat(tokenizer: Any) -> tuple[list[int], str]:
     return start, "" if start else "writes nothing" if found else "does not write them"
 
 
-def whole_model(source: Source) -> Any:
-    """transformers' model with its weights: mapped as stored, or in float32 where the model is small."""
+def whole_model(source: Source, dtype: torch.dtype | None = None) -> Any:
+    """transformers' model with its weights, in a dtype: mapped where they are stored so. None: as they are stored, or
+    in float32 where the model is small."""
     config = silent(source.config)
     plain_experts(config, source.anatomy)
     model = skeleton(config)
-    dtype = torch.float32 if source.parameters() <= SMALL else source.dtype
+    if dtype is None:
+        dtype = torch.float32 if source.parameters() <= SMALL else source.dtype
     found: dict[str, Tensor] = {}
     for block in (None, *range(source.anatomy.blocks)):
         found |= source.scatter(source.anatomy, source.block(block)) | source.extras(block)

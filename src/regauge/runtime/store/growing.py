@@ -148,9 +148,10 @@ class Growing:
         """
         return ()
 
-    def wrote(self, new: int) -> None:
-        """Counts tokens that the native step has written behind those held."""
-        self.length += new
+    @property
+    def due(self) -> int:
+        """Tokens, the oldest of the window, that are to be sealed: none."""
+        return 0
 
     def roomy(self, held: Tensor, tokens: int) -> Tensor:
         """What is held in new memory with room for so many tokens and some more."""

@@ -23,7 +23,7 @@ from regauge.cache.scheme import Scheme
 from regauge.kernels.attention import Part
 from regauge.runtime.store.growing import Growing, new_stamp, with_room
 from regauge.runtime.store.sealing import codings, turned
-from regauge.runtime.store.shelf import Shelf, nothing
+from regauge.runtime.store.shelf import Blocks, Shelf, nothing
 
 SLACK = 32
 """Rows of a window's memory are made in multiples of this, and half of it is free: what the native step brings."""
@@ -35,7 +35,7 @@ class Packed(Growing):
     """A store by a scheme.
 
     Attributes:
-        scheme: how tokens are put away.
+        scheme, tokens: how they are put away, and how many in a block.
         length: tokens seen.
         origin: how many of them are behind the window: row 0 of the memory is token `origin`.
         record_past: nothing is sealed until the next `keep`, which settles how much of the text stays.
@@ -48,7 +48,7 @@ class Packed(Growing):
     """
 
     def __init__(self, scheme: Scheme) -> None:
-        self.scheme = scheme
+        self.scheme, self.tokens = scheme, scheme.tokens
         self.record_past = self.holding = False
         self.beside: dict[str, Tensor] = {}
         self._empty()
@@ -102,10 +102,6 @@ class Packed(Growing):
         self._write(*self._turned(keys_BHTD, values_BHTD))
         self.settle()
 
-    def wrote(self, new: int) -> None:
-        super().wrote(new)
-        self.settle()
-
     def read(self) -> tuple[Tensor, Tensor]:
         """(keys, values) (B, H, T, D) of all that is held, the oldest first, in the coordinates that they came in; new
         memory.
@@ -147,18 +143,24 @@ class Packed(Growing):
 
     def settle(self) -> None:
         """Seals what is due."""
-        due = 0 if self.holding else self._sealed(self.settled) - self.origin
-        if due <= 0 or self.keys_BHTD is None or self.values_BHTD is None:
-            return
-        self._shelve().add(self._shelve().sealed(self.keys_BHTD[:, :, :due], self.values_BHTD[:, :, :due]))
+        if due := self.due:
+            self.put(self.shelve().sealed(*(memory[:, :, :due] for memory in self.memory)), due)
+
+    @property
+    def due(self) -> int:
+        return 0 if self.holding else max(0, self._sealed(self.settled) - self.origin)
+
+    def put(self, blocks: Blocks, due: int) -> None:
+        """Takes blocks for the first `due` tokens of the window."""
+        self.shelve().add(blocks)
         self._slide(due)
 
     def _sealed(self, seen: int) -> int:
         """How many of so many lie in blocks: as the scheme says, and where tokens are let go, though whole, as well."""
-        tokens = self.scheme.tokens
-        return max(0, seen - self.scheme.window) // tokens * tokens if self._slides else 0
+        return max(0, seen - self.scheme.window) // self.tokens * self.tokens if self._slides else 0
 
-    def _shelve(self) -> Shelf:
+    def shelve(self) -> Shelf:
+        """Where its blocks lie, or will."""
         if self.shelf is None:
             (batch, heads), device = self.memory[0].shape[:2], self.memory[0].device
             self.shelf = Shelf(codings(self.scheme, *self.memory), batch, heads, device)
@@ -168,7 +170,7 @@ class Packed(Growing):
         """The first rows are in blocks now: the others come to the front, in smaller memory where they are few."""
         rows = self.rows - gone
         self.origin += gone
-        if self.room > rows + self.scheme.tokens + 3 * SLACK:
+        if self.room > rows + self.tokens + 3 * SLACK:
             keys, values = (memory[:, :, gone : gone + rows] for memory in self.memory)
             self.house(self.roomy(keys, rows), self.roomy(values, rows))
             return
@@ -186,7 +188,7 @@ class Packed(Growing):
     @property
     def _slides(self) -> bool:
         """Whether older tokens leave the window."""
-        return self.chosen or not self.scheme.whole
+        return self.chosen or self.scheme.keys is not None or self.scheme.values is not None
 
     def replace(self, older: Rows, firsts_BH: Tensor | None = None, window: int | None = None) -> None:
         """Lets go of all older tokens, and holds these instead: what a policy has chosen, or made of them.
@@ -200,14 +202,14 @@ class Packed(Growing):
             ValueError: they are no whole blocks, or the window holds fewer.
         """
         window = self.rows if window is None else window
-        tokens = self.scheme.tokens
+        tokens = self.tokens
         counts_BH = torch.tensor([[len(keys) for keys, _ in row] for row in older], dtype=torch.int64, device="cpu")
         if bool((counts_BH % tokens).any()) or not 0 <= window <= self.rows or (self.length - window) % tokens:
             raise ValueError(
                 f"heads keep whole blocks of {tokens} tokens before a window of {window} of {self.length}, not "
                 f"{counts_BH.tolist()}"
             )
-        shelf = self._shelve()
+        shelf = self.shelve()
         if int(counts_BH.sum()):
             flat = list(itertools.chain.from_iterable(older))
             pair = self._turned(torch.cat([keys for keys, _ in flat]), torch.cat([values for _, values in flat]))
@@ -262,9 +264,8 @@ class Packed(Growing):
     def _open(self, length: int) -> None:
         """Brings the tokens of the block that holds the last one back into the window."""
         assert self.shelf is not None
-        tokens = self.shelf.tokens
-        origin = length // tokens * tokens
-        self.shelf.drop((self.origin - origin) // tokens - 1)
+        origin = length // self.tokens * self.tokens
+        self.shelf.drop((self.origin - origin) // self.tokens - 1)
         rows = [one[:, :, : length - origin] for one in self.shelf.last()]
         self.shelf.drop(1)
         self.origin, self.length = origin, length

@@ -6,6 +6,7 @@ Legend: B sequences, H KV heads, N blocks of each head, T tokens of a block, D c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from torch import Tensor
 from regauge.kernels.attention import Part
 from regauge.runtime.store.sealing import Coding
 
-SPARE = 32
-"""Of so many blocks one more is made room for."""
+SPARE, LEAST = 32, 4
+"""For every so many blocks one more is made room for, and so many at the least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,13 @@ class Shelf:
         self.codings = codings
         self.counts_BH = torch.zeros(batch, heads, dtype=torch.int64, device="cpu")
         self._starts_BH, self._rooms_BH = self.counts_BH.clone(), self.counts_BH.clone()
+        self._alike: tuple[int, int] | None = (0, 0)  # blocks and room of every head, where all have as many
+        self._part: Part | None = None
         self.held = self.memory(0, device)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, whose memory is another."""
+        self.__dict__.update(state | {"_part": None})
 
     def sealed(self, keys_BHTD: Tensor, values_BHTD: Tensor) -> Blocks:
         """(B, H, N) blocks of tokens that fill whole blocks."""
@@ -93,18 +100,36 @@ class Shelf:
     def add(self, blocks: Blocks) -> None:
         """Puts (B, H, N, bytes) behind what every head has."""
         count = blocks.bytes_[0].shape[2]
-        self._room(self.counts_BH + count)
-        slots_BHN = (self._starts_BH + self.counts_BH).unsqueeze(-1) + _upto(count)
-        self._put(slots_BHN.flatten(), blocks.flat())
-        self.counts_BH = self.counts_BH + count
+        self._room(count)
+        if self._alike is None:
+            slots_BHN = (self._starts_BH + self.counts_BH).unsqueeze(-1) + _upto(count)
+            self._put(slots_BHN.flatten(), blocks.flat())
+        else:  # as almost always, and it is done often
+            (at, room), heads = self._alike, self.counts_BH.numel()
+            for memory, new in zip((*self.held.bytes_, *self.held.rows), (*blocks.bytes_, *blocks.rows), strict=True):
+                if memory is not None and new is not None:
+                    memory.view(heads, room, -1)[:, at : at + count] = new.view(heads, count, -1)
+        self._count(count)
 
     def fill(self, blocks: Blocks, counts_BH: Tensor) -> None:
         """Holds only these from now on, (sum of counts, bytes): those of one head after those of another."""
         self.counts_BH = counts_BH.to(torch.int64)
-        self._rooms_BH = self.counts_BH.clone()
-        self._starts_BH = _starts(self._rooms_BH)
-        self.held = self.memory(int(self._rooms_BH.sum()), self.held.bytes_[0].device)
+        even = self.even and bool(self.counts_BH.numel())
+        self._alike = (int(self.counts_BH[0, 0]),) * 2 if even else None
+        self._place(self.counts_BH.clone(), blocks)
+
+    def _place(self, rooms_BH: Tensor, blocks: Blocks) -> None:
+        """New memory with what is held."""
+        self._rooms_BH, self._starts_BH, self._part = rooms_BH, _starts(rooms_BH), None
+        self.held = self.memory(int(rooms_BH.sum()), self.held.bytes_[0].device)
         self._put(self._slots(), blocks)
+
+    def _count(self, more: int) -> None:
+        self.counts_BH = self.counts_BH + more
+        if self._alike is not None:
+            self._alike = self._alike[0] + more, self._alike[1]
+        if self._part is not None:  # which whoever reads it knows by its memory
+            self._part.lengths_BK.add_(more * self.tokens)
 
     def packed(self) -> Blocks:
         """All blocks without room between them: what `fill` takes."""
@@ -112,7 +137,7 @@ class Shelf:
 
     def drop(self, count: int) -> None:
         """Lets the last blocks of every head go; their room stays."""
-        self.counts_BH = self.counts_BH - count
+        self._count(-count)
 
     def pick(self, index_B: Tensor) -> None:
         """The sequences in another order, some several times or not at all."""
@@ -155,15 +180,17 @@ class Shelf:
         return self._opened(self._get(self._slots()), ())
 
     def part(self, firsts_BH: Tensor | None) -> Part:
-        """As attention reads it.
+        """As attention reads it. Of the memory as it is now: more blocks are told in place as long as it is the same.
 
         Args:
             firsts_BH: the first token of each head that counts.
         """
+        if firsts_BH is None and self._part is not None:
+            return self._part
         keys, values = (coding.layout for coding in self.codings)
         (key_memory, value_memory), (key_rows, value_rows) = self.held.bytes_, self.held.rows
         starts_BH = self._starts_BH.to(key_memory.device)
-        return Part(
+        made = Part(
             keys=keys,
             values=values,
             key_blocks=key_memory.flatten(),
@@ -176,6 +203,8 @@ class Shelf:
             value_rows=None if value_rows is None else value_rows.flatten(),
             row_offsets_BK=None if key_rows is None and value_rows is None else starts_BH * self.tokens,
         )
+        self._part = made if firsts_BH is None else self._part
+        return made
 
     def _opened(self, blocks: Blocks, lead: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """(keys, values) (*lead, tokens, D)."""
@@ -187,16 +216,26 @@ class Shelf:
     def _slots(self) -> Tensor:
         return _runs(self._starts_BH, self.counts_BH)
 
-    def _room(self, wanted_BH: Tensor) -> None:
-        """Makes room for so many blocks of each head."""
-        if bool((wanted_BH <= self._rooms_BH).all()):
+    def _room(self, more: int) -> None:
+        """Makes room for so many more blocks of each head."""
+        if self._alike is not None:
+            if self._alike[0] + more <= self._alike[1]:
+                return
+        elif bool((self.counts_BH + more <= self._rooms_BH).all()):
             return
-        blocks, rooms_BH = self._get(self._slots()), wanted_BH + (wanted_BH // SPARE).clamp(min=1)
-        device = self.held.bytes_[0].device
-        self.held = self.memory(0, device)  # the old memory is let go before the new is there
-        self._starts_BH, self._rooms_BH = _starts(rooms_BH), rooms_BH
-        self.held = self.memory(int(rooms_BH.sum()), device)
-        self._put(self._slots(), blocks)
+        wanted_BH = self.counts_BH + more
+        rooms_BH = wanted_BH + (wanted_BH // SPARE).clamp(min=LEAST)
+        if self._alike is None:
+            blocks, self.held = self.packed(), self.memory(0, self.held.bytes_[0].device)  # let go before new is had
+            self._place(rooms_BH, blocks)
+            return
+        (at, room), heads, old = self._alike, self.counts_BH.numel(), self.held
+        self._alike = at, int(rooms_BH[0, 0])
+        self._rooms_BH, self._starts_BH, self._part = rooms_BH, _starts(rooms_BH), None
+        self.held = self.memory(heads * self._alike[1], old.bytes_[0].device)
+        for new, before in zip((*self.held.bytes_, *self.held.rows), (*old.bytes_, *old.rows), strict=True):
+            if new is not None and before is not None:
+                new.view(heads, self._alike[1], -1)[:, :at] = before.view(heads, room, new.shape[1])[:, :at]
 
     def _get(self, slots_S: Tensor) -> Blocks:
         slots_S = slots_S.to(self.held.bytes_[0].device)

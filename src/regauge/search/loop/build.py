@@ -14,10 +14,12 @@ import torch
 
 from regauge.artifact.files import weight_bytes
 from regauge.artifact.receipt import Receipt
+from regauge.cache.scheme import CachePlan
 from regauge.engine import apply
 from regauge.errors import ArtifactError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
+from regauge.kernels.cpu.machine import give_back
 from regauge.measure.contexts import Can, at_lengths
 from regauge.measure.cost import (
     COMPRESSED,
@@ -32,13 +34,19 @@ from regauge.measure.cost import (
 )
 from regauge.measure.cost import speeds as timed
 from regauge.measure.quality import Scores, compare
-from regauge.measure.subject import logits
+from regauge.measure.subject import logits, logits_kept
+from regauge.parts import CACHE
 from regauge.plan import Plan
+from regauge.plan.caches import asked, cache_plan
+from regauge.plan.keeping import bytes_at
 from regauge.search.loop.desk import Desk
 from regauge.search.options import SiteGroup, plan_of
 from regauge.search.subject import Subject
 from regauge.text.split import Texts
 from regauge.text.windows import Windows
+
+LONG = (1 << 15, 1 << 16)
+"""Tokens between which a cache's growth is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +56,7 @@ class Built:
     folder: Path
     receipt: Receipt
     search: Scores  # on the search text
+    cache: CachePlan | None = None  # what its blocks keep, where the search chose that
 
     @property
     def bytes(self) -> int:
@@ -85,19 +94,39 @@ def build(desk: Desk, plan: Plan) -> Built:
         force=True,
         max_memory=desk.limits.bound,
         wire=desk.ask.menu.wire,
+        cache=desk.ask.cache,
         progress=desk.clock.within("build"),
         command=desk.ask.command,
     )
-    return Built(
-        folder, receipt, score(desk.subject.host.load(folder, dtype=torch.float32), desk.subject, texts.search)
-    )
+    cache = cache_plan(plan, desk.subject.anatomy) if plan.of(CACHE) else None
+    model = desk.subject.host.load(folder, dtype=torch.float32)
+    return Built(folder, receipt, score(model, desk.subject, texts.search, cache), cache)
 
 
 @torch.no_grad()
-def score(model: Any, subject: Subject, windows: Windows) -> Scores:
-    """A loaded model against the subject, whose own forward is streamed beside it in float32."""
+def score(model: Any, subject: Subject, windows: Windows, cache: CachePlan | None = None) -> Scores:
+    """A loaded model against the subject, whose own forward is streamed beside it in float32.
+
+    Args:
+        cache: what the model keeps of the past; it reads its text in pieces then, each behind what was kept before.
+    """
     inputs = [batch.ids_BT for batch in windows.batches(subject.batch)]
-    return compare(windows, subject.exact.logits(inputs, subject.read), logits(model, inputs), subject.batch)
+    found = logits(model, inputs)
+    if cache is not None:
+        found = logits_kept(model, inputs, lambda: subject.host.cache(model, cache))
+    return compare(windows, subject.exact.logits(inputs, subject.read), found, subject.batch)
+
+
+def cache_at(source: Source, cache: str | None, tokens: int) -> int:
+    """Bytes of the cache of a sequence of so many tokens: by the formats of a recipe, or as bf16 without one.
+
+    Raises:
+        RecipeError: it is none of a cache, or does not fit the model.
+    """
+    plan = None if cache is None else asked(cache)
+    if plan is None:
+        return 2 * source.anatomy.cached * tokens
+    return bytes_at(cache_plan(plan, source.anatomy), source.anatomy, tokens)
 
 
 def cache_growth(source: Source) -> float:
@@ -107,6 +136,12 @@ def cache_growth(source: Source) -> float:
 
 def _growth(model: Model) -> float:
     return cache_bytes_a_token(model, torch.ones(1, 32, dtype=torch.int64, device="cpu"))
+
+
+def _kept(cache: CachePlan, source: Source) -> float:
+    """Bytes that a token of a long text takes by a plan, by the formats."""
+    ends = [bytes_at(cache, source.anatomy, tokens) for tokens in LONG]
+    return (ends[1] - ends[0]) / (LONG[1] - LONG[0])
 
 
 def speeds(source: Source, folder: Path, turns: int) -> dict[str, dict[str, Speed]]:
@@ -128,27 +163,29 @@ def _models(source: Source, folder: Path) -> dict[str, Model]:
 
 def _at_lengths(
     source: Source, folder: Path, turns: int, can: Can
-) -> tuple[dict[str, dict[str, Speed]], dict[str, dict[int, Speed]]]:
-    """`speeds`, and decoding by the length of the context."""
+) -> tuple[dict[str, dict[str, Speed]], dict[str, dict[int, Speed]], dict[str, float]]:
+    """`speeds`, decoding by the length of the context, and bytes of the cache a token."""
     host, vocabulary = host_of(source.path), source.anatomy.site("embed").shape[0]
     models, most = _models(source, folder), host.context(source)
     with host.unsaid():
         found = timed(models, prompt_of(vocabulary, most), turns)
-        return found, at_lengths(models, vocabulary, most, found, can)
+        growth = {ORIGINAL: _growth(models[RUNTIME]), COMPRESSED: _growth(models[COMPRESSED])}
+        a_token = growth[COMPRESSED] + (len(models) - 1) * growth[ORIGINAL]
+        return found, at_lengths(models, vocabulary, most, found, can, a_token), growth
 
 
-def costs(source: Source, folder: Path, turns: int, resident: bool, can: Can) -> dict[str, Costs]:
+def costs(source: Source, built: Built, turns: int, resident: bool, can: Can) -> dict[str, Costs]:
     """Everything measured about the cost of the source, by both runtimes, and of the artifact.
 
     Args:
         can: whether there is time for a length of context (`measure.contexts`).
     """
-    found, at = _at_lengths(source, folder, turns, can)
+    folder = built.folder
+    found, at, cache = _at_lengths(source, folder, turns, can)
+    if built.cache is not None:
+        cache[COMPRESSED] = _kept(built.cache, source)
+    give_back()
     paths = {ORIGINAL: source.path, COMPRESSED: folder}
-    cache = {
-        ORIGINAL: cache_growth(source),
-        COMPRESSED: _growth(host_of(source.path).load(folder, dtype=torch.bfloat16)),
-    }
     return {
         name: Costs(
             decode=found["decode"][name],

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from regauge.engine.watchdog import Clock
-from regauge.kernels.cpu.machine import trim
+from regauge.kernels.cpu.machine import give_back
 
 PRIOR = 2.0  # seconds of steps that took what was expected, with which the pace begins
 SLOWEST, FASTEST = 8.0, 0.8
@@ -45,7 +45,7 @@ class Stopwatch:
         since = time.monotonic()
         self.clock.say(name)
         yield
-        trim()  # what a step freed would otherwise stand beside what the next takes
+        give_back()  # what a step freed would otherwise stand beside what the next takes
         self.clock.ended(name)
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - since, 2)
         self.must.pop(name, None)

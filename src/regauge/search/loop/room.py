@@ -8,6 +8,7 @@ Legend: D hidden, V vocabulary, O outputs, I inputs, T tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,9 +19,11 @@ from regauge.anatomy.model import Site
 from regauge.engine import room as engine
 from regauge.engine.job import prepare, quickest
 from regauge.errors import BudgetError
+from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.hosts.states import SPILL
 from regauge.kernels.cpu.machine import anonymous_bytes
+from regauge.measure import contexts
 from regauge.rounding.pieces import PIECE
 from regauge.search.budgets import Budget
 from regauge.search.loop.desk import Effort, Limits
@@ -36,6 +39,7 @@ from regauge.text.length import window_length
 
 NEAR, LEAST = 3.0, 1 << 24  # options of a site that are rounded whole, about; bytes of states below which is no pass
 SWEPT = 13  # bytes a weight of what is rounded with feedback
+COPIES = 5  # float32 numbers for each logit of a batch, of two models side by side: three in use, two kept by the heap
 PASSES = 8  # bytes of bfloat16 or float32 that a block's backward pass holds of each number that its sites read or make
 
 
@@ -109,6 +113,7 @@ def room(
 
     Cost: none; nothing is read.
     """
+    groups = [group for group in groups if group.store is None]
     whole = source.bytes_bf16()
     stored = min([budget.bytes(whole) for budget in budgets if budget.resource == "memory"], default=whole // 2)
     anatomy = source.anatomy
@@ -127,7 +132,7 @@ def room(
     drawn = batch_T * head[0] * products.itemsize * 3 + 3 * 4 * CHUNK
     gradients = 2 * kept_T * anatomy.hidden * products.itemsize
     steps = [Step("the backward pass behind the head", process + states + gradients + drawn)]
-    logits = 3 * 4 * batch_T * head[0] + 2 * 4 * CHUNK
+    logits = COPIES * 4 * batch_T * head[0] + 2 * 4 * CHUNK
     shown = min(effort.shown, effort.points + 1) + min(effort.uniforms, len(UNIFORMS))
     together = 4 * anatomy.hidden * max(effort.search * (MEASURED + 2), effort.evaluation * (shown + 2))
     most: dict[str, Step] = {}
@@ -144,9 +149,18 @@ def room(
     tables = max((s.shape[0] * s.shape[1] for g in groups if g.block is None for s in g.sites), default=0)
     joined = 2 * tables + 12 * anatomy.hidden**2  # 8 bits in pieces and as a whole; XᵀX of the head, and its factor
     steps.append(Step("options of embedding and head", process + states + joined, tuple(outer[::-1])))
-    return SearchRoom(
-        (*steps, *most.values(), _artifact(source, groups, effort), _figures(source, process + stored + logits))
-    )
+    loaded = process + stored + sum(4 * math.prod(shapes[name]) for name in ("embed", "head") if name in shapes)
+    ends = _figures(source, loaded + logits), Step("the speeds", loaded + _caches(source))
+    return SearchRoom((*steps, *most.values(), _artifact(source, groups, effort), *ends))
+
+
+def _caches(source: Source) -> int:
+    """Caches of the three models that are timed side by side, at the longest context that may be."""
+    kept = [one for one in source.anatomy.attentions if one is not None]
+    a_token = 3 * sum(2 * one.kv_heads * (one.head_dim + one.value_dim) for one in kept)
+    longest = host_of(source.path).context(source) or contexts.LENGTHS[-1]
+    fitting = [n for n in contexts.LENGTHS if n <= longest and n * a_token <= contexts.CACHES]
+    return max(fitting, default=0) * a_token
 
 
 def _weights(groups: Sequence[SiteGroup], each: int) -> int:
