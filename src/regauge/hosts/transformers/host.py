@@ -17,7 +17,20 @@ from regauge.artifact.caches import FILE
 from regauge.cache.scheme import CachePlan
 from regauge.hosts import base
 from regauge.hosts.precise import precise
-from regauge.hosts.transformers import door, hub, laws, load, packed, probe, sampling, serve, stream, tables, ways
+from regauge.hosts.transformers import (
+    door,
+    forms,
+    hub,
+    laws,
+    load,
+    packed,
+    probe,
+    sampling,
+    serve,
+    stream,
+    tables,
+    ways,
+)
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source, read_tokenizer
@@ -46,6 +59,9 @@ class TransformersHost:
         matrices: torch.dtype | None = None,
     ) -> base.Runner:
         return Runner(_own(source), anatomy, dtype, attention, matrices)
+
+    def maps(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> AbstractContextManager[None]:
+        return forms.watching(see)
 
     def reads_images(self, source: base.Source) -> bool:
         return probe.reads_images(_own(source))
