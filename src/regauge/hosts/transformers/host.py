@@ -15,7 +15,7 @@ from torch import Tensor
 from regauge.anatomy.model import Anatomy
 from regauge.hosts import base
 from regauge.hosts.precise import precise
-from regauge.hosts.transformers import door, hub, laws, load, probe, sampling, serve, stream, tables, ways
+from regauge.hosts.transformers import door, hub, latent, laws, load, probe, sampling, serve, stream, tables, ways
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source, read_tokenizer
@@ -61,6 +61,20 @@ class TransformersHost:
 
     def precise(self) -> AbstractContextManager[None]:
         return precise()
+
+    def latent_refusal(self, source: base.Source) -> str:
+        return latent.why_not(_own(source))
+
+    def latent_numbers(self, source: base.Source, sizes: base.LatentSizes) -> tuple[int, int]:
+        return latent.numbers(_own(source), sizes)
+
+    def write_latent(
+        self, source: base.Source, folder: Path, moments: Sequence[Tensor], sizes: base.LatentSizes
+    ) -> Sequence[str]:
+        return latent.write(_own(source), folder, moments, sizes)
+
+    def latent_plan(self, source: base.Source, sizes: base.LatentSizes) -> base.Source:
+        return latent.planned(_own(source), sizes)
 
     def sample(
         self,
