@@ -24,7 +24,7 @@ from regauge.engine.driver import Drive
 from regauge.engine.duration import course, seconds
 from regauge.engine.enough import enough
 from regauge.engine.estimate import DryRun, disk_needed, record
-from regauge.engine.factoring import factored, planned, rewrite_of
+from regauge.engine.factoring import UNREAD, factored, planned, rewrite_of
 from regauge.engine.foresight import Foresight, foresee
 from regauge.engine.job import Job, plan_of, prepare
 from regauge.engine.reading import Reading, reading, sampled
@@ -174,7 +174,8 @@ def dry_run(
             )
         read = ready.read or Reading(None, None, {"kind": "none"})
         found = record(ready.job, read, str(model), target, told)
-        seen = Foresight.nothing("the run would be refused") if told else foresee(ready.job, read)
+        unread = "the run would be refused" if told else UNREAD if rewrite_of(plan) is not None else ""
+        seen = Foresight.nothing(unread) if unread else foresee(ready.job, read)
         known = {"kl": (seen.low, seen.high), "stays": seen.stays} if not seen.why else {}
         found = found.model_copy(update={**known, "quality": str(seen)})
         if target is not None and found.disk_needed > found.disk_free:

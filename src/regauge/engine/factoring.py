@@ -22,7 +22,7 @@ from regauge import parts
 from regauge.artifact.disk import check_disk
 from regauge.artifact.receipt import Receipt
 from regauge.engine.job import Job, prepare
-from regauge.engine.reading import Reading, reading
+from regauge.engine.reading import UNUSED, Reading, reading
 from regauge.engine.watchdog import Clock
 from regauge.errors import RecipeError
 from regauge.hosts import host_of
@@ -34,6 +34,7 @@ from regauge.text.calibration import Calibration
 from regauge.text.corpora import Where
 
 TOKENS = 4096  # of a batch
+UNREAD = "its attention is written anew first, and what that loses is known once it is done"
 SOURCE = "source"
 """The scope of such a rewrite."""
 
@@ -70,7 +71,7 @@ class Factored:
             "bytes_bf16": before,
             "ratio": receipt.bytes_after / before,
             "calibration": receipt.calibration or self.text.record(),
-            "notes": tuple(dict.fromkeys([*self.notes, *self.text.notes, *receipt.notes])),
+            "notes": tuple(n for n in dict.fromkeys([*self.notes, *self.text.notes, *receipt.notes]) if n != UNUSED),
         }
         return receipt.model_copy(update=changes)
 

@@ -151,6 +151,7 @@ class Runner(Protocol):
         """The whole model on some batches, streamed; `weights` gives the tensors of a block, None reads the source."""
 
 
+@runtime_checkable
 class LatentSizes(Protocol):
     """How a latent is laid out; see `rewrites.latent`."""
 
