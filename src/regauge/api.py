@@ -48,6 +48,7 @@ def fit(
     floor: str | None = None,
     calibration: Where | None = None,
     eval: Where | None = None,
+    cache: str | None = None,
     time: str | float | None = None,
     for_: str | None = None,
     methods: str | Sequence[str] | None = None,
@@ -69,6 +70,7 @@ def fit(
         budget: one or several of `memory=0.30x`, `memory=2GB`, `memory@32k=4GB`, `decode=1.5x`; none: the knee.
         floor: `kl=0.05`: lose no more than this.
         calibration, eval: text that methods read, and text that the final figures are measured on.
+        cache: a preset or recipe file of what the artifact keeps of the past (`kivi-4`).
         time: `5m` or seconds: it ends in this time, or refuses before any work.
         for_: `vllm`, `transformers` or `sglang` (`--for`): only what that loads is chosen from.
         methods: presets: only what these make of a matrix is chosen from; `"gptq-w4g128,rtn-w8"` or a list.
@@ -98,6 +100,7 @@ def fit(
             revision=revision,
             force=force,
             dry_run=dry_run,
+            cache=cache,
             progress=watch,
         )
         if not dry_run:
@@ -188,6 +191,7 @@ def measure(
     eval: Where | None = None,
     tasks: str | Path | Sequence[str] | None = None,
     max_memory: str | int | None = None,
+    cache: Asked | None = None,
     seed: int = 0,
     device: str = "cpu",
     progress: Watcher | None = None,
@@ -197,10 +201,13 @@ def measure(
 
     Args:
         tasks: names of lm-eval's tasks, or files of questions: `"arc_easy,mine.jsonl"` or a list.
+        cache: what all but the first keep of the past, as `load` takes it; a model alone is held against itself.
     """
     computed_on(device, "measure")
     with _watching("measure", progress, quiet) as watch:
-        return _measure(models, eval=eval, seed=seed, progress=watch, max_memory=_bytes(max_memory), tasks=tasks)
+        return _measure(
+            models, eval=eval, seed=seed, progress=watch, max_memory=_bytes(max_memory), tasks=tasks, cache=cache
+        )
 
 
 def report(run: str | Path, out: str | Path | None = None) -> Path:

@@ -17,7 +17,9 @@ from regauge.cache.scheme import AFTER_PREFILL, BlockCache, CachePlan, Policy, S
 from regauge.cache.scores import AccumulatedAttention, ExpectedAttention, Random, Recency, WindowAttention
 from regauge.errors import BudgetError, SettingError
 from regauge.hosts.transformers.attending import NAME, attend, attention, exact, expect, watching
+from regauge.hosts.transformers.caching import keep
 from regauge.hosts.transformers.packed import cache_of
+from regauge.hosts.transformers.table import anatomy_of
 from tests.architectures import build
 
 WINDOW, BLOCK = 16, 32
@@ -158,33 +160,24 @@ def test_in_whatever_pieces_a_prompt_comes_the_same_tokens_stay(model: Any, scor
 
 
 def test_padding_on_the_left_is_never_kept_and_never_read(model: Any) -> None:
-    text, pads = ids(200, 2), 60
-    padded = torch.cat((torch.zeros(2, pads, dtype=torch.int64), text), 1)
-    padded[1] = torch.cat((text[1], ids(pads, seed=5)[0]))  # the other has none
-    mask = torch.ones(2, 260, dtype=torch.int64)
-    mask[0, :pads] = 0
+    """Beside a longer text, a text with two blocks of padding keeps what it keeps alone, and goes on as alone."""
+    short, long, new = ids(200), ids(264, seed=5), ids(1, 2, seed=7)
+    mask = torch.ones(2, 265, dtype=torch.int64)
+    mask[0, :64] = 0
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
-    cache = cache_of(plan(), model)
-    expect(cache, 260)
-    read(model, cache, padded, attention_mask=mask, position_ids=positions)
-    layer = cache.layers[0]
-    assert layer.beside["gone"][0, :, :pads].all()
-    assert not layer.beside["gone"][1, :, :pads].all()
-    held = layer.held if layer.held is not None else torch.ones(2, 2, 1, dtype=torch.bool)
-    budgets = [(200 // 2 - layer.rows) // BLOCK, (260 // 2 - layer.rows) // BLOCK]
-    assert layer.shelf.counts_BH.sum(1).tolist() == [2 * count for count in budgets], held
-    new = ids(1, 2, seed=7)
-    told = torch.cat((mask, torch.ones(2, 1, dtype=torch.int64)), 1)
-    one = read(model, copy.deepcopy(cache), new, attention_mask=told, position_ids=positions[:, -1:] + 1)
-    again = copy.deepcopy(cache)
-    for held_layer in again.layers:  # whatever lies in filling rows is not read
-        assert held_layer._firsts_BH is not None
-    alone = cache_of(plan(), model)
+    cache, alone = cache_of(plan(), model), cache_of(plan(), model)
+    expect(cache, 264)
+    text = torch.cat((torch.cat((torch.zeros(1, 64, dtype=torch.int64), short), 1), long))
+    read(model, cache, text, attention_mask=mask[:, :264], position_ids=positions[:, :264])
     expect(alone, 200)
-    read(model, alone, text[:1])
-    same = read(model, alone, new[:1])
-    if layer.rows == alone.layers[0].rows:
-        assert torch.allclose(one[:1], same, atol=1e-4)
+    read(model, alone, short)
+    gone = [one.layers[0].beside["gone"] for one in (cache, alone)]
+    assert gone[0][0, :, :64].all()
+    assert torch.equal(gone[0][0, :, 64:], gone[1][0])
+    assert counts(cache)[0][0] == counts(alone)[0][0]
+    assert sum(counts(cache)[0][1]) == 2 * ((264 // 2 - 40) // BLOCK)
+    both = read(model, cache, new, attention_mask=mask, position_ids=positions[:, -1:])
+    assert torch.allclose(both[:1], read(model, alone, new[:1]), atol=1e-5)
 
 
 def test_nothing_is_let_go_that_a_rollback_may_want(model: Any) -> None:
@@ -207,17 +200,17 @@ def test_nothing_is_let_go_that_a_rollback_may_want(model: Any) -> None:
 
 
 def test_every_so_many_tokens_and_at_a_size(model: Any) -> None:
-    text = ids(420)
+    text = ids(380)
     sizes: dict[str, list[int]] = {"every": [], "at": []}
     for trigger in (Trigger("every", 64), Trigger("at", 160)):
         cache = cache_of(plan(budget=Tokens(112), trigger=trigger, score=SCORE), model)
         expect(cache, 240)
         read(model, cache, text[:, :240])
-        for at in range(240, 420):
+        for at in range(240, 380):
             read(model, cache, text[:, at : at + 1])
             layer = cache.layers[0]
             sizes[trigger.kind].append(layer.rows + int(layer.shelf.counts_BH.sum()) * BLOCK // 2)
-        assert cache.layers[0].beside["gone"].sum() > 2 * (300 - 112)
+        assert cache.layers[0].beside["gone"].sum() > 2 * (290 - 112)
     assert max(sizes["every"]) <= 112 + 64
     assert max(sizes["at"]) < 160 + BLOCK
     assert min(sizes["at"][50:]) <= 112
@@ -264,6 +257,26 @@ def test_sequences_in_another_order_keep_their_own(model: Any) -> None:
     other.reorder_cache(torch.tensor([1, 0]))
     straight, crossed = read(model, cache, new), read(model, other, new.flip(0))
     assert torch.allclose(straight.flip(0), crossed, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 4}, {"num_return_sequences": 2}])
+def test_generate_says_how_long_the_prompt_is(how: dict[str, Any]) -> None:
+    """A prompt in pieces, to whose length `generate` owns up, is chosen from once: the same text comes."""
+    made = build("llama", max_position_embeddings=512)
+    made.generation_config.eos_token_id = None
+    keep(made, anatomy_of(made.config, made), plan())
+    told: dict[str, Any] = {"max_new_tokens": 40, "do_sample": "num_return_sequences" in how, **how}
+    found = []
+    for size in (None, 96):
+        torch.manual_seed(1)
+        batch = 1 if "prompt_lookup_num_tokens" in how else 2
+        some = made.generate(
+            ids(240, batch), prefill_chunk_size=size, return_dict_in_generate=True, pad_token_id=0, **told
+        )
+        assert all(layer.chosen for layer in some.past_key_values.layers)
+        assert some.sequences.shape[1] == 280
+        found.append(some.sequences)
+    assert torch.equal(*found)
 
 
 def test_what_cannot_hold_is_refused_before_any_work(model: Any) -> None:

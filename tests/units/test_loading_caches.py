@@ -15,9 +15,12 @@ from transformers import DynamicCache, GenerationConfig
 import regauge as rg
 from pico import pico, save
 from regauge.errors import FallbackWarning, RecipeError, SettingError
+from regauge.hosts import host_of
 from regauge.hosts.transformers.caching import fresh
 from regauge.hosts.transformers.packed import PackedCache
+from regauge.measure.quality import compare
 from regauge.plan import load
+from regauge.text.windows import Windows
 
 SIZES = {"hidden_size": 64, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
 IDS = torch.arange(1, 9, dtype=torch.int64).reshape(1, 8)
@@ -156,9 +159,38 @@ def test_a_stored_cache_is_data(artifact: Path, tmp_path: Path) -> None:
     assert "int4-asym/time:32" in text
     for other, message in (
         ("os/path.py:join", "of another package"),
-        ("int4-asym/time:24", "blocks of a multiple of 16"),
+        ("int4-asym/time:24", "blocks have a multiple of 16 tokens"),
         ("int9/token", "there is no grid 'int9'"),
     ):
         path.write_text(text.replace("int4-asym/time:32", other))
         with pytest.raises(rg.errors.ArtifactError, match=re.escape(message)):
             rg.load(copy)
+
+
+def test_quality_is_read_with_the_cache(source: Path) -> None:
+    host = host_of(source)
+    ids_BT = torch.randint(0, 53, (1, 129), generator=torch.Generator().manual_seed(0), dtype=torch.int64)
+    batches = [{"input_ids": ids_BT}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        whole, wide, coarse = (
+            torch.cat(list(host.outputs(source, batches, cache)()))
+            for cache in (None, {"keys": "int8/token", "window": 129}, {"keys": "int2/token", "values": "int2/token"})
+        )
+    assert whole.shape == coarse.shape == (1, 129, 53)
+    torch.testing.assert_close(wide, whole, rtol=1e-4, atol=1e-5)  # nothing has left the window
+    torch.testing.assert_close(coarse[:, :64], whole[:, :64], rtol=1e-4, atol=1e-5)  # read at once
+    assert (coarse[:, 70:] - whole[:, 70:]).abs().max() > 1e-3
+    assert host.facts(source, "kivi-4").keeps == "kivi-4"
+    assert host.facts(source).keeps == ""
+
+
+def test_scores_begin_in_the_middle_of_a_window() -> None:
+    halved = Windows((torch.arange(10), torch.arange(3)), (0, 1), (20, 6), halved=True)
+    assert halved.predicted == 5 + 2
+    logits = [torch.randn(1, 10, 11), torch.randn(1, 3, 11)]
+    assert [batch.halved for batch in halved.batches(1)] == [True, True]
+    found = compare(halved, logits, [one.clone() for one in logits], 1)
+    assert len(found.kl_N) == 7
+    logits[0][:, :4] += torch.randn(1, 4, 11)  # what is not scored
+    assert compare(halved, logits, logits, 1).kl_N.sum() == 0

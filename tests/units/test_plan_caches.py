@@ -104,7 +104,7 @@ REFUSED: list[tuple[Asked, str]] = [
     ),
     ({"keys": "int4/token", "window": 1.5}, "a window counts the last tokens, 0 or more of them, and 1.5 is no such"),
     ({"window": 64}, "nothing is done to the others: give keys and values formats"),
-    ({"keys": "int4/time:24"}, "blocks of a multiple of 16, 1024 at most, and groups in time make 24"),
+    ({"keys": "int4/time:24"}, "blocks have a multiple of 16 tokens, 512 at most, and groups in time make 24"),
     ({"keys": "int4/time:2048"}, "and groups in time make 2048"),
     ({"transform": "hadamard"}, "transform 'hadamard' is for keys and values that are rounded"),
     ({"keys": "int4/time:32", "balance": "variance"}, "both need groups in time, such as int4-asym/time:128"),

@@ -35,6 +35,7 @@ FLAGS = {
     "fit": [
         "MODEL",
         "--budget",
+        "--cache",
         "--calibration",
         "--debug",
         "--device",
@@ -125,6 +126,7 @@ FLAGS = {
     "explain": ["[NAME]", "--debug", "--json"],
     "measure": [
         "A [B ...]",
+        "--cache",
         "--debug",
         "--device",
         "--eval",

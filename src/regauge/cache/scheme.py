@@ -16,8 +16,8 @@ from typing import Any
 
 from regauge.formats.base import Format
 
-TOKENS, LEAST = 32, 16
-"""Tokens of a block that no group in time decides, and what every block is a multiple of."""
+TOKENS, LEAST, MOST = 32, 16, 512
+"""Tokens of a block that no group in time decides, what every block is a multiple of, and the most."""
 STEP, ROW = 2, 4
 """Bytes of a step or of the value of code 0, and of a token's multiplier."""
 

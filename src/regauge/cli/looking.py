@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from regauge.cli.options import (
+    CACHE,
     CALIBRATION,
     DEBUG,
     DEVICE,
@@ -127,6 +128,7 @@ def measure(
         ),
     ] = None,
     max_memory: MAX_MEMORY = None,
+    cache: CACHE = None,
     seed: SEED = 0,
     json: JSON = False,
     quiet: QUIET = False,
@@ -144,7 +146,9 @@ def measure(
 
     computed_on(device, "measure")
     with working("measure", quiet, verbose, threads) as watch:
-        found = engine.measure(models, eval=evaluation, seed=seed, progress=watch, max_memory=bound, tasks=tasks)
+        found = engine.measure(
+            models, eval=evaluation, seed=seed, progress=watch, max_memory=bound, tasks=tasks, cache=cache
+        )
     show.as_json(found) if json else tell.measurement(found)
 
 

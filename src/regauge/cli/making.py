@@ -46,6 +46,7 @@ def fit(
     floor: FLOOR = None,
     calibration: CALIBRATION = None,
     evaluation: EVAL = None,
+    cache: CACHE = None,
     family: FAMILY = None,
     time: TIME = None,
     for_: FOR = None,
@@ -96,6 +97,7 @@ def fit(
             revision=revision,
             force=force,
             dry_run=dry_run,
+            cache=cache,
             progress=watch,
         )
         if not dry_run:

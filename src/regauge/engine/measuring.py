@@ -16,9 +16,10 @@ from regauge.errors import BudgetError, ModelError
 from regauge.hosts import host_of
 from regauge.hosts.states import SPILL
 from regauge.kernels.cpu.machine import anonymous_bytes
-from regauge.measure.compare import LOGITS, Comparison, Method, side_by_side
+from regauge.measure.compare import LOGITS, LONG, Comparison, Method, side_by_side
 from regauge.measure.cost import ORIGINAL, RUNTIME, Model
 from regauge.measure.subject import Facts, Subject
+from regauge.plan.caches import Asked, asked
 from regauge.text.corpora import Where, corpus
 from regauge.text.length import window_length
 from regauge.text.split import pieces
@@ -39,6 +40,7 @@ def measure(
     progress: Watcher | None = None,
     max_memory: int | None = None,
     tasks: str | Path | Sequence[str] | None = None,
+    cache: Asked | None = None,
 ) -> Comparison:
     """Measures models side by side.
 
@@ -50,17 +52,27 @@ def measure(
             much, and figures of quality are the same.
         tasks: names of lm-eval's, or files of questions (`measure.tasks`); one, several with commas, or a list.
 
+        cache: what all models but the first keep of the past, as `load` takes it, in place of what they say; with one
+            model alone, it is held against itself.
+
     Raises:
+        RecipeError: `cache` is no recipe of one.
         BudgetError: that is too little; says what would do.
         ModelError: no model, or one that cannot be loaded.
         TextError: the text cannot be used.
     """
     if not models:
         raise ModelError("there is nothing to measure: name a model, and others to hold against it.")
-    asked = None if tasks is None else wanted(tasks)
+    questions = None if tasks is None else wanted(tasks)
     clock = Clock(progress or nobody)
     apart = max_memory is not None and _one_at_a_time(models, max_memory)
-    subjects = [_subject(name, path) for name, path in zip(_names(models), models, strict=True)]
+    kept = None if cache is None else asked(cache)
+    models = [*models, *models] if cache is not None and len(models) == 1 else models
+    caches = [None, *([cache] * (len(models) - 1))]
+    names = _names(models)
+    if cache is not None:
+        names = [names[0], *(f"{name}, cache {'none' if kept is None else kept.name}" for name in names[1:])]
+    subjects = [_subject(*one) for one in zip(names, models, caches, strict=True)]
     notes = () if eval is not None else ("no text was given: the first model sampled it from itself",)
     host = host_of(models[0])
     with quiet_torch(), host.unsaid():
@@ -73,10 +85,10 @@ def measure(
             return windows
 
         found = side_by_side(subjects, text, Method(seed, dtype, rounds, apart, clock.say), notes)
-        if asked is None:
+        if questions is None:
             return found
         own: Tokenizer = host.tokenizer(host.folder(str(models[0])))
-        return found.model_copy(update={"tasks": scores(asked, subjects, own, seed, clock.say)})
+        return found.model_copy(update={"tasks": scores(questions, subjects, own, seed, clock.say)})
 
 
 def _one_at_a_time(models: Sequence[str | Path], bound: int) -> bool:
@@ -116,18 +128,18 @@ def _names(models: Sequence[str | Path]) -> list[str]:
     return found
 
 
-def _subject(name: str, path: str | Path) -> Subject:
+def _subject(name: str, path: str | Path, cache: Asked | None) -> Subject:
     host = host_of(path)
 
     def ways(dtype: torch.dtype) -> Mapping[str, Model]:
-        found = host.ways(host.load(path, dtype=dtype))
+        found = host.ways(host.load(path, dtype=dtype, cache=cache))
         return {RUNTIME: found.runtime} if found.own is None else {RUNTIME: found.runtime, ORIGINAL: found.own}
 
     return Subject(
         name=name,
         path=path,
-        facts=lambda: host.facts(path),
-        outputs=lambda batches: host.outputs(path, batches),
+        facts=lambda: host.facts(path, cache),
+        outputs=lambda batches: host.outputs(path, batches, cache),
         ways=ways,
         stored=weight_bytes(path) if Path(path).is_dir() else None,
         notes=_unread(name, host.folder(str(path))),
@@ -167,7 +179,8 @@ def _same_tokens(windows: Windows, tokenizer: Tokenizer, first: str | Path, path
 
 def _given(text: Where, tokenizer: Tokenizer, found: Facts, seed: int) -> Windows:
     read, before = corpus(text), frame(tokenizer)[0]
-    length = min(LENGTH, found.most or LENGTH)
+    wanted = LONG if found.keeps else LENGTH
+    length = min(wanted, found.most or wanted)
     windows = cut(pieces(read), tokenizer, length, description=read.description, before=before).take(TOKENS, seed)
     within(windows.ids, found.vocabulary, tokenizer)
     return windows

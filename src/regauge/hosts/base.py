@@ -20,6 +20,7 @@ from torch import Tensor
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.hosts.states import States
 from regauge.measure.subject import Batch, Facts, Outputs
+from regauge.plan.caches import Asked
 
 Inputs = Sequence[Tensor | Mapping[str, Any]]
 """Batches: token ids (B, T), pixels (B, C, H, W), or the keyword arguments of the model's forward."""
@@ -266,10 +267,10 @@ class Host(Protocol):
     def packed(self, path: str | Path) -> bool:
         """Whether a model is stored in codes: an artifact, or another tool's checkpoint."""
 
-    def facts(self, path: str | Path) -> Facts:
+    def facts(self, path: str | Path, cache: Asked | None = None) -> Facts:
         """What measuring needs to know of a model, from its files."""
 
-    def outputs(self, path: str | Path, batches: Sequence[Batch]) -> Outputs:
+    def outputs(self, path: str | Path, batches: Sequence[Batch], cache: Asked | None = None) -> Outputs:
         """What a model gives in float32 for some batches, with as little of it in memory as will do."""
 
     def unsaid(self) -> AbstractContextManager[None]:

@@ -14,11 +14,12 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from regauge.kernels.cpu.machine import bandwidth, trim
 from regauge.measure.contexts import at_lengths
@@ -40,11 +41,13 @@ from regauge.measure.encoders import cosine
 from regauge.measure.likeness import Labels, embeddings, labels, read
 from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, compare, paired, summarise
-from regauge.measure.subject import EMBEDDINGS, Facts, Subject, comparable
+from regauge.measure.subject import EMBEDDINGS, PIECE, Facts, Subject, comparable
 from regauge.measure.tasks import Score
 from regauge.text.windows import Windows
 
 BATCH, LOGITS = 2048, 2**25  # most tokens and logits of a batch: of large vocabularies fewer tokens are read at once
+LONG = 2048
+"""Tokens of a text on which the growth of packed caches is read, and of windows at most."""
 OWN = "/own"  # the first model by its library's own modules; no name has a slash
 
 
@@ -125,9 +128,10 @@ def side_by_side(
     all_facts = [subject.facts() for subject in subjects]
     comparable(names, all_facts)
     facts = all_facts[0]
-    windows = text(facts)
+    keeps = [one.keeps for one in all_facts]
+    windows = replace(text(replace(facts, keeps=next(filter(None, keeps), ""))), halved=any(keeps))
     found = _quality(subjects, windows, facts, method)
-    costs, original = _costs(subjects, facts, method)
+    costs, original = _costs(subjects, all_facts, method)
     first = costs[names[0]]
     rows = tuple(
         Row(
@@ -150,7 +154,7 @@ def side_by_side(
         bandwidth=bandwidth(folder=Path(tempfile.gettempdir())),
         machine=machine().model_dump(mode="json"),
         seconds=round(time.monotonic() - began, 2),
-        notes=(*notes, *(note for subject in subjects for note in subject.notes)),
+        notes=(*notes, *(note for subject in subjects for note in subject.notes), *_kept(names, keeps, windows)),
     )
 
 
@@ -167,7 +171,7 @@ class _Found:
 @torch.no_grad()
 def _quality(subjects: Sequence[Subject], text: Windows, facts: Facts, method: Method) -> _Found:
     method.say("measure", "quality")
-    tokens = batch_tokens(facts.vocabulary)
+    tokens = 1 if text.halved else batch_tokens(facts.vocabulary)  # windows one by one, each from its own half on
     seen = read(text, facts, tokens)
     first, *others = subjects
     base = first.outputs(seen.arguments)
@@ -189,12 +193,25 @@ def _quality(subjects: Sequence[Subject], text: Windows, facts: Facts, method: M
     return _Found({name: summarise(one, method.seed) for name, one in scores.items()}, pairs=pairs)
 
 
-def _costs(subjects: Sequence[Subject], facts: Facts, method: Method) -> tuple[dict[str, Costs], Costs]:
+def _kept(names: Sequence[str], keeps: Sequence[str], text: Windows) -> tuple[str, ...]:
+    """How models were read that keep their past in codes."""
+    told = [f"{name} with its cache by {kept}" for name, kept in zip(names, keeps, strict=True) if kept]
+    if not told:
+        return ()
+    longest = max(len(ids) for ids in text.ids)
+    return (
+        f"{', '.join(told)}: the first half of each window ({longest} tokens at most) is read at once and not scored, "
+        f"the rest in pieces of {PIECE} tokens that read the cache",
+    )
+
+
+def _costs(subjects: Sequence[Subject], all_facts: Sequence[Facts], method: Method) -> tuple[dict[str, Costs], Costs]:
     """Of each model as it runs, and of the first by its library's own modules."""
     method.say("measure", "speed")
     found: dict[str, dict[str, Speed]] = {"decode": {}, "prefill": {}}
     at: dict[str, dict[int, Speed]] = {}
     cache: dict[str, float] = {}
+    facts = replace(all_facts[0], keeps=next((one.keeps for one in all_facts if one.keeps), ""))
     if facts.generative:
         found, at, cache = _speeds(subjects, facts, method)
     method.say("measure", "memory")
@@ -225,7 +242,8 @@ def _speeds(
     for turn in range(method.rounds if method.apart else 1):
         for some in shares:
             models = _ways(some, dtype, subjects[0])
-            cache |= {n: cache_bytes_a_token(model, prompt_BT[:, :32]) for n, model in models.items() if n != OWN}
+            text_BT = growing(prompt_BT, facts)
+            cache |= {n: cache_bytes_a_token(model, text_BT) for n, model in models.items() if n != OWN}
             found = speeds(models, prompt_BT, 1 if method.apart else method.rounds)
             if not turn:
                 a_token = sum(cache.get(name, max(cache.values())) for name in models)
@@ -239,6 +257,14 @@ def _speeds(
             trim()
     taken = {resource: {name: speed(all_of) for name, all_of in some.items()} for resource, some in rates.items()}
     return taken, at, cache
+
+
+def growing(prompt_BT: Tensor, facts: Facts) -> Tensor:
+    """The text on which a cache's growth is read: long enough for codes, where some are kept in codes."""
+    if not facts.keeps:
+        return prompt_BT[:, :32]
+    length = min(LONG, facts.most or LONG)
+    return prompt_BT.repeat(1, -(-length // prompt_BT.shape[1]))[:, :length]
 
 
 def _ways(subjects: Sequence[Subject], dtype: torch.dtype, first: Subject) -> dict[str, Model]:

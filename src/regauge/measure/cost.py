@@ -181,12 +181,17 @@ def speeds(models: Mapping[str, Model], prompt_BT: Tensor, rounds: int) -> dict[
 def cache_bytes(cache: Any) -> int:  # any cache object of the host
     """Bytes of all tensors that the layers of a cache hold: keys, values, scales, indices, whatever is there."""
     storages: dict[int, int] = {}
+    held = 0
     for layer in cache.layers:
+        own = getattr(layer, "bytes", None)
+        if type(own) is int:  # a store of ours counts itself
+            held += own
+            continue
         for value in vars(layer).values():
             for tensor in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(tensor, Tensor):
                     storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    return sum(storages.values())
+    return held + sum(storages.values())
 
 
 def cache_bytes_a_token(model: Model, prompt_BT: Tensor) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor
 from regauge.errors import TextError
 from regauge.kernels.cpu.machine import trim
 from regauge.measure.bootstrap import FEW, Draws, Floats, Interval, Ints, per_document, quantile, ratio
-from regauge.text.windows import Batch, Windows
+from regauge.text.windows import Batch, Windows, begin
 
 CHUNK = 1 << 19
 """Logits scored at a time: with twice as many, of which five copies are made, scoring takes 1.4 times as long."""
@@ -101,7 +101,7 @@ def _parts(batch: Batch, logits_BTV: Tensor) -> Iterator[tuple[int, slice]]:
     """The scored positions, padding left out: a window and some of its places at a time, whose logits stay in cache."""
     step = max(1, CHUNK // logits_BTV.shape[-1])
     for row, length in enumerate(batch.lengths):
-        for start in range(0, length - 1, step):
+        for start in range(begin(length, batch.halved), length - 1, step):
             yield row, slice(start, min(start + step, length - 1))
 
 
@@ -140,12 +140,12 @@ def compare_many(
             if first_BTV.numel() >= LARGE:
                 trim()  # the strips and logits of one model would stay, in pieces, beside the next one's
         for length, document in zip(batch.lengths, batch.document, strict=True):
-            owner.extend([place if few else document] * (length - 1))
+            owner.extend([place if few else document] * (length - 1 - begin(length, batch.halved)))
             place += 1
     if not owner:
         raise TextError("no token to score: every window holds fewer than two tokens.")
     owner_N = np.array(owner, dtype=np.int64)
-    bytes_D = np.array(windows.bytes, dtype=np.float64)
+    bytes_D = np.array(windows.bytes, dtype=np.float64) * (0.5 if windows.halved else 1.0)
     if not few:
         bytes_D = per_document(bytes_D, np.array(windows.document, dtype=np.int64), windows.documents)
     base_N = torch.cat(nll_original).double().numpy()

@@ -17,6 +17,10 @@ COMPARED = (NEXT, LABEL, LABELS, EMBEDDINGS)
 """What models may give for a text, as far as it is compared."""
 
 
+PIECE = 16
+"""Tokens at a time in which a text is continued where the cache is measured: as many as the native step takes."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What measuring needs to know of a model.
@@ -26,12 +30,14 @@ class Facts:
         vocabulary: rows of its table of embeddings; 0: it does not say.
         most: tokens that it reads at once, or None where it does not say.
         labels: how many labels it tells apart, of a classifier; else 0.
+        keeps: the recipe that its cache is kept by; "" where everything is kept as it comes.
     """
 
     gives: str
     vocabulary: int
     most: int | None
     labels: int = 0
+    keeps: str = ""
 
     @property
     def generative(self) -> bool:

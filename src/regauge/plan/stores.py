@@ -10,7 +10,7 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Attention
 from regauge.cache.budgets import Tokens
 from regauge.cache.disposals import Drop
-from regauge.cache.scheme import AFTER_PREFILL, LEAST, BlockCache, Policy, Scheme, in_time, tokens_of
+from regauge.cache.scheme import AFTER_PREFILL, LEAST, MOST, BlockCache, Policy, Scheme, in_time, tokens_of
 from regauge.cache.triggers import check_tokens
 from regauge.errors import BudgetError
 from regauge.formats.base import Format
@@ -153,8 +153,8 @@ def _of_sizes(point: Point, sizes: Attention | None) -> Iterator[str]:
     if sizes is None:
         return
     tokens = tokens_of(*(_taken(_format(point, axis), (LEAST, 1)) for axis in STORED))
-    if tokens % LEAST or tokens > 1024:
-        yield f"tokens are put away in blocks of a multiple of {LEAST}, 1024 at most, and groups in time make {tokens}"
+    if tokens % LEAST or tokens > MOST:
+        yield f"blocks have a multiple of {LEAST} tokens, {MOST} at most, and groups in time make {tokens}"
         return
     for axis, size in zip(STORED, (sizes.head_dim, sizes.value_dim), strict=True):
         fmt = _format(point, axis)

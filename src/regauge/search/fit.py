@@ -71,6 +71,7 @@ def fit(
     methods: str | Sequence[str] | None = None,
     tokens: int | None = None,
     length: int | None = None,
+    cache: str | None = None,
 ) -> Run:
     """Finds, builds and measures the cheapest form of a model within budgets.
 
@@ -85,6 +86,7 @@ def fit(
         methods: `gptq-w4g128,rtn-w8` or a list: only what these presets make of a matrix is chosen from.
         tokens, length: how much calibration text is read, and in windows of which length; None: as the model's size
             has it.
+        cache: a preset or recipe file of what the artifact keeps of the past; a budget at a context counts it.
 
     Raises:
         RecipeError, SettingError: there is no such method or runtime, or together they leave nothing to choose from.
@@ -103,9 +105,11 @@ def fit(
         seed=seed,
         command=command or _command(),
         given={"calibration": spell(calibration), "eval": spell(eval), "revision": revision, "length": length}
+        | {"cache": None if cache is None else absolute(cache)}
         | {"target": allowed.target, "methods": list(allowed.methods)},
         menu=allowed,
         length=length,
+        cache=cache,
     )
     tidy(target)
     sweep(target)
@@ -116,7 +120,7 @@ def fit(
         predicting(source)
         groups, speeds = menus.groups_of(source.anatomy, allowed), bool(timed(ask.budgets))
         effort = ask.effort.sized(source.parameters()).calibrating(tokens)
-        reachable(source, groups, ask.budgets)
+        reachable(source, groups, ask.budgets, cache)
         enough_for(tokens, reader(source, seed, length).length)
         rates, threads = (NOMINAL, None) if time_limit is None else paced(source)
         if time_limit is not None:
@@ -180,6 +184,7 @@ def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
         "effort": ask.effort.amounts,
         "menu": dataclasses.asdict(ask.menu),
         "length": texts.length,
+        "cache": ask.given["cache"],
         "products": str(quickest(source.dtype, source.anatomy.hidden)).removeprefix("torch."),
     }
 
@@ -238,6 +243,7 @@ def pick(
             seed=found.seed,
             force=force,
             wire=menu.wire,
+            cache=given.cache,
             progress=progress,
         )
 

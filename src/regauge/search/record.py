@@ -116,6 +116,7 @@ class Given(_Record):
             those that were too many to keep.
         sizes: the tokens of each part; length: of a window, where the user said.
         target, methods: what was allowed, as `search.menus.Menu` has it.
+        cache: the recipe of what artifacts keep of the past, where the user named one.
     """
 
     calibration: str | dict[str, list[str] | int] | None
@@ -125,6 +126,7 @@ class Given(_Record):
     length: int | None = None
     target: str | None = None
     methods: tuple[str, ...] = ()
+    cache: str | None = None
 
 
 class Run(_Record):

@@ -25,12 +25,14 @@ class Windows:
         document: index of each window's document, 0 … D − 1, not falling.
         bytes: UTF-8 bytes that the predicted tokens of each window stand for (see `covered_bytes`).
         description: where the text comes from, in words.
+        halved: whether the first half of each window is read and not scored: what continues it reads the cache.
     """
 
     ids: tuple[Tensor, ...]
     document: tuple[int, ...]
     bytes: tuple[int, ...]
     description: str = ""
+    halved: bool = False
 
     @property
     def documents(self) -> int:
@@ -39,7 +41,7 @@ class Windows:
     @property
     def predicted(self) -> int:
         """Tokens that have a predecessor in their window: those that are scored."""
-        return sum(len(ids) - 1 for ids in self.ids)
+        return sum(len(ids) - 1 - begin(len(ids), self.halved) for ids in self.ids)
 
     def hash(self) -> str:
         """sha256 over the ids, window by window."""
@@ -65,7 +67,8 @@ class Windows:
             ids_BT = torch.zeros(stop - start, longest, dtype=torch.int64, device="cpu")
             for row, ids in enumerate(self.ids[start:stop]):
                 ids_BT[row, : len(ids)] = ids
-            yield Batch(ids_BT, tuple(len(ids) for ids in self.ids[start:stop]), self.document[start:stop])
+            lengths = tuple(len(ids) for ids in self.ids[start:stop])
+            yield Batch(ids_BT, lengths, self.document[start:stop], self.halved)
             start = stop
 
     def take(self, tokens: int, seed: int = 0) -> Windows:
@@ -99,6 +102,12 @@ class Batch:
     ids_BT: Tensor
     lengths: tuple[int, ...]
     document: tuple[int, ...]
+    halved: bool = False
+
+
+def begin(length: int, halved: bool) -> int:
+    """The first place of a window whose next token is scored."""
+    return length // 2 - 1 if halved and length > 3 else 0
 
 
 def covered_bytes(ids: Sequence[int], tokenizer: Tokenizer) -> int:

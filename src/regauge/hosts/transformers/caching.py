@@ -16,8 +16,9 @@ from transformers import DynamicCache
 from regauge.anatomy.model import Anatomy
 from regauge.cache.scheme import CachePlan
 from regauge.errors import FallbackWarning, SettingError
+from regauge.hosts.transformers.attending import attend, expect
 from regauge.hosts.transformers.owned import method, own
-from regauge.hosts.transformers.packed import cache_of
+from regauge.hosts.transformers.packed import PackedCache, cache_of
 from regauge.plan.caches import NONE, Asked, asked, cache_plan
 
 REQUEST = "regauge_cache"
@@ -58,9 +59,26 @@ def planned(cache: Asked | None, anatomy: Anatomy, otherwise: CachePlan | None =
         RecipeError: it is none, or does not fit the model.
     """
     if cache is None:
-        return otherwise
+        return served(otherwise)
     plan = asked(cache)
-    return None if plan is None else cache_plan(plan, anatomy)
+    return None if plan is None else served(cache_plan(plan, anatomy))
+
+
+def served(plan: CachePlan | None) -> CachePlan | None:
+    """The plan, where stores of ours keep all that it says.
+
+    Raises:
+        SettingError: they do not.
+    """
+    if plan is not None and any(block is not None and block.merge is not None for block in plan.blocks):
+        raise SettingError(f"{plan.name} has blocks share what they keep, which no store does yet: leave merge out")
+    return plan
+
+
+def keeps(model: Any) -> str:
+    """The name of the plan by which a loaded model keeps its past; "" where everything is kept as it comes."""
+    plan: CachePlan | None = getattr(model, "regauge_cache", None)
+    return "" if plan is None or plan.plain else plan.name
 
 
 def fresh(model: Any, request: object = None) -> Any:
@@ -78,10 +96,9 @@ def fresh(model: Any, request: object = None) -> Any:
         return DynamicCache(config=model.config.get_text_config(decoder=True))
     if model.config.is_encoder_decoder:
         raise SettingError(f"the caches of a {type(model).__name__} are two for each block; leave {plan.name} out")
-    cache = cache_of(plan, model)
     if any(block is not None and (block.policy or block.merge) for block in plan.blocks):
-        raise SettingError(f"{plan.name} lets tokens go or shares them, and no attention here does that yet")
-    return cache
+        attend(model)
+    return cache_of(plan, model)
 
 
 def begun(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +120,7 @@ def _asked_by(model: Any, request: object) -> CachePlan | None:
             f"{REQUEST}={str(request)[:40]!r} is no cache: give a preset's name, '{NONE}', or a rule as a mapping"
         )
     wanted = asked(request, trusted=False)
-    return None if wanted is None else cache_plan(wanted, model.regauge_anatomy)
+    return None if wanted is None else served(cache_plan(wanted, model.regauge_anatomy))
 
 
 def _forward(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -119,6 +136,9 @@ def _prepare(model: Any, generation_config: Any, model_kwargs: dict[str, Any], *
     if given is not None and request is not None:
         raise SettingError(f"{REQUEST}={str(request)[:40]!r} and past_key_values= are two caches: give one of them")
     plan = _asked_by(model, request)
+    length = _length(generation_config, model_kwargs)
+    if type(given) is PackedCache and length:
+        expect(given, length)
     if given is not None or generation_config.use_cache is False or plan is None or plan.plain:
         return stock(generation_config, model_kwargs, *args, **rest)
     if generation_config.cache_implementation not in PLAIN:
@@ -136,7 +156,19 @@ def _prepare(model: Any, generation_config: Any, model_kwargs: dict[str, Any], *
         return stock(generation_config, model_kwargs, *args, **rest)
     cache = fresh(model, plan)
     model_kwargs["past_key_values"] = cache
+    if length:
+        expect(cache, length)
+    if generation_config.is_assistant:
+        cache.activate_past_recording()
     return None
+
+
+def _length(generation_config: Any, model_kwargs: dict[str, Any]) -> int:
+    """Tokens that the text has when the prompt has been read; 0: that is not said. `generate` takes a mask of ones
+    away, and leaves its length."""
+    mask = model_kwargs.get("attention_mask")
+    found = getattr(generation_config, "_mask_length", 0) if mask is None or mask.ndim != 2 else mask.shape[1]
+    return max(0, int(found))
 
 
 def _refuse_batching(model: Any, *args: Any, **rest: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.caches import FILE
 from regauge.hosts import base
 from regauge.hosts.precise import precise
 from regauge.hosts.transformers import door, hub, latent, laws, load, probe, sampling, serve, stream, tables, ways
@@ -20,6 +21,7 @@ from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source, read_tokenizer
 from regauge.measure.subject import Batch, Facts, Outputs
+from regauge.plan.caches import Asked
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,13 @@ class TransformersHost:
     def packed(self, path: str | Path) -> bool:
         return _packed(path)
 
-    def facts(self, path: str | Path) -> Facts:
-        return ways.facts(load.load(path) if _packed(path) else Source.open(path).model)
+    def facts(self, path: str | Path, cache: Asked | None = None) -> Facts:
+        whole = _packed(path) or _kept(path, cache)
+        return ways.facts(load.load(path, cache=cache) if whole else Source.open(path).model)
 
-    def outputs(self, path: str | Path, batches: Sequence[Batch]) -> Outputs:
-        if _packed(path):
-            return ways.outputs_of_model(lambda: load.load(path, dtype=torch.float32), batches)
+    def outputs(self, path: str | Path, batches: Sequence[Batch], cache: Asked | None = None) -> Outputs:
+        if _packed(path) or _kept(path, cache):
+            return ways.outputs_of_model(lambda: load.load(path, dtype=torch.float32, cache=cache), batches)
         return ways.outputs_of_source(Source.open(path), batches)
 
     def unsaid(self) -> AbstractContextManager[None]:
@@ -142,6 +145,11 @@ def _packed(path: str | Path) -> bool:
         return bool(quantised) and not method(quantised)
     except (OSError, ValueError, AttributeError):
         return False  # whoever opens it says what is wrong
+
+
+def _kept(path: str | Path, cache: Asked | None) -> bool:
+    """Whether a model keeps its past by a plan, as its directory says or as it is asked to."""
+    return cache is not None or (hub.model_folder(str(path)) / FILE).is_file()
 
 
 def _own(source: base.Source) -> Source:

@@ -16,6 +16,8 @@ from torch import Tensor
 from regauge.anatomy.model import Anatomy
 from regauge.errors import FallbackWarning
 from regauge.hosts.states import SPILL, States
+from regauge.hosts.transformers.attending import expect
+from regauge.hosts.transformers.caching import fresh, keeps
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.probe import longest
 from regauge.hosts.transformers.runner import Runner
@@ -25,7 +27,7 @@ from regauge.hosts.transformers.source import Source
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.tables import table_for
 from regauge.kernels.cpu.machine import trim
-from regauge.measure.subject import EMBEDDINGS, LABEL, LABELS, NEXT, Facts, Outputs
+from regauge.measure.subject import EMBEDDINGS, LABEL, LABELS, NEXT, PIECE, Facts, Outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,7 @@ def facts(model: Any) -> Facts:
     """What measuring needs to know of a model, with or without its weights."""
     config = model.config
     words = lookup(own_config(table_for(config), config), "vocab_size", 0)
-    found = Facts(_gives(model), int(words), longest(config))
+    found = Facts(_gives(model), int(words), longest(config), keeps=keeps(model))
     return replace(found, labels=int(config.num_labels)) if found.gives in HEADS.values() else found
 
 
@@ -113,15 +115,29 @@ def outputs_of_source(source: Source, batches: Sequence[Mapping[str, Tensor]]) -
 
 
 def outputs_of_model(load: Callable[[], Any], batches: Sequence[Mapping[str, Tensor]]) -> Outputs:
-    """What a model gives that is loaded when it is asked, and let go afterwards."""
+    """What a model gives that is loaded when it is asked, and let go afterwards. One that keeps its past by a plan
+    reads the first half of each text at once, and goes on in pieces that read the cache."""
 
     def run() -> Iterator[Tensor]:
         model = load()
         for batch in batches:
+            if keeps(model):
+                yield _continued(model, batch["input_ids"])
+                continue
             found = model(**batch, use_cache=False) if model.can_generate() else model(**batch)
             yield found["logits"] if "logits" in found else found["last_hidden_state"]
 
     return run
+
+
+def _continued(model: Any, ids_BT: Tensor) -> Tensor:
+    half = max(1, ids_BT.shape[1] // 2)
+    cache, found = fresh(model), []
+    expect(cache, half)
+    for piece_BT in (ids_BT[:, :half], *torch.split(ids_BT[:, half:], PIECE, 1)):
+        if piece_BT.shape[1]:
+            found.append(model(input_ids=piece_BT, past_key_values=cache, use_cache=True).logits)
+    return torch.cat(found, 1)
 
 
 @contextmanager

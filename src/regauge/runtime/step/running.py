@@ -101,9 +101,9 @@ class Running:
             if any(held.dtype not in DTYPES or held.device.type != "cpu" for held in (keys, values)):
                 return "the cache is of another dtype than the step reads, or on another device"
             batches.add(keys.shape[0])
-            if store.parts(starts) or any(store.hadamard):
-                return "the step of this build does not read packed keys and values"
-            places.append(Store(keys, values, store.origin))
+            if any(store.hadamard) and keys.shape[3] & (keys.shape[3] - 1):
+                return f"the cache is turned, and heads of {keys.shape[3]} channels are no power of two"
+            places.append(Store(keys, values, store.origin, parts=store.parts(starts), hadamard=store.hadamard))
         if len(batches) != 1:
             return SHAPE
         self.program.keep(places)

@@ -35,6 +35,8 @@ from regauge.measure.cost import speeds as timed
 from regauge.measure.quality import Scores, compare
 from regauge.measure.subject import logits
 from regauge.plan import Plan
+from regauge.plan.caches import asked, cache_plan
+from regauge.plan.keeping import bytes_at
 from regauge.search.loop.desk import Desk
 from regauge.search.options import SiteGroup, plan_of
 from regauge.search.subject import Subject
@@ -86,6 +88,7 @@ def build(desk: Desk, plan: Plan) -> Built:
         force=True,
         max_memory=desk.limits.bound,
         wire=desk.ask.menu.wire,
+        cache=desk.ask.cache,
         progress=desk.clock.within("build"),
         command=desk.ask.command,
     )
@@ -99,6 +102,18 @@ def score(model: Any, subject: Subject, windows: Windows) -> Scores:
     """A loaded model against the subject, whose own forward is streamed beside it in float32."""
     inputs = [batch.ids_BT for batch in windows.batches(subject.batch)]
     return compare(windows, subject.exact.logits(inputs, subject.read), logits(model, inputs), subject.batch)
+
+
+def cache_at(source: Source, cache: str | None, tokens: int) -> int:
+    """Bytes of the cache of a sequence of so many tokens: by the formats of a recipe, or as bf16 without one.
+
+    Raises:
+        RecipeError: it is none of a cache, or does not fit the model.
+    """
+    plan = None if cache is None else asked(cache)
+    if plan is None:
+        return 2 * source.anatomy.cached * tokens
+    return bytes_at(cache_plan(plan, source.anatomy), source.anatomy, tokens)
 
 
 def cache_growth(source: Source) -> float:

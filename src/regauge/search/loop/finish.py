@@ -99,7 +99,17 @@ def assemble(desk: Desk, settled: Settled) -> Run:
                 "evaluation": ask.effort.evaluation,
             },
         },
-        notes=(*texts.notes, *_late(watch), *_notes(problem, settled)),
+        notes=(*texts.notes, *_late(watch), *_notes(problem, settled), *_kept(desk.ask.cache)),
+    )
+
+
+def _kept(cache: str | None) -> tuple[str, ...]:
+    """What figures do not hold where the cache is kept by a recipe."""
+    if cache is None:
+        return ()
+    return (
+        f"the artifact keeps its cache by {cache}; quality here is of its weights, read at once: "
+        "`regauge measure` reads it with the cache",
     )
 
 

@@ -14,7 +14,7 @@ from regauge.errors import BudgetError
 from regauge.measure.cost import COMPRESSED, RUNTIME, Speeds
 from regauge.search.allocation import Allocation, Bound, allocate, knee, sizes, span, sweep
 from regauge.search.budgets import Budget
-from regauge.search.loop.build import Built, build, cache_growth, plan_for, speeds
+from regauge.search.loop.build import Built, build, cache_at, cache_growth, plan_for, speeds
 from regauge.search.loop.desk import Desk
 from regauge.search.loop.forecast import variants
 from regauge.search.loop.gather import even, likely, nearest, outside, sample
@@ -149,6 +149,8 @@ def _held(desk: Desk, problem: Problem, budget: Budget) -> Held:
         before, fixed = desk.timing.base[budget.resource], desk.timing.fixed(budget.resource)
         return Held(budget, Bound(budget.resource, before / budget.amount, fixed, "ms a token"))
     cache = 0.0 if budget.context is None else budget.context * cache_growth(source)
+    if desk.ask.cache is not None and budget.context is not None:
+        cache = float(cache_at(source, desk.ask.cache, budget.context))
     return Held(budget, Bound("bytes", budget.beside(cache, source.bytes_bf16()), problem.fixed), cache)
 
 

@@ -15,6 +15,7 @@ from regauge.kernels.cpu.machine import cpus
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
 from regauge.search.loop import room as memory
+from regauge.search.loop.build import cache_at
 from regauge.search.loop.desk import TURNS, Ask, Desk
 from regauge.search.loop.forecast import seconds, variants, work_folder
 from regauge.search.loop.outlook import outlook
@@ -38,12 +39,17 @@ def fixed_bytes(source: Source, groups: Sequence[SiteGroup], itemsize: int) -> i
     return (source.parameters() - chosen) * itemsize
 
 
-def reachable(source: Source, groups: Sequence[SiteGroup], budgets: Sequence[Budget]) -> None:
+def reachable(source: Source, groups: Sequence[SiteGroup], budgets: Sequence[Budget], cache: str | None = None) -> None:
     """Refuses a memory budget that no allocation can meet, before any work.
+
+    Args:
+        cache: the recipe that the artifact's cache will be kept by; None: as bf16.
 
     Raises:
         BudgetError: says how near one can come.
+        RecipeError: there is no such cache, or it does not fit the model.
     """
+    cache_at(source, cache, 0)
     itemsize = source.dtype.itemsize
     sizes = [
         [Candidate(0.0, {"bytes": float(group_bytes(group, o, itemsize))}) for o in group.options] for group in groups
@@ -53,12 +59,12 @@ def reachable(source: Source, groups: Sequence[SiteGroup], budgets: Sequence[Bud
     for budget in budgets:
         if budget.resource != "memory":
             continue
-        limit, cache = budget.bytes(whole), 2 * source.anatomy.cached * (budget.context or 0)
-        if budget.beside(cache, whole) < floor:
-            beside = f" beside a cache of {cache:,}" if cache else ""
+        limit, held = budget.bytes(whole), cache_at(source, cache, budget.context or 0)
+        if budget.beside(held, whole) < floor:
+            beside = f" beside a cache of {held:,}" if held else ""
             raise BudgetError(
                 f"{budget.text!r} allows {limit:,} bytes, and the smallest that we can make is {floor:,.0f}{beside} "
-                f"({(floor + cache) / whole:.3f}x of the source counted as bf16); ask for that or more."
+                f"({(floor + held) / whole:.3f}x of the source counted as bf16); ask for that or more."
             )
 
 
