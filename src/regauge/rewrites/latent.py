@@ -24,7 +24,7 @@ class LatentAttention:
     Where we differ from the paper: which slots of which frequencies stay turned is chosen by what the scores lose,
     rather than one slot of each frequency; a turn that is not made is replaced by its mean over `reach` tokens; keys
     are weighed by how their queries ask; nothing is trained afterwards. `published: true` is the paper's layout.
-    Cost: two passes over calibration text and (D + 1)² float64 numbers a block; when the model runs, a token's cache is
+    Cost: one pass over calibration text and (D + 1)² float64 numbers a block; when the model runs, a token's cache is
     smaller and each step expands it again, in torch: slower a token than the native step of the model as it was.
 
     Attributes:
