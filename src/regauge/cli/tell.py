@@ -141,7 +141,7 @@ def run(found: Run, out: Path, receipt: Receipt | None = None) -> None:
         [
             f"{one.name}{' ←' if index == found.chosen else ''}",
             f"{one.bits:.2f}",
-            told(one.bytes_predicted),
+            f"{told(one.bytes_predicted)}{f' + {told(one.cache_bytes)} of cache' if one.cache_bytes else ''}",
             "" if one.bytes_measured is None else told(one.bytes_measured),
             f"{one.kl_predicted:.4f}",
             "" if one.in_memory is None else f"{one.in_memory.kl.value:.4f}",

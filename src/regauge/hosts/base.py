@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
+from regauge.cache.scheme import CachePlan
+from regauge.hosts.heads import Attend
 from regauge.hosts.states import States
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
@@ -148,6 +150,10 @@ class Runner(Protocol):
     ) -> Iterator[Tensor]:
         """The model's output for each batch; `rows` of `head` stand in place of its weight."""
 
+    def attending(self, change: Attend) -> AbstractContextManager[None]:
+        """While it lasts, attention of the blocks that this runner runs is computed by `change`; of a family whose
+        attention has no such door, as always."""
+
     def logits(self, inputs: Inputs, weights: Callable[[int | None], Weights] | None = None) -> Iterator[Tensor]:
         """The whole model on some batches, streamed; `weights` gives the tensors of a block, None reads the source."""
 
@@ -257,6 +263,9 @@ class Host(Protocol):
 
     def whole(self, source: Source) -> Any:
         """The library's model of a source, with its weights."""
+
+    def cache(self, model: Any, plan: CachePlan) -> Any:
+        """An empty cache of a loaded model by a plan, as the library's forward takes it."""
 
     def ways(self, model: Any) -> Ways:
         """How a loaded model can be run."""

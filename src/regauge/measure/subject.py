@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,6 +97,20 @@ def comparable(names: Sequence[str], found: Sequence[Facts]) -> None:
             )
         if facts.labels != first.labels:
             raise ModelError(f"{names[0]} tells {first.labels} labels apart and {name} {facts.labels}.")
+
+
+def logits_kept(model: Model, inputs: Sequence[Tensor], fresh: Callable[[], Any]) -> Iterator[Tensor]:
+    """(B, T, V) of each batch of ids (B, T), read piece by piece behind what the cache has kept of those before, so
+    that tokens see their past as decoding would.
+
+    Args:
+        fresh: gives an empty cache.
+    """
+    for ids_BT in inputs:
+        cache, found = fresh(), list[Tensor]()
+        for piece in torch.split(ids_BT, PIECE, 1):
+            found.append(model(input_ids=piece, past_key_values=cache, use_cache=True).logits)
+        yield torch.cat(found, 1)
 
 
 def logits(model: Model, inputs: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -152,7 +152,7 @@ def evenly(run: Run) -> Table:
         rows.append(
             (
                 name,
-                told(point.bytes_predicted),
+                told(point.held),
                 NONE if point.in_memory is None else spread(point.in_memory.kl, 4, drawn),
                 NONE if pair is None else spread(pair.difference, 4, drawn, "+"),
                 NONE if pair is None else verdict.get(pair.verdict, "undecided"),

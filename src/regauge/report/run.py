@@ -41,7 +41,7 @@ def of_run(run: Run, receipt: Receipt, out: str = OUT, auto: str = CAUSAL) -> Vi
             _costs(run),
             spent(receipt),
         ),
-        tables=(*base.tables, _quality(run), _builds(run), _texts(run)),
+        tables=(*base.tables, *_caches(run), _quality(run), _builds(run), _texts(run)),
         samples=tuple(Sample(s.prompt, s.original, s.compressed) for s in run.samples),
         notes=tuple(dict.fromkeys(run.notes + base.notes)),
         command=run.command,
@@ -59,7 +59,7 @@ def frontier(run: Run, out: str) -> Table:
         (
             f"{index}{' (built)' if index == run.chosen else ''}",
             f"{one.bits:.2f}",
-            told(one.bytes_predicted),
+            f"{told(one.bytes_predicted)}{f' + {told(one.cache_bytes)} of cache' if one.cache_bytes else ''}",
             figures.NONE if one.bytes_measured is None else told(one.bytes_measured),
             f"{one.kl_predicted:.4f}",
             figures.NONE if one.in_memory is None else f"{one.in_memory.kl.value:.4f}",
@@ -85,7 +85,8 @@ def _points(run: Run) -> tuple[Point, ...]:
     if chosen.measured is not None and chosen.bytes_measured is not None:
         kl = chosen.measured.kl
         bars = _bars(chosen.measured)
-        found.append(Point(chosen.name, "built", chosen.bytes_measured, None, kl.value, bars, chosen=True))
+        size = chosen.bytes_measured + chosen.cache_bytes
+        found.append(Point(chosen.name, "built", size, None, kl.value, bars, chosen=True))
     return tuple(found)
 
 
@@ -94,7 +95,7 @@ def _variant(point: record.Point) -> Point:
     return Point(
         label=point.name,
         kind=point.kind,
-        bytes=point.bytes_predicted,
+        bytes=point.held,
         predicted=point.kl_predicted if point.kind == "searched" else None,
         measured=None if found is None else found.kl.value,
         interval=None if found is None else _bars(found),
@@ -123,6 +124,22 @@ def _budgets(run: Run) -> Table:
         rows,
         "No budget was given: the knee of the frontier was built.",
     )
+
+
+def _caches(run: Run) -> tuple[Table, ...]:
+    """What each block keeps of the past, where the search chose it."""
+    if not run.caches:
+        return ()
+    rows = tuple(
+        (one.name, one.option, str(one.keys), str(one.values), told(one.bytes), f"{one.kl_predicted:.2g}")
+        for one in run.caches
+    )
+    caption = (
+        f"Bytes at {run.caches[0].tokens:,} tokens, by the formats. Where sizes are compared on this page, the cache "
+        "is counted with the weights."
+    )
+    header = ("store", "option", "bits of keys", "bits of values", "bytes", "KL predicted")
+    return (Table("The cache, block by block", caption, header, rows),)
 
 
 def _quality(run: Run) -> Table:

@@ -47,6 +47,7 @@ def of_run(run: Run, receipt: Receipt, out: str) -> tuple[Words, ...]:
     lines += _speeds(run)
     lines += _memory(run)
     lines += _cache(receipt)
+    lines += _stores(run)
     lines += _even(run)
     lines += _loads(receipt, out)
     return (*lines, *_next(run.source, out, _others(run, out)))
@@ -77,6 +78,20 @@ def _cache(receipt: Receipt) -> list[Words]:
     before, after = (sum(getattr(one, name) for one in receipt.caches) for name in ("bytes_before", "bytes_after"))
     said = f"{before:,.0f} bytes a token → {after:,.0f} in {len(receipt.caches)} blocks, by the formats"
     return [Words("cache", said)]
+
+
+def _stores(run: Run) -> list[Words]:
+    """Bits of keys and of values, block by block, where the search chose them; and their bytes."""
+    if not run.caches:
+        return []
+    tokens, size = run.caches[0].tokens, sum(one.bytes for one in run.caches)
+    lines = [
+        Words(name, " ".join(str(bits) for bits in found) + " bits, block by block")
+        for name, found in (("  keys", [c.keys for c in run.caches]), ("  values", [c.values for c in run.caches]))
+    ]
+    whole = run.costs.get(ORIGINAL, Costs()).cache_bytes
+    before = f"{told(tokens * whole)} → " if whole else ""
+    return [*lines, Words("", f"{before}{told(size)} at {tokens:,} tokens")]
 
 
 def quality(found: Quality, original: Quality) -> str:
@@ -150,15 +165,15 @@ def _even(run: Run) -> list[Words]:
     """Against the best preset that spends evenly and is no larger than a tenth more."""
     if run.quality is None or not run.uniforms:
         return []
-    size = run.point.bytes_measured or run.point.bytes_predicted
-    near = [one for one in run.uniforms if one.in_memory is not None and one.bytes_predicted <= 1.1 * size]
+    size = (run.point.bytes_measured or run.point.bytes_predicted) + run.point.cache_bytes
+    near = [one for one in run.uniforms if one.in_memory is not None and one.held <= 1.1 * size]
     if not near:
         return []
     best = min(near, key=_kl)
     mine = run.quality.kl.value if run.point.in_memory is None else _kl(run.point)  # both in memory, where both were
     ratio = _kl(best) / max(mine, 1e-12)
     less = f"{ratio:.1f} times less KL" if ratio > 1 else f"{1 / max(ratio, 1e-12):.1f} times more KL"
-    beside = f"than {best.name} everywhere, which takes {told(best.bytes_predicted)}"
+    beside = f"than {best.name} everywhere, which takes {told(best.held)}"
     return [Words("against", f"{less} {beside} ({mine:.2g} and {_kl(best):.2g}, in memory)")]
 
 

@@ -1,7 +1,8 @@
 """What may be spent, as the user writes it: `memory=0.30x`, `memory=2GB`, `memory@32k=3GiB`, `decode=1.5x`.
 
 Memory is an upper bound in bytes: `x` counts against the source with every parameter as bf16, whatever dtype it is
-stored in; GB is 10⁹ and GiB is 2³⁰. `memory@CONTEXT` adds the cache at that many tokens. Decode and prefill are
+stored in; GB is 10⁹ and GiB is 2³⁰. `memory@CONTEXT` counts the cache at that many
+tokens too, which is chosen then, block by block, as the weights are. Decode and prefill are
 lower bounds on speed: `x` counts against the source in bf16 by the same runtime on this machine, so that it is
 compression that must give it. A floor bounds what may be lost: `kl=0.05` nats a token.
 """

@@ -39,7 +39,7 @@ from regauge.search.loop.finish import assemble
 from regauge.search.loop.forecast import NEEDED, NOMINAL, Time, paced, steps, within
 from regauge.search.loop.room import room as space
 from regauge.search.loop.settle import settle
-from regauge.search.loop.start import begin, estimate, reachable
+from regauge.search.loop.start import begin, estimate, reachable, with_caches
 from regauge.search.profile import timed, within_reach
 from regauge.search.record import Run
 from regauge.search.subject import Subject, predicting, reader
@@ -76,7 +76,8 @@ def fit(
     """Finds, builds and measures the cheapest form of a model within budgets.
 
     Args:
-        budgets: `memory=0.30x`, `memory=2GB`, `memory@32k=3GB`, `decode=1.5x`, `prefill=1.2x`. None: the knee.
+        budgets: `memory=0.30x`, `memory=2GB`, `memory@32k=3GB` (with the cache, whose formats are chosen too),
+            `decode=1.5x`, `prefill=1.2x`. None: the knee.
         floor: `kl=0.05`: no worse than, nats a token.
         calibration, eval: text; see `split.prepare` for what happens where one is not given.
         time_limit: seconds; as much is tried as there is time for, and what was left out is told.
@@ -106,7 +107,7 @@ def fit(
         command=command or _command(),
         given={"calibration": spell(calibration), "eval": spell(eval), "revision": revision, "length": length}
         | {"cache": None if cache is None else absolute(cache)}
-        | {"target": allowed.target, "methods": list(allowed.methods)},
+        | allowed.record,
         menu=allowed,
         length=length,
         cache=cache,
@@ -118,6 +119,8 @@ def fit(
         clock.say("open")
         source = host_of(model).open(model, revision)
         predicting(source)
+        ask = with_caches(ask, source)
+        allowed, length = ask.menu, ask.length
         groups, speeds = menus.groups_of(source.anatomy, allowed), bool(timed(ask.budgets))
         effort = ask.effort.sized(source.parameters()).calibrating(tokens)
         reachable(source, groups, ask.budgets, cache)
@@ -182,7 +185,7 @@ def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
         "texts": [text.sha256 for text in texts.records],
         "seed": ask.seed,
         "effort": ask.effort.amounts,
-        "menu": dataclasses.asdict(ask.menu),
+        "menu": ask.menu.record,
         "length": texts.length,
         "cache": ask.given["cache"],
         "products": str(quickest(source.dtype, source.anatomy.hidden)).removeprefix("torch."),
@@ -231,7 +234,7 @@ def pick(
         if [text.sha256 for text in found.texts[:1]] != [texts.records[0].sha256]:
             raise ResumeError("the calibration text has changed since the search; run fit again.")
         point = found.points[index]
-        menu = menus.Menu(given.target, given.methods)
+        menu = menus.Menu(given.target, given.methods, given.contexts)
         plan = plan_for(point.picks, menus.groups_of(source.anatomy, menu), point.name, texts)
         return apply(
             plan,

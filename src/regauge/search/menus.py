@@ -16,6 +16,7 @@ from regauge.parts import CACHE, INPUTS, PLACES, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, load, presets
 from regauge.plan.resolution import learnt, resolve
 from regauge.search.options import FULL, Option, SiteGroup, menu, site_groups
+from regauge.search.stores import store_groups
 
 SYMMETRIC = "-sym"
 """Behind the name of an option of integers without a zero point."""
@@ -31,15 +32,29 @@ class Menu:
     Attributes:
         target: the runtime that must load what comes out; None: ours does.
         methods: presets, recipe files or methods of the published list; empty: what the table of parts offers.
+        contexts: tokens at which the cache counts, the largest first; none: it is left as it is.
     """
 
     target: str | None = None
     methods: tuple[str, ...] = ()
+    contexts: tuple[int, ...] = ()
 
     @property
     def wire(self) -> str | None:
         """The format that the artifact must be written in."""
         return None if self.target is None else target_of(self.target).wire
+
+    @property
+    def caches(self) -> bool:
+        """Whether what comes out can say what is kept of the past: not where others load it, nor beside methods that
+        are named, which are all that is chosen from."""
+        return self.wire is None and not self.methods
+
+    @property
+    def record(self) -> dict[str, object]:
+        """As a search's record has it."""
+        found: dict[str, object] = {"target": self.target, "methods": list(self.methods)}
+        return found | ({"contexts": list(self.contexts)} if self.contexts else {})
 
 
 def parse(target: str | None, methods: str | Sequence[str] | None) -> Menu:
@@ -64,6 +79,8 @@ def groups_of(anatomy: Anatomy, allowed: Menu = Menu()) -> tuple[SiteGroup, ...]
     Raises:
         RecipeError: nothing is left to choose from; says why.
     """
+    if allowed.contexts:
+        return groups_of(anatomy, replace(allowed, contexts=())) + store_groups(anatomy, allowed.contexts)
     if allowed == Menu():
         return site_groups(anatomy)
     target = target_of(allowed.target or "regauge")

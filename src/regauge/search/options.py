@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from regauge import parts
-from regauge.anatomy.model import Anatomy, Site
-from regauge.parts import PLACES, TABLE, WEIGHTS, Point, Spec
+from regauge.anatomy.model import Anatomy, Attention, Site
+from regauge.parts import CACHE, PLACES, TABLE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, Rule
+from regauge.plan.keeping import bits_of
 
 SKIPPED = frozenset({"router", "position", "type", "patch"})
 """Kinds that the search leaves in full precision: small, and nothing is known of how they bear rounding."""
@@ -32,25 +33,45 @@ class Option:
 
     @property
     def bits(self) -> int:
-        """Bits of a code, steps not counted; 16 for full precision."""
+        """Bits of a code, steps not counted; 16 for full precision; of a store the more of keys' and values'."""
+        if self.choice is not None and self.choice.place == CACHE:
+            return max(bits_of(self.choice))
         return 16 if self.choice is None else int(parts.build("grid", self.choice.spec("grid")).bits)
 
 
 @dataclass(frozen=True)
+class Store:
+    """A block's keys and values.
+
+    Attributes:
+        tokens: at which their bytes count.
+    """
+
+    block: int
+    sizes: Attention
+    tokens: int
+
+
+@dataclass(frozen=True)
 class SiteGroup:
-    """Sites that share one choice, with the options all of them can take."""
+    """Sites that share one choice, or a store that has one, with the options all of them can take.
+
+    Attributes:
+        sites: none where it is a store's.
+    """
 
     name: str
     sites: tuple[Site, ...]
     options: tuple[Option, ...]
+    store: Store | None = None
 
     @property
     def kind(self) -> str:
-        return self.sites[0].kind
+        return "cache" if self.store is not None else self.sites[0].kind
 
     @property
     def block(self) -> int | None:
-        return self.sites[0].block
+        return self.store.block if self.store is not None else self.sites[0].block
 
     def option(self, name: str) -> Option:
         return next(option for option in self.options if option.name == name)
@@ -164,11 +185,19 @@ def plan_of(
 ) -> Plan:
     """A recipe that names every site: one rule an option, sites joined by `|`."""
     rules: dict[Point | None, list[str]] = {}
+    kept: dict[Point, list[str]] = {}
     for group in groups:
-        rules.setdefault(picks[group.name].choice, []).extend(site.name for site in group.sites)
+        choice = picks[group.name].choice
+        if group.store is None:
+            rules.setdefault(choice, []).extend(site.name for site in group.sites)
+        elif choice is not None:
+            kept.setdefault(choice, []).append(group.name)
+    places = {WEIGHTS: tuple(Rule(" | ".join(names), point) for point, names in rules.items())}
+    if kept:
+        places[CACHE] = tuple(Rule(" | ".join(names), point) for point, names in kept.items())
     return Plan(
         name=name,
-        places={WEIGHTS: tuple(Rule(" | ".join(names), point) for point, names in rules.items())},
+        places=places,
         title=title,
         calibration={"tokens": tokens, "length": length},
     )

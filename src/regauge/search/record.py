@@ -36,6 +36,7 @@ class Point(_Record):
         name: `0`, `1`, … on the frontier, or the preset's name for a uniform baseline.
         picks: group of sites → option, e.g. `blocks.0.attn.q` → `int4-g128`.
         bits: bits a weight over the sites searched, steps and zero points included.
+        cache_bytes: of the stores chosen with it, at the context of the budget; 0 where the cache is left as it is.
         kl_trial: true KL on the search text, weights replaced in memory; never the evaluation text.
         measured: on the evaluation text, of the artifact as loaded; only of points that were built.
         in_memory: the same of the variant in memory: rounded weights before they are stored and propagated.
@@ -47,12 +48,18 @@ class Point(_Record):
     bits: float
     bytes_predicted: int
     kl_predicted: float
+    cache_bytes: int = 0
     kl_trial: float | None = None
     decode_ms_predicted: float | None = None
     prefill_ms_predicted: float | None = None
     bytes_measured: int | None = None
     measured: Quality | None = None
     in_memory: Quality | None = None
+
+    @property
+    def held(self) -> int:
+        """Predicted bytes of the artifact and of the stores chosen with it."""
+        return self.bytes_predicted + self.cache_bytes
 
     @model_validator(mode="before")
     @classmethod
@@ -77,6 +84,24 @@ class SitePick(_Record):
     bytes: int
     group: str
     kl_predicted: float  # of its whole group, after correction
+
+
+class CachePick(_Record):
+    """What one block's store got.
+
+    Attributes:
+        keys, values: bits of a code; 16 where nothing is rounded.
+        tokens: at which its bytes are counted, by its formats.
+    """
+
+    name: str
+    block: int
+    option: str
+    keys: int
+    values: int
+    tokens: int
+    bytes: int
+    kl_predicted: float
 
 
 class Verdict(_Record):
@@ -115,7 +140,7 @@ class Given(_Record):
         calibration, eval: a file, a directory or a data set; `paths` of some, `texts` themselves, or the number of
             those that were too many to keep.
         sizes: the tokens of each part; length: of a window, where the user said.
-        target, methods: what was allowed, as `search.menus.Menu` has it.
+        target, methods, contexts: what was allowed, as `search.menus.Menu` has it.
         cache: the recipe of what artifacts keep of the past, where the user named one.
     """
 
@@ -126,6 +151,7 @@ class Given(_Record):
     length: int | None = None
     target: str | None = None
     methods: tuple[str, ...] = ()
+    contexts: tuple[int, ...] = ()
     cache: str | None = None
 
 
@@ -149,6 +175,7 @@ class Run(_Record):
     uniforms: tuple[Point, ...] = ()  # baselines, every site alike, same rounder and first 8,192 tokens, in memory
     against_uniform: dict[str, Paired] = Field(default_factory=dict)  # the artifact less that uniform
     sites: tuple[SitePick, ...] = ()  # of the chosen point
+    caches: tuple[CachePick, ...] = ()  # the same of stores, where a budget counts the cache
     quality: Quality | None = None  # of the artifact, on the evaluation text
     original: Quality | None = None  # of the source on the same text (its KL is 0)
     costs: dict[str, Costs] = Field(default_factory=dict)  # source in bf16: `original`, `runtime`; `compressed`

@@ -14,9 +14,23 @@ from torch import Tensor
 
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.caches import FILE
+from regauge.cache.scheme import CachePlan
 from regauge.hosts import base
 from regauge.hosts.precise import precise
-from regauge.hosts.transformers import door, hub, latent, laws, load, probe, sampling, serve, stream, tables, ways
+from regauge.hosts.transformers import (
+    door,
+    hub,
+    latent,
+    laws,
+    load,
+    packed,
+    probe,
+    sampling,
+    serve,
+    stream,
+    tables,
+    ways,
+)
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source, read_tokenizer
@@ -100,6 +114,9 @@ class TransformersHost:
 
     def whole(self, source: base.Source) -> Any:
         return sampling.whole_model(_own(source))
+
+    def cache(self, model: Any, plan: CachePlan) -> Any:
+        return packed.cache_of(plan, model)
 
     def ways(self, model: Any) -> base.Ways:
         return ways.ways_of(model)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +22,10 @@ from torch.func import functional_call
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.errors import ModelError
 from regauge.hosts.base import Rows
+from regauge.hosts.heads import Attend
 from regauge.hosts.states import Call, Pool, States
 from regauge.hosts.transformers.adapt import adapt_modules
+from regauge.hosts.transformers.attended import attended
 from regauge.hosts.transformers.experts import loop_experts
 from regauge.hosts.transformers.hooks import Change, Taps, Watch, tapped
 from regauge.hosts.transformers.outside import by_rows, modules
@@ -53,8 +55,8 @@ class Runner:
     Args:
         anatomy: what the weights will be given in; None for the source's.
         dtype: of the computation; weights are cast block by block.
-        matrices: a narrower dtype for products alone: matrices are kept in it and what they multiply is rounded to it,
-            while vectors, hidden states, norms and logits are in `dtype`. None: products are in `dtype` too.
+        matrices: a narrower dtype for products alone, to which matrices and what they multiply are rounded; all else
+            is in `dtype`. None: products too.
         attention: `sdpa` or `eager`; None lets transformers choose.
     """
 
@@ -246,12 +248,11 @@ class Runner:
             self._session.begin([])
         return output_of(found)
 
-    def logits(self, inputs: Inputs, weights: Callable[[int | None], Weights] | None = None) -> Iterator[Tensor]:
-        """The whole model on some batches, streamed.
+    def attending(self, change: Attend) -> AbstractContextManager[None]:
+        return attended(self.layers, change)
 
-        Args:
-            weights: gives the canonical tensors of a block; None reads the source.
-        """
+    def logits(self, inputs: Inputs, weights: Callable[[int | None], Weights] | None = None) -> Iterator[Tensor]:
+        """The whole model on some batches, streamed; `weights` gives the tensors of a block, None reads the source."""
         read = weights or self.source.block
         outer = read(None)
         states = self.begin(inputs, outer)

@@ -14,6 +14,7 @@ import torch
 
 from regauge.artifact.files import weight_bytes
 from regauge.artifact.receipt import Receipt
+from regauge.cache.scheme import CachePlan
 from regauge.engine import apply
 from regauge.errors import ArtifactError
 from regauge.hosts import host_of
@@ -33,7 +34,8 @@ from regauge.measure.cost import (
 )
 from regauge.measure.cost import speeds as timed
 from regauge.measure.quality import Scores, compare
-from regauge.measure.subject import logits
+from regauge.measure.subject import logits, logits_kept
+from regauge.parts import CACHE
 from regauge.plan import Plan
 from regauge.plan.caches import asked, cache_plan
 from regauge.plan.keeping import bytes_at
@@ -43,6 +45,9 @@ from regauge.search.subject import Subject
 from regauge.text.split import Texts
 from regauge.text.windows import Windows
 
+LONG = (1 << 15, 1 << 16)
+"""Tokens between which a cache's growth is taken."""
+
 
 @dataclass(frozen=True, eq=False)
 class Built:
@@ -51,6 +56,7 @@ class Built:
     folder: Path
     receipt: Receipt
     search: Scores  # on the search text
+    cache: CachePlan | None = None  # what its blocks keep, where the search chose that
 
     @property
     def bytes(self) -> int:
@@ -92,16 +98,23 @@ def build(desk: Desk, plan: Plan) -> Built:
         progress=desk.clock.within("build"),
         command=desk.ask.command,
     )
-    return Built(
-        folder, receipt, score(desk.subject.host.load(folder, dtype=torch.float32), desk.subject, texts.search)
-    )
+    cache = cache_plan(plan, desk.subject.anatomy) if plan.of(CACHE) else None
+    model = desk.subject.host.load(folder, dtype=torch.float32)
+    return Built(folder, receipt, score(model, desk.subject, texts.search, cache), cache)
 
 
 @torch.no_grad()
-def score(model: Any, subject: Subject, windows: Windows) -> Scores:
-    """A loaded model against the subject, whose own forward is streamed beside it in float32."""
+def score(model: Any, subject: Subject, windows: Windows, cache: CachePlan | None = None) -> Scores:
+    """A loaded model against the subject, whose own forward is streamed beside it in float32.
+
+    Args:
+        cache: what the model keeps of the past; it reads its text in pieces then, each behind what was kept before.
+    """
     inputs = [batch.ids_BT for batch in windows.batches(subject.batch)]
-    return compare(windows, subject.exact.logits(inputs, subject.read), logits(model, inputs), subject.batch)
+    found = logits(model, inputs)
+    if cache is not None:
+        found = logits_kept(model, inputs, lambda: subject.host.cache(model, cache))
+    return compare(windows, subject.exact.logits(inputs, subject.read), found, subject.batch)
 
 
 def cache_at(source: Source, cache: str | None, tokens: int) -> int:
@@ -123,6 +136,12 @@ def cache_growth(source: Source) -> float:
 
 def _growth(model: Model) -> float:
     return cache_bytes_a_token(model, torch.ones(1, 32, dtype=torch.int64, device="cpu"))
+
+
+def _kept(cache: CachePlan, source: Source) -> float:
+    """Bytes that a token of a long text takes by a plan, by the formats."""
+    ends = [bytes_at(cache, source.anatomy, tokens) for tokens in LONG]
+    return (ends[1] - ends[0]) / (LONG[1] - LONG[0])
 
 
 def speeds(source: Source, folder: Path, turns: int) -> dict[str, dict[str, Speed]]:
@@ -155,13 +174,16 @@ def _at_lengths(
         return found, at_lengths(models, vocabulary, most, found, can, a_token), growth
 
 
-def costs(source: Source, folder: Path, turns: int, resident: bool, can: Can) -> dict[str, Costs]:
+def costs(source: Source, built: Built, turns: int, resident: bool, can: Can) -> dict[str, Costs]:
     """Everything measured about the cost of the source, by both runtimes, and of the artifact.
 
     Args:
         can: whether there is time for a length of context (`measure.contexts`).
     """
+    folder = built.folder
     found, at, cache = _at_lengths(source, folder, turns, can)
+    if built.cache is not None:
+        cache[COMPRESSED] = _kept(built.cache, source)
     give_back()
     paths = {ORIGINAL: source.path, COMPRESSED: folder}
     return {

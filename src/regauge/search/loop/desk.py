@@ -137,6 +137,7 @@ class Ask:
         given: texts, revision and menu as the record keeps them, so that `pick` can read them again.
         menu: what may be chosen from.
         length: tokens of a window; None: by the model.
+        notes: what was found before the search began, a sentence each.
         cache: the recipe of what the artifact keeps of the past; None: everything, as it comes.
     """
 
@@ -149,6 +150,7 @@ class Ask:
     given: Mapping[str, object] = field(default_factory=dict)
     menu: Menu = field(default_factory=Menu)
     length: int | None = None
+    notes: tuple[str, ...] = ()
     cache: str | None = None
 
     @property

@@ -15,6 +15,7 @@ from regauge.measure.samples import continuations
 from regauge.search.allocation import Allocation
 from regauge.search.budgets import Budget
 from regauge.search.loop.build import costs, score
+from regauge.search.loop.caches import by_recipe, cached, filled, noted, picked
 from regauge.search.loop.desk import TURNS, Desk, Stopwatch
 from regauge.search.loop.forecast import FRESH, TIMED
 from regauge.search.loop.gather import even, nearest
@@ -55,7 +56,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
     turns = max(TURNS, watch.many("rounds of timing", ask.effort.turns, TIMED))
     memory = ask.effort.memory and watch.can("memory in fresh processes", FRESH)
     with watch.step("costs"):
-        spent = costs(source, settled.built.folder, turns, memory, watch.can)
+        spent = costs(source, settled.built, turns, memory, watch.can)
     samples: tuple[Sample, ...] = ()
     if ask.effort.samples and watch.can("samples", watch.expected.get("samples", 0.0)):
         with watch.step("samples"):
@@ -78,6 +79,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
         uniforms=figures.uniforms,
         against_uniform=figures.against,
         sites=_sites(problem, settled.point),
+        caches=picked(problem, settled.point),
         quality=figures.quality,
         original=figures.original,
         costs=spent,
@@ -99,17 +101,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
                 "evaluation": ask.effort.evaluation,
             },
         },
-        notes=(*texts.notes, *_late(watch), *_notes(problem, settled), *_kept(desk.ask.cache)),
-    )
-
-
-def _kept(cache: str | None) -> tuple[str, ...]:
-    """What figures do not hold where the cache is kept by a recipe."""
-    if cache is None:
-        return ()
-    return (
-        f"the artifact keeps its cache by {cache}; quality here is of its weights, read at once: "
-        "`regauge measure` reads it with the cache",
+        notes=(*ask.notes, *texts.notes, *_late(watch), *_notes(problem, settled), *by_recipe(desk.ask.cache)),
     )
 
 
@@ -135,9 +127,12 @@ def evaluate(desk: Desk, settled: Settled) -> Figures:
     """The artifact as it loads; the frontier and the uniform baselines as variants in memory."""
     problem, text, effort = settled.problem, desk.texts.evaluation, desk.ask.effort
     seed, size = desk.ask.seed, settled.built.bytes
-    made = score(desk.subject.host.load(settled.built.folder, dtype=torch.float32), desk.subject, text)
+    model = desk.subject.host.load(settled.built.folder, dtype=torch.float32)
+    made = score(model, desk.subject, text, settled.built.cache)
+    del model
     give_back()  # the artifact in float32 would stay beside the variants
-    uniform = even(problem, size, effort.uniforms)
+    total = size + problem.size(problem.picks(settled.point)) - problem.stored(problem.picks(settled.point))
+    uniform = even(problem, total, effort.uniforms)
     picks = [problem.picks(point) for point in settled.frontier]
     shown = nearest(settled.frontier, settled.point.takes["bytes"], effort.shown)
     shown, uniform = _afforded(desk, settled, shown, uniform)
@@ -163,9 +158,7 @@ def evaluate(desk: Desk, settled: Settled) -> Figures:
         chosen=chosen,
         uniforms=tuple(uniforms.values()),
         against={
-            name: paired(made, others[name], seed)
-            for name, point in uniforms.items()
-            if point.bytes_predicted >= size * 0.9
+            name: paired(made, others[name], seed) for name, point in uniforms.items() if point.held >= total * 0.9
         },
         quality=quality,
         original=summarise(_itself(made), seed),
@@ -185,7 +178,8 @@ def _point(
         kind=kind,
         picks={group: option.name for group, option in picks.items()},
         bits=8 * stored / weights,
-        bytes_predicted=round(problem.size(picks)),
+        bytes_predicted=round(problem.stored(picks)),
+        cache_bytes=round(problem.size(picks) - problem.stored(picks)),
         kl_predicted=sum(losses[group][option.name] for group, option in picks.items()),
         in_memory=None if scores is None else summarise(scores, seed),
     )
@@ -234,7 +228,12 @@ def _itself(scores: Scores) -> Scores:
 
 def _verdicts(desk: Desk, settled: Settled, quality: Quality) -> tuple[Verdict, ...]:
     """Every budget and floor against what was measured."""
-    found = [_budget(settled, one.budget, one.cache, desk.subject.source.bytes_bf16()) for one in settled.goal.held]
+    problem, found = settled.problem, list[Verdict]()
+    for one in settled.goal.held:
+        cache = one.cache + cached(problem, problem.picks(settled.point), one.budget)
+        verdict = _budget(settled, one.budget, cache, desk.subject.source.bytes_bf16())
+        more = "" if one.budget.context is None else filled(problem, settled.point, one.budget.context)
+        found.append(verdict.model_copy(update={"how": verdict.how + more}))
     for name, amount in desk.ask.floors.items():
         kl = settled.built.kl
         said = f"mean on the search text, where it was held to; {quality.kl.value:.4g} on the evaluation text"
@@ -297,4 +296,5 @@ def _notes(problem: Problem, settled: Settled) -> list[str]:
             f"predicted against true KL of {check.variants} single-group changes: rank correlation {check.rank:.3f}, "
             f"scale {check.scale:.2f}, spread {check.spread:.2f}; corrected by them"
         )
+    notes += noted(problem, settled.point, max(len(ids) for ids in problem.windows.ids))
     return notes + list(settled.built.receipt.refusals)

@@ -38,6 +38,7 @@ LOOK, LOOKED = 512, 0.5  # edge of a product, and seconds for which it is repeat
 OFF = 2.0  # by how much an estimate may be too long, before work is refused for it
 FRESH = 6.0  # seconds of fresh processes that load the models, to read their memory
 TIMED = 0.5  # seconds of one round of the interleaved timing, about
+CODED = 2.0  # times longer, where attention reads codes that are made for each variant
 SCORING = 2e-8  # seconds a logit: several passes over it
 
 
@@ -47,6 +48,7 @@ def work_folder(source: Source, groups: Sequence[SiteGroup], effort: Effort) -> 
     width, itemsize = source.anatomy.hidden, _products(source).itemsize
     states = state_bytes(source.anatomy.blocks, effort.seen, width, itemsize)
     made = source.bytes_bf16() // 3
+    groups = [group for group in groups if group.store is None]
     return (
         room(groups, NEAR if effort.shown == 1 else MANY)
         + made
@@ -127,6 +129,8 @@ def steps(
     Args:
         speeds: a speed is asked for, so the machine is profiled and the artifact timed.
     """
+    stores = sum(group.store is not None for group in groups)
+    groups = [group for group in groups if group.store is None]
     head = source.anatomy.site("embed").shape  # a head is as large; what has none is refused soon
     inner = source.parameters() - head[0] * head[1] * (1 if source.anatomy.tied else 2)
     block_T = 2 * inner * rates.narrow * duration.OVERHEAD
@@ -147,7 +151,8 @@ def steps(
     singles, wholes = variants(effort)
     shown = min(effort.shown, 8) + min(effort.uniforms, 4)
     made = 2 * effort.calibration * block_T + grams + feedback + weights * rates.weight * 2
-    solved = SOLVED * len(groups)
+    solved = SOLVED * (len(groups) + stores)
+    block_T *= CODED if stores else 1.0  # behind what is made and read back
     found = {
         "open": 1.0,
         "profile": 6.0 * speeds,

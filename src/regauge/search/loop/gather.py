@@ -19,6 +19,9 @@ from regauge.search.losses.trials import Picks
 from regauge.search.options import FULL, Option
 
 UNIFORMS = ("int3-g128", "int4-g128", "int4-g32", "int5-g128", "int6-g128", "int8-channel")
+CACHES = ("", "+k8v8-g32", "+k4v4-g32", "+k2v2-g32")
+"""Behind the names of uniforms, where stores are chosen too: whole, or KIVI's formats everywhere."""
+BESIDE = 4  # of them all that are shown then
 INSIDE, OUTSIDE = 0.25, 0.8
 """By how much the log of a group's losses is off: of those in blocks, and of embedding and head, told more rudely."""
 APART = 0.15
@@ -80,7 +83,10 @@ def nearest(points: Sequence[Allocation], size: float, count: int) -> list[int]:
 
 def even(problem: Problem, size: float, count: int) -> dict[str, dict[str, Option]]:
     """Every site alike, at the sizes nearest to that of an artifact: what the reader would otherwise take."""
-    found = {name: picks for name in UNIFORMS if (picks := problem.uniform(name)) is not None}
+    names: tuple[str, ...] = UNIFORMS
+    if any(group.store is not None for group in problem.groups):
+        names, count = tuple(name + cache for name in UNIFORMS for cache in CACHES), min(count, BESIDE)
+    found = {name: picks for name in names if (picks := problem.uniform(name)) is not None}
     near = {name: picks for name, picks in found.items() if 0.7 * size <= problem.size(picks) <= 1.5 * size}
     near = near or dict(list(found.items())[-1:])
 

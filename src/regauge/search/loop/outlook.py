@@ -38,6 +38,8 @@ def outlook(source: Source, groups: Sequence[SiteGroup], ask: Ask, fixed: float)
         return Foresight.nothing(why)
     if timed(ask.budgets):
         return Foresight.nothing("what a speed costs is known once the machine is timed")
+    if any(group.store is not None for group in groups):
+        return Foresight.nothing("the cache is chosen too, and what it costs is known once attention reads it")
     if ask.floors:
         return Foresight.nothing("a floor is kept by measurement")
     try:

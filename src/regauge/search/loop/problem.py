@@ -22,6 +22,7 @@ from regauge.search.losses.fisher import Losses
 from regauge.search.losses.shelf import Pair, Shelf
 from regauge.search.losses.trials import STATES, Picks, true_kl
 from regauge.search.options import FULL, Option, SiteGroup, group_bytes
+from regauge.search.stores import store_bytes
 from regauge.search.subject import Subject
 from regauge.text.windows import Windows
 
@@ -45,6 +46,8 @@ class Problem:
         ledger: true KL of the variants that this run asked for, by key; see `key`.
         kept: what this run or an earlier one measured.
         states: bytes of hidden states that one pass over variants holds.
+        counted: where stores are chosen, other rows of bytes than `bytes`, which counts stores at their own context:
+            name → the context at which it counts them, None where it counts weights alone.
         ready: sees to it that options are on the shelf; release: lets go what can be had again, before other work.
     """
 
@@ -61,6 +64,7 @@ class Problem:
     ready: Ready = lambda _: None
     release: Callable[[], None] = lambda: None
     states: int = STATES
+    counted: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def groups(self) -> tuple[SiteGroup, ...]:
@@ -112,7 +116,11 @@ class Problem:
         ]
 
     def takes(self, group: SiteGroup, option: Option) -> dict[str, float]:
-        found = {"bytes": float(group_bytes(group, option, self.subject.itemsize))}
+        size = float(group_bytes(group, option, self.subject.itemsize))
+        found = {"bytes": size, **dict.fromkeys(self.counted, size)}
+        if group.store is not None:
+            at = {"bytes": group.store.tokens, **self.counted}
+            found = {name: float(store_bytes(group, option, n)) if n else 0.0 for name, n in at.items()}
         for resource, costs in self.costs.items():
             found[resource] = costs[group.name][option.name]
         return found
@@ -122,10 +130,17 @@ class Problem:
 
     def uniform(self, name: str) -> dict[str, Option] | None:
         """Every group at the option nearest in spirit to a name such as `int4-g128`: same bits, that grain or the
-        coarsest it has; None where some group has no such bits."""
+        coarsest it has; None where some group has no such bits. Stores are as what stands behind a `+`, or whole."""
+        name, _, kept = name.partition("+")
         bits, _, grain = name.partition("-")
         found: dict[str, Option] = {}
         for group in self.groups:
+            if group.store is not None:
+                own = [option for option in group.options if option.name == (kept or FULL)]
+                if not own:
+                    return None
+                found[group.name] = own[0]
+                continue
             same = [option for option in group.options if option.name.partition("-")[0] == bits]
             if not same:
                 return None
@@ -133,8 +148,12 @@ class Problem:
         return found
 
     def size(self, picks: Picks) -> float:
-        """Bytes of the artifact, predicted from formats."""
+        """Bytes of the artifact, predicted from formats, and of the stores that are chosen, at their context."""
         return self.fixed + sum(self.takes(group, picks[group.name])["bytes"] for group in self.groups)
+
+    def stored(self, picks: Picks) -> float:
+        """Bytes of the artifact alone."""
+        return self.fixed + sum(group_bytes(g, picks[g.name], self.subject.itemsize) for g in self.groups)
 
     def sharpen(self, bounds: Sequence[Bound], most: int, rounds: int = 3) -> Allocation:
         """Allocate; measure the single-group KL of the picks that weigh most; allocate again, until nothing changes.

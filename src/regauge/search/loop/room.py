@@ -113,6 +113,7 @@ def room(
 
     Cost: none; nothing is read.
     """
+    groups = [group for group in groups if group.store is None]
     whole = source.bytes_bf16()
     stored = min([budget.bytes(whole) for budget in budgets if budget.resource == "memory"], default=whole // 2)
     anatomy = source.anatomy

@@ -15,6 +15,7 @@ from regauge.measure.cost import COMPRESSED, RUNTIME, Speeds
 from regauge.search.allocation import Allocation, Bound, allocate, knee, sizes, span, sweep
 from regauge.search.budgets import Budget
 from regauge.search.loop.build import Built, build, cache_at, cache_growth, plan_for, speeds
+from regauge.search.loop.caches import cached
 from regauge.search.loop.desk import Desk
 from regauge.search.loop.forecast import variants
 from regauge.search.loop.gather import even, likely, nearest, outside, sample
@@ -22,7 +23,9 @@ from regauge.search.loop.problem import ROUGH, Problem, pairs
 from regauge.search.losses.shelf import Pair
 from regauge.search.profile import timed
 from regauge.search.record import Build
+from regauge.search.stores import whole_bytes
 
+MEMORY = "memory"
 MARGIN = 0.95  # of a floor: what the search text must show, so that other text shows it too
 
 
@@ -31,7 +34,7 @@ class Held:
     """One budget with the row that the allocation sees.
 
     Attributes:
-        cache: bytes of the cache that count against it, at its context.
+        cache: bytes of the cache that count against it at its context, whatever is chosen.
     """
 
     budget: Budget
@@ -48,7 +51,7 @@ class Goal:
 
     def bounds(self, fixed: float) -> list[Bound]:
         """The rows, with what is spent in bytes whatever is chosen."""
-        return [replace(one.bound, fixed=fixed) if one.bound.resource == "bytes" else one.bound for one in self.held]
+        return [replace(one.bound, fixed=fixed) if one.budget.resource == MEMORY else one.bound for one in self.held]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +78,7 @@ def settle(desk: Desk, problem: Problem) -> Settled:
     with watch.step("frontier"):
         if desk.timing is not None:
             problem = replace(problem, costs={name: desk.timing.costs[name] for name in timed(ask.budgets)})
+        problem = replace(problem, counted=_counted(desk, problem))
         goal = Goal(tuple(_held(desk, problem, budget) for budget in ask.budgets), ask.floors)
         wanted, others = _wanted(desk, problem, goal)
     more = watch.can("variants beside what may win", watch.expected.get("rounding", 0.0))
@@ -99,7 +103,7 @@ def settle(desk: Desk, problem: Problem) -> Settled:
                 "is kept: run the same with more time, or ask for less."
             )
         tried.add(point.picks)
-        predicted = problem.size(problem.picks(point))
+        predicted = problem.stored(problem.picks(point))
         with watch.step("build"):
             desk.clock.say("build", f"artifact {attempt + 1}: {predicted:,.0f} bytes predicted")
             picks = {name: option.name for name, option in problem.picks(point).items()}
@@ -108,7 +112,7 @@ def settle(desk: Desk, problem: Problem) -> Settled:
         with watch.step("timing"):
             spent = speeds(source, built.folder, ask.effort.turns) if timed(ask.budgets) else None
         problem = replace(problem, fixed=problem.fixed + built.bytes - predicted)
-        missed, goal = _against(desk, goal, built, spent)
+        missed, goal = _against(desk, goal, built, spent, _caches(desk, problem, point))
         builds.append(_told(problem, point, built, spent, missed))
         if not missed:
             return Settled(problem, point, _with(frontier, point), built, tuple(builds), why, spent, goal)
@@ -148,10 +152,24 @@ def _held(desk: Desk, problem: Problem, budget: Budget) -> Held:
         assert desk.timing is not None, "a speed is asked for"
         before, fixed = desk.timing.base[budget.resource], desk.timing.fixed(budget.resource)
         return Held(budget, Bound(budget.resource, before / budget.amount, fixed, "ms a token"))
-    cache = 0.0 if budget.context is None else budget.context * cache_growth(source)
-    if desk.ask.cache is not None and budget.context is not None:
-        cache = float(cache_at(source, desk.ask.cache, budget.context))
-    return Held(budget, Bound("bytes", budget.beside(cache, source.bytes_bf16()), problem.fixed), cache)
+    cache = 0.0
+    if budget.context is not None:
+        cache = max(0.0, budget.context * cache_growth(source) - whole_bytes(problem.groups, budget.context))
+        if desk.ask.cache is not None:
+            cache = float(cache_at(source, desk.ask.cache, budget.context))
+    return Held(budget, Bound(_resource(desk, budget), budget.beside(cache, source.bytes_bf16()), problem.fixed), cache)
+
+
+def _resource(desk: Desk, budget: Budget) -> str:
+    """The row of a memory budget: `bytes` counts what stores take at the longest context that is asked about."""
+    contexts = desk.ask.menu.contexts
+    return "bytes" if not contexts or budget.context == contexts[0] else budget.key
+
+
+def _counted(desk: Desk, problem: Problem) -> dict[str, int | None]:
+    """The rows of other memory budgets."""
+    asked = [budget for budget in desk.ask.budgets if budget.resource == MEMORY]
+    return {name: budget.context for budget in asked if (name := _resource(desk, budget)) != "bytes"}
 
 
 def _frontier(problem: Problem, points: int) -> tuple[Allocation, ...]:
@@ -228,15 +246,22 @@ def reached(spent: Speeds, resource: str) -> float:
     return spent[resource][COMPRESSED].median / spent[resource][RUNTIME].median
 
 
-def _against(desk: Desk, goal: Goal, built: Built, spent: Speeds | None) -> tuple[str, Goal]:
+def _caches(desk: Desk, problem: Problem, point: Allocation) -> dict[str, int]:
+    return {budget.key: cached(problem, problem.picks(point), budget) for budget in desk.ask.budgets}
+
+
+def _against(
+    desk: Desk, goal: Goal, built: Built, spent: Speeds | None, cache: Mapping[str, int] | None = None
+) -> tuple[str, Goal]:
     """What the artifact misses in words (empty: nothing), and the goal moved by it."""
     missed: list[str] = []
     moved: list[Held] = []
     for one in goal.held:
         budget, bound = one.budget, one.bound
-        if bound.resource == "bytes":
-            if built.bytes > bound.limit:
-                missed.append(f"{built.bytes:,} bytes where {bound.limit:,.0f} are allowed")
+        if budget.resource == MEMORY:
+            size = built.bytes + (cache or {}).get(budget.key, 0)
+            if size > bound.limit:
+                missed.append(f"{size:,} bytes where {bound.limit:,.0f} are allowed")
         else:
             assert spent is not None, "a speed is asked for"
             ratio = reached(spent, budget.resource)
@@ -254,7 +279,7 @@ def _against(desk: Desk, goal: Goal, built: Built, spent: Speeds | None) -> tupl
 
 def _told(problem: Problem, point: Allocation, built: Built, spent: Speeds | None, missed: str) -> Build:
     return Build(
-        point=f"{problem.size(problem.picks(point)):,.0f} bytes",
+        point=f"{problem.stored(problem.picks(point)):,.0f} bytes",
         bytes=built.bytes,
         kl=built.kl,
         decode=None if spent is None else f"{spent['decode'][COMPRESSED].median:.1f} tokens/s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from regauge.amounts import told
 from regauge.artifact.disk import check_disk
 from regauge.errors import BudgetError
+from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.kernels.cpu.machine import cpus
 from regauge.search.allocation import Candidate, least
@@ -28,15 +30,38 @@ from regauge.search.menus import groups_of
 from regauge.search.options import SiteGroup, group_bytes
 from regauge.search.profile import within_reach
 from regauge.search.record import Run
+from regauge.search.stores import store_bytes, store_groups, whole_bytes, why_not_read
 from regauge.search.subject import ROWS, Subject, batches
 from regauge.text.split import Texts
 from regauge.version import __version__
+
+LONG = 1024
+"""Tokens of a window, where a cache is chosen and the model reads as many."""
+WINDOWS = 4
+"""Windows of the search text then."""
 
 
 def fixed_bytes(source: Source, groups: Sequence[SiteGroup], itemsize: int) -> int:
     """Bytes that no choice changes: norms, biases, and what the search leaves alone."""
     chosen = sum(site.shape[0] * site.shape[1] for group in groups for site in group.sites)
     return (source.parameters() - chosen) * itemsize
+
+
+def with_caches(ask: Ask, source: Source) -> Ask:
+    """The same with what blocks keep of the past to choose from, where a budget counts it and attention can be made to
+    read it; on longer windows then, and more of them, for a cache is read behind some text."""
+    contexts = sorted({budget.context for budget in ask.budgets if budget.context is not None}, reverse=True)
+    stores = [group for group in store_groups(source.anatomy, tuple(contexts)) if group.block is not None]
+    if not stores or not ask.menu.caches or ask.cache is not None:
+        return ask
+    block = min(group.block for group in stores if group.block is not None)
+    if why := why_not_read(source, host_of(source.path).runner(source), block):
+        return replace(ask, notes=(*ask.notes, f"the cache stays as it is: {why}"))
+    length = ask.length or min(LONG, contexts[0], host_of(source.path).context(source) or LONG)
+    menu = replace(ask.menu, contexts=tuple(contexts))
+    effort = replace(ask.effort, search=max(ask.effort.search, WINDOWS * length))
+    given = {**ask.given, **menu.record, "length": length}
+    return replace(ask, menu=menu, length=length, given=given, effort=effort)
 
 
 def reachable(source: Source, groups: Sequence[SiteGroup], budgets: Sequence[Budget], cache: str | None = None) -> None:
@@ -60,6 +85,10 @@ def reachable(source: Source, groups: Sequence[SiteGroup], budgets: Sequence[Bud
         if budget.resource != "memory":
             continue
         limit, held = budget.bytes(whole), cache_at(source, cache, budget.context or 0)
+        if budget.context is not None:
+            stores, at = [group for group in groups if group.store is not None], budget.context
+            held -= whole_bytes(stores, at)
+            held += sum(min(store_bytes(group, option, at) for option in group.options) for group in stores)
         if budget.beside(held, whole) < floor:
             beside = f" beside a cache of {held:,}" if held else ""
             raise BudgetError(

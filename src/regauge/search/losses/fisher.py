@@ -35,6 +35,7 @@ from regauge.kernels.cpu.machine import trim
 from regauge.search.losses.between import completed, tried_of
 from regauge.search.losses.borders import Borders
 from regauge.search.losses.sites import Tried, tried, watching
+from regauge.search.losses.stores import Reads
 from regauge.search.options import SiteGroup
 from regauge.search.subject import Subject, some
 
@@ -62,19 +63,25 @@ def fisher(
     """
     subject = borders.subject
     last = borders.before(subject.blocks)
-    whole, groups = groups, [narrowed(group) for group in groups]
+    stores = [group for group in groups if group.store is not None]
+    whole, groups = groups, [narrowed(group) for group in groups if group.store is None]
     outside = [group for group in groups if group.block is None]
     gradients, found = _tail(subject, outside, last, keep, seed)
     for block in reversed(range(subject.blocks)):
         progress("sensitivity", 1 - (block + 1) / subject.blocks)
         trim()
         visit = Visit(subject, block, borders.before(block), gradients, subject.read(block), at_once)
-        losses, gradients = visit.back([group for group in groups if group.block == block])
+        reads = Reads([group for group in stores if group.block == block])
+        losses, gradients = visit.back([group for group in groups if group.block == block], reads)
         found |= losses
     for name, losses_of in _embedding(subject, outside, some(borders.before(0), 0, keep), gradients).items():
         own = found.get(name, {})
         found[name] = {option: loss + own.get(option, 0.0) for option, loss in losses_of.items()}
-    return {group.name: completed(group.options, found[group.name]) for group in whole if group.name in found}
+    return {
+        group.name: completed(group.options, found[group.name]) if group.store is None else found[group.name]
+        for group in whole
+        if group.name in found
+    }
 
 
 def narrowed(group: SiteGroup) -> SiteGroup:
@@ -185,8 +192,8 @@ class Visit:
     weights: Weights
     at_once: int | None = None
 
-    def back(self, groups: Sequence[SiteGroup]) -> tuple[Losses, list[Tensor]]:
-        """The losses of the block's groups, and the gradient at its input."""
+    def back(self, groups: Sequence[SiteGroup], reads: Reads) -> tuple[Losses, list[Tensor]]:
+        """The losses of the block's groups, and of its store, and the gradient at its input."""
         sites = [site for group in groups for site in group.sites if site.expert is None]
         wanted = [(group, option) for group in groups for option in group.options if option.choice is not None]
         seen, keep = watching(wanted), len(self.gradients)
@@ -195,7 +202,11 @@ class Visit:
         show = {s.tap: s.name for s in reversed(sites)}
         watch: dict[str, Callable[[Tensor], None]] = {name: x[tap].append for tap, name in show.items()}
         watch |= {n: _both(watch[n], see) if n in watch else see for n, see in seen.watch.items()}
-        before = [self._replay(batch, gradient, watch, g) for batch, gradient in enumerate(self.gradients)]
+        found, before = Losses(), list[Tensor]()
+        for batch, gradient in enumerate(self.gradients):
+            inner, at_reads = self._replay(batch, gradient, watch, g, reads)
+            before.append(inner)
+            found |= reads.losses(at_reads) if at_reads else {}
         trim()
         with torch.no_grad():
             if seen.watch and keep < len(self.states):
@@ -204,7 +215,6 @@ class Visit:
             rows = tried(groups, self.weights, stats, at_once=self.at_once)
             del stats  # with their factors: of wide sites more than all else here
             trim()
-            found: Losses = {}
             for group in groups:
                 if group.sites[0].expert is None:
                     found[group.name] = self._scores(group, rows, x, g)
@@ -218,8 +228,10 @@ class Visit:
         gradient: Tensor,
         watch: Mapping[str, Callable[[Tensor], None]],
         g: Mapping[str, list[Tensor]],
-    ) -> Tensor:
-        """Runs one batch again; shows what sites read, keeps the gradient at their outputs, gives that at the input."""
+        reads: Reads,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Runs one batch again; shows what sites read, keeps the gradient at their outputs, gives that at the input,
+        and what attention's output has where `reads` watches it in this batch."""
         nudges: dict[str, Tensor] = {}
 
         def nudge(name: str) -> Callable[[Tensor], Tensor]:
@@ -231,14 +243,17 @@ class Visit:
 
         outputs = {name: nudge(name) for name in g}
         hidden = self.states.hidden[batch].detach().requires_grad_()
-        with torch.enable_grad():
+        fresh = not reads.seen
+        with torch.enable_grad(), reads.watching(self.subject.quick):
             run = self.subject.quick.bind(self.block, self.weights, self.states, watch=watch, outputs=outputs)
             out = run(hidden, batch)
-            inner, *outward = torch.autograd.grad(out, [hidden, *(nudges[name] for name in g)], gradient)
-        for name, value in zip(g, outward, strict=True):
+            read = [nudge for _, nudge in reads.seen] if fresh else []
+            at = [hidden, *(nudges[name] for name in g), *read]
+            inner, *outward = torch.autograd.grad(out, at, gradient)
+        for name, value in zip(g, outward, strict=False):
             g[name].append(value.flatten(0, -2))
         found: Tensor = inner
-        return found
+        return found, outward[len(g) :]
 
     def _scores(
         self,

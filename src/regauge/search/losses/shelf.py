@@ -163,6 +163,8 @@ def room(groups: Iterable[SiteGroup], options: float) -> int:
     """Bytes that so many options a site take on disk."""
     total = 0.0
     for group in groups:
+        if group.store is not None:
+            continue
         sizes = [sum(parts.format_of(o.choice).bytes(s.shape) for s in group.sites) for o in group.options if o.choice]
         total += min(options, len(sizes)) * sum(sizes) / max(1, len(sizes))
     return round(total)

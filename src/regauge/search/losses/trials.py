@@ -21,6 +21,7 @@ from regauge.kernels.cpu.machine import trim
 from regauge.measure.quality import Scores, compare_many
 from regauge.search.losses.shelf import Shelf
 from regauge.search.options import Option
+from regauge.search.stores import reading, scheme_at
 from regauge.search.subject import Subject
 from regauge.text.windows import Windows
 
@@ -69,9 +70,10 @@ def _pass(subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[P
         weights = subject.read(block)
         after = runner.block(block, weights, base)
         for index, changed in enumerate(shelf.rebuilt(variants, block, subject.products)):
-            before = moved[index]
-            if before is not None or changed:
-                moved[index] = runner.block(block, {**weights, **changed}, before if before is not None else base)
+            before, scheme = moved[index], scheme_at(shelf.groups, variants[index], block)
+            if before is not None or changed or scheme is not None:
+                with reading(runner, scheme):
+                    moved[index] = runner.block(block, {**weights, **changed}, before if before is not None else base)
         base = after
         trim()
     tails: list[Iterator[Tensor]] = [
