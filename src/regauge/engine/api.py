@@ -26,6 +26,7 @@ from regauge.engine.enough import enough
 from regauge.engine.estimate import DryRun, disk_needed, record
 from regauge.engine.factoring import UNREAD, factored, planned, rewrite_of
 from regauge.engine.foresight import Foresight, foresee
+from regauge.engine.forming import formed
 from regauge.engine.job import Job, plan_of, prepare
 from regauge.engine.reading import Reading, reading, sampled
 from regauge.engine.receipts import Done, command_line, files_of, log_of, receipt_of, versions
@@ -229,10 +230,11 @@ def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, s
     windows = sampled(job, read, staging, clock)
     windows = windows if read.fixed else enough(job, windows, staging, clock)
     job, searched = settle(job, windows, staging, clock)
+    job, attended = formed(job, windows, staging, clock)
     drive = Drive(job, windows, staging, clock)
     logits_error = drive.run()
     sites, moves, selects, notes = drive.receipts()
-    told = [*notes, *read.notes]
+    told = [*notes, *read.notes, *attended]
     done = Done(job, windows, sites, moves, selects, told, searched, logits_error, tuple(drive.learnt()))
     metadata: Any = staging.index()["metadata"]
     return job, receipt_of(done, source, source_hash, int(metadata["total_size"]))

@@ -184,6 +184,10 @@ class Ways(Protocol):
     def native(self) -> bool: ...  # whether the native step has served a token so far
 
 
+MAPS = "regauge_forms"
+"""The attention of a runner whose maps are looked at, within `host.maps(see)`."""
+
+
 @runtime_checkable
 class Host(Protocol):
     """One model library."""
@@ -207,6 +211,10 @@ class Host(Protocol):
     ) -> Runner:
         """A runner of a source that this host opened; `anatomy` is what the weights will be given in, `matrices` a
         narrower dtype for products alone."""
+
+    def maps(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> AbstractContextManager[None]:
+        """While it lasts, blocks of a runner with `MAPS` show their attention probabilities (B, H, Q, T), and the
+        queries (B, H, Q, D) and keys (B, K, T, D) behind them, as they run."""
 
     def reads_images(self, source: Source) -> bool:
         """Whether the model's input is pixels rather than token ids."""

@@ -19,6 +19,7 @@ from regauge.hosts import base
 from regauge.hosts.precise import precise
 from regauge.hosts.transformers import (
     door,
+    forms,
     hub,
     latent,
     laws,
@@ -59,6 +60,9 @@ class TransformersHost:
         matrices: torch.dtype | None = None,
     ) -> base.Runner:
         return Runner(_own(source), anatomy, dtype, attention, matrices)
+
+    def maps(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> AbstractContextManager[None]:
+        return forms.watching(see)
 
     def reads_images(self, source: base.Source) -> bool:
         return probe.reads_images(_own(source))
