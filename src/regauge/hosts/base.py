@@ -20,6 +20,7 @@ from torch import Tensor
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.cache.scheme import CachePlan
 from regauge.hosts.heads import Attend
+from regauge.hosts.latent import LatentSizes
 from regauge.hosts.states import States
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
@@ -156,20 +157,6 @@ class Runner(Protocol):
 
     def logits(self, inputs: Inputs, weights: Callable[[int | None], Weights] | None = None) -> Iterator[Tensor]:
         """The whole model on some batches, streamed; `weights` gives the tensors of a block, None reads the source."""
-
-
-@runtime_checkable
-class LatentSizes(Protocol):
-    """How a latent is laid out; see `rewrites.latent`."""
-
-    @property
-    def keep(self) -> float: ...
-    @property
-    def rotary(self) -> float: ...
-    @property
-    def reach(self) -> int: ...
-    @property
-    def published(self) -> bool: ...
 
 
 @runtime_checkable

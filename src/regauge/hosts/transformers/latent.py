@@ -29,7 +29,7 @@ from regauge.anatomy.factoring import Grouped, Latent, kept, latent, loss, mixed
 from regauge.artifact import files
 from regauge.artifact.config import carried
 from regauge.errors import RecipeError
-from regauge.hosts.base import LatentSizes
+from regauge.hosts.latent import LatentSizes
 from regauge.hosts.transformers.configs import build_skeleton, config_of
 from regauge.hosts.transformers.skeleton import silent
 from regauge.hosts.transformers.source import Source
