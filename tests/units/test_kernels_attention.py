@@ -55,15 +55,15 @@ def layouts(bits: int, size: int, axes: tuple[str, str], groups: tuple[int, int]
 @pytest.mark.parametrize("low", [False, True])
 @pytest.mark.parametrize("axes", list(itertools.product(("time", "channels"), repeat=2)), ids="-".join)
 def test_every_number_of_bits_along_both_axes(bits: int, low: bool, axes: tuple[str, str]) -> None:
-    """What rounding queries and probabilities adds is less than a hundredth of a value; of codes of more than four
-    bits, whose queries are rounded to 16 bits, less than a thousandth."""
+    """What rounding queries and probabilities adds is less than a thirtieth of a value at one and two bits, a
+    hundredth at three and four; of codes of more bits, whose queries are rounded to 16 bits, less than a thousandth."""
     for size, group in ((64, 3), (24, 1)):
         groups = tuple(32 if axis == "time" else size for axis in axes)
         keys, values = layouts(bits, size, axes, (groups[0], groups[1]), low)
         part = part_of(keys, values, torch.tensor([[64, 320]]), seeded(bits))
         store = stored((part,), (1, 2, 9, size), torch.float32)
         q = torch.randn(1, 1, 2 * group, size, generator=seeded(9))
-        assert off(q, store, Reading(size**-0.5), 9) < (1e-2 if bits <= 4 else 1e-3)
+        assert off(q, store, Reading(size**-0.5), 9) < (3e-2 if bits <= 2 else 1e-2 if bits <= 4 else 1e-3)
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 40, 96, 128, 256])
@@ -156,7 +156,8 @@ def test_threads_and_a_second_run_change_nothing(monkeypatch: pytest.MonkeyPatch
 
 
 def test_one_large_score_among_many_small_ones_keeps_the_small_ones() -> None:
-    """A thousand tokens of equal score beside one that has half of the probability: 8 bits would lose them."""
+    """A thousand tokens of equal score beside one that has half of the probability: 8 bits of one scale would lose
+    them, and with them half of the answer."""
     keys = BlockLayout("keys", 32, 16, 8, "channels", 16)
     values = BlockLayout("values", 32, 16, 4, "channels", 16)
     codes = torch.zeros(32, 32, 16, dtype=torch.uint8)
@@ -170,7 +171,7 @@ def test_one_large_score_among_many_small_ones_keeps_the_small_ones() -> None:
     store = stored((part,), (1, 1, 1, 16), torch.float32)
     store.keys_BKCD[..., 0, :] = -100.0  # of no account
     q = torch.full((1, 1, 1, 16), 6.93 / 16)  # e^6.93 is 1023
-    assert off(q, store, Reading(1.0), 1) < 2e-3
+    assert off(q, store, Reading(1.0), 1) < 5e-2
 
 
 def test_what_cannot_be_read_is_told() -> None:

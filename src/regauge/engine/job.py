@@ -261,6 +261,8 @@ def _recast(plan: Plan, anatomy: Anatomy) -> tuple[Anatomy, tuple[Recast, ...]]:
     recasts: list[Recast] = []
     for spec in plan.rewrites:
         recast = Recast(spec, parts.build("rewrite", spec))
+        if recast.rewrite.scope == "source":
+            continue  # done when the source was opened: `factoring`
         earlier = [r for r in recasts if r.rewrite.scope == "block"]
         if recast.rewrite.scope == "model" and earlier:
             raise RecipeError(

@@ -21,6 +21,7 @@ from regauge.anatomy.model import Anatomy, Weights
 from regauge.attention.rotary import Turning
 from regauge.cache.scheme import CachePlan
 from regauge.hosts.heads import Attend
+from regauge.hosts.latent import LatentSizes
 from regauge.hosts.states import States
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
@@ -223,6 +224,21 @@ class Host(Protocol):
 
     def precise(self) -> AbstractContextManager[None]:
         """While it lasts the library computes in float64 throughout."""
+
+    def latent_refusal(self, source: Source) -> str:
+        """Why a model's attention cannot be written anew as latent, in a sentence; "" where it can."""
+
+    def latent_numbers(self, source: Source, sizes: LatentSizes) -> tuple[int, int]:
+        """(turned channels, numbers of the latent) that a token leaves in a block's cache, or the `RecipeError`."""
+
+    def write_latent(
+        self, source: Source, folder: Path, moments: Sequence[Tensor], sizes: LatentSizes
+    ) -> Sequence[str]:
+        """Writes a source anew with latent attention, as a checkpoint in `folder`; what was done, a sentence each.
+        `moments` are E[x xᵀ] of what each block's attention reads, a 1 behind x."""
+
+    def latent_plan(self, source: Source, sizes: LatentSizes) -> Source:
+        """The source as `write_latent` would make it, without weights: its anatomy and sizes."""
 
     def sample(
         self,

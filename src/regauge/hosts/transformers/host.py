@@ -17,12 +17,14 @@ from regauge.artifact.caches import FILE
 from regauge.attention.rotary import Turning
 from regauge.cache.scheme import CachePlan
 from regauge.hosts import base
+from regauge.hosts.latent import LatentSizes
 from regauge.hosts.precise import precise
 from regauge.hosts.transformers import (
     attending,
     door,
     forms,
     hub,
+    latent,
     laws,
     load,
     packed,
@@ -88,6 +90,20 @@ class TransformersHost:
 
     def precise(self) -> AbstractContextManager[None]:
         return precise()
+
+    def latent_refusal(self, source: base.Source) -> str:
+        return latent.why_not(_own(source))
+
+    def latent_numbers(self, source: base.Source, sizes: LatentSizes) -> tuple[int, int]:
+        return latent.numbers(_own(source), sizes)
+
+    def write_latent(
+        self, source: base.Source, folder: Path, moments: Sequence[Tensor], sizes: LatentSizes
+    ) -> Sequence[str]:
+        return latent.write(_own(source), folder, moments, sizes)
+
+    def latent_plan(self, source: base.Source, sizes: LatentSizes) -> base.Source:
+        return latent.planned(_own(source), sizes)
 
     def sample(
         self,
