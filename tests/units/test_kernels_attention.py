@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from parts import drawn, part_of, with_rows
@@ -195,3 +197,31 @@ def test_what_cannot_be_read_is_told() -> None:
     with pytest.raises(ValueError, match="24 channels has no Hadamard"):
         Store(torch.zeros(1, 1, 2, 24), torch.zeros(1, 1, 2, 24), hadamard=(True, False))
     assert drawn(keys, 0, seeded(0)).shape == (0, keys.bytes)
+
+
+NEAR = st.one_of(st.integers(-40, 600), st.sampled_from([-(1 << 31), (1 << 31) - 1]))
+
+
+@given(
+    st.tuples(st.sampled_from([16, 32, 64]), st.integers(1, 40), st.integers(1, 9), st.integers(1, 33)),
+    st.tuples(st.sampled_from(["time", "channels"]), st.booleans(), st.integers(0, 3)),
+    st.tuples(NEAR, NEAR, NEAR, NEAR),
+    st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_parts_of_any_numbers_are_read_or_refused(
+    sizes: tuple[int, int, int, int], kind: tuple[str, bool, int], places: tuple[int, int, int, int], new: int
+) -> None:
+    """Never a crash: blocks of zeros, so that what is read is finite."""
+    tokens, size, bits, group = sizes
+    axis, low, offset = kind
+    try:
+        pair = [BlockLayout(role, tokens, size, bits, axis, group, low, offset) for role in ("keys", "values")]
+        memory = [torch.zeros(40 * layout.bytes, dtype=torch.uint8) for layout in pair]
+        offsets = [torch.tensor([[place]], dtype=torch.int64) for place in places[:2]]
+        length, first = (torch.tensor([[place]], dtype=torch.int32) for place in places[2:])
+        part = Part(pair[0], pair[1], *memory, *offsets, length // tokens * tokens, first)
+        found = attend(torch.ones(1, new, 3, size), stored((part,), (1, 1, 5, size), torch.float32), Reading(0.1), 5)
+    except ValueError:
+        return
+    assert found.isfinite().all()
