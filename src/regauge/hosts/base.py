@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
+from regauge.attention.rotary import Turning
 from regauge.cache.scheme import CachePlan
 from regauge.hosts.heads import Attend
 from regauge.hosts.latent import LatentSizes
@@ -202,6 +203,9 @@ class Host(Protocol):
     def maps(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> AbstractContextManager[None]:
         """While it lasts, blocks of a runner with `MAPS` show their attention probabilities (B, H, Q, T), and the
         queries (B, H, Q, D) and keys (B, K, T, D) behind them, as they run."""
+
+    def turning(self, source: Source) -> Turning | None:
+        """How a source turns queries and keys by their position; None where it does not, or nobody knows how."""
 
     def reads_images(self, source: Source) -> bool:
         """Whether the model's input is pixels rather than token ids."""

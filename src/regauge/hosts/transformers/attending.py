@@ -190,7 +190,7 @@ def watch(cache: Any, plan: CachePlan, model: Any) -> None:
         BudgetError: a budget in tokens cannot hold what it must.
     """
     numbers = [number for number, block in enumerate(plan.blocks) if block is not None and block.policy is not None]
-    rotary = _rotary(model) if numbers else None
+    rotary = rotary_of(model) if numbers else None
     for place, number in enumerate(numbers):
         block, layer = plan.blocks[number], cache.layers[number]
         assert block is not None
@@ -232,7 +232,7 @@ def _share(cache: Any, plan: CachePlan, merge: Any, number: int) -> None:
         layer.chooser.begin(layer)
 
 
-def _rotary(model: Any) -> Rotary | None:
+def rotary_of(model: Any) -> Rotary | None:
     """How the blocks that look back all the way turn their queries; None where the family table does not say."""
     rotary = table_for(model.config).rotary
     if rotary is None:

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.caches import FILE
+from regauge.attention.rotary import Turning
 from regauge.cache.scheme import CachePlan
 from regauge.hosts import base
 from regauge.hosts.latent import LatentSizes
 from regauge.hosts.precise import precise
 from regauge.hosts.transformers import (
+    attending,
     door,
     forms,
     hub,
@@ -64,6 +66,12 @@ class TransformersHost:
 
     def maps(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> AbstractContextManager[None]:
         return forms.watching(see)
+
+    def turning(self, source: base.Source) -> Turning | None:
+        found = attending.rotary_of(_own(source).model)
+        if found is None or not found.radians:
+            return None
+        return Turning(torch.tensor(found.radians, dtype=torch.float32, device="cpu"), found.halves)
 
     def reads_images(self, source: base.Source) -> bool:
         return probe.reads_images(_own(source))
