@@ -112,6 +112,8 @@ def _making(told: dict[str, Any], sizes: dict[str, Size], times: float) -> list[
     lines = [
         "## Making it",
         "",
+        "`python benchmarks/scale.py --sizes 1.1b --recipes gptq-w4g128 fit` prints what is bold.",
+        "",
         "| | shape | command | time | memory | disk beside the source |",
         "|---|---|---|---|---|---|",
     ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regauge.cache.disposals import Drop, MergeKept, Offload
+from regauge.cache.disposals import Drop, MergeKept
 from regauge.cache.merges import AcrossLayers, in_blocks
 from regauge.cache.triggers import check_tokens, due
-from regauge.errors import BudgetError, RecipeError
+from regauge.errors import BudgetError
 from tests.caches import B, D, H, T, draw
 
 
@@ -149,9 +149,7 @@ def test_merging_beats_dropping_where_tokens_come_in_kinds() -> None:
     assert merged < 0.6 * dropped, (merged, dropped)
 
 
-def test_offload_is_refused_with_what_to_do() -> None:
-    with pytest.raises(RecipeError, match=r"where no attention reads them again.*write disposal: drop"):
-        Offload()
+def test_how_much_alike_is_a_cosine() -> None:
     with pytest.raises(ValueError, match=r"alike is a cosine, -1 to 1; you wrote 2"):
         MergeKept(alike=2)
 

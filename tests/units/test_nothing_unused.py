@@ -26,6 +26,8 @@ CALLED_FROM_OUTSIDE = {
     "_older": "pydantic calls it",
     "_chosen": "pydantic calls it",
     "integer_matmul": "the definition that the kernels are held to",
+    "is_croppable": "transformers asks its caches",
+    "evict": "a layer of a packed cache is told by its user which tokens stay",
     "spearman": "benchmarks/encoder.py",
     "anchored": "a mask for packed training, whose loop is the user's",
     "by_head": "a form for FlexAttention, which the user's own code compiles",

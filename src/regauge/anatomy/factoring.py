@@ -19,6 +19,10 @@ import torch
 from torch import Tensor
 
 
+DAMP = 0.01
+"""Of the mean of the diagonal, added to it before principal components are taken."""
+
+
 @dataclass(frozen=True, eq=False)
 class Grouped:
     """Attention of grouped queries in one block, its maps with the bias as last column.
@@ -134,13 +138,11 @@ def kept(losses: list[Tensor], pairs: int) -> Tensor:
     return torch.bincount(chosen // total_FG.shape[1], minlength=total_FG.shape[0])
 
 
-def latent(
-    block: Grouped, mix: Mixed, moment_DD: Tensor, turned_F: Tensor, rank: int, reach: int, damp: float = 0.01
-) -> Latent:
+def latent(block: Grouped, mix: Mixed, moment_DD: Tensor, turned_F: Tensor, rank: int, reach: int) -> Latent:
     """A block with its keys and values in a latent of `rank` numbers and `2·turned_F.sum()` turned channels.
 
     Keys without a turn are scaled so that their mean channel is as large as the values', and both are compressed by the
-    principal components of what calibration text makes of them (equation 17); `damp` of the mean is added to the
+    principal components of what calibration text makes of them (equation 17); `DAMP` of the mean is added to the
     diagonal. With every slot turned and rank G·e it is exact.
     """
     groups = block.groups
@@ -165,7 +167,7 @@ def latent(
     q_free = torch.einsum("fab,hfbd->hfad", turn_FDD, q_HFcD)[:, used]
     k_free = [mix.keys[s, f] * left_F[f] for s, f in free]  # (2, D + 1) each
     keys_nD = torch.cat(k_free) if free else block.k.new_zeros(0, width)
-    down, up = _principal(keys_nD, block.v, moment_DD, rank, damp)
+    down, up = _principal(keys_nD, block.v, moment_DD, rank)
     up_keys = block.q.new_zeros(block.heads, max(len(used), 1), 2, rank)
     for index, (s, f) in enumerate(free):
         rows = up[2 * index : 2 * index + 2]
@@ -183,7 +185,7 @@ def latent(
     )
 
 
-def _principal(keys_nD: Tensor, values_mD: Tensor, moment_DD: Tensor, rank: int, damp: float) -> tuple[Tensor, Tensor]:
+def _principal(keys_nD: Tensor, values_mD: Tensor, moment_DD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """(down (r, D + 1), up (n + m, r)) of keys and values together, keys brought to the values' size first."""
     balance = 1.0
     if len(keys_nD):
@@ -191,7 +193,7 @@ def _principal(keys_nD: Tensor, values_mD: Tensor, moment_DD: Tensor, rank: int,
         balance = float(sizes[1] / sizes[0].clamp(min=1e-30))
     both_ND = torch.cat([balance * keys_nD, values_mD])
     spread_NN = both_ND @ moment_DD @ both_ND.T
-    spread_NN.diagonal().add_(damp * spread_NN.diagonal().mean())
+    spread_NN.diagonal().add_(DAMP * spread_NN.diagonal().mean())
     basis_Nr = torch.linalg.eigh(spread_NN).eigenvectors.flip(-1)[:, :rank]
     up = basis_Nr.clone()
     up[: len(keys_nD)] /= balance

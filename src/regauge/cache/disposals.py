@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from regauge.errors import RecipeError
-
 
 @dataclass(frozen=True)
 class Drop:
@@ -54,24 +52,3 @@ class MergeKept:
             return (own * kept_KD).index_add(0, nearest_E, weight_E[:, None] * others_ED) / total_K[:, None]
 
         return merged(keys_KD, keys_ED).to(keys_OD.dtype), merged(values_KD, values_ED).to(values_OD.dtype)
-
-
-@dataclass(frozen=True)
-class Offload:
-    """Not to be had: a token put aside would have to be read again, and nothing here ever reads one that a score has
-    let go. What is kept can be small (`keys: int4-asym/time:32`) or behind a window, and weights can lie on disk.
-
-    Args:
-        to: `cpu`, or a folder.
-
-    Raises:
-        RecipeError: always.
-    """
-
-    to: str = "cpu"
-
-    def __post_init__(self) -> None:
-        raise RecipeError(
-            "disposal 'offload' would put evicted tokens where no attention reads them again, so they would only take "
-            "room; write disposal: drop, or a budget that keeps them"
-        )

@@ -15,6 +15,7 @@ from regauge.plan import Plan, Rule, dump, load, patterns, presets
 from regauge.plan.combining import BETWEEN
 from regauge.plan.elsewhere import known_elsewhere
 from regauge.plan.keeping import told
+from regauge.report.columns import Facts, columns, facts_of, link, listed, pairs, rows_of
 from regauge.runtime.capabilities import keeps
 
 SHAPE = (4096, 4096)
@@ -25,8 +26,6 @@ KEPT = (
     "embeddings, head, routers, norms and biases stay in full precision, as the publications have it; "
     "a recipe takes them in by naming them (embed, head)"
 )
-
-Facts = dict[str, object]
 
 
 def listing() -> dict[str, list[dict[str, str]]]:
@@ -207,22 +206,22 @@ def explain(name: str | None = None) -> str:
 def _plan_text(found: Facts) -> str:
     lines = [f"{found['name']}: {found['title']}" if found["title"] else str(found["name"]), ""]
     told = {
-        "paper": ", ".join(_link(cite) for cite in _list(found["cite"])),
+        "paper": ", ".join(link(cite) for cite in listed(found["cite"])),
         "text": _text_needed(found),
         "differs": str(found["differs"]),
         "keeps": str(found["kept"]),
     }
-    lines += _pairs(told)
-    rewrites = _rows(found["rewrites"])
+    lines += pairs(told)
+    rewrites = rows_of(found["rewrites"])
     if rewrites:
         lines += ["", "rewrites, in order; each keeps the function"]
-        lines += _columns([[row["name"], row["what"]] for row in rewrites])
-    for rule in _facts(found["rules"]):
+        lines += columns([[row["name"], row["what"]] for row in rewrites])
+    for rule in facts_of(found["rules"]):
         if rule["keeps"]:
             lines += ["", f"{rule['place']} of {rule['select']}: full precision"]
             continue
         if rule["others"]:
-            others = ", ".join(str(name) for name in _list(rule["others"]))
+            others = ", ".join(str(name) for name in listed(rule["others"]))
             lines += ["", f"{rule['place']} of {rule['select']}: bits and cost are those that {others} decides"]
         elif rule["place"] == WEIGHTS:
             told_bits = f"{rule['bits']:.2f} bits a weight on {SHAPE[0]} × {SHAPE[1]}"
@@ -235,17 +234,17 @@ def _plan_text(found: Facts) -> str:
             lines += ["", f"{rule['place']} of {rule['select']}{takes}"]
             where = rule.get("runs")
             lines += [f"  on {device}: {how}" for device, how in where.items()] if isinstance(where, Mapping) else []
-        lines += _columns([[row["axis"], row["name"], row["what"]] for row in _rows(rule["parts"])])
+        lines += columns([[row["axis"], row["name"], row["what"]] for row in rows_of(rule["parts"])])
     return "\n".join([*lines, "", "as a recipe", *(f"  {line}" for line in str(found["recipe"]).splitlines())])
 
 
 def _text_needed(found: Facts) -> str:
-    needs = ", ".join(str(need) for need in _list(found["needs"]))
+    needs = ", ".join(str(need) for need in listed(found["needs"]))
     if not needs:
         return "none is read"
     size = found["calibration"]
     tokens = f"; {size['tokens']} tokens in windows of {size['length']}" if isinstance(size, Mapping) and size else ""
-    searches = "".join(f"; {told}" for told in _list(found["searches"]))
+    searches = "".join(f"; {told}" for told in listed(found["searches"]))
     return f"calibration text is read for {needs}{tokens}{searches}"
 
 
@@ -254,54 +253,19 @@ def _part_text(found: Facts) -> str:
     options = found["options"] if isinstance(found["options"], Mapping) else {}
     spelt = [f"{key} (needed)" if value is None else f"{key} = {value}" for key, value in options.items()]
     told = {
-        "paper": ", ".join(_link(cite) for cite in _list(found["cite"])),
+        "paper": ", ".join(link(cite) for cite in listed(found["cite"])),
         "options": ", ".join(spelt),
         "short": f"{found['name']}:VALUE sets {found['short']}" if found["short"] else "",
-        "for": ", ".join(str(place) for place in _list(found["places"])),
+        "for": ", ".join(str(place) for place in listed(found["places"])),
         "cost": str(found["cost"]),
-        "used by": ", ".join(str(name) for name in _list(found["used"])),
+        "used by": ", ".join(str(name) for name in listed(found["used"])),
     }
     text = str(found["text"])
-    return "\n".join([*lines, *_pairs(told), *(["", *text.splitlines()] if text else [])])
+    return "\n".join([*lines, *pairs(told), *(["", *text.splitlines()] if text else [])])
 
 
 def _listing_text() -> str:
     lines: list[str] = []
     for axis, rows in listing().items():
-        lines += [f"{axis}s" if axis == "preset" else axis, *_columns([[row["name"], row["what"]] for row in rows]), ""]
+        lines += [f"{axis}s" if axis == "preset" else axis, *columns([[row["name"], row["what"]] for row in rows]), ""]
     return "\n".join([*lines, "'regauge explain NAME' tells more of each."])
-
-
-def _link(cite: object) -> str:
-    """An arXiv id as an address."""
-    told = str(cite).removeprefix("arXiv:")
-    return f"https://arxiv.org/abs/{told}" if re.fullmatch(r"\d{4}\.\d{4,5}", told) else told
-
-
-def _pairs(told: Mapping[str, str]) -> list[str]:
-    """Label and wrapped text, labels in a column; empty texts are left out."""
-    lines = []
-    for label, text in told.items():
-        if text:
-            first, *rest = textwrap.wrap(text, 96, break_long_words=False, break_on_hyphens=False)
-            lines += [f"  {label:<9}{first}", *(f"  {'':<9}{line}" for line in rest)]
-    return lines
-
-
-def _columns(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    return [
-        "  " + "  ".join([*(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    ]
-
-
-def _list(value: object) -> list[object]:
-    return list(value) if isinstance(value, list) else []
-
-
-def _rows(value: object) -> list[dict[str, str]]:
-    return [dict(row) for row in _list(value) if isinstance(row, dict)]
-
-
-def _facts(value: object) -> list[Facts]:
-    return [dict(row) for row in _list(value) if isinstance(row, dict)]
