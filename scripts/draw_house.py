@@ -35,6 +35,7 @@ WHAT = {
     "rounding": "codes, and what is added back",
     "prune": "units, scores, repair",
     "cache": "what is kept of the past",
+    "attention": "shared maps, what heads see",
     "tokens": "which tokens go on",
     "elastic": "what may be left out",
     "anatomy": "sites, taps, streams, moves",

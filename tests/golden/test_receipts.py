@@ -38,6 +38,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tokenizer(save(pico("llama", **SETTINGS), tmp_path_factory.mktemp("golden") / "model"))
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of blocks enough for some to take another's attention map."""
+    made = pico("llama", **SETTINGS | {"num_hidden_layers": 4})
+    return save_tokenizer(save(made, tmp_path_factory.mktemp("golden") / "deep"))
+
+
 def told(receipt: Receipt) -> dict[str, Any]:
     """What must not change, and the figures that may by rounding on another machine (`errors`)."""
     taps = {tap.name: f"{' '.join(map(str, tap.reading.values()))} | {', '.join(tap.sites)}" for tap in receipt.taps}
@@ -62,8 +69,15 @@ def row(site: SiteReceipt) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_receipt(name: str, model: Path, tmp_path: Path) -> None:
-    receipt = apply(name, model, tmp_path / "out", calibration=[text(3000)], tokens=512, length=32)
+def test_receipt(name: str, model: Path, deep: Path, tmp_path: Path) -> None:
+    receipt = apply(
+        name,
+        deep if name.startswith("echoatt") else model,
+        tmp_path / "out",
+        calibration=[text(3000)],
+        tokens=512,
+        length=32,
+    )
     for move in receipt.moves:
         assert move.exact <= move.tolerance
         assert move.stored <= move.tolerance_stored

@@ -287,7 +287,7 @@ def test_what_is_no_edit_of_this_text() -> None:
         ([(1, 0, [0.5])], cache, "a list of ids"),
         ([(1, 0, torch.ones(3, 2, dtype=torch.long))], cache, "a list of ids or one a sequence"),
         ([(0, 9)], cache, "leave nothing of the text"),
-        ([(1, 1)], fixed, "a StaticCache cannot be edited"),
+        ([(1, 1)], fixed, "a StaticCache cannot be read"),
         ([(1, 1)], DynamicCache(config=model.config), "the cache is empty"),
         ([(1, 1)], cached(pico("qwen3"), ids.repeat(1, 2)), "18 tokens, which are not the first"),
         ([(1, 1)], cached(pico("llama", head_dim=6), ids), "of another model"),

@@ -27,6 +27,9 @@ CALLED_FROM_OUTSIDE = {
     "_chosen": "pydantic calls it",
     "integer_matmul": "the definition that the kernels are held to",
     "spearman": "benchmarks/encoder.py",
+    "anchored": "a mask for packed training, whose loop is the user's",
+    "by_head": "a form for FlexAttention, which the user's own code compiles",
+    "Share": "the contract that parts of the axis are held to",
     "Crossed": "a transform that may be built in Python and is in no table yet",
     "reorder": "beam search of a host whose cache is our store; transformers' layers reorder themselves",
 }

@@ -22,6 +22,7 @@ from regauge.plan.caches import Asked, asked, cache_plan, of_caches, with_cache
 from regauge.plan.combining import combined
 from regauge.plan.keeping import bytes_at, growth, share, told
 from regauge.report.explanation import explain
+from regauge.runtime.capabilities import keeps
 
 SIZES = {"hidden_size": 64, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -248,8 +249,17 @@ def test_every_preset_of_a_cache_explains_itself(name: str) -> None:
     rule = load(name).of(CACHE)[0].point
     assert rule is not None
     assert told(rule) in said
+    for device, how in keeps(rule).items():
+        assert f"on {device}: {how}" in said
     assert "keeps weights and activations stay as they are" in said
     assert "no part acts" not in said
+
+
+def test_how_a_cache_is_read_is_told() -> None:
+    assert keeps(point(CACHE, keys="int4-asym/time:32"))["cpu"].startswith("native (the step of one token")
+    assert keeps(point(CACHE, keys="int4-asym/time:32"))["cuda"].startswith("simulated (blocks are decoded")
+    assert keeps(point(CACHE, score="recency", budget="uniform:0.5"))["cuda"].startswith("native")
+    assert keeps(point(CACHE, merge="across-layers"))["cpu"].startswith("not yet")
 
 
 def test_points_spell_what_they_are() -> None:

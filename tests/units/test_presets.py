@@ -12,6 +12,7 @@ from regauge import parts
 from regauge.errors import RecipeError
 from regauge.parts import SHAPE, TABLE, Spec
 from regauge.plan import diff, digest, dump, load, parse, patterns, preset_text, presets
+from regauge.plan.forms import needs_of
 from regauge.report.explanation import explain, facts, listing
 
 FILES = sorted(file for file in (files("regauge") / "presets").iterdir() if file.name.endswith(".yaml"))
@@ -33,7 +34,9 @@ def test_a_file_is_flat(file: object) -> None:
     text = file.read_text(encoding="utf-8")  # type: ignore[attr-defined]  # a Traversable
     assert len(text.splitlines()) < 12
     rows = yaml.safe_load(text)
-    known = "name title cite differs row calibration learning where rewrites weights inputs cache shape tokens"
+    known = (
+        "name title cite differs row calibration learning where rewrites weights inputs cache attention shape tokens"
+    )
     assert set(rows) <= set(known.split())
     assert rows["title"]
     assert rows["differs"]
@@ -74,6 +77,7 @@ def test_every_part_of_a_preset_can_be_built(name: str) -> None:
         for axis, spec in rule.point:
             parts.build(axis, spec)
         reads = True  # what no move keeps is measured on text
+    reads |= bool(needs_of({rule.select: rule.point for rule in plan.of("attention") if rule.point is not None}))
     assert reads == bool(plan.calibration), "a preset says how much text it reads if and only if it reads any"
 
 

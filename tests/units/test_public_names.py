@@ -112,6 +112,7 @@ FLAGS = {
         "--family",
         "--json",
         "--memory",
+        "--positions",
         "--quiet",
         "--revision",
         "--seed",

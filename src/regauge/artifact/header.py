@@ -9,6 +9,7 @@ before it is used, and none may name code.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,14 +22,15 @@ from regauge.artifact.codec.taps import by_tap
 from regauge.artifact.strict import known, listed, mapped, named, typed
 from regauge.errors import ArtifactError, RecipeError, nearest
 from regauge.formats.terms import KINDS
-from regauge.parts import AXES, CACHE, FORMAT, INPUTS, PLACES, WEIGHTS, Option, Point, Spec, axis_of
+from regauge.parts import ATTENTION, AXES, CACHE, FORMAT, INPUTS, PLACES, WEIGHTS, Option, Point, Spec, axis_of
+from regauge.plan import forms
 from regauge.plan.select import spots
 from regauge.plan.stores import stores
 
 FORMAT_VERSION = 2
 AT = "at"
 """The key that lists the names which share a point."""
-HELD = (WEIGHTS, INPUTS, CACHE)
+HELD = (WEIGHTS, INPUTS, CACHE, ATTENTION)
 """Places whose points are needed to run a model; what pruning did stands in the sizes."""
 KEYS = ("quant_method", "format_version", "anatomy", "terms", "sizes", *PLACES)
 OLD_KEYS = ("quant_method", "format_version", "anatomy", "choices")
@@ -53,6 +55,7 @@ def header(layout: Layout) -> dict[str, object]:
         WEIGHTS: grouped({name: _own(point) for name, point in layout.quantised.items()}),
         INPUTS: grouped(layout.inputs),
         **({CACHE: grouped(layout.cache)} if layout.cache else {}),
+        **({ATTENTION: grouped(layout.attention)} if layout.attention else {}),
         "terms": terms,
         "sizes": sizes,
         "anatomy": changes(layout.source, layout.anatomy),
@@ -88,7 +91,25 @@ def _second(raw: Mapping[str, Any], source: Anatomy, dtype: torch.dtype) -> Layo
     _there(choices, {site.name for site in anatomy.sites}, source)
     _there(inputs, {site.tap for site in anatomy.sites if site.tap is not None}, source)
     _terms(mapped(raw, "terms", "the header"), choices)
-    return Layout(source, anatomy, dict(choices), dtype, inputs=inputs, cache=fitting(points.get(CACHE, {}), anatomy))
+    found = Layout(source, anatomy, dict(choices), dtype, inputs=inputs, cache=fitting(points.get(CACHE, {}), anatomy))
+    return attending(found, points.get(ATTENTION, {}))
+
+
+def attending(layout: Layout, points: Mapping[str, Point]) -> Layout:
+    """The layout with blocks that attend as the points say.
+
+    Raises:
+        ArtifactError: a block is none of the model's, or they are not settled or do not fit it.
+    """
+    _there(points, {spot.name for spot in spots(layout.anatomy, ATTENTION)}, layout.anatomy)
+    try:
+        forms.of_points(points, layout.anatomy)
+    except (RecipeError, ValueError) as error:
+        raise ArtifactError(f"the header in config.json cannot be kept to: {error}.") from error
+    coded = [name for name in layout.quantised if name in replace(layout, attention=points).gone]
+    if coded:
+        raise ArtifactError(f"the header lists codes of {coded[0]!r}, whose block takes another's attention map.")
+    return replace(layout, attention=points)
 
 
 def _first(raw: Mapping[str, Any], source: Anatomy, dtype: torch.dtype) -> Layout:

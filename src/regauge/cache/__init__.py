@@ -14,6 +14,7 @@ _HOMES = {
     "Edited": "hosts.transformers.editing",
     "changes": "cache.edits",
     "edit": "hosts.transformers.editing",
+    "share": "hosts.transformers.branching",
 }
 
 

@@ -22,12 +22,14 @@ class Merged:
     Attributes:
         directions_BHTD: float32; over all heads of a token together, of length one.
         shallow_BT, deep_BT: float32, the length of each layer's token.
+        spread_BT: where in the range of distances each token lies: 0 the nearest, 1 the most distant, 2 points apart.
         retained_BT: bool, tokens that each layer keeps as they are: their directions are too far apart.
     """
 
     directions_BHTD: Tensor
     shallow_BT: Tensor
     deep_BT: Tensor
+    spread_BT: Tensor
     retained_BT: Tensor
 
     def restored(self) -> tuple[Tensor, Tensor]:
@@ -86,16 +88,18 @@ class AcrossLayers:
         a_BT = torch.where(flat_BT, 1 - self.t, ((1 - self.t) * omega_BT).sin() / safe_BT).float()
         b_BT = torch.where(flat_BT, self.t, (self.t * omega_BT).sin() / safe_BT).float()
         directions = a_BT[:, None, :, None] * u + b_BT[:, None, :, None] * v
-        return Merged(directions, shallow_BT, deep_BT, self.retained(omega_BT, real_BT))
+        spread_BT = spread(omega_BT, real_BT)
+        retained_BT = ((spread_BT > 1 - self.keep) & (omega_BT > ANTIPODAL)) | (spread_BT > 1)
+        return Merged(directions, shallow_BT, deep_BT, spread_BT, retained_BT)
 
-    def retained(self, omega_BT: Tensor, real_BT: Tensor | None = None) -> Tensor:
-        """bool: which tokens are too far apart in angle. The range is that of each sequence's own tokens."""
-        real_BT = torch.ones_like(omega_BT, dtype=torch.bool) if real_BT is None else real_BT
-        least_B1 = omega_BT.masked_fill(~real_BT, torch.inf).amin(1, keepdim=True)
-        most_B1 = omega_BT.masked_fill(~real_BT, -torch.inf).amax(1, keepdim=True)
-        far_BT = omega_BT > most_B1 - self.keep * (most_B1 - least_B1)
-        apart_BT = omega_BT > torch.pi - ANTIPODAL
-        return real_BT & ((far_BT & (omega_BT > ANTIPODAL)) | apart_BT)
+
+def spread(omega_BT: Tensor, real_BT: Tensor | None = None) -> Tensor:
+    """Where each angle lies in the range of its sequence's own tokens; 0 for padding."""
+    real_BT = torch.ones_like(omega_BT, dtype=torch.bool) if real_BT is None else real_BT
+    least_B1 = omega_BT.masked_fill(~real_BT, torch.inf).amin(1, keepdim=True)
+    most_B1 = omega_BT.masked_fill(~real_BT, -torch.inf).amax(1, keepdim=True)
+    found_BT = (omega_BT - least_B1) / (most_B1 - least_B1).clamp_min(1e-12)
+    return torch.where(omega_BT > torch.pi - ANTIPODAL, 2.0, found_BT).masked_fill(~real_BT, 0)
 
 
 def _unit(x_BHTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,13 +108,13 @@ def _unit(x_BHTD: Tensor) -> tuple[Tensor, Tensor]:
     return x_BHTD / length_BT.clamp_min(1e-30)[:, None, :, None], length_BT
 
 
-def in_blocks(omega_BT: Tensor, retained_BT: Tensor, block: int, padding_BT: Tensor) -> Tensor:
+def in_blocks(spread_BT: Tensor, retained_BT: Tensor, block: int, padding_BT: Tensor) -> Tensor:
     """Retained tokens rounded up to whole blocks, by the most distant of the others, in each sequence.
 
     Padding is merged before it fills a block of retained ones: `padding_BT` counts as the nearest.
     """
-    rank_BT: Tensor = torch.argsort(omega_BT.masked_fill(padding_BT, -1), dim=-1, descending=True, stable=True).argsort(
-        -1
-    )
+    rank_BT: Tensor = torch.argsort(
+        spread_BT.masked_fill(padding_BT, -1), dim=-1, descending=True, stable=True
+    ).argsort(-1)
     blocks_B1 = (retained_BT.sum(-1, keepdim=True) + block - 1) // block
     return rank_BT < blocks_B1 * block

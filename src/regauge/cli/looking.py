@@ -39,6 +39,9 @@ def inspect(
     streams: Annotated[
         bool, typer.Option("--streams", help="Also list streams, the moves that each admits, and where others stop.")
     ] = False,
+    positions: Annotated[
+        bool, typer.Option("--positions", help="Also how far bf16 products drift from relative in long texts.")
+    ] = False,
     calibration: CALIBRATION = None,
     family: FAMILY = None,
     seed: SEED = 0,
@@ -58,17 +61,23 @@ def inspect(
     fits = told_memory(memory, context)
     with host_of(model).family(family):
         found = inspection.inspect(model, revision)
-        sensed = None
+        sensed, drifts = None, None
+        if positions:
+            from regauge.report.positions import positions as measured
+
+            drifts = measured(model, revision, seed)
         if sensitivity:
             from regauge.search.sense import sensitivity as sense
 
             with working("inspect", quiet, verbose, threads) as watch:
                 sensed = sense(model, calibration=calibration, seed=seed, revision=revision, progress=watch)
     if json:
-        show.as_json(show.plain(found) | {"sensitivity": show.plain(sensed)})
+        show.as_json(show.plain(found) | {"sensitivity": show.plain(sensed), "positions": show.plain(drifts)})
         return
     models.inspection(found, streams)  # after every refusal
     models.sizes(found, fits)
+    if drifts is not None:
+        models.positions(drifts)
     if sensed is not None:
         models.sensitivity(sensed)
 

@@ -11,6 +11,7 @@ from regauge.report.fits import fitting
 
 if TYPE_CHECKING:
     from regauge.report.inspection import AttentionGroup, Inspection, SiteGroup
+    from regauge.report.positions import BlockDrift
     from regauge.search.sense import Sensitivity
 
 
@@ -139,3 +140,23 @@ def sensitivity(found: Sensitivity) -> None:
     line(f"  nats a token were each alone rounded to {option}; predicted from {found.tokens:,} tokens of {found.text}")
     for note in found.notes:
         line(f"  note: {note}")
+
+
+def positions(found: Sequence[BlockDrift]) -> None:
+    """How far products drift when a text is moved, a line a block."""
+    from regauge.report.positions import SHIFTS, TOLD
+
+    line(TOLD)
+    table(
+        ["block", *(f"at {shift:,}" for shift in SHIFTS), "first token", "float32", "spread"],
+        [
+            [
+                str(one.block),
+                *(f"{drift.mean:.4f}" for drift in one.drifts),
+                f"{one.drifts[-1].first:.4f}",
+                f"{one.drifts[-1].wide:.4f}",
+                f"{one.drifts[-1].spread:.2f}",
+            ]
+            for one in found
+        ],
+    )

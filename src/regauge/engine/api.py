@@ -24,7 +24,9 @@ from regauge.engine.driver import Drive
 from regauge.engine.duration import course, seconds
 from regauge.engine.enough import enough
 from regauge.engine.estimate import DryRun, disk_needed, record
+from regauge.engine.factoring import UNREAD, factored, planned, rewrite_of
 from regauge.engine.foresight import Foresight, foresee
+from regauge.engine.forming import formed
 from regauge.engine.job import Job, plan_of, prepare
 from regauge.engine.reading import Reading, reading, sampled
 from regauge.engine.receipts import Done, command_line, files_of, log_of, receipt_of, versions
@@ -106,21 +108,25 @@ def apply(
         clock.say("open")
         source = host_of(model).open(model, revision)
         plan = with_cache(with_outer(plan_of(recipe), embed, head), cache)
-        ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
-        ready.refusals.attempt(lambda: refuse_out(out, force, CARRIED), None)
-        ready.refusals.settle()
-        job, read = ready.job, ready.read
-        assert job is not None and read is not None, "nothing was refused"  # noqa: PT018  # not a test
-        check_disk(out, disk_needed(job, read))
-        _in_time(job, read, clock)
-        job = replace(job, at_once=room(job, read.tokens).at_once(max_memory))
-        identity = _identity(job, read)
-        clock.ahead(course(job, read.tokens, read.sampled is not None))
-        with Staging(out, identity, force=force) as staging, _threads(staging):
-            job, receipt = _run(job, read, staging, clock, str(model), str(identity["source"]))
-            log = log_of(clock, memory, command or command_line())
-            final = receipt.model_copy(update=log)
-            staging.finish(files_of(job, receipt, log, staging))
+        if rewrite_of(plan) is not None:
+            refuse_out(out, force, CARRIED)
+        with factored(plan, source, out, (calibration, tokens, length), seed, clock) as made:
+            ready = _ready(plan, made.source, Reads(calibration, tokens, length, seed, wire))
+            ready.refusals.attempt(lambda: refuse_out(out, force, CARRIED), None)
+            ready.refusals.settle()
+            job, read = ready.job, ready.read
+            assert job is not None and read is not None, "nothing was refused"  # noqa: PT018  # not a test
+            check_disk(out, disk_needed(job, read))
+            _in_time(job, read, clock)
+            job = replace(job, at_once=room(job, read.tokens).at_once(max_memory))
+            identity = _identity(job, read) | made.identity
+            clock.ahead(course(job, read.tokens, read.sampled is not None))
+            with Staging(out, identity, force=force) as staging, _threads(staging):
+                job, receipt = _run(job, read, staging, clock, str(model), str(identity["source"]))
+                receipt = made.told(receipt)
+                log = log_of(clock, memory, command or command_line())
+                final = receipt.model_copy(update=log)
+                staging.finish(files_of(job, receipt, log, staging))
         clock.say("finish", f"{out} is written")
     return final
 
@@ -148,8 +154,8 @@ def dry_run(
         ModelError, RecipeError: the model cannot be opened or the recipe not read; there is nothing to say then.
     """
     with quiet_torch():
-        source = host_of(model).open(model, revision)
         plan = with_cache(with_outer(plan_of(recipe), embed, head), cache)
+        source = planned(plan, host_of(model).open(model, revision))
         ready = _ready(plan, source, Reads(calibration, tokens, length, seed, wire))
         target = None if out is None else Path(out).expanduser()
         if target is not None:
@@ -169,7 +175,8 @@ def dry_run(
             )
         read = ready.read or Reading(None, None, {"kind": "none"})
         found = record(ready.job, read, str(model), target, told)
-        seen = Foresight.nothing("the run would be refused") if told else foresee(ready.job, read)
+        unread = "the run would be refused" if told else UNREAD if rewrite_of(plan) is not None else ""
+        seen = Foresight.nothing(unread) if unread else foresee(ready.job, read)
         known = {"kl": (seen.low, seen.high), "stays": seen.stays} if not seen.why else {}
         found = found.model_copy(update={**known, "quality": str(seen)})
         if target is not None and found.disk_needed > found.disk_free:
@@ -210,7 +217,6 @@ def _threads(staging: Staging) -> Any:
 def _identity(job: Job, read: Reading) -> dict[str, Any]:
     return {
         "plan": digest(job.plan),
-        "source": job.source.digest(),
         "calibration": read.identity,
         "seed": job.seed,
         "working": str(job.working).removeprefix("torch."),
@@ -224,10 +230,11 @@ def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, s
     windows = sampled(job, read, staging, clock)
     windows = windows if read.fixed else enough(job, windows, staging, clock)
     job, searched = settle(job, windows, staging, clock)
+    job, attended = formed(job, windows, staging, clock)
     drive = Drive(job, windows, staging, clock)
     logits_error = drive.run()
     sites, moves, selects, notes = drive.receipts()
-    told = [*notes, *read.notes]
+    told = [*notes, *read.notes, *attended]
     done = Done(job, windows, sites, moves, selects, told, searched, logits_error, tuple(drive.learnt()))
     metadata: Any = staging.index()["metadata"]
     return job, receipt_of(done, source, source_hash, int(metadata["total_size"]))

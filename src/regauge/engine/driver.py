@@ -214,7 +214,11 @@ class Drive:
 
     def _write(self, index: int, done: Done) -> None:
         """One shard with its figures, committed together."""
-        job, moved, codes = self.job, done.moved, done.codes
+        job, codes = self.job, done.codes
+        moved, layout = done.moved, job.wire.layout
+        if layout.gone:
+            moved = _only(moved, [name for name in moved.stored if layout.held(name)])
+            done = replace(done, sites=[site for site in done.sites if layout.held(site.name)])
         figures = site_receipts(done.sites, moved, codes, done.stats, job.resolution, done.rare)
         tensors = job.wire.pack(full_precision(moved.stored, codes), codes)
         taps = dict.fromkeys(site.tap for site in done.sites if site.tap in self.work.readings)

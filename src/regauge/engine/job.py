@@ -27,8 +27,9 @@ from regauge.hosts.base import Host, Source
 from regauge.kernels.cpu.gram import has_gram
 from regauge.learn.base import SiteLearned
 from regauge.learn.settings import Settings
-from regauge.parts import SHAPE, WEIGHTS, Point, Spec
+from regauge.parts import ATTENTION, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, load
+from regauge.plan.forms import needs_of
 from regauge.plan.resolution import Resolution, inert, learnt, resolve
 from regauge.rewrites.base import Rewrite
 
@@ -129,6 +130,7 @@ class Job:
             bool(self.needs or self.learnt)
             or bool(needs_of_taps(self.anatomy.sites, self.resolution.inputs, transforms=True))
             or self.shaping is not None
+            or bool(needs_of(self.resolution.at(ATTENTION)))
             or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)
         )
 
@@ -259,6 +261,8 @@ def _recast(plan: Plan, anatomy: Anatomy) -> tuple[Anatomy, tuple[Recast, ...]]:
     recasts: list[Recast] = []
     for spec in plan.rewrites:
         recast = Recast(spec, parts.build("rewrite", spec))
+        if recast.rewrite.scope == "source":
+            continue  # done when the source was opened: `factoring`
         earlier = [r for r in recasts if r.rewrite.scope == "block"]
         if recast.rewrite.scope == "model" and earlier:
             raise RecipeError(

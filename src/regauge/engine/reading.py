@@ -21,6 +21,7 @@ from regauge.text.tokens import within
 TOKENS, LENGTH = 65536, 512  # where neither recipe nor user says
 SAMPLED = 32768  # most tokens that a model samples from itself unless it is told to
 KEPT = "self-sampled"
+UNUSED = "the recipe reads no text, so the calibration text was not used"
 MEAN, SPREAD = (0.5,), (0.5,)  # of pixels, where a vision model has no preprocessor_config.json
 
 
@@ -96,7 +97,7 @@ def reading(job: Job, calibration: Where | None, tokens: int | None = None, leng
         ModelError: there is no tokenizer.
     """
     if not job.calibrated:
-        notes = ("the recipe reads no text, so the calibration text was not used",) if calibration is not None else ()
+        notes = (UNUSED,) if calibration is not None else ()
         return Reading(None, None, {"kind": "none"}, notes)
     if why := job.host.why_not_fed(job.source):
         raise TextError(

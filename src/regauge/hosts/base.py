@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
+from regauge.attention.rotary import Turning
 from regauge.cache.scheme import CachePlan
 from regauge.hosts.heads import Attend
+from regauge.hosts.latent import LatentSizes
 from regauge.hosts.states import States
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
@@ -170,6 +172,10 @@ class Ways(Protocol):
     def native(self) -> bool: ...  # whether the native step has served a token so far
 
 
+MAPS = "regauge_forms"
+"""The attention of a runner whose maps are looked at, within `host.maps(see)`."""
+
+
 @runtime_checkable
 class Host(Protocol):
     """One model library."""
@@ -194,6 +200,13 @@ class Host(Protocol):
         """A runner of a source that this host opened; `anatomy` is what the weights will be given in, `matrices` a
         narrower dtype for products alone."""
 
+    def maps(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> AbstractContextManager[None]:
+        """While it lasts, blocks of a runner with `MAPS` show their attention probabilities (B, H, Q, T), and the
+        queries (B, H, Q, D) and keys (B, K, T, D) behind them, as they run."""
+
+    def turning(self, source: Source) -> Turning | None:
+        """How a source turns queries and keys by their position; None where it does not, or nobody knows how."""
+
     def reads_images(self, source: Source) -> bool:
         """Whether the model's input is pixels rather than token ids."""
 
@@ -211,6 +224,21 @@ class Host(Protocol):
 
     def precise(self) -> AbstractContextManager[None]:
         """While it lasts the library computes in float64 throughout."""
+
+    def latent_refusal(self, source: Source) -> str:
+        """Why a model's attention cannot be written anew as latent, in a sentence; "" where it can."""
+
+    def latent_numbers(self, source: Source, sizes: LatentSizes) -> tuple[int, int]:
+        """(turned channels, numbers of the latent) that a token leaves in a block's cache, or the `RecipeError`."""
+
+    def write_latent(
+        self, source: Source, folder: Path, moments: Sequence[Tensor], sizes: LatentSizes
+    ) -> Sequence[str]:
+        """Writes a source anew with latent attention, as a checkpoint in `folder`; what was done, a sentence each.
+        `moments` are E[x xᵀ] of what each block's attention reads, a 1 behind x."""
+
+    def latent_plan(self, source: Source, sizes: LatentSizes) -> Source:
+        """The source as `write_latent` would make it, without weights: its anatomy and sizes."""
 
     def sample(
         self,

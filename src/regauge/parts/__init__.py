@@ -25,6 +25,7 @@ from regauge.parts.build import (
 from regauge.parts.lookup import empty, foreign, part
 from regauge.parts.part import Part
 from regauge.parts.points import (
+    ATTENTION,
     AXES,
     CACHE,
     FORMAT,
@@ -47,6 +48,7 @@ from regauge.parts.spec import Option, Spec
 from regauge.parts.table import TABLE
 
 __all__ = [
+    "ATTENTION",
     "AXES",
     "CACHE",
     "FORMAT",

@@ -1,4 +1,4 @@
-"""The lines of the rewrites: choices of moves that keep the function."""
+"""The lines of the rewrites: choices of moves that keep the function, and `latent`, which does at `keep: 1` alone."""
 
 from __future__ import annotations
 
@@ -42,6 +42,15 @@ REWRITE_ROWS: Mapping[str, Part] = {
         "residual and values turned by a Hadamard matrix",
         "2404.00456",
         places=(REWRITES,),
+    ),
+    "latent": Part(
+        "regauge.rewrites.latent:LatentAttention",
+        "keys and values of all heads in one narrow vector a token, which is what the cache holds",
+        "2502.07864",
+        short="keep",
+        places=(REWRITES,),
+        text=True,
+        cost="one pass over calibration text; larger matrices of queries; each step expands the latent again",
     ),
     "permute": Part(
         "regauge.rewrites.permutation:PermuteByImportance",

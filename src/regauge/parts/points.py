@@ -118,6 +118,16 @@ _DECLARED = (
         acts=True,
     ),
     Place(
+        "attention",
+        ("block's attention", "blocks' attention"),
+        "blocks.3.attention",
+        (
+            Axis("share", "which blocks take the attention probabilities of an earlier one, and drop queries and keys"),
+            Axis("window", "how many of the last tokens heads see", number=True),
+        ),
+        acts=True,
+    ),
+    Place(
         "shape",
         ("stream or block", "streams and blocks"),
         "blocks.*.ffn",
@@ -145,7 +155,7 @@ _DECLARED = (
 PLACES: Mapping[str, Place] = {place.name: place for place in _DECLARED}
 AXES: Mapping[str, tuple[str, ...]] = {place.name: tuple(axis.name for axis in place.axes) for place in _DECLARED}
 """Place → its axes, in the order in which a point is printed."""
-WEIGHTS, INPUTS, CACHE, SHAPE = "weights", "inputs", "cache", "shape"
+WEIGHTS, INPUTS, CACHE, ATTENTION, SHAPE = "weights", "inputs", "cache", "attention", "shape"
 REWRITES = "rewrites"
 """Where rewrites stand in a recipe: no place, but a list of their own."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from regauge.parts.attention import ATTENTION_ROWS
 from regauge.parts.caches import CACHE_ROWS
 from regauge.parts.moves import REWRITE_ROWS
 from regauge.parts.part import Part
@@ -198,6 +199,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
     },
     **SHAPE_ROWS,
     **CACHE_ROWS,
+    **ATTENTION_ROWS,
     "score": {**SHAPE_ROWS["score"], **CACHE_ROWS["score"]},
     "rewrite": REWRITE_ROWS,
 }

@@ -9,7 +9,8 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.errors import RecipeError
 from regauge.formats.base import OBJECTIVE
-from regauge.parts import CACHE, INPUTS, PLACES, WEIGHTS, Point, Spec
+from regauge.parts import ATTENTION, CACHE, INPUTS, PLACES, WEIGHTS, Point, Spec
+from regauge.plan import forms
 from regauge.plan.contradictions import reasons_of_parts
 from regauge.plan.matching import Match, match
 from regauge.plan.model import Plan
@@ -74,6 +75,8 @@ def resolve(plan: Plan, anatomy: Anatomy, alike: bool = False) -> Resolution:
         grouped |= held.reasons
         fallbacks |= held.fallbacks
         kept |= held.kept
+    for why, name in forms.refusals(points.get(ATTENTION, {}), points.get(CACHE, {}), anatomy):
+        grouped.setdefault(why, []).append(name)
     reasons += [f"{reason}: {_names(names)}" for reason, names in grouped.items()]
     reasons += _tied(anatomy, choices, kept)
     if reasons:

@@ -84,6 +84,11 @@ def _stores(anatomy: Anatomy) -> tuple[Spot, ...]:
     return tuple(Spot(f"blocks.{block}.cache", "cache") for block in range(anatomy.blocks) if block in kept)
 
 
+def _attentions(anatomy: Anatomy) -> tuple[Spot, ...]:
+    found = [f"blocks.{block}" for block in range(anatomy.blocks) if anatomy.attention(block) is not None]
+    return tuple(Spot(f"{block}.attention", "attention") for block in found) if anatomy.causal else ()
+
+
 def _shapes(anatomy: Anatomy) -> tuple[Spot, ...]:
     blocks = [Spot(f"blocks.{block}", "block") for block in range(anatomy.blocks)]
     streams = [
@@ -98,7 +103,14 @@ def _residuals(anatomy: Anatomy) -> tuple[Spot, ...]:
     return tuple(Spot(f"blocks.{block}.residual", "residual") for block in range(anatomy.blocks - 1))
 
 
-_SPOTS = {"weights": _sites, "inputs": _taps, "cache": _stores, "shape": _shapes, "tokens": _residuals}
+_SPOTS = {
+    "weights": _sites,
+    "inputs": _taps,
+    "cache": _stores,
+    "attention": _attentions,
+    "shape": _shapes,
+    "tokens": _residuals,
+}
 
 
 def _braces(pattern: str) -> list[str]:

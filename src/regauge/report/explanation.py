@@ -15,6 +15,7 @@ from regauge.plan import Plan, Rule, dump, load, patterns, presets
 from regauge.plan.combining import BETWEEN
 from regauge.plan.elsewhere import known_elsewhere
 from regauge.plan.keeping import told
+from regauge.runtime.capabilities import keeps
 
 SHAPE = (4096, 4096)
 """The matrix on which bits a weight are counted."""
@@ -88,6 +89,7 @@ def _of_plan(plan: Plan) -> Facts:
             needs = sorted({*needs, *parts.maker_of(rule.point).needs, *parts.format_of(rule.point).ranger.needs})
         if rule.point is not None and place == CACHE:
             row["takes"] = told(rule.point)
+            row["runs"] = keeps(rule.point)
         if rule.point is not None and place == parts.SHAPE:  # what keeps no function is measured
             needs = sorted({*needs, *_shape_needs(rule.point), "the outputs of cut blocks"})
         rules.append(row)
@@ -231,6 +233,8 @@ def _plan_text(found: Facts) -> str:
         else:
             takes = f": {rule['takes']}" if "takes" in rule else ""
             lines += ["", f"{rule['place']} of {rule['select']}{takes}"]
+            where = rule.get("runs")
+            lines += [f"  on {device}: {how}" for device, how in where.items()] if isinstance(where, Mapping) else []
         lines += _columns([[row["axis"], row["name"], row["what"]] for row in _rows(rule["parts"])])
     return "\n".join([*lines, "", "as a recipe", *(f"  {line}" for line in str(found["recipe"]).splitlines())])
 

@@ -112,6 +112,17 @@ def runs(choice: Point, reading: Point | None, shape: Shape) -> dict[str, str]:
     return {device: f"{how}{STEPPED if stepped and device == CPU else ''}" for device, how in found.items()}
 
 
+def keeps(point: Point) -> dict[str, str]:
+    """How a cache by such a rule is read on each kind of device, for `explain`: device → `native (…)` or
+    `simulated (…)`. Only the step of a few new tokens reads packed blocks; a prompt is read over decoded ones."""
+    if point["merge"] is not None:
+        return dict.fromkeys(DEVICES, "not yet: no store has two blocks share what they keep")
+    if point["keys"] is None and point["values"] is None:
+        return dict.fromkeys(DEVICES, "native (what stays is read as it came)")
+    found = dict.fromkeys(DEVICES, "simulated (blocks are decoded at each call, which saves memory and no time)")
+    return found | {CPU: "native (the step of one token reads the packed blocks)"}
+
+
 def _first(
     rows: list[Row], fmt: Format, shape: Shape, inputs: Read | None, dtype: torch.dtype, here: bool
 ) -> tuple[Row | None, str]:

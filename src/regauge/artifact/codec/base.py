@@ -44,6 +44,7 @@ class Layout:
         apart: site → how it reads its tap (None: as it is), where that is not how the tap is read. Only artifacts of
             format version 1 and checkpoints of others have such sites.
         cache: store → what it keeps of the past; absent: everything, as it comes.
+        attention: block's attention → how it attends; absent: by itself, to everything.
     """
 
     source: Anatomy
@@ -56,6 +57,18 @@ class Layout:
     config: Mapping[str, int] = field(default_factory=dict)
     unsaid: str = ""
     cache: Mapping[str, Point] = field(default_factory=dict)
+    attention: Mapping[str, Point] = field(default_factory=dict)
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """Sites that an artifact does not hold: queries and keys of blocks that take another's attention map."""
+        taking = [name.rpartition(".")[0] for name, point in self.attention.items() if point["share"] is not None]
+        return frozenset(f"{block}.attn.{kind}" for block in taking for kind in ("q", "k"))
+
+    def held(self, name: str) -> bool:
+        """Whether an artifact holds a canonical tensor, or a site: what lies at a site that is gone, its norm too, is
+        gone with it."""
+        return not any(name == site or name.startswith(f"{site}.") for site in self.gone)
 
     def reading(self, site: Site) -> Point | None:
         """How a site reads its tap; None: as it is."""

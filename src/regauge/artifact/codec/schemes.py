@@ -201,6 +201,8 @@ def _all(layout: Layout) -> Iterator[tuple[str, str]]:
     yield from _changed(layout.source, layout.anatomy)
     if layout.unsaid:
         yield "sizes", layout.unsaid
+    for name in layout.attention:
+        yield name, "a block takes another's attention map, or its heads see a window, which config.json cannot say"
     quantised = layout.quantised
     found: list[Scheme] = []
     for sites in layout.modules().values():

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from regauge.hosts.transformers.branching import BranchedLayer
 from regauge.hosts.transformers.cache import GrowingLayer, SlidingLayer
 from regauge.hosts.transformers.packed import PackedCache, PackedLayer
 
@@ -40,6 +41,6 @@ def _grown(layer: Any) -> GrowingLayer:
     return new
 
 
-OURS = (GrowingLayer, SlidingLayer, PackedLayer)
+OURS = (GrowingLayer, SlidingLayer, PackedLayer, BranchedLayer)
 CACHES = (DynamicCache, PackedCache)
 """Caches whose layers the step may make its own."""

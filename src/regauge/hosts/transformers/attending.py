@@ -28,6 +28,7 @@ from regauge.errors import SettingError
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.tables import table_for
 from regauge.runtime.store.choosing import Asked, Chooser
+from regauge.runtime.store.sharing import Sharer
 
 NAME = "regauge"
 MARK = "regauge_mark"
@@ -189,7 +190,7 @@ def watch(cache: Any, plan: CachePlan, model: Any) -> None:
         BudgetError: a budget in tokens cannot hold what it must.
     """
     numbers = [number for number, block in enumerate(plan.blocks) if block is not None and block.policy is not None]
-    rotary = _rotary(model) if numbers else None
+    rotary = rotary_of(model) if numbers else None
     for place, number in enumerate(numbers):
         block, layer = plan.blocks[number], cache.layers[number]
         assert block is not None
@@ -210,9 +211,28 @@ def watch(cache: Any, plan: CachePlan, model: Any) -> None:
             check_tokens(int(policy.budget.keep), scheme.window, policy.score.sinks, scheme.tokens, at)
         layer.chooser = Chooser(policy, Layer(place, len(numbers), scheme.tokens), rotary)
         layer.chooser.begin(layer)
+    for number, block in enumerate(plan.blocks):
+        if block is not None and block.merge is not None:
+            _share(cache, plan, block.merge, number)
 
 
-def _rotary(model: Any) -> Rotary | None:
+def _share(cache: Any, plan: CachePlan, merge: Any, number: int) -> None:
+    """Lets the deeper one of two layers merge both, where the rule is of both."""
+    for shallow, deep in merge.pairs(len(plan.blocks)):
+        before, block = plan.blocks[shallow], plan.blocks[deep]
+        if deep != number or before is None or block is None or before.merge != merge:
+            continue
+        if before.scheme != block.scheme or block.scheme.balance:
+            raise SettingError(
+                f"{plan.name} shares what blocks {shallow} and {deep} keep, which is in one format for both, and not "
+                "balanced; write one rule for all blocks, without balance"
+            )
+        layer = cache.layers[deep]
+        layer.chooser = Sharer(merge, cache.layers[shallow])
+        layer.chooser.begin(layer)
+
+
+def rotary_of(model: Any) -> Rotary | None:
     """How the blocks that look back all the way turn their queries; None where the family table does not say."""
     rotary = table_for(model.config).rotary
     if rotary is None:

@@ -59,20 +59,9 @@ def planned(cache: Asked | None, anatomy: Anatomy, otherwise: CachePlan | None =
         RecipeError: it is none, or does not fit the model.
     """
     if cache is None:
-        return served(otherwise)
+        return otherwise
     plan = asked(cache)
-    return None if plan is None else served(cache_plan(plan, anatomy))
-
-
-def served(plan: CachePlan | None) -> CachePlan | None:
-    """The plan, where stores of ours keep all that it says.
-
-    Raises:
-        SettingError: they do not.
-    """
-    if plan is not None and any(block is not None and block.merge is not None for block in plan.blocks):
-        raise SettingError(f"{plan.name} has blocks share what they keep, which no store does yet: leave merge out")
-    return plan
+    return None if plan is None else cache_plan(plan, anatomy)
 
 
 def keeps(model: Any) -> str:
@@ -120,7 +109,7 @@ def _asked_by(model: Any, request: object) -> CachePlan | None:
             f"{REQUEST}={str(request)[:40]!r} is no cache: give a preset's name, '{NONE}', or a rule as a mapping"
         )
     wanted = asked(request, trusted=False)
-    return None if wanted is None else served(cache_plan(wanted, model.regauge_anatomy))
+    return None if wanted is None else cache_plan(wanted, model.regauge_anatomy)
 
 
 def _forward(model: Any, *args: Any, **kwargs: Any) -> Any:

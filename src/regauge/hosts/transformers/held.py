@@ -59,8 +59,26 @@ class Held:
                 made.record()
 
 
-def held_of(cache: Any, ids_BT: Tensor, sizes: Sequence[tuple[int, int]], approximate: bool = False) -> list[Held]:
+def read_layers(cache: Any) -> list[Held]:
     """What each layer of a cache holds.
+
+    Raises:
+        SettingError: the cache is of another kind, or empty.
+    """
+    kinds, dynamic = {type(layer) for layer in getattr(cache, "layers", ())} - set(_READ), (DynamicCache, PackedCache)
+    if type(cache) not in dynamic or kinds:
+        what = type(cache) if type(cache) not in dynamic else kinds.pop()
+        raise SettingError(
+            f"a {what.__name__} cannot be read: only a DynamicCache whose layers keep keys and values as they are can"
+        )
+    found = [_READ[type(layer)](layer) for layer in cache.layers if layer.is_initialized]
+    if not found or not found[0].length:
+        raise SettingError("the cache is empty: give it to the model with the text first")
+    return found
+
+
+def held_of(cache: Any, ids_BT: Tensor, sizes: Sequence[tuple[int, int]], approximate: bool = False) -> list[Held]:
+    """What each layer of a cache holds, of a text that is to be edited.
 
     Args:
         ids_BT: the text whose first tokens the cache holds.
@@ -71,18 +89,10 @@ def held_of(cache: Any, ids_BT: Tensor, sizes: Sequence[tuple[int, int]], approx
         SettingError: the cache is of another kind, of another model, empty, or not of this text; or it holds codes, and
             nobody asked for an approximation.
     """
-    kinds, dynamic = {type(layer) for layer in getattr(cache, "layers", ())} - set(_READ), (DynamicCache, PackedCache)
-    if type(cache) not in dynamic or kinds:
-        what = type(cache) if type(cache) not in dynamic else kinds.pop()
-        raise SettingError(
-            f"a {what.__name__} cannot be edited: only a DynamicCache whose layers keep keys and values as they are can"
-        )
-    for number, layer in enumerate(cache.layers):
+    for number, layer in enumerate(getattr(cache, "layers", ())):
         if isinstance(layer, PackedLayer):
             _check_packed(layer, number, approximate)
-    found = [_READ[type(layer)](layer) for layer in cache.layers if layer.is_initialized]
-    if not found or not found[0].length:
-        raise SettingError("the cache is empty: give it to the model with the text first")
+    found = read_layers(cache)
     if [(held.keys.shape[1], held.keys.shape[3]) for held in found] != list(sizes):
         raise SettingError("the cache is of another model: its layers have other numbers of heads or channels")
     batch, length = ids_BT.shape

@@ -14,10 +14,27 @@ from torch import Tensor
 
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.caches import FILE
+from regauge.attention.rotary import Turning
 from regauge.cache.scheme import CachePlan
 from regauge.hosts import base
+from regauge.hosts.latent import LatentSizes
 from regauge.hosts.precise import precise
-from regauge.hosts.transformers import door, hub, laws, load, packed, probe, sampling, serve, stream, tables, ways
+from regauge.hosts.transformers import (
+    attending,
+    door,
+    forms,
+    hub,
+    latent,
+    laws,
+    load,
+    packed,
+    probe,
+    sampling,
+    serve,
+    stream,
+    tables,
+    ways,
+)
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source, read_tokenizer
@@ -47,6 +64,15 @@ class TransformersHost:
     ) -> base.Runner:
         return Runner(_own(source), anatomy, dtype, attention, matrices)
 
+    def maps(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> AbstractContextManager[None]:
+        return forms.watching(see)
+
+    def turning(self, source: base.Source) -> Turning | None:
+        found = attending.rotary_of(_own(source).model)
+        if found is None or not found.radians:
+            return None
+        return Turning(torch.tensor(found.radians, dtype=torch.float32, device="cpu"), found.halves)
+
     def reads_images(self, source: base.Source) -> bool:
         return probe.reads_images(_own(source))
 
@@ -64,6 +90,20 @@ class TransformersHost:
 
     def precise(self) -> AbstractContextManager[None]:
         return precise()
+
+    def latent_refusal(self, source: base.Source) -> str:
+        return latent.why_not(_own(source))
+
+    def latent_numbers(self, source: base.Source, sizes: LatentSizes) -> tuple[int, int]:
+        return latent.numbers(_own(source), sizes)
+
+    def write_latent(
+        self, source: base.Source, folder: Path, moments: Sequence[Tensor], sizes: LatentSizes
+    ) -> Sequence[str]:
+        return latent.write(_own(source), folder, moments, sizes)
+
+    def latent_plan(self, source: base.Source, sizes: LatentSizes) -> base.Source:
+        return latent.planned(_own(source), sizes)
 
     def sample(
         self,

@@ -30,6 +30,7 @@ from regauge.hosts.transformers.checkpoint import finite
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, coded_by, config_of, first_line, read_raw
 from regauge.hosts.transformers.experts import plain_experts
+from regauge.hosts.transformers.forms import form_modules
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.overflow import watch
 from regauge.hosts.transformers.placing import place, tie
@@ -137,6 +138,12 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
         check_room(str(folder), sum(path.stat().st_size for path in found))
     plain_experts(model.config, wire.layout.anatomy)  # those that are not quantised
     adapt_modules(model, wire.layout.source, wire.layout.anatomy)
+    if wire.layout.attention and figure is not None:
+        raise SettingError(
+            "blocks of this artifact take another's attention map, or heads see a window, and a window of blocks in "
+            "memory runs each by itself: leave memory= out"
+        )
+    form_modules(model, wire.layout)
     if figure is None or not window_of_artifact(model, wire, found, folder, dtype, figure):
         _fill(model, wire, found, dtype, at.kind, said.activations)
     _finish(model, folder, wire.name)

@@ -15,7 +15,7 @@ from torch import Tensor
 from regauge.errors import SettingError
 from regauge.hosts.transformers.cache import GrowingLayer
 from regauge.hosts.transformers.held import Held, empty_like
-from regauge.hosts.transformers.rotary import Rotary
+from regauge.hosts.transformers.rotary import Rotary, Turn
 from regauge.runtime.store.rotate import Table, turn
 
 MOVED = "regauge_moved"
@@ -89,7 +89,7 @@ class Editor:
     held: Sequence[Held]
     pads_B1: Tensor
     mask_BT: Tensor | None
-    _tables: dict[tuple[Any, ...], Table] = field(default_factory=dict)
+    _tables: list[tuple[object, Tensor, Tensor, Table]] = field(default_factory=list)
 
     def build(self, cache: Any, stretches: Sequence[Stretch]) -> Any:
         """The new cache.
@@ -143,8 +143,9 @@ class Editor:
             held, now = one.keys[:, :, there], present[:, there]
             # what happened to the cache since is not known: only keys that are still those count
             if start < stop and keys.shape == held.shape and positions.shape == now.shape:
-                by = self.rotary.by(self.rotary.turns[number], positions, now, keys.dtype)
-                if turn(keys, by, self.rotary.turns[number].pairing or "half").equal(held):
+                how = self.rotary.turns[number]
+                by = self._by(how, positions, now, keys.dtype)
+                if turn(keys, by, how.pairing or "half").equal(held):
                     parts = (slice(0, start - one.origin), slice(stop - one.origin, None))
                     keys = torch.cat((one.keys[:, :, parts[0]], keys, one.keys[:, :, parts[1]]), 2)
                     positions = torch.cat((present[:, parts[0]], positions, present[:, parts[1]]), 1)
@@ -176,11 +177,18 @@ class Editor:
         keys, old = source.keys_BHTD[:, :, rows], source.positions_BT[:, rows]
         new = self._positions(stretch.at + start - stretch.start, stretch.at + stretch.stop - stretch.start)
         if how.pairing is not None and not old.equal(new):
-            key = (how.kind, how.layout, stretch.at, start, source.moved)
-            if key not in self._tables:
-                self._tables[key] = self.rotary.by(how, old, new, keys.dtype)
-            keys = turn(keys, self._tables[key], how.pairing)
+            by = self._by(how, old, new, keys.dtype)
+            keys = turn(keys, by, how.pairing)
         layer.append(keys, one.values[:, :, rows])
+
+    def _by(self, how: Turn, old_BT: Tensor, new_BT: Tensor, dtype: torch.dtype) -> Table:
+        """What turns the keys of a layer: made once for all that turn alike."""
+        kind = how.kind, how.layout, dtype
+        for known, old, new, table in self._tables:
+            if known == kind and old.equal(old_BT) and new.equal(new_BT):
+                return table
+        self._tables.append((kind, old_BT, new_BT, self.rotary.by(how, old_BT, new_BT, dtype)))
+        return self._tables[-1][-1]
 
     def _moved(self, number: int, layer: GrowingLayer, stretches: Sequence[Stretch], source: _Source) -> Moved | None:
         """What the next edit of the new cache will turn."""

@@ -23,6 +23,7 @@ from regauge.hosts.transformers.attending import marked, watch
 from regauge.hosts.transformers.cache import GrowingLayer, SlidingLayer
 from regauge.runtime.store.choosing import Chooser
 from regauge.runtime.store.packed import Packed
+from regauge.runtime.store.sharing import Sharer
 
 
 class PackedLayer(Packed, GrowingLayer):
@@ -30,12 +31,12 @@ class PackedLayer(Packed, GrowingLayer):
 
     Attributes:
         keys, values: all that is held, in full precision, new memory at each reading; they cannot be set.
-        chooser: what lets tokens go; None: nothing does.
+        chooser: what lets tokens go or merges them; None: nothing does.
     """
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__(scheme)
-        self.chooser: Chooser | None = None
+        self.chooser: Chooser | Sharer | None = None
 
     @property
     def keys(self) -> Tensor | None:

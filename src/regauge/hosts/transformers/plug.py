@@ -232,6 +232,8 @@ class NativeStep:
     def _check(self) -> None:
         """Everything that is called around the modules, and would not be by the step."""
         config, kinds = self.model.config, kinds_of(self.model)
+        if why := getattr(self.model, "regauge_forms", ""):
+            raise Unservable(why)
         if self.model.dtype not in DTYPES:
             raise Unservable(f"the model computes in {str(self.model.dtype).removeprefix('torch.')}, and the step not")
         if hooked(self.model, COLLECTING):

@@ -19,8 +19,8 @@ from regauge.cache.base import Layer, Rotary, Seen, probabilities
 from regauge.cache.choosing import Choice, choose, disposed
 from regauge.cache.scheme import Policy
 from regauge.cache.triggers import due
-from regauge.errors import SettingError
 from regauge.runtime.store.packed import Packed
+from regauge.runtime.store.waiting import Waiting
 
 CHUNK = 64
 """Queries whose attention is added up at a time."""
@@ -42,45 +42,12 @@ class Asked:
     softcap: float = 0.0
 
 
-class Chooser:
-    """One store's policy.
-
-    Attributes:
-        pending: a prompt is being read, and its tokens are to be chosen from.
-        expected: tokens that the text will have when it has been read; None: nobody said, so the first call of one new
-            token tells.
-    """
+class Chooser(Waiting):
+    """One store's policy; `expected` and `pending` are of its prompt."""
 
     def __init__(self, policy: Policy, layer: Layer, rotary: Rotary | None) -> None:
+        super().__init__()
         self.policy, self.layer, self.rotary = policy, layer, rotary
-        self.pending, self.expected = True, None
-        self._blind = False
-
-    expected: int | None
-
-    def begin(self, store: Packed) -> None:
-        """Of a store with nothing in it: nothing is sealed before tokens have been chosen."""
-        self.pending, self.expected = True, None
-        store.hold()
-
-    def expect(self, store: Packed, tokens: int) -> None:
-        """A prompt is about to be read, after which the text has so many tokens."""
-        if tokens > store.length + 1 or not store.length:
-            self.pending, self.expected = True, tokens
-            store.hold()
-
-    def asking(self) -> None:
-        """Keys are about to be returned to whoever attends.
-
-        Raises:
-            SettingError: those returned before were attended to without a word.
-        """
-        if self._blind:
-            raise SettingError(
-                "this cache lets tokens go by what attends to them, and the model attends by a function that does not "
-                "say; leave attn_implementation as rg.load sets it, or budget out of the cache's recipe"
-            )
-        self._blind = True
 
     @property
     def reads(self) -> int:
@@ -120,14 +87,14 @@ class Chooser:
         Args:
             one: only one token of each sequence was new.
         """
-        self._blind = False
+        self.blind = False
         trigger = self.policy.trigger
         if not one and not store.record_past:
             self.pending = True  # a further prompt, maybe without a word of its length
         if not self.pending and trigger.kind == "prefill":
             return
         self._note(store, asked)
-        if self.pending and not (one if self.expected is None else store.length >= self.expected):
+        if self.pending and not self.over(store, one):
             return
         chosen = 0 if self.pending else self.chosen(store)
         if due(trigger, store.length, chosen, self._held(store)):

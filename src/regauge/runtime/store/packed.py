@@ -128,13 +128,13 @@ class Packed(Growing):
         Args:
             starts: the first token of each sequence that counts (padding on the left), as of the text.
         """
-        if self.shelf is None or not int(self.shelf.counts_BH.max()):
+        if self.shelf is None:
             return ()
         firsts_BH = self.firsts_BH
         if not self.chosen and any(starts):
             start_B = torch.tensor(list(starts), dtype=torch.int64, device="cpu").clamp(max=self.origin)
             firsts_BH = start_B.unsqueeze(1).expand_as(self.shelf.counts_BH)
-        return (self.shelf.part(firsts_BH),)
+        return self.shelf.parts(firsts_BH)
 
     @property
     def settled(self) -> int:

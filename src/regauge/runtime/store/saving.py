@@ -54,6 +54,10 @@ def packed_state(store: Packed) -> State:
     numbers |= {name: int(getattr(store, name)) for name in (*COUNTS, *FLAGS)}
     if store.firsts_BH is not None:
         tensors["firsts"] = store.firsts_BH.contiguous()
+    if store.shelf is not None and store.shelf.shared:
+        raise ArtifactError(
+            "a cache whose layers share what they keep is not saved: read the text again, or leave merge out"
+        )
     if store.shelf is not None:
         blocks = store.shelf.packed()
         pairs = zip(BLOCKS, (*blocks.bytes_, *blocks.rows), strict=True)

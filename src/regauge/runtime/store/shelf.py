@@ -6,7 +6,7 @@ Legend: B sequences, H KV heads, N blocks of each head, T tokens of a block, D c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ class Shelf:
         counts_BH: blocks of each head, int64.
         held: bytes (S, bytes) and multipliers (S, T) of every slot.
     """
+
+    shared: ClassVar[bool] = False
+    """Whether some of it is another's too."""
 
     def __init__(self, codings: tuple[Coding, Coding], batch: int, heads: int, device: torch.device) -> None:
         self.codings = codings
@@ -178,6 +181,10 @@ class Shelf:
     def runs(self) -> tuple[Tensor, Tensor]:
         """(keys, values), float32 (sum of tokens, D): those of one head after those of another."""
         return self._opened(self._get(self._slots()), ())
+
+    def parts(self, firsts_BH: Tensor | None) -> tuple[Part, ...]:
+        """What attention reads: nothing where no head holds a block."""
+        return (self.part(firsts_BH),) if int(self.counts_BH.max()) else ()
 
     def part(self, firsts_BH: Tensor | None) -> Part:
         """As attention reads it. Of the memory as it is now: more blocks are told in place as long as it is the same.

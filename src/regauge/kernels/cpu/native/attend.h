@@ -107,7 +107,7 @@ inline void soften(float softcap, const float *rows, float *s, int n, int low, i
   }
   Floats all = zero_floats();
   for (int t = 0; t < padded; t += PANEL) {
-    const Floats e = exponential(load_floats(s + t) - set_floats(top));
+    const Floats e = decayed(load_floats(s + t) - set_floats(top));
     store_floats(s + t, e);
     all = all + e;
   }
@@ -150,8 +150,8 @@ inline void read_span(const Head &h, const Span &span, Bench &w, int first, int 
   if (p && p->keys.bits != 16) {
     const Coded k(p->keys, false, p->tokens, h.channels);
     const uint8_t *block = p->keys.blocks + p->keys.offsets[index] + static_cast<size_t>(span.begin / p->tokens) * k.block;
-    round_queries(k, q, count, w.rounding);
-    for (int t = 0; t < n; t += p->tokens, block += k.block) score_block(k, block, q, count, w.rounding, w.scores + t, SCORE_ROW);
+    w.rounding.row = Rounding::row_of(h.channels);
+    score_blocks(k, block, n / p->tokens, q, count, w.rounding, w.scores, SCORE_ROW);
   } else {
     score_rows(key_rows, span.begin, span.end, q, count, w.scores, SCORE_ROW);
   }
@@ -166,6 +166,7 @@ inline void read_span(const Head &h, const Span &span, Bench &w, int first, int 
   if (p && p->values.bits != 16) {
     const Coded v(p->values, true, p->tokens, h.channels);
     const uint8_t *block = p->values.blocks + p->values.offsets[index] + static_cast<size_t>(span.begin / p->tokens) * v.block;
+    w.rounding.row = Rounding::chunk_row(h.channels);
     mix_blocks(v, block, n, w.scores, SCORE_ROW, count, w.rounding, w.own, out);
   } else {
     mix_rows(value_rows, span.begin, span.end, w.scores, SCORE_ROW, count, out);

@@ -1,6 +1,6 @@
 // Queries against rows in full precision, some tokens at a time: scores, and sums of values by probabilities.
 #pragma once
-#include "functions.h"
+#include "coded.h"
 
 namespace {
 
@@ -23,19 +23,6 @@ RG_INLINE Floats load_sixteen(const uint8_t *p) {
   else return load_half(p);
 }
 
-// The sums of four vectors.
-RG_INLINE void four_totals(Floats a, Floats b, Floats c, Floats d, float *out) {
-#if defined(RG_WIDE)
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
-  const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
-  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
-#else
-  out[0] = total(a), out[1] = total(b), out[2] = total(c), out[3] = total(d);
-#endif
-}
-
 // scores[r][t] = q_r . key_t for R heads, where the head size is a multiple of 16: four tokens at a time.
 template <int R, int DTYPE>
 inline void score_heads(const float *q, int d, const uint8_t *keys, int from, int to, float *scores, size_t score_row) {
@@ -56,7 +43,7 @@ inline void score_heads(const float *q, int d, const uint8_t *keys, int from, in
         sum[r][3] = fma(e, part, sum[r][3]);
       }
     }
-    for (int r = 0; r < R; ++r) four_totals(sum[r][0], sum[r][1], sum[r][2], sum[r][3], scores + static_cast<size_t>(r) * score_row + t);
+    for (int r = 0; r < R; ++r) four_totals(sum[r], scores + static_cast<size_t>(r) * score_row + t);
   }
   for (; t < to; ++t)
     for (int r = 0; r < R; ++r) {

@@ -1,4 +1,4 @@
-// Packed keys and values of older tokens, some tokens at a time: scores of queries, and sums of values by probabilities.
+// Packed keys of older tokens, some tokens at a time: scores of queries. Of values: mixing.h.
 //
 // Products are of integers wherever a group holds whole pieces: queries times the steps of keys, and probabilities times
 // the steps of values, are rounded anew for each group of steps (queries to 8 bits where codes have at most 4, else to 16;
@@ -8,6 +8,86 @@
 #include "coded.h"
 
 namespace {
+
+// Codes of so few bits are so far from what they stand for that their products bear the least work: one scale for all groups
+// of a chunk, and what rounding leaves multiplies the code itself.
+inline bool rough(const rg_blocks &b) { return b.bits <= 2; }
+
+// Keys of at most four bits with a step a channel: queries times steps in one byte each. In three passes over the blocks of
+// a chunk, for what one block needs waits for long: its greatest product, a division, the codes.
+template <int R, bool ONCE>
+inline void score_along_time(const Coded &k, const uint8_t *first, int blocks, const float *q, Rounding &w, float *scores, size_t score_row) {
+  const rg_blocks &b = k.b;
+  const float middle = ONCE ? 0.0f : k.middle(), less = middle - static_cast<float>(b.offset);
+  const int each = b.group / PANEL, all = blocks * k.groups;
+  const size_t wide = static_cast<size_t>(k.wide);
+  const auto steps_of = [&](int g) { return first + static_cast<size_t>(g / k.groups) * k.block + static_cast<size_t>(g % k.groups) * wide * 2; };
+  Floats top[TOGETHER], sum[TOGETHER];
+  float reach[TOGETHER], *most = w.extra;
+  if (ONCE) std::memset(most, 0, wide * 4);
+  for (int g = 0; g < all; ++g) {
+    const uint8_t *steps = steps_of(g);
+    for (int r = 0; r < TOGETHER; ++r) top[r] = sum[r] = zero_floats();
+    for (int i = 0; i < k.wide; i += PANEL) {
+      const Floats step = k.load(steps + 2 * i);
+      Floats lowest = b.low ? k.load(steps + k.step_bytes + 2 * i) : zero_floats();
+      if (ONCE) store_floats(most + i, greater_size(load_floats(most + i), step));
+      if (!ONCE || !b.low) lowest = fma(set_floats(less), step, lowest);
+      for (int r = 0; r < R; ++r) {
+        const Floats part = load_floats(q + static_cast<size_t>(r) * wide + i);
+        if (!ONCE) top[r] = greater_size(top[r], part * step);
+        sum[r] = fma(part, lowest, sum[r]);
+      }
+    }
+    four_totals(sum, w.base + g * TOGETHER);
+    if (ONCE) continue;
+    four_largest(top, reach);
+    scales_of(reach, w.scale + g * TOGETHER, w.by + g * TOGETHER);
+  }
+  if (ONCE) {
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < k.wide; i += PANEL) top[r] = greater_size(top[r], load_floats(q + static_cast<size_t>(r) * wide + i) * load_floats(most + i));
+    four_largest(top, reach);
+    scales_of(reach, w.scale, w.by);
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < k.wide; i += PANEL) store_floats(w.own + static_cast<size_t>(r) * wide + i, load_floats(q + static_cast<size_t>(r) * wide + i) * set_floats(w.by[r]));
+  }
+  for (int g = 0; g < all; ++g) {
+    const uint8_t *steps = steps_of(g);
+    int8_t *to = w.bytes + static_cast<size_t>(g * R) * w.row;
+    if (ONCE) {
+      for (int i = 0; i < k.wide; i += PANEL) {
+        const Floats step = k.load(steps + 2 * i);
+        for (int r = 0; r < R; ++r) store_low_bytes(to + static_cast<size_t>(r) * w.row + i, rounded(load_floats(w.own + static_cast<size_t>(r) * wide + i) * step));
+      }
+      continue;
+    }
+    for (int r = 0; r < TOGETHER; ++r) sum[r] = zero_floats();
+    for (int i = 0; i < k.wide; i += PANEL) {
+      const Floats step = k.load(steps + 2 * i);
+      for (int r = 0; r < R; ++r) {
+        const Ints v = rounded(load_floats(q + static_cast<size_t>(r) * wide + i) * step * set_floats(w.by[g * TOGETHER + r]));
+        store_low_bytes(to + static_cast<size_t>(r) * w.row + i, v);
+        sum[r] = sum[r] + to_floats(v);
+      }
+    }
+    four_totals(sum, reach);
+    for (int r = 0; r < R; ++r) w.base[g * TOGETHER + r] -= middle * w.scale[g * TOGETHER + r] * reach[r];
+  }
+  const ScaledDots product = scaled_dots_of<false>(b.bits, R);
+  for (int g = 0; g < all; ++g) {
+    const uint8_t *codes = first + static_cast<size_t>(g / k.groups) * k.block + k.codes_at + static_cast<size_t>(g % k.groups * each) * k.panel;
+    product(codes, k.runs, each, k.panel, w.bytes + static_cast<size_t>(g * R) * w.row, w.row, w.scale + (ONCE ? 0 : g * TOGETHER), w.base + g * TOGETHER, scores + g * b.group, score_row);
+  }
+}
+
+template <bool ONCE>
+inline void score_along_time(const Coded &k, const uint8_t *first, int blocks, const float *q, int count, Rounding &w, float *scores, size_t score_row) {
+  if (count == 4) return score_along_time<4, ONCE>(k, first, blocks, q, w, scores, score_row);
+  if (count == 3) return score_along_time<3, ONCE>(k, first, blocks, q, w, scores, score_row);
+  if (count == 2) return score_along_time<2, ONCE>(k, first, blocks, q, w, scores, score_row);
+  return score_along_time<1, ONCE>(k, first, blocks, q, w, scores, score_row);
+}
 
 // scores[r][t] = q_r . key_t of one block. q: rows of `wide` floats, zeros behind the head.
 inline void score_block(const Coded &k, const uint8_t *block, const float *q, int count, Rounding &w, float *scores, size_t score_row) {
@@ -112,98 +192,12 @@ inline void round_queries(const Coded &k, const float *q, int count, Rounding &w
     }
 }
 
-// out_r += sum over t of p[r][t] value_t, over n tokens of whole blocks. `own`: n floats.
-inline void mix_blocks(const Coded &v, const uint8_t *first, int n, const float *p, size_t p_row, int count, Rounding &w, float *own, float *out) {
-  const rg_blocks &b = v.b;
-  const bool time = b.axis == RG_TIME;
-  const int blocks = n / v.tokens, panels = v.wide / PANEL;
-  const float middle = v.middle(), less = middle - static_cast<float>(b.offset);
-  if (!v.whole) {
-    for (int k = 0; k < blocks; ++k) {
-      const uint8_t *block = first + static_cast<size_t>(k) * v.block, *lows = block + v.step_bytes;
-      for (int at = 0; at < panels; ++at) {
-        Floats sum[TOGETHER];
-        for (int r = 0; r < count; ++r) sum[r] = load_floats(out + static_cast<size_t>(r) * v.wide + at * PANEL);
-        each_lane(b.bits, block + v.codes_at + static_cast<size_t>(at) * v.panel, v.tokens, b.value == RG_FLOAT, [&](Floats code, int t) {
-          Floats step, low = zero_floats();
-          if (time) {
-            const size_t place = 2 * (static_cast<size_t>(t / b.group) * v.wide + at * PANEL);
-            step = v.load(block + place);
-            if (b.low) low = v.load(lows + place);
-          } else {
-            alignas(64) float steps[PANEL] = {}, more[PANEL] = {};
-            for (int i = 0; i < PANEL && at * PANEL + i < v.channels; ++i) {
-              const size_t place = 2 * (static_cast<size_t>((at * PANEL + i) / b.group) * v.tokens + t);
-              steps[i] = v.one(block + place);
-              if (b.low) more[i] = v.one(lows + place);
-            }
-            step = load_floats(steps), low = load_floats(more);
-          }
-          const Floats value = fma(code - set_floats(static_cast<float>(b.offset)), step, low);
-          for (int r = 0; r < count; ++r) sum[r] = fma(value, set_floats(p[static_cast<size_t>(r) * p_row + k * v.tokens + t]), sum[r]);
-        });
-        for (int r = 0; r < count; ++r) store_floats(out + static_cast<size_t>(r) * v.wide + at * PANEL, sum[r]);
-      }
-    }
-    return;
-  }
-  const Dots product = dots_of(b.bits, 2 * count);
-  const auto high = [&](int r) { return w.bytes + static_cast<size_t>(2 * r) * w.row; };
-  if (time) {
-    const int runs = v.runs / v.groups, span = v.tokens / v.groups;
-    for (int r = 0; r < count; ++r) {
-      float sum;
-      w.scale[r] = rounded_to<true>(p + static_cast<size_t>(r) * p_row, n, high(r), high(r) + w.row, sum);
-    }
-    for (int k = 0; k < blocks; ++k)
-      for (int g = 0; g < v.groups; ++g) {
-        const uint8_t *block = first + static_cast<size_t>(k) * v.block, *steps = block + static_cast<size_t>(g) * v.wide * 2, *lows = steps + v.step_bytes;
-        const int begin = k * v.tokens + g * span;
-        std::memset(w.sums, 0, static_cast<size_t>(panels * 2 * count) * PANEL * 4);
-        product(block + v.codes_at + static_cast<size_t>(g * runs) * block_bytes(b.bits), runs, panels, v.panel, w.bytes + begin, w.row, w.sums);
-        for (int r = 0; r < count; ++r) {
-          float all = 0;
-          int32_t codes = 0;
-          for (int t = begin; t < begin + span; ++t) all += p[static_cast<size_t>(r) * p_row + t], codes += 256 * high(r)[t] + high(r)[w.row + static_cast<size_t>(t)];
-          const Floats base = set_floats(less * all - middle * w.scale[r] * static_cast<float>(codes));
-          for (int at = 0; at < panels; ++at) {
-            float *to = out + static_cast<size_t>(r) * v.wide + at * PANEL;
-            const Floats found = product_of(w.sums + static_cast<size_t>(at * count + r) * 2 * PANEL, true);
-            Floats sum = fma(fma(found, set_floats(w.scale[r]), base), v.load(steps + at * PANEL * 2), load_floats(to));
-            if (b.low) sum = fma(set_floats(all), v.load(lows + at * PANEL * 2), sum);
-            store_floats(to, sum);
-          }
-        }
-      }
-    return;
-  }
-  const int own_panels = v.groups == 1 ? panels : b.group / PANEL;
-  for (int g = 0; g < v.groups; ++g) {
-    for (int r = 0; r < count; ++r) {
-      Floats lower = zero_floats(), all = zero_floats();
-      for (int k = 0; k < blocks; ++k) {
-        const uint8_t *steps = first + static_cast<size_t>(k) * v.block + static_cast<size_t>(g) * v.tokens * 2;
-        for (int t = 0; t < v.tokens; t += PANEL) {
-          const Floats part = load_floats(p + static_cast<size_t>(r) * p_row + k * v.tokens + t), by = part * v.load(steps + 2 * t);
-          store_floats(own + k * v.tokens + t, by);
-          all = all + by;
-          if (b.low) lower = fma(part, v.load(steps + v.step_bytes + 2 * t), lower);
-        }
-      }
-      float sum;
-      w.scale[r] = rounded_to<true>(own, n, high(r), high(r) + w.row, sum);
-      w.base[r] = total(lower) + less * total(all) - middle * w.scale[r] * sum;
-    }
-    std::memset(w.sums, 0, static_cast<size_t>(own_panels * 2 * count) * PANEL * 4);
-    for (int k = 0; k < blocks; ++k)
-      product(first + static_cast<size_t>(k) * v.block + v.codes_at + static_cast<size_t>(g * own_panels) * v.panel, v.runs, own_panels, v.panel, w.bytes + k * v.tokens, w.row, w.sums);
-    for (int at = 0; at < own_panels; ++at)
-      for (int r = 0; r < count; ++r) {
-        float *to = out + static_cast<size_t>(r) * v.wide + (g * own_panels + at) * PANEL;
-        const Floats found = product_of(w.sums + static_cast<size_t>(at * count + r) * 2 * PANEL, true);
-        store_floats(to, load_floats(to) + fma(found, set_floats(w.scale[r]), set_floats(w.base[r])));
-      }
-  }
+// scores[r][t] = q_r . key_t of some blocks behind each other.
+inline void score_blocks(const Coded &k, const uint8_t *first, int blocks, const float *q, int count, Rounding &w, float *scores, size_t score_row) {
+  if (k.whole && k.b.axis == RG_TIME && k.b.bits <= 4)
+    return rough(k.b) ? score_along_time<true>(k, first, blocks, q, count, w, scores, score_row) : score_along_time<false>(k, first, blocks, q, count, w, scores, score_row);
+  round_queries(k, q, count, w);
+  for (int n = 0; n < blocks; ++n) score_block(k, first + static_cast<size_t>(n) * k.block, q, count, w, scores + n * k.tokens, score_row);
 }
 
 }  // namespace

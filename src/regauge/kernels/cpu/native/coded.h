@@ -97,6 +97,82 @@ inline Dots dots_of(int bits, int vectors) {
   }
 }
 
+// P panels of the below.
+template <int B, int N, bool ADD, int P>
+RG_INLINE void scaled_panels(const uint8_t *codes, int runs, size_t stride, const int8_t *x, size_t x_row, const float *scale, const float *base, float *out, size_t out_row) {
+  Ints sum[P][N];
+  for (int p = 0; p < P; ++p)
+    for (int n = 0; n < N; ++n) sum[p][n] = zero_ints();
+  const uint8_t *at = codes;
+  const int8_t *own = x;
+  for (int run = 0; run < runs; ++run, at += block_bytes(B), own += unit_of(B))
+    for (int p = 0; p < P; ++p)
+      each_step<B>(at + static_cast<size_t>(p) * stride, [&](int i, Bytes code) __attribute__((always_inline)) {
+        for (int n = 0; n < N; ++n) sum[p][n] = dot4<(B < 8)>(sum[p][n], code, reinterpret_cast<const int32_t *>(own + static_cast<size_t>(n) * x_row) + i);
+      });
+  for (int p = 0; p < P; ++p)
+    for (int n = 0; n < N; ++n) {
+      float *to = out + static_cast<size_t>(n) * out_row + p * PANEL;
+      store_floats(to, fma(to_floats(sum[p][n]), set_floats(scale[n]), ADD ? load_floats(to) : set_floats(base[n])));
+    }
+}
+
+// The same in floats: out[n][panel] is scale_n times the products and base_n more, or with ADD what was there.
+template <int B, int N, bool ADD>
+inline void scaled_dots(const uint8_t *codes, int runs, int panels, size_t stride, const int8_t *x, size_t x_row, const float *scale, const float *base, float *out, size_t out_row) {
+  // Two panels at a time: a chain of products waits five cycles for each, and N chains alone would wait too.
+  int p = 0;
+  for (; p + 2 <= panels; p += 2) scaled_panels<B, N, ADD, 2>(codes + static_cast<size_t>(p) * stride, runs, stride, x, x_row, scale, base, out + p * PANEL, out_row);
+  for (; p < panels; ++p) scaled_panels<B, N, ADD, 1>(codes + static_cast<size_t>(p) * stride, runs, stride, x, x_row, scale, base, out + p * PANEL, out_row);
+}
+
+using ScaledDots = void (*)(const uint8_t *, int, int, size_t, const int8_t *, size_t, const float *, const float *, float *, size_t);
+
+template <int B, bool ADD>
+inline ScaledDots scaled_dots_of(int vectors) {
+  return vectors == 1 ? scaled_dots<B, 1, ADD> : vectors == 2 ? scaled_dots<B, 2, ADD> : vectors == 3 ? scaled_dots<B, 3, ADD> : scaled_dots<B, 4, ADD>;
+}
+
+// Of at most four bits, whose factors are rounded to one byte.
+template <bool ADD>
+inline ScaledDots scaled_dots_of(int bits, int vectors) {
+  return bits == 1 ? scaled_dots_of<1, ADD>(vectors) : bits == 2 ? scaled_dots_of<2, ADD>(vectors) : bits == 3 ? scaled_dots_of<3, ADD>(vectors) : scaled_dots_of<4, ADD>(vectors);
+}
+
+// The greatest of each of four vectors.
+RG_INLINE void four_largest(const Floats *v, float *out) {
+#if defined(RG_WIDE)
+  const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(v[0].v, v[1].v), _mm512_unpackhi_ps(v[0].v, v[1].v));
+  const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(v[2].v, v[3].v), _mm512_unpackhi_ps(v[2].v, v[3].v));
+  const __m512 all = _mm512_max_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#else
+  for (int i = 0; i < 4; ++i) out[i] = largest(v[i]);
+#endif
+}
+
+// The sums of four vectors.
+RG_INLINE void four_totals(const Floats *v, float *out) {
+#if defined(RG_WIDE)
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(v[0].v, v[1].v), _mm512_unpackhi_ps(v[0].v, v[1].v));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(v[2].v, v[3].v), _mm512_unpackhi_ps(v[2].v, v[3].v));
+  const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#else
+  for (int i = 0; i < 4; ++i) out[i] = total(v[i]);
+#endif
+}
+
+// Factors of one byte for four vectors whose greatest sizes are `reach`: x * by is at most 127, and scale puts it back.
+inline void scales_of(const float *reach, float *scale, float *by) {
+  for (int r = 0; r < TOGETHER; ++r) {
+    scale[r] = reach[r] * (1.0f / 127.0f);
+    by[r] = reach[r] > 1e-30f ? 127.0f / reach[r] : 0.0f;
+  }
+}
+
 // f(lane vector of values, which of depth) for every code of a panel, decoded but for its step.
 template <int B, class F>
 inline void each_lane(const uint8_t *codes, int count, bool floats, F &&f) {
@@ -131,24 +207,29 @@ inline void each_lane(int bits, const uint8_t *codes, int count, bool floats, F 
 
 // What rounding works in: bytes of some vectors, sums of their products, and figures of each group.
 struct Rounding {
-  int8_t *bytes;     // 2 * TOGETHER rows
+  static constexpr int GROUPS = MOST_BLOCK / PANEL;  // of time, in a chunk
+  int8_t *bytes;                     // (GROUPS * TOGETHER or 2 * TOGETHER, row)
   size_t row;
-  int32_t *sums;     // of a block's panels
-  float *scale, *base, *extra;  // (TOGETHER, groups)
-  static size_t row_of(int d) { return static_cast<size_t>(d + MOST_BLOCK + 64 + 127) / 64 * 64; }
+  int32_t *sums;                     // of a block's panels
+  float *scale, *by, *base, *extra;  // (TOGETHER, groups) or (groups, TOGETHER)
+  float *own;                        // (TOGETHER, channels)
+  static size_t wide(int d) { return static_cast<size_t>(d > MOST_BLOCK ? d : MOST_BLOCK) + PANEL; }
+  static size_t row_of(int d) { return static_cast<size_t>(d + 127) / 64 * 64; }
   static size_t bytes_of(int d) {
-    const size_t wide = static_cast<size_t>(d > MOST_BLOCK ? d : MOST_BLOCK) + PANEL;
-    return 2 * TOGETHER * row_of(d) + 2 * TOGETHER * wide * 4 + 3 * TOGETHER * wide * 4 + 4 * 64;
+    const size_t of_groups = GROUPS * TOGETHER * row_of(d), of_chunk = 2 * TOGETHER * (wide(d) + 128);
+    return (of_groups > of_chunk ? of_groups : of_chunk) + (2 + 5) * TOGETHER * wide(d) * 4 + 2 * 64;
   }
   void lay_out(uint8_t *memory, int d) {
-    const size_t wide = static_cast<size_t>(d > MOST_BLOCK ? d : MOST_BLOCK) + PANEL;
-    row = row_of(d);
     bytes = reinterpret_cast<int8_t *>(aligned(memory));
-    sums = reinterpret_cast<int32_t *>(bytes + 2 * TOGETHER * row);
-    scale = reinterpret_cast<float *>(sums + 2 * TOGETHER * wide);
-    base = scale + TOGETHER * wide;
-    extra = base + TOGETHER * wide;
+    row = row_of(d);
+    scale = reinterpret_cast<float *>(aligned(memory) + bytes_of(d) - 2 * 64 - (2 + 5) * TOGETHER * wide(d) * 4);
+    by = scale + TOGETHER * wide(d);
+    base = by + TOGETHER * wide(d);
+    extra = base + TOGETHER * wide(d);
+    own = extra + TOGETHER * wide(d);
+    sums = reinterpret_cast<int32_t *>(own + TOGETHER * wide(d));
   }
+  static size_t chunk_row(int d) { return wide(d) / 64 * 64 + 64; }
 };
 
 // x as integers of one or two bytes in units of the answer; their sum goes to `sum`. `count` is a multiple of 16.

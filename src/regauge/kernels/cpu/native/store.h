@@ -1,7 +1,7 @@
 // Where a store keeps what attention reads and a step writes.
 #pragma once
 #include "attention.h"
-#include "blocks.h"
+#include "mixing.h"
 
 namespace {
 

@@ -73,6 +73,8 @@ RG_INLINE Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)
 RG_INLINE Floats if_less(Floats a, Floats b, Floats x, Floats y) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
 }
+// The greater size of two.
+RG_INLINE Floats greater_size(Floats a, Floats b) { return {_mm512_range_ps(a.v, b.v, 11)}; }
 RG_INLINE Floats absolute(Floats a) { return {_mm512_abs_ps(a.v)}; }
 RG_INLINE float total(Floats a) { return _mm512_reduce_add_ps(a.v); }
 RG_INLINE float largest(Floats a) { return _mm512_reduce_max_ps(a.v); }

@@ -123,6 +123,8 @@ RG_INLINE Floats if_less(Floats a, Floats b, Floats x, Floats y) { RG_EACH x.v[i
 RG_INLINE Floats as_floats(Ints a) { Floats r; std::memcpy(&r, &a, 64); return r; }
 RG_INLINE Ints as_ints(Floats a) { Ints r; std::memcpy(&r, &a, 64); return r; }
 RG_INLINE Floats absolute(Floats a) { return as_floats(as_ints(a) & set_ints(0x7fffffff)); }
+// The greater size of two, of which the first is no less than 0.
+RG_INLINE Floats greater_size(Floats a, Floats b) { return maximum(a, absolute(b)); }
 RG_INLINE float total(Floats a) {
   float sum = 0;
   RG_EACH for (int k = 0; k < LANES; ++k) sum += a.v[i][k];

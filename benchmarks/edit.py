@@ -1,0 +1,120 @@
+"""Edits of a cached text: what one costs beside reading the text again, and how far it is from having read it.
+
+    python benchmarks/edit.py                                # 135M shape, 8k tokens; the bundled model on this project
+    python benchmarks/edit.py --model DIR --text FILE        # the gap on a model and text of your own
+
+The cost, in seconds of processors, is of random weights, a model of transformers in bf16: ten tokens inserted in the
+middle. The gap is KL from
+the model that read the edited text to the one whose cache was edited, over the tokens that come next; beside it, what
+keys that stay where they were lose (the cache is cut open and the new tokens are put in: what PIE turns).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common.shapes import SHAPES, config
+from torch import Tensor
+from transformers import AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
+
+import regauge as rg
+
+ROOT = Path(__file__).resolve().parent.parent
+NEXT, NEW = 32, 10  # tokens that are judged, and that are inserted
+
+
+def cost(tokens: int, rounds: int) -> None:
+    """Seconds of reading and of editing."""
+    shape = SHAPES["smollm-135m"]
+    settings = {name: value for name, value in config(shape).items() if name not in ("architectures", "model_type")}
+    torch.set_default_dtype(torch.bfloat16)
+    model = LlamaForCausalLM(LlamaConfig(**settings)).eval()  # type: ignore[arg-type]
+    torch.set_default_dtype(torch.float32)
+    ids, new = (torch.randint(shape.vocabulary, (1, count)) for count in (tokens, NEW))
+    with torch.no_grad():
+        began = time.process_time()
+        cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+        whole = time.process_time() - began
+    print(f"{shape.name}, {tokens:,} tokens: read {whole:.2f} s", flush=True)
+    told, spent = [(tokens // 2, 0, new[0])], []
+    now = rg.cache.Edited(cache, ids, None)
+    for number in range(rounds + 1):  # the first also finds out how the model's keys turn
+        began = time.process_time()
+        one = rg.cache.edit(model, now.cache, now.ids, told)
+        spent.append(time.process_time() - began)
+        if number == rounds - 1:
+            now = one  # the last is an edit of what was edited
+    middle = sorted(spent[1:-1])[len(spent[1:-1]) // 2]
+    for what, seconds in (("the first edit", spent[0]), ("then", middle), ("after another edit", spent[-1])):
+        print(f"{NEW} tokens in the middle, {what}: {seconds:.3f} s, {seconds / whole:.2%} of reading", flush=True)
+
+
+def gap(folder: Path, text: str, length: int, texts: int) -> None:
+    """KL to the model that read the edited text, of an edited cache and of one whose keys stay."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), rg.load(folder, dtype="float32")
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False).input_ids)
+    step = len(ids) // texts
+    if step < length + NEW:
+        raise SystemExit(f"the text has {len(ids)} tokens, and {texts} texts of {length} were asked for")
+    found: dict[str, list[float]] = {"edited": [], "keys that stay": [], "not edited": []}
+    for number in range(texts):
+        new, first = ids[number * step : number * step + length + NEW][None], length // 2
+        old = torch.cat((new[:, :first], new[:, first + NEW :]), 1)
+        with torch.no_grad():
+            wanted = model(new, logits_to_keep=NEXT).logits[0].log_softmax(-1)
+            cache = model(old[:, :-NEXT], use_cache=True).past_key_values
+        edited = rg.cache.edit(model, cache, old, [(first, 0, new[0, first : first + NEW])])
+        stay = _stay(model, cache, edited.cache, first)
+        found["edited"].append(_kl(model, new, edited.cache, wanted))
+        found["keys that stay"].append(_kl(model, new, stay, wanted))
+        found["not edited"].append(_kl(model, old, cache, wanted))
+    told = ", ".join(f"{name} {sum(kl) / len(kl):.4f}" for name, kl in found.items())
+    print(
+        f"{folder.name}, {texts} texts of {length} tokens, {NEW} inserted in the middle; nats a token: {told}",
+        flush=True,
+    )
+
+
+def _stay(model: Any, old: Any, edited: Any, first: int) -> Any:
+    """The edited cache with keys behind the edit as they were."""
+    found = DynamicCache(config=model.config)
+    for number, (layer, before) in enumerate(zip(edited.layers, old.layers, strict=True)):
+        keys = torch.cat((layer.keys[:, :, : first + NEW], before.keys[:, :, first:]), 2)
+        found.update(keys, layer.values, number)
+    return found
+
+
+def _kl(model: Any, ids: Tensor, cache: Any, wanted: Tensor) -> float:
+    """Of the last tokens, read one call after the cache."""
+    with torch.no_grad():
+        held = cache.get_seq_length()
+        logits = model(
+            ids[:, held:], position_ids=torch.arange(held, ids.shape[1])[None], past_key_values=cache
+        ).logits[0, -NEXT:]
+    return float((wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1).mean())
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    words.add_argument("--tokens", type=int, default=8192, help="0: no cost")
+    words.add_argument("--rounds", type=int, default=3)
+    words.add_argument("--model", type=Path, default=ROOT / "bundled" / "code-llama-5m")
+    words.add_argument("--text", type=Path, default=ROOT / "docs" / "LOG.md")
+    words.add_argument("--length", type=int, default=400)
+    words.add_argument("--texts", type=int, default=24, help="0: no gap")
+    given = words.parse_args()
+    torch.manual_seed(0)
+    if given.texts:
+        gap(given.model, given.text.read_text(encoding="utf-8", errors="replace"), given.length, given.texts)
+    if given.tokens:
+        cost(given.tokens, given.rounds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
