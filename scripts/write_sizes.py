@@ -149,7 +149,8 @@ def _running(told: dict[str, Any], sizes: dict[str, Size]) -> list[str]:
     lines = [
         "## Running it",
         "",
-        "Blocks and head in 4 bits, groups of 128, the embedding in 8 (`--embed int8 --head int4-asym-g128`).",
+        "Blocks and head in 4 bits, groups of 128, the embedding in 8 (`--embed int8 --head int4-asym-g128`);",
+        "counted by `python scripts/write_sizes.py`.",
         "",
         "| | in bf16 | weights | with 4k of context | with 32k | tokens/s, memory read at "
         f"{decode['probe'] / 1e9:.0f} GB/s |",

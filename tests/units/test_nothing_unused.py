@@ -26,6 +26,7 @@ CALLED_FROM_OUTSIDE = {
     "_older": "pydantic calls it",
     "_chosen": "pydantic calls it",
     "integer_matmul": "the definition that the kernels are held to",
+    "offload": "transformers asks its cache layers",
     "is_croppable": "transformers asks its caches",
     "evict": "a layer of a packed cache is told by its user which tokens stay",
     "spearman": "benchmarks/encoder.py",

@@ -19,8 +19,9 @@ OLD = ROOT / "tests" / "fixtures" / "v1"
 NAMES = sorted(path.name for path in OLD.iterdir() if path.is_dir())
 SAME = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
 """torch and its libraries choose kernels by CPU: these hold them to one choice, that of when the logits were kept."""
-BY_MODULES = {"zeroquant-fp.decode", "experts.decode"}
-"""Decoded by transformers' modules then, for want of a step that could: sums may run in another order now."""
+ANOTHER_ORDER = ".decode"
+"""Attention of the native step adds up by pieces of time since it reads packed caches, and some of these were decoded
+by transformers' modules then: sums run in another order now, and inputs on an edge between two codes fall otherwise."""
 
 MISREAD = "w4g32-fused-compressed.decode"
 """The step of then turned another share of each head than the model's own code does: what was kept is wrong by 2.0."""
@@ -45,8 +46,8 @@ def test_logits_are_those_of_then(kernels: str, tmp_path: Path) -> None:
         if name == MISREAD and kernels == "native":
             prefill = kept[name.replace("decode", "prefill")][:1]
             torch.testing.assert_close(found[name], prefill, rtol=2e-3, atol=2e-3, msg=name)
-        elif name in BY_MODULES and kernels == "native":
-            torch.testing.assert_close(found[name], logits, rtol=2e-3, atol=2e-3, msg=name)
+        elif name.endswith(ANOTHER_ORDER) and kernels == "native":
+            assert (found[name] - logits).norm() < 3e-3 * logits.norm(), name
         else:
             assert torch.equal(found[name], logits), f"{name}: {(found[name] - logits).abs().max()}"
 

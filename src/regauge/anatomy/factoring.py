@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 DAMP = 0.01
 """Of the mean of the diagonal, added to it before principal components are taken."""
 

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the work failed (exactness, a full disk, a bug); 2 what wa
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -44,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail(INTERRUPTED, 130)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # the reader left; the interpreter still flushes at exit
+        left, sys.stdout = sys.stdout, open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # flushed at exit
+        with contextlib.suppress(BrokenPipeError):
+            left.close()  # or what is left for the reader that went is written, and complained of, at exit
         return 1
     except OSError as error:
         return _fail(_system(error), 1)

@@ -14,9 +14,7 @@ from regauge.parts import AXES, CACHE, FORMAT, INPUTS, TABLE, WEIGHTS, WORD, Poi
 from regauge.plan import Plan, Rule, dump, load, patterns, presets
 from regauge.plan.combining import BETWEEN
 from regauge.plan.elsewhere import known_elsewhere
-from regauge.plan.keeping import told
 from regauge.report.columns import Facts, columns, facts_of, link, listed, pairs, rows_of
-from regauge.runtime.capabilities import keeps
 
 SHAPE = (4096, 4096)
 """The matrix on which bits a weight are counted."""
@@ -68,6 +66,9 @@ def facts(name: str) -> list[Facts]:
 
 
 def _of_plan(plan: Plan) -> Facts:
+    from regauge.plan.keeping import told  # late: explain's list is there without torch
+    from regauge.runtime.capabilities import keeps  # late: explain's list is there without torch
+
     ours = [spec for spec in plan.rewrites if not parts.foreign(spec.part)]
     needs = sorted({need for spec in ours for need in parts.build("rewrite", spec).needs})
     rules: list[Facts] = []

@@ -103,7 +103,8 @@ def write(source: Source, folder: Path, moments: Sequence[Tensor], sizes: Latent
         block = grouped(source, index)
         losses.append(loss(mixed(block, moment, not plain), block.rates, sizes.reach))
     frequencies = len(losses[0])
-    turned_F = kept(losses, turned // 2) if plain or turned // 2 > frequencies else torch.ones(frequencies).long()
+    ones_F = torch.ones(frequencies, dtype=torch.int64, device="cpu")
+    turned_F = kept(losses, turned // 2) if plain or turned // 2 > frequencies else ones_F
     biased = _biased(source)
     made: Latent | None = None
     for index, moment in enumerate(moments):
