@@ -45,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail(INTERRUPTED, 130)
     except BrokenPipeError:
-        left, sys.stdout = sys.stdout, open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # flushed at exit
-        with contextlib.suppress(BrokenPipeError):
-            left.close()  # or what is left for the reader that went is written, and complained of, at exit
-        return 1
+        return _reader_left()
+    except SystemExit as ended:  # typer's way out where the reader left
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        return _reader_left()
     except OSError as error:
         return _fail(_system(error), 1)
     except MemoryError:
@@ -56,6 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the boundary: a user sees a sentence, never a traceback
         told = " ".join(str(error).split()) or "no message"
         return _fail(f"this is a bug: {type(error).__name__}: {told[:300]}; run again with --debug for its place", 1)
+
+
+def _reader_left() -> int:
+    """What is left for a reader that went (`| head -1`) is dropped, or it would be complained of at exit."""
+    left = getattr(sys.stdout, "wrapped", sys.stdout)
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # the interpreter flushes it at exit
+    with contextlib.suppress(BrokenPipeError):
+        left.close()
+    return 1
 
 
 def _keep_stdout() -> None:
@@ -72,6 +82,7 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
     code = get_command(app).main(args=arguments, prog_name="regauge", standalone_mode=False)
     if code == 130:  # typer turns the exception into an exit of its own
         raise KeyboardInterrupt
+    sys.stdout.flush()  # here, where a reader that left is heard of
     return code if isinstance(code, int) else 0
 
 
