@@ -5,42 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import DynamicCache
 
 from regauge.errors import SettingError
-from regauge.hosts.transformers.cache import GrowingLayer
+from regauge.hosts.transformers.cache import GrowingLayer, OwnLayer
 from regauge.hosts.transformers.held import Held, read_layers
 from regauge.runtime.store.branched import Branched
 
 
-class BranchedLayer(Branched, GrowingLayer):
-    """A branched store as transformers' dynamic layer."""
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Takes the last tokens back (a negative number).
-
-        Raises:
-            ValueError: the number is positive, or reaches into the prefix.
-        """
-        if tokens_to_remove > 0:
-            raise ValueError(f"`crop` takes tokens away by a negative number, not {tokens_to_remove}.")
-        self.keep(self.length + tokens_to_remove)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each sequence so many times."""
-        if self.keys_BHTD is not None:
-            batch = self.keys_BHTD.shape[0]
-            self.reorder(torch.arange(batch, dtype=torch.int64, device="cpu").repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Some of the sequences, by number or by mask."""
-        self.reorder(indices.nonzero()[:, 0] if indices.dtype is torch.bool else indices)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """The sequences in another order, as a beam search wants them."""
-        self.reorder(beam_idx)
+class BranchedLayer(Branched, OwnLayer):
+    """A branched store as transformers' dynamic layer: a crop does not reach into the prefix."""
 
 
 def share(cache: Any, sequences: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -37,6 +38,39 @@ class GrowingLayer(Growing, DynamicLayer):  # type: ignore[misc]  # transformers
         super().reset()
         self.is_initialized = False
 
+    def _take_back(self, tokens_to_remove: int) -> None:
+        """What `crop` asks of a store that goes back by itself."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"`crop` takes tokens away by a negative number, not {tokens_to_remove}.")
+        self.keep(self.length + tokens_to_remove)
+
+
+class OwnLayer(GrowingLayer):
+    """A layer whose memory transformers cannot cut or index: the store goes back and picks sequences by itself."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes the last tokens back (a negative number), and settles the others.
+
+        Raises:
+            ValueError: the number is positive, or the store does not go back so far.
+            RuntimeError: what would then be seen is held no more.
+        """
+        self._take_back(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """The sequences in another order, as a beam search wants them."""
+        self.reorder(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each sequence so many times."""
+        if self.keys_BHTD is not None:
+            batch = self.keys_BHTD.shape[0]
+            self.reorder(torch.arange(batch, dtype=torch.int64, device="cpu").repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Some of the sequences, by number or by mask."""
+        self.reorder(indices.nonzero()[:, 0] if indices.dtype is torch.bool else indices)
+
 
 class SlidingLayer(Sliding, GrowingLayer):
     """transformers' layer behind a sliding window, over a window's memory."""
@@ -66,6 +100,4 @@ class SlidingLayer(Sliding, GrowingLayer):
             ValueError: the number is positive.
             RuntimeError: what the window would then show is held no more.
         """
-        if tokens_to_remove > 0:
-            raise ValueError(f"`crop` takes tokens away by a negative number, not {tokens_to_remove}.")
-        self.keep(self.length + tokens_to_remove)
+        self._take_back(tokens_to_remove)

@@ -13,20 +13,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from regauge.cache.scheme import CachePlan, Scheme
 from regauge.errors import ModelError
 from regauge.hosts.transformers.attending import marked, watch
-from regauge.hosts.transformers.cache import GrowingLayer, SlidingLayer
+from regauge.hosts.transformers.cache import GrowingLayer, OwnLayer, SlidingLayer
 from regauge.runtime.store.choosing import Chooser
 from regauge.runtime.store.packed import Packed
 from regauge.runtime.store.sharing import Sharer
 
 
-class PackedLayer(Packed, GrowingLayer):
+class PackedLayer(Packed, OwnLayer):
     """A packed store as transformers' dynamic layer.
 
     Attributes:
@@ -80,31 +79,6 @@ class PackedLayer(Packed, GrowingLayer):
     def activate_past_recording(self) -> None:
         """Until the next `crop` everything from here on can be taken back."""
         self.record()
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Takes the last tokens back (a negative number), and settles the others.
-
-        Raises:
-            ValueError: the number is positive, or greater than what was seen.
-            RuntimeError: tokens before them were let go.
-        """
-        if tokens_to_remove > 0:
-            raise ValueError(f"`crop` takes tokens away by a negative number, not {tokens_to_remove}.")
-        self.keep(self.length + tokens_to_remove)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """The sequences in another order, as a beam search wants them."""
-        self.reorder(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each sequence so many times."""
-        if self.keys_BHTD is not None:
-            batch = self.keys_BHTD.shape[0]
-            self.reorder(torch.arange(batch, dtype=torch.int64, device="cpu").repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Some of the sequences, by number or by mask."""
-        self.reorder(indices.nonzero()[:, 0] if indices.dtype is torch.bool else indices)
 
     def reset(self) -> None:
         """Forgets everything."""
