@@ -34,7 +34,12 @@ def distances(p_BHQT: Tensor, kv_heads: int, sinks: int = 0) -> Tensor:
 
 
 def probabilities(
-    query_BHQD: Tensor, key_BKTD: Tensor, mask: Tensor | None, scale: float, softcap: float = 0.0
+    query_BHQD: Tensor,
+    key_BKTD: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float = 0.0,
+    sinks_H: Tensor | None = None,
 ) -> Tensor:
     """p_BHQT, in the dtype of the queries: a softmax in float32 of what the mask leaves, as transformers' own eager
     attention computes it.
@@ -42,6 +47,7 @@ def probabilities(
     Args:
         mask: bool (True: is seen) or added to the products, (B or 1, H or 1, Q, T or more: the first T count); None:
             causal.
+        sinks_H: a product of each head that takes its share of the probability, and stands for no token.
     """
     queries, keys = query_BHQD.shape[2], key_BKTD.shape[2]
     heads = query_BHQD.shape[1] // key_BKTD.shape[1]
@@ -55,7 +61,16 @@ def probabilities(
         weight_BHQT = weight_BHQT.masked_fill(~mask[..., :keys], torch.finfo(weight_BHQT.dtype).min)
     else:
         weight_BHQT = weight_BHQT + mask[..., :keys]
-    return weight_BHQT.softmax(-1, dtype=torch.float32).to(query_BHQD.dtype)
+    weight_BHQT = weight_BHQT.float()
+    if sinks_H is not None:
+        sinks_BHQ1 = sinks_H.float().view(1, -1, 1, 1).expand(*weight_BHQT.shape[:3], 1)
+        weight_BHQT = torch.cat((weight_BHQT, sinks_BHQ1), -1)
+    return weight_BHQT.softmax(-1)[..., :keys].to(query_BHQD.dtype)
+
+
+def shown(mask: Tensor) -> Tensor:
+    """Bool: what a mask shows, be it one of truths or one that is added to products."""
+    return mask if mask.dtype == torch.bool else mask == 0
 
 
 def causal(queries: int, keys: int, device: torch.device | str = "cpu") -> Tensor:

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from regauge.attention.maps import causal, probabilities, shown
 from regauge.cache.base import Layer, Rotary
 from regauge.cache.scheme import CachePlan
 from regauge.cache.triggers import check_tokens
@@ -121,13 +122,10 @@ def uneven(mask: Tensor | None, held_BKT: Tensor, window: int, query: Tensor) ->
     shows."""
     (batch, heads, new, _), rows = query.shape, held_BKT.shape[2]
     if mask is None:
-        own_Q = rows - new + torch.arange(new, dtype=torch.int64, device=query.device)
-        seen_Q = torch.arange(rows, dtype=torch.int64, device=query.device) <= own_Q[:, None]
-        seen_BHQT = seen_Q.expand(batch, 1, new, rows)
+        seen_BHQT = causal(new, rows, query.device).expand(batch, 1, new, rows)
     else:
-        shown = mask if mask.dtype == torch.bool else mask == 0
         older = torch.ones(batch, 1, new, rows - window, dtype=torch.bool, device=query.device)
-        seen_BHQT = torch.cat((older, shown[..., -window:].expand(batch, 1, new, window)), -1)
+        seen_BHQT = torch.cat((older, shown(mask)[..., -window:].expand(batch, 1, new, window)), -1)
     held_BHT = held_BKT.to(query.device).repeat_interleave(heads // held_BKT.shape[1], 1)
     return seen_BHQT & held_BHT.unsqueeze(2)
 
@@ -158,19 +156,9 @@ def exact(
         mask: bool, True where a query sees; None: causal.
         sinks_H: a product of each head that takes its share of the probability and gives nothing.
     """
-    groups, new = query.shape[1] // key.shape[1], query.shape[2]
-    weight = query @ repeat_kv(key, groups).mT * scaling
-    if softcap:
-        weight = (weight / softcap).tanh() * softcap
-    if mask is None:
-        rows = torch.arange(key.shape[2], dtype=torch.int64, device=query.device)
-        mask = rows <= key.shape[2] - new + torch.arange(new, dtype=torch.int64, device=query.device)[:, None]
-    weight = weight.float().masked_fill(~mask, torch.finfo(torch.float32).min)
-    if sinks_H is not None:
-        sinks = sinks_H.float().view(1, -1, 1, 1).expand(*weight.shape[:3], 1)
-        weight = torch.cat((weight, sinks), -1)
-    chance = weight.softmax(-1)[..., : key.shape[2]].to(query.dtype)
-    return (chance @ repeat_kv(value, groups)).transpose(1, 2).contiguous(), chance
+    p_BHQT = probabilities(query, key, mask, scaling, softcap or 0.0, sinks_H)
+    out_BHQD = p_BHQT @ repeat_kv(value, query.shape[1] // key.shape[1])
+    return out_BHQD.transpose(1, 2).contiguous(), p_BHQT
 
 
 def _starts(mask: Tensor | None, batch: int, layer: Any) -> Tensor:
@@ -178,8 +166,7 @@ def _starts(mask: Tensor | None, batch: int, layer: Any) -> Tensor:
     if mask is None:
         before = layer.beside.get("starts")
         return torch.zeros(batch, dtype=torch.int64, device="cpu") if before is None else before
-    shown = mask if mask.dtype == torch.bool else mask == 0
-    return shown[:, 0, -1].long().argmax(-1).expand(batch).cpu()
+    return shown(mask)[:, 0, -1].long().argmax(-1).expand(batch).cpu()
 
 
 def watch(cache: Any, plan: CachePlan, model: Any) -> None:

@@ -27,7 +27,7 @@ from transformers.masking_utils import sdpa_mask
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.codec.base import Layout
 from regauge.attention.base import Local
-from regauge.attention.maps import causal, probabilities
+from regauge.attention.maps import causal, probabilities, shown
 from regauge.errors import ModelError
 from regauge.hosts.base import MAPS
 from regauge.hosts.transformers.values import values_only
@@ -239,7 +239,7 @@ def windowed(mask: Tensor | None, local: Local, query: Tensor, key: Tensor) -> T
     counted from the first and last tokens that each sequence's mask shows."""
     (heads, queries), (kv_heads, keys), device = query.shape[1:3], key.shape[1:3], query.device
     seen = causal(queries, keys, device)[None, None] if mask is None else mask[..., :keys]
-    plain = seen if seen.dtype == torch.bool else seen == 0
+    plain = shown(seen)
     own_Q1 = keys - queries + torch.arange(queries, dtype=torch.int64, device=device)[:, None]
     place_T = torch.arange(keys, dtype=torch.int64, device=device)
     first = plain.to(torch.int8).argmax(-1, keepdim=True)  # the first token that a query sees: behind the padding
