@@ -97,16 +97,17 @@ def check_value(move: Move, size: int, condition: str, plumbing: Plumbing) -> No
         _check_pairs(what, value, plumbing)
 
 
+def pair_slices(count: int, halves: bool) -> tuple[slice, slice]:
+    """The channels of so many rotary pairs: i with i + count where halves turn together, or else 2i with 2i + 1."""
+    return (slice(0, count), slice(count, 2 * count)) if halves else (slice(0, 2 * count, 2), slice(1, 2 * count, 2))
+
+
 def pairs(plumbing: Plumbing) -> tuple[Tensor, Tensor]:
     """The two channels of each rotary pair."""
     half = plumbing.rotary // 2
-    if plumbing.pairing == "interleaved":
-        return torch.arange(0, 2 * half, 2, dtype=torch.int64, device="cpu"), torch.arange(
-            1, 2 * half, 2, dtype=torch.int64, device="cpu"
-        )
-    return torch.arange(half, dtype=torch.int64, device="cpu"), torch.arange(
-        half, 2 * half, dtype=torch.int64, device="cpu"
-    )
+    first, second = pair_slices(half, plumbing.pairing != "interleaved")
+    channels = torch.arange(2 * half, dtype=torch.int64, device="cpu")
+    return channels[first], channels[second]
 
 
 def _check_indices(what: str, kind: str, value: Tensor, size: int, condition: str, plumbing: Plumbing) -> None:

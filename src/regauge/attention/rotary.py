@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regauge.anatomy.values import pair_slices
 from regauge.attention.maps import causal
 
 
@@ -35,11 +36,7 @@ class Turning:
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         angle_TP = positions_T.to(wide)[:, None] * self.radians_P.to(wide)
         cos_TP, sin_TP = angle_TP.cos().to(dtype), angle_TP.sin().to(dtype)
-        first, second = (
-            (slice(0, pairs), slice(pairs, 2 * pairs))
-            if self.halves
-            else (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
-        )
+        first, second = pair_slices(pairs, self.halves)
         out_BHTD = x_BHTD.to(dtype)
         a, b = out_BHTD[..., first], out_BHTD[..., second]
         turned_BHTD = out_BHTD.clone()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
+from regauge.anatomy.values import pair_slices
 from regauge.cache.base import Rotary, Seen, probabilities
 from regauge.cache.kinds import SHARE, contextual_BH
 
@@ -26,6 +27,7 @@ class _Sinks:
 
     sinks: int = 0
     turns: ClassVar[bool] = False
+    accumulates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _at_least("sinks", self.sinks, 0)
@@ -37,7 +39,6 @@ class Random(_Sinks):
 
     seed: int = 0
     queries: ClassVar[int] = 0
-    accumulates: ClassVar[bool] = False
 
     def __call__(self, seen: Seen) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
@@ -56,7 +57,6 @@ class Recency(_Sinks):
 
     sinks: int = 4
     queries: ClassVar[int] = 0
-    accumulates: ClassVar[bool] = False
 
     def __call__(self, seen: Seen) -> Tensor:
         return seen.positions_BHT.float()
@@ -71,7 +71,6 @@ class KeyNorm(_Sinks):
 
     sinks: int = 4
     queries: ClassVar[int] = 0
-    accumulates: ClassVar[bool] = False
 
     def __call__(self, seen: Seen) -> Tensor:
         return -_norm(seen.keys_BHTD)
@@ -91,7 +90,6 @@ class WindowAttention(_Sinks):
 
     queries: int = 32
     pool: int = 7
-    accumulates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,7 +137,6 @@ class ExpectedAttention(_Sinks):
     future: int = 512
     queries: int = 256
     turns: ClassVar[bool] = True
-    accumulates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,7 +176,6 @@ class HeadKinds(_Sinks):
     sinks: int = 4
     queries: int = 32
     share: float = SHARE
-    accumulates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,7 +204,7 @@ def turned(x_QD: Tensor, positions_Q: Tensor, rotary: Rotary) -> Tensor:
     radians_P = torch.tensor(rotary.radians, dtype=torch.float64, device=x_QD.device)
     angle_QP = positions_Q.double()[:, None] * radians_P
     cos_QP, sin_QP = angle_QP.cos().to(x_QD.dtype), angle_QP.sin().to(x_QD.dtype)
-    first, second = _pairs(pairs, rotary.halves)
+    first, second = pair_slices(pairs, rotary.halves)
     out = x_QD.clone()
     a, b = x_QD[..., first], x_QD[..., second]
     out[..., first], out[..., second] = a * cos_QP - b * sin_QP, b * cos_QP + a * sin_QP
@@ -223,14 +219,10 @@ def mean_rotation(rotary: Rotary, start: int, count: int, like: Tensor) -> Tenso
     cos_P, sin_P = angle_FP.cos().mean(0), angle_FP.sin().mean(0)
     turn_DD = torch.eye(size, dtype=torch.float64, device=like.device)
     at = torch.arange(size, dtype=torch.int64, device=like.device)
-    first, second = (at[part] for part in _pairs(pairs, rotary.halves))
+    first, second = (at[part] for part in pair_slices(pairs, rotary.halves))
     turn_DD[first, first], turn_DD[second, second] = cos_P, cos_P
     turn_DD[first, second], turn_DD[second, first] = -sin_P, sin_P
     return turn_DD.float()
-
-
-def _pairs(pairs: int, halves: bool) -> tuple[slice, slice]:
-    return (slice(0, pairs), slice(pairs, 2 * pairs)) if halves else (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
 
 
 def _at_least(name: str, number: int, least: int) -> None:

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from regauge.anatomy.values import pair_slices
+
 Pairing = Literal["half", "interleaved"]
 """Which channels make a pair: i and i + C, or 2i and 2i + 1; those behind 2C never turn."""
 Table = tuple[Tensor, Tensor]
@@ -46,9 +48,7 @@ def turn(keys_BHTD: Tensor, by: Table, pairing: Pairing) -> Tensor:
     turned = torch.empty_like(keys_BHTD)
     cosines, sines = (part.unsqueeze(1) for part in by)
     pairs = cosines.shape[-1]
-    one, other = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
-    if pairing == "half":
-        one, other = slice(0, pairs), slice(pairs, 2 * pairs)
+    one, other = pair_slices(pairs, pairing == "half")
     turned[..., 2 * pairs :] = keys_BHTD[..., 2 * pairs :]
     for start in range(0, keys_BHTD.shape[2], AT_ONCE):
         some = slice(start, start + AT_ONCE)
