@@ -18,6 +18,8 @@ from regauge.formats.base import Format
 
 TOKENS, LEAST, MOST = 32, 16, 512
 """Tokens of a block that no group in time decides, what every block is a multiple of, and the most."""
+HADAMARD = 8
+"""Channels of the smallest Hadamard that is worth its turn; a head is turned in its largest powers of two."""
 STEP, ROW = 2, 4
 """Bytes of a step or of the value of code 0, and of a token's multiplier."""
 
@@ -94,7 +96,7 @@ class Scheme:
 
     def sealed(self, seen: int) -> int:
         """How many of the tokens seen lie in blocks: always the oldest, and whole blocks."""
-        return 0 if self.whole else max(0, seen - self.window) // self.tokens * self.tokens
+        return 0 if self.whole else behind(seen, self.window, self.tokens)
 
     def bytes(self, seen: int, heads: int, sizes: tuple[int, int], itemsize: int = 2) -> int:
         """Bytes that a sequence of so many tokens takes in one block, by the formats; the room to grow is not counted.
@@ -122,6 +124,11 @@ class Scheme:
         groups, _ = fmt.grain.groups((self.tokens, size))
         steps = groups * STEP * (1 if fmt.grid.symmetric else 2)
         return self.tokens * size * fmt.grid.bits // 8 + steps + (self.tokens * ROW if self.balance else 0)
+
+
+def behind(seen: int, window: int, tokens: int) -> int:
+    """Of so many tokens seen those behind the window that fill whole blocks of `tokens`."""
+    return max(0, seen - window) // tokens * tokens
 
 
 def tokens_of(keys: Format | None, values: Format | None) -> int:

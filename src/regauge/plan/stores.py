@@ -10,7 +10,7 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Attention
 from regauge.cache.budgets import Tokens
 from regauge.cache.disposals import Drop
-from regauge.cache.scheme import AFTER_PREFILL, LEAST, MOST, BlockCache, Policy, Scheme, in_time, tokens_of
+from regauge.cache.scheme import AFTER_PREFILL, HADAMARD, LEAST, MOST, BlockCache, Policy, Scheme, in_time, tokens_of
 from regauge.cache.triggers import check_tokens
 from regauge.errors import BudgetError
 from regauge.formats.base import Format
@@ -22,8 +22,6 @@ CHOSEN = ("score", "budget", "disposal", "trigger")
 """The axes of what is let go."""
 LONG = 1 << 20
 """Tokens of a text of which every share holds what must stay."""
-PIECE = 8
-"""Channels that the smallest Hadamard spreads over; a head is turned in the largest pieces of a power of two."""
 
 
 @dataclass
@@ -163,8 +161,8 @@ def _of_sizes(point: Point, sizes: Attention | None) -> Iterator[str]:
             spelt = parts.halves(point.name(axis))[1]
             grain = parts.spell("grain", spelt)
             yield f"{axis}: {refusal}, which a head has here (write '{grain} else token', or a size that divides)"
-        if point.name("transform") == "hadamard" and size % PIECE:
-            yield f"a head of {size} channels holds no Hadamard of {PIECE} or more: leave transform 'hadamard' out"
+        if point.name("transform") == "hadamard" and size % HADAMARD:
+            yield f"a head of {size} channels holds no Hadamard of {HADAMARD} or more: leave transform 'hadamard' out"
     policy = _policy(point)
     if policy is None:
         return

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regauge.cache.base import Layer, Rotary, Seen, probabilities
 from regauge.cache.choosing import Choice, choose, disposed
-from regauge.cache.scheme import Policy
+from regauge.cache.scheme import Policy, behind
 from regauge.cache.triggers import due
 from regauge.runtime.store.packed import Packed
 from regauge.runtime.store.waiting import Waiting
@@ -141,8 +141,7 @@ class Chooser(Waiting):
         """What scores read of a store now."""
         keys, values = store.read()
         positions_BHT = self._positions(store, keys, asked.starts_B)
-        settled = store.settled
-        older = max(0, settled - store.scheme.window) // self.layer.block * self.layer.block
+        older = behind(store.settled, store.scheme.window, self.layer.block)
         queries = store.beside.get("queries")
         found = Seen(
             keys, values, positions_BHT,

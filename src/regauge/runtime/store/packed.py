@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regauge.cache.scheme import Scheme
+from regauge.cache.scheme import Scheme, behind
 from regauge.kernels.attention import Part
 from regauge.runtime.store.growing import Growing, new_stamp, with_room
 from regauge.runtime.store.sealing import codings, turned
@@ -157,7 +157,7 @@ class Packed(Growing):
 
     def _sealed(self, seen: int) -> int:
         """How many of so many lie in blocks: as the scheme says, and where tokens are let go, though whole, as well."""
-        return max(0, seen - self.scheme.window) // self.tokens * self.tokens if self._slides else 0
+        return behind(seen, self.scheme.window, self.tokens) if self._slides else 0
 
     def shelve(self) -> Shelf:
         """Where its blocks lie, or will."""

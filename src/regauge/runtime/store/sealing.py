@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regauge.cache.scheme import Scheme
+from regauge.cache.scheme import HADAMARD, Scheme
 from regauge.errors import RecipeError
 from regauge.formats.balance import token_spreads
 from regauge.formats.base import LOW, Format
@@ -20,8 +20,6 @@ from regauge.kernels.blocks import BlockLayout
 
 STEPS = {"f16": torch.float16, "bf16": torch.bfloat16}
 """Scales that a block can keep → dtype of its steps."""
-LEAST = 8
-"""Channels of the smallest Hadamard that is worth its turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,9 +122,9 @@ def turned(channels: int) -> Callable[[Tensor], Tensor]:
         RecipeError: that power is less than 8.
     """
     size = channels & -channels
-    if size < LEAST:
+    if size < HADAMARD:
         raise RecipeError(
-            f"heads of {channels} channels have no Hadamard of {LEAST} or more: leave `transform: hadamard` out"
+            f"heads of {channels} channels have no Hadamard of {HADAMARD} or more: leave `transform: hadamard` out"
         )
 
     def turn(x: Tensor) -> Tensor:
