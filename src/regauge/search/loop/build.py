@@ -38,15 +38,12 @@ from regauge.measure.subject import logits, logits_kept
 from regauge.parts import CACHE
 from regauge.plan import Plan
 from regauge.plan.caches import asked, cache_plan
-from regauge.plan.keeping import bytes_at
+from regauge.plan.keeping import bytes_at, rate
 from regauge.search.loop.desk import Desk
 from regauge.search.options import SiteGroup, plan_of
 from regauge.search.subject import Subject
 from regauge.text.split import Texts
 from regauge.text.windows import Windows
-
-LONG = (1 << 15, 1 << 16)
-"""Tokens between which a cache's growth is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,12 +135,6 @@ def _growth(model: Model) -> float:
     return cache_bytes_a_token(model, torch.ones(1, 32, dtype=torch.int64, device="cpu"))
 
 
-def _kept(cache: CachePlan, source: Source) -> float:
-    """Bytes that a token of a long text takes by a plan, by the formats."""
-    ends = [bytes_at(cache, source.anatomy, tokens) for tokens in LONG]
-    return (ends[1] - ends[0]) / (LONG[1] - LONG[0])
-
-
 def speeds(source: Source, folder: Path, turns: int) -> dict[str, dict[str, Speed]]:
     """`decode` and `prefill`, interleaved, of what `_models` gives."""
     host = host_of(source.path)
@@ -183,7 +174,7 @@ def costs(source: Source, built: Built, turns: int, resident: bool, can: Can) ->
     folder = built.folder
     found, at, cache = _at_lengths(source, folder, turns, can)
     if built.cache is not None:
-        cache[COMPRESSED] = _kept(built.cache, source)
+        cache[COMPRESSED] = rate(built.cache, source.anatomy)
     give_back()
     paths = {ORIGINAL: source.path, COMPRESSED: folder}
     return {

@@ -156,8 +156,7 @@ def room(
 
 def _caches(source: Source) -> int:
     """Caches of the three models that are timed side by side, at the longest context that may be."""
-    kept = [one for one in source.anatomy.attentions if one is not None]
-    a_token = 3 * sum(2 * one.kv_heads * (one.head_dim + one.value_dim) for one in kept)
+    a_token = 3 * 2 * source.anatomy.cached
     longest = host_of(source.path).context(source) or contexts.LENGTHS[-1]
     fitting = [n for n in contexts.LENGTHS if n <= longest and n * a_token <= contexts.CACHES]
     return max(fitting, default=0) * a_token
