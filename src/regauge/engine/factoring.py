@@ -22,7 +22,7 @@ from regauge import parts
 from regauge.artifact.disk import check_disk
 from regauge.artifact.receipt import Receipt
 from regauge.engine.job import Job, prepare
-from regauge.engine.reading import UNUSED, Reading, reading
+from regauge.engine.reading import UNUSED, drawn, reading, self_sampled
 from regauge.engine.watchdog import Clock
 from regauge.errors import RecipeError
 from regauge.hosts import host_of
@@ -119,7 +119,7 @@ def factored(
     looking = _looking(plan, source, seed)
     read = reading(looking, *text)
     check_disk(out, source.parameters() * source.dtype.itemsize)
-    windows = read.windows or _sampled(looking, read, clock)
+    windows = read.windows or self_sampled(looking, read, *drawn(looking, read, clock))
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-latent-", dir=out.parent))
     try:
@@ -160,17 +160,6 @@ def _looking(plan: Plan, source: Source, seed: int) -> Job:
     job = prepare(replace(plan, rewrites=(), places={}), source, None, seed)
     assert job is not None, "a plan that changes nothing is refused by no model"
     return replace(job, needs={site.name: frozenset({"hessian"}) for site in job.sites(0) if site.kind == "q"})
-
-
-def _sampled(job: Job, read: Reading, clock: Clock) -> Calibration:
-    """Windows that the model draws from itself."""
-    assert read.sampled is not None, "a text is given or promised"
-    count, length = read.sampled
-    clock.say("text", "; ".join(read.notes))
-    tokenizer = job.source.tokenizer()
-    ids_NT, told = job.host.sample(job.source, tokenizer, count, length, job.seed)
-    where = f"sampled from the model itself, from {told}"
-    return Calibration(ids_NT, where, kind="self-sampled", notes=read.notes, details={"temperature": 1.0})
 
 
 def moments(job: Job, windows: Calibration) -> list[Tensor]:

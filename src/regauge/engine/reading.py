@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from regauge.artifact.staging import Staging
 from regauge.engine.enough import bound
 from regauge.engine.job import Job
@@ -140,22 +142,31 @@ def sampled(job: Job, promised: Reading, staging: Staging, clock: Clock) -> Cali
     """The windows: those read, or those that the model samples now (once; a resumed run finds them)."""
     if promised.sampled is None:
         return promised.windows
-    count, length = promised.sampled
     kept = staging.kept(KEPT)
     if kept is None:
-        clock.say("text", "; ".join(promised.notes))
-        ids_NT, told = job.host.sample(
-            job.source,
-            job.source.tokenizer(),
-            count,
-            length,
-            job.seed,
-            lambda done, total: clock.show("text", done, total),
-        )
+        ids_NT, told = drawn(job, promised, clock)
         staging.keep(KEPT, {"ids": ids_NT})
         staging.note(f"{KEPT} from", told)
     else:
         ids_NT, told = kept["ids"], str(staging.notes[f"{KEPT} from"])
+    return self_sampled(job, promised, ids_NT, told)
+
+
+def drawn(job: Job, promised: Reading, clock: Clock) -> tuple[Tensor, str]:
+    """(ids_NT, how they begin) of the windows that are promised, which the model samples now."""
+    assert promised.sampled is not None, "a text is given or promised"
+    clock.say("text", "; ".join(promised.notes))
+    return job.host.sample(
+        job.source,
+        job.source.tokenizer(),
+        *promised.sampled,
+        job.seed,
+        lambda done, total: clock.show("text", done, total),
+    )
+
+
+def self_sampled(job: Job, promised: Reading, ids_NT: Tensor, told: str) -> Calibration:
+    """Windows that a model has sampled, and where they are from."""
     where = f"sampled from the model itself, from {told}"
     return Calibration(ids_NT, where, kind=KEPT, notes=promised.notes, details={"temperature": 1.0, "seed": job.seed})
 
