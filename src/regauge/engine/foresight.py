@@ -23,6 +23,7 @@ from regauge.engine.reading import Reading
 from regauge.errors import RegaugeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
+from regauge.measure.quality import divergence
 from regauge.parts import Point, Spec
 from regauge.plan.resolution import learnt
 
@@ -149,10 +150,8 @@ def nearest(source: Source, ids_NT: Tensor, variants: Sequence[Mapping[str, Poin
     found = []
     for own, states in zip(outers, moved, strict=True):
         (other_BTV,) = runner.tail(own, states)
-        log_q = torch.log_softmax(other_BTV.float().flatten(0, 1), -1)
-        kl_n = (log_p.exp() * (log_p - log_q)).sum(-1)
-        changed_n = log_p.argmax(-1) != log_q.argmax(-1)
-        found.append(Lost(max(0.0, float(kl_n.mean())), float(changed_n.float().mean())))
+        kl_N, agree_N = divergence(log_p, torch.log_softmax(other_BTV.float().flatten(0, 1), -1))
+        found.append(Lost(float(kl_N.mean()), 1 - float(agree_N.mean())))
     return found
 
 

@@ -91,10 +91,14 @@ class Scores:
 def token_scores(log_p_NV: Tensor, compressed_NV: Tensor, next_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(nll, KL from the original, agreement) of each row, given the original's log-probabilities."""
     log_q_NV = torch.log_softmax(compressed_NV.float(), dim=-1)
-    agree_N = (log_p_NV.max(-1).indices == log_q_NV.max(-1).indices).float()  # a third of the time of argmax
     nll_N = -log_q_NV.gather(-1, next_N.unsqueeze(-1)).squeeze(-1)
-    kl_N = (log_p_NV - log_q_NV).mul_(log_p_NV.exp()).sum(-1).clamp_min(0.0)
-    return nll_N, kl_N, agree_N
+    return nll_N, *divergence(log_p_NV, log_q_NV)
+
+
+def divergence(log_p_NV: Tensor, log_q_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """(KL from the original, agreement) of each row of log-probabilities."""
+    agree_N = (log_p_NV.max(-1).indices == log_q_NV.max(-1).indices).float()  # a third of the time of argmax
+    return (log_p_NV - log_q_NV).mul_(log_p_NV.exp()).sum(-1).clamp_min(0.0), agree_N
 
 
 def _parts(batch: Batch, logits_BTV: Tensor) -> Iterator[tuple[int, slice]]:
