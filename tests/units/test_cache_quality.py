@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path("/work/shared")
+SHARED = ROOT.parent / "shared"
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
 pytestmark = pytest.mark.slow
