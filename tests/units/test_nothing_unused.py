@@ -28,6 +28,8 @@ CALLED_FROM_OUTSIDE = {
     "integer_matmul": "the definition that the kernels are held to",
     "offload": "transformers asks its cache layers",
     "is_croppable": "transformers asks its caches",
+    "reorder_cache": "transformers asks its cache layers",
+    "batch_select_indices": "transformers asks its cache layers",
     "evict": "a layer of a packed cache is told by its user which tokens stay",
     "spearman": "benchmarks/encoder.py",
     "anchored": "a mask for packed training, whose loop is the user's",

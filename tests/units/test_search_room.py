@@ -71,5 +71,5 @@ def test_what_is_told_of_a_search_is_what_a_process_takes(root: Path, tmp_path: 
     text.write_text("".join(f"{tiny.TEXT}Number {i} of {i * i}.\n\n" for i in range(600)), encoding="utf-8")
     words = [sys.executable, "-c", CHILD, str(tmp_path / "m"), str(text), str(tmp_path / "out")]
     ran = subprocess.run(words, check=True, capture_output=True, text=True)
-    told, took = map(int, ran.stdout.split())
+    told, took = map(int, ran.stdout.splitlines()[-1].split())  # the solver writes lines of its own now and then
     assert told == pytest.approx(took, rel=0.2)
