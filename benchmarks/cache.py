@@ -165,9 +165,13 @@ def speeds(contexts: dict[str, list[Found]]) -> dict[str, dict[str, float]]:
     return told
 
 
+def _length(pair: tuple[str, float]) -> int:
+    return int(pair[0])
+
+
 def keep(result: Found) -> None:
     """What explain tells, one row a line."""
-    found = speeds(result["contexts"])
+    found = {name: dict(sorted(row.items(), key=_length)) for name, row in speeds(result["contexts"]).items()}
     rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found))
     head = {
         "command": "python benchmarks/cache.py",
