@@ -41,9 +41,7 @@ def sentence(times: dict[int, float]) -> str:
     least, longest = min(times), max(times)
     fast, limit = f"{times[longest]:.2g} times as fast as bf16 at {longest}", slower_below(times)
     if limit is None:
-        return (
-            f"slower than bf16 at {longest} tokens, the longest that was measured ({times[longest]:.2g} times as fast)"
-        )
+        return f"slower than bf16 at {longest} tokens, the longest measured ({times[longest]:.2g} times as fast)"
     if limit == 0:
         return f"no slower than bf16 from {least} tokens on, where measuring began; {fast}"
     return f"slower than bf16 below {limit} tokens; {fast}"
