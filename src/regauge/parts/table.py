@@ -168,7 +168,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
         ),
         "gptq-ordered": Part(
             "regauge.rounding.rounders:GPTQ",
-            "as gptq, columns of large inputs first, on steps fitted before; of four ranges each row keeps its best",
+            "column by column as gptq, large inputs first; each row keeps the best of four ranges",
             "2210.17323",
             fixed={"order": "activation", "static_groups": True, "tries": 4},
             offers={WEIGHTS: ("gptq-ordered",)},
