@@ -137,10 +137,10 @@ def _turns(model: Any, module: Any, read: list[tuple[Tensor, Tensor]]) -> tuple[
     tried: dict[tuple[str | None, Layout, torch.dtype], Table] = {}
     found = []
     for number, (keys, values) in enumerate(read):
-        (old, new), near = keys.split(TOKENS), NEAR.get(keys.dtype, NEAR_16)
+        old, new, near = keys[:TOKENS], keys[TOKENS:], NEAR.get(keys.dtype, NEAR_16)
         away = {trial: _distance(module, trial, old, new, tried) for trial in _trials(module, old.shape[1::2])}
         best = min(away, key=lambda trial: away[trial])
-        if away[best] > near or _apart(*values.split(TOKENS)) > near:
+        if away[best] > near or _apart(values[:TOKENS], values[TOKENS:]) > near:
             raise ModelError(
                 f"the keys of layer {number} of {type(model).__name__} do not turn as its rotary embedding says, so "
                 f"they cannot be moved; {INSTEAD}"

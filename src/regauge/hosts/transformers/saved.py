@@ -75,7 +75,7 @@ def _rows(module: nn.Module) -> list[tuple[str, Tensor]]:
     return own if rows is None else [*own, ("rows", rows(0, 1))]
 
 
-def save(model: Any, cache: DynamicCache, path: str | Path) -> Path:
+def save(model: Any, cache: Any, path: str | Path) -> Path:
     """Writes a cache, with what says whose it is: `rg.cache.load` goes on from it, in another process too.
 
     Args:

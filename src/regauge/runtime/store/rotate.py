@@ -74,7 +74,7 @@ def _partners(keys_BHTD: Tensor, pairs: int, pairing: Pairing) -> Tensor:
     """The other channel of each pair in every channel's place, in new memory."""
     if pairing == "half":
         return torch.cat((keys_BHTD[..., pairs:], keys_BHTD[..., :pairs]), -1)
-    return keys_BHTD.unflatten(-1, (pairs, 2)).flip(-1).flatten(-2)
+    return keys_BHTD.reshape(*keys_BHTD.shape[:-1], pairs, 2).flip(-1).reshape(keys_BHTD.shape)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
