@@ -138,7 +138,9 @@ def _turns(model: Any, module: Any, read: list[tuple[Tensor, Tensor]]) -> tuple[
     found = []
     for number, (keys, values) in enumerate(read):
         old, new, near = keys[:TOKENS], keys[TOKENS:], NEAR.get(keys.dtype, NEAR_16)
-        away = {trial: _distance(module, trial, old, new, tried) for trial in _trials(module, (old.shape[1], old.shape[3]))}
+        away = {
+            trial: _distance(module, trial, old, new, tried) for trial in _trials(module, (old.shape[1], old.shape[3]))
+        }
         best = min(away, key=lambda trial: away[trial])
         if away[best] > near or _apart(values[:TOKENS], values[TOKENS:]) > near:
             raise ModelError(
