@@ -159,7 +159,7 @@ def write(model: Model, prompts_BP: Tensor, tokens: int) -> Written:
         found.append(out.logits[:, -1:].argmax(-1))
         if left:
             out = model(input_ids=found[-1], past_key_values=out.past_key_values, use_cache=True)
-    return Written(tuple(torch.cat(found, 1).split(1)), prompts_BP.shape[1])
+    return Written(tuple(torch.split(torch.cat(found, 1), 1)), prompts_BP.shape[1])
 
 
 @torch.no_grad()
@@ -201,7 +201,7 @@ def _apart(first_TV: Tensor, other_TV: Tensor) -> tuple[Tensor, Tensor]:
     step = max(1, CHUNK // first_TV.shape[-1])
     found = [
         divergence(one.float().log_softmax(-1), two.float().log_softmax(-1))
-        for one, two in zip(first_TV.split(step), other_TV.split(step), strict=True)
+        for one, two in zip(torch.split(first_TV, step), torch.split(other_TV, step), strict=True)
     ]
     kl_T, same_T = (torch.cat(part) for part in zip(*found, strict=True))
     return kl_T, same_T
