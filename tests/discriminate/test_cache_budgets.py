@@ -61,7 +61,7 @@ def test_by_sensitivity_in_proportion_over_layers_and_heads() -> None:
     weights = "3/1 1"
     found = [lengths(Sensitivity(0.5, weights=weights), layer=Layer(number, 2, BLOCK)) for number in (0, 1)]
     assert found == [[48, 16], [16, 16]]  # 12 blocks as 3 : 1 : 1 : 1
-    with pytest.raises(BudgetError, match="wants a weight for each of 1 blocks, .* 2 heads, and '3/1 1' has 2"):
+    with pytest.raises(BudgetError, match=r"wants a weight for each of 1 blocks, .* 2 heads, and '3/1 1' has 2"):
         lengths(Sensitivity(0.5, weights=weights))
 
 
