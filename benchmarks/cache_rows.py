@@ -28,7 +28,7 @@ from regauge.plan.caches import asked, cache_plan
 from regauge.plan.keeping import rate
 from regauge.text.windows import Windows
 
-LENGTH, COUNT = 1024, 12
+LENGTH, COUNT = 512, 8
 """Tokens of a window, and windows."""
 MANY = LENGTH // 4
 """Tokens that stay where a preset keeps a number of them: half of what is read at once."""
