@@ -146,9 +146,11 @@ def test_what_is_not_decoded_so_is_expanded_and_the_same(tmp_path: Path, expansi
                 module.kv_b_proj.register_forward_hook(lambda *_: None)
             elif isinstance(module, DeepseekV3Attention) and change == "bias":
                 module.kv_b_proj.bias = torch.nn.Parameter(torch.zeros(module.kv_b_proj.out_features).double())
-        if change == "eager":
+        bound = 1e-10
+        if change == "eager":  # whose softmax is in float32
             model.set_attn_implementation("eager")
-        torch.testing.assert_close(decoded(model, IDS), want, rtol=1e-10, atol=1e-10)
+            bound = 1e-5
+        torch.testing.assert_close(decoded(model, IDS), want, rtol=bound, atol=bound)
     assert not expansions
 
 

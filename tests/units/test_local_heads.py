@@ -108,7 +108,7 @@ def test_what_a_window_has_left_behind_is_freed(folder: Path) -> None:
     near = len(layer.near) * (sinks + layer.window.room) * row
     assert layer.window.room <= 256 + tokens + 2 * 16  # what one call of 256 brought
     assert layer.bytes == kept * layer.long.room * row + near
-    assert layer.bytes < {0: 0.4, 1: 0.65}[kept] * 3 * layer.long.room * row if kept else True
+    assert layer.bytes < 0.65 * 3 * 1024 * row
 
 
 def test_a_rollback_behind_the_window_is_refused_and_another_attention_function_is_noticed(folder: Path) -> None:
@@ -126,3 +126,27 @@ def test_a_rollback_behind_the_window_is_refused_and_another_attention_function_
         layer.update(key, key)
     with pytest.raises(regauge.errors.ModelError, match="cannot be set"):
         layer.keys = key
+
+
+def test_a_long_prompt_behind_a_window_is_read_in_bands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of 4 queries, over prompts that they do and do not divide; and a short prompt by its mask."""
+    monkeypatch.setattr(local, "CHUNK", 4)
+    calls: list[int] = []
+
+    def counted(query: Tensor, *rest: Any) -> Tensor:
+        calls.append(query.shape[2])
+        return banded(query, *rest)
+
+    banded = local.banded
+    monkeypatch.setattr(local, "banded", counted)
+    model = regauge.load(folder, dtype="float64")
+    with torch.no_grad():
+        found = [model(IDS[:, :tokens], use_cache=cached).logits for tokens, cached in ((30, True), (23, False))]
+        assert calls == [30, 30, 23, 23]
+        short = model(IDS[:, :12]).logits
+        assert len(calls) == 4
+        monkeypatch.setattr(local, "CHUNK", 64)
+        want = [model(IDS[:, :tokens], use_cache=False).logits for tokens in (30, 23)]
+    assert len(calls) == 4
+    torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(short, want[0][:, :12], rtol=1e-10, atol=1e-10)

@@ -105,7 +105,7 @@ def _compressed(old: Hashable) -> type:
 
 def _forward(model: Any, *args: Any, **kwargs: Any) -> Any:
     """A model's own `forward`, over a cache whose layers are ours."""
-    cache = kwargs.get("past_key_values")
+    cache: Any = kwargs.get("past_key_values")
     if type(cache) is DynamicCache and not cache.offloading:
         adopt(cache, model.config.get_text_config(decoder=True).num_hidden_layers)
     return method(model, "forward")(*args, **kwargs)
@@ -195,7 +195,8 @@ def absorbed(
         mask: bool (B, 1, Q, T or more), or added; None: one new token, which sees all.
     """
     (batch, heads, new, _), tokens, rank = query.shape, rows_B1TC.shape[2], heads_OI.shape[1]
-    keys_HNr, values_HVr = heads_OI.view(heads, -1, rank).split([free, heads_OI.shape[0] // heads - free], 1)
+    heads_HOr = heads_OI.view(heads, -1, rank)
+    keys_HNr, values_HVr = heads_HOr[:, :free], heads_HOr[:, free:]
     asked_BHQC = torch.cat((query[..., :free] @ keys_HNr, query[..., free:]), -1)
     if mask is not None:
         mask = mask[..., :tokens].expand(batch, 1, new, tokens)
@@ -204,5 +205,5 @@ def absorbed(
     read_B1RC = nn.functional.scaled_dot_product_attention(
         asked_BHQC.reshape(batch, 1, heads * new, -1), rows_B1TC, rows_B1TC, attn_mask=mask, scale=scaling
     )
-    read_BHQr = read_B1RC.view(batch, heads, new, -1)[..., :rank]
-    return (read_BHQr @ values_HVr.mT).transpose(1, 2).contiguous()
+    out_BHQV: Tensor = read_B1RC.view(batch, heads, new, -1)[..., :rank] @ values_HVr.mT
+    return out_BHQV.transpose(1, 2).contiguous()

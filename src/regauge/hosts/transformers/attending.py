@@ -127,7 +127,8 @@ def _coded(module: Any, layer: Any, query: Tensor, mask: Tensor | None, scaling:
     if not rest.get("output_attentions") and rest.get("s_aux") is None:
         found = attended(layer, query, mask, scaling, rest.get("softcap") or 0.0)
     if found is None:
-        found = _attended(module, query, *layer.read(), mask, scaling, rest)[0]
+        keys, values = layer.read()
+        found = _attended(module, query, keys, values, mask, scaling, rest)[0]
     layer.settle()
     return found
 

@@ -30,7 +30,7 @@ from regauge.attention.base import Local
 from regauge.attention.maps import causal, probabilities, shown
 from regauge.errors import ModelError
 from regauge.hosts.base import MAPS
-from regauge.hosts.transformers.local import LAYER, LocalLayer, attended, localise
+from regauge.hosts.transformers.local import LAYER, LocalLayer, attended, localise, prompted
 from regauge.hosts.transformers.values import values_only
 from regauge.plan.forms import of_points
 from regauge.runtime.modules import put
@@ -216,12 +216,16 @@ def attention(
     form: Form | None = getattr(module, FORM, None)
     see = _seeing.get()
     layer: LocalLayer | None = getattr(key, LAYER, None)
-    if layer is not None:
-        apart = attended(
-            layer, query, attention_mask, lambda *one: sdpa_attention_forward(module, *one, scaling=scaling, **rest)[0]
-        )
-        if apart is not None:
-            return apart, None
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        found: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **rest)[0]
+        return found
+
+    apart = None if layer is None else attended(layer, query, attention_mask, attend)
+    if apart is None and attention_mask is None and see is None and form is not None and not form.readers:
+        apart = None if form.local is None else prompted(form.local, query, key, value, attend)
+    if apart is not None:
+        return apart, None
     mask = attention_mask
     if form is not None and form.local is not None:
         mask = windowed(mask, form.local, query, key)

@@ -25,6 +25,8 @@ from regauge.runtime.store.growing import Growing, Sliding
 
 LAYER, LOCAL = "regauge_local_layer", "regauge_local"
 """Attributes: of the keys that a layer returns, the layer; of a module, its (`Local`, number of KV heads)."""
+CHUNK = 256
+"""Queries of a prompt that are attended to together, behind a window."""
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(query, keys, values, mask) -> (B, Q, H, D)."""
 
@@ -93,7 +95,8 @@ class LocalLayer(OwnLayer):
         """The first tokens of the text, after those of them that are new were taken in."""
         if self.sinks is None:
             shape = [(*one.shape[:2], self.local.sinks, one.shape[3]) for one in new]
-            self.sinks = new[0].new_zeros(shape[0]), new[1].new_zeros(shape[1])
+            with torch.inference_mode(False):  # memory that may be written outside of inference mode too
+                self.sinks = new[0].new_zeros(shape[0]), new[1].new_zeros(shape[1])
         count = new[0].shape[2]
         for sequence, start in enumerate(starts):
             low, high = max(before, start), min(before + count, start + self.local.sinks)
@@ -204,6 +207,45 @@ def _adopt(cache: Any, module: Any) -> None:
     layers += [DynamicLayer() for _ in range(number + 1 - len(layers))]
     if type(layers[number]) is DynamicLayer and not layers[number].is_initialized:
         layers[number] = LocalLayer(*getattr(module, LOCAL))
+
+
+def banded(query: Tensor, keys: Tensor, values: Tensor, local: Local, attend: Attend) -> Tensor:
+    """(B, Q, H, D) of heads that all see a window, over a text without padding: `CHUNK` queries at a time read what
+    their windows and the sinks show, and no mask of queries times keys is made.
+
+    Args:
+        query: (B, H, Q, D), of the last Q of the tokens that keys and values (B, K, T, D) hold.
+    """
+    (new, tokens), device = (query.shape[2], keys.shape[2]), query.device
+    found = []
+    for start in range(0, new, CHUNK):
+        stop = min(start + CHUNK, new)
+        own_C1 = tokens - new + torch.arange(start, stop, dtype=torch.int64, device=device)[:, None]
+        first, last = max(0, tokens - new + start - local.tokens + 1), tokens - new + stop
+        sinks = min(local.sinks, first)
+        at_R = torch.arange(first, last, dtype=torch.int64, device=device)
+        at_R = torch.cat((torch.arange(sinks, dtype=torch.int64, device=device), at_R))
+        seen_CR = (at_R <= own_C1) & ((at_R > own_C1 - local.tokens) | (at_R < local.sinks))
+        read = (torch.cat((one[:, :, :sinks], one[:, :, first:last]), 2) for one in (keys, values))
+        found.append(attend(query[:, :, start:stop], next(read), next(read), seen_CR[None, None]))
+    return torch.cat(found, 1)
+
+
+def prompted(local: Local, query: Tensor, keys: Tensor, values: Tensor, attend: Attend) -> Tensor | None:
+    """(B, Q, H, D) of a whole text without padding, by `banded` where a head sees a window; None: it is too short to
+    gain by that."""
+    heads, tokens, kv_heads = query.shape[1], keys.shape[2], keys.shape[1]
+    if query.shape[2] != tokens or tokens < 2 * (local.tokens + CHUNK):
+        return None
+    near, group = set(local.numbers(kv_heads)), heads // kv_heads
+    out_BHQD = query.new_empty(*query.shape[:3], values.shape[-1])
+    for some in (sorted(near), [head for head in range(kv_heads) if head not in near]):
+        if some:
+            own = [number * group + head for number in some for head in range(group)]
+            read = query[:, own], keys[:, some], values[:, some]
+            found = banded(*read, local, attend) if some[0] in near else attend(*read, None)
+            out_BHQD[:, own] = found.transpose(1, 2)
+    return out_BHQD.transpose(1, 2).contiguous()
 
 
 def attended(layer: LocalLayer, query: Tensor, mask: Tensor | None, attend: Attend) -> Tensor | None:
