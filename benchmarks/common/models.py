@@ -14,9 +14,13 @@ from common.shapes import Shape
 
 LLAMA = "llama.cpp"
 WAYS = {"bf16": "transformers", "torch": "torch in transformers", "torchao": "torchao in transformers"}
-INTERPRETERS: dict[str, Path] = {"llama": python("llama")} | dict.fromkeys(
-    ("torchao_model", "linear_torchao", "linear_onnx", "linear_openvino"), python("runtimes")
-)
+INTERPRETERS: dict[str, Path] = {
+    "llama": python("llama"),
+    "cache_llama": python("llama"),
+    "cache_torch": python("caches"),
+    "cache_kvpress": python("kvpress"),
+    "cache_openvino": python("openvino"),
+} | dict.fromkeys(("torchao_model", "linear_torchao", "linear_onnx", "linear_openvino"), python("runtimes"))
 
 
 def regauge(shape: Shape, variant: str, options: dict[str, Any]) -> Entry:

@@ -31,6 +31,7 @@ class Entry:
     make: Callable[[], dict[str, Any]]  # makes the files that are missing; what the peer is told, as JSON
     memory: int = 0  # bytes that loading takes
     ids: list[int] = field(default_factory=list)  # tokens that the last run made
+    facts: dict[str, Any] = field(default_factory=dict)  # what the peer told when it loaded and ran, JSON
 
 
 class Peer:
@@ -129,6 +130,7 @@ class Rounds:
                         entry.row.busy.append(round(busy, 3))
                     entry.ids = answer["facts"].get("ids", [])
                     _facts(entry.row, answer["facts"])
+                    entry.facts |= answer["facts"]
                 before = after
         for entry in live:
             self.peers[entry.peer].ask("drop", _key(entry))
@@ -153,7 +155,8 @@ class Rounds:
         else:
             answer = self._asked(entry, python)
             row.skipped = answer.get("error", "")
-            _facts(row, answer.get("facts", {}))
+            entry.facts |= answer.get("facts", {})
+            _facts(row, entry.facts)
         if row.skipped:
             tell(f"  skipped {row.model} {row.name}: {row.skipped}")
         return not row.skipped

@@ -34,19 +34,23 @@ def weights(path: str) -> tuple[int, float]:
 
 
 class Model:
-    """One file with a context of its own."""
+    """One file with a context of its own; `settings` are fields of llama.cpp's parameters of a context."""
 
-    def __init__(self, path: str, context: int) -> None:
+    def __init__(self, path: str, context: int, **settings: int) -> None:
         quiet()
         self.model = cpp.llama_load_model_from_file(path.encode(), cpp.llama_model_default_params())
         if not self.model:
             raise RuntimeError(f"llama.cpp could not load {os.path.basename(path)}")
-        settings = cpp.llama_context_default_params()
+        given = cpp.llama_context_default_params()
         threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
-        settings.n_ctx = settings.n_batch = settings.n_ubatch = context
-        settings.n_threads = settings.n_threads_batch = threads
-        settings.no_perf = True
-        self.context = cpp.llama_new_context_with_model(self.model, settings)
+        given.n_ctx = given.n_batch = given.n_ubatch = context
+        given.n_threads = given.n_threads_batch = threads
+        given.no_perf = True
+        for name, value in settings.items():
+            setattr(given, name, value)
+        self.context = cpp.llama_new_context_with_model(self.model, given)
+        if not self.context:
+            raise RuntimeError(f"llama.cpp made no context of {context} tokens with {settings}")
         self.greedy = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
         cpp.llama_sampler_chain_add(self.greedy, cpp.llama_sampler_init_greedy())
 

@@ -41,6 +41,9 @@ KNOWN = {
     "llmcompressor": Venv(("llmcompressor==0.14.0.1", "transformers==5.17.0", "torch==2.13.0"), True),
     "autoround": Venv(("auto-round==0.16.1", "transformers==5.23.0", "torch==2.13.0"), True),
     "runtimes": Venv(("torchao==0.18.0", "onnx==1.21.0", "onnxruntime==1.31.0", "openvino==2026.4.0"), True),
+    "caches": Venv(("optimum-quanto==0.2.7", "hqq==0.2.8.post1", "transformers==5.23.0", "torch==2.13.0"), True),
+    "kvpress": Venv(("kvpress==0.5.5", "transformers==5.2.0", "torch==2.13.0"), True),
+    "openvino": Venv(("openvino==2026.4.1", "openvino-genai==2026.4.1.0", "numpy==2.4.6")),
     "suite": Venv(
         ("parameterized==0.9.0", "httpx==0.28.1", "timeout-decorator==0.5.0"), True
     ),  # what transformers' own tests import
@@ -85,7 +88,7 @@ def make(name: str) -> None:
         inside = where / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
         line = f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n"
         (inside / "shared.pth").write_text(line, encoding="utf-8")
-    environment = os.environ | {"CMAKE_ARGS": os.environ.get("CMAKE_ARGS", "-DGGML_NATIVE=ON")}
+    environment = {"DISABLE_CUDA": "1", "CMAKE_ARGS": "-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS=-mno-amx-int8", **os.environ}
     command = [str(python(name)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *venv.packages]
     subprocess.run(command, check=True, env=environment)
     if not all(tool(wanted).exists() for wanted in venv.tools):

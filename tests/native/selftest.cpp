@@ -366,6 +366,7 @@ void check_callers() {
 
 }  // namespace
 
+#include "attend_test.h"
 #include "step_test.h"
 #include "sweep_test.h"
 
@@ -377,6 +378,7 @@ void check_all(int bits) {
   check_prefix(c);
   check_tap(c);
   check_step();
+  check_attention(bits);
   check_feedback();
   check_ranges();
 }

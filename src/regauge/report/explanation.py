@@ -14,6 +14,7 @@ from regauge.parts import AXES, CACHE, FORMAT, INPUTS, TABLE, WEIGHTS, WORD, Poi
 from regauge.plan import Plan, Rule, dump, load, patterns, presets
 from regauge.plan.combining import BETWEEN
 from regauge.plan.elsewhere import known_elsewhere
+from regauge.report import speeds
 from regauge.report.columns import Facts, columns, facts_of, link, listed, pairs, rows_of
 from regauge.report.standing import HAD
 
@@ -122,6 +123,7 @@ def _of_plan(plan: Plan) -> Facts:
         "calibration": dict(plan.calibration),
         "rewrites": [_line("rewrite", "rewrite", spec) for spec in plan.rewrites],
         "rules": rules,
+        "speed": speeds.told(plan.name),
         "kept": WHOLE if set(plan.places) == {CACHE} and not plan.rewrites else KEPT,
         "recipe": dump(plan),
     }
@@ -230,6 +232,7 @@ def _plan_text(found: Facts) -> str:
         "text": _text_needed(found),
         "differs": str(found["differs"]),
         "keeps": str(found["kept"]),
+        "speed": _speed(str(found["speed"])),
     }
     lines += pairs(told)
     rewrites = rows_of(found["rewrites"])
@@ -256,6 +259,12 @@ def _plan_text(found: Facts) -> str:
             lines += [f"  on {device}: {how}" for device, how in where.items()] if isinstance(where, Mapping) else []
         lines += columns([[row["axis"], row["name"], row["what"]] for row in rows_of(rule["parts"])])
     return "\n".join([*lines, "", "as a recipe", *(f"  {line}" for line in str(found["recipe"]).splitlines())])
+
+
+def _speed(said: str) -> str:
+    """Of a row of caches that was measured, with where."""
+    kept = speeds.kept()
+    return f"a token is {said} ({kept['model']}, batch 1, {kept['machine']}; {kept['command']})" if said else ""
 
 
 def _text_needed(found: Facts) -> str:

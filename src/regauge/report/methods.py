@@ -21,6 +21,7 @@ from regauge.errors import RecipeError, nearest
 from regauge.parts import CACHE, TABLE, WEIGHTS
 from regauge.plan import Plan, load, patterns
 from regauge.plan.keeping import bits_of, told
+from regauge.report import speeds
 from regauge.report.explanation import SHAPE, facts, spread, uses
 
 PRESET, OF_CACHE = "preset", "cache preset"
@@ -196,7 +197,8 @@ def _measured(names: tuple[str, ...]) -> str:
     near = sorted(rows, key=lambda name: abs(int(rows[name]["bits"]) - 4))[:SHOWN]
     told = [f"{name}: {_told(rows[name])}" for name in rows if name in near]
     more = len(rows) - len(told)
-    return "; ".join([*told, *([f"{more} more with --json"] if more else [])]) or UNMEASURED
+    fast = [f"{name}: a token {said}" for name in names if (said := speeds.told(name))]
+    return "; ".join([*told, *([f"{more} more with --json"] if more else []), *fast]) or UNMEASURED
 
 
 def _told(row: dict[str, Any]) -> str:

@@ -43,25 +43,50 @@ struct Head {
   }
 };
 
-// Tokens [begin, end) of a part (`part`), or of the window (NULL).
-struct Span {
-  const rg_part *part;
-  int begin, end;
+// Keys or values of a head in a part, or in its window (blocks of one row).
+struct Side {
+  rg_blocks own;
+  Coded c;
+  const uint8_t *data;
+
+  Side(const rg_part &p, bool values, size_t index, int d)
+      : own(values ? p.values : p.keys), c(own, values, p.tokens, d), data(own.blocks + own.offsets[index]) {}
+  Side(const Rows &r, bool values) : own(of_rows(r)), c(own, values, 1, r.channels), data(r.data) {}
+  Side(const Side &) = delete;
+
+  static rg_blocks of_rows(const Rows &r) {
+    rg_blocks b{};
+    b.bits = 16, b.dtype = r.dtype;
+    return b;
+  }
+  bool floats() const { return own.bits == 16; }
+  Rows rows(int wide) const { return {data, own.dtype, c.channels, wide}; }
+  const uint8_t *at(int token) const { return data + static_cast<size_t>(token / c.tokens) * c.block; }
+  size_t bytes(int tokens) const { return static_cast<size_t>(tokens / c.tokens) * c.block; }
+  // How often reading so many tokens asks for what comes next.
+  int times(int tokens) const { return floats() ? (c.values ? tokens : tokens / 4) : 2 * (tokens / c.tokens) * (c.groups > 0 ? c.groups : 1); }
 };
 
-inline Span span_of(const Head &h, int chunk) {
-  for (int i = 0; i < h.s.part_count; ++i) {
-    const rg_part &p = h.s.parts[i];
-    const int here = chunks_of(p, static_cast<size_t>(h.index));
-    if (chunk >= here) {
-      chunk -= here;
-      continue;
-    }
-    const int begin = skipped(p, static_cast<size_t>(h.index)) + chunk * per_chunk(p), end = begin + per_chunk(p);
-    return {&p, begin, end < p.lengths[h.index] ? end : p.lengths[h.index]};
-  }
-  const int begin = h.first + chunk * CHUNK;
-  return {nullptr, begin, chunk + 1 == h.window_chunks() ? h.held : begin + CHUNK};
+// Where the next tokens to read lie: in a part, or in the window (`part`: NULL).
+struct Source {
+  const rg_part *part;
+  Side keys, values;
+  int first, end, step;  // tokens: the first, the last, and those of a chunk
+
+  Source(const Head &h, const rg_part &p)
+      : part(&p), keys(p, false, static_cast<size_t>(h.index), h.channels), values(p, true, static_cast<size_t>(h.index), h.channels),
+        first(skipped(p, static_cast<size_t>(h.index))), end(p.lengths[h.index]), step(per_chunk(p)) {}
+  explicit Source(const Head &h) : part(nullptr), keys(h.rows(false), false), values(h.rows(true), true), first(h.first), end(h.held), step(CHUNK) {}
+};
+
+// A chunk: tokens [begin, end), and those of the next one where it is of the same source.
+struct Span {
+  int begin, end, next;
+};
+
+inline Span span_of(const Source &s, int chunk, int chunks) {
+  const int begin = s.first + chunk * s.step, end = chunk + 1 == chunks ? s.end : begin + s.step, next = end + s.step;
+  return {begin, end, next < s.end ? next : s.end};
 }
 
 // What a thread attends in: queries (scaled) and what is mixed for each, in rows of `wide`.
@@ -124,36 +149,36 @@ inline void seen_by(const Head &h, int j, int &from, int &to) {
 }
 
 // `count` queries from number `first` on (new token by new token, `group` heads each) read one span.
-inline void read_span(const Head &h, const Span &span, Bench &w, int first, int count, int group) {
+inline void read_span(const Head &h, const Source &from, const Span &span, Bench &w, int first, int count, int group) {
   const int n = span.end - span.begin;
   const float *q = w.q + static_cast<size_t>(first) * h.wide;
   float *out = w.out + static_cast<size_t>(first) * h.wide;
+  const rg_part *p = from.part;
+  const size_t index = static_cast<size_t>(h.index);
   int low[TOGETHER], high[TOGETHER], least = n, most = 0;
   for (int r = 0; r < count; ++r) {
     low[r] = 0, high[r] = n;
-    if (span.part) {
-      const int counts = span.part->firsts ? span.part->firsts[h.index] - span.begin : 0;
+    if (p) {
+      const int counts = p->firsts ? p->firsts[index] - span.begin : 0;
       low[r] = counts > 0 ? counts : 0;
     } else {
-      int from, to;
-      seen_by(h, (first + r) / group, from, to);
-      low[r] = from > span.begin ? from - span.begin : 0;
+      int since, to;
+      seen_by(h, (first + r) / group, since, to);
+      low[r] = since > span.begin ? since - span.begin : 0;
       high[r] = to < span.end ? to - span.begin : n;
     }
     if (low[r] > high[r]) low[r] = high[r] > 0 ? high[r] : 0, high[r] = low[r];
     if (low[r] < high[r]) least = low[r] < least ? low[r] : least, most = high[r] > most ? high[r] : most;
   }
   if (least >= most) return;
-  const rg_part *p = span.part;
-  const size_t index = static_cast<size_t>(h.index);
-  const Rows key_rows = p && p->keys.bits == 16 ? Rows{p->keys.blocks + p->keys.offsets[index], p->keys.dtype, h.channels, h.wide} : h.rows(false);
-  if (p && p->keys.bits != 16) {
-    const Coded k(p->keys, false, p->tokens, h.channels);
-    const uint8_t *block = p->keys.blocks + p->keys.offsets[index] + static_cast<size_t>(span.begin / p->tokens) * k.block;
-    w.rounding.row = Rounding::row_of(h.channels);
-    score_blocks(k, block, n / p->tokens, q, count, w.rounding, w.scores, SCORE_ROW);
+  const Side &keys = from.keys, &values = from.values;
+  w.rounding.ahead = Ahead();
+  if (!first) w.rounding.ahead.look(values.at(span.begin), values.bytes(n), keys.times(n));
+  if (keys.floats()) {
+    score_rows(keys.rows(h.wide), span.begin, span.end, q, count, w.scores, SCORE_ROW, w.rounding.ahead);
   } else {
-    score_rows(key_rows, span.begin, span.end, q, count, w.scores, SCORE_ROW);
+    w.rounding.row = Rounding::row_of(h.channels);
+    score_blocks(keys.c, keys.at(span.begin), n / keys.c.tokens, q, count, w.rounding, w.scores, SCORE_ROW);
   }
   const size_t at = p && p->row_offsets ? static_cast<size_t>(p->row_offsets[index]) + static_cast<size_t>(span.begin) : 0;
   for (int r = 0; r < count; ++r) {
@@ -162,14 +187,21 @@ inline void read_span(const Head &h, const Span &span, Bench &w, int first, int 
     if (p && p->values.rows)
       for (int t = 0; t < n; t += PANEL) store_floats(s + t, load_floats(s + t) * load_floats(p->values.rows + at + t));
   }
-  const Rows value_rows = p && p->values.bits == 16 ? Rows{p->values.blocks + p->values.offsets[index], p->values.dtype, h.channels, h.wide} : h.rows(true);
-  if (p && p->values.bits != 16) {
-    const Coded v(p->values, true, p->tokens, h.channels);
-    const uint8_t *block = p->values.blocks + p->values.offsets[index] + static_cast<size_t>(span.begin / p->tokens) * v.block;
-    w.rounding.row = Rounding::chunk_row(h.channels);
-    mix_blocks(v, block, n, w.scores, SCORE_ROW, count, w.rounding, w.own, out);
+  w.rounding.ahead = Ahead();
+  if (!first) w.rounding.ahead.look(keys.at(span.end), keys.bytes(span.next - span.end), values.times(n));
+  if (values.floats()) {
+    mix_rows(values.rows(h.wide), span.begin, span.end, w.scores, SCORE_ROW, count, out, w.rounding.ahead);
   } else {
-    mix_rows(value_rows, span.begin, span.end, w.scores, SCORE_ROW, count, out);
+    w.rounding.row = Rounding::chunk_row(h.channels);
+    mix_blocks(values.c, values.at(span.begin), n, w.scores, SCORE_ROW, count, w.rounding, w.own, out);
+  }
+}
+
+// All queries of a head read those of its chunks [begin, end) that are of this source, whose first is number `before`.
+inline void read_source(const Head &h, const Source &from, Bench &w, int queries, int group, int before, int chunks, int begin, int end) {
+  for (int chunk = begin > before ? begin - before : 0; chunk < chunks && chunk < end - before; ++chunk) {
+    const Span span = span_of(from, chunk, chunks);
+    for (int first = 0; first < queries; first += TOGETHER) read_span(h, from, span, w, first, queries - first < TOGETHER ? queries - first : TOGETHER, group);
   }
 }
 
@@ -178,10 +210,14 @@ inline void read_piece(const Head &h, Bench &w, int queries, int group, int piec
   for (int i = 0; i < queries; ++i) w.top[i] = LEAST, w.sum[i] = 0;
   std::memset(w.out, 0, static_cast<size_t>(queries) * h.wide * 4);
   const int64_t all = h.chunks();
-  for (int64_t chunk = all * piece / pieces; chunk < all * (piece + 1) / pieces; ++chunk) {
-    const Span span = span_of(h, static_cast<int>(chunk));
-    for (int first = 0; first < queries; first += TOGETHER) read_span(h, span, w, first, queries - first < TOGETHER ? queries - first : TOGETHER, group);
+  const int begin = static_cast<int>(all * piece / pieces), end = static_cast<int>(all * (piece + 1) / pieces);
+  int before = 0;
+  for (int i = 0; i < h.s.part_count; ++i) {
+    const int chunks = chunks_of(h.s.parts[i], static_cast<size_t>(h.index));
+    if (begin < before + chunks && before < end) read_source(h, Source(h, h.s.parts[i]), w, queries, group, before, chunks, begin, end);
+    before += chunks;
   }
+  if (before < end) read_source(h, Source(h), w, queries, group, before, h.window_chunks(), begin, end);
 }
 
 // What the pieces of a head found. Of each piece: what was mixed, then the greatest score and the sum of each query.

@@ -25,11 +25,12 @@ RG_INLINE Floats load_sixteen(const uint8_t *p) {
 
 // scores[r][t] = q_r . key_t for R heads, where the head size is a multiple of 16: four tokens at a time.
 template <int R, int DTYPE>
-inline void score_heads(const float *q, int d, const uint8_t *keys, int from, int to, float *scores, size_t score_row) {
+inline void score_heads(const float *q, int d, const uint8_t *keys, int from, int to, float *scores, size_t score_row, Ahead &ahead) {
   const size_t size = DTYPE == RG_F32 ? 4 : 2, row = static_cast<size_t>(d) * size;
   int t = from;
   for (; t + 4 <= to; t += 4) {
     Floats sum[R][4];
+    ahead.some();
     for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = sum[r][2] = sum[r][3] = zero_floats();
     const uint8_t *at = keys + row * static_cast<size_t>(t);
     for (int i = 0; i < d; i += PANEL) {
@@ -56,7 +57,7 @@ inline void score_heads(const float *q, int d, const uint8_t *keys, int from, in
 
 // out_r += sum over t of scores[r][t] value_t, W vectors of channels at a time.
 template <int R, int DTYPE, int W>
-inline void mix_channels(int at, int d, const uint8_t *values, int from, int to, const float *scores, size_t score_row, float *out) {
+inline void mix_channels(int at, int d, const uint8_t *values, int from, int to, const float *scores, size_t score_row, float *out, Ahead &ahead) {
   const size_t size = DTYPE == RG_F32 ? 4 : 2, row = static_cast<size_t>(d) * size;
   Floats sum[R][W];
   for (int r = 0; r < R; ++r)
@@ -64,6 +65,7 @@ inline void mix_channels(int at, int d, const uint8_t *values, int from, int to,
   for (int t = from; t < to; ++t) {
     const uint8_t *value = values + row * static_cast<size_t>(t) + static_cast<size_t>(at) * size;
     Floats part[W];
+    ahead.some();
     for (int w = 0; w < W; ++w) part[w] = load_sixteen<DTYPE>(value + w * PANEL * size);
     for (int r = 0; r < R; ++r) {
       const Floats by = set_floats(scores[static_cast<size_t>(r) * score_row + t]);
@@ -76,24 +78,24 @@ inline void mix_channels(int at, int d, const uint8_t *values, int from, int to,
 
 // scores[r][t] = q_r . key_t, and out_r += sum over t of scores[r][t] value_t, where the head size is a multiple of 16.
 template <int R>
-inline void scored(int dtype, const float *q, int d, const uint8_t *keys, int from, int to, float *scores, size_t score_row) {
-  if (dtype == RG_F32) score_heads<R, RG_F32>(q, d, keys, from, to, scores, score_row);
-  else if (dtype == RG_BF16) score_heads<R, RG_BF16>(q, d, keys, from, to, scores, score_row);
-  else score_heads<R, RG_F16>(q, d, keys, from, to, scores, score_row);
+inline void scored(int dtype, const float *q, int d, const uint8_t *keys, int from, int to, float *scores, size_t score_row, Ahead &ahead) {
+  if (dtype == RG_F32) score_heads<R, RG_F32>(q, d, keys, from, to, scores, score_row, ahead);
+  else if (dtype == RG_BF16) score_heads<R, RG_BF16>(q, d, keys, from, to, scores, score_row, ahead);
+  else score_heads<R, RG_F16>(q, d, keys, from, to, scores, score_row, ahead);
 }
 
 template <int R, int DTYPE>
-inline void mix_heads(int d, const uint8_t *values, int from, int to, const float *scores, size_t score_row, float *out) {
+inline void mix_heads(int d, const uint8_t *values, int from, int to, const float *scores, size_t score_row, float *out, Ahead &ahead) {
   int i = 0;
-  for (; i + 4 * PANEL <= d; i += 4 * PANEL) mix_channels<R, DTYPE, 4>(i, d, values, from, to, scores, score_row, out);
-  for (; i < d; i += PANEL) mix_channels<R, DTYPE, 1>(i, d, values, from, to, scores, score_row, out);
+  for (; i + 4 * PANEL <= d; i += 4 * PANEL) mix_channels<R, DTYPE, 4>(i, d, values, from, to, scores, score_row, out, ahead);
+  for (; i < d; i += PANEL) mix_channels<R, DTYPE, 1>(i, d, values, from, to, scores, score_row, out, ahead);
 }
 
 template <int R>
-inline void mixed_by(int dtype, int d, const uint8_t *values, int from, int to, const float *scores, size_t score_row, float *out) {
-  if (dtype == RG_F32) mix_heads<R, RG_F32>(d, values, from, to, scores, score_row, out);
-  else if (dtype == RG_BF16) mix_heads<R, RG_BF16>(d, values, from, to, scores, score_row, out);
-  else mix_heads<R, RG_F16>(d, values, from, to, scores, score_row, out);
+inline void mixed_by(int dtype, int d, const uint8_t *values, int from, int to, const float *scores, size_t score_row, float *out, Ahead &ahead) {
+  if (dtype == RG_F32) mix_heads<R, RG_F32>(d, values, from, to, scores, score_row, out, ahead);
+  else if (dtype == RG_BF16) mix_heads<R, RG_BF16>(d, values, from, to, scores, score_row, out, ahead);
+  else mix_heads<R, RG_F16>(d, values, from, to, scores, score_row, out, ahead);
 }
 
 // Rows of floats of one key-value head: keys or values.
@@ -104,14 +106,14 @@ struct Rows {
 };
 
 // scores[r][t] = q_r . key_t of `count` queries and rows [from, to), written from scores[r][0] on.
-inline void score_rows(const Rows &k, int from, int to, const float *q, int count, float *scores, size_t score_row) {
+inline void score_rows(const Rows &k, int from, int to, const float *q, int count, float *scores, size_t score_row, Ahead &ahead) {
   const uint8_t *keys = k.data + k.row() * static_cast<size_t>(from);
   const int n = to - from;
   if (k.channels % PANEL == 0) {
-    if (count == 4) return scored<4>(k.dtype, q, k.channels, keys, 0, n, scores, score_row);
-    if (count == 3) return scored<3>(k.dtype, q, k.channels, keys, 0, n, scores, score_row);
-    if (count == 2) return scored<2>(k.dtype, q, k.channels, keys, 0, n, scores, score_row);
-    return scored<1>(k.dtype, q, k.channels, keys, 0, n, scores, score_row);
+    if (count == 4) return scored<4>(k.dtype, q, k.channels, keys, 0, n, scores, score_row, ahead);
+    if (count == 3) return scored<3>(k.dtype, q, k.channels, keys, 0, n, scores, score_row, ahead);
+    if (count == 2) return scored<2>(k.dtype, q, k.channels, keys, 0, n, scores, score_row, ahead);
+    return scored<1>(k.dtype, q, k.channels, keys, 0, n, scores, score_row, ahead);
   }
   for (int r = 0; r < count; ++r)
     for (int t = 0; t < n; ++t) {
@@ -126,14 +128,14 @@ inline void score_rows(const Rows &k, int from, int to, const float *q, int coun
 }
 
 // out_r += sum over rows [from, to) of p[r][t] value_t.
-inline void mix_rows(const Rows &v, int from, int to, const float *p, size_t p_row, int count, float *out) {
+inline void mix_rows(const Rows &v, int from, int to, const float *p, size_t p_row, int count, float *out, Ahead &ahead) {
   const uint8_t *values = v.data + v.row() * static_cast<size_t>(from);
   const int n = to - from;
   if (v.channels % PANEL == 0) {
-    if (count == 4) return mixed_by<4>(v.dtype, v.channels, values, 0, n, p, p_row, out);
-    if (count == 3) return mixed_by<3>(v.dtype, v.channels, values, 0, n, p, p_row, out);
-    if (count == 2) return mixed_by<2>(v.dtype, v.channels, values, 0, n, p, p_row, out);
-    return mixed_by<1>(v.dtype, v.channels, values, 0, n, p, p_row, out);
+    if (count == 4) return mixed_by<4>(v.dtype, v.channels, values, 0, n, p, p_row, out, ahead);
+    if (count == 3) return mixed_by<3>(v.dtype, v.channels, values, 0, n, p, p_row, out, ahead);
+    if (count == 2) return mixed_by<2>(v.dtype, v.channels, values, 0, n, p, p_row, out, ahead);
+    return mixed_by<1>(v.dtype, v.channels, values, 0, n, p, p_row, out, ahead);
   }
   for (int r = 0; r < count; ++r)
     for (int i = 0; i < v.channels; i += PANEL) {

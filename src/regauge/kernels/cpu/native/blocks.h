@@ -1,92 +1,87 @@
 // Packed keys of older tokens, some tokens at a time: scores of queries. Of values: mixing.h.
 //
 // Products are of integers wherever a group holds whole pieces: queries times the steps of keys, and probabilities times
-// the steps of values, are rounded anew for each group of steps (queries to 8 bits where codes have at most 4, else to 16;
-// probabilities to 16). What rounding leaves multiplies a code less the middle of all codes, not the code. Other blocks are
+// the steps of values, are rounded to 8 bits where codes have at most 4 (queries on one scale for a chunk, probabilities for
+// a block), else to 16. What rounding leaves multiplies a code less the middle of all codes, not the code. Other blocks are
 // decoded in registers, sixteen lanes at a time.
 #pragma once
 #include "coded.h"
 
 namespace {
 
-// Codes of so few bits are so far from what they stand for that their products bear the least work: one scale for all groups
-// of a chunk, and what rounding leaves multiplies the code itself.
+// Codes of so few bits are so far from what they stand for that what rounding leaves may multiply the code itself.
 inline bool rough(const rg_blocks &b) { return b.bits <= 2; }
 
-// Keys of at most four bits with a step a channel: queries times steps in one byte each. In three passes over the blocks of
-// a chunk, for what one block needs waits for long: its greatest product, a division, the codes.
-template <int R, bool ONCE>
-inline void score_along_time(const Coded &k, const uint8_t *first, int blocks, const float *q, Rounding &w, float *scores, size_t score_row) {
-  const rg_blocks &b = k.b;
-  const float middle = ONCE ? 0.0f : k.middle(), less = middle - static_cast<float>(b.offset);
-  const int each = b.group / PANEL, all = blocks * k.groups;
-  const size_t wide = static_cast<size_t>(k.wide);
-  const auto steps_of = [&](int g) { return first + static_cast<size_t>(g / k.groups) * k.block + static_cast<size_t>(g % k.groups) * wide * 2; };
-  Floats top[TOGETHER], sum[TOGETHER];
-  float reach[TOGETHER], *most = w.extra;
-  if (ONCE) std::memset(most, 0, wide * 4);
-  for (int g = 0; g < all; ++g) {
-    const uint8_t *steps = steps_of(g);
-    for (int r = 0; r < TOGETHER; ++r) top[r] = sum[r] = zero_floats();
-    for (int i = 0; i < k.wide; i += PANEL) {
-      const Floats step = k.load(steps + 2 * i);
-      Floats lowest = b.low ? k.load(steps + k.step_bytes + 2 * i) : zero_floats();
-      if (ONCE) store_floats(most + i, greater_size(load_floats(most + i), step));
-      if (!ONCE || !b.low) lowest = fma(set_floats(less), step, lowest);
-      for (int r = 0; r < R; ++r) {
-        const Floats part = load_floats(q + static_cast<size_t>(r) * wide + i);
-        if (!ONCE) top[r] = greater_size(top[r], part * step);
-        sum[r] = fma(part, lowest, sum[r]);
-      }
-    }
-    four_totals(sum, w.base + g * TOGETHER);
-    if (ONCE) continue;
-    four_largest(top, reach);
-    scales_of(reach, w.scale + g * TOGETHER, w.by + g * TOGETHER);
-  }
-  if (ONCE) {
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < k.wide; i += PANEL) top[r] = greater_size(top[r], load_floats(q + static_cast<size_t>(r) * wide + i) * load_floats(most + i));
-    four_largest(top, reach);
-    scales_of(reach, w.scale, w.by);
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < k.wide; i += PANEL) store_floats(w.own + static_cast<size_t>(r) * wide + i, load_floats(q + static_cast<size_t>(r) * wide + i) * set_floats(w.by[r]));
-  }
-  for (int g = 0; g < all; ++g) {
-    const uint8_t *steps = steps_of(g);
-    int8_t *to = w.bytes + static_cast<size_t>(g * R) * w.row;
-    if (ONCE) {
-      for (int i = 0; i < k.wide; i += PANEL) {
-        const Floats step = k.load(steps + 2 * i);
-        for (int r = 0; r < R; ++r) store_low_bytes(to + static_cast<size_t>(r) * w.row + i, rounded(load_floats(w.own + static_cast<size_t>(r) * wide + i) * step));
-      }
-      continue;
-    }
-    for (int r = 0; r < TOGETHER; ++r) sum[r] = zero_floats();
-    for (int i = 0; i < k.wide; i += PANEL) {
-      const Floats step = k.load(steps + 2 * i);
-      for (int r = 0; r < R; ++r) {
-        const Ints v = rounded(load_floats(q + static_cast<size_t>(r) * wide + i) * step * set_floats(w.by[g * TOGETHER + r]));
-        store_low_bytes(to + static_cast<size_t>(r) * w.row + i, v);
-        sum[r] = sum[r] + to_floats(v);
-      }
-    }
-    four_totals(sum, reach);
-    for (int r = 0; r < R; ++r) w.base[g * TOGETHER + r] -= middle * w.scale[g * TOGETHER + r] * reach[r];
-  }
-  const ScaledDots product = scaled_dots_of<false>(b.bits, R);
-  for (int g = 0; g < all; ++g) {
-    const uint8_t *codes = first + static_cast<size_t>(g / k.groups) * k.block + k.codes_at + static_cast<size_t>(g % k.groups * each) * k.panel;
-    product(codes, k.runs, each, k.panel, w.bytes + static_cast<size_t>(g * R) * w.row, w.row, w.scale + (ONCE ? 0 : g * TOGETHER), w.base + g * TOGETHER, scores + g * b.group, score_row);
+// The greatest size of each channel's steps over some blocks, as floats.
+inline void greatest_steps(const Coded &k, const uint8_t *first, int blocks, float *out) {
+  alignas(64) uint8_t most[STEP];
+  for (int i = 0; i < k.wide; i += 2 * PANEL) {  // where a head ends in the middle, what lies behind it is read, and left
+    Bytes top = set_bytes(0);
+    for (int n = 0; n < blocks; ++n)
+      for (int g = 0; g < k.groups; ++g) top = greater_words(top, load_bytes(first + static_cast<size_t>(n) * k.block + 2 * (static_cast<size_t>(g) * k.wide + i)));
+    store_bytes(most, top);
+    store_floats(out + i, k.load(most));
+    if (i + PANEL < k.wide) store_floats(out + i + PANEL, k.load(most + 2 * PANEL));
   }
 }
 
-template <bool ONCE>
-inline void score_along_time(const Coded &k, const uint8_t *first, int blocks, const float *q, int count, Rounding &w, float *scores, size_t score_row) {
-  if (count == 4) return score_along_time<4, ONCE>(k, first, blocks, q, w, scores, score_row);
-  if (count == 3) return score_along_time<3, ONCE>(k, first, blocks, q, w, scores, score_row);
-  if (count == 2) return score_along_time<2, ONCE>(k, first, blocks, q, w, scores, score_row);
-  return score_along_time<1, ONCE>(k, first, blocks, q, w, scores, score_row);
+// Keys of at most four bits with a step a channel: queries times steps in one byte each, on one scale for all groups of a
+// chunk. In two passes over the blocks, for what the products of a block need waits for long.
+template <int R>
+inline void score_along_time(const Coded &k, const uint8_t *first, int blocks, const float *q, Rounding &w, float *scores, size_t score_row) {
+  const rg_blocks &b = k.b;
+  const float middle = rough(b) ? 0.0f : k.middle(), less = middle - static_cast<float>(b.offset);
+  const int each = b.group / PANEL, all = blocks * k.groups;
+  const size_t wide = static_cast<size_t>(k.wide);
+  Floats top[TOGETHER], base[TOGETHER], back[R];
+  float reach[TOGETHER];
+  greatest_steps(k, first, blocks, w.extra);
+  for (int r = 0; r < TOGETHER; ++r) top[r] = base[r] = zero_floats();
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < k.wide; i += PANEL) top[r] = greater_size(top[r], load_floats(q + static_cast<size_t>(r) * wide + i) * load_floats(w.extra + i));
+  four_largest(top, reach);
+  scales_of(reach, w.scale, w.by);
+  for (int r = 0; r < R; ++r) {
+    back[r] = set_floats(-middle * w.scale[r]);
+    for (int i = 0; i < k.wide; i += PANEL) store_floats(w.own + static_cast<size_t>(r) * wide + i, load_floats(q + static_cast<size_t>(r) * wide + i) * set_floats(w.by[r]));
+  }
+  for (int g = 0; g < all; ++g) {
+    const uint8_t *steps = first + static_cast<size_t>(g / k.groups) * k.block + static_cast<size_t>(g % k.groups) * wide * 2;
+    int8_t *to = w.bytes + static_cast<size_t>(g * R) * w.row;
+    w.ahead.some();
+    Ints sum[R];
+    for (int r = 0; r < R; ++r) sum[r] = zero_ints(), base[r] = zero_floats();
+    const auto round = [&](int i, int vectors) __attribute__((always_inline)) {
+      Floats step[4], lowest[4];
+      for (int v = 0; v < vectors; ++v) {
+        step[v] = k.load(steps + 2 * (i + v * PANEL));
+        lowest[v] = fma(set_floats(less), step[v], b.low ? k.load(steps + k.step_bytes + 2 * (i + v * PANEL)) : zero_floats());
+      }
+      for (int r = 0; r < R; ++r) {
+        Ints whole[4];
+        for (int v = 0; v < vectors; ++v) {
+          const size_t at = static_cast<size_t>(r) * wide + i + v * PANEL;
+          whole[v] = rounded(load_floats(w.own + at) * step[v]);
+          sum[r] = sum[r] + whole[v];
+          base[r] = fma(load_floats(q + at), lowest[v], base[r]);
+        }
+        int8_t *own = to + static_cast<size_t>(r) * w.row + i;
+        if (vectors == 4) store_low_bytes(own, whole);
+        else store_low_bytes(own, whole[0]);
+      }
+    };
+    int i = 0;
+    for (; i + 4 * PANEL <= k.wide; i += 4 * PANEL) round(i, 4);
+    for (; i < k.wide; i += PANEL) round(i, 1);
+    for (int r = 0; r < R; ++r) base[r] = fma(to_floats(sum[r]), back[r], base[r]);
+    four_totals(base, w.base + g * TOGETHER);
+  }
+  const ScaledDots product = scaled_dots_of(b.bits, R);
+  for (int g = 0; g < all; ++g) {
+    const uint8_t *codes = first + static_cast<size_t>(g / k.groups) * k.block + k.codes_at + static_cast<size_t>(g % k.groups * each) * k.panel;
+    w.ahead.some();
+    product(codes, k.runs, each, k.panel, w.bytes + static_cast<size_t>(g * R) * w.row, w.row, w.scale, w.base + g * TOGETHER, scores + g * b.group, score_row);
+  }
 }
 
 // scores[r][t] = q_r . key_t of one block. q: rows of `wide` floats, zeros behind the head.
@@ -194,10 +189,18 @@ inline void round_queries(const Coded &k, const float *q, int count, Rounding &w
 
 // scores[r][t] = q_r . key_t of some blocks behind each other.
 inline void score_blocks(const Coded &k, const uint8_t *first, int blocks, const float *q, int count, Rounding &w, float *scores, size_t score_row) {
-  if (k.whole && k.b.axis == RG_TIME && k.b.bits <= 4)
-    return rough(k.b) ? score_along_time<true>(k, first, blocks, q, count, w, scores, score_row) : score_along_time<false>(k, first, blocks, q, count, w, scores, score_row);
+  if (k.whole && k.b.axis == RG_TIME && k.b.bits <= 4) {
+    if (count == 4) return score_along_time<4>(k, first, blocks, q, w, scores, score_row);
+    if (count == 3) return score_along_time<3>(k, first, blocks, q, w, scores, score_row);
+    if (count == 2) return score_along_time<2>(k, first, blocks, q, w, scores, score_row);
+    return score_along_time<1>(k, first, blocks, q, w, scores, score_row);
+  }
   round_queries(k, q, count, w);
-  for (int n = 0; n < blocks; ++n) score_block(k, first + static_cast<size_t>(n) * k.block, q, count, w, scores + n * k.tokens, score_row);
+  for (int n = 0; n < blocks; ++n) {
+    w.ahead.some();
+    w.ahead.some();
+    score_block(k, first + static_cast<size_t>(n) * k.block, q, count, w, scores + n * k.tokens, score_row);
+  }
 }
 
 }  // namespace

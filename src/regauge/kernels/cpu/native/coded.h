@@ -98,7 +98,7 @@ inline Dots dots_of(int bits, int vectors) {
 }
 
 // P panels of the below.
-template <int B, int N, bool ADD, int P>
+template <int B, int N, int P>
 RG_INLINE void scaled_panels(const uint8_t *codes, int runs, size_t stride, const int8_t *x, size_t x_row, const float *scale, const float *base, float *out, size_t out_row) {
   Ints sum[P][N];
   for (int p = 0; p < P; ++p)
@@ -113,30 +113,29 @@ RG_INLINE void scaled_panels(const uint8_t *codes, int runs, size_t stride, cons
   for (int p = 0; p < P; ++p)
     for (int n = 0; n < N; ++n) {
       float *to = out + static_cast<size_t>(n) * out_row + p * PANEL;
-      store_floats(to, fma(to_floats(sum[p][n]), set_floats(scale[n]), ADD ? load_floats(to) : set_floats(base[n])));
+      store_floats(to, fma(to_floats(sum[p][n]), set_floats(scale[n]), base ? set_floats(base[n]) : load_floats(to)));
     }
 }
 
-// The same in floats: out[n][panel] is scale_n times the products and base_n more, or with ADD what was there.
-template <int B, int N, bool ADD>
+// The same in floats: out[n][panel] is scale_n times the products and base_n more, or without `base` what was there.
+template <int B, int N>
 inline void scaled_dots(const uint8_t *codes, int runs, int panels, size_t stride, const int8_t *x, size_t x_row, const float *scale, const float *base, float *out, size_t out_row) {
   // Two panels at a time: a chain of products waits five cycles for each, and N chains alone would wait too.
   int p = 0;
-  for (; p + 2 <= panels; p += 2) scaled_panels<B, N, ADD, 2>(codes + static_cast<size_t>(p) * stride, runs, stride, x, x_row, scale, base, out + p * PANEL, out_row);
-  for (; p < panels; ++p) scaled_panels<B, N, ADD, 1>(codes + static_cast<size_t>(p) * stride, runs, stride, x, x_row, scale, base, out + p * PANEL, out_row);
+  for (; p + 2 <= panels; p += 2) scaled_panels<B, N, 2>(codes + static_cast<size_t>(p) * stride, runs, stride, x, x_row, scale, base, out + p * PANEL, out_row);
+  for (; p < panels; ++p) scaled_panels<B, N, 1>(codes + static_cast<size_t>(p) * stride, runs, stride, x, x_row, scale, base, out + p * PANEL, out_row);
 }
 
 using ScaledDots = void (*)(const uint8_t *, int, int, size_t, const int8_t *, size_t, const float *, const float *, float *, size_t);
 
-template <int B, bool ADD>
+template <int B>
 inline ScaledDots scaled_dots_of(int vectors) {
-  return vectors == 1 ? scaled_dots<B, 1, ADD> : vectors == 2 ? scaled_dots<B, 2, ADD> : vectors == 3 ? scaled_dots<B, 3, ADD> : scaled_dots<B, 4, ADD>;
+  return vectors == 1 ? scaled_dots<B, 1> : vectors == 2 ? scaled_dots<B, 2> : vectors == 3 ? scaled_dots<B, 3> : scaled_dots<B, 4>;
 }
 
 // Of at most four bits, whose factors are rounded to one byte.
-template <bool ADD>
 inline ScaledDots scaled_dots_of(int bits, int vectors) {
-  return bits == 1 ? scaled_dots_of<1, ADD>(vectors) : bits == 2 ? scaled_dots_of<2, ADD>(vectors) : bits == 3 ? scaled_dots_of<3, ADD>(vectors) : scaled_dots_of<4, ADD>(vectors);
+  return bits == 1 ? scaled_dots_of<1>(vectors) : bits == 2 ? scaled_dots_of<2>(vectors) : bits == 3 ? scaled_dots_of<3>(vectors) : scaled_dots_of<4>(vectors);
 }
 
 // The greatest of each of four vectors.
@@ -166,44 +165,72 @@ RG_INLINE void four_totals(const Floats *v, float *out) {
 }
 
 // Factors of one byte for four vectors whose greatest sizes are `reach`: x * by is at most 127, and scale puts it back.
-inline void scales_of(const float *reach, float *scale, float *by) {
+RG_INLINE void scales_of(const float *reach, float *scale, float *by) {
+#if defined(RG_WIDE)
+  const __m128 most = _mm_loadu_ps(reach);
+  _mm_storeu_ps(scale, _mm_mul_ps(most, _mm_set1_ps(1.0f / 127.0f)));
+  _mm_storeu_ps(by, _mm_maskz_div_ps(_mm_cmp_ps_mask(most, _mm_set1_ps(1e-30f), _CMP_GT_OQ), _mm_set1_ps(127.0f), most));
+#else
   for (int r = 0; r < TOGETHER; ++r) {
     scale[r] = reach[r] * (1.0f / 127.0f);
     by[r] = reach[r] > 1e-30f ? 127.0f / reach[r] : 0.0f;
   }
+#endif
+}
+
+// The codes of a run, 64 bytes a step.
+template <int B>
+inline void codes_of(const uint8_t *codes, uint8_t *out) {
+  each_step<B>(codes, [&](int i, Bytes code) { store_bytes(out + i * STEP, code); });
+}
+
+inline void codes_of(int bits, const uint8_t *codes, uint8_t *out) {
+  switch (bits) {
+    case 1: return codes_of<1>(codes, out);
+    case 2: return codes_of<2>(codes, out);
+    case 3: return codes_of<3>(codes, out);
+    case 4: return codes_of<4>(codes, out);
+    case 5: return codes_of<5>(codes, out);
+    case 6: return codes_of<6>(codes, out);
+    case 7: return codes_of<7>(codes, out);
+    default: return codes_of<8>(codes, out);
+  }
 }
 
 // f(lane vector of values, which of depth) for every code of a panel, decoded but for its step.
-template <int B, class F>
-inline void each_lane(const uint8_t *codes, int count, bool floats, F &&f) {
-  for (int at = 0; at < count; at += unit_of(B), codes += block_bytes(B))
-    each_step<B>(codes, [&](int i, Bytes code) {
-      for (int j = 0; j < 4 && at + 4 * i + j < count; ++j) {
-        const Ints own = byte_of(code, j);
-        if (!floats) {
-          f(to_floats(own), at + 4 * i + j);
-          continue;
-        }
-        // float8 e4m3: its bits as those of a float, 2^-120 of the value
-        const Floats size = as_floats(shifted_left(own & set_ints(127), 20)) * set_floats(1.329227995784916e36f);
-        f(as_floats(as_ints(size) | shifted_left(own & set_ints(128), 24)), at + 4 * i + j);
-      }
-    });
-}
-
 template <class F>
 inline void each_lane(int bits, const uint8_t *codes, int count, bool floats, F &&f) {
-  switch (bits) {
-    case 1: return each_lane<1>(codes, count, floats, f);
-    case 2: return each_lane<2>(codes, count, floats, f);
-    case 3: return each_lane<3>(codes, count, floats, f);
-    case 4: return each_lane<4>(codes, count, floats, f);
-    case 5: return each_lane<5>(codes, count, floats, f);
-    case 6: return each_lane<6>(codes, count, floats, f);
-    case 7: return each_lane<7>(codes, count, floats, f);
-    default: return each_lane<8>(codes, count, floats, f);
+  alignas(64) uint8_t run[8 * STEP];
+  const int unit = unit_of(bits);
+  for (int at = 0; at < count; at += unit, codes += block_bytes(bits)) {
+    codes_of(bits, codes, run);
+    for (int c = 0; c < unit && at + c < count; ++c) {
+      const Ints own = byte_of(load_bytes(run + c / 4 * STEP), c % 4);
+      if (!floats) {
+        f(to_floats(own), at + c);
+        continue;
+      }
+      // float8 e4m3: its bits as those of a float, 2^-120 of the value
+      const Floats size = as_floats(shifted_left(own & set_ints(127), 20)) * set_floats(1.329227995784916e36f);
+      f(as_floats(as_ints(size) | shifted_left(own & set_ints(128), 24)), at + c);
+    }
   }
 }
+
+// What will be read next: asked for a few lines at a time beside the arithmetic, as the hardware runs ahead of no new stream.
+struct Ahead {
+  const uint8_t *at = nullptr, *end = nullptr;
+  int each = 1;
+  // `times`: how often `some` will be called.
+  void look(const uint8_t *data, size_t bytes, int times) {
+    at = data;
+    end = data + bytes;
+    each = static_cast<int>(bytes / 64) / (times > 0 ? times : 1) + 1;
+  }
+  RG_INLINE void some() {
+    for (int i = 0; i < each && at < end; ++i, at += 64) prefetch(at);
+  }
+};
 
 // What rounding works in: bytes of some vectors, sums of their products, and figures of each group.
 struct Rounding {
@@ -211,6 +238,7 @@ struct Rounding {
   int8_t *bytes;                     // (GROUPS * TOGETHER or 2 * TOGETHER, row)
   size_t row;
   int32_t *sums;                     // of a block's panels
+  Ahead ahead;
   float *scale, *by, *base, *extra;  // (TOGETHER, groups) or (groups, TOGETHER)
   float *own;                        // (TOGETHER, channels)
   static size_t wide(int d) { return static_cast<size_t>(d > MOST_BLOCK ? d : MOST_BLOCK) + PANEL; }

@@ -9,20 +9,24 @@ template <int R>
 inline void mix_by_token(const Coded &v, const uint8_t *first, int blocks, const float *p, size_t p_row, Rounding &w, float *out) {
   const rg_blocks &b = v.b;
   const float middle = rough(b) ? 0.0f : v.middle(), less = middle - static_cast<float>(b.offset);
-  const int panels = v.groups == 1 ? v.wide / PANEL : b.group / PANEL;
-  const ScaledDots product = scaled_dots_of<true>(b.bits, R);
+  const int panels = v.groups == 1 ? v.wide / PANEL : b.group / PANEL, n = blocks * v.tokens;
+  const size_t row = Rounding::wide(v.channels);
+  const ScaledDots product = scaled_dots_of(b.bits, R);
   for (int g = 0; g < v.groups; ++g) {
     Floats base[TOGETHER];
     for (int r = 0; r < TOGETHER; ++r) base[r] = zero_floats();
     for (int k = 0; k < blocks; ++k) {
       const uint8_t *steps = first + static_cast<size_t>(k) * v.block + static_cast<size_t>(g) * v.tokens * 2;
+      w.ahead.some();
       Floats top[TOGETHER];
       for (int r = 0; r < TOGETHER; ++r) top[r] = zero_floats();
       for (int t = 0; t < v.tokens; t += PANEL) {
         const Floats step = v.load(steps + 2 * t), lowest = fma(set_floats(less), step, b.low ? v.load(steps + v.step_bytes + 2 * t) : zero_floats());
         for (int r = 0; r < R; ++r) {
-          const Floats part = load_floats(p + static_cast<size_t>(r) * p_row + k * v.tokens + t);
-          top[r] = greater_size(top[r], part * step);
+          const size_t at = static_cast<size_t>(k * v.tokens + t);
+          const Floats part = load_floats(p + static_cast<size_t>(r) * p_row + at), by = part * step;
+          store_floats(w.own + static_cast<size_t>(r) * row + at, by);
+          top[r] = greater_size(top[r], by);
           base[r] = fma(part, lowest, base[r]);
         }
       }
@@ -30,20 +34,33 @@ inline void mix_by_token(const Coded &v, const uint8_t *first, int blocks, const
       four_largest(top, reach);
       scales_of(reach, w.scale + k * TOGETHER, w.by + k * TOGETHER);
     }
-    for (int k = 0; k < blocks; ++k) {
-      const uint8_t *steps = first + static_cast<size_t>(k) * v.block + static_cast<size_t>(g) * v.tokens * 2;
-      for (int t = 0; t < v.tokens; t += PANEL) {
-        const Floats step = v.load(steps + 2 * t);
-        for (int r = 0; r < R; ++r) {
-          const Ints whole = rounded(load_floats(p + static_cast<size_t>(r) * p_row + k * v.tokens + t) * step * set_floats(w.by[k * TOGETHER + r]));
-          store_low_bytes(w.bytes + static_cast<size_t>(r) * w.row + k * v.tokens + t, whole);
-          if (middle > 0) base[r] = fma(to_floats(whole), set_floats(-middle * w.scale[k * TOGETHER + r]), base[r]);
-        }
+    int block = 0, left = v.tokens;
+    const auto round = [&](int t, int vectors) __attribute__((always_inline)) {
+      int from[4];
+      for (int i = 0; i < vectors; ++i) {
+        from[i] = block * TOGETHER;
+        left -= PANEL;
+        if (!left) left = v.tokens, ++block;
       }
-    }
-    for (int k = 0; k < blocks; ++k)
+      for (int r = 0; r < R; ++r) {
+        Ints whole[4];
+        for (int i = 0; i < vectors; ++i) {
+          whole[i] = rounded(load_floats(w.own + static_cast<size_t>(r) * row + static_cast<size_t>(t + i * PANEL)) * set_floats(w.by[from[i] + r]));
+          base[r] = fma(to_floats(whole[i]), set_floats(-middle * w.scale[from[i] + r]), base[r]);
+        }
+        int8_t *to = w.bytes + static_cast<size_t>(r) * w.row + t;
+        if (vectors == 4) store_low_bytes(to, whole);
+        else store_low_bytes(to, whole[0]);
+      }
+    };
+    int t = 0;
+    for (; t + 4 * PANEL <= n; t += 4 * PANEL) round(t, 4);
+    for (; t < n; t += PANEL) round(t, 1);
+    for (int k = 0; k < blocks; ++k) {
+      w.ahead.some();
       product(first + static_cast<size_t>(k) * v.block + v.codes_at + static_cast<size_t>(g * panels) * v.panel, v.runs, panels, v.panel, w.bytes + k * v.tokens, w.row, w.scale + k * TOGETHER, nullptr,
               out + g * panels * PANEL, static_cast<size_t>(v.wide));
+    }
     float more[TOGETHER];
     four_totals(base, more);
     for (int r = 0; r < R; ++r)
@@ -63,6 +80,8 @@ inline void mix_blocks(const Coded &v, const uint8_t *first, int n, const float 
   if (!v.whole) {
     for (int k = 0; k < blocks; ++k) {
       const uint8_t *block = first + static_cast<size_t>(k) * v.block, *lows = block + v.step_bytes;
+      w.ahead.some();
+      w.ahead.some();
       for (int at = 0; at < panels; ++at) {
         Floats sum[TOGETHER];
         for (int r = 0; r < count; ++r) sum[r] = load_floats(out + static_cast<size_t>(r) * v.wide + at * PANEL);
@@ -101,6 +120,8 @@ inline void mix_blocks(const Coded &v, const uint8_t *first, int n, const float 
       for (int g = 0; g < v.groups; ++g) {
         const uint8_t *block = first + static_cast<size_t>(k) * v.block, *steps = block + static_cast<size_t>(g) * v.wide * 2, *lows = steps + v.step_bytes;
         const int begin = k * v.tokens + g * span;
+        w.ahead.some();
+        w.ahead.some();
         std::memset(w.sums, 0, static_cast<size_t>(panels * 2 * count) * PANEL * 4);
         product(block + v.codes_at + static_cast<size_t>(g * runs) * block_bytes(b.bits), runs, panels, v.panel, w.bytes + begin, w.row, w.sums);
         for (int r = 0; r < count; ++r) {
@@ -143,8 +164,11 @@ inline void mix_blocks(const Coded &v, const uint8_t *first, int n, const float 
       w.base[r] = total(lower) + less * total(all) - middle * w.scale[r] * sum;
     }
     std::memset(w.sums, 0, static_cast<size_t>(own_panels * 2 * count) * PANEL * 4);
-    for (int k = 0; k < blocks; ++k)
+    for (int k = 0; k < blocks; ++k) {
+      w.ahead.some();
+      w.ahead.some();
       product(first + static_cast<size_t>(k) * v.block + v.codes_at + static_cast<size_t>(g * own_panels) * v.panel, v.runs, own_panels, v.panel, w.bytes + k * v.tokens, w.row, w.sums);
+    }
     for (int at = 0; at < own_panels; ++at)
       for (int r = 0; r < count; ++r) {
         float *to = out + static_cast<size_t>(r) * v.wide + (g * own_panels + at) * PANEL;

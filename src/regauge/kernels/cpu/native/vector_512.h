@@ -89,6 +89,16 @@ RG_INLINE Ints shifted_right(Ints a, int n) { return {_mm512_sra_epi32(a.v, _mm_
 RG_INLINE void store_low_bytes(int8_t *p, Ints a) {
   _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtepi32_epi8(a.v));
 }
+// The low bytes of four vectors behind each other.
+RG_INLINE void store_low_bytes(int8_t *p, const Ints *a) {
+  const __m512i turned = _mm512_packs_epi16(_mm512_packs_epi32(a[0].v, a[1].v), _mm512_packs_epi32(a[2].v, a[3].v));
+  const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, turned));
+}
+// The greater of 32 unsigned words; the highest bit of the second ones does not count.
+RG_INLINE Bytes greater_words(Bytes a, Bytes b) {
+  return {_mm512_max_epu16(a.v, _mm512_and_si512(b.v, _mm512_set1_epi16(0x7fff)))};
+}
 RG_INLINE int32_t total(Ints a) { return _mm512_reduce_add_epi32(a.v); }
 
 RG_INLINE __m256i load_words(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }

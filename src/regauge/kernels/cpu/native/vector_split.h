@@ -157,6 +157,18 @@ RG_INLINE Ints rounded(Floats a) {
 RG_INLINE void store_low_bytes(int8_t *p, Ints a) {
   RG_EACH for (int k = 0; k < LANES; ++k) p[i * LANES + k] = static_cast<int8_t>(a.v[i][k]);
 }
+// The low bytes of four vectors behind each other.
+RG_INLINE void store_low_bytes(int8_t *p, const Ints *a) {
+  for (int k = 0; k < 4; ++k) store_low_bytes(p + k * PANEL, a[k]);
+}
+// The greater of 32 unsigned words; the highest bit of the second ones does not count.
+RG_INLINE Bytes greater_words(Bytes a, Bytes b) {
+  RG_EACH {
+    const NativeWords x = (NativeWords)a.v[i], y = (NativeWords)b.v[i] & 0x7fff;
+    a.v[i] = (NativeBytes)(x > y ? x : y);
+  }
+  return a;
+}
 
 RG_INLINE Floats load_half(const void *p) {
   Floats r;
