@@ -62,6 +62,17 @@ def restored(model: Any, before: dict[int, Tensor]) -> None:
         model.model.layers[block].self_attn.o_proj.weight.copy_(weight)
 
 
+def cheapest(model: Any, texts: list[Tensor]) -> list[tuple[int, int]]:
+    """(block, key head) of all heads, those first whose absence alone costs the least KL on texts."""
+    whole, costs = logs(model, texts), []
+    for block in range(model.config.num_hidden_layers):
+        for head in range(model.config.num_key_value_heads):
+            before = dropped(model, [(block, head)])
+            costs.append((divergence(whole, logs(model, texts))[0], (block, head)))
+            restored(model, before)
+    return [which for _, which in sorted(costs)]
+
+
 @torch.no_grad()
 def main() -> None:
     """Prints the table."""
@@ -77,15 +88,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     texts, read = windows(tokenizer, given.eval, given.windows), windows(tokenizer, given.calibration, 2)
     model = rg.load(given.model, dtype="float32")
-    want, near = logs(model, texts), logs(model, read)
-    config = model.config
-    costs = []
-    for block in range(config.num_hidden_layers):
-        for head in range(config.num_key_value_heads):
-            before = dropped(model, [(block, head)])
-            costs.append((divergence(near, logs(model, read))[0], (block, head)))
-            restored(model, before)
-    costs.sort()
+    want, config = logs(model, texts), model.config
+    heads = cheapest(model, read)
     cached = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
     for keep in (75, 50, 25):
         with tempfile.TemporaryDirectory() as folder:
@@ -96,11 +100,11 @@ def main() -> None:
             made = rg.load(out, dtype="float32")
             numbers = (made.config.kv_lora_rank + made.config.qk_rope_head_dim) * config.num_hidden_layers
             kl, error = divergence(want, logs(made, texts))
-        gone = [which for _, which in costs[: round(len(costs) * (1 - keep / 100))]]
+        gone = heads[: round(len(heads) * (1 - keep / 100))]
         before = dropped(model, gone)
         other, error_2 = divergence(want, logs(model, texts))
         restored(model, before)
-        left = cached * (len(costs) - len(gone)) // len(costs)
+        left = cached * (len(heads) - len(gone)) // len(heads)
         print(
             f"transmla-r{keep}: {2 * numbers} bytes a token, KL {kl:.4f} ± {error:.4f}; heads dropped: {2 * left} "
             f"bytes, KL {other:.4f} ± {error_2:.4f}",

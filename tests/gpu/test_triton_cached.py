@@ -85,14 +85,14 @@ def test_cached_blocks_that_are_not_read_are_refused(device: torch.device) -> No
 
 
 def test_cached_a_loaded_model_decodes_by_the_codes(device: torch.device, tmp_path: Any, monkeypatch: Any) -> None:
-    """As when what is held is decoded first: greedy, padded on the left, with beams."""
+    """As when what is held is decoded first: padded on the left, with beams, a block sealed on the way."""
     import regauge
     from regauge.hosts.transformers import attending, coding
     from tests.pico import pico, save
 
     rule = {"keys": "int4-asym/time:32", "values": "int4-asym/token", "window": 8}
     folder = save(pico("llama", 0), tmp_path / "model")
-    ids = (torch.arange(2 * 75).view(2, 75) * 7 % 53).to(device)
+    ids = (torch.arange(2 * 103).view(2, 103) * 7 % 53).to(device)  # the first new token seals the third block
     mask = torch.ones_like(ids)
     mask[0, :40] = 0
     calls: list[int] = []
@@ -108,14 +108,12 @@ def test_cached_a_loaded_model_decodes_by_the_codes(device: torch.device, tmp_pa
         model = regauge.load(folder, device="cuda", dtype="float32", cache=rule)
         if not read:
             monkeypatch.setattr(coding, "installed", lambda name: False)
-        for beams in (1, 2):
-            out = model.generate(
-                ids, attention_mask=mask, max_new_tokens=5, do_sample=False, num_beams=beams, pad_token_id=0,
-                return_dict_in_generate=True, output_logits=True,
-            )  # fmt: skip
-            said.append(torch.stack(out.logits))
+        out = model.generate(
+            ids, attention_mask=mask, max_new_tokens=3, do_sample=False, num_beams=2, pad_token_id=0,
+            return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+        said.append(torch.stack(out.logits))
         assert bool(calls) == read
         assert all(calls)
         calls.clear()
-    for found, wanted in zip(said[:2], said[2:], strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(said[0], said[1], rtol=1e-3, atol=1e-3)
