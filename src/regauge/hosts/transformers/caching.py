@@ -77,6 +77,12 @@ def keeps(model: Any) -> str:
     return "" if plan is None or plan.plain else plan.name
 
 
+def lets_go(model: Any) -> bool:
+    """Whether the plan by which a loaded model keeps its past lets tokens go."""
+    plan: CachePlan | None = getattr(model, "regauge_cache", None)
+    return plan is not None and any(block is not None and block.policy is not None for block in plan.blocks)
+
+
 def fresh(model: Any, request: object = None) -> Any:
     """A new cache of a model, by its plan or by what a request asks for; transformers' own where neither says anything.
 
