@@ -32,6 +32,9 @@ class Nearest:
     def needs(self) -> frozenset[str]:
         return frozenset()
 
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        return 0
+
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
         return fmt.encode(w_OI)
 
@@ -58,6 +61,9 @@ class ImportanceNearest:
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"second_moment"})
+
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        return 0
 
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
         moment_I = stats["second_moment"].to(w_OI.device).float()
@@ -120,6 +126,10 @@ class GPTQ:
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"hessian"})
+
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        known = self.static_groups or fmt.grain.span(shape) == shape[1]
+        return len(tries.shares(self.tries, fmt, shape)) if known else 1
 
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
         dtype, sweep = _DTYPES[self.precision]
