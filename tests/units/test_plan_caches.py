@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -229,6 +230,13 @@ def test_who_is_asked_may_be_trusted_or_not(tmp_path: Path) -> None:
         asked({"keys": "my.pkg:Grid/token"}, trusted=False)
     assert asked("kv8", trusted=False) == load("kv8")
     assert asked("none", trusted=False) is None
+
+
+@pytest.mark.parametrize("cache", ["", " ", 7, None])
+def test_what_names_no_cache_is_refused(cache: Any) -> None:
+    for trusted in (True, False):
+        with pytest.raises(RecipeError, match="names no cache: give a preset's name such as 'kivi-4', a recipe file"):
+            asked(cache, trusted)
 
 
 def test_a_plan_with_another_cache() -> None:
