@@ -57,7 +57,7 @@ def compare(
     threads: THREADS = None,
     debug: DEBUG = False,
 ) -> None:
-    """Methods side by side, ranked, each beside its null. Example: regauge compare MODEL --methods gptq,rtn --at w4a16"""
+    """Methods side by side, ranked, each beside its null. Example: regauge compare MODEL --methods gptq,rtn"""
     bound = memory(max_memory)
     from regauge.cli import show
     from regauge.cli.bars import working
