@@ -1,4 +1,4 @@
-"""Planted outliers: the function stays, nearest rounding suffers, and what takes outliers away has something to gain."""
+"""Planted outliers: the function stays, nearest rounding suffers, and smoothing has something to gain."""
 
 from __future__ import annotations
 

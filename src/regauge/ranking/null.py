@@ -29,7 +29,7 @@ def null(plan: Plan) -> Plan | None:
 
 
 def _nearest(point: Point) -> Point:
-    bits = parts.build("grid", point.spec("grid")).bits
+    bits = round(parts.build("grid", point.spec("grid")).bits)
     grid, ranger = ("int8", "absmax") if bits == 8 else (f"int{bits}-asym", "minmax")
     scale = point["scale"] if point.name("scale") in PLAIN_STEPS else Spec("bf16")
     rest = {"ranger": Spec(ranger), "scale": scale, "rounder": Spec("nearest"), "compensator": None}

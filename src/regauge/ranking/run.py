@@ -11,6 +11,7 @@ import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,14 @@ from regauge.engine.watchdog import Clock, Progress, Watcher, nobody, quiet_torc
 from regauge.errors import ExactnessError, ModelError, MoveError, RecipeError, RefusedError, RegaugeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
-from regauge.measure.bootstrap import FEW
+from regauge.measure.bootstrap import FEW, Floats
 from regauge.measure.compare import batch_tokens
 from regauge.measure.quality import Scores, summarise
 from regauge.measure.quality import compare as scored
 from regauge.plan import Plan, digest, parse
 from regauge.ranking.null import null
 from regauge.ranking.record import Rank, Ranking, Result, Row, Standing, Windowed, against
-from regauge.ranking.settings import ALL, FULL, Entry, Setting, chosen, setting_of
+from regauge.ranking.settings import ALL, FULL, Entry, Setting, chosen, known, setting_of
 from regauge.ranking.store import Store, key_of
 from regauge.ranking.worth import deciding, pools, wins, worths
 from regauge.text.corpora import Where, corpus
@@ -121,7 +122,7 @@ def compare_methods(
 
 def ranked(results: Sequence[Result], setting: str) -> Ranking:
     """The ranking of one setting over every model and text that a store has results of."""
-    groups: dict[Hashable, dict[str, np.ndarray]] = {}
+    groups: dict[Hashable, dict[str, Floats]] = {}
     called: dict[Hashable, str] = {}
     for one in (result for result in results if result.setting == setting):
         groups.setdefault(one.group, {})[one.method] = one.windows.kl_W
@@ -169,8 +170,8 @@ def _results(
         wanted[digest(entry.plan)] = (entry.name, entry.plan, entry.setting, "" if other is None else digest(other))
     for entry in entries:
         other = null(entry.plan)
-        if other is not None and (at := setting_of(other)) is not None:
-            wanted.setdefault(digest(other), (_called(other), other, at, ""))
+        if other is not None and setting_of(other) == entry.setting:
+            wanted.setdefault(digest(other), (_called(other), other, entry.setting, ""))
     done: dict[str, Result] = {}
     refused: dict[str, RegaugeError] = {}
     made = 0
@@ -204,11 +205,19 @@ def _identity(bench: _Bench, recipe: str) -> dict[str, object]:
     }
 
 
+@cache
+def _by_digest() -> dict[str, str]:
+    return {digest(entry.plan): entry.name for entry in known()}
+
+
 def _called(plan: Plan) -> str:
-    """What a null is called: by its first format."""
+    """What a null is called: the preset that it is, or its first format."""
+    same = _by_digest().get(digest(plan))
+    if same is not None:
+        return same
     point = next(rule.point for rule in plan.rules if rule.point is not None)
     grain = point.spec("grain")
-    size = "-".join(str(value) for _, value in grain.options)
+    size = dict(grain.options).get("size", "")
     inputs = "" if not plan.of("inputs") else f" {setting_of(plan)}"
     return f"nearest {point.name('grid')} {grain.part}{f':{size}' if size else ''}{inputs}"
 

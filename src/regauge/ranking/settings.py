@@ -54,7 +54,7 @@ class Entry:
 def setting_of(plan: Plan) -> Setting | None:
     """The setting of a recipe; None where it rounds no weights, rounds them to several numbers of bits, or also prunes
     or changes attention."""
-    weights = {_bits(rule.point) for rule in plan.of(WEIGHTS) if rule.point is not None}
+    weights = {round(parts.format_of(r.point).grid.bits) for r in plan.of(WEIGHTS) if r.point is not None}
     inputs = {_bits(rule.point) for rule in plan.of(INPUTS) if rule.point is not None} or {FULL}
     kept = {bit for rule in plan.of(CACHE) if rule.point is not None for bit in bits_of(rule.point)} or {FULL}
     if len(weights) != 1 or len(inputs) != 1 or len(kept) != 1 or plan.of(SHAPE) or plan.of(ATTENTION):
