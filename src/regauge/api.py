@@ -30,8 +30,9 @@ from regauge.hosts import host_of
 from regauge.measure.compare import Comparison
 from regauge.plan import Plan
 from regauge.plan.caches import Asked
+from regauge.ranking.bench import Given
 from regauge.ranking.record import Standing
-from regauge.ranking.run import Given, compare_methods
+from regauge.ranking.run import compare_methods
 from regauge.report.build import write
 from regauge.report.ranking import write as write_ranking
 from regauge.runtime.device import computed_on
@@ -241,9 +242,9 @@ def compare(
     Raises:
         RegaugeError: any refusal; a method that this model does not admit is told in `refused` instead.
     """
-    given = Given(calibration, eval, tokens, seed, _bytes(max_memory))
+    given = Given(calibration, eval, tokens, seed, _bytes(max_memory), planted, revision)
     with host_of(model).family(family), _watching("compare", progress, quiet) as watch:
-        found = compare_methods(model, methods, at, given, Path(out).expanduser(), planted, revision, watch)
+        found = compare_methods(model, methods, at, given, Path(out).expanduser(), watch)
         write_ranking(found)
     return found
 

@@ -18,7 +18,7 @@ from regauge.errors import OutputError, RecipeError
 from regauge.measure.bootstrap import Interval
 from regauge.measure.quality import Quality
 from regauge.plan import digest, load
-from regauge.ranking import run
+from regauge.ranking import bench, run
 from regauge.ranking.null import null
 from regauge.ranking.record import Result, Windowed, against
 from regauge.ranking.settings import Setting, chosen, setting_of
@@ -130,7 +130,7 @@ def test_rows_stand_beside_their_nulls_and_a_second_run_makes_nothing(
     assert gptq.result.seconds > 0
     page = (tmp_path / "out" / "ranking.html").read_text(encoding="utf-8")
     assert "gptq-w4" in page
-    monkeypatch.setattr(run, "apply", lambda *_, **__: pytest.fail("it was in the store"))
+    monkeypatch.setattr(bench, "apply", lambda *_, **__: pytest.fail("it was in the store"))
     again = compared(model, words, tmp_path / "out")
     assert again.made == 0
     assert again.model_dump() == found.model_copy(update={"made": 0}).model_dump()
@@ -140,7 +140,7 @@ def test_rows_stand_beside_their_nulls_and_a_second_run_makes_nothing(
 def test_what_was_done_stays_when_it_is_interrupted(
     model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, calls = run.apply, list[str]()
+    own, calls = bench.apply, list[str]()
 
     def once(plan: Any, *rest: Any, **more: Any) -> Any:
         calls.append(plan.name)
@@ -148,7 +148,7 @@ def test_what_was_done_stays_when_it_is_interrupted(
             raise KeyboardInterrupt
         return own(plan, *rest, **more)
 
-    monkeypatch.setattr(run, "apply", once)
+    monkeypatch.setattr(bench, "apply", once)
     with pytest.raises(KeyboardInterrupt):
         compared(model, words, tmp_path / "out", "rtn-w4,rtn-w8")
     found = compared(model, words, tmp_path / "out", "rtn-w4,rtn-w8")

@@ -62,12 +62,13 @@ def compare(
     from regauge.cli import show
     from regauge.cli.bars import working
     from regauge.hosts import host_of
-    from regauge.ranking.run import Given, compare_methods
+    from regauge.ranking.bench import Given
+    from regauge.ranking.run import compare_methods
     from regauge.report.ranking import write
 
-    given = Given(calibration, evaluation, tokens, seed, bound)
+    given = Given(calibration, evaluation, tokens, seed, bound, planted, revision)
     with host_of(model).family(family), working("compare", quiet, verbose, threads) as watch:
-        found = compare_methods(model, methods, at, given, out.expanduser(), planted, revision, watch)
+        found = compare_methods(model, methods, at, given, out.expanduser(), watch)
         page = write(found)
     if json:
         show.as_json(found)

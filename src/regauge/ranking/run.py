@@ -1,43 +1,33 @@
 """`compare`: rows of methods on one model and text, each made, scored and let go; what the store has is not done again.
 
-Cost: a row makes its artifact and reads the text twice, with the original and with the artifact; one artifact at a time
-lies on disk. Peak memory: that of `apply`, then that of measuring.
+Cost: that of each row that is missing (`bench.py`); one artifact at a time lies on disk. Peak memory: that of `apply`,
+then that of measuring.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from regauge.artifact.disk import one_sentence, take_lock
-from regauge.artifact.receipt import Receipt
 from regauge.engine.api import apply
-from regauge.engine.measuring import text_of
 from regauge.engine.watchdog import Clock, Progress, Watcher, nobody, quiet_torch
-from regauge.errors import ExactnessError, ModelError, MoveError, RecipeError, RefusedError, RegaugeError
+from regauge.errors import ExactnessError, MoveError, RecipeError, RefusedError, RegaugeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
-from regauge.measure.bootstrap import FEW, Floats
-from regauge.measure.compare import batch_tokens
-from regauge.measure.quality import Scores, summarise
-from regauge.measure.quality import compare as scored
+from regauge.measure.bootstrap import Floats
 from regauge.plan import Plan, digest, parse
+from regauge.ranking.bench import Bench, Given, identity, made, opened
 from regauge.ranking.null import null
-from regauge.ranking.record import Rank, Ranking, Result, Row, Standing, Windowed, against
-from regauge.ranking.settings import ALL, FULL, Entry, Setting, chosen, known, setting_of
+from regauge.ranking.record import Rank, Ranking, Result, Row, Standing, against
+from regauge.ranking.settings import ALL, Entry, Setting, chosen, known, setting_of
 from regauge.ranking.store import Store, key_of
 from regauge.ranking.worth import deciding, pools, wins, worths
-from regauge.text.corpora import Where, corpus
-from regauge.text.windows import Windows, begin
-from regauge.version import __version__
 
 LOCK = ".lock"
 FOLDER = "compare"
@@ -45,49 +35,18 @@ OF_THE_ROW = (RecipeError, MoveError, RefusedError, ExactnessError)
 """What is wrong with one row on this model, and is told beside the others; all else ends the run."""
 
 
-@dataclass(frozen=True)
-class Given:
-    """What every row reads.
-
-    Attributes:
-        tokens: of calibration text; None: as the recipe says.
-    """
-
-    calibration: Where | None
-    eval: Where | None
-    tokens: int | None
-    seed: int
-    max_memory: int | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Bench:
-    """A model and its texts, opened."""
-
-    model: Path | str
-    name: str
-    digest: str
-    calibration: str
-    windows: Windows
-    halved: Windows
-    vocabulary: int
-    given: Given
-
-
 def compare_methods(
     model: str | Path,
     methods: str | Sequence[str] = ALL,
     at: str | Sequence[str] | None = None,
-    given: Given = Given(None, None, None, 0, None),
+    given: Given = Given(),  # noqa: B008  # frozen
     folder: Path = Path(FOLDER),
-    planted: bool = False,
-    revision: str | None = None,
     progress: Watcher | None = None,
 ) -> Standing:
     """Rows of methods side by side; results are kept in `folder` as they come.
 
     Args:
-        planted: on the model's planted form (`rewrites/planting.py`), which is made in `folder`.
+        methods, at: see `settings.chosen`.
 
     Raises:
         RegaugeError: any refusal that is not about one row alone; or every row was refused.
@@ -98,11 +57,11 @@ def compare_methods(
         folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder), Store.open(folder) as store, quiet_torch():
         clock.say("open")
-        source = host_of(model).open(model, revision)
-        if planted:
+        source = host_of(model).open(model, given.revision)
+        if given.planted:
             source = _planted(source, folder, given.seed, clock)
-        bench = _bench(source, str(model) + (" (planted)" if planted else ""), given)
-        done, refused, made = _results(entries, bench, store, folder, progress or nobody)
+        bench = opened(source, str(model) + (" (planted)" if given.planted else ""), given)
+        done, refused, count = _results(entries, bench, store, folder, progress or nobody)
         if not done:
             raise next(iter(refused.values()))
         everything = store.all()
@@ -114,7 +73,7 @@ def compare_methods(
         rows=rows,
         rankings=tuple(ranked(everything, setting) for setting in dict.fromkeys(row.result.setting for row in rows)),
         refused={name: str(error) for name, error in refused.items()},
-        made=made,
+        made=count,
         notes=() if given.eval is not None else ("no text was given to score: the model sampled it from itself",),
         folder=str(folder),
     )
@@ -161,7 +120,7 @@ def _rows(entries: Sequence[Entry], done: dict[str, Result], seed: int) -> tuple
 
 
 def _results(
-    entries: Sequence[Entry], bench: _Bench, store: Store, folder: Path, watch: Watcher
+    entries: Sequence[Entry], bench: Bench, store: Store, folder: Path, watch: Watcher
 ) -> tuple[dict[str, Result], dict[str, RegaugeError], int]:
     """Digest of the recipe → result, of methods and nulls; what was refused; how many were made now."""
     wanted: dict[str, tuple[str, Plan, Setting, str]] = {}
@@ -174,35 +133,24 @@ def _results(
             wanted.setdefault(digest(other), (_called(other), other, entry.setting, ""))
     done: dict[str, Result] = {}
     refused: dict[str, RegaugeError] = {}
-    made = 0
+    count = 0
     for number, (recipe, (name, plan, setting, base)) in enumerate(wanted.items()):
         watch(Progress("compare", number, len(wanted), message=name))
-        key = key_of(_identity(bench, recipe))
+        key = key_of(identity(bench, recipe))
         found = store.get(key)
         if found is None:
             try:
-                found = _made(bench, plan, (name, recipe, str(setting), base), folder / f"making-{key[:12]}", watch)
-            except OF_THE_ROW as error:
+                found = made(bench, plan, (name, recipe, str(setting), base), folder / f"making-{key[:12]}", watch)
+            except RegaugeError as error:
+                if not isinstance(error, OF_THE_ROW) and type(error) is not RegaugeError:  # which lists several
+                    raise
                 refused[name] = error
                 continue
             store.put(key, found, time.time())
-            made += 1
+            count += 1
         done[recipe] = found.model_copy(update={"method": name, "name": bench.name, "null": base})
     watch(Progress("compare", len(wanted), len(wanted)))
-    return done, refused, made
-
-
-def _identity(bench: _Bench, recipe: str) -> dict[str, object]:
-    given = bench.given
-    return {
-        "model": bench.digest,
-        "recipe": recipe,
-        "calibration": bench.calibration,
-        "text": bench.windows.hash(),
-        "tokens": given.tokens,
-        "seed": given.seed,
-        "version": __version__,
-    }
+    return done, refused, count
 
 
 @cache
@@ -220,86 +168,6 @@ def _called(plan: Plan) -> str:
     size = dict(grain.options).get("size", "")
     inputs = "" if not plan.of("inputs") else f" {setting_of(plan)}"
     return f"nearest {point.name('grid')} {grain.part}{f':{size}' if size else ''}{inputs}"
-
-
-def _made(bench: _Bench, plan: Plan, said: tuple[str, str, str, str], out: Path, watch: Watcher) -> Result:
-    """One recipe applied, scored and let go."""
-    given, (name, recipe, setting, base) = bench.given, said
-    shutil.rmtree(out, ignore_errors=True)  # whole, and never scored: a run was ended between
-    receipt = apply(
-        plan,
-        bench.model,
-        out,
-        calibration=given.calibration,
-        tokens=given.tokens,
-        seed=given.seed,
-        max_memory=given.max_memory,
-        progress=watch,
-    )
-    try:
-        windows = bench.halved if Setting.read(setting).kept != FULL else bench.windows
-        scores, most = _scores(bench, windows, out)
-    finally:
-        shutil.rmtree(out, ignore_errors=True)
-    return Result(
-        model=bench.digest,
-        name=bench.name,
-        text=windows.hash(),
-        read=windows.description,
-        recipe=recipe,
-        method=name,
-        setting=setting,
-        null=base,
-        seed=given.seed,
-        quality=summarise(scores, given.seed),
-        bytes=receipt.bytes_after,
-        bits=round(bits_in_blocks(receipt), 4),
-        seconds=receipt.seconds,
-        peak=receipt.peak_bytes,
-        windows=_by_window(scores, windows, most),
-    )
-
-
-def bits_in_blocks(receipt: Receipt) -> float:
-    """Bits a weight of the matrices in blocks, everything stored for them counted."""
-    sites = [site for site in receipt.sites if site.name.startswith("blocks.")]
-    return 8 * sum(site.bytes_after for site in sites) / max(1, sum(s.shape[0] * s.shape[1] for s in sites))
-
-
-def _scores(bench: _Bench, windows: Windows, out: Path) -> tuple[Scores, int]:
-    host, most = host_of(bench.model), 1 if windows.halved else batch_tokens(bench.vocabulary)
-    inputs = [{"input_ids": batch.ids_BT} for batch in windows.batches(most)]
-    with torch.inference_mode():
-        original, other = host.outputs(bench.model, inputs)(), host.outputs(out, inputs)()
-        return scored(windows, original, other, most), most
-
-
-def _by_window(scores: Scores, windows: Windows, most: int) -> Windowed:
-    """Sums over each window, in the order in which tokens were scored."""
-    lengths = [length for batch in windows.batches(most) for length in batch.lengths]
-    tokens_W = np.array([length - 1 - begin(length, windows.halved) for length in lengths], dtype=np.int64)
-    starts_W = np.concatenate([[0], np.cumsum(tokens_W)[:-1]])
-    few = windows.documents < FEW
-    unit_W = np.arange(len(lengths)) if few else np.array(windows.document)
-    return Windowed(np.add.reduceat(scores.kl_N, starts_W), tokens_W, unit_W.astype(np.int64))
-
-
-def _bench(source: Source, name: str, given: Given) -> _Bench:
-    host = host_of(source.path)
-    facts = host.facts(source.path)
-    if not facts.generative:
-        raise ModelError(f"compare ranks methods by the KL of next tokens, and {name} gives {facts.gives}.")
-    windows = text_of(source.path, given.eval, facts, given.seed)
-    return _Bench(
-        model=source.path,
-        name=name,
-        digest=source.digest(),
-        calibration="" if given.calibration is None else corpus(given.calibration).sha256,
-        windows=windows,
-        halved=replace(windows, halved=True),
-        vocabulary=facts.vocabulary,
-        given=given,
-    )
 
 
 def _planted(source: Source, folder: Path, seed: int, clock: Clock) -> Source:
