@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import Column, Float, Integer, LargeBinary, MetaData, String, Table, create_engine, insert, select
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DatabaseError
 
 from regauge.errors import OutputError
@@ -64,7 +64,7 @@ class Store:
             OutputError: it is no store, is one of another version, or cannot be written.
         """
         path = folder / NAME
-        engine = create_engine(f"sqlite:///{path}")
+        engine = create_engine(URL.create("sqlite", database=str(path)))
         try:
             with _told(path):
                 _TABLES.create_all(engine)
