@@ -63,7 +63,8 @@ def setting_of(plan: Plan) -> Setting | None:
 
 
 def _bits(point: parts.Point) -> int:
-    return round(parts.build("grid", point.spec("grid")).bits)
+    bits: float = parts.build("grid", point.spec("grid")).bits
+    return round(bits)
 
 
 @cache
