@@ -133,6 +133,7 @@ FLAGS = {
         "--device",
         "--eval",
         "--json",
+        "--long",
         "--max-memory",
         "--quiet",
         "--seed",

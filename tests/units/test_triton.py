@@ -16,12 +16,12 @@ import pytest
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install regauge[gpu]"
 )
-KERNELS = {"bytes", "combine", "dequantise", "fp8", "linear", "packed"}
+KERNELS = {"attend", "bytes", "combine", "dequantise", "fp8", "linear", "packed"}
 
 
 SOME = "generation or plain_checkpoint or nf4 or w8a8 or simulated"
 """Enough of the loaded models for every day; the others take half a minute."""
-KERNELS_ALONE = ("linear", "refusals", "integers", "floats")
+KERNELS_ALONE = ("linear", "refusals", "integers", "floats", "cached")
 GROUPS = [  # one process a group: most of a short group is its imports
     pytest.param(
         (*KERNELS_ALONE, "capabilities", "load"),

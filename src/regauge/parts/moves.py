@@ -50,7 +50,7 @@ REWRITE_ROWS: Mapping[str, Part] = {
         short="keep",
         places=(REWRITES,),
         text=True,
-        cost="one pass over calibration text; larger matrices of queries; each step expands the latent again",
+        cost="one pass over calibration text; larger matrices of queries; no native step",
     ),
     "permute": Part(
         "regauge.rewrites.permutation:PermuteByImportance",
