@@ -15,6 +15,7 @@ from torch import Tensor
 from regauge.formats.base import Codes, Format, Step
 from regauge.rounding import tries
 from regauge.rounding.base import Stats
+from regauge.rounding.columns import Columns, together
 from regauge.rounding.feedback import Factor, factor, shared
 from regauge.rounding.sweep import swept
 
@@ -31,6 +32,9 @@ class Nearest:
     @property
     def needs(self) -> frozenset[str]:
         return frozenset()
+
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        return 0
 
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
         return fmt.encode(w_OI)
@@ -58,6 +62,9 @@ class ImportanceNearest:
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"second_moment"})
+
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        return 0
 
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
         moment_I = stats["second_moment"].to(w_OI.device).float()
@@ -121,6 +128,10 @@ class GPTQ:
     def needs(self) -> frozenset[str]:
         return frozenset({"hessian"})
 
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        known = self.static_groups or fmt.grain.span(shape) == shape[1]
+        return len(tries.shares(self.tries, fmt, shape)) if known else 1
+
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
         dtype, sweep = _DTYPES[self.precision]
         hessian_II = stats["hessian"].to(w_OI.device, dtype)
@@ -173,7 +184,7 @@ def _fixed(w_OI: Tensor, fmt: Format, step: Step, made: Factor, order_I: Tensor 
     """Feedback with all steps known; columns in the given order."""
     rows, columns = w_OI.shape
     codes_OI = torch.empty(rows, columns, dtype=torch.uint8, device=w_OI.device)
-    steps = _Columns.of(step, fmt, (rows, columns), w_OI.dtype)
+    steps = Columns.of(step, fmt, (rows, columns), w_OI.dtype)
     group_I = torch.arange(columns, device=w_OI.device, dtype=torch.int64) // fmt.grain.span((rows, columns))
     if order_I is not None:
         w_OI, group_I = w_OI[:, order_I], group_I[order_I]
@@ -208,14 +219,14 @@ def _refitted(w_OI: Tensor, fmt: Format, made: Factor, block: int) -> Codes:
             if start > first:
                 target_BO.addmm_(made.feedback_II[first:start, start:end].T, w_OI[:, first:start].T)
             step = fmt.fit(made.conditional(w_OI[:, start:end], target_BO.T, start, end))
-            steps = _Columns.of(step, fmt, (rows, span), w_OI.dtype)
+            steps = Columns.of(step, fmt, (rows, span), w_OI.dtype)
             fitted.append(step)
             for top in range(0, rows, ROWS):
                 part = slice(top, top + ROWS)
                 codes_OI[part, start:end] = _sweep(
                     w_OI[part], target_BO[:, part].contiguous(), made.feedback_II, start, steps, [0] * span, part, fmt
                 )
-    return Codes(codes_OI, _together(fitted, fmt))
+    return Codes(codes_OI, together(fitted, fmt))
 
 
 def _targets(work_RI: Tensor, feedback_II: Tensor, start: int, end: int) -> Tensor:
@@ -234,7 +245,7 @@ def _sweep(
     target_BR: Tensor,
     feedback_II: Tensor,
     start: int,
-    steps: _Columns,
+    steps: Columns,
     groups: Sequence[int],
     part: slice,
     fmt: Format,
@@ -260,37 +271,3 @@ def _sweep(
         z_BR[column] = z_R
     work_RI[:, start:end] = error_BR.T
     return fmt.grid.encode(z_BR).T
-
-
-@dataclass(frozen=True, eq=False)
-class _Columns:
-    """Steps laid out so that those of one column are contiguous: (N, O), or (N, 1) for a step of the whole matrix."""
-
-    scale_NO: Tensor
-    zero_NO: Tensor | None
-
-    @classmethod
-    def of(cls, step: Step, fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> _Columns:
-        along = shape[1] // fmt.grain.span(shape)
-
-        def turned(x_G1: Tensor) -> Tensor:
-            x_GN = x_G1.view(-1, along)
-            high = x_GN.shape[0]
-            if high not in (1, shape[0]):
-                x_GN = x_GN.repeat_interleave(shape[0] // high, 0)
-            return x_GN.T.to(dtype).contiguous()
-
-        return cls(turned(step.scale_G1), None if step.zero_G1 is None else turned(step.zero_G1))
-
-    def at(self, group: int, rows: slice) -> tuple[Tensor, Tensor | None]:
-        pick = (group, rows if self.scale_NO.shape[1] > 1 else slice(None))
-        return self.scale_NO[pick], None if self.zero_NO is None else self.zero_NO[pick]
-
-
-def _together(fitted: Sequence[Step], fmt: Format) -> Step:
-    """The steps of groups fitted one column of groups after another, numbered row by row."""
-    scale_G1 = torch.cat([step.scale_G1 for step in fitted], 1).view(-1, 1)
-    zeros = [step.zero_G1 for step in fitted if step.zero_G1 is not None]
-    zero_G1 = torch.cat(zeros, 1).view(-1, 1) if zeros else None
-    scale_G1, fields = fmt.scale.bind(scale_G1, fmt.grid, 1).store(scale_G1)
-    return Step(scale_G1, zero_G1, fields if zero_G1 is None else {**fields, "zero": fmt.grid.encode(zero_G1)})
