@@ -29,15 +29,16 @@ import cache_rows
 import torch
 from latent import cheapest, dropped
 
-from regauge import apply, parts
+from regauge import apply
 from regauge.hosts.transformers.load import load as load_model
 from regauge.hosts.transformers.source import read_tokenizer
 from regauge.measure.machine import machine
 from regauge.measure.quality import Scores, compare, paired, summarise
 from regauge.measure.subject import logits
-from regauge.parts import CACHE, INPUTS, SHAPE, WEIGHTS, Point, Spec
-from regauge.plan import Plan, Rule, digest, load, presets
+from regauge.parts import CACHE, SHAPE, WEIGHTS
+from regauge.plan import Plan, digest, load, presets
 from regauge.plan.caches import of_caches
+from regauge.ranking.null import null
 from regauge.text.corpora import corpus
 from regauge.text.split import pieces
 from regauge.text.tokens import frame
@@ -50,33 +51,6 @@ TEXT = "text"
 LATENT = "transmla-r"
 """Of presets whose caches hold a latent; then the hundredths of the cache that stay."""
 CALIBRATED, SCORED, LENGTH, BATCH = 8192, 8192, 256, 2048
-
-
-def null(plan: Plan) -> Plan | None:
-    """The same bits and grains rounded to nearest; None where that is the plan itself."""
-    rules = {
-        WEIGHTS: tuple(Rule(rule.select, rule.point and _nearest(rule.point)) for rule in plan.of(WEIGHTS)),
-        INPUTS: tuple(Rule(rule.select, rule.point and _alike(rule.point)) for rule in plan.of(INPUTS)),
-        SHAPE: tuple(Rule(rule.select, rule.point and _by_lot(rule.point)) for rule in plan.of(SHAPE)),
-    }
-    made = Plan(name=f"null-of-{plan.name}", places=rules)
-    return None if digest(made) == digest(replace(plan, calibration={})) else made
-
-
-def _nearest(point: Point) -> Point:
-    bits = parts.build("grid", point.spec("grid")).bits
-    grid, ranger = ("int8", "absmax") if bits == 8 else (f"int{bits}-asym", "minmax")
-    scale = point["scale"] if point.name("scale") in ("f32", "f16", "bf16") else Spec("bf16")
-    rest = {"ranger": Spec(ranger), "scale": scale, "rounder": Spec("nearest"), "compensator": None}
-    return point.but(grid=Spec(grid), **rest)
-
-
-def _alike(point: Point) -> Point:
-    return point.but(grid=Spec(f"int{parts.build('grid', point.spec('grid')).bits}"), transform=Spec("identity"))
-
-
-def _by_lot(point: Point) -> Point:
-    return point.but(score=Spec("random"), repair=Spec("none"))
 
 
 def scores(plan: Plan | str, windows: Windows, original: list[torch.Tensor], folder: Path) -> tuple[Scores, float]:

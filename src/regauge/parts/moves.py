@@ -59,4 +59,10 @@ REWRITE_ROWS: Mapping[str, Part] = {
         text=True,
         cost="one pass over calibration text",
     ),
+    "plant-outliers": Part(
+        "regauge.rewrites.planting:PlantOutliers",
+        "a few channels made loud, as in large models: what other rewrites are tried on, never a gain",
+        short="strength",
+        places=(REWRITES,),
+    ),
 }
