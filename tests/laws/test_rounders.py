@@ -19,7 +19,7 @@ from regauge.rounding.rounders import GPTQ
 GRIDS = sorted(parts.TABLE["grid"])
 SCALES = sorted(parts.TABLE["scale"])
 ROUNDERS = sorted(parts.TABLE["rounder"])
-GPTQS = [GPTQ(), GPTQ(static_groups=True), GPTQ(static_groups=True, order="activation")]
+GPTQS = [GPTQ(), GPTQ(static_groups=True), GPTQ(static_groups=True, order="activation"), GPTQ(tries=3)]
 COMPENSATORS = sorted(parts.TABLE["compensator"])
 
 

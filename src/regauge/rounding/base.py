@@ -29,6 +29,9 @@ class Rounder(Protocol):
     @property
     def needs(self) -> frozenset[str]: ...
 
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        """How often such a matrix is rounded with error feedback, O·I² each time; 0 where there is none."""
+
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes: ...
 
 

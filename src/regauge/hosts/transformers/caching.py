@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from transformers import DynamicCache
@@ -16,7 +17,8 @@ from transformers import DynamicCache
 from regauge.anatomy.model import Anatomy
 from regauge.cache.scheme import CachePlan
 from regauge.errors import FallbackWarning, SettingError
-from regauge.hosts.transformers.attending import attend, expect
+from regauge.hosts.transformers.attending import NAME, attend, expect
+from regauge.hosts.transformers.coding import may_read
 from regauge.hosts.transformers.owned import method, own
 from regauge.hosts.transformers.packed import PackedCache, cache_of
 from regauge.plan.caches import NONE, Asked, asked, cache_plan
@@ -28,8 +30,13 @@ PLAIN = (None, "dynamic")
 BATCHING = ("init_continuous_batching", "continuous_batching_context_manager", "generate_batch")
 
 
-def keep(model: Any, anatomy: Anatomy, plan: CachePlan | None) -> None:
-    """Lets a loaded model keep what a plan says, and lets requests ask for another."""
+def keep(model: Any, anatomy: Anatomy, plan: CachePlan | None, on_gpu: bool = False) -> None:
+    """Lets a loaded model keep what a plan says, and lets requests ask for another.
+
+    Args:
+        on_gpu: it runs on a GPU, where attention reads codes by a kernel of its own.
+    """
+    model.regauge_on_gpu = on_gpu
     if not model.can_generate():
         if plan is not None and not plan.plain:
             raise SettingError(f"a {type(model).__name__} makes no text and keeps no past: leave cache= out")
@@ -70,6 +77,12 @@ def keeps(model: Any) -> str:
     return "" if plan is None or plan.plain else plan.name
 
 
+def lets_go(model: Any) -> bool:
+    """Whether the plan by which a loaded model keeps its past lets tokens go."""
+    plan: CachePlan | None = getattr(model, "regauge_cache", None)
+    return plan is not None and any(block is not None and block.policy is not None for block in plan.blocks)
+
+
 def fresh(model: Any, request: object = None) -> Any:
     """A new cache of a model, by its plan or by what a request asks for; transformers' own where neither says anything.
 
@@ -80,14 +93,21 @@ def fresh(model: Any, request: object = None) -> Any:
         SettingError: it is nothing of these.
         RecipeError: it does not fit the model.
     """
-    plan = _asked_by(model, request)
+    plan = asked_by(model, request)
     if plan is None or plan.plain:
         return DynamicCache(config=model.config.get_text_config(decoder=True))
     if model.config.is_encoder_decoder:
         raise SettingError(f"the caches of a {type(model).__name__} are two for each block; leave {plan.name} out")
     if any(block is not None and (block.policy or block.merge) for block in plan.blocks):
         attend(model)
-    return cache_of(plan, model)
+    if not getattr(model, "regauge_on_gpu", False):
+        return cache_of(plan, model)
+    with suppress(SettingError):  # a family with an attention of its own decodes what is held
+        attend(model)
+    cache = cache_of(plan, model)
+    if model.config._attn_implementation == NAME:
+        may_read(cache, plan)
+    return cache
 
 
 def begun(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +118,13 @@ def begun(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs | {"past_key_values": fresh(model)}
 
 
-def _asked_by(model: Any, request: object) -> CachePlan | None:
+def asked_by(model: Any, request: object) -> CachePlan | None:
+    """The plan that a request asks for, by name or as a rule; None: the model's own.
+
+    Raises:
+        SettingError: it is nothing of these, or the model was not loaded with `rg.load`.
+        RecipeError: it does not fit the model.
+    """
     plan: CachePlan | None = getattr(model, "regauge_cache", None)
     if request is None:
         return plan
@@ -108,8 +134,10 @@ def _asked_by(model: Any, request: object) -> CachePlan | None:
         raise SettingError(
             f"{REQUEST}={str(request)[:40]!r} is no cache: give a preset's name, '{NONE}', or a rule as a mapping"
         )
-    wanted = asked(request, trusted=False)
-    return None if wanted is None else cache_plan(wanted, model.regauge_anatomy)
+    wanted, anatomy = asked(request, trusted=False), getattr(model, "regauge_anatomy", None)
+    if anatomy is None:
+        raise SettingError(f"a {type(model).__name__} that rg.load did not load keeps no {str(request)[:40]!r}")
+    return None if wanted is None else cache_plan(wanted, anatomy)
 
 
 def _forward(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -124,7 +152,7 @@ def _prepare(model: Any, generation_config: Any, model_kwargs: dict[str, Any], *
     given = model_kwargs.get("past_key_values")
     if given is not None and request is not None:
         raise SettingError(f"{REQUEST}={str(request)[:40]!r} and past_key_values= are two caches: give one of them")
-    plan = _asked_by(model, request)
+    plan = asked_by(model, request)
     length = _length(generation_config, model_kwargs)
     if type(given) is PackedCache and length:
         expect(given, length)
