@@ -32,6 +32,8 @@ from regauge.rounding.together import named
 from regauge.runtime.capabilities import runs
 
 Choices = Mapping[str, Point | None]
+AGAIN = "again"
+"""The option of a compensator that says how often what it leaves of a matrix is rounded anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,11 +127,15 @@ def round_site(w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = N
     if compensator is None:
         return piecewise(lambda w_RI, *of: rounder(_narrow(w_RI), *of), w_OI, fmt, stats)
     w_OI = _narrow(w_OI)
-    codes = rounder(w_OI, fmt, stats)
-    added = compensator(w_OI.float(), fmt.decode(codes), stats)
     rows, columns = w_OI.shape
+    codes = rounder(w_OI, fmt, stats)
     try:
-        return replace(codes, terms=(*codes.terms, *checked(added, (rows, columns))))
+        terms = checked(compensator(w_OI.float(), fmt.decode(codes), stats), (rows, columns))
+        for _ in range(int(dict(choice.spec("compensator").options).get(AGAIN, 0))):
+            rest_OI = w_OI.float() - sum(term.dense().float() for term in terms)
+            codes = rounder(rest_OI, fmt, stats)
+            terms = checked(compensator(w_OI.float(), fmt.decode(codes), stats), (rows, columns))
+        return replace(codes, terms=(*codes.terms, *terms))
     except ValueError as error:
         name = choice.name("compensator")
         raise RecipeError(f"the compensator {name!r} does not serve a matrix of {rows} x {columns}: {error}") from error

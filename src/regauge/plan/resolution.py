@@ -222,11 +222,12 @@ def _refusals(point: Point, site: Site) -> list[str]:
             f"ranger {point.name('ranger')!r} is learnt by the error of a block's output, and what lies in no block "
             "has none: give it another ranger"
         )
-    if site.tap is None:
-        needs = sorted(parts.rounder_of(point).needs)
+    compensator = parts.compensator_of(point)
+    seen = {"rounder": parts.rounder_of(point).needs, "compensator": compensator.needs if compensator else frozenset()}
+    for axis, needs in seen.items() if site.tap is None else ():
         if needs:
-            name = point.name("rounder")
-            reasons.append(f"rounder {name!r} needs {needs[0]} of an input, and a table looked up by index has none")
+            told = f"{axis} {point.name(axis)!r} needs {min(needs)} of an input"
+            reasons.append(f"{told}, and a table looked up by index has none")
     return reasons
 
 

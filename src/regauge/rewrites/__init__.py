@@ -3,6 +3,7 @@
 from regauge.rewrites.base import Rewrite, fixed
 from regauge.rewrites.norms import FoldNorm, LayerNormToRMS
 from regauge.rewrites.permutation import PermuteByImportance
+from regauge.rewrites.reading import SmoothReaders
 from regauge.rewrites.rotation import RotateHadamard
 from regauge.rewrites.smoothing import SmoothNorms, SmoothStreams
 
@@ -13,6 +14,7 @@ __all__ = [
     "Rewrite",
     "RotateHadamard",
     "SmoothNorms",
+    "SmoothReaders",
     "SmoothStreams",
     "fixed",
 ]
