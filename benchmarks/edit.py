@@ -3,10 +3,10 @@
     python benchmarks/edit.py                                # 135M shape, 8k tokens; the bundled model on this project
     python benchmarks/edit.py --model DIR --text FILE        # the gap on a model and text of your own
 
-The cost, in seconds of processors, is of random weights, a model of transformers in bf16: ten tokens inserted in the
-middle. The gap is KL from
-the model that read the edited text to the one whose cache was edited, over the tokens that come next; beside it, what
-keys that stay where they were lose (the cache is cut open and the new tokens are put in: what PIE turns).
+The cost, in seconds and in seconds of processors, is of random weights, a model of transformers in bf16: ten tokens
+inserted in the middle; beside it the bytes that such an edit has to move. The gap is KL from the model that read the
+edited text to the one whose cache was edited, over the tokens that come next; beside it, what keys that stay where they
+were lose (the cache is cut open and the new tokens are put in: what PIE turns).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ ROOT = Path(__file__).resolve().parent.parent
 NEXT, NEW = 32, 10  # tokens that are judged, and that are inserted
 
 
+def timed(what: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What it gives, seconds, and seconds of processors."""
+    began, spent = time.perf_counter(), time.process_time()
+    found = what()
+    return found, time.perf_counter() - began, time.process_time() - spent
+
+
 def cost(tokens: int, rounds: int) -> None:
     """Seconds of reading and of editing."""
     shape = SHAPES["smollm-135m"]
@@ -37,21 +45,24 @@ def cost(tokens: int, rounds: int) -> None:
     torch.set_default_dtype(torch.float32)
     ids, new = (torch.randint(shape.vocabulary, (1, count)) for count in (tokens, NEW))
     with torch.no_grad():
-        began = time.process_time()
-        cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
-        whole = time.process_time() - began
-    print(f"{shape.name}, {tokens:,} tokens: read {whole:.2f} s", flush=True)
-    told, spent = [(tokens // 2, 0, new[0])], []
-    now = rg.cache.Edited(cache, ids, None)
+        cache, whole, spent = timed(lambda: model(ids, use_cache=True, logits_to_keep=1).past_key_values)
+    print(f"{shape.name}, {tokens:,} tokens: read in {whole:.2f} s ({spent:.2f} s of processors)", flush=True)
+    held = sum(layer.keys.nbytes for layer in cache.layers)
+    print(f"to be moved: {2 * held / 1e6:.0f} MB of keys and values, of which {held / 2e6:.0f} MB turn", flush=True)
+    told, found = [(tokens // 2, 0, new[0])], []
+    now, edit = rg.cache.Edited(cache, ids, None), rg.cache.edit
     for number in range(rounds + 1):  # the first also finds out how the model's keys turn
-        began = time.process_time()
-        one = rg.cache.edit(model, now.cache, now.ids, told)
-        spent.append(time.process_time() - began)
+        one, *seconds = timed(lambda: edit(model, now.cache, now.ids, told))  # noqa: B023  # called at once
+        found.append(seconds)
         if number == rounds - 1:
             now = one  # the last is an edit of what was edited
-    middle = sorted(spent[1:-1])[len(spent[1:-1]) // 2]
-    for what, seconds in (("the first edit", spent[0]), ("then", middle), ("after another edit", spent[-1])):
-        print(f"{NEW} tokens in the middle, {what}: {seconds:.3f} s, {seconds / whole:.2%} of reading", flush=True)
+    then = sorted(found[1:-1])[len(found[1:-1]) // 2]
+    for what, (wall, own) in (("the first edit", found[0]), ("then", then), ("after another edit", found[-1])):
+        print(
+            f"{NEW} tokens in the middle, {what}: {wall:.3f} s, {wall / whole:.2%} of reading "
+            f"({own:.3f} s of processors, {own / spent:.2%})",
+            flush=True,
+        )
 
 
 def gap(folder: Path, text: str, length: int, texts: int) -> None:

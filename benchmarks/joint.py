@@ -1,6 +1,6 @@
 """One budget over weights and cache against the two ways to spend it without: at equal bytes, is KL lower?
 
-    python benchmarks/joint.py [--quick] [--context 16k]
+    python benchmarks/joint.py [--quick] [--context 16k] [--total 30MB]
 
 On novel-llama-8m, at two totals of bytes of weights and cache at a context: what `kivi-4` and even 4-bit weights take
 together, and what a bf16 cache and such weights take. At each, `fit --budget memory@16k=...` is held against the better
@@ -8,6 +8,7 @@ of (a) `fit` on the weights alone beside a bf16 cache and (b) kivi-4 with the be
 All are built, loaded and scored on held-out novels, in windows of as many tokens as the model reads (1,024: bytes are
 by formula at the longer context), piece by piece behind their caches, so that tokens read codes. The bootstrap draws
 documents for both at once. Passes where the interval of the difference of mean KL lies below zero at both totals.
+`--total` takes another total in their place; give it several times for several.
 
 --quick reads less text and tries fewer variants. Without ../shared there is nothing to run on, and it says so.
 """
@@ -26,7 +27,7 @@ import torch
 from fit_vs_uniform import SHARED, halves, novels, uniform
 
 from regauge.amounts import context as read_context
-from regauge.amounts import told
+from regauge.amounts import memory, told
 from regauge.artifact.files import weight_bytes
 from regauge.cache.scheme import CachePlan
 from regauge.engine import apply
@@ -174,6 +175,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--context", default="16k")
     parser.add_argument("--first", action="store_true", help="the smaller total alone")
+    parser.add_argument("--total", action="append", default=[], help="30MB: this total instead")
     given = parser.parse_args()
     if not (SHARED / "models" / MODEL).exists():
         print(f"skipped: {SHARED / 'models' / MODEL} is not here")
@@ -193,8 +195,9 @@ def main() -> int:
         assert plan is not None
         kivi = bytes_at(cache_plan(plan, source.anatomy), source.anatomy, context)
         _, weights = bench.applied(FIRST)
-        limits = [kivi + weights, bench.whole + weights]
-        passed = [contest(bench, limit) for limit in limits[: 1 if given.first else 2]]
+        limits = [kivi + weights, bench.whole + weights][: 1 if given.first else 2]
+        limits = [memory(total, f"--total {total}") for total in given.total] or limits
+        passed = [contest(bench, limit) for limit in limits]
     print(f"\n{'PASS' if all(passed) else 'FAIL'}; {time.monotonic() - began:.0f} s")
     return 0 if all(passed) else 1
 

@@ -7,7 +7,7 @@ Text is the standard library of the Python that runs this (`scripts/stdlib_text.
 trained on calibrates, the part that it never saw is scored. For every preset: KL of its artifact to the original, in
 nats a token, with a 95 % interval over documents. Beside it stands its null: the same bits, the same grain and the same
 inputs, integers rounded to nearest, nothing rewritten and nothing added back; of a preset that prunes, as many units
-drawn by lot and nothing repaired. Presets that are their own null have none.
+drawn by lot and nothing repaired. Presets that are their own null have none. Of caches see `cache_rows.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cache_rows
 import torch
 
 from regauge import apply, parts
@@ -31,8 +32,9 @@ from regauge.hosts.transformers.source import read_tokenizer
 from regauge.measure.machine import machine
 from regauge.measure.quality import Scores, compare, paired, summarise
 from regauge.measure.subject import logits
-from regauge.parts import INPUTS, SHAPE, WEIGHTS, Point, Spec
+from regauge.parts import CACHE, INPUTS, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, Rule, digest, load, presets
+from regauge.plan.caches import of_caches
 from regauge.text.corpora import corpus
 from regauge.text.split import pieces
 from regauge.text.tokens import frame
@@ -103,8 +105,24 @@ def measure(chosen: list[str], keep: Callable[[Kept], None]) -> None:
             [sys.executable, ROOT / "scripts" / "stdlib_text.py", text], check=True, stdout=subprocess.DEVNULL
         )
         read = corpus(text / "heldout")
-        windows = cut(pieces(read), tokenizer, LENGTH, description=read.description, before=frame(tokenizer)[0])
-        windows = windows.take(SCORED, 0)
+        documents, before = pieces(read), frame(tokenizer)[0]
+        windows = cut(documents, tokenizer, LENGTH, description=read.description, before=before).take(SCORED, 0)
+        head = _head(windows.predicted)
+
+        def kept(row: dict[str, Any]) -> None:
+            rows.update(row)
+            for name, one in row.items():
+                print(f"{name:<26}{told(one)}", flush=True)
+            keep(head | {"rows": rows})
+
+        caches = [name for name in chosen if name in of_caches()]
+        if caches:
+            size = cache_rows.LENGTH
+            long = cut(documents, tokenizer, size, size, read.description, before)
+            cache_rows.measure(caches, MODEL, long.take(cache_rows.COUNT * (size - 1), 0), kept)
+        chosen = [name for name in chosen if name not in caches]
+        if not chosen:
+            return
         with torch.inference_mode():
             batches = [batch.ids_BT for batch in windows.batches(BATCH)]
             original = list(logits(load_model(MODEL, dtype=torch.float32), batches))
@@ -128,9 +146,7 @@ def measure(chosen: list[str], keep: Callable[[Kept], None]) -> None:
                 row["verdict"] = {"first": "better", "second": "worse", "neither": "no different"}[
                     paired(ours, base).verdict
                 ]
-            rows[name] = row
-            print(f"{name:<26}{told(row)}", flush=True)
-            keep(_head(windows.predicted) | {"rows": rows})
+            kept({name: row})
 
 
 def _head(tokens: int) -> Kept:
@@ -144,6 +160,7 @@ def _head(tokens: int) -> Kept:
             f"{CALIBRATED} tokens of the rest calibrate"
         ),
         "null": "nearest rounding at the same bits and grain",
+        "caches": cache_rows.READ,
         "machine": machine().cpu,
     }
 
@@ -175,12 +192,17 @@ def told(row: dict[str, Any]) -> str:
     return text
 
 
+def measurable(plan: Plan) -> bool:
+    """Whether it does something that is measured here."""
+    return any(plan.of(place) for place in (WEIGHTS, SHAPE, CACHE))
+
+
 def main() -> int:
     words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     words.add_argument("--write", action="store_true", help=f"keep it in {KEPT.name}")
     words.add_argument("--only", nargs="*", default=[], help="presets of these names, in this order")
     given = words.parse_args()
-    chosen = given.only or [name for name in presets() if load(name).of(WEIGHTS) or load(name).of(SHAPE)]
+    chosen = given.only or [name for name in presets() if measurable(load(name))]
     measure(chosen, _write if given.write else lambda _: None)
     return 0
 

@@ -51,11 +51,12 @@ same names in Python, where amounts are strings too: `rg.fit(MODEL, OUT, budget=
 def choose() -> str:
     """The presets, by bits."""
     told = kept()
-    rows = sorted(told["rows"].items(), key=lambda item: (item[1]["bits"], item[1]["kl"][0]))
+    measurable = [name for name in presets() if load(name).of(WEIGHTS) or load(name).of(SHAPE)]
+    found = {name: row for name, row in told["rows"].items() if name in measurable}  # caches: docs/cache.md
+    rows = sorted(found.items(), key=lambda item: (item[1]["bits"], item[1]["kl"][0]))
     owner = {name: method for method in methods() if method.kind in (PRESET, OF_CACHE) for name in method.names}
     stock = {name for method in methods(loads_in="vllm") for name in method.names}
     how = f"Measured on {told['model']}: {told['text']}"
-    measurable = [name for name in presets() if load(name).of(WEIGHTS) or load(name).of(SHAPE)]
     missing = len(measurable) - len(rows)
     left = f" {missing} of {len(measurable)} presets have no figure yet." if missing else ""
     lines = [CHOOSE.format(how=how, command=told["command"], missing=left)]

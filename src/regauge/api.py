@@ -192,6 +192,7 @@ def measure(
     tasks: str | Path | Sequence[str] | None = None,
     max_memory: str | int | None = None,
     cache: Asked | None = None,
+    long: int = 0,
     seed: int = 0,
     device: str = "cpu",
     progress: Watcher | None = None,
@@ -202,11 +203,20 @@ def measure(
     Args:
         tasks: names of lm-eval's tasks, or files of questions: `"arc_easy,mine.jsonl"` or a list.
         cache: what all but the first keep of the past, as `load` takes it; a model alone is held against itself.
+        long: tokens that the first model writes greedily behind some prompts: until where the others would have written
+            the same, and how KL grows along them.
     """
     computed_on(device, "measure")
     with _watching("measure", progress, quiet) as watch:
         return _measure(
-            models, eval=eval, seed=seed, progress=watch, max_memory=_bytes(max_memory), tasks=tasks, cache=cache
+            models,
+            eval=eval,
+            seed=seed,
+            progress=watch,
+            max_memory=_bytes(max_memory),
+            tasks=tasks,
+            cache=cache,
+            long=long,
         )
 
 

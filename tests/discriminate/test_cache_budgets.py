@@ -58,10 +58,10 @@ def test_a_pyramid_is_wide_below_and_keeps_the_sum() -> None:
 
 
 def test_by_sensitivity_in_proportion_over_layers_and_heads() -> None:
-    weights = ((3.0, 1.0), (1.0,))
+    weights = "3/1 1"
     found = [lengths(Sensitivity(0.5, weights=weights), layer=Layer(number, 2, BLOCK)) for number in (0, 1)]
     assert found == [[48, 16], [16, 16]]  # 12 blocks as 3 : 1 : 1 : 1
-    with pytest.raises(BudgetError, match=r"wants a weight for each of 1 layers.*has 2 rows; `regauge fit`"):
+    with pytest.raises(BudgetError, match=r"wants a weight for each of 1 blocks, .* 2 heads, and '3/1 1' has 2"):
         lengths(Sensitivity(0.5, weights=weights))
 
 
@@ -145,7 +145,9 @@ def test_what_cannot_be_is_refused() -> None:
         (lambda: Pyramid(beta=0.5), "beta is 1 or more"),
         (lambda: AcrossHeads(floor=2), "floor is a share, 0 to 1"),
         (lambda: ByKind(contextual=0), "contextual is a share of an even budget"),
-        (lambda: Sensitivity(weights=((-1.0,),)), "weights are 0 or more"),
+        (lambda: Sensitivity(weights="-1 2"), "weights are 0 or more, and finite; you wrote '-1 2'"),
+        (lambda: Sensitivity(weights="nan"), "weights are 0 or more"),
+        (lambda: Sensitivity(weights="3, 1"), "one a block, such as '3 1 1 2'; you wrote '3, 1'"),
     ]:
         with pytest.raises(ValueError, match=why):
             make()

@@ -19,8 +19,8 @@ from regauge.cache.budgets import AcrossHeads
 from regauge.cache.disposals import Drop
 from regauge.cache.scheme import BlockCache, CachePlan, Policy, Scheme
 from regauge.cache.scores import Random
+from regauge.hosts.transformers import saved
 from regauge.hosts.transformers.caching import fresh
-from regauge.hosts.transformers.saved import load_cache, save_cache
 from regauge.kernels.cpu.library import available
 from stores import kivi
 
@@ -114,7 +114,7 @@ def test_a_chat_goes_on_is_copied_saved_and_forgotten(name: str, model: Any, tmp
     cache = fresh(model, plan)
     answer = written(model, cache, first)
     longer = {"input_ids": torch.cat((answer, answer[:, 3:10]), 1)}
-    branch, loaded = copy.deepcopy(cache), load_cache(save_cache(cache, tmp_path / "a", model), model, plan)
+    branch, loaded = copy.deepcopy(cache), saved.load(model, saved.save(model, cache, tmp_path / "a"), plan)
     with pytest.raises(RuntimeError, match="a policy has let go of tokens among the first"):
         cache.crop(-100)
     assert not cache.is_croppable

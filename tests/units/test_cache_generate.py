@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+import regauge as rg
 from pico import pico
 from regauge.cache.scheme import Scheme
 from regauge.errors import ModelError
@@ -172,13 +174,27 @@ def test_sequences_repeat_and_are_selected(model: Any) -> None:
     assert cache.is_croppable
 
 
-def test_two_conversations_in_two_threads(model: Any) -> None:
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_chat_is_saved_and_goes_on(name: str, model: Any, tmp_path: Path) -> None:
+    cache = ours(SCHEMES[name], model)
+    answer = written(model, cache, prompts(2, 60), 20)
+    longer = {"input_ids": torch.cat((answer, answer[:, 3:11]), 1)}
+    loaded = rg.cache.load(model, rg.cache.save(model, cache, tmp_path / "chat"), cache.plan)
+    for how in ({}, {"num_beams": 2}):
+        texts = [written(model, copy.deepcopy(one), longer, 15, **how).tolist() for one in (cache, loaded)]
+        assert texts[0] == texts[1]
+        for one in (cache, loaded):
+            one.batch_repeat_interleave(2)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_two_conversations_in_two_threads(name: str, model: Any) -> None:
     texts = [prompts(1, 50 + n) for n in range(2)]
-    wanted = [written(model, ours(SCHEMES["kivi-2"], model), text).tolist() for text in texts]
+    wanted = [written(model, ours(SCHEMES[name], model), text, 30).tolist() for text in texts]
     found: list[Any] = [None, None]
 
     def write(n: int) -> None:
-        found[n] = written(model, ours(SCHEMES["kivi-2"], model), texts[n]).tolist()
+        found[n] = written(model, ours(SCHEMES[name], model), texts[n], 30).tolist()
 
     threads = [threading.Thread(target=write, args=(n,)) for n in range(2)]
     for thread in threads:

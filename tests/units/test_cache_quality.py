@@ -61,3 +61,32 @@ def test_kinds_of_heads_cost_no_more_than_an_even_budget(scored: Any) -> None:
 
 def test_four_bits_cost_little(scored: Any) -> None:
     assert scored("kivi-4") < 0.01
+
+
+@pytest.mark.parametrize("kind", ["scale", "bias"])
+def test_outliers_in_channels_of_keys_pass_by_channel_and_fail_by_token(kind: str) -> None:
+    """Both are exact moves: two channels of 32 times the size that queries take back, and a bias that is the same for
+    all scores of a query."""
+    import cache_quality as bench
+    from transformers import AutoModelForCausalLM
+
+    from regauge.hosts.transformers.attending import attend
+    from regauge.hosts.transformers.table import anatomy_of
+
+    where = ROOT / "bundled" / "code-llama-5m" if kind == "scale" else SHARED / "models" / "novel-neox-9m"
+    if not where.exists():
+        pytest.skip("the model of novels is not here")
+    model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32).eval()
+    ids_BT = torch.randint(0, 500, (1, 320), generator=torch.Generator().manual_seed(0), dtype=torch.int64)
+    with torch.no_grad():
+        before_BTV = model(ids_BT).logits
+        bench.plant(model, kind)
+        whole_BTV = model(ids_BT).logits
+        assert float(bench.divergence(before_BTV, whole_BTV).mean()) < 1e-6
+        attend(model)
+        rows = bench.plans(model, anatomy_of(model.config, model), 0.25, 32)
+        by_channel, by_token = (
+            float(bench.measure(model, rows[name], ids_BT, whole_BTV, (256, 256)).mean())
+            for name in ("kivi-4", "kivi-4, keys by token")
+        )
+    assert by_channel < 0.01 < by_token

@@ -10,14 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import StaticCache
 
+import regauge as rg
 from pico import pico
+from regauge.artifact import disk
 from regauge.cache.scheme import CachePlan, Scheme
-from regauge.errors import ArtifactError, ModelError, OutputError
+from regauge.errors import ArtifactError, ModelError, OutputError, SettingError
 from regauge.formats.grains import Time, Token
+from regauge.hosts.transformers import saved
 from regauge.hosts.transformers.packed import cache_of
-from regauge.hosts.transformers.saved import identity, load_cache, save_cache
+from regauge.hosts.transformers.saved import identity, load, save
 from stores import asymmetric, kivi, plan_of, symmetric
 
 SCHEMES = {
@@ -48,10 +53,10 @@ def test_what_was_saved_goes_on(name: str, tokens: int, tmp_path: Path) -> None:
     model, plan = pico("llama", **HEADS), plan_of(SCHEMES[name], 2)
     cache, _ = begun(model, plan, tokens)
     cache.layers[1].beside["mass"] = torch.arange(2.0)
-    path = save_cache(cache, tmp_path / "a.safetensors", model)
+    path = save(model, cache, tmp_path / "a.safetensors")
     size = sum(layer.bytes for layer in cache.layers)
     assert path.stat().st_size < size + 6000
-    loaded = load_cache(path, model, plan)
+    loaded = load(model, path, plan)
     assert loaded.layers[1].beside["mass"].tolist() == [0.0, 1.0]
     assert loaded.get_seq_length() == tokens
     assert next_logits(model, loaded).equal(next_logits(model, cache))
@@ -67,7 +72,7 @@ def test_evicted_and_sliding_blocks_are_saved_too(tmp_path: Path) -> None:
     rows = torch.arange(32)
     kept = [[rows if (b + h) % 2 else rows[:0] for h in range(3)] for b in range(2)]
     cache.layers[1].evict(kept)
-    loaded = load_cache(save_cache(cache, tmp_path / "a", model), model, plan)
+    loaded = load(model, save(model, cache, tmp_path / "a"), plan)
     assert loaded.layers[1].held.equal(cache.layers[1].held)
     assert loaded.layers[1].keys.equal(cache.layers[1].keys)
     assert loaded.layers[0].get_mask_sizes(1) == cache.layers[0].get_mask_sizes(1)
@@ -78,27 +83,91 @@ def test_evicted_and_sliding_blocks_are_saved_too(tmp_path: Path) -> None:
 def test_what_is_not_its_own_is_refused(tmp_path: Path) -> None:
     model, plan = pico("llama", **HEADS), plan_of(SCHEMES["kivi-2"], 2)
     cache, _ = begun(model, plan)
-    path = save_cache(cache, tmp_path / "a", model)
+    path = save(model, cache, tmp_path / "a")
     with pytest.raises(OutputError, match="does not replace it"):
-        save_cache(cache, path, model)
+        save(model, cache, path)
     with pytest.raises(ArtifactError, match="of another model, or of this one otherwise compressed"):
-        load_cache(path, pico("llama", seed=1, **HEADS), plan)
+        load(pico("llama", seed=1, **HEADS), path, plan)
     with pytest.raises(ArtifactError, match="differs from 'test' of this model"):
-        load_cache(path, model, plan_of(SCHEMES["kv8"], 2))
+        load(model, path, plan_of(SCHEMES["kv8"], 2))
     with pytest.raises(ArtifactError, match="this model has no such cache"):
-        load_cache(path, model)
+        load(model, path)
     for name, wrong in (("version", 2), ("layout", 0), ("numbers", 3), ("numbers", [{"length": -1}] * 2)):
         changed = rewritten(path, tmp_path / f"{name}{wrong}"[:20], {name: wrong})
         with pytest.raises(ArtifactError, match=r"puts tokens away otherwise|what is no sense"):
-            load_cache(changed, model, plan)
+            load(model, changed, plan)
     (tmp_path / "cut").write_bytes(path.read_bytes()[:-40])
     (tmp_path / "text").write_text("no cache")
     for name in ("cut", "text", "absent"):
         with pytest.raises(ArtifactError, match="cannot be read as a saved cache"):
-            load_cache(tmp_path / name, model, plan)
+            load(model, tmp_path / name, plan)
     save_file({"0.keys": torch.zeros(1)}, tmp_path / "plain")
     with pytest.raises(ArtifactError, match="says whose tokens these are"):
-        load_cache(tmp_path / "plain", model, plan)
+        load(model, tmp_path / "plain", plan)
+
+
+def test_a_cache_of_transformers_own_is_saved_by_its_public_name(tmp_path: Path) -> None:
+    """Blocks behind a window among them; it comes back as the same kind and goes on as the one that was saved."""
+    model = pico("gemma3", **HEADS)
+    with torch.no_grad():
+        cache = model(torch.arange(3, 33).repeat(2, 1), use_cache=True).past_key_values
+    kinds = [type(layer) for layer in cache.layers]
+    loaded = rg.cache.load(model, rg.cache.save(model, cache, tmp_path / "a"))
+    assert [type(layer) for layer in cache.layers] == kinds
+    assert type(loaded) is type(cache)
+    assert loaded.get_seq_length() == 30
+    assert next_logits(model, loaded).equal(next_logits(model, cache))
+    with pytest.raises(ModelError, match="a StaticCache is not saved"):
+        rg.cache.save(model, StaticCache(config=model.config, max_cache_len=16), tmp_path / "b")
+    with pytest.raises(SettingError, match=r"that rg.load did not load keeps no 'kivi-4'"):
+        rg.cache.load(model, tmp_path / "a", "kivi-4")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plan = pico("llama", **HEADS), plan_of(SCHEMES["kivi-2"], 2)
+    cache, _ = begun(model, plan)
+
+    def half(tensors: Any, path: Path, *about: Any) -> None:
+        path.write_bytes(bytes(100))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saved, "save_file", half)
+        with pytest.raises(OutputError, match=r"cannot be written, and nothing is left there: .*No space left"):
+            save(model, cache, tmp_path / "a")
+        patch.setattr(disk, "free_bytes", lambda out: 10)
+        with pytest.raises(OutputError, match="its disk has 10 B free"):
+            save(model, cache, tmp_path / "a")
+    with pytest.raises(OutputError, match="cannot be written"):
+        save(model, cache, tmp_path / "absent" / "a")
+    assert not [*tmp_path.iterdir()]
+    assert next_logits(model, load(model, save(model, cache, tmp_path / "a"), plan)).equal(next_logits(model, cache))
+
+
+def test_a_file_of_another_model_is_refused_before_its_tensors_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, plan = pico("llama", **HEADS), plan_of(SCHEMES["kivi-2"], 2)
+    path = save(model, begun(model, plan)[0], tmp_path / "a")
+    monkeypatch.setattr(saved, "safe_open", Header)
+    with pytest.raises(ArtifactError, match="of another model"):
+        load(pico("llama", seed=1, **HEADS), path, plan)
+
+
+class Header:
+    """A file of which nothing but what it says of itself can be read."""
+
+    def __init__(self, path: Path, framework: str) -> None:
+        with safe_open(path, framework) as file:
+            self.about: dict[str, str] = file.metadata()
+
+    def __enter__(self) -> Header:
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def metadata(self) -> dict[str, str]:
+        return self.about
 
 
 @pytest.mark.parametrize(
@@ -113,14 +182,12 @@ def test_what_is_not_its_own_is_refused(tmp_path: Path) -> None:
 )
 def test_tensors_that_do_not_fit_are_refused(name: str, tensor: Any, why: str, tmp_path: Path) -> None:
     model, plan = pico("llama", **HEADS), plan_of(SCHEMES["kivi-2"], 2)
-    path = save_cache(begun(model, plan)[0], tmp_path / "a", model)
+    path = save(model, begun(model, plan)[0], tmp_path / "a")
     with pytest.raises(ArtifactError, match=why):
-        load_cache(rewritten(path, tmp_path / "b", {}, {name: tensor}), model, plan)
+        load(model, rewritten(path, tmp_path / "b", {}, {name: tensor}), plan)
 
 
 def rewritten(path: Path, to: Path, about: dict[str, Any], tensors: dict[str, Any] | None = None) -> Path:
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         told = json.loads(file.metadata()["regauge_cache"]) | about
     save_file(load_file(path) | (tensors or {}), to, {"regauge_cache": json.dumps(told)})
@@ -142,12 +209,12 @@ def test_a_model_s_identity_is_its_own() -> None:
 def test_another_process_goes_on(tmp_path: Path) -> None:
     model, plan = pico("llama", **HEADS), plan_of(SCHEMES["kivi-2"], 2)
     cache, _ = begun(model, plan)
-    path = save_cache(cache, tmp_path / "a", model)
+    path = save(model, cache, tmp_path / "a")
     code = (
         "import sys; sys.path[:0] = ['tests', '.']\n"
         "from test_cache_saved import *\n"
         "model = pico('llama', **HEADS)\n"
-        f"cache = load_cache({str(path)!r}, model, plan_of(SCHEMES['kivi-2'], 2))\n"
+        f"cache = load(model, {str(path)!r}, plan_of(SCHEMES['kivi-2'], 2))\n"
         "print(next_logits(model, cache).double().sum().item())\n"
     )
     done = subprocess.run(

@@ -14,6 +14,7 @@ import regauge as rg
 from architectures import build
 from pico import pico
 from regauge.errors import ModelError, SettingError
+from regauge.hosts.transformers import moving
 from regauge.hosts.transformers.adopting import adopt
 from regauge.hosts.transformers.cache import GrowingLayer, SlidingLayer
 from regauge.hosts.transformers.packed import cache_of
@@ -146,6 +147,25 @@ def test_one_edit_after_another_adds_no_rounding_to_keys_of_16_bits() -> None:
     before, after = drift(model, originals=False)
     pairs = [(one.keys.float(), other.keys.float()) for one, other in zip(before.layers, after.layers, strict=True)]
     assert 1e-3 < max(float((one - other).norm() / one.norm()) for one, other in pairs) < 3e-2
+
+
+def test_an_edit_turns_each_kept_key_once_and_the_model_reads_what_is_new_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the cache was edited before: keys are known as those that were moved without turning them again."""
+    model = pico("llama", dtype=torch.bfloat16)
+    ids, turned, read = text(model, 40), list[int](), list[int]()
+    edited = rg.cache.edit(model, cached(model, ids), ids, [(3, 0, [5])])
+    monkeypatch.setattr(moving, "turn", lambda keys, *how: turned.append(keys.shape[2]) or turn(keys, *how))
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, args, options: read.append(options["input_ids"].shape[1]), with_kwargs=True
+    )
+    before = [layer.keys.clone() for layer in edited.cache.layers]
+    again = rg.cache.edit(model, edited.cache, edited.ids, [(3, 1), (20, 0, [7, 8])])
+    assert turned == [20] * 2  # tokens 4 to 20 go back to where they were read, and are not turned at all
+    assert read == [2]
+    assert all(layer.keys.equal(was) for layer, was in zip(edited.cache.layers, before, strict=True))
+    assert again.cache.get_seq_length() == 41
 
 
 def test_originals_that_the_cache_holds_no_more_are_not_used() -> None:

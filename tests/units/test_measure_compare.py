@@ -52,7 +52,7 @@ def subject(name: str, sharpness: float, ms: float, own: float | None = None) ->
         found = {RUNTIME: Toy(sharpness, ms)}
         return found if own is None else {**found, ORIGINAL: Toy(sharpness, own)}
 
-    def outputs(batches: Sequence[Mapping[str, torch.Tensor]]) -> Outputs:
+    def outputs(batches: Sequence[Mapping[str, torch.Tensor]], prompt: int | None = None) -> Outputs:
         return lambda: (Toy(sharpness, 0)(**batch).logits for batch in batches)
 
     return Subject(name, f"nowhere/{name}", lambda: Facts(NEXT, 7, 32), outputs, ways)

@@ -132,6 +132,7 @@ FLAGS = {
         "--device",
         "--eval",
         "--json",
+        "--long",
         "--max-memory",
         "--quiet",
         "--seed",

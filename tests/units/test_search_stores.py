@@ -242,6 +242,10 @@ def test_fit_spends_one_budget_over_weights_and_cache(
     assert any(one.keys < 16 for one in run.caches)
     assert "filled, take" in run.verdicts[0].how
     assert any("16,384 tokens" in note for note in run.notes)
+    assert run.long is not None
+    assert 0 < run.long.tokens <= 2048
+    assert any(note.startswith("long generation: ") for note in run.notes)
+    assert record.read(out).long == run.long
     assert record.read(out).caches == run.caches
     receipt = pick(out, 0, tmp_path / "picked", force=True)
     assert receipt.caches

@@ -209,6 +209,7 @@ def test_stream_is_greedy_generate(model: Any) -> None:
         ([-1], {}, "from 0 to 52"),
         (torch.tensor([0.5]), {}, "from 0 to 52"),
         ("text", {}, "tokenizer"),
+        ([1] * 65, {}, "65 tokens and the model reads 64 at once"),
         ([1], {"max_new_tokens": 0}, "max_new_tokens=0"),
     ],
 )

@@ -14,6 +14,8 @@ _HOMES = {
     "Edited": "hosts.transformers.editing",
     "changes": "cache.edits",
     "edit": "hosts.transformers.editing",
+    "load": "hosts.transformers.saved",
+    "save": "hosts.transformers.saved",
     "share": "hosts.transformers.branching",
 }
 

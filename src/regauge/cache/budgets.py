@@ -9,6 +9,7 @@ Legend: B sequences, H KV heads, O older tokens (all but the window), N blocks o
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -181,28 +182,38 @@ class ByKind(_Kept):
 
 @dataclass(frozen=True)
 class Sensitivity(_Kept):
-    """In proportion to how much each head has been measured to matter.
+    """In proportion to how much each block, or each head of it, has been measured to matter; by whom is open.
 
     Args:
-        weights: layers, and in each KV heads or one number for all of them; `regauge fit` measures them.
+        weights: a number a block, blanks between them; or one a KV head, with strokes: `3/1 1/1` of two blocks.
     """
 
-    weights: tuple[tuple[float, ...], ...] = ()
+    weights: str = ""
     queries: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if any(weight < 0 for row in self.weights for weight in row):
-            raise ValueError("weights are 0 or more")
+        try:
+            found = [weight for row in self.rows for weight in row]
+        except ValueError as error:
+            said = f"weights are numbers, one a block, such as '3 1 1 2'; you wrote {self.weights!r}"
+            raise ValueError(said) from error
+        if not all(0 <= weight < math.inf for weight in found):
+            raise ValueError(f"weights are 0 or more, and finite; you wrote {self.weights!r}")
+
+    @property
+    def rows(self) -> tuple[tuple[float, ...], ...]:
+        """Of each block one number, or one a KV head."""
+        return tuple(tuple(float(each) for each in row.split("/")) for row in self.weights.split())
 
     def __call__(self, score_BHO: Tensor, seen: Seen, layer: Layer) -> Tensor:
-        heads, rows = score_BHO.shape[1], []
-        if len(self.weights) != layer.layers or any(len(row) not in (1, heads) for row in self.weights):
+        heads, rows, given = score_BHO.shape[1], [], self.rows
+        if len(given) != layer.layers or any(len(row) not in (1, heads) for row in given):
             raise BudgetError(
-                f"a budget by sensitivity wants a weight for each of {layer.layers} layers, or for each of their "
-                f"{heads} heads, and has {len(self.weights)} rows; `regauge fit` measures them"
+                f"a budget by sensitivity wants a weight for each of {layer.layers} blocks, or for each of their "
+                f"{heads} heads, and {self.weights!r} has {len(given)}"
             )
-        weights = tuple(weight for row in self.weights for weight in (row * heads if len(row) == 1 else row))
+        weights = tuple(weight for row in given for weight in (row * heads if len(row) == 1 else row))
         for mean, there in self.blocks(seen, layer):
             each = apportion(weights, mean * len(weights), min(1, mean), there * layer.layers)
             rows.append(each[layer.number * heads : (layer.number + 1) * heads])

@@ -136,6 +136,15 @@ def measure(
             "answer; several with commas.",
         ),
     ] = None,
+    long: Annotated[
+        int,
+        typer.Option(
+            "--long",
+            metavar="N",
+            min=0,
+            help="Also have the first model write so many tokens, and tell how long the others would write the same.",
+        ),
+    ] = 0,
     max_memory: MAX_MEMORY = None,
     cache: CACHE = None,
     seed: SEED = 0,
@@ -156,7 +165,7 @@ def measure(
     computed_on(device, "measure")
     with working("measure", quiet, verbose, threads) as watch:
         found = engine.measure(
-            models, eval=evaluation, seed=seed, progress=watch, max_memory=bound, tasks=tasks, cache=cache
+            models, eval=evaluation, seed=seed, progress=watch, max_memory=bound, tasks=tasks, cache=cache, long=long
         )
     show.as_json(found) if json else tell.measurement(found)
 

@@ -35,6 +35,8 @@ def methods(found: Sequence[Method]) -> None:
         )
     if any(method.kind == PRESET for method in found):
         line(f"KL of {kept()['model']} to the original in nats a token, beside nearest rounding at the same bits.")
+    if any(method.kind == OF_CACHE and method.figures for method in found):
+        line(f"KL of {kept()['model']} behind a cache: {kept()['caches']}.")
     line("'regauge explain NAME' tells more of each.")
 
 

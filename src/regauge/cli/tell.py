@@ -216,6 +216,9 @@ def measurement(found: Comparison) -> None:
     for name, pair in found.pairs.items():
         said = {"first": "lower", "second": "higher"}.get(pair.verdict, "no difference that the text can show")
         line(f"  {name}: KL {figures.spread(pair.difference, 5, drawn, '+')}: {said}")
+    for row in found.rows:
+        if row.long is not None:
+            line(f"  {row.name}: {row.long.told}")
     for one in found.tasks:
         for name, value in one.value.items():
             line(f"  {figures.answered(one, name, value)}")

@@ -41,6 +41,7 @@ def measure(
     max_memory: int | None = None,
     tasks: str | Path | Sequence[str] | None = None,
     cache: Asked | None = None,
+    long: int = 0,
 ) -> Comparison:
     """Measures models side by side.
 
@@ -54,6 +55,7 @@ def measure(
 
         cache: what all models but the first keep of the past, as `load` takes it, in place of what they say; with one
             model alone, it is held against itself.
+        long: tokens that the first model writes greedily behind some prompts, and the others read (`measure.long`).
 
     Raises:
         RecipeError: `cache` is no recipe of one.
@@ -84,7 +86,7 @@ def measure(
                 _same_tokens(windows, tokenizer, models[0], path)
             return windows
 
-        found = side_by_side(subjects, text, Method(seed, dtype, rounds, apart, clock.say), notes)
+        found = side_by_side(subjects, text, Method(seed, dtype, rounds, apart, long, clock.say), notes)
         if questions is None:
             return found
         own: Tokenizer = host.tokenizer(host.folder(str(models[0])))
@@ -139,7 +141,7 @@ def _subject(name: str, path: str | Path, cache: Asked | None) -> Subject:
         name=name,
         path=path,
         facts=lambda: host.facts(path, cache),
-        outputs=lambda batches: host.outputs(path, batches, cache),
+        outputs=lambda batches, prompt=None: host.outputs(path, batches, cache, prompt),
         ways=ways,
         stored=weight_bytes(path) if Path(path).is_dir() else None,
         notes=_unread(name, host.folder(str(path))),

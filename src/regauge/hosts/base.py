@@ -278,7 +278,9 @@ class Host(Protocol):
     def facts(self, path: str | Path, cache: Asked | None = None) -> Facts:
         """What measuring needs to know of a model, from its files."""
 
-    def outputs(self, path: str | Path, batches: Sequence[Batch], cache: Asked | None = None) -> Outputs:
+    def outputs(
+        self, path: str | Path, batches: Sequence[Batch], cache: Asked | None = None, prompt: int | None = None
+    ) -> Outputs:
         """What a model gives in float32 for some batches, with as little of it in memory as will do."""
 
     def unsaid(self) -> AbstractContextManager[None]:

@@ -39,6 +39,7 @@ from regauge.measure.cost import (
 )
 from regauge.measure.encoders import cosine
 from regauge.measure.likeness import Labels, embeddings, labels, read
+from regauge.measure.long import Long, generations, refused
 from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, compare, paired, summarise
 from regauge.measure.subject import EMBEDDINGS, PIECE, Facts, Subject, comparable
@@ -65,6 +66,7 @@ class Row(_Record):
 
     Attributes:
         decode, prefill: against the first model, in parts; None for the first itself.
+        long: what it makes of what the first model wrote, where that was asked for; None for the first itself.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Row(_Record):
     costs: Costs
     decode: Gain | None = None
     prefill: Gain | None = None
+    long: Long | None = None
 
 
 class Comparison(_Record):
@@ -103,6 +106,7 @@ class Method:
         dtype: of activations while speed and memory are measured; quality is measured in float32.
         rounds: of the interleaved timing.
         apart: models are timed one at a time, each loaded anew in every round, so that no two are in memory.
+        long: tokens that the first model writes and the others read; 0: none.
         say: is told the phase and what is measured.
     """
 
@@ -110,6 +114,7 @@ class Method:
     dtype: str = "bfloat16"
     rounds: int = 7
     apart: bool = False
+    long: int = 0
     say: Callable[[str, str], None] = lambda _, __: None
 
 
@@ -130,7 +135,13 @@ def side_by_side(
     facts = all_facts[0]
     keeps = [one.keeps for one in all_facts]
     windows = replace(text(replace(facts, keeps=next(filter(None, keeps), ""))), halved=any(keeps))
+    if method.long:
+        refused(names, all_facts, windows, method.long)
     found = _quality(subjects, windows, facts, method)
+    longs = {}
+    if method.long:
+        method.say("measure", "long generation")
+        longs = generations(subjects, all_facts, windows, method.long, getattr(torch, method.dtype))
     costs, original = _costs(subjects, all_facts, method)
     first = costs[names[0]]
     rows = tuple(
@@ -142,6 +153,7 @@ def side_by_side(
             costs=costs[name],
             decode=None if name == names[0] else gain(costs[name].decode, first.decode, original.decode),
             prefill=None if name == names[0] else gain(costs[name].prefill, first.prefill, original.prefill),
+            long=longs.get(name),
         )
         for name in names
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Facts:
         most: tokens that it reads at once, or None where it does not say.
         labels: how many labels it tells apart, of a classifier; else 0.
         keeps: the recipe that its cache is kept by; "" where everything is kept as it comes.
+        lets_go: whether that recipe lets tokens go.
     """
 
     gives: str
@@ -39,6 +40,7 @@ class Facts:
     most: int | None
     labels: int = 0
     keeps: str = ""
+    lets_go: bool = False
 
     @property
     def generative(self) -> bool:
@@ -50,6 +52,19 @@ Batch = Mapping[str, Tensor]
 """Arguments of a model's forward."""
 Outputs = Callable[[], Iterator[Tensor]]
 """What a model gives for some batches, in order; each call goes through them anew."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Reads texts with one model."""
+
+    def __call__(self, batches: Sequence[Batch], prompt: int | None = None) -> Outputs:
+        """What it gives for some batches.
+
+        Args:
+            prompt: tokens of each text that a model that keeps its past by a plan reads at once, and from which tokens
+                are let go; it goes on in pieces that read the cache. None: half of the text. Others read all at once.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +84,7 @@ class Subject:
     name: str
     path: str | Path
     facts: Callable[[], Facts]
-    outputs: Callable[[Sequence[Batch]], Outputs]
+    outputs: Reader
     ways: Callable[[torch.dtype], Mapping[str, Model]]
     stored: int | None = None
     notes: tuple[str, ...] = ()

@@ -89,6 +89,12 @@ CACHE_ROWS: Mapping[str, Mapping[str, Part]] = {
             places=_HERE,
             cost="the scores of some queries once more",
         ),
+        "sensitivity": Part(
+            "regauge.cache.budgets:Sensitivity",
+            "in proportion to `weights`, a number a block or a head, which the recipe gives",
+            short="keep",
+            places=_HERE,
+        ),
     },
     "disposal": {
         "drop": Part("regauge.cache.disposals:Drop", "gone, and its memory with it", places=_HERE),

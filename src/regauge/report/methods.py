@@ -203,7 +203,8 @@ def _measured(names: tuple[str, ...]) -> str:
 
 def _told(row: dict[str, Any]) -> str:
     against = f", {row.get('null', 'nearest')} {row['null_kl'][0]:.2g} ({row['verdict']})" if "null_kl" in row else ""
-    return f"KL {row['kl'][0]:.2g}{against}"
+    fitted = f"; {row['as']}" if "as" in row else ""
+    return f"KL {row['kl'][0]:.2g}{against}{fitted}"
 
 
 def _parts() -> tuple[Method, ...]:

@@ -19,6 +19,7 @@ from regauge.artifact.folder import first_fault
 from regauge.documents import inside, read_json
 from regauge.errors import ArtifactError
 from regauge.measure.cost import Costs
+from regauge.measure.long import Long
 from regauge.measure.quality import Paired, Quality
 from regauge.search.budgets import Budget
 from regauge.search.losses.correction import Check
@@ -178,6 +179,7 @@ class Run(_Record):
     caches: tuple[CachePick, ...] = ()  # the same of stores, where a budget counts the cache
     quality: Quality | None = None  # of the artifact, on the evaluation text
     original: Quality | None = None  # of the source on the same text (its KL is 0)
+    long: Long | None = None  # what the artifact makes of what the source wrote, where a budget is about a context
     costs: dict[str, Costs] = Field(default_factory=dict)  # source in bf16: `original`, `runtime`; `compressed`
     verdicts: tuple[Verdict, ...] = ()
     check: Check | None = None

@@ -70,6 +70,12 @@ def keeps(model: Any) -> str:
     return "" if plan is None or plan.plain else plan.name
 
 
+def lets_go(model: Any) -> bool:
+    """Whether the plan by which a loaded model keeps its past lets tokens go."""
+    plan: CachePlan | None = getattr(model, "regauge_cache", None)
+    return plan is not None and any(block is not None and block.policy is not None for block in plan.blocks)
+
+
 def fresh(model: Any, request: object = None) -> Any:
     """A new cache of a model, by its plan or by what a request asks for; transformers' own where neither says anything.
 
@@ -80,7 +86,7 @@ def fresh(model: Any, request: object = None) -> Any:
         SettingError: it is nothing of these.
         RecipeError: it does not fit the model.
     """
-    plan = _asked_by(model, request)
+    plan = asked_by(model, request)
     if plan is None or plan.plain:
         return DynamicCache(config=model.config.get_text_config(decoder=True))
     if model.config.is_encoder_decoder:
@@ -98,7 +104,13 @@ def begun(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs | {"past_key_values": fresh(model)}
 
 
-def _asked_by(model: Any, request: object) -> CachePlan | None:
+def asked_by(model: Any, request: object) -> CachePlan | None:
+    """The plan that a request asks for, by name or as a rule; None: the model's own.
+
+    Raises:
+        SettingError: it is nothing of these, or the model was not loaded with `rg.load`.
+        RecipeError: it does not fit the model.
+    """
     plan: CachePlan | None = getattr(model, "regauge_cache", None)
     if request is None:
         return plan
@@ -108,8 +120,10 @@ def _asked_by(model: Any, request: object) -> CachePlan | None:
         raise SettingError(
             f"{REQUEST}={str(request)[:40]!r} is no cache: give a preset's name, '{NONE}', or a rule as a mapping"
         )
-    wanted = asked(request, trusted=False)
-    return None if wanted is None else cache_plan(wanted, model.regauge_anatomy)
+    wanted, anatomy = asked(request, trusted=False), getattr(model, "regauge_anatomy", None)
+    if anatomy is None:
+        raise SettingError(f"a {type(model).__name__} that rg.load did not load keeps no {str(request)[:40]!r}")
+    return None if wanted is None else cache_plan(wanted, anatomy)
 
 
 def _forward(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -124,7 +138,7 @@ def _prepare(model: Any, generation_config: Any, model_kwargs: dict[str, Any], *
     given = model_kwargs.get("past_key_values")
     if given is not None and request is not None:
         raise SettingError(f"{REQUEST}={str(request)[:40]!r} and past_key_values= are two caches: give one of them")
-    plan = _asked_by(model, request)
+    plan = asked_by(model, request)
     length = _length(generation_config, model_kwargs)
     if type(given) is PackedCache and length:
         expect(given, length)

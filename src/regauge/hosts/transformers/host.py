@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -144,9 +145,12 @@ class TransformersHost:
         whole = _packed(path) or _kept(path, cache)
         return ways.facts(load.load(path, cache=cache) if whole else Source.open(path).model)
 
-    def outputs(self, path: str | Path, batches: Sequence[Batch], cache: Asked | None = None) -> Outputs:
+    def outputs(
+        self, path: str | Path, batches: Sequence[Batch], cache: Asked | None = None, prompt: int | None = None
+    ) -> Outputs:
         if _packed(path) or _kept(path, cache):
-            return ways.outputs_of_model(lambda: load.load(path, dtype=torch.float32, cache=cache), batches)
+            opened = partial(load.load, path, dtype=torch.float32, cache=cache)
+            return ways.outputs_of_model(opened, batches, prompt)
         return ways.outputs_of_source(Source.open(path), batches)
 
     def unsaid(self) -> AbstractContextManager[None]:

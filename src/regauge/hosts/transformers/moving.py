@@ -31,11 +31,13 @@ class Moved:
         start: the first of them, in the text as it is now.
         positions_BT: where they stood when they were cached.
         keys_BHTD: as they were.
+        sums_BHT: of the bits of each as the cache holds it, by which one that has been replaced since is told.
     """
 
     start: int
     positions_BT: Tensor
     keys_BHTD: Tensor
+    sums_BHT: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,18 +62,30 @@ class Stretch:
 
 
 @dataclass(frozen=True, eq=False)
-class _Source:
-    """Where the kept keys of a layer come from.
+class _Run:
+    """Some of the kept keys of a layer, one token after another.
 
     Attributes:
-        keys_BHTD: of the tokens held.
+        start: the first of them, in the old text.
+        keys_BHTD: what is turned.
         positions_BT: where those keys stand.
-        moved: the first token whose key stands elsewhere than the token.
+        moved: whether they stand elsewhere than the tokens do.
     """
 
+    start: int
     keys_BHTD: Tensor
     positions_BT: Tensor
-    moved: int
+    moved: bool = False
+
+    def some(self, start: int, stop: int) -> _Run:
+        """Those of a stretch of the old text; views."""
+        first = max(start, self.start)
+        rows = slice(first - self.start, max(first, stop) - self.start)
+        return _Run(first, self.keys_BHTD[:, :, rows], self.positions_BT[:, rows], self.moved)
+
+    @property
+    def tokens(self) -> int:
+        return self.keys_BHTD.shape[2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,25 +146,21 @@ class Editor:
             )
         return first
 
-    def _source(self, number: int, moved: Moved | None) -> _Source:
-        """The keys of a layer: as they were first cached where that is known."""
+    def _source(self, number: int, moved: Moved | None) -> list[_Run]:
+        """The keys of a layer, from the first that is held on: as they were first cached where that is known."""
         one = self.held[number]
-        present = self._positions(one.origin, one.length)
-        if moved is not None:
-            start, stop = max(moved.start, one.origin), min(moved.start + moved.keys_BHTD.shape[2], one.length)
-            some, there = slice(start - moved.start, stop - moved.start), slice(start - one.origin, stop - one.origin)
-            keys, positions = moved.keys_BHTD[:, :, some], moved.positions_BT[:, some]
-            held, now = one.keys[:, :, there], present[:, there]
-            # what happened to the cache since is not known: only keys that are still those count
-            if start < stop and keys.shape == held.shape and positions.shape == now.shape:
-                how = self.rotary.turns[number]
-                by = self._by(how, positions, now, keys.dtype)
-                if turn(keys, by, how.pairing or "half").equal(held):
-                    parts = (slice(0, start - one.origin), slice(stop - one.origin, None))
-                    keys = torch.cat((one.keys[:, :, parts[0]], keys, one.keys[:, :, parts[1]]), 2)
-                    positions = torch.cat((present[:, parts[0]], positions, present[:, parts[1]]), 1)
-                    return _Source(keys, positions, start)
-        return _Source(one.keys, present, one.length)
+        whole = _Run(one.origin, one.keys, self._positions(one.origin, one.length))
+        if moved is None:
+            return [whole]
+        start, stop = max(moved.start, one.origin), min(moved.start + moved.keys_BHTD.shape[2], one.length)
+        some = slice(start - moved.start, stop - moved.start)
+        first = _Run(start, moved.keys_BHTD[:, :, some], moved.positions_BT[:, some], moved=True)
+        held, sums = whole.some(start, stop).keys_BHTD, moved.sums_BHT[:, :, some]
+        # what happened to the cache since is not known: only keys that are still those count
+        if start >= stop or first.keys_BHTD.shape != held.shape or not _sums(held).equal(sums):
+            return [whole]
+        runs = whole.some(one.origin, start), first, whole.some(stop, one.length)
+        return [run for run in runs if run.tokens]
 
     def _positions(self, start: int, stop: int) -> Tensor:
         """(B, T) of a stretch of the text."""
@@ -167,19 +177,26 @@ class Editor:
             use_cache=True,
         )
 
-    def _keep(self, number: int, layer: GrowingLayer, stretch: Stretch, source: _Source) -> None:
+    def _keep(self, number: int, layer: GrowingLayer, stretch: Stretch, source: list[_Run]) -> None:
         """Adds what is kept, where it stands now."""
         one, how = self.held[number], self.rotary.turns[number]
-        start = max(stretch.start, one.origin)
-        if start >= stretch.stop:
-            return
-        rows = slice(start - one.origin, stretch.stop - one.origin)
-        keys, old = source.keys_BHTD[:, :, rows], source.positions_BT[:, rows]
-        new = self._positions(stretch.at + start - stretch.start, stretch.at + stretch.stop - stretch.start)
-        if how.pairing is not None and not old.equal(new):
-            by = self._by(how, old, new, keys.dtype)
-            keys = turn(keys, by, how.pairing)
-        layer.append(keys, one.values[:, :, rows])
+        for run in (run.some(stretch.start, stretch.stop) for run in source):
+            if not run.tokens:
+                continue
+            at, keys = run.start + stretch.at - stretch.start, run.keys_BHTD
+            values = one.values[:, :, run.start - one.origin :][:, :, : run.tokens]
+            new = self._positions(at, at + run.tokens)
+            turns = how.pairing is not None and not run.positions_BT.equal(new)
+            by = self._by(how, run.positions_BT, new, keys.dtype) if turns else None
+            if one.scheme is not None:
+                layer.append(keys if by is None else turn(keys, by, how.pairing or "half"), values)
+                continue
+            keys_to, values_to = _room(layer, run.tokens)
+            values_to.copy_(values)
+            if by is None:
+                keys_to.copy_(keys)
+            else:
+                turn(keys, by, how.pairing or "half", keys_to)
 
     def _by(self, how: Turn, old_BT: Tensor, new_BT: Tensor, dtype: torch.dtype) -> Table:
         """What turns the keys of a layer: made once for all that turn alike."""
@@ -190,11 +207,13 @@ class Editor:
         self._tables.append((kind, old_BT, new_BT, self.rotary.by(how, old_BT, new_BT, dtype)))
         return self._tables[-1][-1]
 
-    def _moved(self, number: int, layer: GrowingLayer, stretches: Sequence[Stretch], source: _Source) -> Moved | None:
+    def _moved(
+        self, number: int, layer: GrowingLayer, stretches: Sequence[Stretch], source: list[_Run]
+    ) -> Moved | None:
         """What the next edit of the new cache will turn."""
-        one, keys, positions = self.held[number], [], []
+        keys, positions = [], []
         changed = [stretch.at - stretch.new for stretch in stretches if stretch.new or stretch.at != stretch.start]
-        first = max(min([*changed, source.moved]), layer.origin)
+        first = max(min([*changed, *(run.start for run in source if run.moved), layer.length]), layer.origin)
         if self.rotary.turns[number].pairing is None or first >= layer.length or layer.keys is None:
             return None
         for stretch in stretches:
@@ -203,8 +222,24 @@ class Editor:
                 keys.append(layer.keys[:, :, begun - layer.origin : stretch.at - layer.origin])
                 positions.append(self._positions(begun, stretch.at))
             start = stretch.start + max(0, first - stretch.at)
-            if start < stretch.stop:
-                rows = slice(start - one.origin, stretch.stop - one.origin)
-                keys.append(source.keys_BHTD[:, :, rows])
-                positions.append(source.positions_BT[:, rows])
-        return Moved(first, torch.cat(positions, 1), torch.cat(keys, 2))
+            for run in (run.some(start, stretch.stop) for run in source):
+                keys.append(run.keys_BHTD)
+                positions.append(run.positions_BT)
+        sums = _sums(layer.keys[:, :, first - layer.origin :])
+        return Moved(first, torch.cat(positions, 1), torch.cat(keys, 2), sums)
+
+
+def _room(layer: GrowingLayer, new: int) -> tuple[Tensor, Tensor]:
+    """The rows (B, H, new, D) behind what a layer holds, which count as held from now on; there is room for them."""
+    start = layer.rows
+    layer.length += new
+    keys, values = layer.memory
+    return keys[:, :, start : start + new], values[:, :, start : start + new]
+
+
+def _sums(keys_BHTD: Tensor) -> Tensor:
+    """(B, H, T) of the bits of keys, 64 at a time where they lie so."""
+    numbers = 8 // keys_BHTD.element_size()
+    *strides, last = keys_BHTD.stride()
+    lie = last == 1 and not any(n % numbers for n in (*strides, keys_BHTD.shape[-1], keys_BHTD.storage_offset()))
+    return keys_BHTD.view(torch.int64 if lie else torch.int16).sum(-1, dtype=torch.int64)

@@ -72,7 +72,7 @@ _known: WeakKeyDictionary[Any, Rotary] = WeakKeyDictionary()
 
 
 def rotary_of(model: Any) -> Rotary:
-    """How keys of a model turn. Found once a model, by two passes over one token.
+    """How keys of a model turn. Found once a model, by one pass over single tokens.
 
     Raises:
         ModelError: it has no rotary embedding, one whose frequencies change with the length of the text, or a cache
@@ -80,8 +80,7 @@ def rotary_of(model: Any) -> Rotary:
     """
     if model not in _known:
         module, layers = _module(model), _layers(model)
-        old, new = (_read(model, position) for position in TRIED)
-        turns = tuple(_turn(model, module, number, old[number], new[number]) for number in range(len(layers)))
+        turns = _turns(model, module, _read(model)[: len(layers)])
         if all(turn.pairing is None for turn in turns):
             raise ModelError(
                 f"no key of {type(model).__name__} turns with its position, so none can be moved; {INSTEAD}"
@@ -122,27 +121,34 @@ def _layers(model: Any) -> list[Any]:
     return layers
 
 
-def _read(model: Any, position: int) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values (B, H, 1, D) of each layer, of a few tokens that stand alone at a position."""
+def _read(model: Any) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values (2B, H, 1, D) of each layer, of a few tokens alone at one position, then at another."""
     body, cache = model.get_decoder(), DynamicCache(config=model.config)
     rows = body.get_input_embeddings().num_embeddings
     ids_B1 = torch.arange(TOKENS, dtype=torch.int64, device=model.device).unsqueeze(1) * 7919 % rows
+    places_B1 = torch.tensor(TRIED, dtype=torch.int64, device=model.device).repeat_interleave(TOKENS).unsqueeze(1)
     with torch.no_grad():
-        body(input_ids=ids_B1, position_ids=torch.full_like(ids_B1, position), past_key_values=cache, use_cache=True)
+        body(input_ids=ids_B1.repeat(2, 1), position_ids=places_B1, past_key_values=cache, use_cache=True)
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _turn(model: Any, module: Any, number: int, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> Turn:
-    """The way in which a layer's keys turn from the first position to the second."""
-    (old, values), (new, others) = before, after
-    found = {trial: _distance(module, trial, old, new) for trial in _trials(module, (old.shape[1], old.shape[3]))}
-    best, near = min(found, key=lambda trial: found[trial]), NEAR.get(old.dtype, NEAR_16)
-    if found[best] > near or _apart(values, others) > near:
-        raise ModelError(
-            f"the keys of layer {number} of {type(model).__name__} do not turn as its rotary embedding says, so they "
-            f"cannot be moved; {INSTEAD}"
-        )
-    return best
+def _turns(model: Any, module: Any, read: list[tuple[Tensor, Tensor]]) -> tuple[Turn, ...]:
+    """The way in which each layer's keys turn from the first position to the second."""
+    tried: dict[tuple[str | None, Layout, torch.dtype], Table] = {}
+    found = []
+    for number, (keys, values) in enumerate(read):
+        old, new, near = keys[:TOKENS], keys[TOKENS:], NEAR.get(keys.dtype, NEAR_16)
+        away = {
+            trial: _distance(module, trial, old, new, tried) for trial in _trials(module, (old.shape[1], old.shape[3]))
+        }
+        best = min(away, key=lambda trial: away[trial])
+        if away[best] > near or _apart(values[:TOKENS], values[TOKENS:]) > near:
+            raise ModelError(
+                f"the keys of layer {number} of {type(model).__name__} do not turn as its rotary embedding says, so "
+                f"they cannot be moved; {INSTEAD}"
+            )
+        found.append(best)
+    return tuple(found)
 
 
 def _trials(module: Any, size: tuple[int, int]) -> Iterator[Turn]:
@@ -153,15 +159,22 @@ def _trials(module: Any, size: tuple[int, int]) -> Iterator[Turn]:
                 yield Turn(kind, pairing, layout, size)
 
 
-def _distance(module: Any, trial: Turn, old: Tensor, new: Tensor) -> float:
-    """How far the old keys, turned, are from the new ones."""
+def _distance(module: Any, trial: Turn, old: Tensor, new: Tensor, tried: dict[Any, Table]) -> float:
+    """How far the old keys, turned, are from the new ones.
+
+    Args:
+        tried: what turns keys from the one position to the other, of the tables that were made so far.
+    """
     if trial.pairing is None:
         return _apart(old, new)
-    places = [torch.full((1, 1), at, dtype=torch.int64, device=old.device) for at in TRIED]
-    tables = [_table(module, trial, at, old.dtype) for at in places]
-    if 2 * tables[0][0].shape[-1] > old.shape[-1]:
+    which = trial.kind, trial.layout, old.dtype
+    if which not in tried:
+        places = [torch.full((1, 1), at, dtype=torch.int64, device=old.device) for at in TRIED]
+        tables = [_table(module, trial, at, old.dtype) for at in places]
+        tried[which] = turning(tables[0], tables[1], old.dtype)
+    if 2 * tried[which][0].shape[-1] > old.shape[-1]:
         return float("inf")
-    return _apart(turn(old, turning(tables[0], tables[1], old.dtype), trial.pairing), new)
+    return _apart(turn(old, tried[which], trial.pairing), new)
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

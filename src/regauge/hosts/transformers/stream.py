@@ -39,15 +39,19 @@ def stream(
             tokenizer.
 
     Raises:
-        SettingError: the prompt is empty, of several sequences, of ids that the model lacks or text without a
-            tokenizer; `max_new_tokens` is below 1; or the model makes no text. Before the first token.
+        SettingError: the prompt is empty, longer than the model reads, of several sequences, of ids that the model
+            lacks or text without a tokenizer; `max_new_tokens` is below 1; or the model makes no text. Before the first
+            token.
     """
     if max_new_tokens < 1:
         raise SettingError(f"max_new_tokens={max_new_tokens} asks for nothing; give 1 or more")
     if not model.can_generate():
         raise SettingError(f"{type(model).__name__} makes no text; load a causal language model")
-    ends = _ends(model) if stop is None else stop
-    found = _loop(model, _ids(model, prompt), max_new_tokens, choose or _largest, frozenset(ends))
+    ends, ids = _ends(model) if stop is None else stop, _ids(model, prompt)
+    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or ids.shape[1]
+    if ids.shape[1] > most:
+        raise SettingError(f"the prompt has {ids.shape[1]} tokens and the model reads {most} at once; shorten it")
+    found = _loop(model, ids, max_new_tokens, choose or _largest, frozenset(ends))
     return pieces(found, _tokenizer(model, "leave text out")) if text else found
 
 

@@ -17,7 +17,7 @@ from regauge.anatomy.model import Anatomy
 from regauge.errors import FallbackWarning
 from regauge.hosts.states import SPILL, States
 from regauge.hosts.transformers.attending import expect
-from regauge.hosts.transformers.caching import fresh, keeps
+from regauge.hosts.transformers.caching import fresh, keeps, lets_go
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.probe import longest
 from regauge.hosts.transformers.runner import Runner
@@ -69,7 +69,7 @@ def facts(model: Any) -> Facts:
     """What measuring needs to know of a model, with or without its weights."""
     config = model.config
     words = lookup(own_config(table_for(config), config), "vocab_size", 0)
-    found = Facts(_gives(model), int(words), longest(config), keeps=keeps(model))
+    found = Facts(_gives(model), int(words), longest(config), keeps=keeps(model), lets_go=lets_go(model))
     return replace(found, labels=int(config.num_labels)) if found.gives in HEADS.values() else found
 
 
@@ -114,15 +114,21 @@ def outputs_of_source(source: Source, batches: Sequence[Mapping[str, Tensor]]) -
     return lambda: runner.tail(outer, last())
 
 
-def outputs_of_model(load: Callable[[], Any], batches: Sequence[Mapping[str, Tensor]]) -> Outputs:
+def outputs_of_model(
+    load: Callable[[], Any], batches: Sequence[Mapping[str, Tensor]], prompt: int | None = None
+) -> Outputs:
     """What a model gives that is loaded when it is asked, and let go afterwards. One that keeps its past by a plan
-    reads the first half of each text at once, and goes on in pieces that read the cache."""
+    reads the first tokens of each text at once, and goes on in pieces that read the cache.
+
+    Args:
+        prompt: how many those are; None: half of the text.
+    """
 
     def run() -> Iterator[Tensor]:
         model = load()
         for batch in batches:
             if keeps(model):
-                yield _continued(model, batch["input_ids"])
+                yield _continued(model, batch["input_ids"], prompt)
                 continue
             found = model(**batch, use_cache=False) if model.can_generate() else model(**batch)
             yield found["logits"] if "logits" in found else found["last_hidden_state"]
@@ -130,11 +136,11 @@ def outputs_of_model(load: Callable[[], Any], batches: Sequence[Mapping[str, Ten
     return run
 
 
-def _continued(model: Any, ids_BT: Tensor) -> Tensor:
-    half = max(1, ids_BT.shape[1] // 2)
+def _continued(model: Any, ids_BT: Tensor, prompt: int | None) -> Tensor:
+    first = max(1, ids_BT.shape[1] // 2 if prompt is None else prompt)
     cache, found = fresh(model), []
-    expect(cache, half)
-    for piece_BT in (ids_BT[:, :half], *torch.split(ids_BT[:, half:], PIECE, 1)):
+    expect(cache, first)
+    for piece_BT in (ids_BT[:, :first], *torch.split(ids_BT[:, first:], PIECE, 1)):
         if piece_BT.shape[1]:
             found.append(model(input_ids=piece_BT, past_key_values=cache, use_cache=True).logits)
     return torch.cat(found, 1)

@@ -16,9 +16,10 @@ from regauge.search.allocation import Allocation
 from regauge.search.budgets import Budget
 from regauge.search.loop.build import costs, score
 from regauge.search.loop.caches import by_recipe, cached, filled, noted, picked
-from regauge.search.loop.desk import TURNS, Desk, Stopwatch
+from regauge.search.loop.desk import TURNS, Desk
 from regauge.search.loop.forecast import FRESH, TIMED
 from regauge.search.loop.gather import even, nearest
+from regauge.search.loop.lasting import lasting, told
 from regauge.search.loop.problem import Problem, pairs
 from regauge.search.loop.settle import Settled, reached
 from regauge.search.losses.trials import true_scores
@@ -57,6 +58,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
     memory = ask.effort.memory and watch.can("memory in fresh processes", FRESH)
     with watch.step("costs"):
         spent = costs(source, settled.built, turns, memory, watch.can)
+    long = lasting(desk, settled, spent)
     samples: tuple[Sample, ...] = ()
     if ask.effort.samples and watch.can("samples", watch.expected.get("samples", 0.0)):
         with watch.step("samples"):
@@ -83,6 +85,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
         quality=figures.quality,
         original=figures.original,
         costs=spent,
+        long=long,
         verdicts=_verdicts(desk, settled, figures.quality),
         check=problem.check(),
         additivity=figures.additivity,
@@ -101,7 +104,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
                 "evaluation": ask.effort.evaluation,
             },
         },
-        notes=(*ask.notes, *texts.notes, *_late(watch), *_notes(problem, settled), *by_recipe(desk.ask.cache)),
+        notes=(*ask.notes, *texts.notes, *watch.late, *_notes(problem, settled), *by_recipe(ask.cache), *told(long)),
     )
 
 
@@ -267,23 +270,6 @@ def _samples(desk: Desk, settled: Settled) -> tuple[Sample, ...]:
     give_back()
     after = continuations(host.load(settled.built.folder), tokenizer, prompts)
     return tuple(Sample(prompt=p, original=a, compressed=b) for p, a, b in zip(prompts, before, after, strict=True))
-
-
-def _late(watch: Stopwatch) -> list[str]:
-    """What there was no time for, and where the time did not suffice for the least."""
-    if watch.limit is None:
-        return []
-    notes = []
-    if watch.left_out:
-        notes.append(
-            f"left out so as to end within --time {watch.limit:g}s: {', '.join(watch.left_out)}; the same command with "
-            "more time and --force goes on from what was found"
-        )
-    if watch.elapsed > watch.limit:
-        notes.append(
-            f"--time asked for {watch.limit:g} s and the search took {watch.elapsed:.0f} s: the machine slowed"
-        )
-    return notes
 
 
 def _notes(problem: Problem, settled: Settled) -> list[str]:

@@ -90,3 +90,20 @@ class Stopwatch:
     def _leave(self, what: str) -> None:
         if what not in self.left_out:
             self.left_out.append(what)
+
+    @property
+    def late(self) -> tuple[str, ...]:
+        """What there was no time for, and where the time did not suffice for the least; nothing without a limit."""
+        if self.limit is None:
+            return ()
+        notes = []
+        if self.left_out:
+            notes.append(
+                f"left out so as to end within --time {self.limit:g}s: {', '.join(self.left_out)}; the same command "
+                "with more time and --force goes on from what was found"
+            )
+        if self.elapsed > self.limit:
+            notes.append(
+                f"--time asked for {self.limit:g} s and the search took {self.elapsed:.0f} s: the machine slowed"
+            )
+        return tuple(notes)
