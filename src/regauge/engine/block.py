@@ -131,11 +131,14 @@ def round_site(w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = N
     codes = rounder(w_OI, fmt, stats)
     try:
         terms = checked(compensator(w_OI.float(), fmt.decode(codes), stats), (rows, columns))
+        best = replace(codes, terms=(*codes.terms, *terms))
         for _ in range(int(dict(choice.spec("compensator").options).get(AGAIN, 0))):
             rest_OI = w_OI.float() - sum(term.dense().float() for term in terms)
             codes = rounder(rest_OI, fmt, stats)
             terms = checked(compensator(w_OI.float(), fmt.decode(codes), stats), (rows, columns))
-        return replace(codes, terms=(*codes.terms, *terms))
+            tried = replace(codes, terms=(*codes.terms, *terms))
+            best = min(best, tried, key=lambda one: output_error(w_OI, summed(one, fmt), stats))
+        return best
     except ValueError as error:
         name = choice.name("compensator")
         raise RecipeError(f"the compensator {name!r} does not serve a matrix of {rows} x {columns}: {error}") from error

@@ -38,6 +38,7 @@ Statistics = Mapping[str, Mapping[str, Tensor]]
 """Site name → statistic name → tensor, of the site's input (names in `rounding/base.py`)."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """The error of a block's output with these tensors, rounded as the plan says."""
 

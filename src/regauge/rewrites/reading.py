@@ -114,6 +114,6 @@ def _moves(streams: Sequence[Stream], means: Mapping[str, Tensor], r: float) -> 
     moves = []
     for some in together.values():
         s_C = power(torch.cat([means[stream.name] for stream in some]), r)
-        parts = s_C.split([len(means[stream.name]) for stream in some])
+        parts = torch.split(s_C, [len(means[stream.name]) for stream in some])
         moves += [Move("scale", stream.name, 1 / part) for stream, part in zip(some, parts, strict=True)]
     return moves

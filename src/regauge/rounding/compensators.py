@@ -67,8 +67,8 @@ class WeightedLowRank:
     otherwise make B's largest entries, and their rounding to bfloat16 an error of the strong ones.
 
     Attributes:
-        again: how often W − A B is rounded anew, and A B taken for what that leaves: with feedback the first codes
-            were chosen as if nothing were added.
+        again: how often W − A B is rounded anew, and A B taken for what that leaves; the engine keeps what leaves the
+            output the least error, as with coarse steps it often is the first.
     """
 
     rank: int
@@ -107,7 +107,7 @@ def root(moment_II: Tensor, damp: float) -> Tensor:
             r_II + share * mean * torch.eye(len(r_II), dtype=torch.float64, device=r_II.device)
         )
         if not int(failed):
-            return lower_II
+            return lower_II  # type: ignore[no-any-return]  # torch's own
         share = max(share, 1e-9) * 10
 
 
