@@ -21,6 +21,7 @@ from regauge.cache.scheme import AFTER_PREFILL, BlockCache, CachePlan, Policy, S
 from regauge.hosts.transformers.attending import attend, expect
 from regauge.hosts.transformers.load import load as load_model
 from regauge.hosts.transformers.packed import cache_of
+from regauge.measure.bootstrap import FEW
 from regauge.measure.quality import Scores, compare, paired, summarise
 from regauge.measure.subject import PIECE
 from regauge.plan import load
@@ -112,8 +113,9 @@ def measure(chosen: list[str], model_at: Path, windows: Windows, keep: Callable[
         if other is not None:
             base, row["null_bits"] = found(other[0])[0], round(found(other[0])[1], 3)
             row |= {"null": other[1], "null_kl": _three(summarise(base).kl)}
-            verdict = paired(ours, base).verdict
-            row["verdict"] = {"first": "better", "second": "worse", "neither": "no different"}[verdict]
+            words = {"first": "better", "second": "worse", "neither": "no different"}
+            few = len(ours.bytes_D) < FEW
+            row["verdict"] = "too few texts to tell" if few else words[paired(ours, base).verdict]
         if told:
             row["as"] = told
         keep({name: row})
@@ -132,9 +134,11 @@ def _read(model: Any, plan: CachePlan, batches: list[Tensor], share: list[float]
 
 
 def _held(layer: Any) -> float:
-    """Tokens of the mean head."""
+    """Tokens of the mean head; what two layers share counts once, without its length in each."""
     shelf = getattr(layer, "shelf", None)
-    older = 0.0 if shelf is None else float(shelf.counts_BH.float().mean()) * shelf.tokens
+    common = getattr(shelf, "common", None)
+    shelves = [shelf] * (shelf is not None) + ([common.shelf] if common is not None and common.owner else [])
+    older = sum(float(one.counts_BH.float().mean()) * one.tokens for one in shelves)
     return float(getattr(layer, "rows", layer.get_seq_length())) + older
 
 

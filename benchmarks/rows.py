@@ -7,7 +7,8 @@ Text is the standard library of the Python that runs this (`scripts/stdlib_text.
 trained on calibrates, the part that it never saw is scored. For every preset: KL of its artifact to the original, in
 nats a token, with a 95 % interval over documents. Beside it stands its null: the same bits, the same grain and the same
 inputs, integers rounded to nearest, nothing rewritten and nothing added back; of a preset that prunes, as many units
-drawn by lot and nothing repaired. Presets that are their own null have none. Of caches see `cache_rows.py`.
+drawn by lot and nothing repaired; of a latent in place of keys and values, the cheapest key heads dropped, until the
+cache of a token is as small. Presets that are their own null have none. Of caches see `cache_rows.py`.
 """
 
 from __future__ import annotations
@@ -20,21 +21,24 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cache_rows
 import torch
+from latent import cheapest, dropped
 
-from regauge import apply, parts
+from regauge import apply
 from regauge.hosts.transformers.load import load as load_model
 from regauge.hosts.transformers.source import read_tokenizer
 from regauge.measure.machine import machine
 from regauge.measure.quality import Scores, compare, paired, summarise
 from regauge.measure.subject import logits
-from regauge.parts import CACHE, INPUTS, SHAPE, WEIGHTS, Point, Spec
-from regauge.plan import Plan, Rule, digest, load, presets
+from regauge.parts import CACHE, SHAPE, WEIGHTS
+from regauge.plan import Plan, digest, load, presets
 from regauge.plan.caches import of_caches
+from regauge.ranking.null import null
 from regauge.text.corpora import corpus
 from regauge.text.split import pieces
 from regauge.text.tokens import frame
@@ -44,34 +48,9 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "bundled" / "code-llama-5m"
 KEPT = ROOT / "src" / "regauge" / "presets" / "measured.json"
 TEXT = "text"
+LATENT = "transmla-r"
+"""Of presets whose caches hold a latent; then the hundredths of the cache that stay."""
 CALIBRATED, SCORED, LENGTH, BATCH = 8192, 8192, 256, 2048
-
-
-def null(plan: Plan) -> Plan | None:
-    """The same bits and grains rounded to nearest; None where that is the plan itself."""
-    rules = {
-        WEIGHTS: tuple(Rule(rule.select, rule.point and _nearest(rule.point)) for rule in plan.of(WEIGHTS)),
-        INPUTS: tuple(Rule(rule.select, rule.point and _alike(rule.point)) for rule in plan.of(INPUTS)),
-        SHAPE: tuple(Rule(rule.select, rule.point and _by_lot(rule.point)) for rule in plan.of(SHAPE)),
-    }
-    made = Plan(name=f"null-of-{plan.name}", places=rules)
-    return None if digest(made) == digest(replace(plan, calibration={})) else made
-
-
-def _nearest(point: Point) -> Point:
-    bits = parts.build("grid", point.spec("grid")).bits
-    grid, ranger = ("int8", "absmax") if bits == 8 else (f"int{bits}-asym", "minmax")
-    scale = point["scale"] if point.name("scale") in ("f32", "f16", "bf16") else Spec("bf16")
-    rest = {"ranger": Spec(ranger), "scale": scale, "rounder": Spec("nearest"), "compensator": None}
-    return point.but(grid=Spec(grid), **rest)
-
-
-def _alike(point: Point) -> Point:
-    return point.but(grid=Spec(f"int{parts.build('grid', point.spec('grid')).bits}"), transform=Spec("identity"))
-
-
-def _by_lot(point: Point) -> Point:
-    return point.but(score=Spec("random"), repair=Spec("none"))
 
 
 def scores(plan: Plan | str, windows: Windows, original: list[torch.Tensor], folder: Path) -> tuple[Scores, float]:
@@ -89,6 +68,23 @@ def scores(plan: Plan | str, windows: Windows, original: list[torch.Tensor], fol
     weights = [site.shape[0] * site.shape[1] for site in sites]
     bits = sum(site.bits * count for site, count in zip(sites, weights, strict=True)) / sum(weights)
     return found, bits
+
+
+@cache
+def ranked(folder: Path) -> list[tuple[int, int]]:
+    """The key heads, the cheapest first, by the text that calibrates."""
+    read, tokenizer = corpus(folder / TEXT / "train"), read_tokenizer(MODEL)
+    text = cut(pieces(read), tokenizer, LENGTH, description=read.description, before=frame(tokenizer)[0])
+    whole = [batch.ids_BT for batch in text.take(CALIBRATED, 0).batches(LENGTH) if batch.ids_BT.shape[1] == LENGTH]
+    return cheapest(load_model(MODEL, dtype=torch.float32), whole)
+
+
+def fewer_heads(share: float, windows: Windows, original: list[torch.Tensor], folder: Path) -> tuple[Scores, float]:
+    """Scores of the model without its cheapest key heads, of which such a share stay, and bits a weight."""
+    heads, model = ranked(folder), load_model(MODEL, dtype=torch.float32)
+    dropped(model, heads[: round(len(heads) * (1 - share))])
+    made = logits(model, [batch.ids_BT for batch in windows.batches(BATCH)])
+    return compare(windows, iter(original), made, BATCH), 16.0
 
 
 Kept = dict[str, Any]
@@ -133,15 +129,22 @@ def measure(chosen: list[str], keep: Callable[[Kept], None]) -> None:
                 known[key] = scores(plan, windows, original, Path(where))
             return known[key]
 
+        def null_of(name: str, plan: Plan) -> tuple[dict[str, str], tuple[Scores, float]] | None:
+            if name.startswith(LATENT):
+                share = int(name.removeprefix(LATENT)) / 100
+                with torch.no_grad():
+                    return {"null": "heads dropped"}, fewer_heads(share, windows, original, Path(where))
+            other = null(plan)
+            return other and ({"null": "by lot"} if other.of(SHAPE) else {}, found(other))
+
         for name in chosen:
             plan = load(name)
             ours, bits = found(plan)
             row: dict[str, Any] = {"bits": round(bits, 3), "kl": _three(summarise(ours).kl)}
-            other = null(plan)
-            if other is not None:
-                if other.of(SHAPE):
-                    row["null"] = "by lot"
-                base, row["null_bits"] = found(other)[0], round(found(other)[1], 3)
+            against = null_of(name, plan)
+            if against is not None:
+                row |= against[0]
+                base, row["null_bits"] = against[1][0], round(against[1][1], 3)
                 row["null_kl"] = _three(summarise(base).kl)
                 row["verdict"] = {"first": "better", "second": "worse", "neither": "no different"}[
                     paired(ours, base).verdict
@@ -202,7 +205,7 @@ def main() -> int:
     words.add_argument("--write", action="store_true", help=f"keep it in {KEPT.name}")
     words.add_argument("--only", nargs="*", default=[], help="presets of these names, in this order")
     given = words.parse_args()
-    chosen = given.only or [name for name in presets() if measurable(load(name))]
+    chosen = given.only or [name for name in presets() if name.startswith(LATENT) or measurable(load(name))]
     measure(chosen, _write if given.write else lambda _: None)
     return 0
 

@@ -21,6 +21,7 @@ WHAT = {
     "cli": "parse, call, print",
     "report": "the page, explain, inspect",
     "search": "options, losses, allocation",
+    "ranking": "methods side by side",
     "export": "one file a target",
     "engine": "apply, block by block",
     "hosts": "base: what is asked; transformers: who answers",

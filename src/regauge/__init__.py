@@ -19,7 +19,7 @@ from regauge.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from regauge import cache, errors
-    from regauge.api import apply, dry_run, fit, measure, pick, report
+    from regauge.api import apply, compare, dry_run, fit, measure, pick, report
     from regauge.artifact.receipt import Receipt
     from regauge.hosts.transformers.grouping import shared_prefix
     from regauge.hosts.transformers.load import load
@@ -34,6 +34,7 @@ __all__ = [
     "Receipt",
     "apply",
     "cache",
+    "compare",
     "dry_run",
     "errors",
     "explain",
@@ -52,6 +53,7 @@ _HOMES = {
     "Plan": "plan",
     "Receipt": "artifact.receipt",
     "apply": "api",
+    "compare": "api",
     "dry_run": "api",
     "explain": "report.explanation",
     "fit": "api",

@@ -30,7 +30,11 @@ from regauge.hosts import host_of
 from regauge.measure.compare import Comparison
 from regauge.plan import Plan
 from regauge.plan.caches import Asked
+from regauge.ranking.bench import Given
+from regauge.ranking.record import Standing
+from regauge.ranking.run import compare_methods
 from regauge.report.build import write
+from regauge.report.ranking import write as write_ranking
 from regauge.runtime.device import computed_on
 from regauge.search.fit import fit as _fit
 from regauge.search.fit import pick as _pick
@@ -218,6 +222,41 @@ def measure(
             cache=cache,
             long=long,
         )
+
+
+def compare(
+    model: str | Path,
+    methods: str | Sequence[str] = "all",
+    at: str | Sequence[str] | None = None,
+    out: str | Path = "compare",
+    *,
+    calibration: Where | None = None,
+    eval: Where | None = None,
+    tokens: int | None = None,
+    planted: bool = False,
+    max_memory: str | int | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    family: str | Path | None = None,
+    progress: Watcher | None = None,
+    quiet: bool = False,
+) -> Standing:
+    """Methods side by side on one model and text, each beside its null; results are kept in `out`, and a second run
+    makes only what is missing. The page is `out/ranking.html`.
+
+    Args:
+        methods: `all`, or presets, preset files (`gptq`), published rows (`smoothquant`), recipe files.
+        at: settings, `"w4a16,w8a8"` or a list; None: all that the methods are at.
+        planted: on the model moved into a gauge with the outliers of a large one, its function untouched.
+
+    Raises:
+        RegaugeError: any refusal; a method that this model does not admit is told in `refused` instead.
+    """
+    given = Given(calibration, eval, tokens, seed, _bytes(max_memory), planted, revision)
+    with host_of(model).family(family), _watching("compare", progress, quiet) as watch:
+        found = compare_methods(model, methods, at, given, Path(out).expanduser(), watch)
+        write_ranking(found)
+    return found
 
 
 def report(run: str | Path, out: str | Path | None = None) -> Path:

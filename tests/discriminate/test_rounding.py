@@ -204,6 +204,45 @@ def test_the_least_squares_step_improves_on_the_shrinks() -> None:
     assert float(found.sum()) < 0.97 * float(plain.sum())
 
 
+@pytest.mark.parametrize("name", ["int4", "int3-asym", "nf4"])
+def test_each_row_keeps_the_range_that_leaves_its_outputs_the_least_error(name: str) -> None:
+    w_OI, hessian_II = draws(40, 24, 96) ** 3, hessian(41, 96)
+    fmt, once = FORMATS[name], GPTQS["ordered"]
+
+    def by_row(codes: Codes) -> Tensor:
+        e_OI = (w_OI - fmt.decode(codes)).double()
+        return ((e_OI @ hessian_II.double()) * e_OI).sum(1)
+
+    whole_O = by_row(once(w_OI, fmt, {"hessian": hessian_II}))
+    kept = replace(once, tries=3)(w_OI, fmt, {"hessian": hessian_II})
+    shrunk_O = [by_row(once(w_OI, replace(fmt, step=fmt.fit(w_OI * s)), {"hessian": hessian_II})) for s in (0.9, 0.8)]
+    least_O = torch.stack([whole_O, *shrunk_O]).min(0).values
+    torch.testing.assert_close(by_row(kept), least_O, rtol=1e-5, atol=0)
+    assert float(least_O.sum()) < 0.99 * float(whole_O.sum())
+    assert torch.equal(fmt.load(kept.step.fields).scale_G1, kept.step.scale_G1)
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "fp8"])
+def test_ranges_are_tried_neither_where_rows_share_a_level_nor_on_fine_grids(name: str) -> None:
+    w_OI, fmt = draws(42, 17, 96), FORMATS[name]
+    stats = {"hessian": hessian(43, 96)}
+    once, often = GPTQS["ordered"](w_OI, fmt, stats), replace(GPTQS["ordered"], tries=4)(w_OI, fmt, stats)
+    assert torch.equal(once.codes_OI, often.codes_OI)
+    assert torch.equal(once.step.scale_G1, often.step.scale_G1)
+
+
+def test_importance_counts_large_weights_more_as_their_spread_falls() -> None:
+    w_OI, moment_I = draws(44, 64, 64) ** 3, draws(45, 64).square() + 0.1
+    fmt = Format(Int(2, False), Group(64), Search(), BFloat16())
+    large_OI = w_OI.abs() > w_OI.abs().quantile(0.9)
+
+    def error(spread: float) -> float:
+        codes = ImportanceNearest(spread)(w_OI, fmt, {"second_moment": moment_I})
+        return float(((w_OI - fmt.decode(codes)).square() * moment_I)[large_OI].sum())
+
+    assert error(2.0) < 0.98 * error(float("inf"))
+
+
 def test_importance_strictly_lowers_the_weighted_error() -> None:
     w_OI = draws(20, 40, 64)
     moment_I = torch.ones(64)
@@ -214,9 +253,9 @@ def test_importance_strictly_lowers_the_weighted_error() -> None:
     def weighted(codes: Codes) -> float:
         return float(((w_OI - fmt.decode(codes)).square() * moment_I).sum())
 
-    ours = ImportanceNearest()(w_OI, fmt, {"second_moment": moment_I})
+    ours = ImportanceNearest(float("inf"))(w_OI, fmt, {"second_moment": moment_I})
     assert weighted(ours) < 0.7 * weighted(Nearest()(w_OI, fmt, {}))
-    flat = ImportanceNearest()(w_OI, fmt, {"second_moment": torch.full((64,), 7.0)})
+    flat = ImportanceNearest(float("inf"))(w_OI, fmt, {"second_moment": torch.full((64,), 7.0)})
     assert torch.equal(flat.codes_OI, Nearest()(w_OI, fmt, {}).codes_OI)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +20,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
+from parts import part_of, with_rows
 from regauge.kernels import reference
 from regauge.kernels import triton as kernels
+from regauge.kernels.attention import Window
+from regauge.kernels.blocks import BlockLayout
 from regauge.kernels.triton import floats, launch
+from regauge.kernels.triton.cached import attend
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -93,6 +98,18 @@ def a_launch_of_each() -> None:
     ops.fp8(x, w, torch.ones(32, 8), None, None, torch.bfloat16, 1)
 
 
+def cached_launches(widths: tuple[int, ...]) -> None:
+    """Attention over packed parts: keys by time and values by token, with multipliers and padding, and a cap."""
+    for bits, dtype in itertools.product(widths, (torch.float16, torch.bfloat16, torch.float32)):
+        draw, lengths = torch.Generator().manual_seed(0), torch.full((1, 2), 256)
+        keys = BlockLayout("keys", 32, 64, bits, "time", 32, low=bits != 16)
+        values = BlockLayout("values", 32, 64, bits, "channels", 64, offset=0 if bits == 16 else 1 << (bits - 1))
+        part = with_rows(part_of(keys, values, lengths, draw), draw)
+        part = replace(part, firsts_BK=torch.zeros(1, 2, dtype=torch.int32))
+        window = Window(*(torch.zeros(1, 2, 8, 64, dtype=dtype) for _ in range(2)))
+        attend(torch.ones(1, 1, 6, 64, dtype=dtype), [part], window, 0.1, softcap=3.0)
+
+
 def main(names: list[str]) -> None:
     assert kernels.linear is not None
     assert not launch.interpreted(), "unset TRITON_INTERPRET: the interpreter compiles nothing"
@@ -109,6 +126,7 @@ def main(names: list[str]) -> None:
         JITFunction.run = run
         floats.native_fp8 = lambda _, on=target: on == TARGETS["sm_90"]
         launches()
+        cached_launches((4,) if launches is a_launch_of_each else (1, 2, 3, 4, 8, 16))
         for kernel, sizes in sorted(found.items()):
             code, memory = (max(size) for size in zip(*sizes, strict=True))
             print(

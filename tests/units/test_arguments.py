@@ -11,9 +11,10 @@ from pathlib import Path
 
 MOST = 6
 PUBLIC = {
-    "api.py": {"fit", "apply", "pick", "measure"},
+    "api.py": {"fit", "apply", "pick", "measure", "compare"},
     "cli/making.py": {"fit", "pick", "apply"},
     "cli/looking.py": {"inspect", "measure", "methods"},
+    "cli/comparing.py": {"compare"},
     "cli/running.py": {"chat", "serve"},
     "engine/api.py": {"apply", "dry_run"},
     "engine/measuring.py": {"measure"},

@@ -80,7 +80,7 @@ def test_what_a_preset_costs_and_gained() -> None:
     (zero,) = methods("zeroquant-fp")[:1]
     assert zero.places == ("weights", "inputs")
     parts = {one.name: one for one in methods() if one.kind == "rounder"}
-    assert "gptq-w4g32" in parts["gptq"].measured
+    assert "gptq-w4g32" in parts["gptq-ordered"].measured
     assert {one.name: one for one in methods() if one.kind == "grain"}["time"].measured == UNMEASURED
 
 

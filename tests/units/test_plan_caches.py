@@ -231,6 +231,13 @@ def test_who_is_asked_may_be_trusted_or_not(tmp_path: Path) -> None:
     assert asked("none", trusted=False) is None
 
 
+@pytest.mark.parametrize("cache", ["", " "])
+def test_what_names_no_cache_is_refused(cache: str) -> None:
+    for trusted in (True, False):
+        with pytest.raises(RecipeError, match="names no cache: give a preset's name such as 'kivi-4', a recipe file"):
+            asked(cache, trusted)
+
+
 def test_a_plan_with_another_cache() -> None:
     plan = with_cache(load("rtn-w4g128"), "kivi-4")
     assert list(plan.places) == ["weights", "cache"]

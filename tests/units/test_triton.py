@@ -16,19 +16,26 @@ import pytest
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install regauge[gpu]"
 )
-KERNELS = {"bytes", "combine", "dequantise", "fp8", "linear", "packed"}
+KERNELS = {"attend", "bytes", "combine", "dequantise", "fp8", "linear", "packed"}
 
 
 SOME = "generation or plain_checkpoint or nf4 or w8a8 or simulated"
 """Enough of the loaded models for every day; the others take half a minute."""
-KERNELS_ALONE = ("linear", "refusals", "integers", "floats")
+SLOWEST = "decodes_by_the_codes"
+"""A model whose attention the interpreter computes."""
+KERNELS_ALONE = ("linear", "refusals", "integers", "floats", "cached")
 GROUPS = [  # one process a group: most of a short group is its imports
     pytest.param(
         (*KERNELS_ALONE, "capabilities", "load"),
-        " or ".join((*(f"test_triton_{name}" for name in KERNELS_ALONE), SOME)),
+        f"({' or '.join((*(f'test_triton_{name}' for name in KERNELS_ALONE), SOME))}) and not {SLOWEST}",
         id="every kernel, some models",
     ),
-    pytest.param(("capabilities", "load"), "", id="capabilities+load", marks=[pytest.mark.slow, pytest.mark.telling]),
+    pytest.param(
+        ("cached", "capabilities", "load"),
+        "",
+        id="cached+capabilities+load",
+        marks=[pytest.mark.slow, pytest.mark.telling],
+    ),
 ]
 
 

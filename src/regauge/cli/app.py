@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from regauge.cli import looking, making, running
+from regauge.cli import comparing, looking, making, running
 from regauge.cli.families import family
 from regauge.version import __version__
 
@@ -45,6 +45,7 @@ for command in (
     looking.methods,
     looking.explain,
     looking.measure,
+    comparing.compare,
     looking.report,
     running.chat,
     running.serve,

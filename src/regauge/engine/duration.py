@@ -26,6 +26,7 @@ from regauge.rounding.together import side_by_side
 ROWS, EDGE = 1024, 512  # of the matrix that is tried: EDGE is a multiple of every group
 PRODUCT = 1024  # edge of the product that is tried
 OVERHEAD = 1.5  # of running a block, over its products
+JUDGED = 2  # O·I² to judge a range that was tried beside the first
 SEEN = 0.75  # of a block's products that come before its last activation, about
 
 
@@ -44,6 +45,11 @@ def speed(dtype: torch.dtype = torch.float32) -> float:
     return min(found[1:]) / (2 * PRODUCT**3)
 
 
+def sweeps(choice: Point, shape: tuple[int, int]) -> int:
+    """How often error feedback goes over a matrix of this shape; 1 where there is none."""
+    return max(1, parts.rounder_of(choice).sweeps(parts.format_of(choice), shape))
+
+
 def seconds(job: Job, tokens: int, sampled: bool = False) -> float:
     """Estimate: time of rounding, of reading and hashing, and of running the blocks on so many tokens.
 
@@ -56,8 +62,10 @@ def seconds(job: Job, tokens: int, sampled: bool = False) -> float:
     feedback, errors = 0.0, 0.0
     for site in job.anatomy.sites:
         outputs, inputs = site.shape
-        if "hessian" in job.needs.get(site.name, ()) and job.choices[site.name] is not None:
-            feedback += outputs * inputs**2 + 2 / 3 * inputs**3
+        choice = job.choices[site.name]
+        if "hessian" in job.needs.get(site.name, ()) and choice is not None:
+            again = sweeps(choice, site.shape) - 1
+            feedback += (1 + (1 + JUDGED) * again) * outputs * inputs**2 + 2 / 3 * inputs**3
             errors += 4 * outputs * inputs**2 * (narrow if inputs >= WIDE else wide)
     rounding += feedback * wide + errors
     total = rounding + job.source.bytes_bf16() * 2e-9  # reading, hashing and writing

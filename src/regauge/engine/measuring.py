@@ -179,6 +179,13 @@ def _same_tokens(windows: Windows, tokenizer: Tokenizer, first: str | Path, path
             )
 
 
+def text_of(path: str | Path, text: Where | None, found: Facts, seed: int) -> Windows:
+    """The windows that a model is scored on: of a text, or of what it samples from itself."""
+    host = host_of(path)
+    tokenizer: Tokenizer = host.tokenizer(host.folder(str(path)))
+    return _sampled(path, tokenizer, seed) if text is None else _given(text, tokenizer, found, seed)
+
+
 def _given(text: Where, tokenizer: Tokenizer, found: Facts, seed: int) -> Windows:
     read, before = corpus(text), frame(tokenizer)[0]
     wanted = LONG if found.keeps else LENGTH

@@ -1,8 +1,7 @@
 """What the engine, the search and the report ask of a model library: four protocols, and nothing of any library.
 
-A `Host` stands for one library. It opens a `Source` (a checked checkpoint that is read tensor by tensor), gives a
-`Runner` (which streams it block by block on the library's own modules) and loads artifacts as that library's models. A
-`Skeleton` is the library's module tree without memory for weights. Tensors go in and out under canonical names.
+A `Host` stands for one library. It opens a `Source` (a checkpoint that is read tensor by tensor), gives a `Runner` (it
+streams it block by block), and loads artifacts; a `Skeleton` is a module tree, empty. Tensors go by canonical names.
 
 Legend: B batch, T tokens, D hidden, V vocabulary, N windows.
 """

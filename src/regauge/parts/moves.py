@@ -58,7 +58,7 @@ REWRITE_ROWS: Mapping[str, Part] = {
         short="keep",
         places=(REWRITES,),
         text=True,
-        cost="one pass over calibration text; larger matrices of queries; each step expands the latent again",
+        cost="one pass over calibration text; larger matrices of queries; no native step",
     ),
     "permute": Part(
         "regauge.rewrites.permutation:PermuteByImportance",
@@ -66,5 +66,11 @@ REWRITE_ROWS: Mapping[str, Part] = {
         places=(REWRITES,),
         text=True,
         cost="one pass over calibration text",
+    ),
+    "plant-outliers": Part(
+        "regauge.rewrites.planting:PlantOutliers",
+        "a few channels made loud, as in large models: what other rewrites are tried on, never a gain",
+        short="strength",
+        places=(REWRITES,),
     ),
 }

@@ -23,6 +23,7 @@ class Part:
         refuses: axis → parts of it that cannot stand beside this one, and why.
         offers: place → spellings under which the search tries it there. A grid's spellings are the grains beside which
             it is tried; of every other axis the search takes the last part that a place can serve.
+        beside: axis → the part of it that the search puts beside this one, where it is another than it takes elsewhere.
         term: the kind of term that it adds to a matrix, "" for none.
         text: whether it reads calibration text.
         cost: what it costs to use, in a line; "" where it costs nothing to speak of.
@@ -37,6 +38,7 @@ class Part:
     wants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refuses: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     offers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
     term: str = ""
     text: bool = False
     cost: str = ""

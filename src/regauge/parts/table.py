@@ -154,7 +154,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
         ),
         "importance": Part(
             "regauge.rounding.rounders:ImportanceNearest",
-            "nearest, with the step fitted where the inputs are large (E[x²])",
+            "nearest, with the step fitted where inputs and weights are large: E[x²] · √(spread σ² + w²)",
             wants={"ranger": ("search",)},
             text=True,
             cost="one pass over calibration text",
@@ -170,7 +170,6 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             "regauge.rounding.rounders:GPTQ",
             "column by column, the error of each pushed on to those not yet rounded",
             "2210.17323",
-            offers={WEIGHTS: ("gptq",)},
             text=True,
             cost="one pass over calibration text, a Cholesky factor of each tap's Hessian, O·I² to round a matrix",
         ),
@@ -180,6 +179,16 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             short="share",
             text=True,
             cost="that of gptq, and the uncompressed model's blocks run beside",
+        ),
+        "gptq-ordered": Part(
+            "regauge.rounding.rounders:GPTQ",
+            "column by column as gptq, large inputs first; each row keeps the best of four ranges",
+            "2210.17323",
+            fixed={"order": "activation", "static_groups": True, "tries": 4},
+            offers={WEIGHTS: ("gptq-ordered",)},
+            beside={"ranger": "minmax"},
+            text=True,
+            cost="as gptq, with four times its O·I² at 4 bits and less",
         ),
     },
     "compensator": {

@@ -77,6 +77,10 @@ def _read(cache: Asked, trusted: bool) -> Plan | None:
     if isinstance(cache, Mapping):
         rule = cache if cache.keys() - set(AXES[CACHE]) else {CACHE: {"*": dict(cache)}}
         return parse(rule, "cache", trusted)
+    if not isinstance(cache, str | Path) or not str(cache).strip():
+        raise RecipeError(
+            f"cache={cache!r} names no cache: give a preset's name such as 'kivi-4', a recipe file, or {NONE!r}"
+        )
     if str(cache) == NONE:
         return None
     if not trusted and any(name.strip() not in presets() for name in str(cache).split("+")):

@@ -16,6 +16,7 @@ from regauge.plan.combining import BETWEEN
 from regauge.plan.elsewhere import known_elsewhere
 from regauge.report import speeds
 from regauge.report.columns import Facts, columns, facts_of, link, listed, pairs, rows_of
+from regauge.report.standing import HAD
 
 SHAPE = (4096, 4096)
 """The matrix on which bits a weight are counted."""
@@ -55,8 +56,20 @@ def facts(name: str) -> list[Facts]:
     if name in presets() or Path(name).suffix in (".yaml", ".yml") or BETWEEN in name:
         found.append(_of_plan(load(name)))
     found += [_of_part(axis, name) for axis, table in TABLE.items() if name in table]
+    if name in HAD:
+        one = HAD[name]
+        found.append(
+            {
+                "kind": "row",
+                "name": name,
+                "title": one.title,
+                "what": one.what,
+                "cite": list(one.cite),
+                "text": one.text,
+            }
+        )
     if not found:
-        known = [*presets(), *(part for table in TABLE.values() for part in table)]
+        known = [*presets(), *HAD, *(part for table in TABLE.values() for part in table)]
         hint = nearest(name, known)
         more = hint if "did you mean" in hint else ""
         elsewhere = known_elsewhere(name)
@@ -203,7 +216,13 @@ def explain(name: str | None = None) -> str:
     """`explain("gptq-w4g128")`: what, paper, cost, parts, where we differ. Without a name: all presets and parts."""
     if name is None:
         return _listing_text()
-    return "\n\n".join(_plan_text(found) if found["kind"] == "preset" else _part_text(found) for found in facts(name))
+    told = {"preset": _plan_text, "row": _standing_text}
+    return "\n\n".join(told.get(str(found["kind"]), _part_text)(found) for found in facts(name))
+
+
+def _standing_text(found: Facts) -> str:
+    about = pairs({"paper": ", ".join(link(cite) for cite in listed(found["cite"])), "here": str(found["what"])})
+    return "\n".join([f"{found['name']}: {found['title']}", "", *about, "", *str(found["text"]).splitlines()])
 
 
 def _plan_text(found: Facts) -> str:

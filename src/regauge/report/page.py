@@ -44,6 +44,8 @@ def _frontier(view: View) -> Chart | None:
         "Each dot is an allocation that the search found, as a variant in memory; lower and further left is better. "
         "Lines through dots are 95 % intervals over documents, the dotted line is what the search predicted."
     )
+    if view.dots:
+        return Chart("sizes", "Quality against size", view.dots, svg)
     return Chart("frontier", "Quality against size", caption, svg)
 
 

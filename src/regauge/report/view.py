@@ -69,6 +69,7 @@ class View:
     Attributes:
         words: the last words of the command, which the page leads with.
         first: tables that stand before the pictures of sites; `tables` stand after them.
+        dots: what the dots of the chart are, where they are not those of a search.
     """
 
     title: str
@@ -82,6 +83,7 @@ class View:
     notes: tuple[str, ...] = ()
     command: str = ""
     facts: tuple[Row, ...] = field(default_factory=tuple)
+    dots: str = ""
 
 
 def certificates(receipt: Receipt) -> Table:

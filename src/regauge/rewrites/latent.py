@@ -25,7 +25,7 @@ class LatentAttention:
     rather than one slot of each frequency; a turn that is not made is replaced by its mean over `reach` tokens; keys
     are weighed by how their queries ask; nothing is trained afterwards. `published: true` is the paper's layout.
     Cost: one pass over calibration text and (D + 1)² float64 numbers a block; when the model runs, a token's cache is
-    smaller and each step expands it again, in torch: slower a token than the native step of the model as it was.
+    smaller, and decoding reads the latent itself, in torch: no native step, as the model as it was has.
 
     Attributes:
         keep: share of the numbers that a token leaves in the cache.

@@ -27,10 +27,13 @@ STATISTICS = ("hessian", "second_moment", "absmean", "absmax", "minimum", "maxim
 
 @runtime_checkable
 class Rounder(Protocol):
-    """Which code each weight takes. Equals nearest when XᵀX is the identity."""
+    """Which code each weight takes: the nearest of its steps when XᵀX is the identity."""
 
     @property
     def needs(self) -> frozenset[str]: ...
+
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        """How often such a matrix is rounded with error feedback, O·I² each time; 0 where there is none."""
 
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes: ...
 

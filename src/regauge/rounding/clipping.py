@@ -34,6 +34,9 @@ class Clipped:
     def needs(self) -> frozenset[str]:
         return frozenset({"hessian"})
 
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        return 0
+
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
         fmt = fmt.bound(w_OI)
         blocks_NSS = _blocks(stats["hessian"].to(w_OI.device).float(), fmt.grain.span((w_OI.shape[0], w_OI.shape[1])))
@@ -58,7 +61,7 @@ def _blocks(hessian_II: Tensor, span: int) -> Tensor:
 
 def _error(w_OI: Tensor, fmt: Format, step: Step, blocks_NSS: Tensor) -> Tensor:
     """e H_BB eᵀ of each group, (G, 1)."""
-    e_ONS = (w_OI.float() - fmt.decode(fmt.encode(w_OI, step))).view(w_OI.shape[0], *blocks_NSS.shape[:2])
+    e_ONS = (w_OI.float() - fmt.decode(fmt.encode(w_OI, step))).reshape(w_OI.shape[0], *blocks_NSS.shape[:2])
     cost_ONS = e_ONS * torch.einsum("ons,nst->ont", e_ONS, blocks_NSS)
     return fmt.grain.split(cost_ONS.reshape(w_OI.shape)).sum(1, keepdim=True)
 

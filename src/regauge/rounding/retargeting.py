@@ -30,25 +30,29 @@ class Retargeted:
 
     Attributes:
         share: of the way to W*.
-        damp, order, static_groups: as GPTQ has them.
+        damp, order, static_groups, tries: as GPTQ has them.
     """
 
     share: float = 1.0
     damp: float = 0.01
     order: str = "none"
     static_groups: bool = False
+    tries: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"the share of the way is from 0 to 1, not {self.share:g}")
-        GPTQ(self.damp, self.order, self.static_groups)
+        self._plain()
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"hessian", DRIFT})
 
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        return self._plain().sweeps(fmt, shape)
+
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
-        plain = GPTQ(self.damp, self.order, self.static_groups)
+        plain = self._plain()
         drift_II = stats.get(DRIFT)
         if drift_II is None:
             note = "nothing is known of what the uncompressed model reads there, so it was rounded as by gptq"
@@ -57,6 +61,9 @@ class Retargeted:
         if self.share == 0 or not bool(drift_II.any()):
             return plain(w_OI, fmt, stats)
         return plain(target(w_OI, stats["hessian"], drift_II, self.share, self.damp), fmt, stats)
+
+    def _plain(self) -> GPTQ:
+        return GPTQ(self.damp, self.order, self.static_groups, tries=self.tries)
 
 
 def target(w_OI: Tensor, hessian_II: Tensor, drift_II: Tensor, share: float, damp: float) -> Tensor:

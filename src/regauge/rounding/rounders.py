@@ -5,6 +5,7 @@ Legend: O output channels, I input channels, G groups, K weights in a group, B c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Codes, Format, Step
+from regauge.rounding import tries
 from regauge.rounding.base import Stats
+from regauge.rounding.columns import Columns, together
 from regauge.rounding.feedback import Factor, factor, shared
 from regauge.rounding.sweep import swept
 
@@ -30,21 +33,38 @@ class Nearest:
     def needs(self) -> frozenset[str]:
         return frozenset()
 
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        return 0
+
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
         return fmt.encode(w_OI)
 
 
 @dataclass(frozen=True)
 class ImportanceNearest:
-    """Nearest, on steps fitted where the inputs are large: the error of column i counts E[x_i²].
+    """Nearest, on steps fitted where inputs and weights are large: an error counts E[x_i²] · √(spread σ² + w²).
 
-    The kind of llama.cpp's importance matrix: a diagonal Hessian, no error feedback. It works through the ranger, so a
-    ranger that weighs (`search`) must stand beside it.
+    σ² is the mean of w² in the row. llama.cpp's importance matrix: a diagonal Hessian, no error feedback, and errors of
+    large weights count more. It works through the ranger, so a ranger that weighs (`search`) must stand beside it.
+
+    Differs: llama.cpp takes σ² over blocks of 256, with a spread of 1 for its 2-bit types and of 2 for most others.
+
+    Attributes:
+        spread: how little the size of a weight counts; infinity for E[x²] alone.
     """
+
+    spread: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.spread >= 0:
+            raise ValueError(f"the spread is 0 or more, not {self.spread}")
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"second_moment"})
+
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        return 0
 
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
         moment_I = stats["second_moment"].to(w_OI.device).float()
@@ -53,6 +73,10 @@ class ImportanceNearest:
             return replace(fmt.encode(w_OI), notes=("no finite input reached it: every column counts alike",))
         # A floor keeps a group whose inputs were all silent fitted to its weights.
         weight_OI = (moment_I / mean).clamp_(min=1e-6).expand(w_OI.shape)
+        if math.isfinite(self.spread):
+            square_OI = w_OI.float().square()
+            size_OI = square_OI.add_(square_OI.mean(1, keepdim=True), alpha=self.spread).sqrt_()
+            weight_OI = size_OI.div_(size_OI.mean().clamp_(min=torch.finfo(torch.float32).tiny)).mul_(weight_OI)
         return fmt.encode(w_OI, fmt.fit(w_OI, weight_OI))
 
 
@@ -75,6 +99,8 @@ class GPTQ:
         order: "none" goes left to right, "activation" by falling diagonal of H; this needs static groups.
         static_groups: steps are fitted to the original weights, as those that were learnt are. Else a group's step is
             fitted when its first column is reached, to weights that carry the feedback.
+        tries: ranges tried, where steps are fitted before the sweep and the grid is coarse: the whole one, and shrunk
+            evenly down to 0.8; each row keeps the one that leaves it the least error. Each costs a sweep and O·I².
         block: columns of one block of feedback; a matter of speed only.
         precision: "float32" of the factor, with float64 where that fails; "float64" from the start; "double" makes the
             sweep float64 too, for comparisons.
@@ -83,6 +109,7 @@ class GPTQ:
     damp: float = 0.01
     order: str = "none"
     static_groups: bool = False
+    tries: int = 1
     block: int = 128
     precision: str = "float32"
 
@@ -91,14 +118,19 @@ class GPTQ:
             raise ValueError(f"the order is one of {', '.join(ORDERS)}, not {self.order!r}")
         if self.order == "activation" and not self.static_groups:
             raise ValueError("order 'activation' mixes the columns of groups, so it needs static_groups: true")
-        if self.damp < 0 or self.block < 1:
-            raise ValueError(f"damp is 0 or more and block 1 or more, not {self.damp} and {self.block}")
+        if self.damp < 0 or self.block < 1 or self.tries < 1:
+            given = f"{self.damp}, {self.block} and {self.tries}"
+            raise ValueError(f"damp is 0 or more, block and tries are 1 or more, not {given}")
         if self.precision not in _DTYPES:
             raise ValueError(f"the precision is one of {', '.join(_DTYPES)}, not {self.precision!r}")
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"hessian"})
+
+    def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
+        known = self.static_groups or fmt.grain.span(shape) == shape[1]
+        return len(tries.shares(self.tries, fmt, shape)) if known else 1
 
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
         dtype, sweep = _DTYPES[self.precision]
@@ -123,13 +155,20 @@ class GPTQ:
         notes += made.notes
         known = self.static_groups or fmt.step is not None
         known = known or fmt.grain.span((w_OI.shape[0], w_OI.shape[1])) == w_OI.shape[1]
-        step = fmt.fit(w_OI) if known else None
+        ways = tries.shares(self.tries, fmt, (w_OI.shape[0], w_OI.shape[1])) if known else ()
+        if len(ways) > 1:
+            rounded = (self._swept(w_OI.clone(), fmt, fmt.fit(w_OI * share), made, order_I) for share in ways)
+            codes = tries.least(rounded, w_OI, fmt, hessian_II)
+        else:
+            codes = self._swept(w_OI, fmt, fmt.fit(w_OI) if known else None, made, order_I)
+        return replace(codes, notes=tuple(notes))
+
+    def _swept(self, w_OI: Tensor, fmt: Format, step: Step | None, made: Factor, order_I: Tensor | None) -> Codes:
+        """Codes under known steps, or steps fitted as their groups are reached; `w_OI` may be overwritten."""
         codes = swept(w_OI, fmt, step, made, order_I)
         if codes is None and step is not None:
-            codes = _fixed(w_OI, fmt, step, made, order_I, self.block)
-        elif codes is None:
-            codes = _refitted(w_OI, fmt, made, self.block)
-        return replace(codes, notes=tuple(notes))
+            return _fixed(w_OI, fmt, step, made, order_I, self.block)
+        return _refitted(w_OI, fmt, made, self.block) if codes is None else codes
 
 
 _DTYPES = {
@@ -145,7 +184,7 @@ def _fixed(w_OI: Tensor, fmt: Format, step: Step, made: Factor, order_I: Tensor 
     """Feedback with all steps known; columns in the given order."""
     rows, columns = w_OI.shape
     codes_OI = torch.empty(rows, columns, dtype=torch.uint8, device=w_OI.device)
-    steps = _Columns.of(step, fmt, (rows, columns), w_OI.dtype)
+    steps = Columns.of(step, fmt, (rows, columns), w_OI.dtype)
     group_I = torch.arange(columns, device=w_OI.device, dtype=torch.int64) // fmt.grain.span((rows, columns))
     if order_I is not None:
         w_OI, group_I = w_OI[:, order_I], group_I[order_I]
@@ -180,14 +219,14 @@ def _refitted(w_OI: Tensor, fmt: Format, made: Factor, block: int) -> Codes:
             if start > first:
                 target_BO.addmm_(made.feedback_II[first:start, start:end].T, w_OI[:, first:start].T)
             step = fmt.fit(made.conditional(w_OI[:, start:end], target_BO.T, start, end))
-            steps = _Columns.of(step, fmt, (rows, span), w_OI.dtype)
+            steps = Columns.of(step, fmt, (rows, span), w_OI.dtype)
             fitted.append(step)
             for top in range(0, rows, ROWS):
                 part = slice(top, top + ROWS)
                 codes_OI[part, start:end] = _sweep(
                     w_OI[part], target_BO[:, part].contiguous(), made.feedback_II, start, steps, [0] * span, part, fmt
                 )
-    return Codes(codes_OI, _together(fitted, fmt))
+    return Codes(codes_OI, together(fitted, fmt))
 
 
 def _targets(work_RI: Tensor, feedback_II: Tensor, start: int, end: int) -> Tensor:
@@ -206,7 +245,7 @@ def _sweep(
     target_BR: Tensor,
     feedback_II: Tensor,
     start: int,
-    steps: _Columns,
+    steps: Columns,
     groups: Sequence[int],
     part: slice,
     fmt: Format,
@@ -232,37 +271,3 @@ def _sweep(
         z_BR[column] = z_R
     work_RI[:, start:end] = error_BR.T
     return fmt.grid.encode(z_BR).T
-
-
-@dataclass(frozen=True, eq=False)
-class _Columns:
-    """Steps laid out so that those of one column are contiguous: (N, O), or (N, 1) for a step of the whole matrix."""
-
-    scale_NO: Tensor
-    zero_NO: Tensor | None
-
-    @classmethod
-    def of(cls, step: Step, fmt: Format, shape: tuple[int, int], dtype: torch.dtype) -> _Columns:
-        along = shape[1] // fmt.grain.span(shape)
-
-        def turned(x_G1: Tensor) -> Tensor:
-            x_GN = x_G1.view(-1, along)
-            high = x_GN.shape[0]
-            if high not in (1, shape[0]):
-                x_GN = x_GN.repeat_interleave(shape[0] // high, 0)
-            return x_GN.T.to(dtype).contiguous()
-
-        return cls(turned(step.scale_G1), None if step.zero_G1 is None else turned(step.zero_G1))
-
-    def at(self, group: int, rows: slice) -> tuple[Tensor, Tensor | None]:
-        pick = (group, rows if self.scale_NO.shape[1] > 1 else slice(None))
-        return self.scale_NO[pick], None if self.zero_NO is None else self.zero_NO[pick]
-
-
-def _together(fitted: Sequence[Step], fmt: Format) -> Step:
-    """The steps of groups fitted one column of groups after another, numbered row by row."""
-    scale_G1 = torch.cat([step.scale_G1 for step in fitted], 1).view(-1, 1)
-    zeros = [step.zero_G1 for step in fitted if step.zero_G1 is not None]
-    zero_G1 = torch.cat(zeros, 1).view(-1, 1) if zeros else None
-    scale_G1, fields = fmt.scale.bind(scale_G1, fmt.grid, 1).store(scale_G1)
-    return Step(scale_G1, zero_G1, fields if zero_G1 is None else {**fields, "zero": fmt.grid.encode(zero_G1)})

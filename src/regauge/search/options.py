@@ -89,6 +89,8 @@ def option(grid: str, grain: str, looked_up: bool = False) -> Option:
         served = [name for name in offered if not (looked_up and TABLE[axis.parts][name].text)]
         if axis.name not in specs and served:
             specs[axis.name] = Spec(served[-1])
+    beside = [TABLE[axis.parts][specs[axis.name].part].beside for axis in PLACES[WEIGHTS].axes if axis.name in specs]
+    specs |= {axis: Spec(name) for named in beside for axis, name in named.items()}
     kind, _, size = grain.partition(":")
     return Option(f"{grid.removesuffix('-asym')}-{kind[0] + size if size else kind}", Point.of(WEIGHTS, specs))
 

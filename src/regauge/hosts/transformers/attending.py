@@ -26,6 +26,7 @@ from regauge.cache.base import Layer, Rotary
 from regauge.cache.scheme import CachePlan
 from regauge.cache.triggers import check_tokens
 from regauge.errors import SettingError
+from regauge.hosts.transformers.coding import attended
 from regauge.hosts.transformers.skeleton import body_prefix
 from regauge.hosts.transformers.tables import table_for
 from regauge.runtime.store.choosing import Asked, Chooser
@@ -44,7 +45,8 @@ class Mark:
     Attributes:
         layer: the layer of the cache.
         held_BKT: which rows of the keys are tokens; None: all, in the order of the text.
-        window: how many of the last rows are the last of the text; the others come before them.
+        window: how many of the last rows are the last of the text; the others come before them. 0: the keys are of
+            new tokens alone, and the layer's codes are to be read.
     """
 
     layer: Any
@@ -102,6 +104,8 @@ def attention(
     mark: Mark | None = getattr(key, MARK, None)
     if mark is None:
         return _attended(module, query, key, value, attention_mask, scaling, rest)
+    if not mark.window:
+        return _coded(module, mark.layer, query, attention_mask, scaling, rest), None
     mask = attention_mask if mark.held_BKT is None else uneven(attention_mask, mark.held_BKT, mark.window, query)
     found = _attended(module, query, key, value, mask, scaling, rest)
     layer = mark.layer
@@ -114,6 +118,18 @@ def attention(
             rest.get("softcap") or 0.0,
         )
         layer.chooser.saw(layer, asked, one=new == 1)
+    return found
+
+
+def _coded(module: Any, layer: Any, query: Tensor, mask: Tensor | None, scaling: float, rest: dict[str, Any]) -> Tensor:
+    """Attention over what a layer holds, whose new tokens are in it and not yet sealed."""
+    found = None
+    if not rest.get("output_attentions") and rest.get("s_aux") is None:
+        found = attended(layer, query, mask, scaling, rest.get("softcap") or 0.0)
+    if found is None:
+        keys, values = layer.read()
+        found = _attended(module, query, keys, values, mask, scaling, rest)[0]
+    layer.settle()
     return found
 
 

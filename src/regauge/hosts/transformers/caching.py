@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from transformers import DynamicCache
@@ -16,7 +17,8 @@ from transformers import DynamicCache
 from regauge.anatomy.model import Anatomy
 from regauge.cache.scheme import CachePlan
 from regauge.errors import FallbackWarning, SettingError
-from regauge.hosts.transformers.attending import attend, expect
+from regauge.hosts.transformers.attending import NAME, attend, expect
+from regauge.hosts.transformers.coding import may_read
 from regauge.hosts.transformers.owned import method, own
 from regauge.hosts.transformers.packed import PackedCache, cache_of
 from regauge.plan.caches import NONE, Asked, asked, cache_plan
@@ -28,8 +30,13 @@ PLAIN = (None, "dynamic")
 BATCHING = ("init_continuous_batching", "continuous_batching_context_manager", "generate_batch")
 
 
-def keep(model: Any, anatomy: Anatomy, plan: CachePlan | None) -> None:
-    """Lets a loaded model keep what a plan says, and lets requests ask for another."""
+def keep(model: Any, anatomy: Anatomy, plan: CachePlan | None, on_gpu: bool = False) -> None:
+    """Lets a loaded model keep what a plan says, and lets requests ask for another.
+
+    Args:
+        on_gpu: it runs on a GPU, where attention reads codes by a kernel of its own.
+    """
+    model.regauge_on_gpu = on_gpu
     if not model.can_generate():
         if plan is not None and not plan.plain:
             raise SettingError(f"a {type(model).__name__} makes no text and keeps no past: leave cache= out")
@@ -93,7 +100,14 @@ def fresh(model: Any, request: object = None) -> Any:
         raise SettingError(f"the caches of a {type(model).__name__} are two for each block; leave {plan.name} out")
     if any(block is not None and (block.policy or block.merge) for block in plan.blocks):
         attend(model)
-    return cache_of(plan, model)
+    if not getattr(model, "regauge_on_gpu", False):
+        return cache_of(plan, model)
+    with suppress(SettingError):  # a family with an attention of its own decodes what is held
+        attend(model)
+    cache = cache_of(plan, model)
+    if model.config._attn_implementation == NAME:
+        may_read(cache, plan)
+    return cache
 
 
 def begun(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from regauge.attention.base import Local
 from regauge.attention.maps import causal, probabilities, shown
 from regauge.errors import ModelError
 from regauge.hosts.base import MAPS
+from regauge.hosts.transformers.local import LAYER, LocalLayer, attended, localise, prompted
 from regauge.hosts.transformers.values import values_only
 from regauge.plan.forms import of_points
 from regauge.runtime.modules import put
@@ -138,7 +139,10 @@ def form_modules(model: Any, layout: Layout) -> None:
         _able(model, module, path)
         module.config = copy.copy(module.config)
         module.config._attn_implementation = MAPS
-        setattr(module, FORM, Form(maps, block, forms.leaders.get(block, 0), forms.windows.get(block)))
+        readers, local, sizes = forms.leaders.get(block, 0), forms.windows.get(block), layout.anatomy.attention(block)
+        setattr(module, FORM, Form(maps, block, readers, local))
+        if local is not None and not readers and sizes is not None:  # a map is of all tokens, and taken as it is
+            localise(module, local, sizes.kv_heads)
     for block, leader in forms.shared.items():
         path = _module(layout.anatomy, block)
         module = model.get_submodule(path)
@@ -211,6 +215,17 @@ def attention(
     """
     form: Form | None = getattr(module, FORM, None)
     see = _seeing.get()
+    layer: LocalLayer | None = getattr(key, LAYER, None)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        found: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **rest)[0]
+        return found
+
+    apart = None if layer is None else attended(layer, query, attention_mask, attend)
+    if apart is None and attention_mask is None and see is None and form is not None and not form.readers:
+        apart = None if form.local is None else prompted(form.local, query, key, value, attend)
+    if apart is not None:
+        return apart, None
     mask = attention_mask
     if form is not None and form.local is not None:
         mask = windowed(mask, form.local, query, key)

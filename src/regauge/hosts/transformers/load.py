@@ -24,6 +24,7 @@ from regauge.artifact.folder import shards, wire_of
 from regauge.cache.scheme import CachePlan
 from regauge.documents import read_json
 from regauge.errors import ArtifactError, ModelError, SettingError, nearest
+from regauge.hosts.transformers.absorbing import absorb
 from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.caching import keep, planned
 from regauge.hosts.transformers.checkpoint import finite
@@ -150,7 +151,8 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     model = model.to(at.where)
     if at.kind == CPU:
         plug(model, wire.layout.anatomy)
-    keep(model, wire.layout.anatomy, kept)
+    keep(model, wire.layout.anatomy, kept, at.kind == CUDA)
+    absorb(model)
     if dtype is torch.float16:
         watch(model)
     return model
@@ -224,7 +226,8 @@ def _keeping(model: Any, anatomy: Anatomy, kept: CachePlan | None, at: Placed) -
     """A plain model with its plan, by which it decodes as an artifact does: packed caches are read natively then."""
     if kept is not None and not kept.plain and at.kind == CPU:
         plug(model, anatomy)
-    keep(model, anatomy, kept)
+    keep(model, anatomy, kept, at.kind == CUDA)
+    absorb(model)
     return model
 
 

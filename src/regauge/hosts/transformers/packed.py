@@ -20,6 +20,7 @@ from regauge.cache.scheme import CachePlan, Scheme
 from regauge.errors import ModelError
 from regauge.hosts.transformers.attending import marked, watch
 from regauge.hosts.transformers.cache import GrowingLayer, OwnLayer, SlidingLayer
+from regauge.hosts.transformers.coding import reads
 from regauge.runtime.store.choosing import Chooser
 from regauge.runtime.store.packed import Packed
 from regauge.runtime.store.sharing import Sharer
@@ -31,11 +32,13 @@ class PackedLayer(Packed, OwnLayer):
     Attributes:
         keys, values: all that is held, in full precision, new memory at each reading; they cannot be set.
         chooser: what lets tokens go or merges them; None: nothing does.
+        on_gpu: attention of a few new tokens reads the codes, and keys and values are made of them for nobody.
     """
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__(scheme)
         self.chooser: Chooser | Sharer | None = None
+        self.on_gpu = False
 
     @property
     def keys(self) -> Tensor | None:
@@ -71,6 +74,10 @@ class PackedLayer(Packed, OwnLayer):
             self.lazy_initialization(key_states, value_states)
         if self.chooser is not None:
             self.chooser.asking()
+        if self.on_gpu and reads(self, key_states.shape[-2]):
+            self.reserve(key_states.shape[-2], key_states, value_states)
+            self._write(*self._turned(key_states, value_states))
+            return marked(key_states, self, None, 0), value_states
         keys, values = self.extend(key_states, value_states)
         keys = marked(keys, self, self.held, self.rows)
         self.settle()

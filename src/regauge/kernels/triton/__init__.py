@@ -10,6 +10,7 @@ with TRITON_INTERPRET=1 set before triton is imported they run on a CPU, element
     packed_int  the same with weights packed at 1 to 8 bits
     fp8         e4m3 weights; inputs in float or e4m3
     dequantise  the weights themselves, for products of many tokens
+    cached      `attend`: attention over packed parts of a cache
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def steps(
         for group in groups
     )
     weights = sum(s.shape[0] * s.shape[1] for group in groups for s in group.sites)
-    feedback = sum(2 * s.shape[0] * s.shape[1] ** 2 * rates.wide for group in groups for s in group.sites)
+    feedback = sum(_swept(group) * s.shape[0] * s.shape[1] ** 2 * rates.wide for group in groups for s in group.sites)
     options = NEAR if effort.shown == 1 else MANY
     singles, wholes = variants(effort)
     shown = min(effort.shown, 8) + min(effort.uniforms, 4)
@@ -223,6 +223,13 @@ def within(source: Source, groups: Sequence[SiteGroup], most: Effort, time: Time
 def seconds(source: Source, groups: Sequence[SiteGroup], effort: Effort, speeds: bool = False) -> float:
     """An estimate of the whole search, on this machine as busy as it is now."""
     return sum(steps(source, groups, effort, measured(source), speeds).values())
+
+
+def _swept(group: SiteGroup) -> float:
+    """O·I² of one option of a group, in the mean: a sweep and its error, and again for every range that is tried."""
+    shape = group.sites[0].shape
+    times = [duration.sweeps(option.choice, shape) for option in group.options if option.choice is not None]
+    return 2 + (1 + duration.JUDGED) * (sum(times) / len(times) - 1) if times else 2
 
 
 def _products(source: Source) -> torch.dtype:
