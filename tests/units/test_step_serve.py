@@ -94,3 +94,16 @@ def test_the_server_is_transformers_own_again_afterwards(artifact: Path) -> None
     assert ModelManager._load_model is stock
     assert list(rg.stream(model, PROMPT, max_new_tokens=3))
     assert model.regauge_step.steps == 2
+
+
+def test_a_model_without_a_chat_template_says_which_endpoint_answers(
+    bundled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from regauge.cli.running import serve
+    from regauge.hosts import host_of
+
+    host = host_of(bundled)
+    monkeypatch.setattr(type(host), "serve", lambda *given: None)
+    serve(str(bundled))
+    told = capsys.readouterr()
+    assert "no chat template, so only /v1/completions answers" in " ".join((told.out + told.err).split())

@@ -49,7 +49,9 @@ def serve(
     from regauge.hosts import host_of
 
     found = host_of(model)
-    found.folder(model)  # or there is nothing to serve
-    remark(f"http://{host}:{port}/v1, model {model}; Ctrl-C ends it")
+    folder = found.folder(model)  # or there is nothing to serve
+    plain = not getattr(found.tokenizer(folder), "chat_template", None)
+    speaks = "; it has no chat template, so only /v1/completions answers" if plain else ""
+    remark(f"http://{host}:{port}/v1, model {model}{speaks}; Ctrl-C ends it")
     with working("serve", quiet=True, threads=threads):
         found.serve(model, host, port, device, cache)
