@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pytest
@@ -17,7 +16,7 @@ from regauge.formats.grids import E2M1, NF4, Int
 from regauge.formats.learnt import LearntClip, straight_through
 from regauge.formats.rangers import MinMax
 from regauge.formats.scales import BFloat16, Float32, PowerOfTwo
-from regauge.learn.base import Parameters, Trial
+from regauge.learn.base import Parameters, Rates, Taught, Trial
 from regauge.learn.loop import State, train
 from regauge.learn.settings import Settings
 from regauge.learn.sites import Together, on_sites
@@ -60,7 +59,7 @@ class Linear:
     attached: bool = True
 
     @property
-    def rates(self) -> Mapping[str, float]:
+    def rates(self) -> Rates:
         return self.parts.rates
 
     @property
@@ -86,7 +85,7 @@ class Linear:
 
 def problem(fmt: Format, rate: float = 0.01, w_OI: Tensor | None = None, attached: bool = True) -> Linear:
     trial = Trial({"w.weight": weights() if w_OI is None else w_OI})
-    return Linear(on_sites(["w"], {"w": LearntClip(rate)}, {"w": fmt}), trial, inputs(), attached)
+    return Linear(on_sites({"w": Taught(LearntClip(rate))}, {"w": fmt}), trial, inputs(), attached)
 
 
 def trained(fmt: Format, steps: int = 120, rate: float = 0.05) -> tuple[State, Linear]:
@@ -102,7 +101,7 @@ def error(w_hat_OI: Tensor) -> float:
 def test_unclipped_it_is_minmax_to_the_bit(fmt: Format) -> None:
     w_OI = weights()
     everything = torch.full((fmt.grain.groups((12, 32))[0], 1), float("inf"))
-    ours = LearntClip().finish({"bottom": everything, "top": everything}, w_OI, fmt).step
+    ours = LearntClip().apply({"bottom": everything, "top": everything}, w_OI, fmt).step
     theirs = replace(fmt, ranger=MinMax()).fit(w_OI)
     assert ours is not None
     assert torch.equal(ours.scale_G1, theirs.scale_G1)
@@ -170,8 +169,8 @@ def test_at_a_rate_of_zero_it_is_its_start() -> None:
 @pytest.mark.parametrize(("sign", "moved", "still"), [(1, "top", "bottom"), (-1, "bottom", "top")])
 def test_each_end_is_learnt_where_it_matters(sign: int, moved: str, still: str) -> None:
     state = train(problem(FORMATS[0], w_OI=sign * weights().abs()), Settings(steps=20, patience=0))
-    assert torch.equal(state.parameters[f"w › {still}"], torch.full((48, 1), 4.0))
-    assert float((state.parameters[f"w › {moved}"] - 4).abs().max()) > 0.05
+    assert torch.equal(state.parameters[f"w › ranger › {still}"], torch.full((48, 1), 4.0))
+    assert float((state.parameters[f"w › ranger › {moved}"] - 4).abs().max()) > 0.05
 
 
 def test_gptq_rounds_on_the_learnt_step_and_is_better_still() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import pytest
 
 from regauge import apply
 from regauge.artifact.receipt import Receipt, SiteReceipt
-from regauge.plan import digest, load, patterns
+from regauge.plan import Plan, digest, load, patterns
 from tests.pico import pico, save
 from tests.words import save_tokenizer, text
 
 STORED = Path(__file__).with_name("receipts.json")
+STEPS = 80
 WRITE = os.environ.get("REGAUGE_GOLDEN") == "write"
 NAMES = [
     next((name for name, point in pattern.points().items() if point.get("bits", 4) == 4), next(iter(pattern.points())))
@@ -68,10 +70,18 @@ def row(site: SiteReceipt) -> str:
     return f"{choice} | {site.bits:.4f} bits, {site.bytes_after} bytes | {site.tokens} tokens | {why}"
 
 
+def briefly(name: str) -> Plan:
+    """A preset with no more steps of training than are needed to see that it trains."""
+    plan = load(name)
+    if int(str(plan.learning.get("steps", 0))) <= STEPS:
+        return plan
+    return replace(plan, learning={**plan.learning, "steps": STEPS})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_receipt(name: str, model: Path, deep: Path, tmp_path: Path) -> None:
     receipt = apply(
-        name,
+        briefly(name),
         deep if name.startswith("echoatt") else model,
         tmp_path / "out",
         calibration=[text(3000)],

@@ -20,7 +20,7 @@ from regauge.engine import block as blocks
 from regauge.engine.block import effective
 from regauge.engine.job import Job, prepare
 from regauge.engine.room import Room, room
-from regauge.engine.watchdog import Progress
+from regauge.engine.watchdog import Clock, Progress
 from regauge.engine.work import Pass
 from regauge.errors import BudgetError, RecipeError, TextError
 from regauge.hosts.transformers.source import Source
@@ -50,7 +50,8 @@ def recipe(
     more: str = "",
     select: str = "blocks.*",
 ) -> Plan:
-    learning = f"learning: {{steps: {steps}, batch: 64, patience: 0}}\n" if "learnt" in ranger else ""
+    how = "optimiser: sign, schedule: linear, " if "offset" in rounder else ""
+    learning = f"learning: {{{how}steps: {steps}, batch: 64, patience: 0}}\n" if "learnt" in ranger + rounder else ""
     point = POINT.format(ranger=f"'{ranger}'", rounder=rounder)
     return parse(f"name: taught\n{learning}{more}weights:\n  {select}: {{{point}}}\n")
 
@@ -109,7 +110,7 @@ def test_the_artifact_holds_what_was_learnt(model: Path, tmp_path: Path) -> None
     assert all(a.error != b.error for a, b in pairs if a.choice is not None)
 
 
-@pytest.mark.parametrize("rounder", ["nearest", "gptq"])
+@pytest.mark.parametrize("rounder", ["nearest", "gptq", "learnt-offset"])
 def test_the_same_seed_gives_the_same_bytes(rounder: str, model: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
@@ -118,6 +119,36 @@ def test_the_same_seed_gives_the_same_bytes(rounder: str, model: Path, tmp_path:
     torch.manual_seed(6)
     made(model, tmp_path / "b", recipe(rounder=rounder, steps=12))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("rounder", "least"), [("learnt-offset", 0.9), ("learnt-offset:gptq", 0.98)])
+def test_rounding_is_learnt_too(rounder: str, least: float, model: Path, tmp_path: Path) -> None:
+    receipt = made(model, tmp_path / "out", recipe("learnt-share", f"'{rounder}'", steps=40))
+    for entry in receipt.learnt:
+        assert float(str(entry["after"])) < least * float(str(entry["before"]))
+
+
+def test_the_error_told_is_that_of_the_codes(model: Path) -> None:
+    """The block with its codes, decoded, has the error that the last reading told, and other codes than nearest's."""
+    job, work = passing(model, recipe("learnt-share", "learnt-offset", steps=20))
+    moved, *_ = work.local(0, work.read(0))
+    learnt = work.learn(0, moved, {}, None, Clock())
+    assert learnt is not None
+    codes = work.round(job.sites(0), moved, {}, learnt.finished)
+    built = effective(moved.stored, codes, job.choices)
+    assert work.objective(0, moved).error(built) == pytest.approx(learnt.told["after"], rel=1e-5)
+    assert learnt.finished.codes.keys() == learnt.finished.formats.keys() == job.learnt.keys() & codes.keys()
+    plain = work.round(job.sites(0), moved, {})
+    assert any(not torch.equal(codes[name].codes_OI, plain[name].codes_OI) for name in codes)
+
+
+def test_learnt_codes_keep_their_compensator(model: Path, tmp_path: Path) -> None:
+    point = "{grid: int2-asym, grain: channel, rounder: learnt-offset, compensator: 'lorc:2'}"
+    plan = parse(f"name: taught\nlearning: {{steps: 4, batch: 64, optimiser: sign}}\nweights: {{blocks.*: {point}}}\n")
+    receipt = made(model, tmp_path / "out", plan)
+    plain = made(model, tmp_path / "plain", replace(plan, name="plain"))
+    assert len(receipt.learnt) == 2
+    assert receipt.sites[0].bytes_after == plain.sites[0].bytes_after
 
 
 def test_with_a_rate_of_zero_it_is_the_range_it_begins_with(model: Path, tmp_path: Path) -> None:
@@ -325,13 +356,14 @@ def test_pruning_and_choosing_by_block_do_not_go_together(model: Path, tmp_path:
 
 @pytest.mark.telling
 @pytest.mark.slow
-def test_killed_while_it_learns_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["ranger: 'learnt-clip:0.05'", "ranger: learnt-share, rounder: 'learnt-offset:gptq'"])
+def test_killed_while_it_learns_it_ends_with_the_same_bytes(how: str, tmp_path: Path) -> None:
     """SIGKILL at random moments of a run that spends nearly all its time in the loop."""
     folder = save_tokenizer(save(pico("llama", **SIZES), tmp_path / "model"))
     (tmp_path / "text.txt").write_text(text(2000), encoding="utf-8")
     (tmp_path / "taught.yaml").write_text(
-        "name: taught\nlearning: {steps: 60, batch: 64, patience: 0}\n"
-        "weights: {blocks.*: {grid: int2-asym, grain: 'group:16', ranger: 'learnt-clip:0.05'}}\n",
+        f"name: taught\nlearning: {{steps: 60, batch: 64, patience: 0{', optimiser: sign' * ('offset' in how)}}}\n"
+        f"weights: {{blocks.*: {{grid: int2-asym, grain: 'group:16', {how}}}}}\n",
         encoding="utf-8",
     )
     arguments = [str(folder), str(tmp_path / "text.txt"), str(tmp_path), str(tmp_path / "taught.yaml"), "4", "3"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regauge.errors import BudgetError, RecipeError
 from regauge.learn import loop
-from regauge.learn.base import Finished, Learned, Parameters, Problem, SiteLearned, Trial
+from regauge.learn.base import Finished, Learned, LearntRange, LearntRounding, Parameters, Problem, Rates, Trial
 from regauge.learn.cost import Size, cost
 from regauge.learn.loop import DONE, NOT_FINITE, PATIENCE, State, Watch, order, train
 from regauge.learn.optimisers import OPTIMISERS, AdamW, Optimiser
@@ -29,7 +29,7 @@ class Line:
 
     x_BN: Tensor
     y_BN: Tensor
-    rates: Mapping[str, float]
+    rates: Rates
 
     @property
     def batches(self) -> int:
@@ -295,7 +295,7 @@ def test_how_to_learn_prints_back_and_counts() -> None:
         ("{steps: 1.5}", "steps must be a whole number, not 1.5"),
         ("{step: 3}", "unknown key 'step' in learning (did you mean 'steps'?)"),
         ("{schedule: linnear}", "the schedule is one of constant, linear, cosine, not 'linnear'"),
-        ("{optimiser: sgd}", "the optimiser is one of adamw, not 'sgd'"),
+        ("{optimiser: sgd}", "the optimiser is one of adamw, sign, not 'sgd'"),
         ("{patience: -1}", "patience is 0 (never stop early) or more, not -1"),
         ("3", "learning must be a mapping"),
     ],
@@ -307,7 +307,20 @@ def test_what_a_user_may_get_wrong(written: str, said: str) -> None:
     assert "line 2" in str(caught.value)
 
 
-def test_the_part_is_a_site_part() -> None:
-    from regauge.formats.learnt import LearntClip
+def test_the_parts_that_are_learnt_keep_the_contract() -> None:
+    from regauge.formats.learnt import LearntClip, LearntShare
+    from regauge.rounding.learnt import LearntOffset
 
-    assert isinstance(LearntClip(), SiteLearned)
+    assert isinstance(LearntClip(), LearntRange)
+    assert isinstance(LearntShare(), LearntRange)
+    assert isinstance(LearntOffset(), LearntRounding)
+
+
+def test_a_rate_left_open_is_one_over_the_number_of_steps() -> None:
+    base, settings = line(), Settings(steps=40, optimiser="sign", patience=0)
+    left, said = (
+        train(Line(base.x_BN, base.y_BN, {"slope": rate, "shift": 0.0}), settings).parameters["slope"]
+        for rate in (None, 1 / 40)
+    )
+    assert torch.equal(left, said)
+    assert float(left) == pytest.approx(1, abs=0.1)

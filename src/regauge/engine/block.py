@@ -22,6 +22,7 @@ from regauge.errors import RecipeError
 from regauge.formats.base import Codes, Format
 from regauge.formats.readings import Reading
 from regauge.formats.terms import checked, summed
+from regauge.learn.base import Finished
 from regauge.parts import Point, Spec
 from regauge.plan.keeping import of_block
 from regauge.plan.resolution import Resolution
@@ -74,24 +75,26 @@ def round_sites(
     weights: Weights,
     choices: Choices,
     stats: Mapping[str, Stats],
-    formats: Mapping[str, Format] | None = None,
+    learnt: Finished | None = None,
     at_once: int | None = None,
 ) -> dict[str, Codes]:
     """Codes of every site that has a choice, with what its compensator adds.
 
     Args:
-        formats: site → its format with a step that was learnt, in place of the choice's own.
+        learnt: formats with a step that was learnt, in place of the choice's own, and codes, in place of a rounder's.
         at_once: how many are rounded at the same time; see `side_by_side`.
     """
     sites = list(sites)
-    known = {**_fused(sites, weights, choices), **(formats or {})}
+    found = learnt or Finished()
+    known, codes = {**_fused(sites, weights, choices), **found.formats}, found.codes
     chosen = {site.name: choice for site in sites if (choice := choices.get(site.name)) is not None}
 
     def job(name: str) -> Callable[[], Codes]:
-        return lambda: round_site(weights[f"{name}.weight"], chosen[name], stats.get(name, {}), known.get(name))
+        made = codes.get(name)
+        return lambda: round_site(weights[f"{name}.weight"], chosen[name], stats.get(name, {}), known.get(name), made)
 
-    found = named({name: job(name) for name in _largest_first(chosen, weights)}, at_once)
-    return {name: found[name] for name in chosen}
+    rounded = named({name: job(name) for name in _largest_first(chosen, weights)}, at_once)
+    return {name: rounded[name] for name in chosen}
 
 
 def _largest_first(names: Iterable[str], weights: Weights) -> list[str]:
@@ -116,19 +119,23 @@ def _fused(sites: Sequence[Site], weights: Weights, choices: Choices) -> dict[st
     return found
 
 
-def round_site(w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = None) -> Codes:
-    """One matrix through its rounder and compensator; in `fmt` where that is given.
+def round_site(
+    w_OI: Tensor, choice: Point, stats: Stats, fmt: Format | None = None, codes: Codes | None = None
+) -> Codes:
+    """One matrix through its rounder and compensator; in `fmt` where that is given, with `codes` where they are known.
 
     Raises:
         RecipeError: the compensator gives what an artifact could not hold, or what nothing would apply.
     """
     fmt = fmt or parts.format_of(choice)
     rounder, compensator = parts.rounder_of(choice), parts.compensator_of(choice)
+    if compensator is None and codes is not None:
+        return codes
     if compensator is None:
         return piecewise(lambda w_RI, *of: rounder(_narrow(w_RI), *of), w_OI, fmt, stats)
     w_OI = _narrow(w_OI)
     rows, columns = w_OI.shape
-    codes = rounder(w_OI, fmt, stats)
+    codes = codes or rounder(w_OI, fmt, stats)
     try:
         terms = checked(compensator(w_OI.float(), fmt.decode(codes), stats), (rows, columns))
         best = replace(codes, terms=(*codes.terms, *terms))

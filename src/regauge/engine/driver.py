@@ -142,7 +142,7 @@ class Drive:
         moved, stats, proof = looked.moved, dict(looked.stats), [*proof, *looked.proof]
         rare |= looked.rare
         learnt = work.learn(block, moved, stats, self.staging, self.clock)
-        codes = work.round(sites, moved, stats, None if learnt is None else learnt.formats)
+        codes = work.round(sites, moved, stats, None if learnt is None else learnt.finished)
         unseen = [site for site in sites if site.name in codes and site.name not in stats]
         if work.states is not None and (unseen or job.reads_head or index < job.anatomy.blocks):
             stats |= work.advance(block, work.built(moved, codes), unseen)

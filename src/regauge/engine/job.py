@@ -25,7 +25,7 @@ from regauge.formats.base import OBJECTIVE, Format
 from regauge.hosts import host_of
 from regauge.hosts.base import Host, Source
 from regauge.kernels.cpu.gram import has_gram
-from regauge.learn.base import SiteLearned
+from regauge.learn.base import Taught
 from regauge.learn.settings import Settings
 from regauge.parts import ATTENTION, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, load
@@ -66,7 +66,7 @@ class Job:
         wire: how the artifact is laid out; `refusals` says why it is not compressed-tensors.
         needs: site → statistics that its rounder and compensator need; sites that need none are absent.
         shaping: what is pruned, if anything is; `gauge` is then the anatomy before that.
-        learnt: site → the part that is trained there by the error of its block; most have none.
+        learnt: site → what is trained there by the error of its block; most have nothing.
         at_once: how many matrices are rounded at the same time; None: as many as there are threads.
     """
 
@@ -81,7 +81,7 @@ class Job:
     seed: int = 0
     shaping: Shaping | None = None
     gauge: Anatomy | None = None
-    learnt: Mapping[str, SiteLearned] = field(default_factory=dict)
+    learnt: Mapping[str, Taught] = field(default_factory=dict)
     at_once: int | None = None
 
     @property
@@ -218,11 +218,7 @@ def prepare(
     resolution = replace(resolution, notes=[*resolution.notes, *chosen.notes])
     needs = needs_in(anatomy, resolution)
     gauge = None if shaping is None else whole
-    taught: dict[str, SiteLearned] = {  # whatever needs the objective is learnt: that is the contract of the need
-        name: parts.build("ranger", point.spec("ranger"))
-        for name, point in resolution.at(WEIGHTS).items()
-        if learnt(point)
-    }
+    taught = {name: _taught(point) for name, point in resolution.at(WEIGHTS).items() if learnt(point)}
     return Job(
         plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge, taught
     )
@@ -255,7 +251,14 @@ def _needs(site: Site, choice: Point | None) -> frozenset[str]:
     if choice is None or site.tap is None:
         return frozenset()
     compensator = parts.compensator_of(choice)
-    return parts.rounder_of(choice).needs | (frozenset() if compensator is None else compensator.needs)
+    needs = parts.rounder_of(choice).needs - {OBJECTIVE}
+    return needs | (frozenset() if compensator is None else compensator.needs)
+
+
+def _taught(point: Point) -> Taught:
+    """What is learnt of a matrix: whatever needs the objective, that is the contract of the need."""
+    found = {axis: parts.build(axis, point.spec(axis)) for axis in learnt(point)}
+    return Taught(**found)
 
 
 def _recast(plan: Plan, anatomy: Anatomy) -> tuple[Anatomy, tuple[Recast, ...]]:

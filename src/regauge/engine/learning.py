@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ from regauge.artifact.staging import Staging
 from regauge.engine.objective import Objective
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import Format
-from regauge.learn.base import Parameters, SiteLearned, Trial
+from regauge.learn.base import Finished, Parameters, Rates, Taught, Trial
 from regauge.learn.loop import ENDED, NOT_FINITE, State, Watch, train
 from regauge.learn.settings import Settings
 from regauge.learn.sites import Together, on_sites
+from regauge.rounding.base import Stats
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class BlockProblem:
     objective: Objective
 
     @property
-    def rates(self) -> Mapping[str, float]:
+    def rates(self) -> Rates:
         return self.parts.rates
 
     @property
@@ -63,12 +64,12 @@ class Learnt:
     """What became of a block's learnt parts.
 
     Attributes:
-        formats: site → its format with the step that was learnt.
+        finished: what training leaves: formats with the steps that were learnt, and codes.
         told: for the receipt.
         notes: what the user did not ask for, a sentence each.
     """
 
-    formats: Mapping[str, Format]
+    finished: Finished
     told: Mapping[str, object]
     notes: tuple[str, ...] = ()
 
@@ -79,15 +80,17 @@ class Lesson:
 
     Attributes:
         block: its number.
-        parts, formats: site → the part, and the format that it is about.
+        taught, formats: site → what is learnt there, and the format that it is about.
         weights: of the block, exact where they are learnt, rounded where they are not.
+        stats: site → statistics of its input, of those that want some to begin with.
         seed: of the whole job.
     """
 
     block: int
-    parts: Mapping[str, SiteLearned]
+    taught: Mapping[str, Taught]
     formats: Mapping[str, Format]
     weights: Weights
+    stats: Mapping[str, Stats] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -103,7 +106,11 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
         BudgetError: the time limit does not suffice; what was learnt so far stays for the next run.
     """
     trial = Trial({name: tensor.float() for name, tensor in lesson.weights.items()})
-    parts = on_sites(list(lesson.parts), lesson.parts, lesson.formats)
+    formats = {
+        name: fmt if lesson.taught[name].ranger is not None else _fitted(fmt, trial.weights[f"{name}.weight"])
+        for name, fmt in lesson.formats.items()
+    }
+    parts = on_sites(lesson.taught, formats, lesson.stats)
     name = room(lesson.block)
     kept = None if staging is None else staging.kept(name)
     state = None if kept is None else State.of(kept)
@@ -119,7 +126,7 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
         finished = parts.finish(state.best, trial)
     told = {
         "block": lesson.block,
-        "sites": list(lesson.parts),
+        "sites": list(lesson.taught),
         "steps": state.step,
         "before": state.first,
         "after": state.least,
@@ -128,4 +135,9 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
     notes: tuple[str, ...] = ()
     if state.ended == NOT_FINITE:
         notes = (f"learning block {lesson.block} ended at step {state.step}: {ENDED[NOT_FINITE]}",)
-    return Learnt(finished.formats, told, notes)
+    return Learnt(finished, told, notes)
+
+
+def _fitted(fmt: Format, w_OI: Tensor) -> Format:
+    """The format with the step that training leaves as it is, found once."""
+    return replace(fmt, step=fmt.fit(w_OI))

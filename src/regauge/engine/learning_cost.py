@@ -27,8 +27,10 @@ def learning_cost(job: Job, tokens: int, flop: float) -> Cost:
             continue
         parameters = 0
         for site in taught:
+            own = job.learnt[site.name]
             groups, _ = parts.format_of(job.resolution.at(WEIGHTS)[site.name]).grain.groups(site.shape)
-            parameters += groups * len(job.learnt[site.name].rates)
+            parameters += 0 if own.ranger is None else groups * len(own.ranger.rates)
+            parameters += 0 if own.rounder is None else math.prod(site.shape) * len(own.rounder.rates)
         size = Size(
             weights=sum(math.prod(site.shape) for site in sites),
             trained=sum(math.prod(site.shape) for site in taught),

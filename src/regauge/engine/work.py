@@ -22,11 +22,12 @@ from regauge.engine.statistics import Collection, collection
 from regauge.engine.strips import by_strips
 from regauge.engine.taps import Looked, after, at_once, fold, needs_of_taps, settle
 from regauge.engine.watchdog import Clock
-from regauge.formats.base import OBJECTIVE, Codes, Format
+from regauge.formats.base import OBJECTIVE, Codes
 from regauge.formats.readings import Reading
 from regauge.formats.transforms import Transform
 from regauge.hosts.base import Rows, Runner
 from regauge.hosts.states import Spill, States
+from regauge.learn.base import Finished
 from regauge.parts import Point, Spec
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import forget
@@ -209,7 +210,7 @@ class Pass:
         weights = effective(moved.stored, plain, job.choices)
         weights |= {f"{name}.weight": moved.exact[f"{name}.weight"] for name in taught}
         formats = {name: job.format(name) for name in taught}
-        lesson = Lesson(block, taught, formats, weights, job.seed)
+        lesson = Lesson(block, taught, formats, weights, {name: stats.get(name, {}) for name in taught}, job.seed)
         return learn(lesson, self.objective(block, moved), job.settings, staging, clock)
 
     def begin(self, outer: Weights, exact: Weights | None = None, rows: Mapping[str, Rows] | None = None) -> None:
@@ -240,11 +241,11 @@ class Pass:
         sites: Sequence[Site],
         moved: Moved,
         stats: Mapping[str, Stats],
-        formats: Mapping[str, Format] | None = None,
+        learnt: Finished | None = None,
     ) -> dict[str, Codes]:
-        """Codes of the sites whose weight is there; `formats` holds those that were learnt."""
+        """Codes of the sites whose weight is there; `learnt` holds the formats and codes that were."""
         present = [site for site in sites if f"{site.name}.weight" in moved.exact]
-        codes = round_sites(present, moved.exact, self.job.choices, stats, formats, self.job.at_once)
+        codes = round_sites(present, moved.exact, self.job.choices, stats, learnt, self.job.at_once)
         for seen in stats.values():
             if "hessian" in seen:
                 forget(seen["hessian"])  # a factor is as large, and what comes next needs room

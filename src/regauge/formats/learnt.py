@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,12 +38,10 @@ class LearntClip:
 
     rate: float = 0.01
     start: float = 4.0
-    scope: ClassVar[str] = "site"
     needs: ClassVar[frozenset[str]] = frozenset({OBJECTIVE})
 
     def __post_init__(self) -> None:
-        if not self.rate >= 0:
-            raise ValueError(f"a learning rate is 0 or more, not {self.rate}")
+        checked_rate(self.rate)
 
     @property
     def name(self) -> str:
@@ -60,7 +58,7 @@ class LearntClip:
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
         """The step before training."""
         share_G1 = torch.full((x_GK.shape[0], 1), self.start, dtype=torch.float32, device=x_GK.device)
-        return _step({BOTTOM: share_G1, TOP: share_G1}, x_GK, grid, scale)
+        return _step(torch.sigmoid(share_G1), torch.sigmoid(share_G1), x_GK, grid, scale)
 
     def init(self, w_OI: Tensor, fmt: Format) -> dict[str, Tensor]:
         """β and γ of every group, (G, 1) float32."""
@@ -69,29 +67,103 @@ class LearntClip:
             name: torch.full((groups, 1), self.start, dtype=torch.float32, device=w_OI.device) for name in (BOTTOM, TOP)
         }
 
-    def apply(self, parameters: Mapping[str, Tensor], w_OI: Tensor, fmt: Format, progress: float) -> Tensor:
-        """Ŵ under these ends, float32, differentiable in them and in W."""
-        x_GK = fmt.grain.split(w_OI).float()
-        step = _step(parameters, x_GK, fmt.grid, fmt.bound(w_OI.detach()).scale)
-        return fmt.grain.join(straight_through(x_GK, step, fmt.grid), w_OI)
-
-    def finish(self, parameters: Mapping[str, Tensor], w_OI: Tensor, fmt: Format) -> Format:
-        """The same format with an ordinary step for W, under which any rounder may work."""
-        with torch.no_grad():
-            x_GK = fmt.grain.split(w_OI).float()
-            return replace(fmt, step=_step(parameters, x_GK, fmt.grid, fmt.bound(w_OI).scale))
+    def apply(self, parameters: Mapping[str, Tensor], w_OI: Tensor, fmt: Format) -> Format:
+        """The same format with an ordinary step for W, differentiable in these ends, under which any rounder works."""
+        return _with(torch.sigmoid(parameters[BOTTOM]), torch.sigmoid(parameters[TOP]), w_OI, fmt)
 
 
-def straight_through(x_GK: Tensor, step: Step, grid: Grid) -> Tensor:
+@dataclass(frozen=True)
+class LearntShare:
+    """Learnt shares of the range (AutoRound, arXiv 2309.05516, its alpha and beta).
+
+    The range of a group is [α · min, β · max], 0 ≤ α, β ≤ 1, both 1 at first: before any training it is `minmax`. On a
+    symmetric grid the step is the least that reaches both ends.
+
+    Differs: the released code clamps α and β before each use, here one that is at an end takes no gradient that pushes
+    it further out; the zero point is rounded with the gradient passed on, as there.
+    Cost: as `LearntClip`.
+
+    Attributes:
+        rate: learning rate; None: one over the number of steps, as published with signed gradients.
+    """
+
+    rate: float | None = None
+    needs: ClassVar[frozenset[str]] = frozenset({OBJECTIVE})
+
+    def __post_init__(self) -> None:
+        checked_rate(self.rate)
+
+    @property
+    def name(self) -> str:
+        return "learnt-share"
+
+    @property
+    def kernel(self) -> Range | None:
+        return None
+
+    @property
+    def rates(self) -> Mapping[str, float | None]:
+        return {BOTTOM: self.rate, TOP: self.rate}
+
+    def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
+        """The step before training."""
+        share_G1 = torch.ones((x_GK.shape[0], 1), dtype=torch.float32, device=x_GK.device)
+        return _step(share_G1, share_G1, x_GK, grid, scale)
+
+    def init(self, w_OI: Tensor, fmt: Format) -> dict[str, Tensor]:
+        """α and β of every group, (G, 1) float32."""
+        groups, _ = fmt.grain.groups((w_OI.shape[0], w_OI.shape[1]))
+        return {name: torch.ones((groups, 1), dtype=torch.float32, device=w_OI.device) for name in (BOTTOM, TOP)}
+
+    def apply(self, parameters: Mapping[str, Tensor], w_OI: Tensor, fmt: Format) -> Format:
+        """The same format with an ordinary step for W, differentiable in these shares."""
+        return _with(held(parameters[BOTTOM], 0, 1), held(parameters[TOP], 0, 1), w_OI, fmt)
+
+
+def checked_rate(rate: float | None) -> None:
+    """Raises a ValueError where a learning rate is negative."""
+    if rate is not None and not rate >= 0:
+        raise ValueError(f"a learning rate is 0 or more, not {rate}")
+
+
+def straight_through(x_GK: Tensor, step: Step, grid: Grid, offset_GK: Tensor | None = None) -> Tensor:
     """What each weight decodes to; the gradient sees rounding as the identity and the grid's ends as ends.
 
     Bengio et al., arXiv 1308.3432.
+
+    Args:
+        offset_GK: in steps, what is added to each weight before it is rounded.
     """
+    z_GK = _passed(in_steps(x_GK, step, offset_GK).clamp(grid.low, grid.high), grid.snap)
+    return (z_GK if step.zero_G1 is None else z_GK - step.zero_G1) * step.scale_G1
+
+
+def in_steps(x_GK: Tensor, step: Step, offset_GK: Tensor | None = None) -> Tensor:
+    """Where each weight lies on the grid before it is rounded, in the order of operations of `Format.encode`."""
     z_GK = x_GK / step.scale_G1
-    if step.zero_G1 is None:
-        return _passed(z_GK.clamp(grid.low, grid.high), grid.snap) * step.scale_G1
-    z_GK = _passed((z_GK + step.zero_G1).clamp(grid.low, grid.high), grid.snap)
-    return (z_GK - step.zero_G1) * step.scale_G1
+    if step.zero_G1 is not None:
+        z_GK = z_GK + step.zero_G1
+    return z_GK if offset_GK is None else z_GK + offset_GK
+
+
+def held(x: Tensor, low: float, high: float) -> Tensor:
+    """x clamped; its gradient is cut only where a step against it would lead further out, so it can come back."""
+    found: Tensor = _Held.apply(x, low, high)  # type: ignore[no-untyped-call]  # torch's own
+    return found
+
+
+class _Held(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.ends = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (x,), (low, high), gradient = ctx.saved_tensors, ctx.ends, gradients[0]
+        out = ((x >= high) & (gradient < 0)) | ((x <= low) & (gradient > 0))
+        return gradient.masked_fill(out, 0), None, None
 
 
 def _passed(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
@@ -100,11 +172,16 @@ def _passed(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
     return found
 
 
-def _step(parameters: Mapping[str, Tensor], x_GK: Tensor, grid: Grid, scale: Scale) -> Step:
-    """The step of the clipped ranges, as `MinMax` lays a range over the grid, differentiable in the parameters."""
+def _with(bottom_G1: Tensor, top_G1: Tensor, w_OI: Tensor, fmt: Format) -> Format:
+    x_GK = fmt.grain.split(w_OI).float()
+    return replace(fmt, step=_step(bottom_G1, top_G1, x_GK, fmt.grid, fmt.bound(w_OI.detach()).scale))
+
+
+def _step(bottom_G1: Tensor, top_G1: Tensor, x_GK: Tensor, grid: Grid, scale: Scale) -> Step:
+    """The step of these shares of the ranges, as `MinMax` lays a range over the grid, differentiable in the shares."""
     low_G1, high_G1 = ends(x_GK.detach())
-    low_G1 = low_G1.clamp(max=0) * torch.sigmoid(parameters[BOTTOM])
-    high_G1 = high_G1.clamp(min=0) * torch.sigmoid(parameters[TOP])
+    low_G1 = low_G1.clamp(max=0) * bottom_G1
+    high_G1 = high_G1.clamp(min=0) * top_G1
     if grid.symmetric:
         raw_G1 = torch.maximum(low_G1 / grid.low, high_G1 / grid.high)
     else:

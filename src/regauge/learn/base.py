@@ -1,7 +1,7 @@
 """What is learnt: the contract between the loop and the parts that it trains.
 
-A part that is learnt is an ordinary part of its axis (a ranger, later a rounder or a transform) whose `needs` names
-`objective`. What comes out of `finish` is ordinary too, so an artifact never knows that something was learnt.
+A part that is learnt is an ordinary part of its axis (a ranger, a rounder, later a transform) whose `needs` names
+`objective`. What comes out of it is ordinary too, so an artifact never knows that something was learnt.
 
 Legend: O output channels, I input channels, T tokens.
 """
@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from regauge.formats.base import Format
+from regauge.formats.base import Codes, Format
 
 Parameters = Mapping[str, Tensor]
 """Name → what is trained, float32. A loop never changes them in place."""
@@ -40,40 +40,71 @@ class Finished:
     """What learning leaves behind: ordinary coordinates, with nothing in them that says that they were learnt.
 
     Attributes:
-        formats: site → its format, with the step that was learnt. (Codes, moves and readings join when a part gives
-            them; the loop does not look inside.)
+        formats: site → its format, with the step that was learnt.
+        codes: site → its codes, where they were learnt. (Moves and readings join when a part gives them; the loop does
+            not look inside.)
     """
 
     formats: Mapping[str, Format] = field(default_factory=dict)
+    codes: Mapping[str, Codes] = field(default_factory=dict)
 
     def __or__(self, other: Finished) -> Finished:
-        return Finished({**self.formats, **other.formats})
+        return Finished({**self.formats, **other.formats}, {**self.codes, **other.codes})
+
+
+Rates = Mapping[str, float | None]
+"""Name of a parameter → its learning rate; None: one over the number of steps."""
 
 
 @runtime_checkable
-class SiteLearned(Protocol):
-    """A part of the weights axis that is learnt for each matrix by itself: a ranger, a rounder."""
+class LearntRange(Protocol):
+    """A ranger that is learnt for each matrix by itself: numbers for every group."""
 
-    @property
-    def scope(self) -> str: ...  # "site"
     @property
     def needs(self) -> frozenset[str]: ...
     @property
-    def rates(self) -> Mapping[str, float]: ...  # name of a parameter → its learning rate
+    def rates(self) -> Rates: ...
 
     def init(self, w_OI: Tensor, fmt: Format) -> Parameters:
         """Where training begins, for this matrix."""
 
-    def apply(self, parameters: Parameters, w_OI: Tensor, fmt: Format, progress: float) -> Tensor:
-        """Ŵ (O, I), float32, differentiable; `progress` runs from 0 to 1, for what is annealed."""
+    def apply(self, parameters: Parameters, w_OI: Tensor, fmt: Format) -> Format:
+        """The format with its step under these parameters, differentiable; any rounder takes it as an ordinary one."""
 
-    def finish(self, parameters: Parameters, w_OI: Tensor, fmt: Format) -> Format:
-        """The format with what was learnt in it, which the rounder takes as any other."""
+
+@runtime_checkable
+class LearntRounding(Protocol):
+    """A rounder that is learnt for each matrix by itself: a number for every weight. `fmt` has its step."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...  # statistics beside `objective`, for where training begins
+    @property
+    def rates(self) -> Rates: ...
+
+    def init(self, w_OI: Tensor, fmt: Format, stats: Mapping[str, Tensor]) -> Parameters:
+        """Where training begins, for this matrix."""
+
+    def apply(self, parameters: Parameters, w_OI: Tensor, fmt: Format, progress: float) -> Tensor:
+        """Ŵ (O, I), float32, differentiable; `progress` runs from 0 to 1, at which it is what `finish` decodes to."""
+
+    def penalty(self, parameters: Parameters, progress: float) -> Tensor | None:
+        """What is added to the loss, None for nothing."""
+
+    def finish(self, parameters: Parameters, w_OI: Tensor, fmt: Format) -> Codes:
+        """The codes that were learnt, on the format's step."""
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What is learnt of one matrix: its range, its rounding, or both together."""
+
+    ranger: LearntRange | None = None
+    rounder: LearntRounding | None = None
 
 
 @runtime_checkable
 class Learned(Protocol):
-    """What a loop trains: something that changes what a block computes with. `sites.py` makes one of a `SiteLearned`.
+    """What a loop trains: something that changes what a block computes with. `sites.py` makes one of a `Taught`.
 
     A part of scope `block` may change several weights and inputs together (an affine of what q, k and v read).
     """
@@ -81,7 +112,7 @@ class Learned(Protocol):
     @property
     def scope(self) -> str: ...
     @property
-    def rates(self) -> Mapping[str, float]: ...
+    def rates(self) -> Rates: ...
 
     def init(self, trial: Trial) -> Parameters:
         """Where training begins; `trial` holds the weights as they are."""
@@ -98,7 +129,7 @@ class Problem(Protocol):
     """What one loop solves. Lower error = better."""
 
     @property
-    def rates(self) -> Mapping[str, float]: ...
+    def rates(self) -> Rates: ...
     @property
     def batches(self) -> int: ...
 

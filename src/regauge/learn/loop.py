@@ -140,7 +140,7 @@ def _step(problem: Problem, settings: Settings, seed: int, state: State) -> Stat
     if gradients is None:
         return replace(state, ended=NOT_FINITE)
     factor = settings.factor(progress)
-    rates = {name: rate * factor for name, rate in problem.rates.items()}
+    rates = {name: (1 / settings.steps if rate is None else rate) * factor for name, rate in problem.rates.items()}
     with torch.no_grad():
         parameters, optimiser = OPTIMISERS[settings.optimiser](state.parameters, gradients, state.optimiser, rates)
     state = replace(state, step=state.step + 1, parameters=parameters, optimiser=optimiser)

@@ -63,5 +63,24 @@ class AdamW:
         return moved, after
 
 
-OPTIMISERS: Mapping[str, Optimiser] = {"adamw": AdamW()}
+@dataclass(frozen=True)
+class Sign:
+    """Each parameter moves by its rate against the sign of its gradient, no momentum (SignSGD, arXiv 1802.04434).
+
+    What moves is bounded by the sum of the rates, however large a gradient is, which suits what decides a rounding:
+    with a rate of 1/N falling to 0 in N steps nothing travels further than (N + 1) / 2N (AutoRound, arXiv 2309.05516).
+    """
+
+    def init(self, parameters: Parameters) -> dict[str, Tensor]:
+        return {}
+
+    def __call__(
+        self, parameters: Parameters, gradients: Parameters, state: State, rates: Mapping[str, float]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return {
+            name: torch.add(value, gradients[name].sign(), alpha=-rates[name]) for name, value in parameters.items()
+        }, {}
+
+
+OPTIMISERS: Mapping[str, Optimiser] = {"adamw": AdamW(), "sign": Sign()}
 """Name in a recipe → optimiser. The names are also in `settings.py`, which imports no torch; a test compares them."""

@@ -48,6 +48,6 @@ class Settings:
         }[self.schedule]
 
 
-OPTIMISERS = ("adamw",)
+OPTIMISERS = ("adamw", "sign")
 KEYS: Mapping[str, type] = {field.name: type(field.default) for field in fields(Settings)}
 """What `learning:` may hold, and of which kind it is."""

@@ -2,41 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from regauge.formats.base import Format
-from regauge.learn.base import Finished, Learned, Parameters, SiteLearned, Trial
+from regauge.formats.learnt import straight_through
+from regauge.learn.base import Finished, Learned, Parameters, Rates, Taught, Trial
+
+RANGER, ROUNDER = "ranger", "rounder"
 
 
 @dataclass(frozen=True, eq=False)
 class OnSite:
-    """A part of scope `site` on one matrix."""
+    """What is learnt of one matrix: the range first, then how the matrix is rounded on it, straight through at least.
+
+    Attributes:
+        stats: of the site's input, where the rounder wants some to begin with.
+    """
 
     site: str
-    part: SiteLearned
+    taught: Taught
     fmt: Format
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
     scope: str = "site"
 
     @property
-    def rates(self) -> Mapping[str, float]:
-        return self.part.rates
+    def rates(self) -> Rates:
+        held = {RANGER: self.taught.ranger, ROUNDER: self.taught.rounder}
+        return {
+            f"{axis} › {own}": rate
+            for axis, part in held.items()
+            if part is not None
+            for own, rate in part.rates.items()
+        }
 
     def init(self, trial: Trial) -> Parameters:
-        return self.part.init(trial.weights[self._weight], self.fmt)
+        w_OI, found, fmt = self._of(trial), dict[str, Tensor](), self.fmt
+        ranger, rounder = self.taught.ranger, self.taught.rounder
+        if ranger is not None:
+            begins = ranger.init(w_OI, fmt)
+            found |= {f"{RANGER} › {own}": value for own, value in begins.items()}
+            fmt = ranger.apply(begins, w_OI, fmt)
+        if rounder is not None:
+            begins = rounder.init(w_OI, _fitted(fmt, w_OI), self.stats)
+            found |= {f"{ROUNDER} › {own}": value for own, value in begins.items()}
+        return found
 
     def apply(self, parameters: Parameters, trial: Trial, progress: float) -> Trial:
-        w_OI = self.part.apply(parameters, trial.weights[self._weight], self.fmt, progress)
-        return replace(trial, weights={**trial.weights, self._weight: w_OI})
+        w_OI, rounder, penalty = self._of(trial), self.taught.rounder, trial.penalty
+        fmt = self._format(parameters, w_OI)
+        if rounder is None:
+            w_hat_OI = fmt.grain.join(straight_through(fmt.grain.split(w_OI).float(), fmt.fit(w_OI), fmt.grid), w_OI)
+        else:
+            own = self._own(ROUNDER, rounder.rates, parameters)
+            w_hat_OI = rounder.apply(own, w_OI, fmt, progress)
+            more = rounder.penalty(own, progress)
+            penalty = more if penalty is None else penalty if more is None else penalty + more
+        return replace(trial, weights={**trial.weights, f"{self.site}.weight": w_hat_OI}, penalty=penalty)
 
     def finish(self, parameters: Parameters, trial: Trial) -> Finished:
-        return Finished({self.site: self.part.finish(parameters, trial.weights[self._weight], self.fmt)})
+        w_OI, rounder = self._of(trial), self.taught.rounder
+        with torch.no_grad():
+            fmt = self._format(parameters, w_OI)
+            if rounder is None:
+                return Finished({self.site: fmt})
+            codes = rounder.finish(self._own(ROUNDER, rounder.rates, parameters), w_OI, fmt)
+        return Finished({self.site: fmt}, {self.site: codes})
 
-    @property
-    def _weight(self) -> str:
-        return f"{self.site}.weight"
+    def _of(self, trial: Trial) -> Tensor:
+        return trial.weights[f"{self.site}.weight"]
+
+    def _format(self, parameters: Parameters, w_OI: Tensor) -> Format:
+        """The format with its step under these parameters."""
+        ranger = self.taught.ranger
+        if ranger is None:
+            return _fitted(self.fmt, w_OI)
+        return ranger.apply(self._own(RANGER, ranger.rates, parameters), w_OI, self.fmt)
+
+    @staticmethod
+    def _own(axis: str, names: Iterable[str], parameters: Parameters) -> Parameters:
+        return {own: parameters[f"{axis} › {own}"] for own in names}
+
+
+def _fitted(fmt: Format, w_OI: Tensor) -> Format:
+    return fmt if fmt.step is not None else replace(fmt, step=fmt.fit(w_OI))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +99,7 @@ class Together:
     scope: str = "block"
 
     @property
-    def rates(self) -> Mapping[str, float]:
+    def rates(self) -> Rates:
         return {f"{name} › {own}": rate for name, part in self.parts.items() for own, rate in part.rates.items()}
 
     def init(self, trial: Trial) -> Parameters:
@@ -73,6 +125,15 @@ class Together:
         return {own: parameters[f"{name} › {own}"] for own in self.parts[name].rates}
 
 
-def on_sites(sites: Sequence[str], parts: Mapping[str, SiteLearned], formats: Mapping[str, Format]) -> Together:
-    """The parts of some sites, trained together."""
-    return Together({site: OnSite(site, parts[site], formats[site]) for site in sites})
+def on_sites(
+    taught: Mapping[str, Taught],
+    formats: Mapping[str, Format],
+    stats: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> Together:
+    """What is learnt of some sites, trained together.
+
+    Args:
+        stats: site → statistics of its input, of those whose rounder wants some to begin with.
+    """
+    seen = stats or {}
+    return Together({site: OnSite(site, own, formats[site], seen.get(site, {})) for site, own in taught.items()})

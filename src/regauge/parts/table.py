@@ -25,6 +25,11 @@ COARSE, FINE = "group:128 else group:64 else channel", "group:32"
 OFFERED = {**{f"int{bits}-asym": (COARSE, FINE) for bits in (2, 3, 4, 5, 6)}, "int8": ("channel",)}
 """Integers that the search tries, with their grains: asymmetric below 8 bits, where one more code counts."""
 
+UNEVEN = dict.fromkeys(
+    ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4", "nf4", "ternary"), "offsets are in steps, which only integers have"
+)
+"""Grids whose values do not lie evenly, and why what is learnt in steps refuses them."""
+
 
 def _ints() -> dict[str, Part]:
     grid = "regauge.formats.grids:Int"
@@ -95,6 +100,14 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             "regauge.formats.learnt:LearntClip",
             "the range whose ends are clipped as training by the block's error finds best",
             "2308.13137",
+            short="rate",
+            text=True,
+            cost="in each training step of a block, running it forward and backward on a batch of text",
+        ),
+        "learnt-share": Part(
+            "regauge.formats.learnt:LearntShare",
+            "the shares of both ends of the range that training by the block's error finds best",
+            "2309.05516",
             short="rate",
             text=True,
             cost="in each training step of a block, running it forward and backward on a batch of text",
@@ -189,6 +202,15 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             beside={"ranger": "minmax"},
             text=True,
             cost="as gptq, with four times its O·I² at 4 bits and less",
+        ),
+        "learnt-offset": Part(
+            "regauge.rounding.learnt:LearntOffset",
+            "nearest after an offset for each weight that training by the block's error finds best",
+            "2309.05516",
+            short="start",
+            refuses={"grid": UNEVEN},
+            text=True,
+            cost="in each training step of a block, running it forward and backward on a batch of text",
         ),
     },
     "compensator": {

@@ -46,7 +46,7 @@ LIST = (
         "awq-w4g128",
         "strengths by the error of the block; `regauge explain awq-w4g128` says what differs",
     ),
-    Known(r"autoround|auto-round|signround", "AutoRound", "gptq-w4g128", "learnt rounding is not built yet"),
+    Known(r"autoround|auto-round|signround", "AutoRound", "autoround-w4g128", "fewer tokens a step: see its page"),
     Known(r"omniquant", "OmniQuant", "omniquant-lwc-w4g128", "learnt clipping, without learnt equivalence"),
     Known(r"gptq(-int(?P<bits>[2-8]))?", "GPTQ", "gptq-w4g128", "say the bits and the group"),
     Known(r"w(?P<bits>[48])a16(-asym)?", "a scheme of weights alone", r"gptq-w\g<bits>g128", "or rtn-, without text"),

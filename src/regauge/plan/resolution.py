@@ -103,9 +103,12 @@ def inert(plan: Plan, resolution: Resolution) -> list[str]:
     return [f"recipe {plan.name!r}: {reason}" for reason in reasons]
 
 
-def learnt(point: Point | None) -> bool:
-    """Whether something at a site is trained by the error of its block."""
-    return point is not None and OBJECTIVE in parts.format_of(point).ranger.needs
+def learnt(point: Point | None) -> tuple[str, ...]:
+    """The axes of a site's point whose parts are trained by the error of its block: none of most."""
+    if point is None:
+        return ()
+    held = {"ranger": parts.format_of(point).ranger.needs, "rounder": parts.rounder_of(point).needs}
+    return tuple(axis for axis, needs in held.items() if OBJECTIVE in needs)
 
 
 def _error(plan: Plan, reasons: list[str]) -> RecipeError:
@@ -217,14 +220,16 @@ def _refusals(point: Point, site: Site) -> list[str]:
     refusal = parts.format_of(point).grain.refuses(site.shape)
     if refusal is not None:
         reasons.append(_divide(refusal, point, "channel"))
-    if site.block is None and OBJECTIVE in parts.format_of(point).ranger.needs:
-        reasons.append(
-            f"ranger {point.name('ranger')!r} is learnt by the error of a block's output, and what lies in no block "
-            "has none: give it another ranger"
-        )
+    if site.block is None:
+        reasons += [
+            f"{axis} {point.name(axis)!r} is learnt by the error of a block's output, and what lies in no block has "
+            f"none: give it another {axis}"
+            for axis in learnt(point)
+        ]
     compensator = parts.compensator_of(point)
     seen = {"rounder": parts.rounder_of(point).needs, "compensator": compensator.needs if compensator else frozenset()}
-    for axis, needs in seen.items() if site.tap is None else ():
+    for axis, wanted in seen.items() if site.tap is None else ():
+        needs = wanted - {OBJECTIVE}
         if needs:
             told = f"{axis} {point.name(axis)!r} needs {min(needs)} of an input"
             reasons.append(f"{told}, and a table looked up by index has none")

@@ -136,7 +136,8 @@ def _reading(plan: Plan, rule: Rule) -> Point | None:
 
 def _needs(choice: Point) -> set[str]:
     compensator = parts.compensator_of(choice)
-    return set(parts.rounder_of(choice).needs) | (set(compensator.needs) if compensator is not None else set())
+    needs = set(parts.rounder_of(choice).needs - {"objective"})  # its own text: learning reads what it trains on
+    return needs | (set(compensator.needs) if compensator is not None else set())
 
 
 def _shape_needs(point: Point) -> set[str]:
