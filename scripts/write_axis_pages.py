@@ -21,7 +21,7 @@ LEADS = {
     "ranger": "How big the step is. What is fitted is the step as it will be stored.",
     "scale": "How the step itself is stored.",
     "transform": "What an activation is multiplied by before it is rounded, and its weights by the inverse.",
-    "rounder": "Which code each weight takes. Each equals nearest rounding where XᵀX is the identity.",
+    "rounder": "Which code each weight takes. Each takes the nearest codes of its steps where XᵀX is the identity.",
     "compensator": "What is added back for the error.",
     "unit": "Pruning: what is taken out as one.",
     "score": "Pruning: which units matter. Higher is kept.",

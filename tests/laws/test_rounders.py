@@ -113,7 +113,7 @@ def test_compensators_name_what_they_add_and_lower_the_error(name: str, dtype: t
     w_OI = draws(7, 13, 29).to(dtype)
     fmt = format_of("int2", "channel", "bf16", "search")
     w_hat_OI = fmt.decode(fmt.encode(w_OI))
-    terms = made(w_OI, w_hat_OI, {})
+    terms = made(w_OI, w_hat_OI, {"hessian": torch.eye(29, dtype=torch.float64)})
     assert all(term.kind == parts.part("compensator", name).term for term in terms)
     added = sum((term.dense().float() for term in terms), torch.zeros(13, 29))
     assert added.shape == w_OI.shape

@@ -71,7 +71,7 @@ def test_an_objective_runs_on_as_much_text_as_it_says(batches: int, tokens: int,
 
         return run
 
-    made = objective.Objective(states, states, bind, lambda weights: weights, {})
+    made = objective.Objective(states, states, bind, lambda weights, sites: weights, {})
     made({})
     assert len(seen) == tried
     assert len(seen) * tokens <= max(objective.TRIED, tokens)

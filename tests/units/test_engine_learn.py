@@ -403,3 +403,62 @@ def test_what_learning_takes_is_told_and_refused(model: Path, tmp_path: Path) ->
     with pytest.raises(BudgetError, match="bytes of memory at the least"):
         made(model, tmp_path / "out", recipe(), max_memory=plain.peak(1) // 2)
     assert not (tmp_path / "out").exists()
+
+
+DRIFTING = (
+    "name: drifting\nweights: {blocks.*: {grid: int2-asym, grain: channel, rounder: {part: retargeted, share: 1.0}}}\n"
+)
+
+
+def test_the_drift_of_inputs_is_that_of_the_two_streams(model: Path) -> None:
+    """E[(x − x̂) x̂ᵀ] of each tap by hand, from a block run on either stream's states; nothing in the first block."""
+    job, work = passing(model, parse(DRIFTING))
+    assert job.taught
+    for block in range(2):
+        moved, *_ = work.local(block, work.read(block))
+        looked = work.look(block, moved)
+        name = f"blocks.{block}.mlp.down"
+        drift_II = looked.stats[name]["drift"]
+        assert work.runner is not None
+        assert work.teacher is not None
+        assert work.states is not None
+        theirs, ours = list[torch.Tensor](), list[torch.Tensor]()
+        for states, seen in ((work.teacher, theirs), (work.states, ours)):
+            work.runner.show(block, moved.exact, states, {name: seen.append})
+        x_TI, own_TI = torch.cat(theirs).double(), torch.cat(ours).double()
+        torch.testing.assert_close(drift_II, (x_TI - own_TI).T @ own_TI / len(x_TI), rtol=1e-4, atol=1e-7)
+        assert bool(drift_II.any()) is (block > 0)
+        work.advance(block, effective(moved.stored, work.round(job.sites(block), moved, looked.stats), job.choices))
+
+
+def test_feedback_for_the_inputs_that_are_there_brings_the_last_block_nearer(model: Path, tmp_path: Path) -> None:
+    plain = made(model, tmp_path / "plain", parse(DRIFTING.replace("share: 1.0", "share: 0.0")))
+    there = made(model, tmp_path / "there", parse(DRIFTING))
+    same = [(a.error == b.error, a.name) for a, b in zip(plain.sites, there.sites, strict=True) if a.choice is not None]
+    assert all(alike is name.startswith("blocks.0.") for alike, name in same)
+    assert not [note for note in there.notes if "nothing is known" in note]
+
+
+def test_sets_of_readers_are_rounded_apart_on_the_teachers_states(model: Path) -> None:
+    """The error of rounding one site alone: the block on the uncompressed model's states, all else exact."""
+    plan = parse(
+        "name: readers\nrewrites: [smooth-readers]\nweights: {blocks.*: {grid: int2-asym, grain: channel, "
+        "rounder: clip}}\n"
+    )
+    job, work = passing(model, plan)
+    assert work.states is not None
+    work.states = work.states.with_hidden([hidden * 1.1 for hidden in work.states.hidden])
+    moved = work.read(0)
+    assert work.runner is not None
+    assert work.teacher is not None
+    work.target = work.runner.block(0, moved.exact, work.teacher)
+    objective = work.objective(0, moved)
+    assert objective(moved.exact, []) < 1e-10
+    down = "blocks.0.mlp.down"
+    near = moved.exact[f"{down}.weight"].float()
+    fmt = job.format(down)
+    rounded = {**moved.exact, f"{down}.weight": fmt.decode(fmt.encode(near))}
+    found = work.runner.block(0, rounded, work.teacher)
+    above = sum(float((a - b).square().sum()) for a, b in zip(found.hidden, work.target.hidden, strict=True))
+    below = sum(float(b.square().sum()) for b in work.target.hidden)
+    assert objective(moved.exact, [down]) == pytest.approx(above / below, rel=1e-4)

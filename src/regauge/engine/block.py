@@ -33,6 +33,8 @@ from regauge.rounding.together import named
 from regauge.runtime.capabilities import runs
 
 Choices = Mapping[str, Point | None]
+AGAIN = "again"
+"""The option of a compensator that says how often what it leaves of a matrix is rounded anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +134,18 @@ def round_site(
     if compensator is None:
         return piecewise(lambda w_RI, *of: rounder(_narrow(w_RI), *of), w_OI, fmt, stats)
     w_OI = _narrow(w_OI)
-    codes = codes or rounder(w_OI, fmt, stats)
-    added = compensator(w_OI.float(), fmt.decode(codes), stats)
     rows, columns = w_OI.shape
+    codes = codes or rounder(w_OI, fmt, stats)
     try:
-        return replace(codes, terms=(*codes.terms, *checked(added, (rows, columns))))
+        terms = checked(compensator(w_OI.float(), fmt.decode(codes), stats), (rows, columns))
+        best = replace(codes, terms=(*codes.terms, *terms))
+        for _ in range(int(dict(choice.spec("compensator").options).get(AGAIN, 0))):
+            rest_OI = w_OI.float() - sum(term.dense().float() for term in terms)
+            codes = rounder(rest_OI, fmt, stats)
+            terms = checked(compensator(w_OI.float(), fmt.decode(codes), stats), (rows, columns))
+            tried = replace(codes, terms=(*codes.terms, *terms))
+            best = min(best, tried, key=lambda one: output_error(w_OI, summed(one, fmt), stats))
+        return best
     except ValueError as error:
         name = choice.name("compensator")
         raise RecipeError(f"the compensator {name!r} does not serve a matrix of {rows} x {columns}: {error}") from error

@@ -32,6 +32,7 @@ from regauge.plan import Plan, load
 from regauge.plan.forms import needs_of
 from regauge.plan.resolution import Resolution, inert, learnt, resolve
 from regauge.rewrites.base import Rewrite
+from regauge.rounding.base import DRIFT
 
 NARROW_FROM = 512
 """Hidden size from which blocks run in bfloat16: below it a product costs more to begin than to do."""
@@ -136,8 +137,9 @@ class Job:
 
     @property
     def taught(self) -> bool:
-        """Whether any part asks for the error of a block against the teacher's states."""
-        return bool(self.learnt) or any(OBJECTIVE in recast.rewrite.needs for recast in self.recasts)
+        """Whether any part asks for the teacher's states."""
+        drifting = any(DRIFT in needs for needs in self.needs.values())
+        return drifting or bool(self.learnt) or any(OBJECTIVE in recast.rewrite.needs for recast in self.recasts)
 
     @property
     def working(self) -> torch.dtype:

@@ -9,8 +9,8 @@ Legend: B batch, T tokens, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -22,6 +22,7 @@ from regauge.hosts.states import States
 Change = Mapping[str, Callable[[Tensor], Tensor]]
 Bound = Callable[[Tensor, int], Tensor]
 TRIED = 8192  # tokens on which a plain call takes the error: a part calls it for every value that it tries
+APART = 2048  # tokens on which it takes that of some sites: it is called for every value and every set of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,29 +30,34 @@ class Objective:
     """Σ (y − t)² / Σ t², y the block's output and t the teacher's, padding left out. 0 = the same; lower = better.
 
     As a plain call, `objective(weights)`, it takes tentative tensors of the block, rounds them as the plan's formats
-    say (each weight to its nearest code, whatever the rounder) and gives the error on some of the text. `miss` is the
-    same for one batch of it, differentiable in the weights, for `learn/loop.py`.
-    Cost: a call runs the block on at most `TRIED` tokens (one batch at least) and rounds it once.
+    say (each weight to its nearest code, whatever the rounder) and gives the error on some of the text. With `sites` it
+    is that of rounding these alone, on what the uncompressed model puts into the block. `miss` is the error on one
+    batch, differentiable in the weights, for `learn/loop.py`.
+    Cost: a call runs the block on at most `TRIED` tokens, or `APART` with `sites` (a batch at least), and rounds once.
 
     Attributes:
         states: the compressed model's, before the block.
         target: the teacher's, behind it.
         bind: the block under some weights, with some inputs of sites changed, as a function of states and batch number.
-        rounded: tensors of the block → what the plan's formats leave of them.
+        rounded: tensors of the block, and the sites to round (None: all) → what the plan's formats leave of them.
         inputs: site → how its input is rounded by the plan.
+        before: the teacher's states before the block.
     """
 
     states: States
     target: States
     bind: Callable[[Weights, Change], Bound]
-    rounded: Callable[[Weights], Weights]
+    rounded: Callable[[Weights, Collection[str] | None], Weights]
     inputs: Change
+    before: States | None = None
 
-    def __call__(self, weights: Weights) -> float:
-        few = max(1, TRIED * self.batches // max(self.states.tokens, 1))
+    def __call__(self, weights: Weights, sites: Collection[str] | None = None) -> float:
+        most = TRIED if sites is None else APART
+        few = max(1, most * self.batches // max(self.states.tokens, 1))
         step = max(1, -(-self.batches // few))
+        given = self if sites is None or self.before is None else replace(self, states=self.before)
         with torch.no_grad():
-            return self.over(self.bind(self.rounded(weights), self.inputs), range(0, self.batches, step))
+            return given.over(self.bind(self.rounded(weights, sites), self.inputs), range(0, self.batches, step))
 
     @property
     def batches(self) -> int:

@@ -30,6 +30,8 @@ from regauge.kernels.cpu.gram import gram, has_gram, mirrored
 from regauge.rounding.base import STATISTICS, Stats
 
 ROWS = 4096  # rows multiplied at a time: float32 sums of this length err by about 1e-6
+MEANS = frozenset({"hessian", "second_moment", "absmean"})
+"""Statistics that are means over tokens; the others are extremes."""
 SAMPLE = 1024  # rows kept for the receipt's error
 STRIP = 512  # channels of a strip of XᵀX
 WIDE = 1024  # channels from which the receipt's error is taken in bfloat16, where that is the quicker
@@ -72,6 +74,9 @@ class Collector:
         if "second_moment" in self.needs:
             total_I = x_TI.double().square().sum(0)
             sums["second_moment"] = sums["second_moment"] + total_I if "second_moment" in sums else total_I
+        if "absmean" in self.needs:
+            total_I = x_TI.double().abs().sum(0)
+            sums["absmean"] = sums["absmean"] + total_I if "absmean" in sums else total_I
         if "absmax" in self.needs:
             most_I = x_TI.abs().amax(0)
             sums["absmax"] = torch.maximum(sums["absmax"], most_I) if "absmax" in sums else most_I
@@ -112,11 +117,10 @@ class Collector:
         found.pop("step", None)
         if "hessian" in found:
             mirrored(found["hessian"])
-        for name in ("hessian", "second_moment"):
-            if name in found:
-                found[name] = found[name].div_(max(self.count, 1))
-        if "second_moment" in found:
-            found["second_moment"] = found["second_moment"].float()
+        for name in MEANS & found.keys():
+            found[name] = found[name].div_(max(self.count, 1))
+            if name != "hessian":
+                found[name] = found[name].float()
         self.sums = {}
         for name in self.needs & frozenset(STATISTICS):
             if name not in found and name != "count":
@@ -216,7 +220,7 @@ def _pool(parts: list[dict[str, Tensor]], seen: int) -> dict[str, Tensor]:
     pooled: dict[str, Tensor] = {}
     for name in parts[0].keys() - {"count", "sample"}:
         values = [part[name] for part in parts]
-        if name in ("hessian", "second_moment"):
+        if name in MEANS:
             total = torch.zeros_like(values[0], dtype=torch.float64)
             for part, value in zip(parts, values, strict=True):
                 total += value.double() * (int(part["count"]) / seen)
@@ -235,7 +239,7 @@ def _mix(own: Mapping[str, Tensor], pooled: Mapping[str, Tensor], share: float) 
     for name, other in pooled.items():
         if name == "sample" or unseen:
             mixed[name] = other
-        elif name in ("hessian", "second_moment"):
+        elif name in MEANS:
             mixed[name] = (share * own[name].double() + (1 - share) * other.double()).to(other.dtype)
         else:
             mixed[name] = torch.minimum(own[name], other) if name == "minimum" else torch.maximum(own[name], other)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SelectReceipt
 from regauge.artifact.staging import Staging
 from regauge.engine.block import Choices, Moved, as_stored, changes, effective, round_sites
+from regauge.engine.drift import drifts, joined, readers
 from regauge.engine.job import Job
 from regauge.engine.learning import Learnt, Lesson, learn
 from regauge.engine.objective import Bound, Change, Objective
@@ -171,6 +172,10 @@ class Pass:
         needs = {site.name: job.needs[site.name] for site in sites if site.name in job.needs}
         stats, rare = self.see(block, moved.exact, needs, sample=sample) if needs else ({}, {})
         self.readings |= settle(sites, inputs, transforms, stats)
+        if self.teacher is not None and (taps := readers(sites, needs)):
+            runner, states = self.running()
+            bind = lambda watch: runner.bind(block, moved.exact, states, watch=after(watch, taps, self.transforms))  # noqa: E731  # one of its kind
+            stats = joined(stats, sites, drifts(taps, bind, self.teacher, states))
         return Looked(folded, stats, rare, proof)
 
     def _watch(self, found: Collection) -> dict[str, Callable[[Tensor], None]]:
@@ -181,15 +186,16 @@ class Pass:
         (runner, states), job, sites = self.running(), self.job, self.job.sites(block)
         assert self.target is not None, "a plan that needs the objective has a teacher"
 
-        def rounded(weights: Weights) -> Weights:
+        def rounded(weights: Weights, which: Container[str] | None = None) -> Weights:
             tried = as_stored(job.anatomy, weights, moved.source, job.source.dtype)
             present = [site for site in sites if f"{site.name}.weight" in weights]
+            present = [site for site in present if which is None or site.name in which]
             return effective(tried, round_sites(present, weights, _nearest(job.choices), {}), job.choices)
 
         def bind(weights: Weights, inputs: Change) -> Bound:
             return runner.bind(block, weights, states, inputs=inputs)
 
-        return Objective(states, self.target, bind, rounded, changes(sites, self.readings))
+        return Objective(states, self.target, bind, rounded, changes(sites, self.readings), self.teacher)
 
     def learn(
         self, block: int, moved: Moved, stats: Mapping[str, Stats], staging: Staging | None, clock: Clock

@@ -37,6 +37,14 @@ REWRITE_ROWS: Mapping[str, Part] = {
         text=True,
         cost="one pass over calibration text, and one of the whole model for each strength tried",
     ),
+    "smooth-readers": Part(
+        "regauge.rewrites.reading:SmoothReaders",
+        "mean inputs of each set of readers to a power that loses least where these alone are rounded",
+        "2306.00978",
+        places=(REWRITES,),
+        text=True,
+        cost="one pass over calibration text, and 20 runs of a block for each of up to four sets of readers",
+    ),
     "rotate": Part(
         "regauge.rewrites.rotation:RotateHadamard",
         "residual and values turned by a Hadamard matrix",

@@ -172,12 +172,26 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             text=True,
             cost="one pass over calibration text",
         ),
+        "clip": Part(
+            "regauge.rounding.clipping:Clipped",
+            "nearest, each group's range clipped where that lowers the error of the output",
+            "2306.00978",
+            text=True,
+            cost="one pass over calibration text, ten roundings of the weights",
+        ),
         "gptq": Part(
             "regauge.rounding.rounders:GPTQ",
             "column by column, the error of each pushed on to those not yet rounded",
             "2210.17323",
             text=True,
             cost="one pass over calibration text, a Cholesky factor of each tap's Hessian, O·I² to round a matrix",
+        ),
+        "retargeted": Part(
+            "regauge.rounding.retargeting:Retargeted",
+            "gptq on the weights that are best for the inputs of the model as compressed so far",
+            short="share",
+            text=True,
+            cost="that of gptq, and the uncompressed model's blocks run beside",
         ),
         "gptq-ordered": Part(
             "regauge.rounding.rounders:GPTQ",
@@ -207,6 +221,16 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             short="rank",
             term="low-rank",
             cost="one SVD a matrix; rank · (O + I) more products a token",
+        ),
+        "low-rank-weighted": Part(
+            "regauge.rounding.compensators:WeightedLowRank",
+            "what of low rank leaves the output the least error, added back",
+            "2410.06040",
+            short="rank",
+            term="low-rank",
+            text=True,
+            cost="one pass over calibration text, a Cholesky factor and an SVD a matrix; rank · (O + I) more products "
+            "a token",
         ),
     },
     "transform": {

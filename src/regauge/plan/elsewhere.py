@@ -43,8 +43,8 @@ LIST = (
     Known(
         r"awq(-w?4)?(-?g?(128|64|32))?",
         "AWQ",
-        "gptq-w4g128",
-        "AWQ's search for scales comes with the quantisation rows; smoothquant-plus smooths with a searched strength",
+        "awq-w4g128",
+        "strengths by the error of the block; `regauge explain awq-w4g128` says what differs",
     ),
     Known(r"autoround|auto-round|signround", "AutoRound", "autoround-w4g128", "fewer tokens a step: see its page"),
     Known(r"omniquant", "OmniQuant", "omniquant-lwc-w4g128", "learnt clipping, without learnt equivalence"),

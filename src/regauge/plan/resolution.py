@@ -226,11 +226,13 @@ def _refusals(point: Point, site: Site) -> list[str]:
             f"none: give it another {axis}"
             for axis in learnt(point)
         ]
-    if site.tap is None:
-        needs = sorted(parts.rounder_of(point).needs - {OBJECTIVE})
+    compensator = parts.compensator_of(point)
+    seen = {"rounder": parts.rounder_of(point).needs, "compensator": compensator.needs if compensator else frozenset()}
+    for axis, wanted in seen.items() if site.tap is None else ():
+        needs = wanted - {OBJECTIVE}
         if needs:
-            name = point.name("rounder")
-            reasons.append(f"rounder {name!r} needs {needs[0]} of an input, and a table looked up by index has none")
+            told = f"{axis} {point.name(axis)!r} needs {min(needs)} of an input"
+            reasons.append(f"{told}, and a table looked up by index has none")
     return reasons
 
 

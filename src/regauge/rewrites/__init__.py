@@ -4,6 +4,7 @@ from regauge.rewrites.base import Rewrite, fixed
 from regauge.rewrites.norms import FoldNorm, LayerNormToRMS
 from regauge.rewrites.permutation import PermuteByImportance
 from regauge.rewrites.planting import PlantOutliers
+from regauge.rewrites.reading import SmoothReaders
 from regauge.rewrites.rotation import RotateHadamard
 from regauge.rewrites.smoothing import SmoothNorms, SmoothStreams
 
@@ -15,6 +16,7 @@ __all__ = [
     "Rewrite",
     "RotateHadamard",
     "SmoothNorms",
+    "SmoothReaders",
     "SmoothStreams",
     "fixed",
 ]

@@ -18,12 +18,13 @@ and the value with the least loss of the whole model wins (the first of equals).
 **Objective.** A callable that gives the loss of tentative tensors of the block, as moves left them, under the plan's
 formats: the error of the block's output against the uncompressed model's, on the states that the compressed model has
 made (`engine/objective.py`). Lower = better. It is given to rewrites of scope `block` whose `needs` holds `objective`,
-which costs a second stream of states and a run of the block for each call; None for all others.
+which costs a second stream of states and a run of the block for each call; None for all others. Given `sites`, it is
+the error that rounding these alone makes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -36,7 +37,14 @@ from regauge.errors import RecipeError
 Statistics = Mapping[str, Mapping[str, Tensor]]
 """Site name → statistic name → tensor, of the site's input (names in `rounding/base.py`)."""
 
-Objective = Callable[[Weights], float]
+
+@runtime_checkable
+class Objective(Protocol):
+    """The error of a block's output with these tensors, rounded as the plan says."""
+
+    def __call__(self, weights: Weights, sites: Collection[str] | None = None) -> float:
+        """`sites`: only these are rounded, and the block is given what the uncompressed model has; None: all."""
+
 
 Moved = tuple[Anatomy, list[Move]]
 

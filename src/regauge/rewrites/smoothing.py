@@ -139,9 +139,9 @@ def _smooth(
     moves: list[Move] = []
     for round_ in (("value", "ffn"), ("norm",)):
         here = [s for s in anatomy.streams if s.block == block and s.kind in round_ and s.kind in kinds]
-        notes += [note for stream in here if (note := _why_not(stream, stats, who))]
-        found = [stream for stream in here if not _why_not(stream, stats, who)]
-        scales = {s.name: strength(_input(s, stats, who), _columns(s, weights), alpha) for s in found}
+        notes += [note for stream in here if (note := why_not(stream, stats, who))]
+        found = [stream for stream in here if not why_not(stream, stats, who)]
+        scales = {s.name: strength(read(s, stats, "absmax", who).amax(0), _columns(s, weights), alpha) for s in found}
         readers = {stream.name: stream.readers[0].tensor for stream in found}
         made = [Move("scale", name, _mean(scales, readers, name) / s) for name, s in scales.items()]  # y′ = y / s
         weights = apply(made, anatomy, weights, torch.float64)
@@ -150,7 +150,7 @@ def _smooth(
     return (anatomy.with_(notes=(*anatomy.notes, *notes)) if notes else anatomy), moves
 
 
-def _why_not(stream: Stream, stats: Statistics, who: str) -> str:
+def why_not(stream: Stream, stats: Statistics, who: str) -> str:
     """Why a stream is left alone, or "". Stops have the same words for every block, so a receipt holds them once."""
     stop = stream.stops.get("scale", "")
     if stop:
@@ -167,14 +167,14 @@ def _mean(scales: Mapping[str, Tensor], readers: Mapping[str, str], name: str) -
     return torch.cat(together).log().mean().exp()
 
 
-def _input(stream: Stream, stats: Statistics, who: str) -> Tensor:
-    """max|X_j| of a stream's channels over every port that reads it."""
+def read(stream: Stream, stats: Statistics, name: str, who: str) -> Tensor:
+    """A statistic of a stream's channels at every port that reads it and that a token reached, (ports, channels)."""
     found = []
     for port in stream.readers:
         site = port.tensor.removesuffix(".weight")
         if not unseen(stats, site):
-            found.append(statistic(stats, site, "absmax", who)[port.start : port.start + stream.size])
-    return torch.stack(found).amax(0)
+            found.append(statistic(stats, site, name, who)[port.start : port.start + stream.size])
+    return torch.stack(found)
 
 
 def _columns(stream: Stream, weights: Weights) -> Tensor:

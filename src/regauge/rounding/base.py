@@ -14,17 +14,20 @@ Stats = Mapping[str, Tensor]
 
 hessian        (I, I) float32 or float64, XᵀX / T
 second_moment  (I,)   E[x²]
+absmean        (I,)   E|x|
 absmax         (I,)   max |x|
 minimum        (I,), maximum (I,)
 count          ()     int64, tokens seen
+drift          (I, I) float64, E[(x − x̂) x̂ᵀ] against the uncompressed model's x; only of sites that need it
 """
 
-STATISTICS = ("hessian", "second_moment", "absmax", "minimum", "maximum", "count")
+DRIFT = "drift"
+STATISTICS = ("hessian", "second_moment", "absmean", "absmax", "minimum", "maximum", "count")
 
 
 @runtime_checkable
 class Rounder(Protocol):
-    """Which code each weight takes. Equals nearest when XᵀX is the identity."""
+    """Which code each weight takes: the nearest of its steps when XᵀX is the identity."""
 
     @property
     def needs(self) -> frozenset[str]: ...
