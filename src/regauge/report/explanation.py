@@ -20,7 +20,6 @@ from regauge.report.standing import HAD
 
 SHAPE = (4096, 4096)
 """The matrix on which bits a weight are counted."""
-
 WHOLE = "weights and activations stay as they are"
 KEPT = (
     "embeddings, head, routers, norms and biases stay in full precision, as the publications have it; "
