@@ -277,6 +277,7 @@ def test_every_preset_by_hand() -> None:
     assert {name: how for name, how in found.items() if how != ("native", "native")} == {
         "fp8": ("simulated", "native"),
         "quarot-w4a8": ("native", "simulated"),  # but for the tap that is turned first
+        "flexq-w6a6": ("simulated", "simulated"),
         "smoothquant-static": ("simulated", "simulated"),  # on a CPU native in the step
         "zeroquant-fp": ("simulated", "simulated"),
     }
