@@ -188,7 +188,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
         ),
         "retargeted": Part(
             "regauge.rounding.retargeting:Retargeted",
-            "gptq on the weights that are best for the inputs of the model as compressed so far",
+            "gptq towards what is best for the inputs of the model as compressed so far",
             short="share",
             text=True,
             cost="that of gptq, and the uncompressed model's blocks run beside",
