@@ -215,9 +215,9 @@ class Search:
                 step = stored(raw_G1 * share, None, grid, scale)
             else:
                 step = _uneven(low_G1 * share, high_G1 * share, grid, scale)
-            best, error_G1 = _better(best, error_G1, step, squared_error(x_GK, step, grid, weight_GK), grid, scale)
+            best, error_G1 = _better(best, error_G1, step, squared_error(x_GK, step, grid, weight_GK))
         step = stored(_least_squares(x_GK, best, grid, weight_GK), best.zero_G1, grid, scale)
-        return _better(best, error_G1, step, squared_error(x_GK, step, grid, weight_GK), grid, scale)[0]
+        return _better(best, error_G1, step, squared_error(x_GK, step, grid, weight_GK))[0]
 
     @property
     def _shares(self) -> tuple[float, ...]:
@@ -281,11 +281,19 @@ def _codes(x: Tensor, part: slice, step: Step, grid: Grid) -> Tensor:
     return grid.snap(z.add_(step.zero_G1[part])).sub_(step.zero_G1[part])
 
 
-def _better(old: Step, old_G1: Tensor, new: Step, new_G1: Tensor, grid: Grid, scale: Scale) -> tuple[Step, Tensor]:
+def _better(old: Step, old_G1: Tensor, new: Step, new_G1: Tensor) -> tuple[Step, Tensor]:
     """For each group the step with the lesser error; the old one where they are equal."""
-    wins = new_G1 < old_G1
-    zero_G1 = None
-    if old.zero_G1 is not None and new.zero_G1 is not None:
-        zero_G1 = torch.where(wins, new.zero_G1, old.zero_G1)
-    step = stored(torch.where(wins, new.scale_G1, old.scale_G1), zero_G1, grid, scale)
-    return step, torch.where(wins, new_G1, old_G1)
+    wins_G1 = new_G1 < old_G1
+    return either(wins_G1, new, old), torch.where(wins_G1, new_G1, old_G1)
+
+
+def either(wins_G1: Tensor, new: Step, old: Step) -> Step:
+    """For each group (G, 1) one step where it wins, the other elsewhere; what groups share is the same in both."""
+
+    def picked(a: Tensor, b: Tensor) -> Tensor:
+        whole = (a.view(torch.uint8), b.view(torch.uint8)) if a.element_size() == 1 else (a, b)
+        return torch.where(wins_G1, *whole).view(a.dtype)
+
+    zero_G1 = None if new.zero_G1 is None or old.zero_G1 is None else picked(new.zero_G1, old.zero_G1)
+    kept = {name: picked(f, old.fields[name]) if f.shape == wins_G1.shape else f for name, f in new.fields.items()}
+    return Step(picked(new.scale_G1, old.scale_G1), zero_G1, kept)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Codes, Format, Step, reach
+from regauge.formats.rangers import either
 from regauge.rounding.base import Stats
 
 SHARES = tuple(round(1 - 0.05 * i, 2) for i in range(10))
@@ -48,7 +49,7 @@ class Clipped:
             clipped_OI = fmt.grain.join(fmt.grain.split(w_OI).clamp(-end_G1, end_G1), w_OI)
             step = fmt.fit(clipped_OI)
             error_G1 = _error(w_OI, fmt, step, blocks_NSS)
-            best = _where(error_G1 < least_G1, step, best)
+            best = either(error_G1 < least_G1, step, best)
             least_G1 = torch.minimum(error_G1, least_G1)
         return fmt.encode(w_OI, best)
 
@@ -64,17 +65,3 @@ def _error(w_OI: Tensor, fmt: Format, step: Step, blocks_NSS: Tensor) -> Tensor:
     e_ONS = (w_OI.float() - fmt.decode(fmt.encode(w_OI, step))).reshape(w_OI.shape[0], *blocks_NSS.shape[:2])
     cost_ONS = e_ONS * torch.einsum("ons,nst->ont", e_ONS, blocks_NSS)
     return fmt.grain.split(cost_ONS.reshape(w_OI.shape)).sum(1, keepdim=True)
-
-
-def _where(wins_G1: Tensor, new: Step, old: Step) -> Step:
-    """For each group the new step where it wins. What groups share is the same in both."""
-    zero_G1 = None
-    if new.zero_G1 is not None and old.zero_G1 is not None:
-        zero_G1 = torch.where(wins_G1, new.zero_G1, old.zero_G1)
-    fields = dict(old.fields)
-    for name, field in fields.items():
-        if field.shape == wins_G1.shape:
-            kept = field.clone().view(torch.uint8) if field.element_size() == 1 else field.clone()
-            picked = new.fields[name].view(kept.dtype)
-            fields[name] = torch.where(wins_G1, picked, kept).view(field.dtype)
-    return Step(torch.where(wins_G1, new.scale_G1, old.scale_G1), zero_G1, fields)

@@ -129,8 +129,7 @@ class GPTQ:
         return frozenset({"hessian"})
 
     def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
-        known = self.static_groups or fmt.grain.span(shape) == shape[1]
-        return len(tries.shares(self.tries, fmt, shape)) if known else 1
+        return len(self._shares(fmt, shape))
 
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
         dtype, sweep = _DTYPES[self.precision]
@@ -153,15 +152,22 @@ class GPTQ:
             lambda: factor(hessian_II, self.damp, order_I, sweep),
         )
         notes += made.notes
-        known = self.static_groups or fmt.step is not None
-        known = known or fmt.grain.span((w_OI.shape[0], w_OI.shape[1])) == w_OI.shape[1]
-        ways = tries.shares(self.tries, fmt, (w_OI.shape[0], w_OI.shape[1])) if known else ()
-        if len(ways) > 1:
-            rounded = (self._swept(w_OI.clone(), fmt, fmt.fit(w_OI * share), made, order_I) for share in ways)
+        shape = (w_OI.shape[0], w_OI.shape[1])
+        shares = self._shares(fmt, shape)
+        if len(shares) > 1:
+            rounded = (self._swept(w_OI.clone(), fmt, fmt.fit(w_OI * share), made, order_I) for share in shares)
             codes = tries.least(rounded, w_OI, fmt, hessian_II)
         else:
-            codes = self._swept(w_OI, fmt, fmt.fit(w_OI) if known else None, made, order_I)
+            codes = self._swept(w_OI, fmt, fmt.fit(w_OI) if self._known(fmt, shape) else None, made, order_I)
         return replace(codes, notes=tuple(notes))
+
+    def _known(self, fmt: Format, shape: tuple[int, int]) -> bool:
+        """Whether steps are there before the sweep begins."""
+        return self.static_groups or fmt.step is not None or fmt.grain.span(shape) == shape[1]
+
+    def _shares(self, fmt: Format, shape: tuple[int, int]) -> tuple[float, ...]:
+        """Shares of the range that are tried."""
+        return tries.shares(self.tries if self._known(fmt, shape) else 1, fmt, shape)
 
     def _swept(self, w_OI: Tensor, fmt: Format, step: Step | None, made: Factor, order_I: Tensor | None) -> Codes:
         """Codes under known steps, or steps fitted as their groups are reached; `w_OI` may be overwritten."""

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Codes, Format, Step
+from regauge.formats.base import Codes, Format
+from regauge.formats.rangers import either
 
 LEAST = 0.8
 """The smallest share of a range that is tried."""
@@ -57,15 +58,6 @@ def least(found: Iterable[Codes], w_OI: Tensor, fmt: Format, hessian_II: Tensor)
 
 def _rows(wins_O: Tensor, new: Codes, old: Codes) -> Codes:
     """Rows of one where it wins, of the other elsewhere; groups are numbered row by row."""
-
-    def picked(a: Tensor, b: Tensor) -> Tensor:
-        wins_G1 = wins_O.repeat_interleave(a.shape[0] // len(wins_O)).view(-1, *[1] * (a.dim() - 1))
-        return torch.where(wins_G1, a, b)
-
-    zero_G1 = None
-    if new.step.zero_G1 is not None and old.step.zero_G1 is not None:
-        zero_G1 = picked(new.step.zero_G1, old.step.zero_G1)
-    fields = {name: picked(field, old.step.fields[name]) for name, field in new.step.fields.items()}
-    return Codes(
-        picked(new.codes_OI, old.codes_OI), Step(picked(new.step.scale_G1, old.step.scale_G1), zero_G1, fields)
-    )
+    wins_G1 = wins_O.repeat_interleave(len(new.step.scale_G1) // len(wins_O))[:, None]
+    codes_OI = torch.where(wins_O[:, None], new.codes_OI, old.codes_OI)
+    return Codes(codes_OI, either(wins_G1, new.step, old.step))
