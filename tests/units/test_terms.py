@@ -54,6 +54,12 @@ def test_terms_are_what_their_tensors_say() -> None:
 
 
 def test_the_engine_says_which_part_and_which_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "compensator_of", lambda _: lambda *_: {"left": torch.ones(3, 1)})
+    class Strange:
+        again = 0
+
+        def __call__(self, *given: object) -> dict[str, torch.Tensor]:
+            return {"left": torch.ones(3, 1)}
+
+    monkeypatch.setattr(parts, "compensator_of", lambda _: Strange())
     with pytest.raises(RecipeError, match=r"the compensator 'lorc' does not serve a matrix of 3 x 32: it gives a dict"):
         round_site(torch.ones(3, 32), choice("int4", lorc=1).point, {})

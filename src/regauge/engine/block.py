@@ -33,8 +33,6 @@ from regauge.rounding.together import named
 from regauge.runtime.capabilities import runs
 
 Choices = Mapping[str, Point | None]
-AGAIN = "again"
-"""The option of a compensator that says how often what it leaves of a matrix is rounded anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,16 +133,15 @@ def round_site(
         return piecewise(lambda w_RI, *of: rounder(_narrow(w_RI), *of), w_OI, fmt, stats)
     w_OI = _narrow(w_OI)
     rows, columns = w_OI.shape
-    codes = codes or rounder(w_OI, fmt, stats)
+    codes, best = codes or rounder(w_OI, fmt, stats), None
     try:
-        terms = checked(compensator(w_OI.float(), fmt.decode(codes), stats), (rows, columns))
-        best = replace(codes, terms=(*codes.terms, *terms))
-        for _ in range(int(dict(choice.spec("compensator").options).get(AGAIN, 0))):
-            rest_OI = w_OI.float() - sum(term.dense().float() for term in terms)
-            codes = rounder(rest_OI, fmt, stats)
+        for left in reversed(range(1 + compensator.again)):
             terms = checked(compensator(w_OI.float(), fmt.decode(codes), stats), (rows, columns))
-            tried = replace(codes, terms=(*codes.terms, *terms))
-            best = min(best, tried, key=lambda one: output_error(w_OI, summed(one, fmt), stats))
+            made = replace(codes, terms=(*codes.terms, *terms))
+            best = min(best, made, key=lambda one: output_error(w_OI, summed(one, fmt), stats)) if best else made
+            if left:
+                codes = rounder(w_OI.float() - sum(term.dense().float() for term in terms), fmt, stats)
+        assert best is not None, "it is asked once at least"
         return best
     except ValueError as error:
         name = choice.name("compensator")

@@ -45,6 +45,9 @@ class Compensator(Protocol):
     @property
     def needs(self) -> frozenset[str]: ...
 
+    @property
+    def again(self) -> int: ...  # how often what it leaves of a matrix is rounded anew, and it is asked once more
+
     def bytes(self, shape: tuple[int, int]) -> int:
         """Bytes that it adds to a matrix of this shape."""
 

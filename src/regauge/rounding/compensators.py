@@ -6,6 +6,7 @@ Legend: O output channels, I input channels, R rank.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class LoRC:
     """
 
     rank: int
+    again: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         if self.rank < 1:
