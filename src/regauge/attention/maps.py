@@ -73,6 +73,15 @@ def shown(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask == 0
 
 
+def first_seen(mask: Tensor) -> Tensor:
+    """(B,), int64: the first token that each sequence's last query sees, behind the padding.
+
+    Args:
+        mask: (B, 1, Q, T), bool or added to products.
+    """
+    return shown(mask)[:, 0, -1].long().argmax(-1)
+
+
 def causal(queries: int, keys: int, device: torch.device | str = "cpu") -> Tensor:
     """seen_QT, bool: queries are the last of the keys, and each sees itself and what comes before."""
     own_Q = keys - queries + torch.arange(queries, dtype=torch.int64, device=device)

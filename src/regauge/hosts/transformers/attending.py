@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from regauge.attention.maps import causal, probabilities, shown
+from regauge.attention.maps import causal, first_seen, probabilities, shown
 from regauge.cache.base import Layer, Rotary
 from regauge.cache.scheme import CachePlan
 from regauge.cache.triggers import check_tokens
@@ -182,7 +182,7 @@ def _starts(mask: Tensor | None, batch: int, layer: Any) -> Tensor:
     if mask is None:
         before = layer.beside.get("starts")
         return torch.zeros(batch, dtype=torch.int64, device="cpu") if before is None else before
-    return shown(mask)[:, 0, -1].long().argmax(-1).expand(batch).cpu()
+    return first_seen(mask).expand(batch).cpu()
 
 
 def watch(cache: Any, plan: CachePlan, model: Any) -> None:

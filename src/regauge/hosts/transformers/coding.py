@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regauge.attention.maps import causal, shown
+from regauge.attention.maps import causal, first_seen, shown
 from regauge.kernels.attention import Window
 from regauge.runtime.capabilities import installed
 from regauge.runtime.rows import TRITON
@@ -72,7 +72,7 @@ def _starts(mask: Tensor | None, query: Tensor, tokens: int) -> list[int] | None
     if mask is None:
         return [0] * batch if new == 1 else None
     seen_BQT = shown(mask)[:, 0, :, :tokens].expand(batch, new, tokens)
-    first_B = seen_BQT[:, -1].long().argmax(-1)
+    first_B = first_seen(mask[..., :tokens]).expand(batch)
     place_T = torch.arange(tokens, dtype=torch.int64, device=mask.device)
     plain_BQT = causal(new, tokens, mask.device) & (place_T >= first_B[:, None, None])
     return first_B.tolist() if bool((plain_BQT == seen_BQT).all()) else None

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from regauge.attention.base import Local
-from regauge.attention.maps import causal, shown
+from regauge.attention.maps import causal, first_seen, shown
 from regauge.errors import ModelError
 from regauge.hosts.transformers.cache import OwnLayer
 from regauge.runtime.matrices.modules import Made
@@ -241,11 +241,16 @@ def prompted(local: Local, query: Tensor, keys: Tensor, values: Tensor, attend: 
     out_BHQD = query.new_empty(*query.shape[:3], values.shape[-1])
     for some in (sorted(near), [head for head in range(kv_heads) if head not in near]):
         if some:
-            own = [number * group + head for number in some for head in range(group)]
+            own = _queries(some, group)
             read = query[:, own], keys[:, some], values[:, some]
             found = banded(*read, local, attend) if some[0] in near else attend(*read, None)
             out_BHQD[:, own] = found.transpose(1, 2)
     return out_BHQD.transpose(1, 2).contiguous()
+
+
+def _queries(numbers: Sequence[int], group: int) -> list[int]:
+    """The query heads that read some KV heads."""
+    return [number * group + head for number in numbers for head in range(group)]
 
 
 def attended(layer: LocalLayer, query: Tensor, mask: Tensor | None, attend: Attend) -> Tensor | None:
@@ -256,9 +261,7 @@ def attended(layer: LocalLayer, query: Tensor, mask: Tensor | None, attend: Atte
         mask: of the text, (B, 1, Q, T or more); None: causal.
     """
     (batch, heads, new, _), first = query.shape, layer.length == 0
-    starts = [0] * batch
-    if mask is not None:
-        starts = shown(mask)[:, 0, -1].long().argmax(-1).expand(batch).tolist()
+    starts = [0] * batch if mask is None else first_seen(mask).expand(batch).tolist()
     (keys, values), (near_keys, near_values, at_BR) = layer.reads(starts)
     if first:
         return None
@@ -278,6 +281,6 @@ def attended(layer: LocalLayer, query: Tensor, mask: Tensor | None, attend: Atte
         (layer.near, (near_keys, near_values), near_BQR.unsqueeze(1)),
     ):
         if numbers:
-            own = [number * group + head for number in numbers for head in range(group)]
+            own = _queries(numbers, group)
             out_BHQD[:, own] = attend(query[:, own], *pair, seen).transpose(1, 2)
     return out_BHQD.transpose(1, 2).contiguous()
