@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from regauge.formats.base import Format
 from regauge.learn.base import Finished, Parameters, Rates, Taught, Trial
 from regauge.learn.loop import ENDED, NOT_FINITE, State, Watch, train
 from regauge.learn.settings import Settings
-from regauge.learn.sites import Together, on_sites
+from regauge.learn.sites import Together, fitted, on_sites
 from regauge.rounding.base import Stats
 
 
@@ -107,7 +107,7 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
     """
     trial = Trial({name: tensor.float() for name, tensor in lesson.weights.items()})
     formats = {
-        name: fmt if lesson.taught[name].ranger is not None else _fitted(fmt, trial.weights[f"{name}.weight"])
+        name: fmt if lesson.taught[name].ranger is not None else fitted(fmt, trial.weights[f"{name}.weight"])
         for name, fmt in lesson.formats.items()
     }
     parts = on_sites(lesson.taught, formats, lesson.stats)
@@ -136,8 +136,3 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
     if state.ended == NOT_FINITE:
         notes = (f"learning block {lesson.block} ended at step {state.step}: {ENDED[NOT_FINITE]}",)
     return Learnt(finished, told, notes)
-
-
-def _fitted(fmt: Format, w_OI: Tensor) -> Format:
-    """The format with the step that training leaves as it is, found once."""
-    return replace(fmt, step=fmt.fit(w_OI))

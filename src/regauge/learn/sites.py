@@ -47,7 +47,7 @@ class OnSite:
             found |= {f"{RANGER} › {own}": value for own, value in begins.items()}
             fmt = ranger.apply(begins, w_OI, fmt)
         if rounder is not None:
-            begins = rounder.init(w_OI, _fitted(fmt, w_OI), self.stats)
+            begins = rounder.init(w_OI, fitted(fmt, w_OI), self.stats)
             found |= {f"{ROUNDER} › {own}": value for own, value in begins.items()}
         return found
 
@@ -79,7 +79,7 @@ class OnSite:
         """The format with its step under these parameters."""
         ranger = self.taught.ranger
         if ranger is None:
-            return _fitted(self.fmt, w_OI)
+            return fitted(self.fmt, w_OI)
         return ranger.apply(self._own(RANGER, ranger.rates, parameters), w_OI, self.fmt)
 
     @staticmethod
@@ -87,7 +87,8 @@ class OnSite:
         return {own: parameters[f"{axis} › {own}"] for own in names}
 
 
-def _fitted(fmt: Format, w_OI: Tensor) -> Format:
+def fitted(fmt: Format, w_OI: Tensor) -> Format:
+    """The format with the step that training leaves as it is."""
     return fmt if fmt.step is not None else replace(fmt, step=fmt.fit(w_OI))
 
 

@@ -124,11 +124,10 @@ def _results(
 ) -> tuple[dict[str, Result], dict[str, RegaugeError], int]:
     """Digest of the recipe → result, of methods and nulls; what was refused; how many were made now."""
     wanted: dict[str, tuple[str, Plan, Setting, str]] = {}
-    for entry in entries:
-        other = null(entry.plan)
+    others = [null(entry.plan) for entry in entries]
+    for entry, other in zip(entries, others, strict=True):
         wanted[digest(entry.plan)] = (entry.name, entry.plan, entry.setting, "" if other is None else digest(other))
-    for entry in entries:
-        other = null(entry.plan)
+    for entry, other in zip(entries, others, strict=True):
         if other is not None and setting_of(other) == entry.setting:
             wanted.setdefault(digest(other), (_called(other), other, entry.setting, ""))
     done: dict[str, Result] = {}

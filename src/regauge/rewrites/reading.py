@@ -20,7 +20,7 @@ from regauge.anatomy.moves import Move, apply, transform
 from regauge.errors import RecipeError
 from regauge.formats.base import OBJECTIVE
 from regauge.rewrites.base import NOTHING, Moved, Objective, Statistics
-from regauge.rewrites.smoothing import STREAMS, read, why_not
+from regauge.rewrites.smoothing import kinds_of, read, why_not
 
 POWERS = tuple(round(i / 20, 2) for i in range(20))
 """r = 0, 1/20, …, 19/20, as AWQ's released code has them."""
@@ -45,9 +45,7 @@ class SmoothReaders:
     search: ClassVar[Mapping[str, tuple[float, ...]]] = NOTHING
 
     def __post_init__(self) -> None:
-        for kind in self.streams.split("+"):
-            if kind not in STREAMS:
-                raise RecipeError(f"smooth-readers: {kind!r} is no kind of stream to smooth ({', '.join(STREAMS)})")
+        kinds_of(self.streams, "smooth-readers")
 
     def __call__(
         self,
@@ -60,7 +58,8 @@ class SmoothReaders:
         who = "smooth-readers"
         if objective is None:
             raise RecipeError(f"{who}: strengths are chosen by a block's error, and nothing gives it here")
-        here = [s for s in anatomy.streams if s.block == block and s.kind in self.streams.split("+")]
+        kinds = kinds_of(self.streams, who)
+        here = [s for s in anatomy.streams if s.block == block and s.kind in kinds]
         notes = [note for stream in here if (note := why_not(stream, stats, who))]
         moves: list[Move] = []
         for of in _sets([stream for stream in here if not why_not(stream, stats, who)]):

@@ -75,9 +75,7 @@ class SmoothStreams:
     def __post_init__(self) -> None:
         if isinstance(self.alpha, str) and self.alpha not in ("search", BY_BLOCK):
             raise RecipeError(f"smooth-streams: alpha is a number, 'search' or '{BY_BLOCK}', not {self.alpha!r}")
-        for kind in self.streams.split("+"):
-            if kind not in STREAMS:
-                raise RecipeError(f"smooth-streams: {kind!r} is no kind of stream to smooth ({', '.join(STREAMS)})")
+        kinds_of(self.streams, "smooth-streams")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -97,7 +95,8 @@ class SmoothStreams:
     ) -> Moved:
         if self.search:
             raise RecipeError("smooth-streams: alpha is still to be searched; the engine sets it before it calls")
-        kinds, who = self.streams.split("+"), "smooth-streams"
+        who = "smooth-streams"
+        kinds = kinds_of(self.streams, who)
         if self.alpha != BY_BLOCK:
             return _smooth(anatomy, weights, stats, block, float(self.alpha), kinds, who)
         if objective is None:
@@ -148,6 +147,19 @@ def _smooth(
         anatomy = transform(made, anatomy)
         moves += made
     return (anatomy.with_(notes=(*anatomy.notes, *notes)) if notes else anatomy), moves
+
+
+def kinds_of(streams: str, who: str) -> list[str]:
+    """`norm+value` → the kinds of streams that are smoothed.
+
+    Raises:
+        RecipeError: one is no kind of stream to smooth.
+    """
+    kinds = streams.split("+")
+    for kind in kinds:
+        if kind not in STREAMS:
+            raise RecipeError(f"{who}: {kind!r} is no kind of stream to smooth ({', '.join(STREAMS)})")
+    return kinds
 
 
 def why_not(stream: Stream, stats: Statistics, who: str) -> str:
