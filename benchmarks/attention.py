@@ -13,10 +13,9 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from common.heldout import divergence, log_probabilities, windows
 
 import regauge as rg
 from regauge.engine import apply
@@ -42,22 +41,6 @@ def recipes() -> Iterator[tuple[str, Plan]]:
     yield "windowed-128", load("windowed-128")
 
 
-def windows(tokenizer: Any, folder: Path, count: int) -> list[Tensor]:
-    """Windows of held-out text, from as many files as there are."""
-    files = sorted(folder.glob("*.txt"))
-    found = []
-    for number in range(count):
-        path = files[number % len(files)]
-        text = path.read_text(encoding="utf-8")[20_000 * (1 + number // len(files)) :][: 8 * LENGTH]
-        found.append(torch.tensor([tokenizer(text)["input_ids"][:LENGTH]], dtype=torch.int64, device="cpu"))
-    return found
-
-
-@torch.no_grad()
-def logits(model: Any, texts: list[Tensor]) -> list[Tensor]:
-    return [torch.log_softmax(model(ids, use_cache=False).logits.float(), -1) for ids in texts]
-
-
 @torch.no_grad()
 def main() -> None:
     """Prints the table."""
@@ -69,8 +52,8 @@ def main() -> None:
     given = parser.parse_args()
     from transformers import AutoTokenizer
 
-    texts = windows(AutoTokenizer.from_pretrained(given.model), given.eval, given.windows)
-    whole = logits(rg.load(given.model, dtype="float32"), texts)
+    texts = windows(AutoTokenizer.from_pretrained(given.model), given.eval, given.windows, LENGTH)
+    whole = log_probabilities(rg.load(given.model, dtype="float32"), texts)
     warnings.simplefilter("ignore", FallbackWarning)
     for name, plan in recipes():
         with tempfile.TemporaryDirectory() as folder:
@@ -79,11 +62,7 @@ def main() -> None:
             model = rg.load(out, dtype="float32")
             cache = model(texts[0][:, :64], use_cache=True).past_key_values
             kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers) * 2 // 64
-            found = [
-                float((p.exp() * (p - q)).sum(-1).mean()) for p, q in zip(whole, logits(model, texts), strict=True)
-            ]
-            each = torch.tensor(found, dtype=torch.float64, device="cpu")
-            kl, error = float(each.mean()), float(each.std() / len(found) ** 0.5)
+            kl, error = divergence(whole, log_probabilities(model, texts))
             size = receipt.bytes_after / 1e6
             print(f"{name:36} {size:6.2f} MB {kept:6} B a token  KL {kl:.4f} ± {error:.4f}", flush=True)
 

@@ -14,36 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common.heldout import divergence, log_probabilities, windows
 from torch import Tensor
 
 import regauge as rg
 
 LENGTH = 512
-
-
-def windows(tokenizer: Any, folder: Path, count: int) -> list[Tensor]:
-    """Windows of text, from as many files as there are."""
-    files = sorted(folder.glob("*.txt"))
-    found = []
-    for number in range(count):
-        path = files[number % len(files)]
-        text = path.read_text(encoding="utf-8")[20_000 * (1 + number // len(files)) :][: 8 * LENGTH]
-        found.append(torch.tensor([tokenizer(text)["input_ids"][:LENGTH]], dtype=torch.int64, device="cpu"))
-    return found
-
-
-def logs(model: Any, texts: list[Tensor]) -> list[Tensor]:
-    return [model(ids, use_cache=False).logits.float().log_softmax(-1) for ids in texts]
-
-
-def divergence(want: list[Tensor], found: list[Tensor]) -> tuple[float, float]:
-    """(mean, standard error over windows) of KL a token."""
-    each = torch.tensor(
-        [float((p.exp() * (p - q)).sum(-1).mean()) for p, q in zip(want, found, strict=True)],
-        dtype=torch.float64,
-        device="cpu",
-    )
-    return float(each.mean()), float(each.std() / len(each) ** 0.5)
 
 
 def dropped(model: Any, heads: list[tuple[int, int]]) -> dict[int, Tensor]:
@@ -64,11 +40,11 @@ def restored(model: Any, before: dict[int, Tensor]) -> None:
 
 def cheapest(model: Any, texts: list[Tensor]) -> list[tuple[int, int]]:
     """(block, key head) of all heads, those first whose absence alone costs the least KL on texts."""
-    whole, costs = logs(model, texts), []
+    whole, costs = log_probabilities(model, texts), []
     for block in range(model.config.num_hidden_layers):
         for head in range(model.config.num_key_value_heads):
             before = dropped(model, [(block, head)])
-            costs.append((divergence(whole, logs(model, texts))[0], (block, head)))
+            costs.append((divergence(whole, log_probabilities(model, texts))[0], (block, head)))
             restored(model, before)
     return [which for _, which in sorted(costs)]
 
@@ -86,9 +62,12 @@ def main() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(given.model)
-    texts, read = windows(tokenizer, given.eval, given.windows), windows(tokenizer, given.calibration, 2)
+    texts, read = (
+        windows(tokenizer, given.eval, given.windows, LENGTH),
+        windows(tokenizer, given.calibration, 2, LENGTH),
+    )
     model = rg.load(given.model, dtype="float32")
-    want, config = logs(model, texts), model.config
+    want, config = log_probabilities(model, texts), model.config
     heads = cheapest(model, read)
     cached = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
     for keep in (75, 50, 25):
@@ -99,10 +78,10 @@ def main() -> None:
             )
             made = rg.load(out, dtype="float32")
             numbers = (made.config.kv_lora_rank + made.config.qk_rope_head_dim) * config.num_hidden_layers
-            kl, error = divergence(want, logs(made, texts))
+            kl, error = divergence(want, log_probabilities(made, texts))
         gone = heads[: round(len(heads) * (1 - keep / 100))]
         before = dropped(model, gone)
-        other, error_2 = divergence(want, logs(model, texts))
+        other, error_2 = divergence(want, log_probabilities(model, texts))
         restored(model, before)
         left = cached * (len(heads) - len(gone)) // len(heads)
         print(

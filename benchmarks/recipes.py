@@ -18,17 +18,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from common.heldout import HeldOut
+
 import regauge as rg
 from regauge import parts
-from regauge.hosts import host_of
-from regauge.measure.compare import BATCH
-from regauge.measure.quality import Scores, compare, paired
+from regauge.measure.quality import Scores, paired
 from regauge.parts import WEIGHTS, Point
 from regauge.plan import Plan, Rule, load
-from regauge.text.corpora import corpus
-from regauge.text.split import pieces
-from regauge.text.tokens import frame
-from regauge.text.windows import cut
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTH = 256
@@ -66,14 +62,7 @@ def main() -> int:
     words.add_argument("--tokens", type=int, default=32768, help="that calibrate")
     words.add_argument("--read", type=int, default=30720, help="held-out tokens")
     given = words.parse_args()
-    host = host_of(given.model)
-    tokenizer = host.tokenizer(host.folder(str(given.model)))
-    read = corpus(given.eval)
-    windows = cut(pieces(read), tokenizer, LENGTH, description=read.description, before=frame(tokenizer)[0])
-    windows = windows.take(given.read, 0)
-    inputs = [{"input_ids": batch.ids_BT} for batch in windows.batches(BATCH)]
-    original = host.outputs(given.model, inputs)
-    print(f"{given.model.name}, {windows.predicted:,} held-out tokens of {windows.documents} documents; nats a token")
+    held = HeldOut(given.model, given.eval, LENGTH, given.read)
     first: Scores | None = None
     for plan in plans(given):
         with tempfile.TemporaryDirectory() as scratch:
@@ -81,7 +70,7 @@ def main() -> int:
             rg.apply(plan, given.model, out, calibration=str(given.calibration), tokens=given.tokens)
             spent = time.process_time() - began
             size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-            scores = compare(windows, original(), host.outputs(out, inputs)(), BATCH)
+            scores = held.scores(out)
         told = f"{plan.name:32} {float(scores.kl_N.mean()):9.5f} {size / 1e6:9.3f} MB {spent:7.1f} cpu s"
         if first is not None:
             gap = paired(scores, first, 0).difference

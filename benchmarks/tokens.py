@@ -15,14 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from common.heldout import HeldOut
+
 import regauge as rg
-from regauge.hosts import host_of
-from regauge.measure.compare import BATCH
-from regauge.measure.quality import compare, paired
-from regauge.text.corpora import corpus
-from regauge.text.split import pieces
-from regauge.text.tokens import frame
-from regauge.text.windows import cut
+from regauge.measure.quality import paired
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("gptq-w2g64", "gptq-w3g64", "gptq-w4g128")
@@ -36,14 +32,7 @@ def main() -> int:
     words.add_argument("--eval", type=Path, default=ROOT / "tests")
     words.add_argument("--presets", nargs="+", default=PRESETS)
     given = words.parse_args()
-    host = host_of(given.model)
-    tokenizer = host.tokenizer(host.folder(str(given.model)))
-    read = corpus(given.eval)
-    windows = cut(pieces(read), tokenizer, LENGTH, description=read.description, before=frame(tokenizer)[0])
-    windows = windows.take(READ, 0)
-    inputs = [{"input_ids": batch.ids_BT} for batch in windows.batches(BATCH)]
-    original = host.outputs(given.model, inputs)
-    print(f"{given.model.name}, {windows.predicted:,} held-out tokens of {windows.documents} documents; nats a token")
+    held = HeldOut(given.model, given.eval, LENGTH, READ)
     print(f"{'preset':14} {'tokens':>8} {'KL':>9} {'cpu s':>7} {'long':>8} {'KL':>9} {'cpu s':>7}  ratio  difference")
     for preset in given.presets:
         scores, spent, counts = [], [], []
@@ -55,7 +44,7 @@ def main() -> int:
                 spent.append(time.process_time() - began)
                 shape: list[int] = receipt.calibration["shape"]  # type: ignore[assignment]  # of text
                 counts.append(shape[0] * shape[1])
-                scores.append(compare(windows, original(), host.outputs(out, inputs)(), BATCH))
+                scores.append(held.scores(out))
         enough, long = (float(score.kl_N.mean()) for score in scores)
         gap = paired(scores[0], scores[1], 0).difference
         print(
