@@ -40,6 +40,10 @@ class Int:
         return "integer"
 
     @property
+    def run(self) -> int:
+        return 1
+
+    @property
     def offset(self) -> int:
         return 1 << (self.bits - 1) if self.symmetric else 0
 
@@ -97,6 +101,10 @@ class Float:
     @property
     def kind(self) -> str:
         return "float"
+
+    @property
+    def run(self) -> int:
+        return 1
 
     @property
     def offset(self) -> int:
@@ -210,6 +218,10 @@ class CodeBook:
     @property
     def kind(self) -> str:
         return "table"
+
+    @property
+    def run(self) -> int:
+        return 1
 
     @property
     def offset(self) -> int:

@@ -29,7 +29,7 @@ def stored(raw_G1: Tensor, zero_G1: Tensor | None, grid: Grid, scale: Scale) -> 
     return Step(scale_G1, zero_G1, fields)
 
 
-def _middle(raw_G1: Tensor, grid: Grid) -> Tensor | None:
+def middle(raw_G1: Tensor, grid: Grid) -> Tensor | None:
     """The zero point of a range that lies evenly around 0."""
     if grid.symmetric:
         return None
@@ -74,7 +74,7 @@ class AbsMax:
 
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
         raw_G1 = _even(reach(x_GK), grid)
-        return stored(raw_G1, _middle(raw_G1, grid), grid, scale.bind(raw_G1, grid, 1))
+        return stored(raw_G1, middle(raw_G1, grid), grid, scale.bind(raw_G1, grid, 1))
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Search:
         found = by_kernel(self.kernel, x_GK, grid, scale, weight_GK)
         if found is not None:
             return found
-        best = stored(raw_G1, _middle(raw_G1, grid), grid, scale)
+        best = stored(raw_G1, middle(raw_G1, grid), grid, scale)
         error_G1 = squared_error(x_GK, best, grid, weight_GK)
         for index, share in enumerate(self._shares):
             if grid.symmetric and index:

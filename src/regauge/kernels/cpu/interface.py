@@ -29,6 +29,8 @@ _ARGUMENTS = {
     "rg_gram": (_POINTER, _LONG, _LONG, _POINTER, _INT),
     "rg_range": (*(_POINTER,) * 3, _INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT),
     "rg_feedback": (_POINTER, _INT),
+    "rg_trellis_round": (_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT),
+    "rg_trellis_feedback": (_POINTER, _POINTER, _INT),
     "rg_attend": (_POINTER, _INT),
     "rg_integers": (_POINTER, _POINTER, _POINTER, _LONG, _INT),
 }

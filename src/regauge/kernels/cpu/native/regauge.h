@@ -133,6 +133,29 @@ typedef struct rg_sweep {
 
 RG_API int rg_feedback(const rg_sweep *sweep, int threads);
 
+// A trellis (trellis.h): `fresh` bits of each of the `run` codes of a word make one circular string, `window` bits of which
+// choose a value with the weight's own `plain` bits: table[plain << window | window bits], 2^(window + plain) entries.
+typedef struct rg_trellis {
+  const float *table;
+  int32_t window, fresh, plain, run;
+} rg_trellis;
+
+// The nearest path of every word of z (rows, columns), in steps: its codes and, where asked for, its values.
+RG_API int rg_trellis_round(const rg_trellis *t, const float *z, int64_t rows, int64_t columns, uint8_t *codes, float *values, int threads);
+
+// Error feedback over `columns` columns of whole words: w becomes its errors w - v. `targets` is what each column would round
+// given the errors of all before these; F of these columns, from row to row `pitch`. Errors of `part` columns are made good
+// by the rest of their word.
+typedef struct rg_trellis_sweep {
+  float *w;
+  const float *targets, *feedback, *scale;  // (rows, columns); (columns, columns); steps (rows, groups)
+  uint8_t *codes;
+  int64_t rows, columns, groups, part;
+  int64_t w_pitch, pitch, codes_pitch;      // from row to row
+} rg_trellis_sweep;
+
+RG_API int rg_trellis_feedback(const rg_trellis *t, const rg_trellis_sweep *sweep, int threads);
+
 // ---- decode steps of a whole transformer -------------------------------------------------------------------------
 enum rg_norm_kind { RG_NO_NORM = 0, RG_RMS = 1, RG_LAYER = 2 };
 enum rg_activation { RG_SILU = 0, RG_GELU = 1, RG_GELU_TANH = 2, RG_RELU = 3, RG_RELU2 = 4, RG_QUICK_GELU = 5 };
