@@ -75,8 +75,6 @@ bool sound_ranger(const rg_ranger &r) {
   return (r.step != RG_STEP_E8M0 || r.top >= 1) && (r.step != RG_STEP_E4M3 || r.whole > 0);
 }
 
-bool sound_trellis(const rg_trellis *t) { return t && t->table && t->run >= 4 && t->run <= 64 && t->run % 4 == 0; }
-
 // Huge pages, where the system has them.
 void ask_for_huge_pages(void *memory, size_t bytes) {
 #if defined(MADV_HUGEPAGE)
@@ -238,19 +236,6 @@ int rg_feedback(const rg_sweep *s, int threads) {
   for (int64_t j = 0; s->group_of && j < s->columns; ++j)
     if (s->group_of[j] < 0 || s->group_of[j] >= s->groups) return RG_UNSOUND;
   return kernels().feedback(*s, threads);
-}
-
-int rg_trellis_round(const rg_trellis *t, const float *z, int64_t rows, int64_t columns, uint8_t *codes, float *values, int threads) {
-  if (!sound_trellis(t) || rows < 0 || columns < 1 || columns > rg::MOST_COLUMNS || columns % t->run || (rows && (!z || !codes))) return RG_UNSOUND;
-  return kernels().trellis(*t, z, rows, columns, codes, values, threads);
-}
-
-int rg_trellis_feedback(const rg_trellis *t, const rg_trellis_sweep *s, int threads) {
-  if (!sound_trellis(t) || !s || s->rows < 0 || s->columns < 1 || s->columns > rg::MOST_COLUMNS || s->columns % t->run) return RG_UNSOUND;
-  if (s->groups < 1 || s->columns % s->groups || s->columns / s->groups % t->run || s->part < 1 || s->part > t->run) return RG_UNSOUND;
-  if (s->w_pitch < s->columns || s->pitch < s->columns || s->codes_pitch < s->columns) return RG_UNSOUND;
-  if (s->rows && (!s->w || !s->targets || !s->feedback || !s->scale || !s->codes)) return RG_UNSOUND;
-  return kernels().trellis_sweep(*t, *s, threads);
 }
 
 int rg_attend(const rg_attention *attention, int threads) { return attention ? kernels().attend(attention, threads) : RG_UNSOUND; }

@@ -15,8 +15,6 @@ struct Kernels {
   int (*attend)(const rg_attention *, int);
   int (*range)(const rg_grid &, const rg_ranger &, const void *, int, const float *, int64_t, int64_t, float *, float *, int);
   int (*feedback)(const rg_sweep &, int);
-  int (*trellis)(const rg_trellis &, const float *, int64_t, int64_t, uint8_t *, float *, int);
-  int (*trellis_sweep)(const rg_trellis &, const rg_trellis_sweep &, int);
   uint64_t (*read)(const uint8_t *, size_t);
 };
 

@@ -11,6 +11,7 @@
 // the state that was reached, to the state at the seam.
 #pragma once
 #include "ranges.h"
+#include "trellis_levels.h"
 
 namespace {
 
@@ -229,3 +230,7 @@ inline int trellis_sweep(const rg_trellis &t, const rg_trellis_sweep &s, int thr
 }
 
 }  // namespace
+
+namespace rg {
+const Trellises RG_TRELLIS = {trellis, trellis_sweep};
+}
