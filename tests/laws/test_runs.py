@@ -8,6 +8,7 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.formats.base import Format, Grid
+from regauge.formats.deviations import some
 from regauge.formats.grains import Channel, Group
 from regauge.formats.runs import refusal
 from regauge.formats.scales import Float16
@@ -110,8 +111,8 @@ def test_a_gaussian_keeps_as_little_error_as_was_counted(name: str) -> None:
 def test_kernels_find_the_path_that_the_definition_finds(name: str) -> None:
     grid = grid_of(name)
     z = draws(6, 37, 2 * grid.run).view(-1, grid.run)
-    path = grid.table[trellis.paths(z, grid.shape)]
-    found = trellis.snapped(z, grid.shape)
+    path = grid.table[trellis.paths(z, grid.paths)]
+    found = trellis.snapped(z, grid.paths)
     least, got = (path - z).square().sum(1), (found - z).square().sum(1)
     assert torch.allclose(got, least, rtol=1e-4, atol=1e-5)  # ties may fall otherwise
     assert float((path == found).float().mean()) > 0.99
@@ -121,7 +122,7 @@ def test_two_passes_are_near_the_best_of_all_starts() -> None:
     grid = grid_of("trellis2")
     z = draws(7, 40, grid.run)
     whole = torch.arange(32, dtype=torch.int64)
-    closed = [trellis.solved(z, grid.shape, state.expand(40), state.expand(40)) for state in whole]
+    closed = [trellis.solved(z, grid.paths, state.expand(40), state.expand(40)) for state in whole]
     best = torch.stack([(grid.table[path] - z).square().sum(1) for path in closed]).amin(0)
     found = (grid.snap(z) - z).square().sum(1)
     assert bool((found >= best - 1e-4).all())
@@ -148,14 +149,21 @@ def test_bytes_are_those_of_the_bits_and_the_steps(name: str, grain: Channel | G
 def test_what_runs_do_not_divide_is_said() -> None:
     ranger = parts.build("ranger", parts.read("ranger", "deviation"))
     fmt = Format(grid_of("trellis2"), Group(16), ranger, Float16())
-    assert refusal(fmt, (4, 64)) == "trellis2:7 rounds runs of 32 weights, which do not divide groups of 16"
+    assert refusal(fmt, (4, 64)) == "trellis2 rounds runs of 32 weights, which do not divide groups of 16"
     fmt = Format(grid_of("trellis2"), Channel(), ranger, Float16())
-    assert refusal(fmt, (4, 100)) == "trellis2:7 rounds runs of 32 weights, which do not divide a width of 100"
+    assert refusal(fmt, (4, 100)) == "trellis2 rounds runs of 32 weights, which do not divide a width of 100"
     assert refusal(fmt, (4, 96)) is None
     with pytest.raises(ValueError, match="words of 32 weights do not divide a run of 100"):
         fmt.encode(torch.zeros(4, 100))
     with pytest.raises(ValueError, match="no table for windows of 9 at 2 bits"):
         Trellis(2, 9)
+
+
+def test_some_runs_of_a_long_group_speak_for_all() -> None:
+    x_GK = torch.arange(4096.0).view(2, 2048)
+    assert some(x_GK, 32)[0].tolist() == [float(start + i) for start in range(0, 2048, 128) for i in range(32)]
+    assert some(x_GK[:, :500], 1).shape == (2, 500)
+    assert some(x_GK[:, :1000], 32).shape == (2, 1000)
 
 
 @pytest.mark.parametrize("name", SPELLINGS)

@@ -6,14 +6,16 @@ Legend: O output channels, I input channels, G groups, K weights in a group. w â
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from regauge.formats.chunks import chunks
 from regauge.kernels.cpu.sweep import Range, Stored, Values
+from regauge.kernels.cpu.trellis import Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,8 @@ class Grid(Protocol):
     def bits(self) -> int: ...  # stored bits an element
     @property
     def run(self) -> int: ...  # neighbouring elements that are rounded together; 1: each alone
+    @property
+    def paths(self) -> Shape | None: ...  # where run > 1: what the kernels must know to round such runs
     @property
     def symmetric(self) -> bool: ...  # True: no zero point is stored
     @property
@@ -274,17 +278,6 @@ class Codes:
 def lowest(fields: Mapping[str, Tensor], scale_G1: Tensor, grid: Grid) -> Tensor:
     """zero_G1 of a step that keeps the value of the grid's least number."""
     return grid.low - fields[LOW].float() / scale_G1
-
-
-CHUNK = 1 << 16
-"""Elements worked on at a time, so that a few float32 temporaries stay in a core's second-level cache."""
-
-
-def chunks(x_GK: Tensor) -> Iterator[slice]:
-    """Slices of whole groups of about `CHUNK` elements."""
-    groups, size = x_GK.shape
-    step = max(1, CHUNK // max(size, 1))
-    return (slice(start, start + step) for start in range(0, groups, step))
 
 
 def reach(x_GK: Tensor) -> Tensor:

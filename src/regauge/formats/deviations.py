@@ -16,6 +16,17 @@ from regauge.kernels.cpu.sweep import Range
 
 LEAST = 2.0**-100
 """Of a group of zeros: 0 would be stored as 1, and a grid without 0 would make weights of it."""
+SEEN = 512
+"""Weights of a group that a search looks at, about."""
+
+
+def some(x_GK: Tensor, run: int) -> Tensor:
+    """Whole runs spread over a group, about `SEEN` weights of it; all where it has no more, or no whole runs."""
+    groups, size = x_GK.shape
+    every = size // SEEN
+    if every < 2 or size % run:
+        return x_GK
+    return x_GK.view(groups, -1, run)[:, ::every].reshape(groups, -1)
 
 
 @dataclass(frozen=True)
@@ -24,9 +35,9 @@ class Deviation:
 
     For grids that are made for a unit Gaussian, as code books are (NF4's quantiles, trellises): their values lie where
     weights of deviation 1 do, so their ends say nothing of what the step should be. Tried are `tries` shares, evenly
-    from 1 − `wide` to 1 + `wide`; with one the root mean square itself.
+    from 1 − `wide` to 1 + `wide`; with one the root mean square itself. Of long groups some runs speak for all.
 
-    Cost: a rounding of the weights a try.
+    Cost: a rounding of the weights a try, of `SEEN` of them where a group is longer.
     """
 
     tries: int = 5
@@ -54,6 +65,7 @@ class Deviation:
         scale = scale.bind(raw_G1, grid, 1)
         if self.tries == 1:
             return stored(raw_G1, middle(raw_G1, grid), grid, scale)
+        x_GK, weight_GK = some(x_GK, grid.run), None if weight_GK is None else some(weight_GK, grid.run)
         best: Step | None = None
         least_G1 = raw_G1
         for index in range(self.tries):

@@ -17,6 +17,8 @@ from regauge.kernels.cpu.sweep import Values
 
 WORD = 64
 """Bits that windows share: one word of the machine, circular."""
+WINDOWS = {2: 7, 3: 5, 4: 7}
+"""Bits of a weight → the window that is taken where none is named."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Trellis:
 
     @property
     def name(self) -> str:
-        return f"trellis{self.bits}:{self.window}"
+        return f"trellis{self.bits}" + ("" if self.window == WINDOWS[self.bits] else f":{self.window}")
 
     @property
     def kind(self) -> str:
@@ -101,9 +103,9 @@ class Trellis:
         return torch.tensor(self.book.table, dtype=torch.float32, device="cpu") / self.book.unit
 
     @cached_property
-    def shape(self) -> trellis.Shape:
+    def paths(self) -> trellis.Shape:
         """What the C++ kernels must know."""
-        return trellis.Shape(self.table, self.window, self.fresh, self.plain, self.run)
+        return trellis.Shape(self.table, self.window, self.fresh, self.plain, self.run, self.book.unit)
 
     @cached_property
     def _entries(self) -> Tensor:
@@ -119,7 +121,7 @@ class Trellis:
         Raises:
             ValueError: it is not whole words long.
         """
-        return trellis.snapped(self._words(z), self.shape).view(z.shape).to(z.dtype)
+        return trellis.snapped(self._words(z), self.paths).view(z.shape).to(z.dtype)
 
     def encode(self, z: Tensor) -> Tensor:
         entry = self._entries.to(z.device)[(z * self.book.unit).round().long().clamp_(-128, 127) + 128]
@@ -128,7 +130,7 @@ class Trellis:
 
     def decode(self, codes: Tensor) -> Tensor:
         """Grid values, float32, of codes; words lie along the last axis."""
-        return self.table.to(codes.device)[trellis.entries(self._words(codes), self.shape)].view(codes.shape)
+        return self.table.to(codes.device)[trellis.entries(self._words(codes), self.paths)].view(codes.shape)
 
     def _words(self, x: Tensor) -> Tensor:
         """(…, R) of words."""
@@ -137,16 +139,16 @@ class Trellis:
         return x.reshape(-1, self.run)
 
 
-def Two(window: int = 7) -> Trellis:
+def Two(window: int = WINDOWS[2]) -> Trellis:
     """Two bits: windows of 7 read by two bits a weight, or windows of 6 by one, and one plain bit."""
     return Trellis(2, window, 1 if window == 6 else 0)
 
 
-def Three(window: int = 5) -> Trellis:
+def Three(window: int = WINDOWS[3]) -> Trellis:
     """Three bits: windows of 5 read by one bit a weight, and two plain bits."""
     return Trellis(3, window, 2)
 
 
-def Four(window: int = 7) -> Trellis:
+def Four(window: int = WINDOWS[4]) -> Trellis:
     """Four bits: windows of 7 read by four bits a weight."""
     return Trellis(4, window)

@@ -1,8 +1,8 @@
 """Error feedback where weights are rounded in words: neighbours whose codes stand for their values together.
 
-Inside a word the columns cannot be rounded one by one, because each choice narrows the next. So a word is rounded whole,
-to what its columns would best be were they free; then what its first columns lack is paid by the others, whose path is
-found anew, and so on by parts of `PART` columns. Across words it is GPTQ's feedback (QuIP#'s block LDLQ, arXiv
+Inside a word the columns cannot be rounded one by one, because each choice narrows the next. So a word is rounded
+whole, to what its columns would best be were they free; then what its first columns lack is paid by the others, whose
+path is found anew, and so on by parts of `PART` columns. Across words it is GPTQ's feedback (QuIP#'s block LDLQ, arXiv
 2402.04396, with a block of one word; QTIP 2406.11235 does not pay within a block).
 
 Legend: R rows, B columns of a block, N words of it, I input channels.
@@ -10,23 +10,14 @@ Legend: R rows, B columns of a block, N words of it, I input channels.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
+from regauge.formats.base import Grid
 from regauge.kernels.cpu import trellis
 
 PART = 8
 """Columns rounded for good before the rest of their word is solved again."""
-
-
-class Trellised(Protocol):
-    """A grid whose words are paths through a trellis."""
-
-    @property
-    def shape(self) -> trellis.Shape: ...
-    def encode(self, z: Tensor) -> Tensor: ...
 
 
 def falling(diagonal_I: Tensor, run: int) -> Tensor:
@@ -42,20 +33,23 @@ def whole(block: int, run: int) -> int:
     return max(1, block // run) * run
 
 
-def sweep(w_RB: Tensor, target_RB: Tensor, feedback_BB: Tensor, scale_RN: Tensor, grid: Trellised) -> Tensor:
+def sweep(w_RB: Tensor, target_RB: Tensor, feedback_BB: Tensor, scale_RN: Tensor, grid: Grid) -> Tensor:
     """Codes (R, B) of a block; `w_RB`, a view, becomes its errors w − ŵ.
 
     Args:
         target_RB: what each column would round given the errors of all before the block.
         scale_RN: the step of each word.
     """
-    codes_RB = trellis.swept(w_RB, target_RB, feedback_BB, scale_RN, grid.shape, PART)
-    return _swept(w_RB, target_RB, feedback_BB, scale_RN, grid) if codes_RB is None else codes_RB
+    paths = grid.paths
+    assert paths is not None, "a grid that rounds runs says how"
+    codes_RB = trellis.swept(w_RB, target_RB, feedback_BB, scale_RN, paths, PART)
+    return _swept(w_RB, target_RB, feedback_BB, scale_RN, grid, paths) if codes_RB is None else codes_RB
 
 
-def _swept(w_RB: Tensor, target_RB: Tensor, feedback_BB: Tensor, scale_RN: Tensor, grid: Trellised) -> Tensor:
+def _swept(
+    w_RB: Tensor, target_RB: Tensor, feedback_BB: Tensor, scale_RN: Tensor, grid: Grid, shape: trellis.Shape
+) -> Tensor:
     """The definition, in torch."""
-    shape = grid.shape
     run, last = shape.run, (1 << shape.window) - 1
     codes_RB = torch.empty(w_RB.shape, dtype=torch.uint8, device=w_RB.device)
     table = shape.table.to(w_RB.device)

@@ -13,6 +13,7 @@ Legend: O output channels, I input channels.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -197,6 +198,7 @@ def _grain(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
     if span >= shape[1] or span in row.groups:
         return ""
     multiple = (row.group or {}).get(fmt.grid.bits, 0)
+    multiple = math.lcm(multiple, fmt.grid.run)
     if multiple and span % multiple == 0 and shape[1] % span == 0:
         return ""
     return f"{row.kernel} takes {f'groups of a multiple of {multiple}' if multiple else 'a step a row'}, not of {span}"
@@ -208,7 +210,7 @@ def _shape(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
     if shape[0] % row.rows or shape[1] % row.columns or shape[1] > row.most:
         return f"{row.kernel} does not take {shape[0]} x {shape[1]}"
     if row.panels:
-        group = group_of(shape[1], fmt.grid.bits, fmt.grain.span(shape))
+        group = group_of(shape[1], fmt.grid.bits, fmt.grain.span(shape), fmt.grid.run)
         padded = (shape[0] + -shape[0] % PANEL) * (shape[1] + -shape[1] % group)
         if padded > PADDING * shape[0] * shape[1] and padded * fmt.grid.bits > 8 * SMALL:
             return f"panels would hold {padded / shape[0] / shape[1]:.2f} times its codes"

@@ -83,7 +83,7 @@ class Row:
     taps: bool = False
 
 
-EVERY = tuple(range(1, 9))
+EVERY, TRELLISES = tuple(range(1, 9)), (2, 3, 4)
 UNITS = {bits: unit(bits) for bits in EVERY}
 EIGHTS = dict.fromkeys(EVERY, 8)
 BYTES = tuple(range(2, 9))
@@ -97,11 +97,14 @@ ROWS: tuple[Row, ...] = (
     Row(*_PANELS, "integer", EVERY, zeros=True, group=UNITS, panels=True),
     Row(*_PANELS, "float", EVERY, group=UNITS, panels=True),
     Row(*_PANELS, "table", (1, 2, 3, 4), group=UNITS, panels=True),
+    Row(*_PANELS, "trellis", TRELLISES, group=UNITS, panels=True),
     Row(*_PANELS, "integer", EVERY, zeros=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
+    Row(*_PANELS, "trellis", TRELLISES, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
     Row(*_PANELS, "float", (2, 3, 4), whole=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
     Row(*_PANELS, "table", (1, 2, 3, 4), whole=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
     Row(*_STEP, "integer", EVERY, zeros=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
     Row(*_STEP, "float", EVERY, group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
+    Row(*_STEP, "trellis", TRELLISES, group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
     Row(*_STEP, "table", (1, 2, 3, 4), group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
     Row(CPU, "int8 x int8", TORCH, "integer", (8,), tensor=False, inputs="integer", input_bits=(8,),
         dtypes=(*FLOATS, torch.float64)),

@@ -15,6 +15,8 @@ META = ("rows", "columns", "bits", "group", "step", "zero", "value", "offset", "
 
 PANEL = 16
 """Rows of a panel."""
+BOOK = 129
+"""Floats of a trellis's table: its values, and what makes whole numbers of them."""
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = {
@@ -66,7 +68,8 @@ def struct_of(
     checks.optional("row scales", row_scale_O, (torch.float32,), (None,))
     if row_scale_O is not None and row_scale_O.numel() < -(-rows // PANEL) * PANEL:
         raise ValueError(f"{row_scale_O.numel()} row scales are too few for {rows} rows in panels of {PANEL}")
-    checks.optional("values of codes", table, (torch.float32,), (1 << max(0, min(bits, 30)),))
+    values = BOOK if meta[META.index("value")] == 4 else 1 << max(0, min(bits, 30))
+    checks.optional("values of codes", table, (torch.float32,), (values,))
     pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (panels, row_scale_O, table)]
     struct = Struct(*pointers, *meta, stride)
     size = int(kernels().rg_panel_bytes(ctypes.byref(struct)))

@@ -1,6 +1,6 @@
 """Rounding to a trellis: the least squared error over the paths of every word, by the C++ kernels or in torch.
 
-What a trellis is: `formats/trellis.py` and `native/trellis.h`. Torch's way is the definition, and takes a thousand times
+What a trellis is: `formats/trellis.py` and `native/trellis.h`. Torch's way is the definition, and takes a hundred times
 as long. Floor of the C++ one: four vector operations a row of 16 for each of 128 candidates, in each of two passes.
 
 Legend: W words, R weights of a word, O output channels, I input channels, B columns at hand, N groups along them.
@@ -30,6 +30,7 @@ class Shape:
         fresh: bits of it that are a weight's own: its highest.
         plain: bits beside it that no neighbour reads.
         run: weights of a word, whose fresh bits make a circle.
+        unit: what makes whole numbers of the table's, of a signed byte.
     """
 
     table: Tensor
@@ -37,6 +38,7 @@ class Shape:
     fresh: int
     plain: int
     run: int
+    unit: float
 
 
 class _Trellis(ctypes.Structure):
@@ -94,8 +96,8 @@ def swept(
 ) -> Tensor | None:
     """Codes (O, B) of some columns with error feedback inside and between their words; `w_OB` becomes its errors.
 
-    Of each word all columns are rounded as if the later ones were free to make good what earlier ones lack; then, `part`
-    columns at a time, what the errors made so far owe is paid by the rest of the word, whose path is found anew.
+    A word is rounded whole, to what its columns would best be were they free; then, `part` columns at a time, what the
+    errors made so far owe is paid by the rest of the word, whose path is found anew.
 
     None: no kernels here, or a number is not finite, so that torch computes.
 

@@ -29,8 +29,9 @@ enum rg_dtype { RG_F32 = 0, RG_BF16 = 1, RG_F16 = 2 };
 enum rg_step_kind { RG_STEP_NONE = 0, RG_STEP_F16 = 1, RG_STEP_BF16 = 2, RG_STEP_F32 = 3, RG_STEP_E8M0 = 4, RG_STEP_E4M3 = 5 };
 
 // What a code stands for. INT: code - offset. TABLE: table[code] (at most 16 codes). FLOAT: sign, exponent, mantissa.
-// FULL: no codes; `panels` is a row-major matrix of dtype `bits` (an rg_dtype).
-enum rg_value_kind { RG_INT = 0, RG_TABLE = 1, RG_FLOAT = 2, RG_FULL = 3 };
+// FULL: no codes; `panels` is a row-major matrix of dtype `bits` (an rg_dtype). TRELLIS: codes of words, which lie otherwise
+// (trellis_codes.h); `table` is 128 values and what makes whole numbers of them, `mantissa` the window, `bias` the plain bits.
+enum rg_value_kind { RG_INT = 0, RG_TABLE = 1, RG_FLOAT = 2, RG_FULL = 3, RG_TRELLIS = 4 };
 
 // How activations are rounded before they are multiplied: one step a group, 8 or 16 bits; or not at all (slow).
 // RG_TOKEN + b: one step a token and b signed bits (2 ... 8), the rounding that the artifact asks for.
@@ -53,7 +54,7 @@ typedef struct rg_matrix {
   int32_t step;            // rg_step_kind
   int32_t zero;            // 1: every group has zero points
   int32_t value;           // rg_value_kind
-  int32_t offset;          // RG_INT: what is taken from a code
+  int32_t offset;          // RG_INT: what is taken from a code; RG_TRELLIS: 128
   int32_t mantissa;        // RG_FLOAT: bits of mantissa
   int32_t bias;            // RG_FLOAT: value = (1 + fraction) * 2^(exponent - bias)
   int64_t stride;          // bytes from panel to panel, of RG_FULL from row to row; 0: as `columns` say. With it `rows` and

@@ -11,7 +11,7 @@
 // the state that was reached, to the state at the seam.
 #pragma once
 #include "ranges.h"
-#include "trellis_levels.h"
+#include "trellis_product.h"
 
 namespace {
 
@@ -57,9 +57,7 @@ struct Viterbi {
           best = minimum(best, as_floats((as_ints(cost) & keep) | set_ints(j)));
         }
         to[s] = best;
-        alignas(64) int32_t own[PANEL];
-        store_ints(own, as_ints(best) & set_ints(FRESH - 1));
-        for (int r = 0; r < PANEL; ++r) back[i][s][r] = static_cast<uint8_t>(own[r]);
+        store_low_bytes(reinterpret_cast<int8_t *>(back[i][s]), as_ints(best) & set_ints(FRESH - 1));
       }
     }
     alignas(64) float last[STATES][PANEL];
@@ -232,5 +230,5 @@ inline int trellis_sweep(const rg_trellis &t, const rg_trellis_sweep &s, int thr
 }  // namespace
 
 namespace rg {
-const Trellises RG_TRELLIS = {trellis, trellis_sweep};
+const Trellises RG_TRELLIS = {trellis, trellis_sweep, trellis_product, trellis_floats, trellis_spread};
 }
