@@ -123,7 +123,7 @@ def test_the_benchmark_without_a_gpu(root: Path, tmp_path: Path) -> None:
 @needs_triton
 def test_the_contests_of_the_benchmark_are_fair(root: Path, tmp_path: Path) -> None:
     """Small shapes under the interpreter: our products, and those peers that run on a CPU, are right."""
-    shapes = ("--rows", "48", "--columns", "256", "--tokens", "3")
+    shapes = ("--rows", "48", "--columns", "256", "--tokens", "3", "--context", "64", "--batch", "2")
     done = child(root, tmp_path, "benchmarks/gpu.py", "--check", *shapes, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "wrong" not in done.stdout
