@@ -16,7 +16,7 @@ import pytest
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install regauge[gpu]"
 )
-KERNELS = {"attend", "bytes", "combine", "dequantise", "fp8", "linear", "packed"}
+KERNELS = {"attend", "bytes", "combine", "dequantise", "fp8", "linear", "packed", "vectors"}
 
 
 SOME = "generation or plain_checkpoint or nf4 or w8a8 or simulated"
