@@ -284,6 +284,7 @@ def test_every_preset_by_hand() -> None:
         "flexq-w6a6": ("simulated", "simulated"),
         "smoothquant-static": ("simulated", "simulated"),  # on a CPU native in the step
         "zeroquant-fp": ("simulated", "simulated"),
+        "trellis-w2": ("native", "simulated"),
     }
 
 
