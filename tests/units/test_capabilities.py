@@ -25,6 +25,7 @@ from regauge.formats.readings import Reading, dynamic
 from regauge.formats.runs import refusal
 from regauge.formats.scales import Float32
 from regauge.kernels.cpu import matrix as kernels
+from regauge.kernels.cpu import trellis
 from regauge.kernels.cpu.library import available
 from regauge.parts.points import CACHE
 from regauge.parts.table import TABLE
@@ -33,7 +34,7 @@ from regauge.runtime import capabilities
 from regauge.runtime.capabilities import DECODED, ask
 from regauge.runtime.matrices import choose, int4, lookup, multiply, operators
 from regauge.runtime.matrices.modules import PackedMatrix
-from regauge.runtime.rows import CPU, CUDA, INT4, NATIVE, ROWS, Read, Row
+from regauge.runtime.rows import CPU, CUDA, INT4, NATIVE, PATHS, ROWS, Read, Row
 from regauge.runtime.step.sites import Unservable, site_of, tap_of
 from tests.pico import pico, save
 from tests.words import save_tokenizer
@@ -111,6 +112,8 @@ def test_every_row_multiplies_what_it_claims(row: Row) -> None:
     """Each grid, and each grain and input that it takes, in every dtype."""
     if row.library == NATIVE and not available():
         pytest.skip("the C++ kernels were not built here")
+    if row.library == PATHS and not trellis.here():
+        pytest.skip("the C++ kernels that are here have no trellises")
     if row.library == INT4 and not int4.usable():
         pytest.skip("this torch lays int4 out in a way that we cannot read")
     taken = list(cases(row))
@@ -285,6 +288,7 @@ def test_every_preset_by_hand() -> None:
         "smoothquant-static": ("simulated", "simulated"),  # on a CPU native in the step
         "zeroquant-fp": ("simulated", "simulated"),
         "trellis-w2": ("native", "simulated"),
+        "outlier-suppression-plus": ("simulated", "simulated"),  # a stored step with a zero point
     }
 
 

@@ -24,12 +24,13 @@ from torch import Tensor
 from regauge import parts
 from regauge.errors import SettingError, nearest
 from regauge.formats.base import Format, Grid
+from regauge.kernels.cpu import trellis
 from regauge.kernels.cpu.interface import PANEL
 from regauge.kernels.cpu.layout import group_of
 from regauge.kernels.cpu.library import available
 from regauge.parts import Point
 from regauge.runtime.matrices import int4
-from regauge.runtime.rows import CPU, DEVICES, INT4, NATIVE, ROWS, TORCH, Read, Row
+from regauge.runtime.rows import CPU, DEVICES, INT4, NATIVE, PATHS, ROWS, TORCH, Read, Row
 
 DECODED = "decoded"
 """The way of every format that no kernel reads."""
@@ -226,6 +227,8 @@ def installed(library: str) -> bool:
         return available()
     if library == INT4:
         return int4.usable()
+    if library == PATHS:
+        return trellis.here()
     return library == TORCH or importlib.util.find_spec(library) is not None
 
 

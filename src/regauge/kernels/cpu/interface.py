@@ -82,6 +82,11 @@ def struct_of(
     return struct
 
 
+def has(name: str) -> bool:
+    """Whether the library is here and has a function; those that were added to an interface are asked for."""
+    return library() is not None and getattr(kernels(), name, None) is not None
+
+
 def kernels() -> ctypes.CDLL:
     """The library, with the types of what it takes and gives.
 
@@ -93,7 +98,7 @@ def kernels() -> ctypes.CDLL:
         raise RuntimeError("the C++ kernels are not here; ask regauge.kernels.cpu.library.available() first")
     if not vars(found).get("typed"):
         for name, types in _ARGUMENTS.items():
-            function = getattr(found, name)
-            function.argtypes, function.restype = types, _RESULTS.get(name, ctypes.c_int)
+            if function := getattr(found, name, None):  # what only adds to the interface may be missing: `has`
+                function.argtypes, function.restype = types, _RESULTS.get(name, ctypes.c_int)
         vars(found)["typed"] = True
     return found

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from regauge.kernels.cpu import checks
-from regauge.kernels.cpu.interface import kernels
-from regauge.kernels.cpu.library import library
+from regauge.kernels.cpu.interface import has, kernels
 from regauge.kernels.cpu.sweep import ENDLESS
 
 
@@ -59,6 +58,11 @@ class _Sweep(ctypes.Structure):
     ]
 
 
+def here() -> bool:
+    """Whether the C++ kernels find paths."""
+    return has("rg_trellis_round")
+
+
 def entries(codes_WR: Tensor, shape: Shape) -> Tensor:
     """The place in the table of every code of whole words, int64 (W, R)."""
     codes_WR = codes_WR.long()
@@ -75,7 +79,7 @@ def entries(codes_WR: Tensor, shape: Shape) -> Tensor:
 def snapped(z_WR: Tensor, shape: Shape) -> Tensor:
     """The values of the path nearest to z, of every word, float32 (W, R)."""
     z_WR = z_WR.detach().float()
-    if z_WR.device.type != "cpu" or library() is None:
+    if z_WR.device.type != "cpu" or not here():
         return shape.table.to(z_WR.device)[paths(z_WR, shape)]
     z_WR, values_WR = z_WR.contiguous(), torch.empty_like(z_WR, memory_format=torch.contiguous_format)
     codes_WR = torch.empty(z_WR.shape, dtype=torch.uint8, device="cpu")
@@ -107,7 +111,7 @@ def swept(
         feedback_BB: float32, the factor's block of these columns, rows at any distance.
         scale_ON: float32, steps.
     """
-    if library() is None or w_OB.device.type != "cpu" or w_OB.dtype is not torch.float32:
+    if not here() or w_OB.device.type != "cpu" or w_OB.dtype is not torch.float32:
         return None
     rows, columns = w_OB.shape
     target_OB, scale_ON = target_OB.contiguous(), scale_ON.contiguous()
