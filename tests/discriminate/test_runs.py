@@ -126,9 +126,9 @@ def test_each_row_keeps_the_best_of_several_ranges() -> None:
 def test_steps_are_searched_where_groups_are_short() -> None:
     w_OI = draws(8, 64, 256)
     missed = {}
-    for tries in (1, 5):
-        fmt = format_of("trellis4", "group:64", f"deviation:{tries}")
-        missed[tries] = float((fmt.decode(fmt.encode(w_OI)) - w_OI).square().mean())
+    for count in (1, 5):
+        fmt = format_of("trellis4", "group:64", f"deviation:{count}")
+        missed[count] = float((fmt.decode(fmt.encode(w_OI)) - w_OI).square().mean())
     assert missed[5] < 0.93 * missed[1]
 
 
