@@ -29,6 +29,10 @@ UNEVEN = dict.fromkeys(
     ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4", "nf4", "ternary"), "offsets are in steps, which only integers have"
 )
 """Grids whose values do not lie evenly, and why what is learnt in steps refuses them."""
+ZERO_ON_GRID = dict.fromkeys(
+    (*UNEVEN, *(f"int{bits}" for bits in range(2, 9))), "that grid has its 0 among the codes: take an asymmetric one"
+)
+"""Grids beside whose steps no value of code 0 is kept, and why."""
 
 
 def _ints() -> dict[str, Part]:
@@ -96,6 +100,18 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             offers={WEIGHTS: ("search",)},
             cost="seven passes over the weights for each of some twenty shrinks",
         ),
+        "least-squares": Part(
+            "regauge.formats.refits:LeastSquares",
+            "of some trial steps, each refitted by least squares to its codes, that of the least (weighted) error",
+            "https://github.com/ggml-org/llama.cpp/pull/1684",
+            cost="ten passes over the weights for each of twenty trials; twice that under two-level steps",
+        ),
+        "half-quadratic": Part(
+            "regauge.formats.refits:HalfQuadratic",
+            "the range of minmax, its zero moved so that few errors are large",
+            "https://mobiusml.github.io/hqq_blog",
+            cost="ten passes over the weights for each of twenty rounds",
+        ),
         "learnt-clip": Part(
             "regauge.formats.learnt:LearntClip",
             "the range whose ends are clipped as training by the block's error finds best",
@@ -151,6 +167,28 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             "the step in e4m3 under one float32 for the matrix (NVFP4)",
             fixed={"global_1": None},
         ),
+        "f16-signed": Part(
+            "regauge.formats.scales:Float16Signed", "the step in float16 with a sign, which turns the grid round"
+        ),
+        "f16-low": Part(
+            "regauge.formats.nested:Float16Low",
+            "the step and the value of code 0, each in float16",
+            refuses={"grid": ZERO_ON_GRID},
+        ),
+        "super": Part(
+            "regauge.formats.nested:Super",
+            "the step in `bits` bits under a float16 for `groups` groups of a row (0: for all)",
+            "https://github.com/ggml-org/llama.cpp/pull/1684",
+            short="bits",
+            fixed={"level_RL": None},
+        ),
+        "super-low": Part(
+            "regauge.formats.nested:SuperWithLow",
+            "the step and the value of code 0, each in `bits` bits under a float16 for `groups` groups of a row",
+            "https://github.com/ggml-org/llama.cpp/pull/1684",
+            short="bits",
+            refuses={"grid": ZERO_ON_GRID},
+        ),
         "m1": Part("regauge.formats.scales:M1", "the step rounded up to a power of two", "2307.09782"),
         "m2": Part(
             "regauge.formats.scales:M2",
@@ -168,7 +206,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
         "importance": Part(
             "regauge.rounding.rounders:ImportanceNearest",
             "nearest, with the step fitted where inputs and weights are large: E[x²] · √(spread σ² + w²)",
-            wants={"ranger": ("search",)},
+            wants={"ranger": ("search", "least-squares")},
             text=True,
             cost="one pass over calibration text",
         ),

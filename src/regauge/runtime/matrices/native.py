@@ -1,8 +1,9 @@
 """Packed matrices in the panels of the C++ kernels: how they are held and multiplied.
 
 Weights are always the ones that the codes stand for (`matrix.decode` is `Format.decode` to the bit, but for `nv`, whose
-steps are one float32 rounding away). Activations are rounded (`operators.few`): against exact products the error is
-about 2e-5 of the output's size with 16 bits and 6e-3 with 8.
+steps are one float32 rounding away, and for values of code 0 that steps keep, which are a term of their own: `beside`).
+Activations are rounded (`operators.few`): against exact products the error is about 2e-5 of the output's size with 16
+bits and 6e-3 with 8.
 
 Legend: O output channels, I input channels, N groups along a row, T tokens.
 """
@@ -16,7 +17,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Codes, Format, Grid
+from regauge.formats.base import LOW, Codes, Format, Grid, Term
+from regauge.formats.nested import SUPER
+from regauge.formats.terms import LOW_RANK, LowRank
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.layout import Value, group_of, meta_of
 from regauge.runtime.matrices import operators
@@ -108,7 +111,7 @@ def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor
         field_ON = field_G.reshape(1, 1).expand(rows, 1) if whole else field_G.reshape(rows, -1)
         return field_ON.repeat_interleave(across // field_ON.shape[1], dim=1)
 
-    fields, zero_G1 = codes.step.fields, codes.step.zero_G1
+    fields, zero_G1 = codes.step.fields, None if fmt.scale.low is not None else codes.step.zero_G1
     zero_ON = None if zero_G1 is None else spread((zero_G1 - fmt.grid.low).to(torch.uint8))
     if fmt.grain.span(shape) >= columns:  # one step a row, or one for all
         return None, zero_ON, codes.step.scale_G1.float().reshape(-1).expand(rows)
@@ -118,9 +121,30 @@ def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor
     if names == {"scale", "global_scale"}:  # nv
         scale_ON = spread(stored.view(torch.uint8)).view(torch.float8_e4m3fn)
         return scale_ON, zero_ON, (1.0 / fields["global_scale"].float()).reshape(-1).expand(rows)
-    if names == {"scale"} and stored.dtype in matrix.STEPS and stored.dtype != torch.float8_e4m3fn:
+    if SUPER in names:  # whose products with codes float16 has
+        return spread(codes.step.scale_G1.half()), zero_ON, None
+    if names - {LOW} == {"scale"} and stored.dtype in matrix.STEPS and stored.dtype != torch.float8_e4m3fn:
         return spread(stored), zero_ON, None
     return spread(codes.step.scale_G1.float()), zero_ON, None
+
+
+def beside(codes: Codes, fmt: Format) -> tuple[Term, ...]:
+    """The terms beside panels: those of the codes, and the values of code 0 where steps keep them, which panels do not
+    read. They are a low-rank term: low (O, N) times which group each input is in (N, I)."""
+    zero_G1, (rows, columns) = codes.step.zero_G1, codes.codes_OI.shape
+    if zero_G1 is None or fmt.scale.low is None:
+        return codes.terms
+    low_G1 = (fmt.grid.low - zero_G1) * codes.step.scale_G1
+    if fmt.grain.groups((rows, columns))[0] == 1:
+        low_G1 = low_G1.expand(rows, 1)
+    left, across = low_G1.reshape(rows, -1), columns // fmt.grain.span((rows, columns))
+    right = torch.eye(across, dtype=torch.float32, device="cpu").repeat_interleave(columns // across, 1)
+    rest = [term for term in codes.terms if term.kind != LOW_RANK]
+    for term in codes.terms:
+        if term.kind == LOW_RANK:  # the step adds one such term
+            left = torch.cat([left, term.tensors["left"].float()], 1)
+            right = torch.cat([right, term.tensors["right"].float()])
+    return (LowRank(left, right), *rest)
 
 
 def _way(meta: Meta, hold: Callable[[Codes], Held], inputs: Grid | None, activations: int) -> Way:
