@@ -35,15 +35,20 @@ def middle(raw_G1: Tensor, grid: Grid) -> Tensor | None:
     return torch.full_like(raw_G1, float(int(grid.high - grid.low + 1) // 2), dtype=torch.float32)
 
 
+def over(x: Tensor, number: float) -> Tensor:
+    """x / number, rounded alike on every device: on a GPU torch multiplies by the reciprocal of a plain number."""
+    return x / torch.full_like(x, number) if x.is_cuda else x / number
+
+
 def even(reach_G1: Tensor, grid: Grid) -> Tensor:
     """Raw step of the range [−a, a]: 2a over the width of the grid."""
-    return reach_G1 / ((grid.high - grid.low) / 2)
+    return over(reach_G1, (grid.high - grid.low) / 2)
 
 
 def uneven(low_G1: Tensor, high_G1: Tensor, grid: Grid, scale: Scale) -> Step:
     """The step of the range [low, high], which must hold 0."""
     if grid.symmetric:
-        return stored(torch.maximum(low_G1 / grid.low, high_G1 / grid.high), None, grid, scale)
+        return stored(torch.maximum(over(low_G1, grid.low), over(high_G1, grid.high)), None, grid, scale)
     width = grid.high - grid.low
     raw_G1 = high_G1 / width - low_G1 / width
     if scale.low is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Grid, Ranger, Scale, Step, chunks, ends, reach
-from regauge.formats.laying import even, middle, stored, uneven
+from regauge.formats.laying import even, middle, over, stored, uneven
 from regauge.kernels.cpu import sweep
 from regauge.kernels.cpu.checks import DTYPES
 
@@ -103,8 +103,8 @@ class Dynamic:
             raw_G1 = even(torch.maximum(-low_G1, high_G1), grid)
         else:
             low_G1, high_G1, width = low_G1.clamp(max=0), high_G1.clamp(min=0), grid.high - grid.low
-            raw_G1 = (high_G1 - low_G1) / width
-            raw_G1 = torch.where(raw_G1.isfinite(), raw_G1, high_G1 / width - low_G1 / width)
+            raw_G1 = over(high_G1 - low_G1, width)
+            raw_G1 = torch.where(raw_G1.isfinite(), raw_G1, over(high_G1, width) - over(low_G1, width))
         kept_G1, fields = scale.bind(raw_G1, grid, 1).store(raw_G1.clamp(min=LEAST))
         scale_G1 = torch.where(raw_G1.isfinite(), kept_G1, raw_G1.float())
         if grid.symmetric:
