@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -54,6 +55,18 @@ def _value_of(grid: Grid) -> Value | None:
     return None
 
 
+def _held_as(fmt: Format) -> Value | None:
+    """What codes stand for in panels: beside values of code 0 they are counted from the middle of the grid, so that
+    little of the product is taken back."""
+    value = value_of(fmt.grid)
+    return value if value is None or _middle(fmt) is None else replace(value, offset=1 << (fmt.grid.bits - 1))
+
+
+def _middle(fmt: Format) -> float | None:
+    """The grid value from which panels count codes where steps keep the value of code 0; None where they do not."""
+    return None if fmt.grid.symmetric or fmt.scale.low is None else fmt.grid.low + (1 << (fmt.grid.bits - 1))
+
+
 def floats(bits: int, mantissa: int, bias: int) -> Tensor:
     """The value of every code of a small float, float64 as it may pass float32."""
     code = torch.arange(1 << (bits - 1), dtype=torch.int64, device="cpu")
@@ -67,7 +80,7 @@ def floats(bits: int, mantissa: int, bias: int) -> Tensor:
 def meta_of_codes(codes: Codes, fmt: Format) -> Meta:
     """`matrix.META` of a matrix in panels. The capability table says which matrices fit."""
     rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
-    value, group = value_of(fmt.grid), group_of(columns, fmt.grid.bits, fmt.grain.span(shape))
+    value, group = _held_as(fmt), group_of(columns, fmt.grid.bits, fmt.grain.span(shape))
     if value is None or not group:
         raise ValueError(f"panels cannot say {fmt.grid.name} in {fmt.grain.name} on {rows} x {columns}")
     scale_ON, zero_ON, _ = _steps(codes, fmt, group)
@@ -91,7 +104,7 @@ def panels(
 
     def hold(codes: Codes) -> Held:
         rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
-        value, group = value_of(fmt.grid), group_of(columns, fmt.grid.bits, fmt.grain.span(shape))
+        value, group = _held_as(fmt), group_of(columns, fmt.grid.bits, fmt.grain.span(shape))
         assert value is not None, f"there is a meta of these {rows} rows"
         made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *_steps(codes, fmt, group), allocate)
         held = {"panels": made.panels, "row_scale": made.row_scale_O, "table": made.table}
@@ -130,11 +143,11 @@ def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor
 
 def beside(codes: Codes, fmt: Format) -> tuple[Term, ...]:
     """The terms beside panels: those of the codes, and the values of code 0 where steps keep them, which panels do not
-    read. They are a low-rank term: low (O, N) times which group each input is in (N, I)."""
-    zero_G1, (rows, columns) = codes.step.zero_G1, codes.codes_OI.shape
-    if zero_G1 is None or fmt.scale.low is None:
+    read. They are a low-rank term: the value of the middle code (O, N) times which group each input is in (N, I)."""
+    zero_G1, (rows, columns), middle = codes.step.zero_G1, codes.codes_OI.shape, _middle(fmt)
+    if zero_G1 is None or middle is None:
         return codes.terms
-    low_G1 = (fmt.grid.low - zero_G1) * codes.step.scale_G1
+    low_G1 = (middle - zero_G1) * codes.step.scale_G1
     if fmt.grain.groups((rows, columns))[0] == 1:
         low_G1 = low_G1.expand(rows, 1)
     left, across = low_G1.reshape(rows, -1), columns // fmt.grain.span((rows, columns))
