@@ -46,7 +46,7 @@ UNSAID = {
     "fp6": (choice("fp6", "channel", "bf16"), "no fp6 weights"),
     "int4-m1": (choice("int4", "group:32", "m1"), "cannot be stored as m1"),
     "lorc": (choice("int4", "channel", "bf16", lorc=2), "'lorc' adds back"),
-    "super-low": (choice("int4-asym", "channel", "super-low:6", "minmax"), "cannot be stored as super:6-low"),
+    "super-low": (choice("int4-asym", "channel", "super-low:6", "minmax"), "cannot be stored as super-low:6"),
     "asym-w8a8": (choice("int8-asym", "channel", "f32", "minmax", "int8"), "drops the quantisation of activations"),
     "int4-fp8": (choice("int4", "channel", "f32", inputs="fp8"), "not tried"),
 }

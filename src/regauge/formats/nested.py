@@ -107,7 +107,8 @@ class WithLow:
 
     @property
     def name(self) -> str:
-        return f"{self.step.name}-low"
+        part, colon, bits = self.step.name.partition(":")
+        return f"{part}-low{colon}{bits}"
 
     @property
     def low(self) -> Low | None:
