@@ -128,5 +128,5 @@ def test_the_contests_of_the_benchmark_are_fair(root: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     assert "wrong" not in done.stdout
     ours = [line for line in done.stdout.splitlines() if " regauge " in line]
-    assert len(ours) == 10
+    assert len(ours) == 14
     assert all(line.endswith(" right") for line in ours)

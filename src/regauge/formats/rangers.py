@@ -81,8 +81,6 @@ class Dynamic:
     finite stays so, and is seen in the result. Differs: compressed-tensors works in the dtype of the activations, so in
     bf16 its steps and quotients are rounded to bf16; in float32 the two agree to the bit (asymmetric: but for quotients
     that lie on a tie).
-
-    Cost: two passes over the values.
     """
 
     @property
@@ -119,8 +117,6 @@ class Static:
 
     The step is stored in the artifact and is the same for every token, as compressed-tensors' `dynamic: false` has it.
     What lies beyond it later is clipped. For grains whose steps are not a token's own: `tensor`, `group:N`.
-
-    Cost: no pass over the values when the model runs; one over calibration text.
     """
 
     @property
