@@ -14,25 +14,13 @@ from regauge.parts.caches import CACHE_ROWS
 from regauge.parts.moves import REWRITE_ROWS
 from regauge.parts.part import Part
 from regauge.parts.points import ARITHMETIC, CACHE, INPUTS, MEASURE, WEIGHTS
+from regauge.parts.scales import MODEL, NUMBERS, SCALE_ROWS, UNEVEN
 from regauge.parts.shape import SHAPE_ROWS
 
-NUMBERS = (WEIGHTS, INPUTS, CACHE)
-"""Places whose elements are rounded."""
-MODEL = (WEIGHTS, INPUTS)
-"""Those of them that matrices are multiplied at; a cache is read by fewer formats."""
 COARSE, FINE = "group:128 else group:64 else channel", "group:32"
 """The grains that the search tries: the coarsest that pays, and a fine one."""
 OFFERED = {**{f"int{bits}-asym": (COARSE, FINE) for bits in (2, 3, 4, 5, 6)}, "int8": ("channel",)}
 """Integers that the search tries, with their grains: asymmetric below 8 bits, where one more code counts."""
-
-UNEVEN = dict.fromkeys(
-    ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4", "nf4", "ternary"), "offsets are in steps, which only integers have"
-)
-"""Grids whose values do not lie evenly, and why what is learnt in steps refuses them."""
-ZERO_ON_GRID = dict.fromkeys(
-    (*UNEVEN, *(f"int{bits}" for bits in range(2, 9))), "that grid has its 0 among the codes: take an asymmetric one"
-)
-"""Grids beside whose steps no value of code 0 is kept, and why."""
 
 
 def _ints() -> dict[str, Part]:
@@ -150,53 +138,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             cost="one pass over calibration text; none when the model runs",
         ),
     },
-    "scale": {
-        "f32": Part("regauge.formats.scales:Float32", "the step in float32", places=MODEL),
-        "f16": Part("regauge.formats.scales:Float16", "the step in float16", places=NUMBERS),
-        "bf16": Part(
-            "regauge.formats.scales:BFloat16", "the step in bfloat16", places=NUMBERS, offers={WEIGHTS: ("bf16",)}
-        ),
-        "e8m0": Part(
-            "regauge.formats.scales:PowerOfTwo",
-            "the step is a power of two in one byte (MX)",
-            "2310.10537",
-            fixed={"top": 0.0},
-        ),
-        "nv": Part(
-            "regauge.formats.scales:TwoLevel",
-            "the step in e4m3 under one float32 for the matrix (NVFP4)",
-            fixed={"global_1": None},
-        ),
-        "f16-signed": Part(
-            "regauge.formats.scales:Float16Signed", "the step in float16 with a sign, which turns the grid round"
-        ),
-        "f16-low": Part(
-            "regauge.formats.nested:Float16Low",
-            "the step and the value of code 0, each in float16",
-            refuses={"grid": ZERO_ON_GRID},
-        ),
-        "super": Part(
-            "regauge.formats.nested:Super",
-            "the step in `bits` bits under a float16 for `groups` groups of a row (0: for all)",
-            "https://github.com/ggml-org/llama.cpp/pull/1684",
-            short="bits",
-            fixed={"level_RL": None},
-        ),
-        "super-low": Part(
-            "regauge.formats.nested:SuperWithLow",
-            "the step and the value of code 0, each in `bits` bits under a float16 for `groups` groups of a row",
-            "https://github.com/ggml-org/llama.cpp/pull/1684",
-            short="bits",
-            refuses={"grid": ZERO_ON_GRID},
-        ),
-        "m1": Part("regauge.formats.scales:M1", "the step rounded up to a power of two", "2307.09782"),
-        "m2": Part(
-            "regauge.formats.scales:M2",
-            "steps tied to the largest of their row by powers of two",
-            "2307.09782",
-            fixed={"row_R1": None},
-        ),
-    },
+    "scale": SCALE_ROWS,
     "rounder": {
         "nearest": Part(
             "regauge.rounding.rounders:Nearest",
