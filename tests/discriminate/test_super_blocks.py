@@ -20,7 +20,7 @@ from regauge.formats.scales import BFloat16, Float16, Float16Signed, PowerOfTwo,
 from regauge.parts import WEIGHTS
 from regauge.plan import load
 from regauge.rounding.rounders import GPTQ, ImportanceNearest
-from tests.gguf import TYPES, block_bytes
+from tests.ggml import TYPES, block_bytes
 
 BLOCK = {
     "q4-0": 4.5, "q4-1": 5.0, "q5-0": 5.5, "q5-1": 6.0, "q2-k": 2.625, "q3-k": 3.4375, "q4-k": 4.5, "q5-k": 5.5,
