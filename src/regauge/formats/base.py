@@ -13,12 +13,13 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from regauge.formats.chunks import chunks
 from regauge.formats.lows import LOW as LOW
 from regauge.formats.lows import Low as Low
-from regauge.formats.numbers import chunks as chunks
 from regauge.formats.numbers import ends as ends
 from regauge.formats.numbers import reach as reach
 from regauge.kernels.cpu.sweep import Range, Stored, Values
+from regauge.kernels.cpu.trellis import Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class Step:
 
 @runtime_checkable
 class Grid(Protocol):
-    """Which numbers exist. Idempotent and monotone."""
+    """Which numbers exist. Idempotent. Monotone where `run` is 1; else whole runs along the last axis go together."""
 
     @property
     def name(self) -> str: ...
@@ -47,6 +48,10 @@ class Grid(Protocol):
     def kind(self) -> str: ...  # integer, float or table: what decides which kernels multiply it
     @property
     def bits(self) -> int: ...  # stored bits an element
+    @property
+    def run(self) -> int: ...  # neighbouring elements that are rounded together; 1: each alone
+    @property
+    def paths(self) -> Shape | None: ...  # where run > 1: what the kernels must know to round such runs
     @property
     def symmetric(self) -> bool: ...  # True: no zero point is stored
     @property
@@ -58,7 +63,7 @@ class Grid(Protocol):
     @property
     def high(self) -> float: ...  # greatest grid value
     @property
-    def table(self) -> Tensor: ...  # the value of every code, float32; NaN for a code that is never written
+    def table(self) -> Tensor: ...  # the values, float32, by code (of runs: by entry); NaN for one never written
     @property
     def kernel(self) -> Values | None: ...  # what the C++ kernels must know to round to it; None: torch rounds
 
@@ -111,13 +116,10 @@ class Scale(Protocol):
 
     @property
     def loose(self) -> Scale | None: ...  # where neighbours along a row share a level: what finds their steps first
-
     @property
     def signed(self) -> bool: ...  # True: a step may be negative
-
     @property
     def low(self) -> Low | None: ...  # of asymmetric grids; None: the zero point is a code
-
     @property
     def packed(self) -> Mapping[str, int]: ...  # fields of codes narrower than a byte → their bits
 
@@ -201,8 +203,8 @@ class Format:
             return Step(scale_G1, None, fields)
         if self.scale.low is None and LOW not in fields:
             return Step(scale_G1, self.grid.decode(fields["zero"]), fields)
-        low_G1 = fields[LOW] if self.scale.low is None else self.scale.low.load(fields)
-        return Step(scale_G1, lowest(low_G1, scale_G1, self.grid), fields)
+        kept_G1 = fields[LOW] if self.scale.low is None else self.scale.low.load(fields)
+        return Step(scale_G1, lowest(kept_G1, scale_G1, self.grid), fields)
 
     def scaled(self, w_OI: Tensor, step: Step) -> Tensor:
         """`w_OI` in grid units: w / scale + zero, in the dtype of `w_OI`."""
@@ -252,10 +254,9 @@ class Format:
 
     def bytes(self, shape: tuple[int, int]) -> int:
         """Bytes stored for a matrix of shape (O, I): packed rows, steps and zero points."""
-        rows, columns = shape
         groups, _ = self.grain.groups(shape)
-        packed = rows * ((columns * self.grid.bits + 7) // 8)
-        return packed + self.scale.bytes(groups, rows) + self.zero_bytes(groups, rows)
+        packed = shape[0] * ((shape[1] * self.grid.bits + 7) // 8)
+        return packed + self.scale.bytes(groups, shape[0]) + self.zero_bytes(groups, shape[0])
 
 
 @runtime_checkable

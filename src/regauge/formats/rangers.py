@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Grid, Ranger, Scale, Step, chunks, ends, reach
+from regauge.formats.base import Grid, Ranger, Scale, Step, ends, reach
+from regauge.formats.chunks import chunks
 from regauge.formats.laying import even, middle, over, stored, uneven
 from regauge.kernels.cpu import sweep
 from regauge.kernels.cpu.checks import DTYPES

@@ -12,7 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Grid, Low, Scale, Step, chunks, ends
+from regauge.formats.base import Grid, Low, Scale, Step, ends
+from regauge.formats.chunks import chunks
 from regauge.formats.laying import even, placed, stored, uneven
 from regauge.formats.rangers import MinMax, Search, better, squared_error
 from regauge.kernels.cpu.sweep import Range

@@ -12,7 +12,8 @@ NUMBERS = (WEIGHTS, INPUTS, CACHE)
 MODEL = (WEIGHTS, INPUTS)
 """Those of them that matrices are multiplied at; a cache is read by fewer formats."""
 UNEVEN = dict.fromkeys(
-    ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4", "nf4", "ternary"), "offsets are in steps, which only integers have"
+    ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4", "nf4", "ternary", "trellis2", "trellis3", "trellis4"),
+    "offsets are in steps, which only integers have",
 )
 """Grids whose values do not lie evenly, and why what is learnt in steps refuses them."""
 ZERO_ON_GRID = dict.fromkeys(

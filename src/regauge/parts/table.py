@@ -40,6 +40,20 @@ def _ints() -> dict[str, Part]:
     return table
 
 
+def _trellises() -> dict[str, Part]:
+    table = {}
+    for bits, name in ((2, "Two"), (3, "Three"), (4, "Four")):
+        table[f"trellis{bits}"] = Part(
+            f"regauge.formats.trellis:{name}",
+            f"128 values for {bits} bits: a window over the bits of neighbours chooses, and Viterbi finds the path",
+            "2406.11235",
+            short="window",
+            wants={"ranger": ("deviation",), "rounder": ("nearest", "gptq", "gptq-ordered", "retargeted")},
+            cost="two passes over the weights with 128 candidates each; with feedback about two more",
+        )
+    return table
+
+
 TABLE: Mapping[str, Mapping[str, Part]] = {
     "grid": {
         **_ints(),
@@ -52,6 +66,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
         ),
         "nf4": Part("regauge.formats.grids:NF4", "16 quantiles of the normal distribution", "2305.14314", places=MODEL),
         "ternary": Part("regauge.formats.grids:Ternary", "-1, 0 and 1 in two bits", places=MODEL),
+        **_trellises(),
     },
     "grain": {
         "channel": Part("regauge.formats.grains:Channel", "one step an output channel"),
@@ -99,6 +114,13 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             "the range of minmax, its zero moved so that few errors are large",
             "https://mobiusml.github.io/hqq_blog",
             cost="ten passes over the weights for each of twenty rounds",
+        ),
+        "deviation": Part(
+            "regauge.formats.deviations:Deviation",
+            "the root mean square of the group, times the share of some with the least squared error",
+            short="tries",
+            wants={"grid": ("trellis2", "trellis3", "trellis4")},
+            cost="a rounding of the weights for each share",
         ),
         "learnt-clip": Part(
             "regauge.formats.learnt:LearntClip",
