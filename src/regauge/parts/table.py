@@ -234,6 +234,14 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             cost="one pass over calibration text, a Cholesky factor and an SVD a matrix; rank · (O + I) more products "
             "a token",
         ),
+        "phases": Part(
+            "regauge.rounding.compensators:PhasesLeft",
+            "what rounding leaves as complex entries 1, i, -1, -i, a bit a weight and pass",
+            "2512.02901",
+            short="passes",
+            term="phases",
+            cost="a few passes over the weights; sums of inputs by sign in torch's modules, no native step",
+        ),
     },
     "transform": {
         "identity": Part("regauge.formats.transforms:Identity", "the activation as it is", places=(INPUTS,)),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from regauge.errors import ModelError
 from regauge.formats.base import Codes, Format, Term
 from regauge.formats.readings import Reading
-from regauge.formats.terms import KINDS
+from regauge.formats.terms import KINDS, in_dtype
 from regauge.kernels.cpu.matrix import Matrix
 from regauge.runtime.matrices import gradients
 from regauge.runtime.matrices.choose import choose, way_of
@@ -43,7 +43,7 @@ class HeldTerm(nn.Module):
         super().__init__()
         self.kind = term.kind
         for name, tensor in term.tensors.items():
-            self.register_buffer(name, tensor.to(dtype))
+            self.register_buffer(name, in_dtype(tensor, dtype))
 
     @property
     def term(self) -> Term:
