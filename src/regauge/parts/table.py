@@ -49,6 +49,8 @@ def _trellises() -> dict[str, Part]:
             "2406.11235",
             short="window",
             wants={"ranger": ("deviation",), "rounder": ("nearest", "gptq", "gptq-ordered", "retargeted")},
+            offers={WEIGHTS: ("channel",)},
+            beside={"ranger": "deviation:3", "scale": "f16"},
             cost="two passes over the weights with 128 candidates each; with feedback about two more",
         )
     return table
@@ -76,6 +78,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             "one step for every `size` neighbours along the input",
             short="size",
             places=NUMBERS,
+            beside={"scale": "super:8"},
         ),
         "token": Part("regauge.formats.grains:Token", "one step a token", places=(INPUTS, CACHE)),
         "time": Part(

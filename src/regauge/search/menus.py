@@ -124,7 +124,7 @@ def _of_table(group: SiteGroup, target: Target) -> list[Option]:
         grid = point.name("grid")
         plain = grid.removesuffix("-asym")
         name = option.name if plain == grid else f"{option.name}{SYMMETRIC}"
-        found.append(Option(name, point.but(grid=Spec(plain))))
+        found.append(Option(name, point.but(grid=Spec(plain), scale=Spec("bf16"))))
     return found
 
 

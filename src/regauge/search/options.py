@@ -90,8 +90,9 @@ def option(grid: str, grain: str, looked_up: bool = False) -> Option:
         served = [name for name in offered if not (looked_up and TABLE[axis.parts][name].text)]
         if axis.name not in specs and served:
             specs[axis.name] = Spec(served[-1])
-    beside = [TABLE[axis.parts][specs[axis.name].part].beside for axis in PLACES[WEIGHTS].axes if axis.name in specs]
-    specs |= {axis: Spec(name) for named in beside for axis, name in named.items()}
+    for axis in reversed(PLACES[WEIGHTS].axes):  # what a grid wants beside it stands above what a rounder does
+        named = TABLE[axis.parts][specs[axis.name].part].beside if axis.name in specs else {}
+        specs |= {other: parts.read(other, text, WEIGHTS) for other, text in named.items()}
     kind, _, size = grain.partition(":")
     return Option(f"{grid.removesuffix('-asym')}-{kind[0] + size if size else kind}", Point.of(WEIGHTS, specs))
 
