@@ -285,6 +285,8 @@ def test_every_preset_by_hand() -> None:
         "fp8": ("simulated", "native"),
         "quarot-w4a8": ("native", "simulated"),  # but for the tap that is turned first
         "flexq-w6a6": ("simulated", "simulated"),
+        "gptq-q3-k": ("simulated", "native"),  # panels take 32 codes of three bits at a time
+        "q3-k": ("simulated", "native"),
         "smoothquant-static": ("simulated", "simulated"),  # on a CPU native in the step
         "zeroquant-fp": ("simulated", "simulated"),
         "trellis-w2": ("native", "simulated"),

@@ -21,6 +21,7 @@ from regauge.formats.terms import KINDS, in_dtype
 from regauge.kernels.cpu.matrix import Matrix
 from regauge.runtime.matrices import gradients
 from regauge.runtime.matrices.choose import choose, way_of
+from regauge.runtime.matrices.native import beside
 
 HOMES = {"cpu": "the CPU", "cuda": "a GPU"}
 """Where kernels run, in words."""
@@ -83,7 +84,8 @@ class PackedMatrix(nn.Module):
         for name, tensor in way_of(self.choice, allocate).hold(codes).items():
             self.register_buffer(name, tensor)
         self.held = tuple(self._buffers)
-        self.terms = nn.ModuleList(HeldTerm(term, dtype) for term in codes.terms)
+        terms = codes.terms if self.meta is None else beside(codes, fmt)
+        self.terms = nn.ModuleList(HeldTerm(term, dtype) for term in terms)
 
     @property
     def native(self) -> Matrix | None:
