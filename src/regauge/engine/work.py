@@ -14,6 +14,7 @@ from regauge.artifact.receipt import SelectReceipt
 from regauge.artifact.staging import Staging
 from regauge.engine.block import Choices, Moved, as_stored, changes, effective, round_sites
 from regauge.engine.drift import drifts, joined, readers
+from regauge.engine.inner import bound, inner_of, run, settled, words
 from regauge.engine.job import Job
 from regauge.engine.learning import Learnt, Lesson, learn
 from regauge.engine.objective import Bound, Change, Objective
@@ -172,6 +173,8 @@ class Pass:
         needs = {site.name: job.needs[site.name] for site in sites if site.name in job.needs}
         stats, rare = self.see(block, moved.exact, needs, sample=sample) if needs else ({}, {})
         self.readings |= settle(sites, inputs, transforms, stats)
+        if any(tap not in self.readings for tap in inner_of(job.anatomy, inputs, block)):
+            self.readings |= settled(*self.running(), block, moved.exact, inputs)
         if self.teacher is not None and (taps := readers(sites, needs)):
             runner, states = self.running()
             bind = lambda watch: runner.bind(block, moved.exact, states, watch=after(watch, taps, self.transforms))  # noqa: E731  # one of its kind
@@ -193,9 +196,13 @@ class Pass:
             return effective(tried, round_sites(present, weights, _nearest(job.choices), {}), job.choices)
 
         def bind(weights: Weights, inputs: Change) -> Bound:
-            return runner.bind(block, weights, states, inputs=inputs)
+            return bound(runner, runner.bind(block, weights, states, inputs=inputs), self.inside(block))
 
         return Objective(states, self.target, bind, rounded, changes(sites, self.readings), self.teacher)
+
+    def inside(self, block: int) -> dict[str, Reading]:
+        """How what no matrix reads is read in a block: `keys` → its reading."""
+        return words(inner_of(self.job.anatomy, self.job.resolution.inputs, block), self.readings)
 
     def learn(
         self, block: int, moved: Moved, stats: Mapping[str, Stats], staging: Staging | None, clock: Clock
@@ -231,7 +238,8 @@ class Pass:
         runner, states = self.running()
         found = collection(sample, {site.name: frozenset() for site in sample}, sample=True)
         inputs = changes(self.job.sites(block), self.readings)
-        self.states = runner.block(block, weights, states, watch=self._watch(found), inputs=inputs)
+        bind = lambda: runner.block(block, weights, states, watch=self._watch(found), inputs=inputs)  # noqa: E731  # as above
+        self.states = run(runner, bind, self.inside(block))
         if self.target is not None:
             self.teacher, self.target = self.target, None
         return found.finish(sample)[0]
