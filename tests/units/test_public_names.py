@@ -128,6 +128,7 @@ FLAGS = {
     "explain": ["[NAME]", "--debug", "--json"],
     "measure": [
         "A [B ...]",
+        "--arithmetic",
         "--cache",
         "--debug",
         "--device",

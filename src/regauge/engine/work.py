@@ -21,7 +21,7 @@ from regauge.engine.objective import Bound, Change, Objective
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import Collection, collection
 from regauge.engine.strips import by_strips
-from regauge.engine.taps import Looked, after, at_once, fold, needs_of_taps, settle
+from regauge.engine.taps import Looked, after, at_once, fold, needs_of_taps, settle, stand_ins
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import OBJECTIVE, Codes
 from regauge.formats.readings import Reading
@@ -198,7 +198,8 @@ class Pass:
         def bind(weights: Weights, inputs: Change) -> Bound:
             return bound(runner, runner.bind(block, weights, states, inputs=inputs), self.inside(block))
 
-        return Objective(states, self.target, bind, rounded, changes(sites, self.readings), self.teacher)
+        readings = {**stand_ins(job.resolution.inputs, self.readings), **self.readings}
+        return Objective(states, self.target, bind, rounded, changes(sites, readings), self.teacher)
 
     def inside(self, block: int) -> dict[str, Reading]:
         """How what no matrix reads is read in a block: `keys` → its reading."""
