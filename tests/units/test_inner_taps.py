@@ -81,10 +81,10 @@ def test_attention_on_codes_by_hand() -> None:
     token = dynamic(Format(Log2(3), Token(), Dynamic(), Float32()))
     q, k = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]]), torch.tensor([[[[0.0, 0.0], [1.0986123, 0.0]]]])
     v = torch.tensor([[[[4.0], [8.0]]]])
-    whole = attended(q, k, v, None, 1.0, {})
+    whole = attended((q, k, v), None, 1.0, {})
     assert whole.flatten().tolist() == pytest.approx([4.0, 7.0])  # the second: a quarter and three quarters
     # 0.75 is a row's largest, so its step; 0.25 / 0.75 is a third: 2^-1.58, so 2^-2 of 0.75.
-    found = attended(q, k, v, None, 1.0, {"probabilities": token})
+    found = attended((q, k, v), None, 1.0, {"probabilities": token})
     assert found.flatten().tolist() == pytest.approx([4.0, 0.75 * 8 + 0.75 / 4 * 4])
 
 
@@ -94,7 +94,7 @@ def test_what_is_not_seen_stays_nothing() -> None:
     q = k = torch.randn(1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
     v = torch.zeros(1, 2, 5, 3)
     v[:, :, 4] = 1e6
-    found = attended(q, k, v, None, 0.5, {"probabilities": asymmetric})
+    found = attended((q, k, v), None, 0.5, {"probabilities": asymmetric})
     assert not found[:, :4].any()
 
 

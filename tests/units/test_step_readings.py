@@ -128,7 +128,7 @@ def test_a_reading_is_that_of_the_packed_module(how: str, transform: str, channe
 
 def test_what_the_step_does_not_read_is_refused() -> None:
     for reading, words in (
-        (Reading(format_of("log2", "token", "dynamic")), "log2:4 inputs, which the step does not round"),
+        (Reading(format_of("log2", "token", "dynamic")), "log2 inputs, which the step does not round"),
         (Reading(format_of("int8", "tensor", "dynamic")), "dynamic steps of a tensor"),
     ):
         part = packed(48, None)

@@ -30,9 +30,7 @@ def read(x: Tensor, reading: Reading | None) -> Tensor:
 
 
 def attended(
-    query_BHQD: Tensor,
-    key_BKTD: Tensor,
-    value_BKTE: Tensor,
+    given: tuple[Tensor, Tensor, Tensor],
     mask: Tensor | None,
     scale: float,
     readings: Readings,
@@ -41,20 +39,21 @@ def attended(
     """(B, Q, H, E).
 
     Args:
+        given: queries (B, H, Q, D), keys (B, K, T, D) and values (B, K, T, E).
         mask: bool, true where a query sees, or what is added to products; None: causal.
         see: is shown what stands at each word before it is read.
     """
-    given = {QUERIES: query_BHQD, KEYS: key_BKTD, VALUES: value_BKTE}
-    for word, tensor in given.items():
+    taken = dict[str, Tensor]()
+    for word, tensor in zip((QUERIES, KEYS, VALUES), given, strict=True):
         if see is not None:
             see(word, tensor)
-        given[word] = read(tensor, readings.get(word))
-    p_BHQT = probabilities(given[QUERIES], given[KEYS], mask, scale)
+        taken[word] = read(tensor, readings.get(word))
+    p_BHQT = probabilities(taken[QUERIES], taken[KEYS], mask, scale)
     if see is not None:
         see(PROBABILITIES, p_BHQT)
     if PROBABILITIES in readings:
         p_BHQT = torch.where(p_BHQT > 0, read(p_BHQT, readings[PROBABILITIES]), 0.0)
-    value_BHTE = given[VALUES].repeat_interleave(p_BHQT.shape[1] // value_BKTE.shape[1], 1)
+    value_BHTE = taken[VALUES].repeat_interleave(p_BHQT.shape[1] // taken[VALUES].shape[1], 1)
     return (p_BHQT @ value_BHTE).transpose(1, 2)
 
 

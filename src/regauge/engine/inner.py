@@ -64,7 +64,8 @@ def reading(runner: Runner, readings: Mapping[str, Reading], seen: Ranges | None
         if mask is None and not causal:
             mask = torch.ones(1, 1, 1, heads.keys_BKSD.shape[2], dtype=torch.bool, device=heads.keys_BKSD.device)
         see = None if seen is None else seen.see
-        return attended(heads.queries_BHTD, heads.keys_BKSD, heads.values_BKSE, mask, heads.scale, inner, see)
+        given = heads.queries_BHTD, heads.keys_BKSD, heads.values_BKSE
+        return attended(given, mask, heads.scale, inner, see)
 
     with runner.attending(change):
         yield

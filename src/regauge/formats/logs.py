@@ -40,7 +40,7 @@ class Powers:
 
     @property
     def name(self) -> str:
-        return f"{'log2' if self.root == 1 else 'log-sqrt2'}:{self.bits}"
+        return "log2" if self.root == 1 else "log-sqrt2"
 
     @property
     def kind(self) -> str:

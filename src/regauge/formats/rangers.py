@@ -43,8 +43,7 @@ def _over(x: Tensor, number: float) -> Tensor:
 
 def _even(reach_G1: Tensor, grid: Grid) -> Tensor:
     """Raw step of the range [−a, a]: 2a over the width of the grid, which of one-sided numbers counts twice."""
-    low = min(grid.low, -grid.high) if grid.symmetric else grid.low
-    return _over(reach_G1, (grid.high - low) / 2)
+    return _over(reach_G1, (grid.high - (min(grid.low, -grid.high) if grid.symmetric else grid.low)) / 2)
 
 
 def _uneven(low_G1: Tensor, high_G1: Tensor, grid: Grid, scale: Scale) -> Step:

@@ -137,4 +137,4 @@ def attention(
     if mask is None and not module.regauge_causal:
         mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=key.device)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attended(query, key, value, mask, scale, _reads(module)).contiguous(), None
+    return attended((query, key, value), mask, scale, _reads(module)).contiguous(), None
