@@ -15,6 +15,7 @@ import json  # noqa: E402
 import os  # noqa: E402
 
 import gguf  # noqa: E402
+import gguf_neox  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from calibrate_llama import ran, read, vocabulary  # noqa: E402
@@ -31,11 +32,23 @@ def halves(w_OI: Tensor, heads: int) -> Tensor:
     return w_OI.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
+def back(name: str, w_OI: Tensor, config: dict[str, int]) -> Tensor:
+    """A decoded matrix of a llama in the order of transformers."""
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    turned = next((count for part, count in heads.items() if part in name), 0)
+    return halves(w_OI, turned) if turned else w_OI
+
+
 def main() -> None:
     job = given(__doc__, BEGAN)
+    config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
+    neox = config["model_type"] == "gpt_neox"
+    written, called, turned = (gguf_neox.write_bf16, gguf_neox.renamed, gguf_neox.back) if neox else (
+        write_bf16, renamed, back
+    )  # fmt: skip
     full, importance, out = (job.out / name for name in ("bf16.gguf", "imatrix.gguf", "quantised.gguf"))
     text = read(job)
-    write_bf16(job.model, full, vocabulary)
+    written(job.model, full, vocabulary)
     threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
     job.ends("convert")
     batch = max(1, 2048 // job.length) * job.length
@@ -44,9 +57,7 @@ def main() -> None:
     kept = ("--token-embedding-type", "bf16", "--output-tensor-type", "bf16")
     ran(tool("quantize"), "--imatrix", importance, *kept, full, out, job.kind.upper(), threads)
     job.ends("made")
-    config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    named = {renamed(name): name for name in stored(job.model)}
+    named = {called(name): name for name in stored(job.model)}
     inside = matrices(job.model)
     decoded: dict[str, Tensor] = {}
     bits: dict[str, float] = {}
@@ -56,8 +67,7 @@ def main() -> None:
             continue
         values = gguf.quants.dequantize(np.asarray(tensor.data), tensor.tensor_type)
         w_OI = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(inside[name].shape)
-        turned = next((count for part, count in heads.items() if part in name), 0)
-        decoded[name] = halves(w_OI, turned) if turned else w_OI
+        decoded[name] = turned(name, w_OI, config)
         bits[name] = 8 * tensor.n_bytes / w_OI.numel()
     for path in (full, importance, out, text):
         path.unlink()

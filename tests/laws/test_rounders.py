@@ -16,7 +16,7 @@ from regauge.formats.grains import Block
 from regauge.rounding.base import Compensator, Rounder, Stats
 from regauge.rounding.rounders import GPTQ
 
-GRIDS = sorted(parts.TABLE["grid"])
+GRIDS = sorted(name for name in parts.TABLE["grid"] if parts.build("grid", parts.read("grid", name)).run == 1)
 SCALES = sorted(parts.TABLE["scale"])
 ROUNDERS = sorted(parts.TABLE["rounder"])
 GPTQS = [GPTQ(), GPTQ(static_groups=True), GPTQ(static_groups=True, order="activation"), GPTQ(tries=3)]

@@ -13,11 +13,12 @@ from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SelectReceipt
 from regauge.artifact.staging import Staging
 from regauge.engine.block import Choices, Moved, as_stored, changes, effective, round_sites
+from regauge.engine.distribution import Bound
 from regauge.engine.drift import drifts, joined, readers
 from regauge.engine.inner import bound, inner_of, run, settled, words
 from regauge.engine.job import Job
 from regauge.engine.learning import Learnt, Lesson, learn
-from regauge.engine.objective import Bound, Change, Objective
+from regauge.engine.objective import Change, Objective
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import Collection, collection
 from regauge.engine.strips import by_strips
@@ -29,6 +30,7 @@ from regauge.formats.transforms import Transform
 from regauge.hosts.base import Rows, Runner
 from regauge.hosts.states import Spill, States
 from regauge.learn.base import Finished
+from regauge.learn.settings import DISTRIBUTION
 from regauge.parts import Point, Spec
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import forget
@@ -219,7 +221,10 @@ class Pass:
         weights |= {f"{name}.weight": moved.exact[f"{name}.weight"] for name in taught}
         formats = {name: job.format(name) for name in taught}
         lesson = Lesson(block, taught, formats, weights, {name: stats.get(name, {}) for name in taught}, job.seed)
-        return learn(lesson, self.objective(block, moved), job.settings, staging, clock)
+        objective = self.objective(block, moved)
+        if job.settings.loss == DISTRIBUTION:
+            objective = objective.corrected(moved.exact, self.running()[0].attending)
+        return learn(lesson, objective, job.settings, staging, clock)
 
     def begin(self, outer: Weights, exact: Weights | None = None, rows: Mapping[str, Rows] | None = None) -> None:
         """States behind the embeddings.

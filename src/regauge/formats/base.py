@@ -6,14 +6,16 @@ Legend: O output channels, I input channels, G groups, K weights in a group. w â
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from regauge.formats.chunks import chunks
 from regauge.kernels.cpu.sweep import Range, Stored, Values
+from regauge.kernels.cpu.trellis import Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Step:
 
 @runtime_checkable
 class Grid(Protocol):
-    """Which numbers exist. Idempotent and monotone."""
+    """Which numbers exist. Idempotent. Monotone where `run` is 1; else whole runs along the last axis go together."""
 
     @property
     def name(self) -> str: ...
@@ -42,6 +44,10 @@ class Grid(Protocol):
     def kind(self) -> str: ...  # integer, float or table: what decides which kernels multiply it
     @property
     def bits(self) -> int: ...  # stored bits an element
+    @property
+    def run(self) -> int: ...  # neighbouring elements that are rounded together; 1: each alone
+    @property
+    def paths(self) -> Shape | None: ...  # where run > 1: what the kernels must know to round such runs
     @property
     def symmetric(self) -> bool: ...  # True: no zero point is stored
     @property
@@ -53,7 +59,7 @@ class Grid(Protocol):
     @property
     def high(self) -> float: ...  # greatest grid value
     @property
-    def table(self) -> Tensor: ...  # the value of every code, float32; NaN for a code that is never written
+    def table(self) -> Tensor: ...  # the values, float32, by code (of runs: by entry); NaN for one never written
     @property
     def kernel(self) -> Values | None: ...  # what the C++ kernels must know to round to it; None: torch rounds
 
@@ -179,9 +185,8 @@ class Format:
         scale_G1 = self.scale.load(fields)
         if self.grid.symmetric:
             return Step(scale_G1, None, fields)
-        return Step(
-            scale_G1, lowest(fields, scale_G1, self.grid) if LOW in fields else self.grid.decode(fields["zero"]), fields
-        )
+        zero_G1 = lowest(fields, scale_G1, self.grid) if LOW in fields else self.grid.decode(fields["zero"])
+        return Step(scale_G1, zero_G1, fields)
 
     def scaled(self, w_OI: Tensor, step: Step) -> Tensor:
         """`w_OI` in grid units: w / scale + zero, in the dtype of `w_OI`."""
@@ -229,10 +234,9 @@ class Format:
 
     def bytes(self, shape: tuple[int, int]) -> int:
         """Bytes stored for a matrix of shape (O, I): packed rows, steps and zero points."""
-        rows, columns = shape
         groups, _ = self.grain.groups(shape)
-        packed = rows * ((columns * self.grid.bits + 7) // 8)
-        return packed + self.scale.bytes(groups, rows) + self.zero_bytes(groups)
+        packed = shape[0] * ((shape[1] * self.grid.bits + 7) // 8)
+        return packed + self.scale.bytes(groups, shape[0]) + self.zero_bytes(groups)
 
 
 @runtime_checkable
@@ -274,17 +278,6 @@ class Codes:
 def lowest(fields: Mapping[str, Tensor], scale_G1: Tensor, grid: Grid) -> Tensor:
     """zero_G1 of a step that keeps the value of the grid's least number."""
     return grid.low - fields[LOW].float() / scale_G1
-
-
-CHUNK = 1 << 16
-"""Elements worked on at a time, so that a few float32 temporaries stay in a core's second-level cache."""
-
-
-def chunks(x_GK: Tensor) -> Iterator[slice]:
-    """Slices of whole groups of about `CHUNK` elements."""
-    groups, size = x_GK.shape
-    step = max(1, CHUNK // max(size, 1))
-    return (slice(start, start + step) for start in range(0, groups, step))
 
 
 def reach(x_GK: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class Powers:
 
     bits: int = 4
     root: int = 1
+    run: ClassVar[int] = 1
+    paths: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Grid, Ranger, Scale, Step, chunks, ends, reach
+from regauge.formats.base import Grid, Ranger, Scale, Step, ends, reach
+from regauge.formats.chunks import chunks
 from regauge.kernels.cpu import sweep
 from regauge.kernels.cpu.checks import DTYPES
 
@@ -24,12 +25,10 @@ LEAST = torch.finfo(torch.float32).eps * torch.finfo(torch.float32).tiny ** 0.5
 def stored(raw_G1: Tensor, zero_G1: Tensor | None, grid: Grid, scale: Scale) -> Step:
     """The step as the scale keeps it, with its zero point."""
     scale_G1, fields = scale.store(raw_G1)
-    if zero_G1 is not None:
-        fields = {**fields, "zero": grid.encode(zero_G1)}
-    return Step(scale_G1, zero_G1, fields)
+    return Step(scale_G1, zero_G1, fields if zero_G1 is None else {**fields, "zero": grid.encode(zero_G1)})
 
 
-def _middle(raw_G1: Tensor, grid: Grid) -> Tensor | None:
+def middle(raw_G1: Tensor, grid: Grid) -> Tensor | None:
     """The zero point of a range that lies evenly around 0."""
     if grid.symmetric:
         return None
@@ -79,7 +78,7 @@ class AbsMax:
 
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
         raw_G1 = _even(reach(x_GK), grid)
-        return stored(raw_G1, _middle(raw_G1, grid), grid, scale.bind(raw_G1, grid, 1))
+        return stored(raw_G1, middle(raw_G1, grid), grid, scale.bind(raw_G1, grid, 1))
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ class Search:
         found = by_kernel(self.kernel, x_GK, grid, scale, weight_GK)
         if found is not None:
             return found
-        best = stored(raw_G1, _middle(raw_G1, grid), grid, scale)
+        best = stored(raw_G1, middle(raw_G1, grid), grid, scale)
         error_G1 = squared_error(x_GK, best, grid, weight_GK)
         for index, share in enumerate(self._shares):
             if grid.symmetric and index:

@@ -26,7 +26,8 @@ OFFERED = {**{f"int{bits}-asym": (COARSE, FINE) for bits in (2, 3, 4, 5, 6)}, "i
 """Integers that the search tries, with their grains: asymmetric below 8 bits, where one more code counts."""
 
 UNEVEN = dict.fromkeys(
-    ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4", "nf4", "ternary"), "offsets are in steps, which only integers have"
+    ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4", "nf4", "ternary", "trellis2", "trellis3", "trellis4"),
+    "offsets are in steps, which only integers have",
 )
 """Grids whose values do not lie evenly, and why what is learnt in steps refuses them."""
 
@@ -48,6 +49,20 @@ def _ints() -> dict[str, Part]:
     return table
 
 
+def _trellises() -> dict[str, Part]:
+    table = {}
+    for bits, name in ((2, "Two"), (3, "Three"), (4, "Four")):
+        table[f"trellis{bits}"] = Part(
+            f"regauge.formats.trellis:{name}",
+            f"128 values for {bits} bits: a window over the bits of neighbours chooses, and Viterbi finds the path",
+            "2406.11235",
+            short="window",
+            wants={"ranger": ("deviation",), "rounder": ("nearest", "gptq", "gptq-ordered", "retargeted")},
+            cost="two passes over the weights with 128 candidates each; with feedback about two more",
+        )
+    return table
+
+
 TABLE: Mapping[str, Mapping[str, Part]] = {
     "grid": {
         **_ints(),
@@ -60,6 +75,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
         ),
         "nf4": Part("regauge.formats.grids:NF4", "16 quantiles of the normal distribution", "2305.14314", places=MODEL),
         "ternary": Part("regauge.formats.grids:Ternary", "-1, 0 and 1 in two bits", places=MODEL),
+        **_trellises(),
         "log2": Part("regauge.formats.logs:Log2", "1, 1/2, 1/4, … and 0", "2111.13824", short="bits", places=(INPUTS,)),
         "log-sqrt2": Part(
             "regauge.formats.logs:LogSqrt2", "1, 1/√2, 1/2, … and 0", "2402.05628", short="bits", places=(INPUTS,)
@@ -99,6 +115,13 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             "the shrink of the range with the least (weighted) squared error",
             offers={WEIGHTS: ("search",)},
             cost="seven passes over the weights for each of some twenty shrinks",
+        ),
+        "deviation": Part(
+            "regauge.formats.deviations:Deviation",
+            "the root mean square of the group, times the share of some with the least squared error",
+            short="tries",
+            wants={"grid": ("trellis2", "trellis3", "trellis4")},
+            cost="a rounding of the weights for each share",
         ),
         "learnt-clip": Part(
             "regauge.formats.learnt:LearntClip",

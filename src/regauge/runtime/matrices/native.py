@@ -34,7 +34,10 @@ def value_of(grid: Grid) -> Value | None:
 
 @lru_cache(maxsize=64)
 def _value_of(grid: Grid) -> Value | None:
-    table, bits = grid.table, grid.bits
+    table, bits, paths = grid.table, grid.bits, grid.paths
+    if paths is not None:
+        values = (*table.tolist(), paths.unit)
+        return Value(matrix.TRELLIS, offset=128, table=values, mantissa=paths.window, bias=paths.plain)
     if torch.equal(table, torch.arange(1 << bits, dtype=torch.int64, device="cpu") + table[0]):
         offset = -int(table[0]) if grid.symmetric else 0
         return Value(matrix.INT, offset=offset)
@@ -64,7 +67,7 @@ def floats(bits: int, mantissa: int, bias: int) -> Tensor:
 def meta_of_codes(codes: Codes, fmt: Format) -> Meta:
     """`matrix.META` of a matrix in panels. The capability table says which matrices fit."""
     rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
-    value, group = value_of(fmt.grid), group_of(columns, fmt.grid.bits, fmt.grain.span(shape))
+    value, group = value_of(fmt.grid), group_of(columns, fmt.grid.bits, fmt.grain.span(shape), fmt.grid.run)
     if value is None or not group:
         raise ValueError(f"panels cannot say {fmt.grid.name} in {fmt.grain.name} on {rows} x {columns}")
     scale_ON, zero_ON, _ = _steps(codes, fmt, group)
@@ -88,7 +91,7 @@ def panels(
 
     def hold(codes: Codes) -> Held:
         rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
-        value, group = value_of(fmt.grid), group_of(columns, fmt.grid.bits, fmt.grain.span(shape))
+        value, group = value_of(fmt.grid), group_of(columns, fmt.grid.bits, fmt.grain.span(shape), fmt.grid.run)
         assert value is not None, f"there is a meta of these {rows} rows"
         made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *_steps(codes, fmt, group), allocate)
         held = {"panels": made.panels, "row_scale": made.row_scale_O, "table": made.table}
