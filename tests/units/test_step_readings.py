@@ -126,6 +126,17 @@ def test_a_reading_is_that_of_the_packed_module(how: str, transform: str, channe
         assert float((found - packed(channels, None, rank)(made.forward(x_TI))).norm() / wanted.norm()) > 1e-3
 
 
+@pytest.mark.parametrize("channels", [1536, 5632, 11008])
+def test_a_hadamard_is_cut_into_two_small_sides(channels: int) -> None:
+    """5632 is 4 · 32 · 44: as 4 and 1408 it would be eight times the work that it is as 128 and 44."""
+    native = Hadamard().fit(channels, {}, []).native
+    assert native is not None
+    assert native.pair is not None
+    left, right = native.pair
+    assert left.shape[0] * right.shape[0] == channels
+    assert left.shape[0] + right.shape[0] < 5 * channels**0.5
+
+
 def test_what_the_step_does_not_read_is_refused() -> None:
     for reading, words in (
         (Reading(format_of("log2", "token", "dynamic")), "log2 inputs, which the step does not round"),
