@@ -286,6 +286,8 @@ def test_every_preset_by_hand() -> None:
         "fp8": ("simulated", "native"),
         "quarot-w4a8": ("native", "simulated"),  # but for the tap that is turned first
         "flexq-w6a6": ("simulated", "simulated"),
+        "gptq-q3-k": ("simulated", "native"),  # panels take 32 codes of three bits at a time
+        "q3-k": ("simulated", "native"),
         # zero points of weights are for the CPU's kernels alone.
         **dict.fromkeys(("rtn-w6a6", "smoothquant-w6a6", "quarot-w6a6"), ("native", "simulated")),
         **dict.fromkeys(("rtn-w4a4kv4", "smoothquant-w4a4kv4", "quarot-w4a4kv4"), ("native", "simulated")),

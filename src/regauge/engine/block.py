@@ -282,3 +282,11 @@ def spelled(choice: Point) -> dict[str, object]:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def nearest_codes(choices: Choices) -> dict[str, Point | None]:
+    """The same points with the rounder that needs nothing: what a tentative block is tried under."""
+    plain = Spec("nearest")
+    return {
+        name: None if point is None else point.but(rounder=plain, compensator=None) for name, point in choices.items()
+    }

@@ -12,7 +12,7 @@ from regauge.anatomy.model import Site, Weights
 from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SelectReceipt
 from regauge.artifact.staging import Staging
-from regauge.engine.block import Choices, Moved, as_stored, changes, effective, round_sites
+from regauge.engine.block import Moved, as_stored, changes, effective, nearest_codes, round_sites
 from regauge.engine.distribution import Bound
 from regauge.engine.drift import drifts, joined, readers
 from regauge.engine.inner import bound, inner_of, run, settled, words
@@ -31,7 +31,6 @@ from regauge.hosts.base import Rows, Runner
 from regauge.hosts.states import Spill, States
 from regauge.learn.base import Finished
 from regauge.learn.settings import DISTRIBUTION
-from regauge.parts import Point, Spec
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import forget
 from regauge.rounding.pieces import alone, of_rows
@@ -195,7 +194,7 @@ class Pass:
             tried = as_stored(job.anatomy, weights, moved.source, job.source.dtype)
             present = [site for site in sites if f"{site.name}.weight" in weights]
             present = [site for site in present if which is None or site.name in which]
-            return effective(tried, round_sites(present, weights, _nearest(job.choices), {}), job.choices)
+            return effective(tried, round_sites(present, weights, nearest_codes(job.choices), {}), job.choices)
 
         def bind(weights: Weights, inputs: Change) -> Bound:
             return bound(runner, runner.bind(block, weights, states, inputs=inputs), self.inside(block))
@@ -295,11 +294,3 @@ class Pass:
         assert self.runner is not None, "a plan that needs text runs with text"
         assert self.states is not None, "begin comes first"
         return self.runner, self.states
-
-
-def _nearest(choices: Choices) -> dict[str, Point | None]:
-    """The same points with the rounder that needs nothing: what a tentative block is tried under."""
-    plain = Spec("nearest")
-    return {
-        name: None if point is None else point.but(rounder=plain, compensator=None) for name, point in choices.items()
-    }

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Grid, Scale, Step
-from regauge.formats.rangers import either, middle, squared_error, stored
+from regauge.formats.laying import middle, stored
+from regauge.formats.rangers import either, squared_error
 from regauge.kernels.cpu.sweep import Range
 
 LEAST = 2.0**-100

@@ -97,8 +97,8 @@ class GPTQ:
     Attributes:
         damp: λ as a share of the mean diagonal of H.
         order: "none" goes left to right, "activation" by falling diagonal of H; this needs static groups.
-        static_groups: steps are fitted to the original weights, as those that were learnt are. Else a group's step is
-            fitted when its first column is reached, to weights that carry the feedback.
+        static_groups: steps are fitted to the original weights, as those that were learnt are, or that share a level
+            along a row. Else a group's is fitted when its first column is reached, to weights that carry the feedback.
         tries: ranges tried, where steps are fitted before the sweep and the grid is coarse: the whole one, and shrunk
             evenly down to 0.8; each row keeps the one that leaves it the least error. Each costs a sweep and O·I².
         block: columns of one block of feedback; a matter of speed only.
@@ -161,7 +161,8 @@ class GPTQ:
 
     def _known(self, fmt: Format, shape: tuple[int, int]) -> bool:
         """Whether steps are there before the sweep begins."""
-        return self.static_groups or fmt.step is not None or fmt.grain.span(shape) == shape[1]
+        known = self.static_groups or fmt.step is not None or fmt.scale.loose is not None
+        return known or fmt.grain.span(shape) == shape[1]
 
     def _shares(self, fmt: Format, shape: tuple[int, int]) -> tuple[float, ...]:
         """Shares of the range that are tried."""

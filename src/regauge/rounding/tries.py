@@ -14,8 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Codes, Format
-from regauge.formats.rangers import either
+from regauge.formats.base import Codes, Format, Step
 
 LEAST = 0.8
 """The smallest share of a range that is tried."""
@@ -58,6 +57,13 @@ def least(found: Iterable[Codes], w_OI: Tensor, fmt: Format, hessian_II: Tensor)
 
 def _rows(wins_O: Tensor, new: Codes, old: Codes) -> Codes:
     """Rows of one where it wins, of the other elsewhere; groups are numbered row by row."""
-    wins_G1 = wins_O.repeat_interleave(len(new.step.scale_G1) // len(wins_O))[:, None]
-    codes_OI = torch.where(wins_O[:, None], new.codes_OI, old.codes_OI)
-    return Codes(codes_OI, either(wins_G1, new.step, old.step))
+
+    def picked(a: Tensor, b: Tensor) -> Tensor:
+        wins = wins_O.repeat_interleave(len(a) // len(wins_O))
+        return torch.where(wins.view(-1, *[1] * (a.ndim - 1)), a, b)
+
+    zeros = new.step.zero_G1, old.step.zero_G1
+    zero_G1 = None if zeros[0] is None or zeros[1] is None else picked(zeros[0], zeros[1])
+    fields = {name: picked(field, old.step.fields[name]) for name, field in new.step.fields.items()}
+    step = Step(picked(new.step.scale_G1, old.step.scale_G1), zero_G1, fields)
+    return Codes(picked(new.codes_OI, old.codes_OI), step)
