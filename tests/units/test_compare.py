@@ -102,7 +102,7 @@ def test_each_setting_has_its_yardstick_and_what_must_beat_it(at: str) -> None:
     ("methods", "at", "why"),
     [
         ("gptqq", None, "no method is called 'gptqq' .did you mean 'gptq'"),
-        ("all", "w5a5", "none of the methods is at w5a5; they are at w2a16"),
+        ("all", "w5a5", "none of the methods is at w5a5; they are at w2a"),
         ("all", "4bit", "'4bit' is no setting: write bits of weights and inputs"),
         ("rtn-w4,rtn-w8a8", "w8a8", "rtn-w4 is at w4a16, and --at asks for w8a8"),
         ("kivi-4", None, "kivi-4 cannot be compared"),
