@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,8 @@ from regauge import parts
 from regauge.formats.base import Format
 from regauge.plan import parse
 from regauge.plan.contradictions import reasons_of_parts
-from regauge.rounding import words
+from regauge.rounding import rounders, tries, words
+from regauge.rounding.feedback import Factor
 from regauge.rounding.retargeting import Retargeted
 from regauge.rounding.rounders import GPTQ, Nearest
 
@@ -92,18 +95,40 @@ def test_words_are_ordered_whole_and_dead_inputs_cost_nothing() -> None:
     assert "4 of 128 inputs were always 0" in codes.notes[0]
 
 
+def test_errors_count_by_what_their_column_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs of very different size: without weights a path is as exact where nothing comes in as where all does."""
+    w_OI, fmt, size_I = draws(9, 48, 128), format_of("trellis2"), torch.linspace(-1.5, 1.5, 128).exp()
+    hessian_II = correlated(128, 0.3) * size_I * size_I[:, None]
+    mixed = torch.randperm(128, generator=torch.Generator().manual_seed(3))
+    hessian_II = hessian_II[mixed][:, mixed].contiguous()
+    weighed = error(w_OI, fmt, GPTQ(), hessian_II)
+    made = rounders.factor
+
+    def alike(*given: Any) -> Factor:
+        found = made(*given)
+        found.feedback_II.diagonal().fill_(1)
+        return found
+
+    monkeypatch.setattr(rounders, "factor", alike)
+    assert weighed < 0.85 * error(w_OI, fmt, GPTQ(), hessian_II.clone())
+
+
 def test_each_row_keeps_the_best_of_several_ranges() -> None:
     w_OI, fmt, hessian_II = draws(7, 64, 256), format_of("trellis2"), correlated(256, 1.2)
     one = error(w_OI, fmt, GPTQ(order="activation", static_groups=True), hessian_II)
     assert error(w_OI, fmt, GPTQ(order="activation", static_groups=True, tries=4), hessian_II) < 0.97 * one
+    assert tries.shares(4, fmt, (64, 256)) == pytest.approx((1.0, 1.2, 1.4, 1.6))
+    assert tries.shares(4, format_of("int4", ranger="minmax"), (64, 256)) == pytest.approx(
+        (1.0, 0.9333, 0.8667, 0.8), abs=1e-4
+    )
 
 
 def test_steps_are_searched_where_groups_are_short() -> None:
     w_OI = draws(8, 64, 256)
     missed = {}
-    for tries in (1, 5):
-        fmt = format_of("trellis4", "group:64", f"deviation:{tries}")
-        missed[tries] = float((fmt.decode(fmt.encode(w_OI)) - w_OI).square().mean())
+    for count in (1, 5):
+        fmt = format_of("trellis4", "group:64", f"deviation:{count}")
+        missed[count] = float((fmt.decode(fmt.encode(w_OI)) - w_OI).square().mean())
     assert missed[5] < 0.93 * missed[1]
 
 

@@ -100,7 +100,8 @@ class GPTQ:
         static_groups: steps are fitted to the original weights, as those that were learnt are, or that share a level
             along a row. Else a group's is fitted when its first column is reached, to weights that carry the feedback.
         tries: ranges tried, where steps are fitted before the sweep and the grid is coarse: the whole one, and shrunk
-            evenly down to 0.8; each row keeps the one that leaves it the least error. Each costs a sweep and O·I².
+            evenly down to 0.8 (stretched up to 1.6 where words are rounded); each row keeps the one that leaves it the
+            least error. Each costs a sweep and O·I².
         block: columns of one block of feedback; a matter of speed only.
         precision: "float32" of the factor, with float64 where that fails; "float64" from the start; "double" makes the
             sweep float64 too, for comparisons.

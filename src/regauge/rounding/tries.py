@@ -18,12 +18,14 @@ from regauge.formats.base import Codes, Format, Step
 
 LEAST = 0.8
 """The smallest share of a range that is tried."""
+WIDE = 1.6
+"""The largest that is tried where words are rounded: what columns pay for others spreads them, and a code book ends."""
 WIDEST = 4
 """Bits of a grid up to which shrinking pays: with more, clipping costs what finer steps gain."""
 
 
 def shares(tries: int, fmt: Format, shape: tuple[int, int]) -> tuple[float, ...]:
-    """Shares of the range that are tried, the whole first. One where there is no choice of a row.
+    """Shares of the range that are tried, of single weights the whole first. One where there is no choice of a row.
 
     That is: its step is known (learnt), steps of several rows depend on each other, or the grid is fine.
     """
@@ -31,7 +33,8 @@ def shares(tries: int, fmt: Format, shape: tuple[int, int]) -> tuple[float, ...]
     alone = fmt.grain.groups(shape) == (shape[0] * shape[1] // span, span) and not fmt.scale.shared
     if tries < 2 or fmt.step is not None or not alone or fmt.grid.bits > WIDEST:
         return (1.0,)
-    return tuple(1 - (1 - LEAST) * index / (tries - 1) for index in range(tries))
+    end = LEAST if fmt.grid.run == 1 else WIDE
+    return tuple(1 + (end - 1) * index / (tries - 1) for index in range(tries))
 
 
 def least(found: Iterable[Codes], w_OI: Tensor, fmt: Format, hessian_II: Tensor) -> Codes:

@@ -16,7 +16,7 @@ from torch import Tensor
 from regauge.formats.base import Grid
 from regauge.kernels.cpu import trellis
 
-PART = 8
+PART = 4
 """Columns rounded for good before the rest of their word is solved again."""
 
 
@@ -53,7 +53,7 @@ def _swept(
     run, last = shape.run, (1 << shape.window) - 1
     codes_RB = torch.empty(w_RB.shape, dtype=torch.uint8, device=w_RB.device)
     table = shape.table.to(w_RB.device)
-    target_RB = target_RB.clone()
+    target_RB, weight_B = target_RB.clone(), feedback_BB.diagonal().float()
     for word, start in enumerate(range(0, w_RB.shape[1], run)):
         end, seam_R, state_R = start + run, None, None
         scale_R1 = scale_RN[:, word, None].to(w_RB.dtype)
@@ -64,7 +64,11 @@ def _swept(
                 feedback_BB[rest, rest], target_RB[:, rest] - w_RB[:, rest], upper=True, left=False, unitriangular=True
             )
             z_RC = (free_RC / scale_R1).float()
-            entry_RC = trellis.paths(z_RC, shape) if state_R is None else trellis.solved(z_RC, shape, state_R, seam_R)
+            weight_C = weight_B[rest]
+            if state_R is None:
+                entry_RC = trellis.paths(z_RC, shape, weight_C)
+            else:
+                entry_RC = trellis.solved(z_RC, shape, state_R, seam_R, weight_C)
             if seam_R is None:
                 seam_R = (entry_RC[:, -1] & last) >> shape.fresh
             entry_RC = entry_RC[:, : stop - first]

@@ -108,7 +108,7 @@ def swept(
     Args:
         w_OB: float32, columns side by side, rows at any distance.
         target_OB: float32, what each would round given the errors of all columns before these.
-        feedback_BB: float32, the factor's block of these columns, rows at any distance.
+        feedback_BB: float32, the factor's block of these columns, rows at any distance; its diagonal weighs errors.
         scale_ON: float32, steps.
     """
     if not here() or w_OB.device.type != "cpu" or w_OB.dtype is not torch.float32:
@@ -148,21 +148,27 @@ def _done(answer: int) -> bool:
     return answer == 0
 
 
-def paths(z_WR: Tensor, shape: Shape) -> Tensor:
+def paths(z_WR: Tensor, shape: Shape, weight_R: Tensor | None = None) -> Tensor:
     """The entries of the path nearest to z, of every word, int64 (W, R): Viterbi's algorithm in two passes.
 
     First the word rolled by half, from any state to any; then from and to the state that it had at the seam.
     """
     half = shape.run // 2
-    rolled_WR = solved(z_WR.roll(-half, 1), shape, None, None)
+    rolled_R = None if weight_R is None else weight_R.roll(-half)
+    rolled_WR = solved(z_WR.roll(-half, 1), shape, None, None, rolled_R)
     seam_W = (rolled_WR[:, shape.run - half - 1] & ((1 << shape.window) - 1)) >> shape.fresh
-    return solved(z_WR, shape, seam_W, seam_W)
+    return solved(z_WR, shape, seam_W, seam_W, weight_R)
 
 
-def solved(z_WR: Tensor, shape: Shape, start_W: Tensor | None, end_W: Tensor | None) -> Tensor:
+def solved(
+    z_WR: Tensor, shape: Shape, start_W: Tensor | None, end_W: Tensor | None, weight_R: Tensor | None = None
+) -> Tensor:
     """The entries of the path with the least squared error, from and to a state of each word (None: any).
 
     A state is a window without its own lowest `fresh` bits; R may be a part of a word.
+
+    Args:
+        weight_R: what the error of each weight is multiplied by before it is squared; None: 1.
     """
     count, size = z_WR.shape
     states = 1 << (shape.window - shape.fresh)
@@ -174,6 +180,7 @@ def solved(z_WR: Tensor, shape: Shape, start_W: Tensor | None, end_W: Tensor | N
     back = []
     for column in range(size):
         gap = (z_WR[:, column, None, None] - table).square().amin(1)
+        gap = gap if weight_R is None else gap * weight_R[column].square()
         cost = (cost_WS[:, windows & (states - 1)] + gap).view(count, states, -1)
         cost_WS, chosen = cost.min(2)
         back.append(chosen)

@@ -145,8 +145,8 @@ typedef struct rg_trellis {
 RG_API int rg_trellis_round(const rg_trellis *t, const float *z, int64_t rows, int64_t columns, uint8_t *codes, float *values, int threads);
 
 // Error feedback over `columns` columns of whole words: w becomes its errors w - v. `targets` is what each column would round
-// given the errors of all before these; F of these columns, from row to row `pitch`. Errors of `part` columns are made good
-// by the rest of their word.
+// given the errors of all before these; F of these columns, from row to row `pitch`, and on its diagonal how much each
+// column's error counts. Errors of `part` columns are made good by the rest of their word.
 typedef struct rg_trellis_sweep {
   float *w;
   const float *targets, *feedback, *scale;  // (rows, columns); (columns, columns); steps (rows, groups)

@@ -25,19 +25,18 @@ struct Viterbi {
   uint8_t back[MOST_RUN][STATES][PANEL];  // the lowest `fresh` bits of the window that led to a state
   uint8_t windows[MOST_RUN][PANEL];       // of the path
 
-  // The squared distance of x to the nearest value of a window, on top of what was.
-  RG_INLINE Floats distance(Floats x, int window, Floats so_far) const {
-    if constexpr (P == 0) {
-      const Floats gap = x - set_floats(table[window]);
-      return fma(gap, gap, so_far);
-    }
-    Floats gap = absolute(x - set_floats(table[window]));
-    for (int p = 1; p < PLAIN; ++p) gap = minimum(gap, absolute(x - set_floats(table[p << L | window])));
+  // The squared distance of x to the nearest value of a window, on top of what was; x comes times its column's weight, whose
+  // negative is `less`.
+  RG_INLINE Floats distance(Floats x, Floats less, int window, Floats so_far) const {
+    Floats gap = fma(set_floats(table[window]), less, x);
+    if constexpr (P > 0) gap = absolute(gap);
+    for (int p = 1; p < PLAIN; ++p) gap = minimum(gap, absolute(fma(set_floats(table[p << L | window]), less, x)));
     return fma(gap, gap, so_far);
   }
 
-  // The best path of `count` columns into `windows`. start, end: states of each row, or NULL for any.
-  void solve(const float *x, int count, const uint8_t *start, const uint8_t *end) {
+  // The best path of `count` columns into `windows`, errors times each column's weight. start, end: states of each row, or
+  // NULL for any.
+  void solve(const float *x, const float *weight, int count, const uint8_t *start, const uint8_t *end) {
     Floats costs[2][STATES];
     for (int s = 0; s < STATES; ++s) {
       alignas(64) float own[PANEL];
@@ -46,14 +45,14 @@ struct Viterbi {
     }
     const Ints keep = set_ints(~(FRESH - 1));
     for (int i = 0; i < count; ++i) {
-      const Floats here = load_floats(x + i * PANEL);
+      const Floats here = load_floats(x + i * PANEL) * set_floats(weight[i]), less = set_floats(-weight[i]);
       const Floats *from = costs[i & 1];
       Floats *to = costs[(i + 1) & 1];
       for (int s = 0; s < STATES; ++s) {
         Floats best = set_floats(3e38f);
         for (int j = 0; j < FRESH; ++j) {  // which of them stands in the lowest bits of its cost
           const int window = s << K | j;
-          const Floats cost = distance(here, window, from[window & (STATES - 1)]);
+          const Floats cost = distance(here, less, window, from[window & (STATES - 1)]);
           best = minimum(best, as_floats((as_ints(cost) & keep) | set_ints(j)));
         }
         to[s] = best;
@@ -81,13 +80,16 @@ struct Viterbi {
   }
 
   // A whole word, closed: its path into `windows`, its state at the seam into `seam`.
-  void close(const float *x, int run, uint8_t *seam) {
-    alignas(64) float rolled[MOST_RUN * PANEL];
+  void close(const float *x, const float *weight, int run, uint8_t *seam) {
+    alignas(64) float rolled[MOST_RUN * PANEL], weights[MOST_RUN];
     const int half = run / 2;
-    for (int i = 0; i < run; ++i) std::memcpy(rolled + i * PANEL, x + (i + half) % run * PANEL, PANEL * 4);
-    solve(rolled, run, nullptr, nullptr);
+    for (int i = 0; i < run; ++i) {
+      std::memcpy(rolled + i * PANEL, x + (i + half) % run * PANEL, PANEL * 4);
+      weights[i] = weight[(i + half) % run];
+    }
+    solve(rolled, weights, run, nullptr, nullptr);
     after(windows[run - half - 1], seam);
-    solve(x, run, seam, seam);
+    solve(x, weight, run, seam, seam);
   }
 
   // Code and value of one column under its windows.
@@ -131,9 +133,10 @@ inline int trellis_of(const rg_trellis &t, const float *z, int64_t rows, int64_t
     Viterbi<L, K, P> &v = *m.viterbi.data;
     v.table = t.table;
     uint8_t seam[PANEL], code[PANEL];
-    float value[PANEL];
+    float value[PANEL], alike[MOST_RUN];
+    for (float &one : alike) one = 1.0f;
     for (int64_t at = 0; at < columns; at += t.run) {
-      v.close(m.x.data + at * PANEL, t.run, seam);
+      v.close(m.x.data + at * PANEL, alike, t.run, seam);
       for (int i = 0; i < t.run; ++i) {
         v.column(m.x.data + (at + i) * PANEL, v.windows[i], code, value);
         for (int64_t r = 0; r < count; ++r) {
@@ -173,12 +176,15 @@ inline int trellis_sweep_of(const rg_trellis &t, const rg_trellis_sweep &s, int 
       for (int r = 0; r < PANEL; ++r) step[r] = r < count ? s.scale[(first + r) * s.groups + at / span] : 1.0f;
       const Floats steps = load_floats(step);
       const int64_t end = at + t.run;
+      float weight[MOST_RUN], most = 0;
+      for (int i = 0; i < t.run; ++i) most = std::fmax(most, weight[i] = s.feedback[(at + i) * s.pitch + at + i]);
+      for (int i = 0; i < t.run; ++i) weight[i] = most > 0 ? weight[i] / most : 1.0f;
       for (int64_t from = at; from < end; from += s.part) {
         const int64_t upto = from + s.part < end ? from + s.part : end;
         freed_word(s, w, owed, from, end, moved, free_x - at * PANEL);
         for (int64_t i = from; i < end; ++i) store_floats(x + (i - from) * PANEL, load_floats(free_x + (i - at) * PANEL) / steps);
-        if (from == at) v.close(x, t.run, seam);
-        else v.solve(x, static_cast<int>(end - from), state, seam);
+        if (from == at) v.close(x, weight, t.run, seam);
+        else v.solve(x, weight + (from - at), static_cast<int>(end - from), state, seam);
         for (int64_t i = from; i < upto; ++i) {
           // Of this part alone: what its earlier columns owe bears on the plain bits too.
           v.column(x + (i - from) * PANEL, v.windows[i - from], code, value);
