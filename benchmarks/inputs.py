@@ -100,7 +100,7 @@ def artifact(name: str) -> Path:
     receipt = out / "regauge" / "receipt.json"
     made = receipt.exists() and json.loads(receipt.read_text(encoding="utf-8"))["plan_hash"] == digest(load(written))
     if not made:
-        rg.apply(written, source(), out, calibration=TEXT, tokens=CALIBRATED, force=out.exists(), quiet=True)
+        rg.apply(written, source(), out, calibration=TEXT, tokens=CALIBRATED, force=True, quiet=True)
     return out
 
 
