@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from regauge.report.explanation import explain
     from regauge.report.inspection import inspect
     from regauge.report.methods import methods
+    from regauge.training import recover
 
 __all__ = [
     "Plan",
@@ -44,6 +45,7 @@ __all__ = [
     "measure",
     "methods",
     "pick",
+    "recover",
     "report",
     "shared_prefix",
     "stream",
@@ -61,6 +63,7 @@ _HOMES = {
     "methods": "report.methods",
     "load": "hosts.transformers.load",
     "pick": "api",
+    "recover": "training",
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
 }

@@ -56,6 +56,7 @@ def fit(
     time: str | float | None = None,
     for_: str | None = None,
     methods: str | Sequence[str] | None = None,
+    recover: str | float | None = None,
     tokens: int | None = None,
     length: int | None = None,
     max_memory: str | int | None = None,
@@ -78,6 +79,7 @@ def fit(
         time: `5m` or seconds: it ends in this time, or refuses before any work.
         for_: `vllm`, `transformers` or `sglang` (`--for`): only what that loads is chosen from.
         methods: presets: only what these make of a matrix is chosen from; `"gptq-w4g128,rtn-w8"` or a list.
+        recover: `20m` or seconds, beyond `time`: what stays in full precision is trained towards the original.
         tokens, length: how much calibration text is read, in windows of which length.
         max_memory: `6GB` or bytes that this process may take.
         family: a file of your own that describes the architecture; see docs/families.md.
@@ -86,7 +88,7 @@ def fit(
         RegaugeError: any refusal, in a sentence.
     """
     computed_on(device, "fit")
-    with host_of(model).family(family), _watching("fit", progress, quiet) as watch:
+    with host_of(model).family(family), watching("fit", progress, quiet) as watch:
         run = _fit(
             model,
             out,
@@ -94,7 +96,7 @@ def fit(
             floor,
             calibration,
             eval,
-            time_limit=_seconds(time),
+            time_limit=seconds(time),
             for_=for_,
             methods=methods,
             tokens=tokens,
@@ -105,6 +107,7 @@ def fit(
             force=force,
             dry_run=dry_run,
             cache=cache,
+            recover=seconds(recover),
             progress=watch,
         )
         if not dry_run:
@@ -124,7 +127,7 @@ def pick(
 ) -> Receipt:
     """Another point of the frontier that `fit` found, without searching again; `point` None: the best in `budget`.
     Its page is written beside it."""
-    with _watching("pick", progress, quiet) as watch:
+    with watching("pick", progress, quiet) as watch:
         done = _pick(run, point, out, force=force, progress=watch, budget=budget)
         write(out)
     return done
@@ -159,7 +162,7 @@ def apply(
         RegaugeError: any refusal, all of them at once and before any work; what was finished stays for the next run.
     """
     computed_on(device, "apply")
-    with host_of(model).family(family), _watching("apply", progress, quiet) as watch:
+    with host_of(model).family(family), watching("apply", progress, quiet) as watch:
         done = _apply(
             recipe,
             model,
@@ -171,7 +174,7 @@ def apply(
             embed=embed,
             head=head,
             cache=cache,
-            time_limit=_seconds(time),
+            time_limit=seconds(time),
             max_memory=_bytes(max_memory),
             seed=seed,
             revision=revision,
@@ -211,7 +214,7 @@ def measure(
             the same, and how KL grows along them.
     """
     computed_on(device, "measure")
-    with _watching("measure", progress, quiet) as watch:
+    with watching("measure", progress, quiet) as watch:
         return _measure(
             models,
             eval=eval,
@@ -253,7 +256,7 @@ def compare(
         RegaugeError: any refusal; a method that this model does not admit is told in `refused` instead.
     """
     given = Given(calibration, eval, tokens, seed, _bytes(max_memory), planted, revision)
-    with host_of(model).family(family), _watching("compare", progress, quiet) as watch:
+    with host_of(model).family(family), watching("compare", progress, quiet) as watch:
         found = compare_methods(model, methods, at, given, Path(out).expanduser(), watch)
         write_ranking(found)
     return found
@@ -265,7 +268,7 @@ def report(run: str | Path, out: str | Path | None = None) -> Path:
 
 
 @contextmanager
-def _watching(name: str, progress: Watcher | None, quiet: bool) -> Iterator[Watcher]:
+def watching(name: str, progress: Watcher | None, quiet: bool) -> Iterator[Watcher]:
     """The watcher given, or the bars of the command where somebody can see them."""
     if progress is not None:
         yield progress
@@ -274,7 +277,8 @@ def _watching(name: str, progress: Watcher | None, quiet: bool) -> Iterator[Watc
         yield watch
 
 
-def _seconds(time: str | float | None) -> float | None:
+def seconds(time: str | float | None) -> float | None:
+    """`20m` or seconds → seconds."""
     return amounts.length(time, f"time={time!r}") if isinstance(time, str) else time
 
 

@@ -15,7 +15,7 @@ from regauge.artifact.staging import Staging
 from regauge.engine.block import Choices, Moved, as_stored, changes, effective, round_sites
 from regauge.engine.drift import drifts, joined, readers
 from regauge.engine.job import Job
-from regauge.engine.learning import Learnt, Lesson, learn
+from regauge.engine.learning import Learnt, Lesson, learn, learnt_taps
 from regauge.engine.objective import Bound, Change, Objective
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import Collection, collection
@@ -160,14 +160,20 @@ class Pass:
             (runner or own).show(block, weights, states, self._watch(found))
         return found.finish(sites)
 
-    def look(self, block: int, moved: Moved, sample: bool = False) -> Looked:
-        """Settles the taps of a block: their transforms folded, what its sites then read seen, and static steps."""
+    def look(
+        self, block: int, moved: Moved, sample: bool = False, learnt: Mapping[str, Transform] | None = None
+    ) -> Looked:
+        """Settles the taps of a block: their transforms folded, what its sites then read seen, and static steps.
+
+        Args:
+            learnt: tap → its transform, of those that were learnt; without it what their training begins with.
+        """
         job, sites = self.job, self.job.sites(block)
         inputs = job.resolution.inputs
         needs, first = needs_of_taps(sites, inputs, transforms=True), dict[str, Stats]()
         if needs:
             first, _ = self.see(block, moved.exact, needs)
-        folded, transforms, proof = fold(block, sites, moved, inputs, first)
+        folded, transforms, proof = fold(block, sites, moved, inputs, first, learnt)
         self.transforms |= transforms
         needs = {site.name: job.needs[site.name] for site in sites if site.name in job.needs}
         stats, rare = self.see(block, moved.exact, needs, sample=sample) if needs else ({}, {})
@@ -195,13 +201,12 @@ class Pass:
         def bind(weights: Weights, inputs: Change) -> Bound:
             return runner.bind(block, weights, states, inputs=inputs)
 
-        return Objective(states, self.target, bind, rounded, changes(sites, self.readings), self.teacher)
+        return Objective(states, self.target, bind, rounded, changes(sites, self.readings, True), self.teacher)
 
-    def learn(
-        self, block: int, moved: Moved, stats: Mapping[str, Stats], staging: Staging | None, clock: Clock
-    ) -> Learnt | None:
-        """Trains what is learnt in a block, with all else in it rounded; None where nothing is."""
-        job = self.job
+    def learn(self, block: int, looked: Looked, before: Moved, staging: Staging | None, clock: Clock) -> Learnt | None:
+        """Trains what is learnt in a block, with all else in it rounded; None where nothing is. `before` is the block
+        before the transforms of its taps: sites that read a learnt one begin there."""
+        moved, stats, job = looked.moved, looked.stats, self.job
         sites = [site for site in job.sites(block) if f"{site.name}.weight" in moved.exact]
         taught = {site.name: job.learnt[site.name] for site in sites if site.name in job.learnt}
         if not taught:
@@ -209,8 +214,11 @@ class Pass:
         plain = self.round([site for site in sites if site.name not in taught], moved, stats)
         weights = effective(moved.stored, plain, job.choices)
         weights |= {f"{name}.weight": moved.exact[f"{name}.weight"] for name in taught}
+        taps = learnt_taps(sites, job.learnt_taps)
+        weights |= {f"{name}.weight": before.exact[f"{name}.weight"] for one in taps for name in one.sites}
         formats = {name: job.format(name) for name in taught}
-        lesson = Lesson(block, taught, formats, weights, {name: stats.get(name, {}) for name in taught}, job.seed)
+        seen = {name: stats.get(name, {}) for name in taught}
+        lesson = Lesson(block, taught, formats, weights, seen, job.seed, taps)
         return learn(lesson, self.objective(block, moved), job.settings, staging, clock)
 
     def begin(self, outer: Weights, exact: Weights | None = None, rows: Mapping[str, Rows] | None = None) -> None:

@@ -212,6 +212,15 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             text=True,
             cost="in each training step of a block, running it forward and backward on a batch of text",
         ),
+        "learnt-side": Part(
+            "regauge.rounding.sides:LearntSide",
+            "the code below each weight or the one above, as training by the block's error finds best",
+            "2004.10568",
+            short="rate",
+            refuses={"grid": UNEVEN},
+            text=True,
+            cost="in each training step of a block, running it forward and backward on a batch of text",
+        ),
     },
     "compensator": {
         "lorc": Part(
@@ -250,6 +259,15 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             places=(INPUTS,),
             text=True,
             cost="one product a channel; one pass over calibration text",
+        ),
+        "kronecker": Part(
+            "regauge.formats.kronecker:LearntKronecker",
+            "two small matrices, learnt by the error of the block's output, while the model runs",
+            "2410.09426",
+            short="rate",
+            places=(INPUTS,),
+            text=True,
+            cost="I (a + b) products a token, I = a b; in training two small inverses and a pass over the weights",
         ),
     },
     **SHAPE_ROWS,
