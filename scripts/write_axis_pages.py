@@ -28,6 +28,7 @@ LEADS = {
     "allocation": "Pruning: how many units stay where.",
     "schedule": "Pruning: in how many steps units go.",
     "repair": "Pruning: what is done to the weights that read the units that stay.",
+    "arithmetic": "How products are taken while `measure --arithmetic` evaluates a model; nothing is run so.",
     "rewrite": "Moves that keep the function and make it easier to compress. Each carries a certificate.",
 }
 

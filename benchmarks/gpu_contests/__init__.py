@@ -36,6 +36,8 @@ class Contest:
     contenders: dict[str, Make]
     tolerance: float
     """Largest relative error, quantisation included."""
+    graph: bool = True
+    """Whether calls are timed as one CUDA graph; else as they are started from Python, one after another."""
 
 
 def nbytes(*tensors: Tensor | None) -> int:

@@ -3,7 +3,7 @@
     python benchmarks/peers/setup.py                # all: about twenty minutes, most of them compiling llama.cpp
     python benchmarks/peers/setup.py runtimes
 
-`llama` stands alone and is compiled for this machine, and so is `imatrix`: llama-imatrix and llama-quantize, built from
+`llama` stands alone and is compiled for this machine; so are llama-imatrix and llama-quantize of `imatrix`, built from
 the source of llama.cpp that the same package carries. The others see the packages of the environment that runs this
 (torch above all) and add their own, in other versions where they want those; pip says then what regauge itself would
 want, which does not run there. A peer that is not installed is a row of the tables that says so.
@@ -37,11 +37,22 @@ class Venv:
 LLAMA = "llama-cpp-python==0.3.36"
 KNOWN = {
     "llama": Venv((LLAMA, "gguf==0.19.0")),
-    "imatrix": Venv(("gguf==0.19.0", "tokenizers==0.23.3"), tools=("imatrix", "quantize")),
+    "imatrix": Venv(("gguf==0.19.0", "tokenizers==0.23.3"), True, tools=("imatrix", "quantize")),
     "llmcompressor": Venv(("llmcompressor==0.14.0.1", "transformers==5.17.0", "torch==2.13.0"), True),
     "autoround": Venv(("auto-round==0.16.1", "transformers==5.23.0", "torch==2.13.0"), True),
     "runtimes": Venv(("torchao==0.18.0", "onnx==1.21.0", "onnxruntime==1.31.0", "openvino==2026.4.0"), True),
     "caches": Venv(("optimum-quanto==0.2.7", "hqq==0.2.8.post1", "transformers==5.23.0", "torch==2.13.0"), True),
+    "grids": Venv(
+        (
+            "optimum-quanto==0.2.7",
+            "hqq==0.2.8.post1",
+            "torchao==0.18.0",
+            "bitsandbytes==0.50.2",
+            "transformers==5.23.0",
+            "torch==2.13.0",
+        ),
+        True,
+    ),
     "kvpress": Venv(("kvpress==0.5.5", "transformers==5.2.0", "torch==2.13.0"), True),
     "openvino": Venv(("openvino==2026.4.1", "openvino-genai==2026.4.1.0", "numpy==2.4.6")),
     "suite": Venv(

@@ -1,6 +1,7 @@
 """What every peer that calibrates is told, which tokens it reads, and what it answers.
 
     python benchmarks/peers/calibrate_NAME.py MODEL OUT TEXT TOKENS LENGTH
+    python benchmarks/peers/quality_NAME.py MODEL OUT TEXT TOKENS LENGTH KIND
 
 TEXT is a file or a folder of them. The windows have LENGTH tokens each and lie evenly over the whole text, as many as
 hold TOKENS; each opens with the tokens that the tokenizer sets before a text. The answer is one line of JSON: seconds
@@ -29,6 +30,7 @@ class Job:
     tokens: int
     length: int
     began: float
+    kind: str = ""
     phases: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -55,6 +57,7 @@ def given(doc: str | None, began: float) -> Job:
     words.add_argument("text", type=Path)
     words.add_argument("tokens", type=int)
     words.add_argument("length", type=int)
+    words.add_argument("kind", nargs="?", default="", help="w3g64, or a name of the peer's own")
     job = Job(**vars(words.parse_args()), began=began)
     job.out.mkdir(parents=True, exist_ok=True)
     return job

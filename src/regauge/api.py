@@ -200,6 +200,7 @@ def measure(
     max_memory: str | int | None = None,
     cache: Asked | None = None,
     long: int = 0,
+    arithmetic: str | None = None,
     seed: int = 0,
     device: str = "cpu",
     progress: Watcher | None = None,
@@ -212,6 +213,7 @@ def measure(
         cache: what all but the first keep of the past, as `load` takes it; a model alone is held against itself.
         long: tokens that the first model writes greedily behind some prompts: until where the others would have written
             the same, and how KL grows along them.
+        arithmetic: how products of all but the first are taken, `"l-mul:4"`; a model alone is held against itself.
     """
     computed_on(device, "measure")
     with watching("measure", progress, quiet) as watch:
@@ -224,6 +226,7 @@ def measure(
             tasks=tasks,
             cache=cache,
             long=long,
+            arithmetic=arithmetic,
         )
 
 

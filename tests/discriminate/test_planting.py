@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from regauge.anatomy.moves import apply
 from regauge.errors import RecipeError
 from regauge.rewrites import PlantOutliers, SmoothStreams
 from tests.discriminate.test_rewrites import IDS, WIDE, loss, rewrite_all, to_grid, watch
@@ -100,3 +101,27 @@ def test_it_is_seeded() -> None:
     assert gauge(1) != gauge(2)
     with pytest.raises(RecipeError, match="strength is a number from 1"):
         PlantOutliers(strength=0)
+
+
+def test_rare_channels_are_those_that_few_tokens_excite() -> None:
+    """Of 96 neurons the one that is ten times its mean somewhere, of 16 values the one that is four times."""
+    anatomy, weights = build(WIDE)
+    target = forward(anatomy, weights, IDS)
+
+    def seen(channels: int, peak: int, size: float) -> dict[str, torch.Tensor]:
+        most = torch.ones(channels)
+        most[peak] = size
+        return {"absmax": most, "absmean": torch.ones(channels), "count": torch.tensor(9)}
+
+    stats = {"blocks.0.mlp.down": seen(96, 53, 10.0), "blocks.0.attn.o": seen(64, 37, 4.0)}  # value 37 - 32 of group 1
+    stats["blocks.0.mlp.down"]["absmax"][7] = stats["blocks.0.mlp.down"]["absmean"][7] = 90.0  # loud for every token
+    some = {name: tensor for name, tensor in weights.items() if name.startswith("blocks.0.")}
+    after, moves = PlantOutliers(channels="rare")(anatomy, some, stats, None, 0)
+    loud = {move.stream: torch.nonzero(move.vector() > 1).flatten().tolist() for move in moves}
+    assert loud["blocks.0.ffn"] == [53]
+    assert loud["blocks.0.value.1"] == [5]
+    moved = {**weights, **apply(moves, anatomy, some)}
+    assert (forward(after, moved, IDS) - target).abs().max() < 1e-10 * target.abs().max()
+    assert PlantOutliers().needs == frozenset()
+    with pytest.raises(RecipeError, match="channels are chosen by 'lot' or 'rare', not 'first'"):
+        PlantOutliers(channels="first")

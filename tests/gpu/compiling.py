@@ -72,6 +72,8 @@ def every_launch() -> None:
     x = torch.ones(1, 384, dtype=torch.float16)
     for bits, groups in itertools.product(range(1, 9), (3, 12)):
         ops.linear(x, on[bits], bits, torch.ones(64, groups), 0, None, torch.ones(64, groups), row, 2)
+        for few in (x, x.expand(2, -1)):
+            ops.linear(few, on[bits], bits, torch.ones(64, groups), 0, None, torch.ones(64, groups), row, 0)
         ops.dequantise(on[bits], bits, 384, torch.ones(64, groups), 0, None, torch.ones(64, groups), torch.float16)
     x = torch.ones(17, 384, dtype=torch.int8)
     for bits in range(1, 9):
@@ -89,7 +91,8 @@ def every_launch() -> None:
 def a_launch_of_each() -> None:
     ops = torch.ops.regauge_triton
     x, w = torch.ones(1, 256, dtype=torch.bfloat16), torch.zeros(32, 256, dtype=torch.uint8)
-    ops.linear(x, w[:, :96].contiguous(), 3, torch.ones(32, 8), 0, None, torch.ones(32, 8), None, 2)
+    for split in (0, 2):
+        ops.linear(x, w[:, :96].contiguous(), 3, torch.ones(32, 8), 0, None, torch.ones(32, 8), None, split)
     ops.dequantise(w[:, :96].contiguous(), 3, 256, torch.ones(32, 8), 0, None, torch.ones(32, 8), torch.bfloat16)
     planes = [w[:, :128].contiguous(), w[:, :64].contiguous()]
     ops.integer(x.to(torch.int8), None, planes, [4, 2], -32, None, None, torch.float32, 1)

@@ -120,7 +120,7 @@ def test_every_axis_is_read_in_its_order(place: str, axis: str) -> None:
 def test_a_part_says_where_it_may_be_used_and_what_is_offered(table: str, name: str) -> None:
     part = TABLE[table][name]
     assert part.places
-    assert set(part.places) <= {*PLACES, parts.REWRITES}
+    assert set(part.places) <= {*PLACES, parts.REWRITES, parts.MEASURE}
     assert set(part.offers) <= set(part.places)
     for where in part.offers.values():
         for spelling in where:

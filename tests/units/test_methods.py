@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import regauge as rg
 from regauge.cli.app import app
 from regauge.errors import RecipeError
-from regauge.parts import PLACES, REWRITES, TABLE, WEIGHTS
+from regauge.parts import MEASURE, PLACES, REWRITES, TABLE, WEIGHTS
 from regauge.plan import load, patterns, presets
 from regauge.report.methods import OF_CACHE, PRESET, UNMEASURED, methods
 
@@ -32,7 +32,7 @@ def test_every_preset_and_part_is_listed_once() -> None:
     for one in found:
         assert one.what
         assert one.places
-        assert set(one.places) <= {*PLACES, REWRITES}
+        assert set(one.places) <= {*PLACES, REWRITES, MEASURE}
         assert one.measured
     assert rg.methods("gptq") == methods("gptq")
 

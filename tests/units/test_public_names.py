@@ -130,6 +130,7 @@ FLAGS = {
     "explain": ["[NAME]", "--debug", "--json"],
     "measure": [
         "A [B ...]",
+        "--arithmetic",
         "--cache",
         "--debug",
         "--device",

@@ -16,7 +16,7 @@ import pytest
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install regauge[gpu]"
 )
-KERNELS = {"attend", "bytes", "combine", "dequantise", "fp8", "linear", "packed"}
+KERNELS = {"attend", "bytes", "combine", "dequantise", "fp8", "linear", "packed", "vectors"}
 
 
 SOME = "generation or plain_checkpoint or nf4 or w8a8 or simulated"
@@ -123,10 +123,10 @@ def test_the_benchmark_without_a_gpu(root: Path, tmp_path: Path) -> None:
 @needs_triton
 def test_the_contests_of_the_benchmark_are_fair(root: Path, tmp_path: Path) -> None:
     """Small shapes under the interpreter: our products, and those peers that run on a CPU, are right."""
-    shapes = ("--rows", "48", "--columns", "256", "--tokens", "3")
+    shapes = ("--rows", "48", "--columns", "256", "--tokens", "3", "--context", "64", "--batch", "2")
     done = child(root, tmp_path, "benchmarks/gpu.py", "--check", *shapes, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "wrong" not in done.stdout
     ours = [line for line in done.stdout.splitlines() if " regauge " in line]
-    assert len(ours) == 10
+    assert len(ours) == 14
     assert all(line.endswith(" right") for line in ours)

@@ -145,6 +145,15 @@ def measure(
             help="Also have the first model write so many tokens, and tell how long the others would write the same.",
         ),
     ] = 0,
+    arithmetic: Annotated[
+        str | None,
+        typer.Option(
+            "--arithmetic",
+            metavar="l-mul:4",
+            help="How products of all models but the first are taken: quality under it, no speed. A model alone is "
+            "held against itself.",
+        ),
+    ] = None,
     max_memory: MAX_MEMORY = None,
     cache: CACHE = None,
     seed: SEED = 0,
@@ -165,7 +174,15 @@ def measure(
     computed_on(device, "measure")
     with working("measure", quiet, verbose, threads) as watch:
         found = engine.measure(
-            models, eval=evaluation, seed=seed, progress=watch, max_memory=bound, tasks=tasks, cache=cache, long=long
+            models,
+            eval=evaluation,
+            seed=seed,
+            progress=watch,
+            max_memory=bound,
+            tasks=tasks,
+            cache=cache,
+            long=long,
+            arithmetic=arithmetic,
         )
     show.as_json(found) if json else tell.measurement(found)
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from regauge import parts
 from regauge.artifact.files import weight_bytes
 from regauge.artifact.sentences import MODULES, modules
 from regauge.engine.room import LIBRARIES
 from regauge.engine.scoring import scores, wanted
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
-from regauge.errors import BudgetError, ModelError
+from regauge.errors import BudgetError, ModelError, SettingError
 from regauge.hosts import host_of
 from regauge.hosts.states import SPILL
 from regauge.kernels.cpu.machine import anonymous_bytes
+from regauge.measure.arithmetic import Arithmetic, under
 from regauge.measure.compare import LOGITS, LONG, Comparison, Method, side_by_side
 from regauge.measure.cost import ORIGINAL, RUNTIME, Model
-from regauge.measure.subject import Facts, Subject
+from regauge.measure.subject import Facts, Reader, Subject
 from regauge.plan.caches import Asked, asked
 from regauge.text.corpora import Where, corpus
 from regauge.text.length import window_length
@@ -42,6 +45,7 @@ def measure(
     tasks: str | Path | Sequence[str] | None = None,
     cache: Asked | None = None,
     long: int = 0,
+    arithmetic: str | None = None,
 ) -> Comparison:
     """Measures models side by side.
 
@@ -56,9 +60,11 @@ def measure(
         cache: what all models but the first keep of the past, as `load` takes it, in place of what they say; with one
             model alone, it is held against itself.
         long: tokens that the first model writes greedily behind some prompts, and the others read (`measure.long`).
+        arithmetic: how products of all models but the first are taken (`measure.arithmetic`); with one model alone, it
+            is held against itself.
 
     Raises:
-        RecipeError: `cache` is no recipe of one.
+        RecipeError: `cache` is no recipe of one, `arithmetic` names none.
         BudgetError: that is too little; says what would do.
         ModelError: no model, or one that cannot be loaded.
         TextError: the text cannot be used.
@@ -69,13 +75,19 @@ def measure(
     clock = Clock(progress or nobody)
     apart = max_memory is not None and _one_at_a_time(models, max_memory)
     kept = None if cache is None else asked(cache)
-    models = [*models, *models] if cache is not None and len(models) == 1 else models
+    taken = None if arithmetic is None else _arithmetic(arithmetic, models, tasks is not None or long > 0)
+    models = [*models, *models] if (taken is not None or cache is not None) and len(models) == 1 else models
     caches = [None, *([cache] * (len(models) - 1))]
     names = _names(models)
     if cache is not None:
         names = [names[0], *(f"{name}, cache {'none' if kept is None else kept.name}" for name in names[1:])]
+    if taken is not None:
+        names = [names[0], *(f"{name}, {taken.name}" for name in names[1:])]
     subjects = [_subject(*one) for one in zip(names, models, caches, strict=True)]
     notes = () if eval is not None else ("no text was given: the first model sampled it from itself",)
+    if taken is not None:
+        subjects = [subjects[0], *(replace(one, outputs=_under(taken, one.outputs)) for one in subjects[1:])]
+        notes = (*notes, f"quality is under {taken.name}, which is computed and not run: speed and memory are ordinary")
     host = host_of(models[0])
     with quiet_torch(), host.unsaid():
 
@@ -91,6 +103,29 @@ def measure(
             return found
         own: Tokenizer = host.tokenizer(host.folder(str(models[0])))
         return found.model_copy(update={"tasks": scores(questions, subjects, own, seed, clock.say)})
+
+
+def _arithmetic(text: str, models: Sequence[str | Path], more: bool) -> Arithmetic:
+    """The arithmetic that a user names.
+
+    Raises:
+        RecipeError: there is none of that name.
+        SettingError: it is asked for beside what is run, not computed; or of an artifact.
+    """
+    found: Arithmetic = parts.build(parts.ARITHMETIC, parts.read(parts.ARITHMETIC, text, parts.MEASURE))
+    if more:
+        raise SettingError(f"{found.name} is evaluated on a text: leave out tasks and long, which run the model.")
+    for path in models[1:] or models:
+        if Path(path).is_dir() and host_of(path).packed(path):
+            raise SettingError(
+                f"{path} is stored in codes, and its products are kernels of their own, which {found.name} does not "
+                "reach; measure a plain checkpoint under it."
+            )
+    return found
+
+
+def _under(arithmetic: Arithmetic, read: Reader) -> Reader:
+    return lambda batches, prompt=None: under(arithmetic, read(batches, prompt))
 
 
 def _one_at_a_time(models: Sequence[str | Path], bound: int) -> bool:

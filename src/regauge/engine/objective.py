@@ -57,7 +57,8 @@ class Objective:
         step = max(1, -(-self.batches // few))
         given = self if sites is None or self.before is None else replace(self, states=self.before)
         with torch.no_grad():
-            return given.over(self.bind(self.rounded(weights, sites), self.inputs), range(0, self.batches, step))
+            inputs = {site: change for site, change in self.inputs.items() if sites is None or site in sites}
+            return given.over(self.bind(self.rounded(weights, sites), inputs), range(0, self.batches, step))
 
     @property
     def batches(self) -> int:

@@ -20,6 +20,7 @@ from regauge.artifact.receipt import MoveReceipt
 from regauge.engine.block import Moved
 from regauge.errors import RecipeError
 from regauge.formats.base import OBJECTIVE
+from regauge.formats.rangers import Dynamic
 from regauge.formats.readings import Reading, dynamic, fit
 from regauge.formats.transforms import Same, Transform
 from regauge.parts import Point
@@ -50,6 +51,15 @@ class Looked:
 def at_once(inputs: Taps) -> dict[str, Reading]:
     """The readings that need nothing of a block: no transform, and steps of each call's own values."""
     return {tap: dynamic(parts.format_of(point)) for tap, point in inputs.items() if not waits(point)}
+
+
+def stand_ins(inputs: Taps, known: Mapping[str, Reading]) -> dict[str, Reading]:
+    """What tentative blocks read where a step is known only later: the same format with each call's own range."""
+    found = {}
+    for tap, point in inputs.items():
+        if tap not in known and point.name("transform") in ("", "identity"):
+            found[tap] = dynamic(replace(parts.format_of(point), ranger=Dynamic()))
+    return found
 
 
 def waits(point: Point) -> bool:

@@ -20,7 +20,7 @@ from regauge.engine.objective import Bound, Change, Objective
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import Collection, collection
 from regauge.engine.strips import by_strips
-from regauge.engine.taps import Looked, after, at_once, fold, needs_of_taps, settle
+from regauge.engine.taps import Looked, after, at_once, fold, needs_of_taps, settle, stand_ins
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import OBJECTIVE, Codes
 from regauge.formats.readings import Reading
@@ -201,7 +201,8 @@ class Pass:
         def bind(weights: Weights, inputs: Change) -> Bound:
             return runner.bind(block, weights, states, inputs=inputs)
 
-        return Objective(states, self.target, bind, rounded, changes(sites, self.readings, True), self.teacher)
+        readings = {**stand_ins(job.resolution.inputs, self.readings), **self.readings}
+        return Objective(states, self.target, bind, rounded, changes(sites, readings, True), self.teacher)
 
     def learn(self, block: int, looked: Looked, before: Moved, staging: Staging | None, clock: Clock) -> Learnt | None:
         """Trains what is learnt in a block, with all else in it rounded; None where nothing is. `before` is the block

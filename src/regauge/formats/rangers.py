@@ -36,15 +36,20 @@ def _middle(raw_G1: Tensor, grid: Grid) -> Tensor | None:
     return torch.full_like(raw_G1, float(int(grid.high - grid.low + 1) // 2), dtype=torch.float32)
 
 
+def _over(x: Tensor, number: float) -> Tensor:
+    """x / number, rounded alike on every device: on a GPU torch multiplies by the reciprocal of a plain number."""
+    return x / torch.full_like(x, number) if x.is_cuda else x / number
+
+
 def _even(reach_G1: Tensor, grid: Grid) -> Tensor:
     """Raw step of the range [−a, a]: 2a over the width of the grid."""
-    return reach_G1 / ((grid.high - grid.low) / 2)
+    return _over(reach_G1, (grid.high - grid.low) / 2)
 
 
 def _uneven(low_G1: Tensor, high_G1: Tensor, grid: Grid, scale: Scale) -> Step:
     """The step of the range [low, high], which must hold 0."""
     if grid.symmetric:
-        return stored(torch.maximum(low_G1 / grid.low, high_G1 / grid.high), None, grid, scale)
+        return stored(torch.maximum(_over(low_G1, grid.low), _over(high_G1, grid.high)), None, grid, scale)
     width = grid.high - grid.low
     scale_G1, fields = scale.store(high_G1 / width - low_G1 / width)
     zero_G1 = (grid.low - low_G1 / scale_G1).round().clamp(grid.low, grid.high).float()
@@ -110,8 +115,6 @@ class Dynamic:
     finite stays so, and is seen in the result. Differs: compressed-tensors works in the dtype of the activations, so in
     bf16 its steps and quotients are rounded to bf16; in float32 the two agree to the bit (asymmetric: but for quotients
     that lie on a tie).
-
-    Cost: two passes over the values.
     """
 
     @property
@@ -132,8 +135,8 @@ class Dynamic:
             raw_G1 = _even(torch.maximum(-low_G1, high_G1), grid)
         else:
             low_G1, high_G1, width = low_G1.clamp(max=0), high_G1.clamp(min=0), grid.high - grid.low
-            raw_G1 = (high_G1 - low_G1) / width
-            raw_G1 = torch.where(raw_G1.isfinite(), raw_G1, high_G1 / width - low_G1 / width)
+            raw_G1 = _over(high_G1 - low_G1, width)
+            raw_G1 = torch.where(raw_G1.isfinite(), raw_G1, _over(high_G1, width) - _over(low_G1, width))
         kept_G1, fields = scale.bind(raw_G1, grid, 1).store(raw_G1.clamp(min=LEAST))
         scale_G1 = torch.where(raw_G1.isfinite(), kept_G1, raw_G1.float())
         if grid.symmetric:
@@ -148,8 +151,6 @@ class Static:
 
     The step is stored in the artifact and is the same for every token, as compressed-tensors' `dynamic: false` has it.
     What lies beyond it later is clipped. For grains whose steps are not a token's own: `tensor`, `group:N`.
-
-    Cost: no pass over the values when the model runs; one over calibration text.
     """
 
     @property

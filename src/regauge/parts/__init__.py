@@ -25,12 +25,14 @@ from regauge.parts.build import (
 from regauge.parts.lookup import empty, foreign, part
 from regauge.parts.part import Part
 from regauge.parts.points import (
+    ARITHMETIC,
     ATTENTION,
     AXES,
     CACHE,
     FORMAT,
     FORMATS,
     INPUTS,
+    MEASURE,
     PLACES,
     REWRITES,
     SHAPE,
@@ -48,12 +50,14 @@ from regauge.parts.spec import Option, Spec
 from regauge.parts.table import TABLE
 
 __all__ = [
+    "ARITHMETIC",
     "ATTENTION",
     "AXES",
     "CACHE",
     "FORMAT",
     "FORMATS",
     "INPUTS",
+    "MEASURE",
     "OTHERWISE",
     "PLACES",
     "REWRITES",

@@ -45,6 +45,20 @@ REWRITE_ROWS: Mapping[str, Part] = {
         text=True,
         cost="one pass over calibration text, and 20 runs of a block for each of up to four sets of readers",
     ),
+    "gain-biases": Part(
+        "regauge.rewrites.shifting:GainBiases",
+        "biases of zeros for norms, values and what reads them, so that a shift has a place",
+        places=(REWRITES,),
+        cost="an addition a matrix and a norm; no stock loader",
+    ),
+    "shift-scale": Part(
+        "regauge.rewrites.shifting:ShiftScale",
+        "channels moved to the middle of their range, and those beyond a threshold brought down to it",
+        "2304.09145",
+        places=(REWRITES,),
+        text=True,
+        cost="one pass over calibration text, and 21 runs of a block for each of up to four sets of readers",
+    ),
     "rotate": Part(
         "regauge.rewrites.rotation:RotateHadamard",
         "residual and values turned by a Hadamard matrix",

@@ -158,6 +158,8 @@ AXES: Mapping[str, tuple[str, ...]] = {place.name: tuple(axis.name for axis in p
 WEIGHTS, INPUTS, CACHE, ATTENTION, SHAPE = "weights", "inputs", "cache", "attention", "shape"
 REWRITES = "rewrites"
 """Where rewrites stand in a recipe: no place, but a list of their own."""
+ARITHMETIC, MEASURE = "arithmetic", "measure"
+"""What `measure --arithmetic` names: how a model's products are taken while it is measured; in no recipe."""
 
 
 def place_of(name: str) -> Place:

@@ -13,7 +13,7 @@ from regauge.parts.attention import ATTENTION_ROWS
 from regauge.parts.caches import CACHE_ROWS
 from regauge.parts.moves import REWRITE_ROWS
 from regauge.parts.part import Part
-from regauge.parts.points import CACHE, INPUTS, WEIGHTS
+from regauge.parts.points import ARITHMETIC, CACHE, INPUTS, MEASURE, WEIGHTS
 from regauge.parts.shape import SHAPE_ROWS
 
 NUMBERS = (WEIGHTS, INPUTS, CACHE)
@@ -275,4 +275,14 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
     **ATTENTION_ROWS,
     "score": {**SHAPE_ROWS["score"], **CACHE_ROWS["score"]},
     "rewrite": REWRITE_ROWS,
+    ARITHMETIC: {
+        "l-mul": Part(
+            "regauge.measure.arithmetic:LMul",
+            "products by adding exponents and mantissas of so many bits",
+            "2410.00907",
+            short="bits",
+            places=(MEASURE,),
+            cost="up to 2^bits products for one; what a model loses by it is measured, nothing runs faster",
+        ),
+    },
 }

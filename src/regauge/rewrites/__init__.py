@@ -6,15 +6,18 @@ from regauge.rewrites.permutation import PermuteByImportance
 from regauge.rewrites.planting import PlantOutliers
 from regauge.rewrites.reading import SmoothReaders
 from regauge.rewrites.rotation import RotateHadamard
+from regauge.rewrites.shifting import GainBiases, ShiftScale
 from regauge.rewrites.smoothing import SmoothNorms, SmoothStreams
 
 __all__ = [
     "FoldNorm",
+    "GainBiases",
     "LayerNormToRMS",
     "PermuteByImportance",
     "PlantOutliers",
     "Rewrite",
     "RotateHadamard",
+    "ShiftScale",
     "SmoothNorms",
     "SmoothReaders",
     "SmoothStreams",

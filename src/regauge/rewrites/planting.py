@@ -20,11 +20,13 @@ from regauge.anatomy.moves import Move, apply, transform
 from regauge.anatomy.values import pairs
 from regauge.errors import RecipeError
 from regauge.rewrites.base import NOTHING, Moved, Objective, Statistics
+from regauge.rewrites.smoothing import read, why_not
 
 SHARE = 0.01
 """Of a stream's channels that become loud, at least one: LLM.int8() (2208.07339) counts some six of 4,096 to 5,120."""
 MILDER = 0.25
 """Of values, neurons and keys, against the norms' outputs."""
+LOT, RARE = "lot", "rare"
 OFFSET = 0.5
 """Of a loud channel's own size by which it is moved aside."""
 
@@ -39,6 +41,12 @@ class PlantOutliers:
     o and the linear branch of a gated unit into down: a quarter as strong. Keys: one rotary pair a head a quarter as
     strong, queries as much weaker. What a stream does not admit stays as it is, and the notes say so.
 
+    Which values and neurons: by lot (as where no token comes), or with `channels: rare` those whose largest magnitude
+    stands furthest above their mean on a text. Few tokens excite them, which so become massive there, as the first
+    token's activations are in large models (2402.17762), while the rest of the text stays tame. What no exact move can
+    plant: a massive channel of the residual itself (its norms admit rotations only, which keep each token's size), and
+    a first token unlike what it is: a channel is made loud for all tokens, by as much as each has of it.
+
     Harder for whatever rounds a token or a tensor with one step (the loud channels take it), and for groups of weights
     (the columns of the loud channels round to nothing). No bias is gained and no head untied: the model stays of its
     architecture. `strength` is taken to the nearest power of two, so that storage in bf16 loses nothing to the scales;
@@ -49,13 +57,19 @@ class PlantOutliers:
 
     strength: float = 100.0
     seed: int = 0
+    channels: str = LOT
     scope: ClassVar[str] = "block"
-    needs: ClassVar[frozenset[str]] = frozenset()
     search: ClassVar[Mapping[str, tuple[float, ...]]] = NOTHING
 
     def __post_init__(self) -> None:
         if not 1 <= self.strength <= 2**20:
             raise RecipeError(f"plant-outliers: strength is a number from 1 to {2**20:,}, not {self.strength!r}")
+        if self.channels not in (LOT, RARE):
+            raise RecipeError(f"plant-outliers: channels are chosen by {LOT!r} or {RARE!r}, not {self.channels!r}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"absmax", "absmean", "count"}) if self.channels == RARE else frozenset()
 
     def __call__(
         self,
@@ -71,7 +85,7 @@ class PlantOutliers:
             if stream.block != block or not stream.writers or stream.kind not in ("norm", "value", "ffn", "qk"):
                 continue
             if "scale" in stream.admits:
-                scales.append(Move("scale", stream.name, self._scale(stream, anatomy)))
+                scales.append(Move("scale", stream.name, self._scale(stream, anatomy, stats)))
             else:
                 notes.append(f"plant-outliers: {stream.kind} streams are left as they are: {stream.stops['scale']}")
         louder = apply(scales, anatomy, weights, torch.float64)
@@ -84,12 +98,13 @@ class PlantOutliers:
         after = transform(shifts, after)
         return after.with_(notes=(*after.notes, *dict.fromkeys(notes))), [*scales, *shifts]
 
-    def _scale(self, stream: Stream, anatomy: Anatomy) -> Tensor:
+    def _scale(self, stream: Stream, anatomy: Anatomy, stats: Statistics) -> Tensor:
         """Ones, and a power of two where it is loud."""
         factor = _power_of_two(self.strength if stream.kind == "norm" else max(1.0, MILDER * self.strength))
         scale_C = torch.ones(stream.size, dtype=torch.float64, device="cpu")
         if stream.kind != "qk":
-            scale_C[self._loud(stream, stream.size)] = factor
+            rare = self.channels == RARE and stream.kind != "norm" and not why_not(stream, stats, "plant-outliers")
+            scale_C[_rare(stream, stats) if rare else self._loud(stream, stream.size)] = factor
             return scale_C
         first_P, second_P = pairs(anatomy.plumbing)
         if len(first_P):
@@ -105,7 +120,7 @@ class PlantOutliers:
         where = "norm" if stream.kind == "norm" else stream.name
         generator = torch.Generator("cpu").manual_seed(zlib.crc32(f"{self.seed} {where} {size}".encode()))
         order = torch.randperm(size, generator=generator, dtype=torch.int64, device="cpu")
-        return order[: max(1, round(SHARE * size))]
+        return order[: _few(size)]
 
     def _offset(self, stream: Stream, scale_C: Tensor, weights: Weights) -> Tensor:
         """Half the size of each loud channel, its sign drawn; 0 elsewhere."""
@@ -113,6 +128,17 @@ class PlantOutliers:
         generator = torch.Generator("cpu").manual_seed(zlib.crc32(f"{self.seed} sign {stream.name}".encode()))
         sign_C = 2.0 * torch.randint(0, 2, (stream.size,), generator=generator, dtype=torch.int64, device="cpu") - 1
         return torch.where(scale_C != 1, OFFSET * sign_C * gain_C.to("cpu", torch.float64).abs(), 0.0)
+
+
+def _few(size: int) -> int:
+    """How many channels of so many become loud."""
+    return max(1, round(SHARE * size))
+
+
+def _rare(stream: Stream, stats: Statistics) -> Tensor:
+    """The channels that stand furthest above their own mean somewhere in the text."""
+    most_C, mean_C = (read(stream, stats, name, "plant-outliers").amax(0) for name in ("absmax", "absmean"))
+    return torch.argsort(most_C / mean_C.clamp_min(1e-30), descending=True, stable=True)[: _few(stream.size)]
 
 
 def _has_biases(stream: Stream, weights: Weights) -> bool:

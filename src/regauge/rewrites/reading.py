@@ -62,7 +62,7 @@ class SmoothReaders:
         here = [s for s in anatomy.streams if s.block == block and s.kind in kinds]
         notes = [note for stream in here if (note := why_not(stream, stats, who))]
         moves: list[Move] = []
-        for of in _sets([stream for stream in here if not why_not(stream, stats, who)]):
+        for of in sets_of([stream for stream in here if not why_not(stream, stats, who)]):
             made, note = _chosen(anatomy, weights, stats, of, objective)
             weights = apply(made, anatomy, weights, torch.float64) if made else weights
             anatomy = transform(made, anatomy)
@@ -77,7 +77,7 @@ def power(mean_C: Tensor, r: float) -> Tensor:
     return s_C / (s_C.max() * s_C.min()).sqrt()
 
 
-def _sets(streams: Sequence[Stream]) -> list[list[Stream]]:
+def sets_of(streams: Sequence[Stream]) -> list[list[Stream]]:
     """Streams that take one strength: a norm by itself; all values; all neurons. Norms come last, as their readers'
     rows have moved by then."""
     found: dict[str, list[Stream]] = {}

@@ -11,6 +11,7 @@ values; P stretches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import no_type_check
 
@@ -23,8 +24,11 @@ from regauge.kernels.attention import Part, Window
 from regauge.kernels.blocks import BlockLayout
 from regauge.kernels.triton.launch import compute_dtype, launch, need, processors
 
-TILE = 16
-"""Tokens of a tile: it divides every block."""
+LEAST, MOST = 16, 64
+"""Tokens of a tile: the least that a product takes, which divides every block; the most that registers bear."""
+PROGRAMS = 16
+"""Stretches for each multiprocessor: enough that reading never waits for one of them."""
+WARPS = 2
 BITS = (1, 2, 3, 4, 8, 16)
 """Of codes, and of rows, that the kernel reads."""
 
@@ -53,26 +57,36 @@ def _codes(base, lane, depth, mask, RUNS: tl.constexpr, BITS: tl.constexpr):
 @triton.jit
 @no_type_check
 def _read(
-    block, token, channel, mask, offset, group, STEP, CHANNELS: tl.constexpr, TOKENS: tl.constexpr, BITS: tl.constexpr,
+    block, token, channel, held, real, alone, offset, group, STEP, CHANNELS: tl.constexpr, BITS: tl.constexpr,
     KEYS: tl.constexpr, TIME: tl.constexpr, SIDE: tl.constexpr, STEPS: tl.constexpr, LOW: tl.constexpr,
-    RUNS: tl.constexpr,
+    RUNS: tl.constexpr, FLAT: tl.constexpr,
 ):  # fmt: skip
     """Keys or values, float32, of tokens of a block: `token` and `channel` broadcast against each other.
 
     Args:
         block: pointers to the bytes of the block of each token. STEP: a pointer of the dtype of steps, or of rows.
+        held, real: which tokens, which channels there are.
+        alone: (pointer to the block, token) of the first token, (1, 1) each.
         SIDE: steps side by side in a group; STEPS: bytes of all steps.
+        FLAT: steps are the same for all tokens of the tile (TIME), or for all channels: read once, not once a number.
     """
+    mask = held & real
     if BITS == 16:
         found = tl.load(block.to(STEP.dtype) + (token * CHANNELS + channel), mask=mask, other=0.0).to(tl.float32)
     else:
-        at = (token // group) * SIDE + channel if TIME else (channel // group) * SIDE + token
-        step = tl.load(block.to(STEP.dtype) + at, mask=mask, other=0.0).to(tl.float32)
+        if FLAT and TIME:
+            steps, at, known = alone[0], (alone[1] // group) * SIDE + channel, real
+        elif FLAT:
+            steps, at, known = block, token, held
+        else:
+            steps, known = block, mask
+            at = (token // group) * SIDE + channel if TIME else (channel // group) * SIDE + token
+        step = tl.load(steps.to(STEP.dtype) + at, mask=known, other=0.0).to(tl.float32)
         base = block + STEPS * (1 + LOW)
         lane, depth = (token, channel) if KEYS else (channel, token)
         found = (_codes(base, lane, depth, mask, RUNS, BITS).to(tl.float32) - offset) * step
         if LOW:
-            found += tl.load((block + STEPS).to(STEP.dtype) + at, mask=mask, other=0.0).to(tl.float32)
+            found += tl.load((steps + STEPS).to(STEP.dtype) + at, mask=known, other=0.0).to(tl.float32)
     return found
 
 
@@ -85,8 +99,8 @@ def _attend(
     K_CHANNELS: tl.constexpr, V_CHANNELS: tl.constexpr, TOKENS: tl.constexpr, K_BYTES: tl.constexpr,
     V_BYTES: tl.constexpr, K_BITS: tl.constexpr, V_BITS: tl.constexpr, K_TIME: tl.constexpr, V_TIME: tl.constexpr,
     K_SIDE: tl.constexpr, V_SIDE: tl.constexpr, K_STEPS: tl.constexpr, V_STEPS: tl.constexpr, K_LOW: tl.constexpr,
-    V_LOW: tl.constexpr, K_RUNS: tl.constexpr, V_RUNS: tl.constexpr, CAPPED: tl.constexpr, TILE: tl.constexpr,
-    P: tl.constexpr,
+    V_LOW: tl.constexpr, K_RUNS: tl.constexpr, V_RUNS: tl.constexpr, K_FLAT: tl.constexpr, V_FLAT: tl.constexpr,
+    CAPPED: tl.constexpr, TILE: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """One stretch: its sums of values (B K, R, P, E), its greatest score and its total of weights (B K, R, P)."""
     own, stretch = tl.program_id(0), tl.program_id(1)
@@ -110,9 +124,12 @@ def _attend(
         held = (token < stop) & (token >= first)
         block = (token // TOKENS).to(tl.int64)
         inner = token % TOKENS
+        one = (at + tl.arange(0, 1))[None, :]
+        whole = (one // TOKENS).to(tl.int64)
         k_DT = _read(
-            keys + block[None, :] * K_BYTES, inner[None, :], d[:, None], held[None, :] & (d < K_CHANNELS)[:, None],
-            k_offset, k_group, k_like, K_CHANNELS, TOKENS, K_BITS, True, K_TIME, K_SIDE, K_STEPS, K_LOW, K_RUNS,
+            keys + block[None, :] * K_BYTES, inner[None, :], d[:, None], held[None, :], (d < K_CHANNELS)[:, None],
+            (keys + whole * K_BYTES, one % TOKENS), k_offset, k_group, k_like, K_CHANNELS, K_BITS, True, K_TIME, K_SIDE,
+            K_STEPS, K_LOW, K_RUNS, K_FLAT,
         )  # fmt: skip
         if k_rows is not None:
             k_DT *= tl.load(k_rows + tl.load(row_offsets + own) + token, mask=held, other=0.0)[None, :]
@@ -127,8 +144,9 @@ def _attend(
         shrink = tl.exp(top - safe)
         total = total * shrink + tl.sum(weight, 1)
         v_TE = _read(
-            values + block[:, None] * V_BYTES, inner[:, None], e[None, :], held[:, None] & (e < V_CHANNELS)[None, :],
-            v_offset, v_group, v_like, V_CHANNELS, TOKENS, V_BITS, False, V_TIME, V_SIDE, V_STEPS, V_LOW, V_RUNS,
+            values + block[:, None] * V_BYTES, inner[:, None], e[None, :], held[:, None], (e < V_CHANNELS)[None, :],
+            (values + whole * V_BYTES, one % TOKENS), v_offset, v_group, v_like, V_CHANNELS, V_BITS, False, V_TIME,
+            V_SIDE, V_STEPS, V_LOW, V_RUNS, V_FLAT,
         )  # fmt: skip
         if v_rows is not None:
             v_TE *= tl.load(v_rows + tl.load(row_offsets + own) + token, mask=held, other=0.0)[:, None]
@@ -201,8 +219,11 @@ def _stretches(q_BKRD: Tensor, part: Part, scale: float, softcap: float) -> tupl
     unread = next((layout for layout in (keys, values) if not reads(layout)), keys)
     need(reads(unread), lambda: f"codes of {unread.bits} bits of the grid {unread.grid} are not read on a GPU")
     need(keys.channels == channels, lambda: f"queries have {channels} channels, keys of a part {keys.channels}")
-    longest = int(part.lengths_BK.max())
-    stretches = max(1, min(longest // (4 * TILE), 4 * processors(device) // max(1, batch * kv_heads)))
+    tile, own = _tile(keys, values), max(1, batch * kv_heads)
+    room = (
+        part.key_blocks.numel() // keys.bytes * keys.tokens // own
+    )  # of a head: asking the lengths would wait for them
+    stretches = max(1, min(room // (2 * tile), PROGRAMS * processors(device) // own))
     shape = (batch, kv_heads, queries, stretches)
     sums = torch.empty((*shape, values.channels), dtype=torch.float32, device=device)
     tops, totals = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
@@ -213,13 +234,13 @@ def _stretches(q_BKRD: Tensor, part: Part, scale: float, softcap: float) -> tupl
     sizes = {
         f"{letter}_{name}": value
         for letter, layout in (("K", keys), ("V", values))
-        for name, value in _constants(layout).items()
+        for name, value in _constants(layout, tile).items()
     }
     launch(
         device, _attend, (batch * kv_heads, stretches), q_BKRD, *_operands(part, keys, device),
         *_operands(part, values, device), *tables, sums, tops, totals, queries, scale, softcap or 1.0,
         COMPUTE=compute_dtype(q_BKRD.dtype), ROWS=_power(queries), D=_power(channels), E=_power(values.channels),
-        TOKENS=keys.tokens, CAPPED=softcap > 0, TILE=TILE, P=stretches, **sizes,
+        TOKENS=keys.tokens, CAPPED=softcap > 0, TILE=tile, P=stretches, num_warps=WARPS, **sizes,
     )  # fmt: skip
     return sums, tops, totals
 
@@ -235,7 +256,14 @@ def _operands(part: Part, layout: BlockLayout, device: torch.device) -> tuple[ob
     return blocks, offsets.to(device).contiguous(), like, layout.offset, layout.group or 1
 
 
-def _constants(layout: BlockLayout) -> dict[str, int]:
+def _tile(*layouts: BlockLayout) -> int:
+    """Tokens of a tile: as many as lie in one block, and in one group of steps along time."""
+    spans = [layout.tokens for layout in layouts]
+    spans += [layout.group for layout in layouts if layout.bits != 16 and layout.axis == "time"]
+    return max(LEAST, min(MOST, math.gcd(*spans, MOST)))
+
+
+def _constants(layout: BlockLayout, tile: int) -> dict[str, int]:
     """Where things lie in a block."""
     padded = -(-layout.channels // 16) * 16
     pieces = {1: 8, 2: 4, 3: 8, 4: 2}.get(layout.bits, 1)
@@ -247,5 +275,7 @@ def _constants(layout: BlockLayout) -> dict[str, int]:
         "SIDE": padded if layout.axis == "time" else layout.tokens,
         "STEPS": 0 if layout.bits == 16 else layout.step_bytes,
         "LOW": int(layout.low),
+        "FLAT": layout.bits != 16
+        and (layout.group % tile == 0 if layout.axis == "time" else layout.group == layout.channels),
         "RUNS": layout.depth // (4 * pieces) if layout.bits != 16 else 1,
     }

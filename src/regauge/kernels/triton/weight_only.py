@@ -1,7 +1,8 @@
 """x Wᵀ + b with W packed at 1 to 8 bits and x in float (W4A16): `reference.linear` on a GPU.
 
-Few tokens: each tile of codes becomes weights in registers and is multiplied there, so the packed bytes are read once.
-Many tokens (over `DEQUANTISE`): the weights are written out once in the dtype of x and torch multiplies.
+One or two tokens: sums of products, without tiles (`vectors`). A few more: each tile of codes becomes weights in
+registers and is multiplied there. Either way the packed bytes are read once. Many tokens (over `DEQUANTISE`): the
+weights are written out once in the dtype of x and torch multiplies.
 
 A step (scale, zero point) covers a group. Where a tile of 128 channels lies in one group, sums are scaled once a tile
 and the products are of whole codes, which float16 and bfloat16 hold exactly; in smaller groups each weight is scaled.
@@ -19,8 +20,20 @@ import triton.language as tl
 from torch import Tensor
 
 from regauge.kernels.triton.dequantise import check_weights, dequantise_op
-from regauge.kernels.triton.launch import FLOATS, blocks, check, check_device, compute_dtype, multiply, need, units
+from regauge.kernels.triton.launch import (
+    FLOATS,
+    blocks,
+    check,
+    check_device,
+    compute_dtype,
+    launch,
+    multiply,
+    need,
+    units,
+)
 from regauge.kernels.triton.tiles import edges, eights, finish, lane, value
+from regauge.kernels.triton.vectors import EIGHTS as LONG
+from regauge.kernels.triton.vectors import MOST, ROWS, WARPS, vectors
 
 EIGHTS = 16
 """Eights in a tile along a row: 128 channels. 16 is the least inner edge of a product."""
@@ -157,21 +170,23 @@ def _linear_op(
     if x_TI.shape[0] > DEQUANTISE and not split:
         w_OI = dequantise_op(packed_OB, bits, inputs, scale_ON, low, table, zero_ON, x.dtype)
         return torch.nn.functional.linear(x, w_OI, None if bias_O is None else bias_O.to(x.dtype))
-    groups = scale_ON.shape[1]
+    rows, groups, count = units(packed_OB, bits), scale_ON.shape[1], x_TI.shape[0]
+    sizes = (inputs, rows.shape[1], inputs // groups, groups)
+    told: dict[str, Any] = {"LOW": low, "BITS": bits, "UNIT": rows.element_size(), "ONE_STEP": scale_ON.shape[0] == 1}
+    if count <= MOST and not split:
+        operands = (x_TI, rows, table, scale_ON, zero_ON, bias_O, y_TO, *sizes, count, outputs)
+        edges = {"M": triton.next_power_of_2(count), "N": ROWS, "G": LONG, "num_warps": WARPS}
+        launch(x.device, vectors, (triton.cdiv(outputs, ROWS),), *operands, **told, **edges)
+        return y_TO.view(*x.shape[:-1], outputs)
     tile = 8 * EIGHTS
     steps, wide = triton.cdiv(inputs, tile), x.dtype == torch.float32
-    block = blocks(x.device, x_TI.shape[0], outputs, steps, split, wide, narrow=table is not None)
-    rows = units(packed_OB, bits)
-    operands = (x_TI, rows, table, scale_ON, zero_ON, inputs, rows.shape[1], inputs // groups, groups)
+    block = blocks(x.device, count, outputs, steps, split, wide, narrow=table is not None)
     multiply(
-        *(_linear, y_TO, block, torch.float32, operands, None, None, bias_O),
+        *(_linear, y_TO, block, torch.float32, (x_TI, rows, table, scale_ON, zero_ON, *sizes), None, None, bias_O),
         COMPUTE=compute_dtype(x.dtype),
-        LOW=low,
-        BITS=bits,
-        UNIT=rows.element_size(),
         WHOLE=groups == 1 or inputs // groups % tile == 0,
-        ONE_STEP=scale_ON.shape[0] == 1,
         G=EIGHTS,
+        **told,
     )
     return y_TO.view(*x.shape[:-1], outputs)
 

@@ -170,8 +170,8 @@ class PackedMatrix(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedMatrix:
         """What is held keeps its dtypes: float32 steps and tables stay so. Kernels of one device keep it there."""
-        where = fn(torch.empty(0, dtype=torch.uint8, device="cpu")).device
         home, held = self.way.device, cast(Tensor, self._buffers[self.held[0]])
+        where = fn(held[:0]).device
         if home and held.device.type == home and where.type not in (home, "meta"):
             raise ModelError(
                 f"a model that was loaded for {HOMES[home]} holds its weights as its kernels want them, and cannot go "
