@@ -72,7 +72,8 @@ CONTESTS: Mapping[str, Contest] = {
     "smooth-readers": Contest("w3a16", {"grid": "int3-asym", **GROUPED}, None, ("smooth-readers",)),
     "shift-scale": Contest("w6a6", INT6, A6_ASYM, ("shift-scale",)),
     "gain-biases, shift-scale": Contest("w6a6", INT6, A6_ASYM, ("gain-biases", "shift-scale")),
-    "shift-scale, a tensor": Contest("w8a8", INT8, STATIC, ("shift-scale",)),
+    "shift-scale, static": Contest("w8a8", INT8, STATIC, ("shift-scale",)),
+    "level": Contest("w8a8", INT8, STATIC, ("level:8",)),
     "rotate": Contest("w4a8", {"grid": "int4", **GROUPED}, A8, tuple(TURNED)),
     "hadamard": Contest(
         "w8a6", INT8, A6, online={"blocks.*.mlp.hidden": {"transform": "hadamard", "grid": "int6", **A_TOKEN}}

@@ -16,7 +16,7 @@ from regauge.formats.grains import Block
 from regauge.rounding.base import Compensator, Rounder, Stats
 from regauge.rounding.rounders import GPTQ
 
-GRIDS = sorted(parts.TABLE["grid"])
+GRIDS = sorted(name for name in parts.TABLE["grid"] if parts.build("grid", parts.read("grid", name)).run == 1)
 SCALES = sorted(parts.TABLE["scale"])
 ROUNDERS = sorted(parts.TABLE["rounder"])
 GPTQS = [GPTQ(), GPTQ(static_groups=True), GPTQ(static_groups=True, order="activation"), GPTQ(tries=3)]
@@ -110,12 +110,12 @@ def test_gptq_on_blocks_of_two_dimensions() -> None:
 def test_compensators_name_what_they_add_and_lower_the_error(name: str, dtype: torch.dtype) -> None:
     short = parts.part("compensator", name).short
     made: Compensator = parts.build("compensator", parts.read("compensator", f"{name}:3" if short else name))
-    w_OI = draws(7, 13, 29).to(dtype)
+    w_OI = draws(7, 14, 24).to(dtype)  # `phases` pairs halves
     fmt = format_of("int2", "channel", "bf16", "search")
     w_hat_OI = fmt.decode(fmt.encode(w_OI))
-    terms = made(w_OI, w_hat_OI, {"hessian": torch.eye(29, dtype=torch.float64)})
+    terms = made(w_OI, w_hat_OI, {"hessian": torch.eye(24, dtype=torch.float64)})
     assert all(term.kind == parts.part("compensator", name).term for term in terms)
-    added = sum((term.dense().float() for term in terms), torch.zeros(13, 29))
+    added = sum((term.dense().float() for term in terms), torch.zeros(14, 24))
     assert added.shape == w_OI.shape
     assert (w_OI.float() - w_hat_OI - added).norm() < (w_OI.float() - w_hat_OI).norm()
 

@@ -46,6 +46,7 @@ UNSAID = {
     "fp6": (choice("fp6", "channel", "bf16"), "no fp6 weights"),
     "int4-m1": (choice("int4", "group:32", "m1"), "cannot be stored as m1"),
     "lorc": (choice("int4", "channel", "bf16", lorc=2), "'lorc' adds back"),
+    "super-low": (choice("int4-asym", "channel", "super-low:6", "minmax"), "cannot be stored as super-low:6"),
     "asym-w8a8": (choice("int8-asym", "channel", "f32", "minmax", "int8"), "drops the quantisation of activations"),
     "int4-fp8": (choice("int4", "channel", "f32", inputs="fp8"), "not tried"),
 }
@@ -204,7 +205,7 @@ def test_a_wire_can_be_asked_for_by_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gpt_neox", "mixtral"])
-@pytest.mark.parametrize("form", ["int3-asym", "nf4", "fp8", "lorc"])
+@pytest.mark.parametrize("form", ["int3-asym", "nf4", "fp8", "lorc", "super-low"])
 @pytest.mark.parametrize("prefer", [None, "regauge"])
 def test_what_goes_in_comes_out(name: str, form: str, prefer: str | None) -> None:
     how = SAID[form] if form in SAID else UNSAID[form][0]

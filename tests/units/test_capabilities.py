@@ -22,8 +22,10 @@ from regauge.formats.grains import Token
 from regauge.formats.grids import E4M3, E5M2, NF4, Int, Ternary
 from regauge.formats.rangers import Dynamic
 from regauge.formats.readings import Reading, dynamic
+from regauge.formats.runs import refusal
 from regauge.formats.scales import Float32
 from regauge.kernels.cpu import matrix as kernels
+from regauge.kernels.cpu import trellis
 from regauge.kernels.cpu.library import available
 from regauge.parts.points import CACHE
 from regauge.parts.table import TABLE
@@ -32,7 +34,7 @@ from regauge.runtime import capabilities
 from regauge.runtime.capabilities import DECODED, ask
 from regauge.runtime.matrices import choose, int4, lookup, multiply, operators
 from regauge.runtime.matrices.modules import PackedMatrix
-from regauge.runtime.rows import CPU, CUDA, INT4, NATIVE, ROWS, Read, Row
+from regauge.runtime.rows import CPU, CUDA, INT4, NATIVE, PATHS, ROWS, Read, Row
 from regauge.runtime.step.sites import Unservable, site_of, tap_of
 from tests.pico import pico, save
 from tests.words import save_tokenizer
@@ -40,6 +42,7 @@ from tests.words import save_tokenizer
 SHAPE = (48, 192)
 GRAINS = ("channel", "tensor", "group:96", "group:32", "group:24", "group:8")
 GRIDS = tuple(name for name, part in TABLE["grid"].items() if part.places != (CACHE,))
+INPUT_GRIDS = tuple(name for name in GRIDS if parts.build("grid", parts.Spec(name)).run == 1)
 ERROR = {torch.float64: 1e-5, torch.float32: 5e-5, torch.float16: 1.2e-2, torch.bfloat16: 1.5e-2}
 """Of a product, relative to its norm: 8 bits a group beside codes of up to 4 bits, 16 beside others."""
 
@@ -72,7 +75,7 @@ def suits(row: Row, fmt: Format, inputs: Grid | None) -> bool:
 
 def cases(row: Row) -> Iterator[tuple[str, str, str | None]]:
     """(grid, grain, inputs) of the table of parts that a row takes."""
-    for grid, grain, inputs in product(GRIDS, GRAINS, GRIDS if row.inputs else (None,)):
+    for grid, grain, inputs in product(GRIDS, GRAINS, INPUT_GRIDS if row.inputs else (None,)):
         if suits(row, formatted(grid, grain), grid_of(inputs)):
             yield grid, grain, inputs
 
@@ -109,6 +112,8 @@ def test_every_row_multiplies_what_it_claims(row: Row) -> None:
     """Each grid, and each grain and input that it takes, in every dtype."""
     if row.library == NATIVE and not available():
         pytest.skip("the C++ kernels were not built here")
+    if row.library == PATHS and not trellis.here():
+        pytest.skip("the C++ kernels that are here have no trellises")
     if row.library == INT4 and not int4.usable():
         pytest.skip("this torch lays int4 out in a way that we cannot read")
     taken = list(cases(row))
@@ -159,9 +164,11 @@ def seen() -> Iterator[list[str]]:
 def test_what_is_simulated_decodes_and_what_is_native_does_not(grid: str) -> None:
     """What the table says is what a product of two tokens does: every format of the parts, and with each a third of the
     grids of inputs, another third with the next."""
-    whole, few = (None, *GRIDS[GRIDS.index(grid) % 3 :: 3]), (None, "int8", "fp8")
+    whole, few = (None, *INPUT_GRIDS[GRIDS.index(grid) % 3 :: 3]), (None, "int8", "fp8")
     some = [*product(GRAINS[:1], whole, (torch.bfloat16,)), *product(GRAINS[1:], few, (torch.bfloat16,))]
     for grain, inputs, dtype in [*some, *product(GRAINS[:2], few, (torch.float64,))]:
+        if refusal(formatted(grid, grain), SHAPE) is not None:
+            continue
         fmt, codes, read = formatted(grid, grain), encoded(grid, grain), grid_of(inputs)
         answer = ask(fmt, SHAPE, None if read is None else Read(read), dtype, here=True)
         packed = PackedMatrix(codes, fmt, dtype, reading=token(read))
@@ -278,8 +285,12 @@ def test_every_preset_by_hand() -> None:
         "fp8": ("simulated", "native"),
         "quarot-w4a8": ("native", "simulated"),  # but for the tap that is turned first
         "flexq-w6a6": ("simulated", "simulated"),
+        "gptq-q3-k": ("simulated", "native"),  # panels take 32 codes of three bits at a time
+        "q3-k": ("simulated", "native"),
         "smoothquant-static": ("simulated", "simulated"),  # on a CPU native in the step
         "zeroquant-fp": ("simulated", "simulated"),
+        "trellis-w2": ("native", "simulated"),
+        "outlier-suppression-plus": ("simulated", "simulated"),  # a stored step with a zero point
     }
 
 

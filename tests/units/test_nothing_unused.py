@@ -26,6 +26,7 @@ CALLED_FROM_OUTSIDE = {
     "_older": "pydantic calls it",
     "_chosen": "pydantic calls it",
     "integer_matmul": "the definition that the kernels are held to",
+    "plane_matmul": "the definition of a product by planes of bits, of any two widths",
     "offload": "transformers asks its cache layers",
     "is_croppable": "transformers asks its caches",
     "reorder_cache": "transformers asks its cache layers",

@@ -87,7 +87,7 @@ def test_every_part_is_named_built_and_told(axis: str, name: str) -> None:
     needs = [key for key, option in parts.options(axis, name).items() if option.default is option.empty]
     made = parts.build(axis, parts.read(axis, f"{name}:8" if short in needs else name))
     if axis in ("grid", "ranger", "scale"):
-        assert made.name == name
+        assert made.name.partition(":")[0] == name  # its bits stand behind
     told = explain(name)
     assert f"{name} ({axis}): {parts.describe(axis, name)}" in told
     assert parts.load(axis, name).__doc__

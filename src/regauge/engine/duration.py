@@ -20,6 +20,7 @@ from regauge.engine.block import round_site
 from regauge.engine.job import Job
 from regauge.engine.statistics import WIDE
 from regauge.formats.base import OBJECTIVE
+from regauge.formats.runs import refusal
 from regauge.parts import Point
 from regauge.rounding.together import side_by_side
 
@@ -135,8 +136,8 @@ def _each(job: Job) -> dict[Point, float]:
     found: dict[Point, float] = {}
     for choice in {choice for choice in job.choices.values() if choice is not None}:
         fmt = parts.format_of(choice)
-        tried = w_OI if fmt.grain.refuses((ROWS, EDGE)) is None else w_OI[:, : EDGE - 2]
-        if fmt.grain.refuses((ROWS, tried.shape[1])) is not None:
+        tried = w_OI if refusal(fmt, (ROWS, EDGE)) is None else w_OI[:, : EDGE - 2]
+        if refusal(fmt, (ROWS, tried.shape[1])) is not None:
             continue
         count = torch.get_num_threads()
         started = time.perf_counter()

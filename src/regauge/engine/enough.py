@@ -26,6 +26,7 @@ from regauge.artifact.staging import Staging
 from regauge.engine.job import Job
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
+from regauge.formats.runs import refusal
 from regauge.hosts.base import Runner
 from regauge.parts import Point
 from regauge.rounding.base import Stats
@@ -132,7 +133,7 @@ class _Look:
             w_OI = self.weights[f"{site.name}.weight"]
             choice = self.job.choices[site.name]
             assert choice is not None, "chosen for it"
-            few = parts.format_of(choice).grain.refuses((min(ROWS, site.shape[0]), site.shape[1])) is None
+            few = refusal(parts.format_of(choice), (min(ROWS, site.shape[0]), site.shape[1])) is None
             rows_RI = w_OI[: ROWS if few else None].float()
             jobs.append(Tried(rows_RI, choice, seen[site.name], aside[site.name]).loss)
         found = [max(loss, 1e-30) for loss in side_by_side(jobs, self.job.at_once)]

@@ -17,6 +17,7 @@ from torch import Tensor
 from regauge import parts
 from regauge.anatomy.model import Site, Weights
 from regauge.artifact.staging import Staging
+from regauge.engine.job import Job
 from regauge.engine.objective import Objective
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import Format
@@ -24,7 +25,6 @@ from regauge.learn.base import Finished, Parameters, Rates, Taught, Trial
 from regauge.learn.loop import ENDED, NOT_FINITE, State, Watch, train
 from regauge.learn.settings import Settings
 from regauge.learn.sites import OnTap, Together, fitted, on_sites
-from regauge.parts import Point
 from regauge.rounding.base import Stats
 
 
@@ -104,12 +104,9 @@ def room(block: int) -> str:
     return f"learning-{block}"
 
 
-def learnt_taps(sites: Sequence[Site], points: Mapping[str, Point]) -> tuple[OnTap, ...]:
-    """What is trained of the taps of a block.
-
-    Args:
-        points: tap → how it is read, of the taps whose transform is learnt.
-    """
+def learnt_taps(sites: Sequence[Site], job: Job) -> tuple[OnTap, ...]:
+    """What is trained of the taps that some sites of a block read."""
+    points = job.learnt_taps
     found: dict[str, list[Site]] = {}
     for site in sites:
         if site.tap in points:

@@ -10,6 +10,7 @@ Legend: B batch, T tokens, D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Weights
+from regauge.engine.distribution import Bound, Correction
+from regauge.hosts.heads import Attend
 from regauge.hosts.states import States
 
 Change = Mapping[str, Callable[[Tensor], Tensor]]
-Bound = Callable[[Tensor, int], Tensor]
 TRIED = 8192  # tokens on which a plain call takes the error: a part calls it for every value that it tries
 APART = 2048  # tokens on which it takes that of some sites: it is called for every value and every set of them
 
@@ -42,6 +44,7 @@ class Objective:
         rounded: tensors of the block, and the sites to round (None: all) → what the plan's formats leave of them.
         inputs: site → how its input is rounded by the plan.
         before: the teacher's states before the block.
+        correction: what training adds to the error (`engine/distribution.py`); None for nothing.
     """
 
     states: States
@@ -50,6 +53,7 @@ class Objective:
     rounded: Callable[[Weights, Collection[str] | None], Weights]
     inputs: Change
     before: States | None = None
+    correction: Correction | None = None
 
     def __call__(self, weights: Weights, sites: Collection[str] | None = None) -> float:
         most = TRIED if sites is None else APART
@@ -59,6 +63,10 @@ class Objective:
         with torch.no_grad():
             inputs = {site: change for site, change in self.inputs.items() if sites is None or site in sites}
             return given.over(self.bind(self.rounded(weights, sites), inputs), range(0, self.batches, step))
+
+    def corrected(self, exact: Weights, attending: Callable[[Attend], AbstractContextManager[None]]) -> Objective:
+        """The same with distribution correction against the uncompressed block's tensors."""
+        return replace(self, correction=Correction(self.bind(exact, {}), attending))
 
     @property
     def batches(self) -> int:
@@ -72,10 +80,15 @@ class Objective:
     def miss(self, weights: Weights, batch: int, inputs: Change | None = None) -> Tensor:
         """The error on one batch, a scalar, as a share of the mean energy of all: its mean over batches of one size is
         `error`."""
-        run = self.bind(weights, self._changes(inputs))
+        run, more = self.bind(weights, self._changes(inputs)), None
+        if self.correction is not None:
+            x_BTD, target_BTD = self.states.hidden[batch], self.target.hidden[batch]
+            y_BTD, more = self.correction(run, x_BTD, batch, target_BTD, lambda one: self._kept(one, batch))
+            run = lambda *_: y_BTD  # noqa: E731  # it was run already
         found = self._apart(run, batch)
         share = self._sizes[batch] / sum(self._sizes)
-        return found / (self._energy * share)
+        found = found / (self._energy * share)
+        return found if more is None else found + more
 
     def over(self, run: Bound, batches: range) -> float:
         above = sum(float(self._apart(run, batch)) for batch in batches)

@@ -13,10 +13,11 @@ from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SelectReceipt
 from regauge.artifact.staging import Staging
 from regauge.engine.block import Choices, Moved, as_stored, changes, effective, round_sites
+from regauge.engine.distribution import Bound
 from regauge.engine.drift import drifts, joined, readers
 from regauge.engine.job import Job
 from regauge.engine.learning import Learnt, Lesson, learn, learnt_taps
-from regauge.engine.objective import Bound, Change, Objective
+from regauge.engine.objective import Change, Objective
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import Collection, collection
 from regauge.engine.strips import by_strips
@@ -28,6 +29,7 @@ from regauge.formats.transforms import Transform
 from regauge.hosts.base import Rows, Runner
 from regauge.hosts.states import Spill, States
 from regauge.learn.base import Finished
+from regauge.learn.settings import DISTRIBUTION
 from regauge.parts import Point, Spec
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import forget
@@ -163,11 +165,8 @@ class Pass:
     def look(
         self, block: int, moved: Moved, sample: bool = False, learnt: Mapping[str, Transform] | None = None
     ) -> Looked:
-        """Settles the taps of a block: their transforms folded, what its sites then read seen, and static steps.
-
-        Args:
-            learnt: tap → its transform, of those that were learnt; without it what their training begins with.
-        """
+        """Settles the taps of a block: their transforms folded (those that were learnt, or what their training begins
+        with), what its sites then read seen, and static steps."""
         job, sites = self.job, self.job.sites(block)
         inputs = job.resolution.inputs
         needs, first = needs_of_taps(sites, inputs, transforms=True), dict[str, Stats]()
@@ -212,15 +211,17 @@ class Pass:
         taught = {site.name: job.learnt[site.name] for site in sites if site.name in job.learnt}
         if not taught:
             return None
-        plain = self.round([site for site in sites if site.name not in taught], moved, stats)
+        plain, taps = self.round([s for s in sites if s.name not in taught], moved, stats), learnt_taps(sites, job)
         weights = effective(moved.stored, plain, job.choices)
         weights |= {f"{name}.weight": moved.exact[f"{name}.weight"] for name in taught}
-        taps = learnt_taps(sites, job.learnt_taps)
         weights |= {f"{name}.weight": before.exact[f"{name}.weight"] for one in taps for name in one.sites}
         formats = {name: job.format(name) for name in taught}
         seen = {name: stats.get(name, {}) for name in taught}
         lesson = Lesson(block, taught, formats, weights, seen, job.seed, taps)
-        return learn(lesson, self.objective(block, moved), job.settings, staging, clock)
+        objective = self.objective(block, moved)
+        if job.settings.loss == DISTRIBUTION:
+            objective = objective.corrected(moved.exact, self.running()[0].attending)
+        return learn(lesson, objective, job.settings, staging, clock)
 
     def begin(self, outer: Weights, exact: Weights | None = None, rows: Mapping[str, Rows] | None = None) -> None:
         """States behind the embeddings.

@@ -6,14 +6,20 @@ Legend: O output channels, I input channels, G groups, K weights in a group. w â
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from regauge.formats.chunks import chunks
+from regauge.formats.lows import LOW as LOW
+from regauge.formats.lows import Low as Low
+from regauge.formats.numbers import ends as ends
+from regauge.formats.numbers import reach as reach
 from regauge.kernels.cpu.sweep import Range, Stored, Values
+from regauge.kernels.cpu.trellis import Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +27,10 @@ class Step:
     """The step of every group, already representable as it will be stored.
 
     Attributes:
-        scale_G1: the multiplier that decoding uses, float32, positive.
+        scale_G1: the multiplier that decoding uses, float32, positive unless the scale keeps signs.
         zero_G1: the grid value that decodes to 0, float32; None on symmetric grids. An integer unless `low` is kept.
-        fields: what is stored, by name: `scale`, `zero` or `low` (the value of code 0), `global_scale`. Decoding
-            `fields` gives the two above, bit for bit.
+        fields: what is stored, by name: `scale`, `zero` or `low` (the value of code 0), a level that steps share.
+            Decoding `fields` gives the two above, bit for bit.
     """
 
     scale_G1: Tensor
@@ -34,7 +40,7 @@ class Step:
 
 @runtime_checkable
 class Grid(Protocol):
-    """Which numbers exist. Idempotent and monotone."""
+    """Which numbers exist. Idempotent. Monotone where `run` is 1; else whole runs along the last axis go together."""
 
     @property
     def name(self) -> str: ...
@@ -42,6 +48,10 @@ class Grid(Protocol):
     def kind(self) -> str: ...  # integer, float or table: what decides which kernels multiply it
     @property
     def bits(self) -> int: ...  # stored bits an element
+    @property
+    def run(self) -> int: ...  # neighbouring elements that are rounded together; 1: each alone
+    @property
+    def paths(self) -> Shape | None: ...  # where run > 1: what the kernels must know to round such runs
     @property
     def symmetric(self) -> bool: ...  # True: no zero point is stored
     @property
@@ -53,7 +63,7 @@ class Grid(Protocol):
     @property
     def high(self) -> float: ...  # greatest grid value
     @property
-    def table(self) -> Tensor: ...  # the value of every code, float32; NaN for a code that is never written
+    def table(self) -> Tensor: ...  # the values, float32, by code (of runs: by entry); NaN for one never written
     @property
     def kernel(self) -> Values | None: ...  # what the C++ kernels must know to round to it; None: torch rounds
 
@@ -105,9 +115,18 @@ class Scale(Protocol):
     def fused(self) -> bool: ...  # True: the shared level is one figure, which runtimes that fuse matrices take for all
 
     @property
+    def loose(self) -> Scale | None: ...  # where neighbours along a row share a level: what finds their steps first
+    @property
+    def signed(self) -> bool: ...  # True: a step may be negative
+    @property
+    def low(self) -> Low | None: ...  # of asymmetric grids; None: the zero point is a code
+    @property
+    def packed(self) -> Mapping[str, int]: ...  # fields of codes narrower than a byte â†’ their bits
+
+    @property
     def kernel(self) -> Stored | None: ...  # what the C++ kernels must know to store so; None: torch does, or unbound
 
-    def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
+    def bind(self, scale_G1: Tensor, grid: Grid, rows: int, low_G1: Tensor | None = None) -> Scale:
         """The scale for one matrix and grid: its shared level fixed by these steps, of `rows` rows. Idempotent."""
 
     def bytes(self, groups: int, rows: int = 1) -> int: ...
@@ -119,8 +138,6 @@ class Scale(Protocol):
 
 
 ALL = slice(None)
-LOW = "low"
-"""The field of a step that holds the value of the grid's least number, where that is not a point of the grid."""
 OBJECTIVE = "objective"
 """What a part needs that is learnt, or chosen, by the error of a block's output against the uncompressed model's."""
 
@@ -153,8 +170,13 @@ class Format:
     scale: Scale
     step: Step | None = None
 
-    def bound(self, w_OI: Tensor) -> Format:
-        """The format for this matrix: a level that all its steps share is fixed by its largest magnitudes."""
+    def bound(self, w_OI: Tensor, weight_GK: Tensor | None = None) -> Format:
+        """The format for this matrix: a level that all its steps share is fixed by its largest magnitudes, one that
+        neighbours share by the steps that the ranger would take."""
+        if self.scale.loose is not None:
+            step = self.ranger(self.grain.split(w_OI), self.grid, self.scale.loose, weight_GK)
+            low_G1 = None if step.zero_G1 is None else (self.grid.low - step.zero_G1) * step.scale_G1
+            return replace(self, scale=self.scale.bind(step.scale_G1, self.grid, w_OI.shape[0], low_G1))
         if not self.scale.shared:
             return self
         step_G1 = reach(self.grain.split(w_OI)) / ((self.grid.high - self.grid.low) / 2)
@@ -172,16 +194,17 @@ class Format:
         if self.step is not None:
             return self.step
         weight_GK = None if weight_OI is None else self.grain.split(weight_OI)
-        return self.ranger(self.grain.split(w_OI), self.grid, self.bound(w_OI).scale, weight_GK)
+        return self.ranger(self.grain.split(w_OI), self.grid, self.bound(w_OI, weight_GK).scale, weight_GK)
 
     def load(self, fields: Mapping[str, Tensor]) -> Step:
         """The step again from what is stored of it."""
         scale_G1 = self.scale.load(fields)
         if self.grid.symmetric:
             return Step(scale_G1, None, fields)
-        return Step(
-            scale_G1, lowest(fields, scale_G1, self.grid) if LOW in fields else self.grid.decode(fields["zero"]), fields
-        )
+        if self.scale.low is None and LOW not in fields:
+            return Step(scale_G1, self.grid.decode(fields["zero"]), fields)
+        kept_G1 = fields[LOW] if self.scale.low is None else self.scale.low.load(fields)
+        return Step(scale_G1, lowest(kept_G1, scale_G1, self.grid), fields)
 
     def scaled(self, w_OI: Tensor, step: Step) -> Tensor:
         """`w_OI` in grid units: w / scale + zero, in the dtype of `w_OI`."""
@@ -223,16 +246,17 @@ class Format:
             torch.mul(z_GK, codes.step.scale_G1[part], out=w_GK[part])
         return self.grain.join(w_GK, codes.codes_OI)
 
-    def zero_bytes(self, groups: int) -> int:
-        """Bytes of the packed zero points: one code of the grid's bits a group."""
-        return 0 if self.grid.symmetric else (groups * self.grid.bits + 7) // 8
+    def zero_bytes(self, groups: int, rows: int = 1) -> int:
+        """Bytes of the packed zero points: one code of the grid's bits a group, or as the scale keeps them."""
+        if self.grid.symmetric or self.scale.low is None:
+            return 0 if self.grid.symmetric else (groups * self.grid.bits + 7) // 8
+        return self.scale.low.bytes(groups, rows)
 
     def bytes(self, shape: tuple[int, int]) -> int:
         """Bytes stored for a matrix of shape (O, I): packed rows, steps and zero points."""
-        rows, columns = shape
         groups, _ = self.grain.groups(shape)
-        packed = rows * ((columns * self.grid.bits + 7) // 8)
-        return packed + self.scale.bytes(groups, rows) + self.zero_bytes(groups)
+        packed = shape[0] * ((shape[1] * self.grid.bits + 7) // 8)
+        return packed + self.scale.bytes(groups, shape[0]) + self.zero_bytes(groups, shape[0])
 
 
 @runtime_checkable
@@ -271,30 +295,6 @@ class Codes:
     notes: tuple[str, ...] = ()
 
 
-def lowest(fields: Mapping[str, Tensor], scale_G1: Tensor, grid: Grid) -> Tensor:
-    """zero_G1 of a step that keeps the value of the grid's least number."""
-    return grid.low - fields[LOW].float() / scale_G1
-
-
-CHUNK = 1 << 16
-"""Elements worked on at a time, so that a few float32 temporaries stay in a core's second-level cache."""
-
-
-def chunks(x_GK: Tensor) -> Iterator[slice]:
-    """Slices of whole groups of about `CHUNK` elements."""
-    groups, size = x_GK.shape
-    step = max(1, CHUNK // max(size, 1))
-    return (slice(start, start + step) for start in range(0, groups, step))
-
-
-def reach(x_GK: Tensor) -> Tensor:
-    """The largest magnitude of each group (G, 1), float32, or float64 of float64."""
-    low_G1, high_G1 = ends(x_GK)
-    return torch.maximum(-low_G1, high_G1)
-
-
-def ends(x_GK: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the greatest value of each group (G, 1), float32, or float64 of float64."""
-    low_G1, high_G1 = torch.aminmax(x_GK, dim=1, keepdim=True)
-    dtype = torch.promote_types(x_GK.dtype, torch.float32)
-    return low_G1.to(dtype), high_G1.to(dtype)
+def lowest(low_G1: Tensor, scale_G1: Tensor, grid: Grid) -> Tensor:
+    """zero_G1 of a step that keeps the value of the grid's least number, float32."""
+    return grid.low - low_G1.float() / scale_G1

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class Int:
 
     bits: int
     symmetric: bool = True
+    run: ClassVar[int] = 1
+    paths: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
@@ -93,6 +96,8 @@ class Float:
     top: float
     tiny: float
     cast: torch.dtype | None = None
+    run: ClassVar[int] = 1
+    paths: ClassVar[None] = None
 
     @property
     def kind(self) -> str:
@@ -202,6 +207,8 @@ class CodeBook:
     name: str
     bits: int
     values: tuple[float, ...]
+    run: ClassVar[int] = 1
+    paths: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if list(self.values) != sorted(set(self.values)) or not 2 <= len(self.values) <= 1 << self.bits:

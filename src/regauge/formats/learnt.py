@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regauge.formats.base import OBJECTIVE, Format, Grid, Scale, Step, ends
+from regauge.formats.base import OBJECTIVE, Format, Grid, Scale, Step, ends, lowest
 from regauge.kernels.cpu.sweep import Range
 
 BOTTOM, TOP = "bottom", "top"
@@ -186,9 +186,13 @@ def _step(bottom_G1: Tensor, top_G1: Tensor, x_GK: Tensor, grid: Grid, scale: Sc
         raw_G1 = torch.maximum(low_G1 / grid.low, high_G1 / grid.high)
     else:
         raw_G1 = high_G1 / (grid.high - grid.low) - low_G1 / (grid.high - grid.low)
-    scale_G1, fields = scale.bind(raw_G1.detach(), grid, 1).store(raw_G1.detach())
+    scale = scale.bind(raw_G1.detach(), grid, 1)
+    scale_G1, fields = scale.store(raw_G1.detach())
     scale_G1 = scale_G1 + (raw_G1 - raw_G1.detach())
     if grid.symmetric:
         return Step(scale_G1, None, fields)
+    if scale.low is not None:
+        kept_G1, beside = scale.low.store(low_G1.detach())
+        return Step(scale_G1, lowest(kept_G1 + (low_G1 - low_G1.detach()), scale_G1, grid), {**fields, **beside})
     zero_G1 = _passed(grid.low - low_G1 / scale_G1, torch.round).clamp(grid.low, grid.high)
     return Step(scale_G1, zero_G1, {**fields, "zero": grid.encode(zero_G1.detach())})

@@ -54,4 +54,4 @@ class Ends:
         limits = torch.finfo(kept)
         stored_G1 = low_G1.clamp(limits.min, limits.max).to(kept)
         fields = {**fields, LOW: stored_G1}
-        return Step(scale_G1, lowest(fields, scale_G1, grid), fields)
+        return Step(scale_G1, lowest(stored_G1, scale_G1, grid), fields)

@@ -13,47 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Grid, Ranger, Scale, Step, chunks, ends, reach
+from regauge.formats.base import Grid, Ranger, Scale, Step, ends, reach
+from regauge.formats.chunks import chunks
+from regauge.formats.laying import even, middle, over, stored, uneven
 from regauge.kernels.cpu import sweep
 from regauge.kernels.cpu.checks import DTYPES
 
 LEAST = torch.finfo(torch.float32).eps * torch.finfo(torch.float32).tiny ** 0.5
 """The least step that is taken from values at hand."""
-
-
-def stored(raw_G1: Tensor, zero_G1: Tensor | None, grid: Grid, scale: Scale) -> Step:
-    """The step as the scale keeps it, with its zero point."""
-    scale_G1, fields = scale.store(raw_G1)
-    if zero_G1 is not None:
-        fields = {**fields, "zero": grid.encode(zero_G1)}
-    return Step(scale_G1, zero_G1, fields)
-
-
-def _middle(raw_G1: Tensor, grid: Grid) -> Tensor | None:
-    """The zero point of a range that lies evenly around 0."""
-    if grid.symmetric:
-        return None
-    return torch.full_like(raw_G1, float(int(grid.high - grid.low + 1) // 2), dtype=torch.float32)
-
-
-def _over(x: Tensor, number: float) -> Tensor:
-    """x / number, rounded alike on every device: on a GPU torch multiplies by the reciprocal of a plain number."""
-    return x / torch.full_like(x, number) if x.is_cuda else x / number
-
-
-def _even(reach_G1: Tensor, grid: Grid) -> Tensor:
-    """Raw step of the range [−a, a]: 2a over the width of the grid."""
-    return _over(reach_G1, (grid.high - grid.low) / 2)
-
-
-def _uneven(low_G1: Tensor, high_G1: Tensor, grid: Grid, scale: Scale) -> Step:
-    """The step of the range [low, high], which must hold 0."""
-    if grid.symmetric:
-        return stored(torch.maximum(_over(low_G1, grid.low), _over(high_G1, grid.high)), None, grid, scale)
-    width = grid.high - grid.low
-    scale_G1, fields = scale.store(high_G1 / width - low_G1 / width)
-    zero_G1 = (grid.low - low_G1 / scale_G1).round().clamp(grid.low, grid.high).float()
-    return Step(scale_G1, zero_G1, {**fields, "zero": grid.encode(zero_G1)})
 
 
 @dataclass(frozen=True)
@@ -78,8 +45,8 @@ class AbsMax:
         return frozenset()
 
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
-        raw_G1 = _even(reach(x_GK), grid)
-        return stored(raw_G1, _middle(raw_G1, grid), grid, scale.bind(raw_G1, grid, 1))
+        raw_G1 = even(reach(x_GK), grid)
+        return stored(raw_G1, middle(raw_G1, grid), grid, scale.bind(raw_G1, grid, 1))
 
 
 @dataclass(frozen=True)
@@ -103,8 +70,8 @@ class MinMax:
 
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
         low_G1, high_G1 = (end.clamp(max=0) if i == 0 else end.clamp(min=0) for i, end in enumerate(ends(x_GK)))
-        raw_G1 = _even(torch.maximum(-low_G1, high_G1), grid)
-        return _uneven(low_G1, high_G1, grid, scale.bind(raw_G1, grid, 1))
+        raw_G1 = even(torch.maximum(-low_G1, high_G1), grid)
+        return uneven(low_G1, high_G1, grid, scale.bind(raw_G1, grid, 1))
 
 
 @dataclass(frozen=True)
@@ -132,11 +99,11 @@ class Dynamic:
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
         low_G1, high_G1 = ends(x_GK)
         if grid.symmetric:
-            raw_G1 = _even(torch.maximum(-low_G1, high_G1), grid)
+            raw_G1 = even(torch.maximum(-low_G1, high_G1), grid)
         else:
             low_G1, high_G1, width = low_G1.clamp(max=0), high_G1.clamp(min=0), grid.high - grid.low
-            raw_G1 = _over(high_G1 - low_G1, width)
-            raw_G1 = torch.where(raw_G1.isfinite(), raw_G1, _over(high_G1, width) - _over(low_G1, width))
+            raw_G1 = over(high_G1 - low_G1, width)
+            raw_G1 = torch.where(raw_G1.isfinite(), raw_G1, over(high_G1, width) - over(low_G1, width))
         kept_G1, fields = scale.bind(raw_G1, grid, 1).store(raw_G1.clamp(min=LEAST))
         scale_G1 = torch.where(raw_G1.isfinite(), kept_G1, raw_G1.float())
         if grid.symmetric:
@@ -174,20 +141,22 @@ class Static:
 class Search:
     """The range, shrunk, with the least squared error, each element's counted by `weight_GK` where that is given.
 
-    Candidates are AbsMax, MinMax, `steps` shrinks down to `least`, and the least-squares step for the codes of the best
-    of them. All are stored steps, so the result is never worse than AbsMax or MinMax under the same objective.
+    Candidates are AbsMax, MinMax, `steps` shrinks from `most` down to `least`, and the least-squares step for the codes
+    of the best of them. All are stored steps, so the result is never worse than AbsMax or MinMax under the same
+    objective. A share above 1 leaves the last codes unused: on grids whose spacing grows, such as fp4, the largest
+    weights may lie better below them, and steps of few bits are then all tried (4/6, arXiv 2512.02010).
 
     Cost: about seven passes over the weights a candidate.
     """
 
     steps: int = 20
     least: float = 0.4
+    most: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.least <= 1:
-            raise ValueError(
-                f"a search takes 1 or more steps down to a share in (0, 1], not {self.steps}, {self.least}"
-            )
+        if self.steps < 1 or not 0 < self.least <= 1 <= self.most:
+            given = f"{self.steps}, {self.most} and {self.least}"
+            raise ValueError(f"a search takes 1 or more steps from a share of 1 or more to one in (0, 1], not {given}")
 
     @property
     def name(self) -> str:
@@ -204,25 +173,27 @@ class Search:
     def __call__(self, x_GK: Tensor, grid: Grid, scale: Scale, weight_GK: Tensor | None = None) -> Step:
         low_G1, high_G1 = ends(x_GK)
         low_G1, high_G1 = low_G1.clamp(max=0), high_G1.clamp(min=0)
-        raw_G1 = _even(torch.maximum(-low_G1, high_G1), grid)
+        raw_G1 = even(torch.maximum(-low_G1, high_G1), grid)
         scale = scale.bind(raw_G1, grid, 1)
         found = by_kernel(self.kernel, x_GK, grid, scale, weight_GK)
         if found is not None:
             return found
-        best = stored(raw_G1, _middle(raw_G1, grid), grid, scale)
+        best = stored(raw_G1, middle(raw_G1, grid), grid, scale)
         error_G1 = squared_error(x_GK, best, grid, weight_GK)
         for index, share in enumerate(self._shares):
             if grid.symmetric and index:
                 step = stored(raw_G1 * share, None, grid, scale)
             else:
-                step = _uneven(low_G1 * share, high_G1 * share, grid, scale)
-            best, error_G1 = _better(best, error_G1, step, squared_error(x_GK, step, grid, weight_GK))
+                step = uneven(low_G1 * share, high_G1 * share, grid, scale)
+            best, error_G1 = better(best, error_G1, step, squared_error(x_GK, step, grid, weight_GK))
         step = stored(_least_squares(x_GK, best, grid, weight_GK), best.zero_G1, grid, scale)
-        return _better(best, error_G1, step, squared_error(x_GK, step, grid, weight_GK))[0]
+        return better(best, error_G1, step, squared_error(x_GK, step, grid, weight_GK))[0]
 
     @property
     def _shares(self) -> tuple[float, ...]:
-        return tuple(1 - (1 - self.least) * index / self.steps for index in range(self.steps + 1))
+        """1 first, as the kernels want it, then the others, downwards."""
+        shares = [self.most - (self.most - self.least) * index / self.steps for index in range(self.steps + 1)]
+        return (1.0, *(share for share in shares if share != 1))
 
 
 LONGEST = 1 << 14
@@ -282,7 +253,7 @@ def _codes(x: Tensor, part: slice, step: Step, grid: Grid) -> Tensor:
     return grid.snap(z.add_(step.zero_G1[part])).sub_(step.zero_G1[part])
 
 
-def _better(old: Step, old_G1: Tensor, new: Step, new_G1: Tensor) -> tuple[Step, Tensor]:
+def better(old: Step, old_G1: Tensor, new: Step, new_G1: Tensor) -> tuple[Step, Tensor]:
     """For each group the step with the lesser error; the old one where they are equal."""
     wins_G1 = new_G1 < old_G1
     return either(wins_G1, new, old), torch.where(wins_G1, new_G1, old_G1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +20,10 @@ from regauge.formats.base import Grid, Scale
 from regauge.kernels.cpu.sweep import BF16, E4M3, E8M0, F16, F32, Stored
 
 Fields = dict[str, Tensor]
+UNPACKED: Mapping[str, int] = {}
 
 
-def _filled(scale_G1: Tensor) -> Tensor:
+def filled(scale_G1: Tensor) -> Tensor:
     """float32, with 1 in place of 0."""
     scale_G1 = scale_G1.float()
     return torch.where(scale_G1 > 0, scale_G1, torch.ones_like(scale_G1))
@@ -32,24 +34,26 @@ _KINDS = {torch.float16: F16, torch.bfloat16: BF16, torch.float32: F32}
 
 @dataclass(frozen=True)
 class Cast:
-    """The step in a float dtype. Underflow takes the least positive normal value, overflow the greatest."""
+    """The step in a float dtype. Underflow takes the least normal value, overflow the greatest.
+
+    Attributes:
+        signed: whether a step may be negative, which turns the grid round: its further end then lies up.
+    """
 
     name: str
     dtype: torch.dtype
-
-    @property
-    def shared(self) -> bool:
-        return False
-
-    @property
-    def fused(self) -> bool:
-        return False
+    signed: bool = False
+    shared: ClassVar[bool] = False
+    fused: ClassVar[bool] = False
+    loose: ClassVar[None] = None
+    low: ClassVar[None] = None
+    packed: ClassVar[Mapping[str, int]] = UNPACKED
 
     @property
     def kernel(self) -> Stored | None:
-        return Stored(_KINDS[self.dtype]) if self.dtype in _KINDS else None
+        return Stored(_KINDS[self.dtype]) if self.dtype in _KINDS and not self.signed else None
 
-    def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
+    def bind(self, scale_G1: Tensor, grid: Grid, rows: int, low_G1: Tensor | None = None) -> Scale:
         return self
 
     def bytes(self, groups: int, rows: int = 1) -> int:
@@ -57,7 +61,10 @@ class Cast:
 
     def store(self, scale_G1: Tensor) -> tuple[Tensor, Fields]:
         limits = torch.finfo(self.dtype)
-        stored = _filled(scale_G1).clamp(limits.tiny, limits.max).to(self.dtype)
+        size_G1 = scale_G1.abs() if self.signed else scale_G1
+        stored = filled(size_G1).clamp(limits.tiny, limits.max).to(self.dtype)
+        if self.signed:
+            stored = torch.where(scale_G1 < 0, -stored, stored)
         return stored.float(), {"scale": stored}
 
     def load(self, fields: Mapping[str, Tensor]) -> Tensor:
@@ -72,6 +79,11 @@ def Float32() -> Cast:
 def Float16() -> Cast:
     """The step in float16."""
     return Cast("f16", torch.float16)
+
+
+def Float16Signed() -> Cast:
+    """The step in float16, with a sign."""
+    return Cast("f16-signed", torch.float16, signed=True)
 
 
 def BFloat16() -> Cast:
@@ -119,24 +131,19 @@ class PowerOfTwo:
 
     strict: bool = False
     top: float = 0.0
-
-    @property
-    def name(self) -> str:
-        return "e8m0"
-
-    @property
-    def shared(self) -> bool:
-        return False
-
-    @property
-    def fused(self) -> bool:
-        return False
+    name: ClassVar[str] = "e8m0"
+    shared: ClassVar[bool] = False
+    fused: ClassVar[bool] = False
+    loose: ClassVar[None] = None
+    signed: ClassVar[bool] = False
+    low: ClassVar[None] = None
+    packed: ClassVar[Mapping[str, int]] = UNPACKED
 
     @property
     def kernel(self) -> Stored | None:
         return Stored(E8M0, top=self.top, strict=self.strict) if self.top else None
 
-    def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
+    def bind(self, scale_G1: Tensor, grid: Grid, rows: int, low_G1: Tensor | None = None) -> Scale:
         return replace(self, top=grid.high / 2.0 ** math.floor(math.log2(grid.high)))
 
     def bytes(self, groups: int, rows: int = 1) -> int:
@@ -146,7 +153,7 @@ class PowerOfTwo:
         if not self.top:
             raise ValueError("a power of two is chosen for a grid: bind it first")
         # A step is a / high in float32; the margin of 2^−21 undoes its rounding where a is a 16-bit float.
-        peak_G1 = _filled(scale_G1).clamp(2.0**-126, 2.0**126).double() * (self.top * (1 + 2.0**-21))
+        peak_G1 = filled(scale_G1).clamp(2.0**-126, 2.0**126).double() * (self.top * (1 + 2.0**-21))
         exponent = _floor_log2(peak_G1)
         if not self.strict:
             exponent += (peak_G1 >= (self.top + 2) / 2 * torch.exp2(exponent.double())).to(exponent.dtype)
@@ -161,30 +168,26 @@ class PowerOfTwo:
 class M1:
     """The step rounded up to a power of two, one byte (ZeroQuant-FP, arXiv 2307.09782, M1): nothing is clipped."""
 
-    @property
-    def name(self) -> str:
-        return "m1"
-
-    @property
-    def shared(self) -> bool:
-        return False
-
-    @property
-    def fused(self) -> bool:
-        return False
+    name: ClassVar[str] = "m1"
+    shared: ClassVar[bool] = False
+    fused: ClassVar[bool] = False
+    loose: ClassVar[None] = None
+    signed: ClassVar[bool] = False
+    low: ClassVar[None] = None
+    packed: ClassVar[Mapping[str, int]] = UNPACKED
 
     @property
     def kernel(self) -> Stored | None:
         return None
 
-    def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
+    def bind(self, scale_G1: Tensor, grid: Grid, rows: int, low_G1: Tensor | None = None) -> Scale:
         return self
 
     def bytes(self, groups: int, rows: int = 1) -> int:
         return groups
 
     def store(self, scale_G1: Tensor) -> tuple[Tensor, Fields]:
-        step_G1 = _filled(scale_G1).clamp(2.0**-126, 2.0**127).double()
+        step_G1 = filled(scale_G1).clamp(2.0**-126, 2.0**127).double()
         exponent = _floor_log2(step_G1)
         exponent = (exponent + _ceil(step_G1, exponent)).clamp(-126, 127)
         return _power(exponent), {"scale": _bytes_of(exponent)}
@@ -207,29 +210,24 @@ class M2:
     """
 
     row_R1: Tensor | None = None
-
-    @property
-    def name(self) -> str:
-        return "m2"
-
-    @property
-    def shared(self) -> bool:
-        return True
-
-    @property
-    def fused(self) -> bool:
-        return False
+    name: ClassVar[str] = "m2"
+    shared: ClassVar[bool] = True
+    fused: ClassVar[bool] = False
+    loose: ClassVar[None] = None
+    signed: ClassVar[bool] = False
+    low: ClassVar[None] = None
+    packed: ClassVar[Mapping[str, int]] = UNPACKED
 
     @property
     def kernel(self) -> Stored | None:
         return None
 
-    def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
+    def bind(self, scale_G1: Tensor, grid: Grid, rows: int, low_G1: Tensor | None = None) -> Scale:
         if self.row_R1 is not None:
             return self
         rows = rows if scale_G1.shape[0] % rows == 0 else 1
         largest_R1 = scale_G1.float().view(rows, -1).amax(1, keepdim=True)
-        return M2(_filled(largest_R1).clamp(2.0**-110, 2.0**126))
+        return M2(filled(largest_R1).clamp(2.0**-110, 2.0**126))
 
     def bytes(self, groups: int, rows: int = 1) -> int:
         return groups + 4 * (rows if groups % rows == 0 else 1)
@@ -259,24 +257,19 @@ class TwoLevel:
     """
 
     global_1: Tensor | None = None
-
-    @property
-    def name(self) -> str:
-        return "nv"
-
-    @property
-    def shared(self) -> bool:
-        return True
-
-    @property
-    def fused(self) -> bool:
-        return True
+    name: ClassVar[str] = "nv"
+    shared: ClassVar[bool] = True
+    fused: ClassVar[bool] = True
+    loose: ClassVar[None] = None
+    signed: ClassVar[bool] = False
+    low: ClassVar[None] = None
+    packed: ClassVar[Mapping[str, int]] = UNPACKED
 
     @property
     def kernel(self) -> Stored | None:
         return None if self.global_1 is None else Stored(E4M3, whole=float(self.global_1))
 
-    def bind(self, scale_G1: Tensor, grid: Grid, rows: int) -> Scale:
+    def bind(self, scale_G1: Tensor, grid: Grid, rows: int, low_G1: Tensor | None = None) -> Scale:
         if self.global_1 is not None:
             return self
         largest = float(scale_G1.max())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from regauge.errors import nearest
 from regauge.formats.base import ALL, Codes, Format, Term
+from regauge.formats.phases import PHASES, Phases
 
 LOW_RANK = "low-rank"
 
@@ -92,9 +93,9 @@ class LowRank:
         return self.left_OR[index] @ self.right_RI
 
 
-KINDS: Mapping[str, Callable[[Mapping[str, Tensor]], Term]] = {LOW_RANK: LowRank.of}
+KINDS: Mapping[str, Callable[[Mapping[str, Tensor]], Term]] = {LOW_RANK: LowRank.of, PHASES: Phases.of}
 """Kind → the term from its tensors by name."""
-NAMES: Mapping[str, tuple[str, ...]] = {LOW_RANK: ("left", "right")}
+NAMES: Mapping[str, tuple[str, ...]] = {LOW_RANK: ("left", "right"), PHASES: ("codes", "scales")}
 """Kind → the names of its tensors."""
 
 
@@ -141,4 +142,13 @@ def summed(codes: Codes, fmt: Format) -> Tensor:
 def _float(term: Term) -> Term:
     """The term in float32, so that its products are not rounded to the dtype in which it is stored."""
     known = KINDS.get(term.kind)
-    return term if known is None else known({name: tensor.float() for name, tensor in term.tensors.items()})
+    return (
+        term
+        if known is None
+        else known({name: in_dtype(tensor, torch.float32) for name, tensor in term.tensors.items()})
+    )
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of a term in a dtype to compute in; codes stay as they are."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -154,3 +154,29 @@ def integer_matmul(x_TI: Shaped[Tensor, "T I"], w_OI: Shaped[Tensor, "O I"]) -> 
     float64 carries it: |x|, |w| ≤ 255 and I < 2^36 stay below 2^53.
     """
     return (x_TI.double() @ w_OI.double().T).long()
+
+
+def plane_matmul(
+    x_TI: UInt8[Tensor, "T I"], w_OI: UInt8[Tensor, "O I"], x_bits: int, w_bits: int
+) -> Int64[Tensor, "T O"]:
+    """Exact product x Wᵀ of unsigned codes of any two widths, int64, by planes of single bits (ABQ-LLM, 2408.08554).
+
+    X = Σ 2^s X_s and W = Σ 2^t W_t, so X Wᵀ = Σ 2^(s+t) popcount(X_s & W_t): work grows with the product of the widths,
+    whatever they are. Signed codes z − offset give the same with the terms of the offsets beside it.
+
+    Args:
+        x_TI, w_OI: each below 2^bits.
+        x_bits, w_bits: 1 to 8.
+    """
+    for name, codes, bits in (("x", x_TI, x_bits), ("w", w_OI, w_bits)):
+        if not 1 <= bits <= 8 or (codes.numel() and int(codes.max()) >> bits):
+            raise ValueError(f"codes of {name} are below 2^bits for 1 to 8 bits; bits is {bits}")
+    ones = torch.tensor([byte.bit_count() for byte in range(256)], dtype=torch.uint8, device=x_TI.device)
+    total_TO = torch.zeros(len(x_TI), len(w_OI), dtype=torch.int64, device=x_TI.device)
+    planes = [(s, pack((x_TI >> s) & 1, 1)) for s in range(x_bits)]
+    for t in range(w_bits):
+        w_OB = pack((w_OI >> t) & 1, 1)
+        for s, x_TB in planes:
+            both_TOB = x_TB[:, None] & w_OB[None]
+            total_TO += ones[both_TOB.int()].sum(-1, dtype=torch.int64) << (s + t)
+    return total_TO

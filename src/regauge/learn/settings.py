@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+ERROR, DISTRIBUTION = LOSSES = ("error", "distribution")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -19,6 +20,8 @@ class Settings:
         schedule: of the learning rates: `constant`, or from 1 to 0 as `linear` or `cosine`.
         patience: passes over the text without a new best before a block is left; 0 for never.
         every: steps between two looks at the error; 0: one after each pass over the text. Patience counts looks then.
+        loss: what a step lowers: the block's `error`, or beside it how its states and attention maps are distributed
+            (`distribution`, ABQ-LLM, 2408.08554). The best is kept by the error either way.
     """
 
     steps: int = 320
@@ -27,6 +30,7 @@ class Settings:
     schedule: str = "constant"
     patience: int = 5
     every: int = 0
+    loss: str = ERROR
 
     def __post_init__(self) -> None:
         for value, what in ((self.steps, "steps"), (self.batch, "tokens a batch")):
@@ -38,6 +42,8 @@ class Settings:
             raise ValueError(f"every is 0 (after each pass over the text) or a number of steps, not {self.every}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"the schedule is one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"the loss is one of {', '.join(LOSSES)}, not {self.loss!r}")
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"the optimiser is one of {', '.join(OPTIMISERS)}, not {self.optimiser!r}")
 

@@ -59,6 +59,15 @@ REWRITE_ROWS: Mapping[str, Part] = {
         text=True,
         cost="one pass over calibration text, and 21 runs of a block for each of up to four sets of readers",
     ),
+    "level": Part(
+        "regauge.rewrites.levelling:Level",
+        "each norm's channels moved so that one step gives the codes that a step each would have",
+        "2402.05628",
+        short="bits",
+        places=(REWRITES,),
+        text=True,
+        cost="one pass over calibration text",
+    ),
     "rotate": Part(
         "regauge.rewrites.rotation:RotateHadamard",
         "residual and values turned by a Hadamard matrix",

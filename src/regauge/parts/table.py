@@ -14,21 +14,13 @@ from regauge.parts.caches import CACHE_ROWS
 from regauge.parts.moves import REWRITE_ROWS
 from regauge.parts.part import Part
 from regauge.parts.points import ARITHMETIC, CACHE, INPUTS, MEASURE, WEIGHTS
+from regauge.parts.scales import MODEL, NUMBERS, SCALE_ROWS, UNEVEN
 from regauge.parts.shape import SHAPE_ROWS
 
-NUMBERS = (WEIGHTS, INPUTS, CACHE)
-"""Places whose elements are rounded."""
-MODEL = (WEIGHTS, INPUTS)
-"""Those of them that matrices are multiplied at; a cache is read by fewer formats."""
 COARSE, FINE = "group:128 else group:64 else channel", "group:32"
 """The grains that the search tries: the coarsest that pays, and a fine one."""
 OFFERED = {**{f"int{bits}-asym": (COARSE, FINE) for bits in (2, 3, 4, 5, 6)}, "int8": ("channel",)}
 """Integers that the search tries, with their grains: asymmetric below 8 bits, where one more code counts."""
-
-UNEVEN = dict.fromkeys(
-    ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4", "nf4", "ternary"), "offsets are in steps, which only integers have"
-)
-"""Grids whose values do not lie evenly, and why what is learnt in steps refuses them."""
 
 
 def _ints() -> dict[str, Part]:
@@ -48,6 +40,20 @@ def _ints() -> dict[str, Part]:
     return table
 
 
+def _trellises() -> dict[str, Part]:
+    table = {}
+    for bits, name in ((2, "Two"), (3, "Three"), (4, "Four")):
+        table[f"trellis{bits}"] = Part(
+            f"regauge.formats.trellis:{name}",
+            f"128 values for {bits} bits: a window over the bits of neighbours chooses, and Viterbi finds the path",
+            "2406.11235",
+            short="window",
+            wants={"ranger": ("deviation",), "rounder": ("nearest", "gptq", "gptq-ordered", "retargeted")},
+            cost="two passes over the weights with 128 candidates each; with feedback about two more",
+        )
+    return table
+
+
 TABLE: Mapping[str, Mapping[str, Part]] = {
     "grid": {
         **_ints(),
@@ -60,6 +66,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
         ),
         "nf4": Part("regauge.formats.grids:NF4", "16 quantiles of the normal distribution", "2305.14314", places=MODEL),
         "ternary": Part("regauge.formats.grids:Ternary", "-1, 0 and 1 in two bits", places=MODEL),
+        **_trellises(),
     },
     "grain": {
         "channel": Part("regauge.formats.grains:Channel", "one step an output channel"),
@@ -95,6 +102,25 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             "the shrink of the range with the least (weighted) squared error",
             offers={WEIGHTS: ("search",)},
             cost="seven passes over the weights for each of some twenty shrinks",
+        ),
+        "least-squares": Part(
+            "regauge.formats.refits:LeastSquares",
+            "of some trial steps, each refitted by least squares to its codes, that of the least (weighted) error",
+            "https://github.com/ggml-org/llama.cpp/pull/1684",
+            cost="ten passes over the weights for each of twenty trials; twice that under two-level steps",
+        ),
+        "half-quadratic": Part(
+            "regauge.formats.refits:HalfQuadratic",
+            "the range of minmax, its zero moved so that few errors are large",
+            "https://mobiusml.github.io/hqq_blog",
+            cost="ten passes over the weights for each of twenty rounds",
+        ),
+        "deviation": Part(
+            "regauge.formats.deviations:Deviation",
+            "the root mean square of the group, times the share of some with the least squared error",
+            short="tries",
+            wants={"grid": ("trellis2", "trellis3", "trellis4")},
+            cost="a rounding of the weights for each share",
         ),
         "learnt-clip": Part(
             "regauge.formats.learnt:LearntClip",
@@ -134,31 +160,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             cost="one pass over calibration text; none when the model runs",
         ),
     },
-    "scale": {
-        "f32": Part("regauge.formats.scales:Float32", "the step in float32", places=MODEL),
-        "f16": Part("regauge.formats.scales:Float16", "the step in float16", places=NUMBERS),
-        "bf16": Part(
-            "regauge.formats.scales:BFloat16", "the step in bfloat16", places=NUMBERS, offers={WEIGHTS: ("bf16",)}
-        ),
-        "e8m0": Part(
-            "regauge.formats.scales:PowerOfTwo",
-            "the step is a power of two in one byte (MX)",
-            "2310.10537",
-            fixed={"top": 0.0},
-        ),
-        "nv": Part(
-            "regauge.formats.scales:TwoLevel",
-            "the step in e4m3 under one float32 for the matrix (NVFP4)",
-            fixed={"global_1": None},
-        ),
-        "m1": Part("regauge.formats.scales:M1", "the step rounded up to a power of two", "2307.09782"),
-        "m2": Part(
-            "regauge.formats.scales:M2",
-            "steps tied to the largest of their row by powers of two",
-            "2307.09782",
-            fixed={"row_R1": None},
-        ),
-    },
+    "scale": SCALE_ROWS,
     "rounder": {
         "nearest": Part(
             "regauge.rounding.rounders:Nearest",
@@ -168,7 +170,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
         "importance": Part(
             "regauge.rounding.rounders:ImportanceNearest",
             "nearest, with the step fitted where inputs and weights are large: E[x²] · √(spread σ² + w²)",
-            wants={"ranger": ("search",)},
+            wants={"ranger": ("search", "least-squares")},
             text=True,
             cost="one pass over calibration text",
         ),
@@ -240,6 +242,14 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             text=True,
             cost="one pass over calibration text, a Cholesky factor and an SVD a matrix; rank · (O + I) more products "
             "a token",
+        ),
+        "phases": Part(
+            "regauge.rounding.compensators:PhasesLeft",
+            "what rounding leaves as complex entries 1, i, -1, -i, a bit a weight and pass",
+            "2512.02901",
+            short="passes",
+            term="phases",
+            cost="a few passes over the weights; sums of inputs by sign in torch's modules, no native step",
         ),
     },
     "transform": {

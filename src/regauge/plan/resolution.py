@@ -9,6 +9,7 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.errors import RecipeError
 from regauge.formats.base import OBJECTIVE
+from regauge.formats.runs import refusal as uneven
 from regauge.parts import ATTENTION, CACHE, INPUTS, PLACES, WEIGHTS, Point, Spec
 from regauge.plan import forms
 from regauge.plan.contradictions import reasons_of_parts
@@ -223,9 +224,12 @@ def _divide(refusal: str, point: Point, otherwise: str) -> str:
 
 def _refusals(point: Point, site: Site) -> list[str]:
     reasons = []
-    refusal = parts.format_of(point).grain.refuses(site.shape)
+    fmt = parts.format_of(point)
+    refusal = fmt.grain.refuses(site.shape)
     if refusal is not None:
         reasons.append(_divide(refusal, point, "channel"))
+    elif (uncut := uneven(fmt, site.shape)) is not None:
+        reasons.append(f"{uncut}: give it another grid, or a grain of whole runs")
     if site.block is None:
         reasons += [
             f"{axis} {point.name(axis)!r} is learnt by the error of a block's output, and what lies in no block has "

@@ -15,7 +15,7 @@ from regauge.plan.model import Plan, Rule
 from regauge.plan.text import FULL, OLDER, REWRITE
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096, typed=True)
 def _scalar(value: Option, block: bool = False) -> str:
     """As YAML inside a flow row, or after a key of a block: plain where that reads back the same."""
     if isinstance(value, str):

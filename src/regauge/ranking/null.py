@@ -11,7 +11,7 @@ from regauge import parts
 from regauge.parts import CACHE, INPUTS, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, Rule, digest
 
-PLAIN_STEPS = ("f32", "f16", "bf16")
+PLAIN_STEPS = ("f32", "f16", "bf16", "f16-low", "super", "super-low")
 """Steps that a null keeps; of others it takes bf16."""
 
 

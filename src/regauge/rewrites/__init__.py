@@ -1,6 +1,7 @@
 """Rewrites: choices of function-preserving moves."""
 
 from regauge.rewrites.base import Rewrite, fixed
+from regauge.rewrites.levelling import Level
 from regauge.rewrites.norms import FoldNorm, LayerNormToRMS
 from regauge.rewrites.permutation import PermuteByImportance
 from regauge.rewrites.planting import PlantOutliers
@@ -13,6 +14,7 @@ __all__ = [
     "FoldNorm",
     "GainBiases",
     "LayerNormToRMS",
+    "Level",
     "PermuteByImportance",
     "PlantOutliers",
     "Rewrite",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Format, Step
+from regauge.formats.laying import stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,5 +45,4 @@ def together(fitted: Sequence[Step], fmt: Format) -> Step:
     scale_G1 = torch.cat([step.scale_G1 for step in fitted], 1).view(-1, 1)
     zeros = [step.zero_G1 for step in fitted if step.zero_G1 is not None]
     zero_G1 = torch.cat(zeros, 1).view(-1, 1) if zeros else None
-    scale_G1, fields = fmt.scale.bind(scale_G1, fmt.grid, 1).store(scale_G1)
-    return Step(scale_G1, zero_G1, fields if zero_G1 is None else {**fields, "zero": fmt.grid.encode(zero_G1)})
+    return stored(scale_G1, zero_G1, fmt.grid, fmt.scale.bind(scale_G1, fmt.grid, 1))

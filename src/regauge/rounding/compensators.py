@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Term
+from regauge.formats.phases import phases
 from regauge.formats.terms import LowRank
 from regauge.rounding.base import Stats
 
@@ -95,6 +96,37 @@ class WeightedLowRank:
         lower_II = root(stats["hessian"].to(w_OI.device), self.damp).float()
         left_OR, right_RI = weighted_low_rank(w_OI.float() - w_hat_OI.float(), lower_II, self.rank)
         return (LowRank(left_OR.to(torch.bfloat16), right_RI.to(torch.bfloat16)),)
+
+
+@dataclass(frozen=True)
+class PhasesLeft:
+    """What rounding leaves, in its widely linear form with entries ±1 and ±i (Fairy2i, arXiv 2512.02901), pass by pass.
+
+    W − Ŵ as U x + V x̄, each complex entry on the nearest axis with a step for the real and one for the imaginary, again
+    on what that leaves: one bit a weight and pass. The product adds and subtracts inputs and multiplies sums by steps.
+
+    Cost: a few passes over the weights; the packed modules multiply by signs in torch, and the native step has it not.
+    Differs: the paper trains so and has nothing beside the passes; this rounds what exists, behind a grid's codes.
+    """
+
+    passes: int = 1
+    again: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.passes <= 8:
+            raise ValueError(f"passes are 1 to 8, not {self.passes}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    def bytes(self, shape: tuple[int, int]) -> int:
+        """A bit a weight and four steps in float32, each pass."""
+        return self.passes * (shape[0] * shape[1] // 8 + 16)
+
+    def __call__(self, w_OI: Tensor, w_hat_OI: Tensor, stats: Stats) -> tuple[Term, ...]:
+        """One term of that kind."""
+        return (phases(w_OI.float() - w_hat_OI.float(), self.passes),)
 
 
 def root(moment_II: Tensor, damp: float) -> Tensor:

@@ -25,7 +25,8 @@ class Factor:
     the value w_j + Σ_{i<j} e_i F_ij.
 
     Attributes:
-        feedback_II: F, in the dtype of the sweep; unit diagonal, zeros below it.
+        feedback_II: F, in the dtype of the sweep; zeros below the diagonal. On it, where F is 1 and nobody reads it,
+            stands M_jj: by its square an error of column j alone costs.
         damp: the share of the mean diagonal that was added in the end.
         notes: what had to be changed, in a sentence each.
     """
@@ -112,7 +113,9 @@ def factor(hessian_II: Tensor, damp: float, order_I: Tensor | None, dtype: torch
             del h_II
             upper_II = lower_II.flip(0, 1)
             del lower_II
-            upper_II.div_(upper_II.diagonal().clone())
+            own_I = upper_II.diagonal().clone()
+            upper_II.div_(own_I)
+            upper_II.diagonal().copy_(own_I)
             return Factor(upper_II.to(dtype or hessian_II.dtype).contiguous(), share, tuple(notes))
         share = max(share, 1e-4) * 10
     raise ValueError("the Hessian cannot be factored at any damping: it is not symmetric or not a second moment")

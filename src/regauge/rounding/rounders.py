@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Codes, Format, Step
-from regauge.rounding import tries
+from regauge.rounding import tries, words
 from regauge.rounding.base import Stats
 from regauge.rounding.columns import Columns, together
 from regauge.rounding.feedback import Factor, factor, shared
@@ -97,10 +97,11 @@ class GPTQ:
     Attributes:
         damp: λ as a share of the mean diagonal of H.
         order: "none" goes left to right, "activation" by falling diagonal of H; this needs static groups.
-        static_groups: steps are fitted to the original weights, as those that were learnt are. Else a group's step is
-            fitted when its first column is reached, to weights that carry the feedback.
+        static_groups: steps are fitted to the original weights, as those that were learnt are, or that share a level
+            along a row. Else a group's is fitted when its first column is reached, to weights that carry the feedback.
         tries: ranges tried, where steps are fitted before the sweep and the grid is coarse: the whole one, and shrunk
-            evenly down to 0.8; each row keeps the one that leaves it the least error. Each costs a sweep and O·I².
+            evenly down to 0.8 (stretched up to 1.6 where words are rounded); each row keeps the one that leaves it the
+            least error. Each costs a sweep and O·I².
         block: columns of one block of feedback; a matter of speed only.
         precision: "float32" of the factor, with float64 where that fails; "float64" from the start; "double" makes the
             sweep float64 too, for comparisons.
@@ -143,12 +144,10 @@ class GPTQ:
         if bool(dead_I.any()):
             w_OI[:, dead_I] = 0
             notes.append(f"{int(dead_I.sum())} of {len(dead_I)} inputs were always 0: their weights became 0")
-        order_I = None
-        if self.order == "activation":
-            order_I = hessian_II.diagonal().argsort(descending=True, stable=True)
+        order_I = words.falling(hessian_II.diagonal(), fmt.grid.run) if self.order == "activation" else None
         made = shared(
             stats["hessian"],
-            (self.damp, self.order, dtype, sweep),
+            (self.damp, self.order, fmt.grid.run, dtype, sweep),
             lambda: factor(hessian_II, self.damp, order_I, sweep),
         )
         notes += made.notes
@@ -163,7 +162,8 @@ class GPTQ:
 
     def _known(self, fmt: Format, shape: tuple[int, int]) -> bool:
         """Whether steps are there before the sweep begins."""
-        return self.static_groups or fmt.step is not None or fmt.grain.span(shape) == shape[1]
+        known = self.static_groups or fmt.step is not None or fmt.scale.loose is not None
+        return known or fmt.grain.span(shape) == shape[1]
 
     def _shares(self, fmt: Format, shape: tuple[int, int]) -> tuple[float, ...]:
         """Shares of the range that are tried."""
@@ -172,9 +172,10 @@ class GPTQ:
     def _swept(self, w_OI: Tensor, fmt: Format, step: Step | None, made: Factor, order_I: Tensor | None) -> Codes:
         """Codes under known steps, or steps fitted as their groups are reached; `w_OI` may be overwritten."""
         codes = swept(w_OI, fmt, step, made, order_I)
+        block = words.whole(self.block, fmt.grid.run)
         if codes is None and step is not None:
-            return _fixed(w_OI, fmt, step, made, order_I, self.block)
-        return _refitted(w_OI, fmt, made, self.block) if codes is None else codes
+            return _fixed(w_OI, fmt, step, made, order_I, block)
+        return _refitted(w_OI, fmt, made, block) if codes is None else codes
 
 
 _DTYPES = {
@@ -258,6 +259,10 @@ def _sweep(
 ) -> Tensor:
     """Round the columns of one block in turn; its errors replace its weights in `work_RI`. Codes (R, B)."""
     end = start + target_BR.shape[0]
+    if fmt.grid.run > 1:
+        scale_RN = torch.stack([steps.at(group, part)[0].expand(len(work_RI)) for group in groups[:: fmt.grid.run]], 1)
+        block_BB = feedback_II[start:end, start:end]
+        return words.sweep(work_RI[:, start:end], target_BR.T.contiguous(), block_BB, scale_RN.contiguous(), fmt.grid)
     w_BR = work_RI[:, start:end].T.contiguous()
     error_BR = torch.empty_like(target_BR)
     z_BR = torch.empty_like(target_BR)

@@ -14,17 +14,18 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Codes, Format
-from regauge.formats.rangers import either
+from regauge.formats.base import Codes, Format, Step
 
 LEAST = 0.8
 """The smallest share of a range that is tried."""
+WIDE = 1.6
+"""The largest that is tried where words are rounded: what columns pay for others spreads them, and a code book ends."""
 WIDEST = 4
 """Bits of a grid up to which shrinking pays: with more, clipping costs what finer steps gain."""
 
 
 def shares(tries: int, fmt: Format, shape: tuple[int, int]) -> tuple[float, ...]:
-    """Shares of the range that are tried, the whole first. One where there is no choice of a row.
+    """Shares of the range that are tried, of single weights the whole first. One where there is no choice of a row.
 
     That is: its step is known (learnt), steps of several rows depend on each other, or the grid is fine.
     """
@@ -32,7 +33,8 @@ def shares(tries: int, fmt: Format, shape: tuple[int, int]) -> tuple[float, ...]
     alone = fmt.grain.groups(shape) == (shape[0] * shape[1] // span, span) and not fmt.scale.shared
     if tries < 2 or fmt.step is not None or not alone or fmt.grid.bits > WIDEST:
         return (1.0,)
-    return tuple(1 - (1 - LEAST) * index / (tries - 1) for index in range(tries))
+    end = LEAST if fmt.grid.run == 1 else WIDE
+    return tuple(1 + (end - 1) * index / (tries - 1) for index in range(tries))
 
 
 def least(found: Iterable[Codes], w_OI: Tensor, fmt: Format, hessian_II: Tensor) -> Codes:
@@ -58,6 +60,13 @@ def least(found: Iterable[Codes], w_OI: Tensor, fmt: Format, hessian_II: Tensor)
 
 def _rows(wins_O: Tensor, new: Codes, old: Codes) -> Codes:
     """Rows of one where it wins, of the other elsewhere; groups are numbered row by row."""
-    wins_G1 = wins_O.repeat_interleave(len(new.step.scale_G1) // len(wins_O))[:, None]
-    codes_OI = torch.where(wins_O[:, None], new.codes_OI, old.codes_OI)
-    return Codes(codes_OI, either(wins_G1, new.step, old.step))
+
+    def picked(a: Tensor, b: Tensor) -> Tensor:
+        wins = wins_O.repeat_interleave(len(a) // len(wins_O))
+        return torch.where(wins.view(-1, *[1] * (a.ndim - 1)), a, b)
+
+    zeros = new.step.zero_G1, old.step.zero_G1
+    zero_G1 = None if zeros[0] is None or zeros[1] is None else picked(zeros[0], zeros[1])
+    fields = {name: picked(field, old.step.fields[name]) for name, field in new.step.fields.items()}
+    step = Step(picked(new.step.scale_G1, old.step.scale_G1), zero_G1, fields)
+    return Codes(picked(new.codes_OI, old.codes_OI), step)

@@ -13,6 +13,7 @@ Legend: O output channels, I input channels.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,12 +24,13 @@ from torch import Tensor
 from regauge import parts
 from regauge.errors import SettingError, nearest
 from regauge.formats.base import Format, Grid
+from regauge.kernels.cpu import trellis
 from regauge.kernels.cpu.interface import PANEL
 from regauge.kernels.cpu.layout import group_of
 from regauge.kernels.cpu.library import available
 from regauge.parts import Point
 from regauge.runtime.matrices import int4
-from regauge.runtime.rows import CPU, DEVICES, INT4, NATIVE, ROWS, TORCH, Read, Row
+from regauge.runtime.rows import CPU, DEVICES, INT4, NATIVE, PATHS, ROWS, TORCH, Read, Row
 
 DECODED = "decoded"
 """The way of every format that no kernel reads."""
@@ -197,6 +199,7 @@ def _grain(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
     if span >= shape[1] or span in row.groups:
         return ""
     multiple = (row.group or {}).get(fmt.grid.bits, 0)
+    multiple = math.lcm(multiple, fmt.grid.run)
     if multiple and span % multiple == 0 and shape[1] % span == 0:
         return ""
     return f"{row.kernel} takes {f'groups of a multiple of {multiple}' if multiple else 'a step a row'}, not of {span}"
@@ -208,7 +211,7 @@ def _shape(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
     if shape[0] % row.rows or shape[1] % row.columns or shape[1] > row.most:
         return f"{row.kernel} does not take {shape[0]} x {shape[1]}"
     if row.panels:
-        group = group_of(shape[1], fmt.grid.bits, fmt.grain.span(shape))
+        group = group_of(shape[1], fmt.grid.bits, fmt.grain.span(shape), fmt.grid.run)
         padded = (shape[0] + -shape[0] % PANEL) * (shape[1] + -shape[1] % group)
         if padded > PADDING * shape[0] * shape[1] and padded * fmt.grid.bits > 8 * SMALL:
             return f"panels would hold {padded / shape[0] / shape[1]:.2f} times its codes"
@@ -224,6 +227,8 @@ def installed(library: str) -> bool:
         return available()
     if library == INT4:
         return int4.usable()
+    if library == PATHS:
+        return trellis.here()
     return library == TORCH or importlib.util.find_spec(library) is not None
 
 

@@ -83,12 +83,13 @@ class Row:
     taps: bool = False
 
 
-EVERY = tuple(range(1, 9))
+EVERY, TRELLISES = tuple(range(1, 9)), (2, 3, 4)
 UNITS = {bits: unit(bits) for bits in EVERY}
 EIGHTS = dict.fromkeys(EVERY, 8)
 BYTES = tuple(range(2, 9))
 """Bits of signed integers that a byte holds."""
 NATIVE, TRITON, TORCH, INT4 = "the library of C++ kernels", "triton", "torch", "a torch whose int4 layout is known"
+PATHS = "a library of C++ kernels that has trellises"
 MOST = (1 << 17) - 1
 """Inputs whose products of bytes 32 bits surely hold."""
 
@@ -97,11 +98,15 @@ ROWS: tuple[Row, ...] = (
     Row(*_PANELS, "integer", EVERY, zeros=True, group=UNITS, panels=True),
     Row(*_PANELS, "float", EVERY, group=UNITS, panels=True),
     Row(*_PANELS, "table", (1, 2, 3, 4), group=UNITS, panels=True),
+    Row(CPU, "panels", PATHS, "trellis", TRELLISES, group=UNITS, panels=True),
     Row(*_PANELS, "integer", EVERY, zeros=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
+    Row(CPU, "panels", PATHS, "trellis", TRELLISES, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
     Row(*_PANELS, "float", (2, 3, 4), whole=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
     Row(*_PANELS, "table", (1, 2, 3, 4), whole=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
     Row(*_STEP, "integer", EVERY, zeros=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
     Row(*_STEP, "float", EVERY, group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
+    Row(CPU, "step", PATHS, "trellis", TRELLISES, group=UNITS, panels=True, inputs="integer", input_bits=BYTES,
+        taps=True),
     Row(*_STEP, "table", (1, 2, 3, 4), group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
     Row(CPU, "int8 x int8", TORCH, "integer", (8,), tensor=False, inputs="integer", input_bits=(8,),
         dtypes=(*FLOATS, torch.float64)),

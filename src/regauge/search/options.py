@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from regauge import parts
 from regauge.anatomy.model import Anatomy, Attention, Site
+from regauge.formats.runs import refusal
 from regauge.parts import CACHE, PLACES, TABLE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, Rule
 from regauge.plan.keeping import bits_of
@@ -133,7 +134,7 @@ def fits(site: Site, option: Option) -> bool:
     """Whether the grain can cut the site."""
     if option.choice is None:
         return True
-    return parts.format_of(option.choice).grain.refuses(site.shape) is None
+    return refusal(parts.format_of(option.choice), site.shape) is None
 
 
 def site_groups(

@@ -20,7 +20,7 @@ from regauge.anatomy.model import Weights
 from regauge.artifact.codec.base import REGAUGE, Layout, decoder, full_parameters
 from regauge.artifact.header import header
 from regauge.errors import ArtifactError, nearest
-from regauge.formats.base import Codes, Term
+from regauge.formats.base import Codes, Format, Term
 from regauge.formats.terms import KINDS, LOW_RANK, NAMES
 from regauge.kernels.reference import pack, unpack
 from regauge.parts import Point
@@ -51,11 +51,12 @@ class Packed:
         out = full_parameters(self.layout, weights)
         quantised = self.layout.quantised
         for name, found in codes.items():
-            grid = decoder(quantised[name]).grid
-            out[f"{name}.codes"] = pack(found.codes_OI, grid.bits)
+            fmt = decoder(quantised[name])
+            narrow = _narrow(fmt)
+            out[f"{name}.codes"] = pack(found.codes_OI, fmt.grid.bits)
             for part, tensor in found.step.fields.items():
-                zero = part == "zero"
-                out[f"{name}.{part}"] = pack(tensor.reshape(1, -1), grid.bits) if zero else tensor.contiguous()
+                kept = pack(tensor.reshape(1, -1), narrow[part]) if part in narrow else tensor.contiguous()
+                out[f"{name}.{part}"] = kept
             out |= self.terms(name, found)
         return out
 
@@ -87,8 +88,11 @@ class Packed:
             try:
                 terms = _terms(name, choice, (rows, columns), _taken(rest, name, self._prefixes))
                 codes_OI = unpack(own.pop("codes"), bits, columns)
-                if "zero" in own:
-                    own["zero"] = unpack(own["zero"], bits, groups).reshape(-1, 1)
+                own |= {
+                    part: unpack(own[part], width, groups).reshape(-1, 1)
+                    for part, width in _narrow(fmt).items()
+                    if part in own
+                }
                 if codes_OI.shape[0] != rows or fmt.scale.load(own).numel() != groups:
                     raise ValueError(f"{codes_OI.shape[0]} rows and {own['scale'].numel()} steps were found")
                 codes[name] = Codes(codes_OI, fmt.load(own), terms)
@@ -102,10 +106,16 @@ class Packed:
         return header(self.layout)
 
 
-FIELDS = ("codes", "scale", "zero", "global_scale", "row_scale")
+FIELDS = ("codes", "scale", "zero", "global_scale", "row_scale", "super_scale", "low", "super_low")
 OLD_TERMS = "extra"
 """How format version 1 called the one kind of term that it had."""
 UPGRADE = "upgrade it: pip install -U regauge."
+
+
+def _narrow(fmt: Format) -> dict[str, int]:
+    """Fields of the steps that are codes, packed into one row → their bits."""
+    low = {} if fmt.scale.low is None else fmt.scale.low.packed
+    return {"zero": fmt.grid.bits, **fmt.scale.packed, **low}
 
 
 def _belongs(key: str, site: str) -> bool:

@@ -15,6 +15,8 @@ META = ("rows", "columns", "bits", "group", "step", "zero", "value", "offset", "
 
 PANEL = 16
 """Rows of a panel."""
+BOOK = 129
+"""Floats of a trellis's table: its values, and what makes whole numbers of them."""
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = {
@@ -29,6 +31,8 @@ _ARGUMENTS = {
     "rg_gram": (_POINTER, _LONG, _LONG, _POINTER, _INT),
     "rg_range": (*(_POINTER,) * 3, _INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT),
     "rg_feedback": (_POINTER, _INT),
+    "rg_trellis_round": (_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT),
+    "rg_trellis_feedback": (_POINTER, _POINTER, _INT),
     "rg_attend": (_POINTER, _INT),
     "rg_integers": (_POINTER, _POINTER, _POINTER, _LONG, _INT),
 }
@@ -64,7 +68,8 @@ def struct_of(
     checks.optional("row scales", row_scale_O, (torch.float32,), (None,))
     if row_scale_O is not None and row_scale_O.numel() < -(-rows // PANEL) * PANEL:
         raise ValueError(f"{row_scale_O.numel()} row scales are too few for {rows} rows in panels of {PANEL}")
-    checks.optional("values of codes", table, (torch.float32,), (1 << max(0, min(bits, 30)),))
+    values = BOOK if meta[META.index("value")] == 4 else 1 << max(0, min(bits, 30))
+    checks.optional("values of codes", table, (torch.float32,), (values,))
     pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (panels, row_scale_O, table)]
     struct = Struct(*pointers, *meta, stride)
     size = int(kernels().rg_panel_bytes(ctypes.byref(struct)))
@@ -75,6 +80,11 @@ def struct_of(
     if panels.numel() < (-(-rows // PANEL) - 1) * size + whole:
         raise ValueError(f"{panels.numel()} bytes of panels are too few for {rows} x {meta[1]} of {bits} bits")
     return struct
+
+
+def has(name: str) -> bool:
+    """Whether the library is here and has a function; those that were added to an interface are asked for."""
+    return library() is not None and getattr(kernels(), name, None) is not None
 
 
 def kernels() -> ctypes.CDLL:
@@ -88,7 +98,7 @@ def kernels() -> ctypes.CDLL:
         raise RuntimeError("the C++ kernels are not here; ask regauge.kernels.cpu.library.available() first")
     if not vars(found).get("typed"):
         for name, types in _ARGUMENTS.items():
-            function = getattr(found, name)
-            function.argtypes, function.restype = types, _RESULTS.get(name, ctypes.c_int)
+            if function := getattr(found, name, None):  # what only adds to the interface may be missing: `has`
+                function.argtypes, function.restype = types, _RESULTS.get(name, ctypes.c_int)
         vars(found)["typed"] = True
     return found

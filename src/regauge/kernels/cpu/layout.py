@@ -17,7 +17,7 @@ from regauge.kernels.cpu.interface import PANEL, Struct, kernels
 STEPS = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.uint8: 4, torch.float8_e4m3fn: 5}
 MOST_GROUP = 1 << 16
 """Inputs a group, whose sums of products then fit 32 bits."""
-INT, TABLE, FLOAT, FULL = 0, 1, 2, 3
+INT, TABLE, FLOAT, FULL, TRELLIS = 0, 1, 2, 3, 4
 """What a code stands for: see `rg_value_kind`."""
 
 
@@ -27,7 +27,8 @@ class Value:
 
     Attributes:
         kind: INT: code − offset. TABLE: table[code]. FLOAT: sign, exponent and `mantissa` bits, and the exponent less
-            `bias`, without infinities.
+            `bias`, without infinities. TRELLIS: windows of `mantissa` bits with `bias` plain ones; the last of `table`
+            is what makes whole numbers of the others.
     """
 
     kind: int = INT
@@ -42,13 +43,14 @@ def unit(bits: int) -> int:
     return 32 if bits & 1 else 16 if bits & 2 else 8 if bits & 4 else 4
 
 
-def group_of(columns: int, bits: int, span: int) -> int:
-    """Inputs a group in panels, where `span` neighbouring inputs share a step; 0 where panels cannot say it.
+def group_of(columns: int, bits: int, span: int, run: int = 1) -> int:
+    """Inputs a group in panels, where `span` neighbouring inputs share a step; 0 where panels cannot say it. Groups are
+    whole runs of `run` inputs.
 
     A span of whole rows is cut into groups of about 128, and long groups too, because activations are rounded a group
     at a time. The last group may be padded, and padding may cost 3 % of the codes at most where the matrix is large.
     """
-    least = unit(bits)
+    least = math.lcm(unit(bits), run)
     if span < columns:
         if span % least or columns % span:
             return 0

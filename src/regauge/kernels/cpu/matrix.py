@@ -25,6 +25,7 @@ from regauge.kernels.cpu.layout import (
     INT,
     STEPS,
     TABLE,
+    TRELLIS,
     Value,
     aligned,
     group_of,
@@ -42,6 +43,7 @@ __all__ = [
     "PANEL",
     "STEPS",
     "TABLE",
+    "TRELLIS",
     "Matrix",
     "Value",
     "aligned",
@@ -68,7 +70,7 @@ class Matrix:
     Attributes:
         panels: uint8 (P,), aligned to 64 bytes.
         row_scale_O: float32, a multiplier a row, padded with ones to whole panels; None: 1.
-        table: float32 (2^bits,) of `Value.TABLE`; None otherwise.
+        table: float32 (2^bits,) of `Value.TABLE`, of a trellis 129 numbers; None otherwise.
         meta: the integers of `META`.
         stride: bytes from panel to panel where this is the first rows and inputs of a larger matrix; 0: it is whole.
     """
@@ -143,8 +145,8 @@ def pack(
     rows, columns = codes_OI.shape
     scale_ON = None if scale_ON is None else scale_ON.contiguous()
     meta = meta_of((rows, columns), bits, value, group, scale_ON, zero_ON is not None)
-    table = torch.tensor(value.table, dtype=torch.float32, device="cpu") if value.kind == TABLE else None
-    if table is not None and len(table) < 1 << bits:
+    table = torch.tensor(value.table, dtype=torch.float32, device="cpu") if value.table else None
+    if table is not None and value.kind == TABLE and len(table) < 1 << bits:
         table = torch.cat([table, table.new_zeros((1 << bits) - len(table))])
     zero_ON = None if zero_ON is None else zero_ON.contiguous()
     groups = math.ceil(columns / group)
@@ -155,8 +157,7 @@ def pack(
     if row_scale_O is not None:
         checks.tensor("row scales", row_scale_O.contiguous(), tuple(DTYPES), (rows,))
         row_scale_O = torch.nn.functional.pad(row_scale_O.float(), (0, -rows % PANEL), value=1.0).contiguous()
-    need = panel_bytes(meta)
-    if not need:
+    if not (need := panel_bytes(meta)):
         raise ValueError(f"panels cannot hold {bits} bits in groups of {group}")
     panels = (allocate or aligned)(need)
     matrix = Matrix(panels, row_scale_O, table, meta)

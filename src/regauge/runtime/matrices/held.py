@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from regauge.errors import ModelError
 from regauge.formats.base import Codes, Format, Term
 from regauge.formats.readings import Reading
-from regauge.formats.terms import KINDS
+from regauge.formats.terms import KINDS, in_dtype
 from regauge.kernels.cpu.matrix import Matrix
 from regauge.runtime.matrices import gradients
 from regauge.runtime.matrices.choose import choose, way_of
+from regauge.runtime.matrices.native import beside
 
 HOMES = {"cpu": "the CPU", "cuda": "a GPU"}
 """Where kernels run, in words."""
@@ -42,7 +43,7 @@ class HeldTerm(nn.Module):
         super().__init__()
         self.kind = term.kind
         for name, tensor in term.tensors.items():
-            self.register_buffer(name, tensor.to(dtype))
+            self.register_buffer(name, in_dtype(tensor, dtype))
 
     @property
     def term(self) -> Term:
@@ -83,7 +84,8 @@ class PackedMatrix(nn.Module):
         for name, tensor in way_of(self.choice, allocate).hold(codes).items():
             self.register_buffer(name, tensor)
         self.held = tuple(self._buffers)
-        self.terms = nn.ModuleList(HeldTerm(term, dtype) for term in codes.terms)
+        terms = codes.terms if self.meta is None else beside(codes, fmt)
+        self.terms = nn.ModuleList(HeldTerm(term, dtype) for term in terms)
 
     @property
     def native(self) -> Matrix | None:

@@ -26,6 +26,8 @@ WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 def planes(grid: Grid) -> Planes:
     """How codes are held. One plane of all the bits where that is 2, 4 or 8 bits; () where look-ups do not apply."""
+    if grid.run > 1:  # a code says nothing without its neighbours
+        return ()
     if grid.bits in (2, 4, 8):
         return ((grid.bits, 0),)
     if grid.kind != "integer":  # only integers add up plane by plane

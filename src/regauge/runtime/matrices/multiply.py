@@ -128,8 +128,9 @@ def _codes(planes: list[Tensor], grid: Grid, columns: int) -> Tensor:
 
 
 def _exact(step: Step, dtype: torch.dtype) -> bool:
-    """Whether the steps are numbers of this dtype, so that a product with a grid value is rounded once."""
-    return torch.equal(step.scale_G1.to(dtype).float(), step.scale_G1)
+    """Whether steps and zero points are numbers of this dtype, so that a product with a grid value is rounded once."""
+    kept = [step.scale_G1, *([] if step.zero_G1 is None else [step.zero_G1])]
+    return all(torch.equal(tensor.to(dtype).float(), tensor) for tensor in kept)
 
 
 def _int8(shape: tuple[int, int]) -> Way:

@@ -1,8 +1,9 @@
 """Packed matrices in the panels of the C++ kernels: how they are held and multiplied.
 
 Weights are always the ones that the codes stand for (`matrix.decode` is `Format.decode` to the bit, but for `nv`, whose
-steps are one float32 rounding away). Activations are rounded (`operators.few`): against exact products the error is
-about 2e-5 of the output's size with 16 bits and 6e-3 with 8.
+steps are one float32 rounding away, and for values of code 0 that steps keep, which are a term of their own: `beside`).
+Activations are rounded (`operators.few`): against exact products the error is about 2e-5 of the output's size with 16
+bits and 6e-3 with 8.
 
 Legend: O output channels, I input channels, N groups along a row, T tokens.
 """
@@ -11,12 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Codes, Format, Grid
+from regauge.formats.base import LOW, Codes, Format, Grid, Term
+from regauge.formats.nested import SUPER
+from regauge.formats.terms import LOW_RANK, LowRank
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.layout import Value, group_of, meta_of
 from regauge.runtime.matrices import operators
@@ -34,7 +38,10 @@ def value_of(grid: Grid) -> Value | None:
 
 @lru_cache(maxsize=64)
 def _value_of(grid: Grid) -> Value | None:
-    table, bits = grid.table, grid.bits
+    table, bits, paths = grid.table, grid.bits, grid.paths
+    if paths is not None:
+        values = (*table.tolist(), paths.unit)
+        return Value(matrix.TRELLIS, offset=128, table=values, mantissa=paths.window, bias=paths.plain)
     if torch.equal(table, torch.arange(1 << bits, dtype=torch.int64, device="cpu") + table[0]):
         offset = -int(table[0]) if grid.symmetric else 0
         return Value(matrix.INT, offset=offset)
@@ -51,6 +58,18 @@ def _value_of(grid: Grid) -> Value | None:
     return None
 
 
+def _held_as(fmt: Format) -> Value | None:
+    """What codes stand for in panels: beside values of code 0 they are counted from the middle of the grid, so that
+    little of the product is taken back."""
+    value = value_of(fmt.grid)
+    return value if value is None or _middle(fmt) is None else replace(value, offset=1 << (fmt.grid.bits - 1))
+
+
+def _middle(fmt: Format) -> float | None:
+    """The grid value from which panels count codes where steps keep the value of code 0; None where they do not."""
+    return None if fmt.grid.symmetric or fmt.scale.low is None else fmt.grid.low + (1 << (fmt.grid.bits - 1))
+
+
 def floats(bits: int, mantissa: int, bias: int) -> Tensor:
     """The value of every code of a small float, float64 as it may pass float32."""
     code = torch.arange(1 << (bits - 1), dtype=torch.int64, device="cpu")
@@ -64,7 +83,7 @@ def floats(bits: int, mantissa: int, bias: int) -> Tensor:
 def meta_of_codes(codes: Codes, fmt: Format) -> Meta:
     """`matrix.META` of a matrix in panels. The capability table says which matrices fit."""
     rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
-    value, group = value_of(fmt.grid), group_of(columns, fmt.grid.bits, fmt.grain.span(shape))
+    value, group = _held_as(fmt), group_of(columns, fmt.grid.bits, fmt.grain.span(shape), fmt.grid.run)
     if value is None or not group:
         raise ValueError(f"panels cannot say {fmt.grid.name} in {fmt.grain.name} on {rows} x {columns}")
     scale_ON, zero_ON, _ = _steps(codes, fmt, group)
@@ -88,7 +107,7 @@ def panels(
 
     def hold(codes: Codes) -> Held:
         rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
-        value, group = value_of(fmt.grid), group_of(columns, fmt.grid.bits, fmt.grain.span(shape))
+        value, group = _held_as(fmt), group_of(columns, fmt.grid.bits, fmt.grain.span(shape), fmt.grid.run)
         assert value is not None, f"there is a meta of these {rows} rows"
         made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *_steps(codes, fmt, group), allocate)
         held = {"panels": made.panels, "row_scale": made.row_scale_O, "table": made.table}
@@ -108,7 +127,7 @@ def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor
         field_ON = field_G.reshape(1, 1).expand(rows, 1) if whole else field_G.reshape(rows, -1)
         return field_ON.repeat_interleave(across // field_ON.shape[1], dim=1)
 
-    fields, zero_G1 = codes.step.fields, codes.step.zero_G1
+    fields, zero_G1 = codes.step.fields, None if fmt.scale.low is not None else codes.step.zero_G1
     zero_ON = None if zero_G1 is None else spread((zero_G1 - fmt.grid.low).to(torch.uint8))
     if fmt.grain.span(shape) >= columns:  # one step a row, or one for all
         return None, zero_ON, codes.step.scale_G1.float().reshape(-1).expand(rows)
@@ -118,9 +137,30 @@ def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor
     if names == {"scale", "global_scale"}:  # nv
         scale_ON = spread(stored.view(torch.uint8)).view(torch.float8_e4m3fn)
         return scale_ON, zero_ON, (1.0 / fields["global_scale"].float()).reshape(-1).expand(rows)
-    if names == {"scale"} and stored.dtype in matrix.STEPS and stored.dtype != torch.float8_e4m3fn:
+    if SUPER in names:  # whose products with codes float16 has
+        return spread(codes.step.scale_G1.half()), zero_ON, None
+    if names - {LOW} == {"scale"} and stored.dtype in matrix.STEPS and stored.dtype != torch.float8_e4m3fn:
         return spread(stored), zero_ON, None
     return spread(codes.step.scale_G1.float()), zero_ON, None
+
+
+def beside(codes: Codes, fmt: Format) -> tuple[Term, ...]:
+    """The terms beside panels: those of the codes, and the values of code 0 where steps keep them, which panels do not
+    read. They are a low-rank term: the value of the middle code (O, N) times which group each input is in (N, I)."""
+    zero_G1, (rows, columns), middle = codes.step.zero_G1, codes.codes_OI.shape, _middle(fmt)
+    if zero_G1 is None or middle is None:
+        return codes.terms
+    low_G1 = (middle - zero_G1) * codes.step.scale_G1
+    if fmt.grain.groups((rows, columns))[0] == 1:
+        low_G1 = low_G1.expand(rows, 1)
+    left, across = low_G1.reshape(rows, -1), columns // fmt.grain.span((rows, columns))
+    right = torch.eye(across, dtype=torch.float32, device="cpu").repeat_interleave(columns // across, 1)
+    rest = [term for term in codes.terms if term.kind != LOW_RANK]
+    for term in codes.terms:
+        if term.kind == LOW_RANK:  # the step adds one such term
+            left = torch.cat([left, term.tensors["left"].float()], 1)
+            right = torch.cat([right, term.tensors["right"].float()])
+    return (LowRank(left, right), *rest)
 
 
 def _way(meta: Meta, hold: Callable[[Codes], Held], inputs: Grid | None, activations: int) -> Way:

@@ -75,7 +75,7 @@ def held_in(dtype: torch.dtype) -> torch.dtype:
 
 def _by_bytes(struct: Struct, dtype: torch.dtype, activations: int, table: Tensor | None) -> bool:
     """Whether many tokens are rounded to 8 bits and multiplied by the blocked product, which is asked for or faster."""
-    if struct.value == matrix.FLOAT or (table is not None and not whole(table)):
+    if struct.value == matrix.FLOAT or (struct.value == matrix.TABLE and table is not None and not whole(table)):
         return False
     automatic = activations == AUTOMATIC and dtype != torch.float32 and struct.bits <= 4 and level() == "vnni"
     return automatic or activations == matrix.ACTIVATIONS["int8"]

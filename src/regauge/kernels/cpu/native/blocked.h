@@ -143,7 +143,7 @@ inline int gemm(const rg_matrix *given, const void *x, const int8_t *xq, const f
             step[2 * g + h] = load_steps(at, m.step);
             if (m.zero) zero[2 * g + h] = load_zeros(at + stored.steps_bytes, m.bits);
           }
-          spread_codes(m.bits, at + stored.steps_bytes + stored.zeros_bytes, given->group, one);
+          spread_codes(*given, at + stored.steps_bytes + stored.zeros_bytes, one);
           uint8_t *to = codes + (static_cast<size_t>(g) * (given->group / 4) * 2 + h) * STEP;
           if (m.value == RG_TABLE) {
             const ByteTable table = byte_table(integers.low);
@@ -158,6 +158,7 @@ inline int gemm(const rg_matrix *given, const void *x, const int8_t *xq, const f
         const bool there = start * 2 + h < l.panels;
         scale[h] = m.row_scale && there ? load_floats(m.row_scale + (start * 2 + h) * PANEL) : set_floats(1.0f);
         if (m.value == RG_TABLE) scale[h] = scale[h] * set_floats(integers.scale);
+        if (m.value == RG_TRELLIS) scale[h] = scale[h] * set_floats(1.0f / m.table[TRELLIS_ENTRIES]);
       }
       const int64_t row = start * 2 * PANEL;
       const int rows = static_cast<int>(m.rows - row < 2 * PANEL ? m.rows - row : 2 * PANEL);

@@ -1,6 +1,7 @@
 // Where codes lie, and how a block of them becomes steps of 64 bytes.
 #pragma once
 #include "regauge.h"
+#include "trellis_codes.h"
 #include "vector.h"
 
 namespace {
@@ -138,9 +139,10 @@ constexpr int MOST_COLUMNS = 1 << 26, MOST_ROWS = 1 << 30, MOST_GROUP = 1 << 16;
 inline bool sound(const rg_matrix &m) {
   if (m.rows < 1 || m.rows > MOST_ROWS || m.columns < 1 || m.columns > MOST_COLUMNS || m.bits < 1 || m.bits > 8) return false;
   if (m.group < 1 || m.group > MOST_GROUP || m.group % unit_of(m.bits) || m.zero < 0 || m.zero > 1) return false;
-  if (m.step < RG_STEP_NONE || m.step > RG_STEP_E4M3 || m.value < RG_INT || m.value > RG_FLOAT) return false;
+  if (m.step < RG_STEP_NONE || m.step > RG_STEP_E4M3 || m.value < RG_INT || (m.value > RG_FLOAT && m.value != RG_TRELLIS)) return false;
   if (m.offset < -256 || m.offset > 256) return false;
   if (m.value == RG_TABLE && (m.bits > 4 || !m.table)) return false;
+  if (m.value == RG_TRELLIS && !sound_trellis_matrix(m)) return false;
   if (m.value == RG_FLOAT && (m.bits < 2 || m.mantissa < 0 || m.mantissa >= m.bits || m.bias < -1000 || m.bias > 1000)) return false;
   return !m.stride || m.stride >= static_cast<int64_t>(Layout(m).record) * Layout(m).groups;
 }

@@ -27,8 +27,19 @@ inline void spread_codes(int bits, const uint8_t *codes, int group, uint8_t *out
   }
 }
 
-// The value of every code.
+inline void spread_codes(const rg_matrix &m, const uint8_t *codes, uint8_t *out) {
+  if (m.value == RG_TRELLIS) rg::trellises().spread(m, codes, m.group, out);
+  else spread_codes(m.bits, codes, m.group, out);
+}
+
+// The value of every code; of a trellis of every byte that it is spread to.
 inline void value_table(const rg_matrix &m, float *values) {
+  if (m.value == RG_TRELLIS) {
+    uint8_t bytes[TRELLIS_ENTRIES];
+    trellis_bytes(m, bytes);
+    for (int i = 0; i < TRELLIS_ENTRIES; ++i) values[bytes[i]] = m.table[i];
+    return;
+  }
   for (int c = 0; c < 1 << m.bits; ++c) {
     if (m.value == RG_INT) values[c] = static_cast<float>(c - m.offset);
     else if (m.value == RG_TABLE) values[c] = m.table[c];
@@ -90,7 +101,7 @@ inline int decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t
         if (m->row_scale) by = by * load_floats(m->row_scale + panel_number * PANEL);
         store_floats(scale, by);
         store_floats(zero, m->zero ? load_zeros(at + l.steps_bytes, m->bits) : zero_floats());
-        spread_codes(m->bits, at + l.steps_bytes + l.zeros_bytes, m->group, steps);
+        spread_codes(*m, at + l.steps_bytes + l.zeros_bytes, steps);
         const int left = m->columns - g * m->group, width = left < m->group ? left : m->group;
         for (int r = 0; r < count; ++r)
           decode_row(*m, steps, begin + r, width, values, zero[begin + r], scale[begin + r],

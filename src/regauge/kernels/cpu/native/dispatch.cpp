@@ -157,6 +157,11 @@ int rg_pack(const rg_matrix *m, const uint8_t *codes, const void *steps, const u
           const int left = m->columns - g * m->group, count = left < m->group ? left : m->group;
           const int unit = unit_of(m->bits);
           uint8_t *block = at + l.steps_bytes + l.zeros_bytes;
+          if (m->value == RG_TRELLIS) {
+            const TrellisKind kind(*m);
+            for (int i = 0; i < count; ++i) put_trellis(kind, block, r, i, from[i]);
+            continue;
+          }
           for (int i = 0; i < count; ++i)
             put_code(block + i / unit * block_bytes(m->bits), m->bits, i % unit / 4, r * 4 + i % 4, from[i]);
         }
@@ -178,8 +183,8 @@ int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads) {
       for (int g = 0; g < l.groups; ++g, at += l.record) {
         const int left = m->columns - g * m->group, count = left < m->group ? left : m->group;
         for (int i = 0; i < count; ++i) {
-          const uint8_t *block = at + l.steps_bytes + l.zeros_bytes + i / unit * block_bytes(m->bits);
-          const unsigned code = get_code(block, m->bits, i % unit / 4, r * 4 + i % 4);
+          const uint8_t *group = at + l.steps_bytes + l.zeros_bytes, *block = group + i / unit * block_bytes(m->bits);
+          const unsigned code = m->value == RG_TRELLIS ? get_trellis(TrellisKind(*m), group, r, i) : get_code(block, m->bits, i % unit / 4, r * 4 + i % 4);
           codes[static_cast<size_t>(start) * m->columns + static_cast<size_t>(g) * m->group + i] = static_cast<uint8_t>(code);
         }
       }

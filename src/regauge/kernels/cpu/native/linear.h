@@ -3,6 +3,7 @@
 #include "floats.h"
 #include "pool.h"
 #include "taps.h"
+#include "trellis_levels.h"
 
 namespace {
 
@@ -117,7 +118,7 @@ struct Ready {
       integers = integer_table(table, 1 << m->bits);
     }
     if (m->value == RG_FLOAT) activations = RG_FLOAT32;
-    kind = activations == RG_FLOAT32 ? 3 + m->value : m->value == RG_INT ? 0 : integers.wide ? 2 : 1;
+    kind = activations == RG_FLOAT32 ? 3 + m->value : m->value == RG_INT ? 0 : integers.wide ? 2 : 1;  // not of a trellis
   }
 };
 
@@ -221,9 +222,24 @@ inline void full_rows(const rg_matrix &m, int64_t number, const Inputs &in, int 
   }
 }
 
+// Sixteen rows of a trellis, whose kernels are compiled apart.
+inline void trellis_values(const Ready &a, const uint8_t *panel, const Inputs &in, int count, int64_t number, float *out) {
+  if (a.activations == RG_FLOAT32) {
+    rg::trellises().floats(*a.m, panel, in.floats, count, out);
+  } else {
+    rg::TrellisInput x[FEW];
+    for (int t = 0; t < count; ++t) x[t] = {in.rounded[t].high, in.rounded[t].low, in.rounded[t].sum_high, in.rounded[t].sum_low, in.rounded[t].step};
+    rg::trellises().product(*a.m, panel, x, count, a.activations == RG_INT16, out);
+  }
+  if (!a.m->row_scale) return;
+  const Floats scale = load_floats(a.m->row_scale + number * PANEL);
+  for (int t = 0; t < count; ++t) store_floats(out + t * PANEL, load_floats(out + t * PANEL) * scale);
+}
+
 inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int count, float *out) {
   if (a.m->value == RG_FULL) return full_rows(*a.m, number, in, count, out);
   const uint8_t *panel = a.m->panels + a.l.panel * static_cast<size_t>(number);
+  if (a.m->value == RG_TRELLIS) return trellis_values(a, panel, in, count, number, out);
   switch (a.m->bits) {
     case 1: return panel_of<1>(a, panel, in, count, number, out);
     case 2: return panel_of<2>(a, panel, in, count, number, out);

@@ -29,8 +29,9 @@ enum rg_dtype { RG_F32 = 0, RG_BF16 = 1, RG_F16 = 2 };
 enum rg_step_kind { RG_STEP_NONE = 0, RG_STEP_F16 = 1, RG_STEP_BF16 = 2, RG_STEP_F32 = 3, RG_STEP_E8M0 = 4, RG_STEP_E4M3 = 5 };
 
 // What a code stands for. INT: code - offset. TABLE: table[code] (at most 16 codes). FLOAT: sign, exponent, mantissa.
-// FULL: no codes; `panels` is a row-major matrix of dtype `bits` (an rg_dtype).
-enum rg_value_kind { RG_INT = 0, RG_TABLE = 1, RG_FLOAT = 2, RG_FULL = 3 };
+// FULL: no codes; `panels` is a row-major matrix of dtype `bits` (an rg_dtype). TRELLIS: codes of words, which lie otherwise
+// (trellis_codes.h); `table` is 128 values and what makes whole numbers of them, `mantissa` the window, `bias` the plain bits.
+enum rg_value_kind { RG_INT = 0, RG_TABLE = 1, RG_FLOAT = 2, RG_FULL = 3, RG_TRELLIS = 4 };
 
 // How activations are rounded before they are multiplied: one step a group, 8 or 16 bits; or not at all (slow).
 // RG_TOKEN + b: one step a token and b signed bits (2 ... 8), the rounding that the artifact asks for.
@@ -53,7 +54,7 @@ typedef struct rg_matrix {
   int32_t step;            // rg_step_kind
   int32_t zero;            // 1: every group has zero points
   int32_t value;           // rg_value_kind
-  int32_t offset;          // RG_INT: what is taken from a code
+  int32_t offset;          // RG_INT: what is taken from a code; RG_TRELLIS: 128
   int32_t mantissa;        // RG_FLOAT: bits of mantissa
   int32_t bias;            // RG_FLOAT: value = (1 + fraction) * 2^(exponent - bias)
   int64_t stride;          // bytes from panel to panel, of RG_FULL from row to row; 0: as `columns` say. With it `rows` and
@@ -132,6 +133,29 @@ typedef struct rg_sweep {
 } rg_sweep;
 
 RG_API int rg_feedback(const rg_sweep *sweep, int threads);
+
+// A trellis (trellis.h): `fresh` bits of each of the `run` codes of a word make one circular string, `window` bits of which
+// choose a value with the weight's own `plain` bits: table[plain << window | window bits], 2^(window + plain) entries.
+typedef struct rg_trellis {
+  const float *table;
+  int32_t window, fresh, plain, run;
+} rg_trellis;
+
+// The nearest path of every word of z (rows, columns), in steps: its codes and, where asked for, its values.
+RG_API int rg_trellis_round(const rg_trellis *t, const float *z, int64_t rows, int64_t columns, uint8_t *codes, float *values, int threads);
+
+// Error feedback over `columns` columns of whole words: w becomes its errors w - v. `targets` is what each column would round
+// given the errors of all before these; F of these columns, from row to row `pitch`, and on its diagonal how much each
+// column's error counts. Errors of `part` columns are made good by the rest of their word.
+typedef struct rg_trellis_sweep {
+  float *w;
+  const float *targets, *feedback, *scale;  // (rows, columns); (columns, columns); steps (rows, groups)
+  uint8_t *codes;
+  int64_t rows, columns, groups, part;
+  int64_t w_pitch, pitch, codes_pitch;      // from row to row
+} rg_trellis_sweep;
+
+RG_API int rg_trellis_feedback(const rg_trellis *t, const rg_trellis_sweep *sweep, int threads);
 
 // ---- decode steps of a whole transformer -------------------------------------------------------------------------
 enum rg_norm_kind { RG_NO_NORM = 0, RG_RMS = 1, RG_LAYER = 2 };

@@ -1,0 +1,2 @@
+#define RG_TRELLIS trellis_avx2
+#include "trellis.h"

@@ -1,0 +1,2 @@
+#define RG_TRELLIS trellis_portable
+#include "trellis.h"

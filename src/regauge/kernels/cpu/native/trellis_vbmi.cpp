@@ -1,0 +1,3 @@
+#define RG_WIDE 1
+#define RG_TRELLIS trellis_vbmi
+#include "trellis.h"
