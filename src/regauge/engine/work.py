@@ -216,9 +216,8 @@ class Pass:
         weights |= {f"{name}.weight": moved.exact[f"{name}.weight"] for name in taught}
         weights |= {f"{name}.weight": before.exact[f"{name}.weight"] for one in taps for name in one.sites}
         formats = {name: job.format(name) for name in taught}
-        seen = {name: stats.get(name, {}) for name in taught}
+        seen, objective = {name: stats.get(name, {}) for name in taught}, self.objective(block, moved)
         lesson = Lesson(block, taught, formats, weights, seen, job.seed, taps)
-        objective = self.objective(block, moved)
         if job.settings.loss == DISTRIBUTION:
             objective = objective.corrected(moved.exact, self.running()[0].attending)
         return learn(lesson, objective, job.settings, staging, clock)
