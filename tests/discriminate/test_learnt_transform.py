@@ -140,4 +140,4 @@ def test_an_artifact_holds_it_and_runs_with_it(tmp_path: Path, monkeypatch: pyte
     apply(parse(recipe.replace("int4", "int8").replace("steps: 24", "steps: 1")), model, tmp_path / "eight", **read)
     ids = torch.arange(24).reshape(2, 12) % 50
     whole, found = (load(path, dtype=torch.float32)(ids).logits for path in (model, tmp_path / "eight"))
-    assert float((found - whole).square().sum() / whole.square().sum()) < 1e-3
+    assert float((found - whole).square().sum() / whole.square().sum()) < 1e-2  # a wrong inverse leaves nothing of them
