@@ -35,7 +35,7 @@ GROUPED = {"grain": "group:64 else group:32 else channel", "ranger": "minmax", "
 A_TOKEN = {"grain": "token", "ranger": "dynamic", "scale": "f32"}
 A8, A6, A6_ASYM = ({"grid": grid, **A_TOKEN} for grid in ("int8", "int6", "int6-asym"))
 STATIC = {"grid": "int8-asym", "grain": "tensor", "ranger": "static", "scale": "f32"}
-TURNED = ["layernorm-to-rms", "fold-norm", "rotate"]
+TURNED = ("layernorm-to-rms", "fold-norm", "rotate")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Contest:
     bits: str
     weights: Mapping[str, object]
     inputs: Mapping[str, object] | None = None
-    rewrites: tuple[str, ...] = ()
+    rewrites: tuple[str | dict[str, object], ...] = ()
     online: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def plan(self, name: str, tried: bool) -> Plan:
@@ -68,13 +68,24 @@ class Contest:
 
 CONTESTS: Mapping[str, Contest] = {
     "smooth-norms": Contest("w8a8", INT8, A8, ("smooth-norms:0.5",)),
+    "smooth-streams:0.5": Contest("w8a8", INT8, A8, ({"part": "smooth-streams", "alpha": 0.5},)),
     "smooth-streams": Contest("w4a16", {"grid": "int4-asym", **GROUPED}, None, ("smooth-streams",)),
+    "smooth-streams, norms": Contest(
+        "w4a16", {"grid": "int4-asym", **GROUPED}, None, ({"part": "smooth-streams", "streams": "norm"},)
+    ),
     "smooth-readers": Contest("w3a16", {"grid": "int3-asym", **GROUPED}, None, ("smooth-readers",)),
     "shift-scale": Contest("w6a6", INT6, A6_ASYM, ("shift-scale",)),
     "gain-biases, shift-scale": Contest("w6a6", INT6, A6_ASYM, ("gain-biases", "shift-scale")),
     "shift-scale, static": Contest("w8a8", INT8, STATIC, ("shift-scale",)),
     "level": Contest("w8a8", INT8, STATIC, ("level:8",)),
-    "rotate": Contest("w4a8", {"grid": "int4", **GROUPED}, A8, tuple(TURNED)),
+    "rotate": Contest("w4a8", {"grid": "int4", **GROUPED}, A8, TURNED),
+    "rotate, hadamard": Contest(
+        "w4a8",
+        {"grid": "int4", **GROUPED},
+        A8,
+        TURNED,
+        {"blocks.*.mlp.hidden": {"transform": "hadamard", "grid": "int8", **A_TOKEN}},
+    ),
     "hadamard": Contest(
         "w8a6", INT8, A6, online={"blocks.*.mlp.hidden": {"transform": "hadamard", "grid": "int6", **A_TOKEN}}
     ),
@@ -83,7 +94,12 @@ CONTESTS: Mapping[str, Contest] = {
     ),
 }
 """Each part that moves outliers, at the bits of its paper where those are of our axes."""
-FORMS = ("plain", "planted")
+FORMS: Mapping[str, str] = {
+    "plain": "",
+    "planted": "plant-outliers",
+    "rare": "{part: plant-outliers, channels: rare}",
+}
+"""Form of the model → the rewrite that makes it."""
 
 
 def made(plan: Plan, model: Path, held: HeldOut, given: argparse.Namespace) -> Scores:
@@ -112,14 +128,16 @@ def main() -> int:
     words.add_argument("--eval", type=Path, default=ROOT / "tests")
     words.add_argument("--tokens", type=int, default=8192, help="that calibrate")
     words.add_argument("--read", type=int, default=10240, help="held-out tokens")
-    words.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
+    words.add_argument("--forms", nargs="+", default=["plain", "planted"], choices=list(FORMS))
     given = words.parse_args()
     held = HeldOut(given.model, given.eval, LENGTH, given.read)
     print("\n| | bits | form | KL without | KL with | difference | perplexity |\n|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
-        models = {"plain": given.model, "planted": Path(scratch) / "planted"}
-        if "planted" in given.forms:
-            rg.apply(parse("name: planted\nrewrites: [plant-outliers]\n"), given.model, models["planted"])
+        models = {"plain": given.model}
+        for form in set(given.forms) - {"plain"}:
+            models[form] = Path(scratch) / form
+            plan = parse(f"name: {form}\nrewrites: [{FORMS[form]}]\n")
+            rg.apply(plan, given.model, models[form], calibration=str(given.calibration), tokens=given.tokens)
         nulls: dict[tuple[str, str], Scores] = {}
         for name in given.only or CONTESTS:
             contest = CONTESTS[name]

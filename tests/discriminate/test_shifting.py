@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,16 @@ from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.anatomy.moves import Move, apply, transform
+from regauge.engine.job import prepare
+from regauge.engine.work import Pass
 from regauge.errors import RecipeError
+from regauge.hosts.transformers.source import Source
+from regauge.plan import parse
 from regauge.rewrites import GainBiases, ShiftScale, SmoothStreams
 from regauge.rewrites.shifting import scale_of, thresholds
+from regauge.text.calibration import Calibration
 from tests.discriminate.test_rewrites import IDS, WIDE, rewrite_all, to_grid
+from tests.pico import pico, save
 from tests.toy import Shape, build, forward, seeing
 
 PLACES = ("attn.in", "mlp.in")
@@ -136,3 +143,30 @@ def test_a_model_without_biases_is_scaled_alone_or_given_some() -> None:
 
 def _block(weights: Weights) -> Weights:
     return {name: t for name, t in weights.items() if name.startswith("blocks.0.")}
+
+
+def test_steps_that_are_known_later_are_stood_in_for(tmp_path: Path) -> None:
+    """A threshold is chosen before calibration gives a static step: what is tried reads each batch's own range."""
+    text = """
+name: static
+rewrites: [shift-scale]
+weights:
+  blocks.*: {grid: int6, grain: channel, ranger: absmax, scale: f32, rounder: nearest}
+inputs:
+  blocks.*: {transform: identity, grid: int6-asym, grain: tensor, ranger: static, scale: f32}
+"""
+    job = prepare(parse(text), Source.open(save(pico("gpt_neox"), tmp_path / "model")))
+    assert job is not None
+    work = Pass(job, Calibration(torch.arange(64).reshape(2, 32) % 23, "counting"))
+    outer = work.read(None)
+    work.begin(outer.stored, outer.exact)
+    read = work.read(0)
+    moved, notes, _ = work.local(0, read)
+    assert any(note.startswith("shift-scale: blocks.0.attn") for note in notes)
+    objective = work.objective(0, moved)
+    x_TI = torch.linspace(-1, 2, 5 * job.anatomy.hidden).view(5, -1)
+    found = objective.inputs["blocks.0.attn.q"](x_TI)
+    assert 0 < float((found - x_TI).abs().max()) <= 1.5 / 63 * 1.001  # half a step of 3 / 63
+    assert objective(moved.exact, ["blocks.0.attn.q"]) > 0
+    untouched = objective(moved.exact, [])
+    assert untouched < objective(moved.exact, ["blocks.0.attn.q"])  # of no site neither weights nor inputs are rounded
