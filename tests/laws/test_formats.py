@@ -17,6 +17,7 @@ from regauge.formats.rangers import AbsMax, Dynamic, squared_error
 from regauge.formats.readings import dynamic
 from regauge.formats.scales import Float32
 from regauge.kernels.reference import pack, packed_bytes, unpack
+from regauge.parts import INPUTS
 
 GRIDS = sorted(name for name in parts.TABLE["grid"] if parts.build("grid", parts.read("grid", name)).run == 1)
 """Those that round numbers one by one; runs of them have laws of their own in `test_runs.py`."""
@@ -34,7 +35,10 @@ GRAINS = [
     "group:5 else group:7 else tensor",
 ]
 # Each grid with one scale, each scale with an integer, a float and an asymmetric grid.
-WIDE = [name for name in GRIDS if name != "int1-asym"]
+MATRICES = [name for name in GRIDS if parts.TABLE["grid"][name].places != (INPUTS,)]
+POWERS = [name for name in GRIDS if name not in MATRICES]
+"""Grids of what is never negative, which round exponents."""
+WIDE = [name for name in MATRICES if name != "int1-asym"]
 """One bit is a cache's alone: its step is the whole range, which of the widest float32 numbers is none."""
 PAIRS = [*((grid, "bf16") for grid in WIDE), *itertools.product(["int3", "int4-asym", "fp4"], SCALES)]
 TRIPLES = [
@@ -88,13 +92,24 @@ def test_snap_is_idempotent_monotone_and_saturates(name: str, dtype: torch.dtype
     assert torch.equal(grid.snap(torch.tensor([-1e30, 1e30], dtype=dtype)).float(), torch.tensor([grid.low, grid.high]))
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", MATRICES)
 def test_snap_takes_the_nearest_value(name: str) -> None:
     grid = grid_of(name)
     values = grid.table[~grid.table.isnan()].double()
     z = torch.linspace(1.1 * grid.low - 0.3, 1.1 * grid.high + 0.3, 10_007, dtype=torch.float64)
     gap = (z[:, None] - values).abs().amin(1)
     assert torch.allclose((grid.snap(z.clone()) - z).abs(), gap, rtol=0, atol=1e-7 * grid.high)
+
+
+@pytest.mark.parametrize("name", POWERS)
+def test_powers_take_the_nearest_exponent(name: str) -> None:
+    grid = grid_of(name)
+    exponents = grid.table[grid.table > 0].double().log2()
+    least = float(exponents.min())
+    z = torch.exp2(torch.linspace(least, 0.0, 997, dtype=torch.float64))
+    gap = (z.log2()[:, None] - exponents).abs().amin(1)
+    assert torch.allclose((grid.snap(z.clone()).log2() - z.log2()).abs(), gap, rtol=0, atol=1e-5)
+    assert not grid.snap(torch.tensor([-1.0, 0.0, 2.0 ** (2 * least)])).any()
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -211,7 +226,7 @@ def test_bytes_are_those_that_are_stored(data: st.DataObject) -> None:
         Group(data.draw(st.integers(1, 12))), grain_of(data.draw(st.sampled_from(["channel", "tensor"])))
     )
     fmt = Format(
-        grid_of(data.draw(st.sampled_from(GRIDS))),
+        grid_of(data.draw(st.sampled_from(MATRICES))),
         grain,
         ranger_of(data.draw(st.sampled_from(["absmax", "minmax"]))),
         scale_of(data.draw(st.sampled_from(SCALES))),

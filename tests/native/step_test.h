@@ -54,7 +54,8 @@ struct Network {
     if (coin()) s.bias = floats(static_cast<size_t>(rows), 0.3f);
     if (terms_here && coin()) {
       const int rank = between(1, 40);
-      terms.push_back({matrix(rows, rank), matrix(rank, columns)});
+      terms.push_back({matrix((rows + 15) / 16 * 16, rank), matrix(rank, columns)});
+      terms.back().left.rows = rows, terms.back().left.stride = 0;  // in panels: any numbers are some term's
       s.low_rank = &terms.back();
     }
     s.unrounded = between(0, 3) == 0;
@@ -74,6 +75,16 @@ struct Network {
     t.format = between(RG_PLAIN, RG_STATIC);
     t.bits = between(5, 8), t.asymmetric = coin(), t.group = coin() ? 0 : between(1, columns);
     t.step = static_cast<float>(between(3, 40)) * 1.0371e-3f, t.zero = t.asymmetric ? static_cast<float>(between(0, (1 << t.bits) - 1)) : 0.0f;
+    if (t.format == RG_STATIC && t.group && coin()) {
+      while (columns % t.group) --t.group;
+      const size_t groups = static_cast<size_t>(columns / t.group);
+      kept.emplace_back(groups, 0);
+      float *steps = kept.back().data;
+      kept.emplace_back(groups, 0);
+      float *zeros = kept.back().data;
+      for (size_t g = 0; g < groups; ++g) steps[g] = static_cast<float>(between(3, 40)) * 1.0371e-3f, zeros[g] = static_cast<float>(between(0, (1 << t.bits) - 1));
+      t.steps = steps, t.zeros = t.asymmetric ? zeros : nullptr;
+    }
     return t;
   }
   rg_norm norm(int size, bool always) {
@@ -190,11 +201,11 @@ struct Network {
         moved[to] += v[from] * entry;
       }
     Vector coded = moved;
-    const size_t span = t.format == RG_DYNAMIC && t.group ? static_cast<size_t>(t.group) : n;
+    const size_t span = t.group && (t.format == RG_DYNAMIC || t.steps) ? static_cast<size_t>(t.group) : n;
     const double low = t.asymmetric ? 0 : -std::ldexp(1.0, t.bits - 1), high = low + std::ldexp(1.0, t.bits) - 1;
     for (size_t begin = 0; t.format != RG_PLAIN && begin < n; begin += span) {
       const size_t end = std::min(begin + span, n);
-      double least = 0, most = 0, step = t.step, zero = t.zero;
+      double least = 0, most = 0, step = t.steps ? t.steps[begin / span] : t.step, zero = t.steps ? (t.zeros ? t.zeros[begin / span] : 0) : t.zero;
       for (size_t i = begin; i < end; ++i) least = std::min(least, moved[i]), most = std::max(most, moved[i]);
       if (t.format == RG_DYNAMIC) {
         const float reach = static_cast<float>(std::max(most, -least)), width = static_cast<float>(most) - static_cast<float>(least);
@@ -216,10 +227,18 @@ struct Network {
     }
     return out;
   }
+  // As `times`, of a matrix that lies in panels of sixteen rows.
+  static Vector times_across(const rg_matrix &m, const Vector &in) {
+    Vector out(static_cast<size_t>(m.rows));
+    const float *numbers = reinterpret_cast<const float *>(m.panels);
+    for (size_t r = 0; r < out.size(); ++r)
+      for (size_t i = 0; i < in.size(); ++i) out[r] += static_cast<double>(numbers[(r / 16 * in.size() + i) * 16 + r % 16]) * in[i];
+    return out;
+  }
   static Vector product(const rg_site &s, const std::pair<Vector, Vector> &read) {
     const Vector &in = s.unrounded ? read.first : read.second;
     Vector out = times(s.matrix, in);
-    if (s.low_rank) add(out, times(s.low_rank->left, times(s.low_rank->right, in)));
+    if (s.low_rank) add(out, times_across(s.low_rank->left, times(s.low_rank->right, in)));
     for (size_t r = 0; r < out.size(); ++r) out[r] += s.bias ? s.bias[r] : 0;
     return out;
   }

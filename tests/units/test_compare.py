@@ -83,14 +83,26 @@ def test_a_word_stands_for_a_preset_a_file_or_a_published_row() -> None:
     assert named("rtn,gptq", "w4a16") == ["rtn-w4", "gptq-w4g32", "gptq-w4g64", "gptq-w4g128", "gptq-w4"]
     assert named(["smoothquant", "rtn-w8a8"], ["w8a8"]) == ["smoothquant", "rtn-w8a8"]
     assert set(named("all", "w8a8,w4a8")) >= {"fp8", "smoothquant", "quarot-w4a8"}
-    assert [str(entry.setting) for entry in chosen("smoothquant,rtn-w8", None)] == ["w8a8", "w8a16"]
+    assert [str(entry.setting) for entry in chosen("smoothquant-w6a6,rtn-w8", None)] == ["w6a6", "w8a16"]
+    assert [str(entry.setting) for entry in chosen("quarot-w4a4+kivi-4", "w4a4kv4")] == ["w4a4kv4"]
+
+
+@pytest.mark.parametrize("at", ["w6a6", "w4a4", "w4a4kv4"])
+def test_each_setting_has_its_yardstick_and_what_must_beat_it(at: str) -> None:
+    """The yardstick is its own null; all others are held against it, or against it with their own cache."""
+    names = {entry.name for entry in chosen("all", at)}
+    assert {f"rtn-{at}", f"smoothquant-{at}", f"quarot-{at}"} <= names
+    assert null(load(f"rtn-{at}")) is None
+    found = null(load(f"smoothquant-{at}"))
+    assert found is not None
+    assert digest(found) == digest(load(f"rtn-{at}"))
 
 
 @pytest.mark.parametrize(
     ("methods", "at", "why"),
     [
         ("gptqq", None, "no method is called 'gptqq' .did you mean 'gptq'"),
-        ("all", "w5a5", "none of the methods is at w5a5; they are at w2a16"),
+        ("all", "w5a5", "none of the methods is at w5a5; they are at w2a"),
         ("all", "4bit", "'4bit' is no setting: write bits of weights and inputs"),
         ("rtn-w4,rtn-w8a8", "w8a8", "rtn-w4 is at w4a16, and --at asks for w8a8"),
         ("kivi-4", None, "kivi-4 cannot be compared"),

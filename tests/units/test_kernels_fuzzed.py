@@ -276,7 +276,7 @@ def test_every_tensor_of_a_program_may_be_wrong() -> None:
         (lambda t: Norm("rms", 12, 1e-5, t), vector),
         (lambda t: Norm("rms", 12, 1e-5, None, t), vector),
         (lambda t: Site(one.packed, t), vector),
-        (lambda t: Site(one.packed, low_rank=(t, torch.ones(2, 8))).struct(), torch.ones(12, 2)),
+        (lambda t: Site(one.packed, low_rank=(t, torch.ones(2, 8))).struct(), torch.ones(1, 2, 16)),
         (lambda t: Site(t).struct(), torch.ones(12, 8)),
         (lambda t: Tap(diagonal_I=t).check(12), vector),
         (lambda t: Tap("kronecker", 3, None, t, torch.ones(4, 4)).check(12), torch.ones(3, 3)),

@@ -32,8 +32,8 @@ def test_the_issues_presets_are_there() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_a_file_is_flat(file: object) -> None:
     text = file.read_text(encoding="utf-8")  # type: ignore[attr-defined]  # a Traversable
+    assert len([line for line in text.splitlines() if not line.endswith(":")]) < 12  # under a dozen, headings aside
     rows = yaml.safe_load(text)
-    assert len(text.splitlines()) < 12 + 2 * ({"weights", "inputs", "cache"} <= set(rows))  # two lines a place
     known = (
         "name title cite differs row calibration learning where rewrites weights inputs cache attention shape tokens"
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from panels import case
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.library import available
-from regauge.kernels.cpu.pieces import Block, Norm, Site, Tap
+from regauge.kernels.cpu.pieces import Block, Norm, Site, Tap, across
 from regauge.kernels.cpu.step import Program
 from regauge.kernels.cpu.store import Store
 
@@ -84,7 +84,8 @@ def test_a_low_rank_term_is_exact_to_rounding_in_float32(dtype: torch.dtype) -> 
     left_OR, right_RI = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((53, 19), (19, 131)))
     one = case("int4", 53, 131)
     x_NI = torch.randn(7, 131, generator=generator)
-    plain, summed = (head(Site(one.packed, None, "float32", term), x_NI) for term in (None, (left_OR, right_RI)))
+    terms = None, (across(left_OR), right_RI)
+    plain, summed = (head(Site(one.packed, None, "float32", term), x_NI) for term in terms)
     wanted = x_NI.double() @ right_RI.double().T @ left_OR.double().T
     assert float(((summed - plain).double() - wanted).abs().max()) < 2e-6 * float(
         wanted.abs().max() + plain.abs().max()
@@ -256,7 +257,11 @@ def test_what_does_not_fit_is_refused() -> None:
     program = Program((), Norm("none", 8, 0.0), Site(torch.eye(8)), 8, 0, 0.0, Tap("hadamard", 3))
     with pytest.raises(ValueError, match="do not fit together"):
         program(torch.zeros(1, 8), [0], [0], (), ())
-    with pytest.raises(ValueError, match="do not fit together"):
-        Site(torch.eye(8), low_rank=(torch.zeros(8, 2), torch.zeros(3, 8)))
+    with pytest.raises(ValueError, match=r"left factors are .* of shape \(1, 3, 16\), not .*\(1, 2, 16\)"):
+        Site(torch.eye(8), low_rank=(across(torch.zeros(8, 2)), torch.zeros(3, 8)))
+    with pytest.raises(ValueError, match=r"a low-rank term that reads \(2, 7\) beside 8 x 8"):
+        Site(torch.eye(8), low_rank=(across(torch.zeros(8, 2)), torch.zeros(2, 7)))
+    with pytest.raises(ValueError, match="no whole groups of 5, each with a step"):
+        Tap(rounding="static", group=5, steps_G=torch.ones(2)).check(12)
     with pytest.raises(ValueError, match="side by side"):
         Site(torch.zeros(4, 8).T).struct()

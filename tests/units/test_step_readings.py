@@ -12,7 +12,8 @@ import torch
 from regauge import parts
 from regauge.formats.base import Format, Grain, Grid, Ranger
 from regauge.formats.grains import Group, Token, Whole
-from regauge.formats.grids import E4M3, Int
+from regauge.formats.grids import E2M3, E4M3, Int
+from regauge.formats.logs import Log2
 from regauge.formats.rangers import Dynamic, Static
 from regauge.formats.readings import Reading, static_step
 from regauge.formats.scales import Float32
@@ -21,7 +22,7 @@ from regauge.formats.transforms import Crossed, Hadamard, Same, Scaled, Transfor
 from regauge.hosts.transformers.inputs import Inputs
 from regauge.hosts.transformers.program import Reads, build
 from regauge.kernels.cpu.library import available
-from regauge.kernels.cpu.pieces import Norm
+from regauge.kernels.cpu.pieces import Norm, Site, Tap
 from regauge.kernels.cpu.step import Program
 from regauge.parts import WEIGHTS
 from regauge.runtime.matrices.modules import PackedMatrix
@@ -50,8 +51,10 @@ GRIDS: dict[str, Grid] = {
     "int5": Int(5),
     "int8-asym": Int(8, symmetric=False),
     "fp8": E4M3(),
+    "fp6": E2M3(),
+    "log2": Log2(),
 }
-GRAINS: dict[str, Grain] = {"token": Token(), "tensor": Whole(), "group:6": Group(6), "group:12": Group(12)}
+GRAINS: dict[str, Grain] = {"token": Token(), "tensor": Whole(), "group:1": Group(1), "group:6": Group(6)}
 RANGERS: dict[str, Ranger] = {"dynamic": Dynamic(), "static": Static()}
 
 
@@ -85,6 +88,12 @@ READINGS = {
     "static": ("int8", "tensor", "static"),
     "static 5": ("int5", "tensor", "static"),
     "static asymmetric": ("int8-asym", "tensor", "static"),
+    "static group": ("int6", "group:6", "static"),
+    "static asymmetric group": ("int8-asym", "group:6", "static"),
+    "static channel": ("int8-asym", "group:1", "static"),  # no end of a range lies between two codes
+    "float": ("fp8", "token", "dynamic"),
+    "float group": ("fp6", "group:6", "dynamic"),
+    "static float": ("fp8", "tensor", "static"),
 }
 
 
@@ -117,21 +126,40 @@ def test_a_reading_is_that_of_the_packed_module(how: str, transform: str, channe
         assert float((found - packed(channels, None, rank)(made.forward(x_TI))).norm() / wanted.norm()) > 1e-3
 
 
+@pytest.mark.parametrize("channels", [1536, 5632, 11008])
+def test_a_hadamard_is_cut_into_two_small_sides(channels: int) -> None:
+    """5632 is 4 · 32 · 44: as 4 and 1408 it would be eight times the work that it is as 128 and 44."""
+    native = Hadamard().fit(channels, {}, []).native
+    assert native is not None
+    assert native.pair is not None
+    left, right = native.pair
+    assert left.shape[0] * right.shape[0] == channels
+    assert left.shape[0] + right.shape[0] < 5 * channels**0.5
+
+
 def test_what_the_step_does_not_read_is_refused() -> None:
-    x = torch.randn(4, 48)
-    whole = Reading(format_of("int8", "tensor", "dynamic"))
     for reading, words in (
-        (Reading(format_of("fp8", "token", "dynamic")), "fp8 inputs, which the step does not round"),
-        (whole, "dynamic steps of a tensor"),
-        (
-            Reading(fmt := format_of("int8", "group:12", "static"), Same(), static_step(fmt, x.amin(0), x.amax(0))),
-            "static",
-        ),
+        (Reading(format_of("log2", "token", "dynamic")), "log2 inputs, which the step does not round"),
+        (Reading(format_of("int8", "tensor", "dynamic")), "dynamic steps of a tensor"),
     ):
         part = packed(48, None)
         part.reading = reading
         with pytest.raises(Unservable, match=words):
             tap_of("a site", part)
+
+
+@pytest.mark.parametrize("grid", ["fp8", "fp6"])
+def test_small_floats_are_rounded_to_the_bit(grid: str) -> None:
+    """An identity in full precision shows what the tap gives; ties, subnormals and what saturates are among it."""
+    made, n = GRIDS[grid], 64
+    values = made.table[~made.table.isnan()].sort().values
+    middles = (values[1:] + values[:-1]) / 2
+    x_TI = torch.cat([values, middles, values * 1.0001, torch.tensor([made.high * 3, -made.high * 3])])
+    x_TI = torch.nn.functional.pad(x_TI, (0, -len(x_TI) % n)).view(-1, n)
+    one = Tap(rounding="static", step=1.0, floats=(made.kernel.mantissa, made.high, made.kernel.tiny))  # type: ignore[union-attr]  # both have one
+    program = Program((), Norm("none", n, 0.0), Site(torch.eye(n)), n, 0, 0.0, one)
+    found = program(x_TI[:60].contiguous(), [0] * len(x_TI[:60]), [0] * len(x_TI[:60]), (), ())
+    assert torch.equal(found, made.snap(x_TI[:60].clone()))
 
 
 def test_sites_of_one_tap_each_with_their_own_copy_of_its_tensors_are_one_tap(tmp_path: Path) -> None:

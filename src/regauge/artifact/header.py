@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from regauge import parts
+from regauge.anatomy.inner import inner_taps
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.changes import changed, changes
 from regauge.artifact.codec.base import DECODES, REGAUGE, Layout
@@ -89,7 +90,7 @@ def _second(raw: Mapping[str, Any], source: Anatomy, dtype: torch.dtype) -> Layo
             )
     choices, inputs = points.get(WEIGHTS, {}), points.get(INPUTS, {})
     _there(choices, {site.name for site in anatomy.sites}, source)
-    _there(inputs, {site.tap for site in anatomy.sites if site.tap is not None}, source)
+    _there(inputs, {site.tap for site in anatomy.sites if site.tap is not None} | inner_taps(anatomy).keys(), source)
     _terms(mapped(raw, "terms", "the header"), choices)
     found = Layout(source, anatomy, dict(choices), dtype, inputs=inputs, cache=fitting(points.get(CACHE, {}), anatomy))
     return attending(found, points.get(ATTENTION, {}))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.anatomy.fusing import fused
+from regauge.anatomy.inner import inner_taps
 from regauge.anatomy.model import Anatomy, Site, Weights
 from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import DECODES
@@ -246,12 +247,14 @@ def _errors(
     return named({name: job(name, chosen[name]) for name in _largest_first(chosen, exact)})
 
 
-def tap_receipts(sites: Sequence[Site], inputs: Mapping[str, Point]) -> list[TapReceipt]:
-    """What became of each activation that is rounded, in the order in which a model reads them."""
+def tap_receipts(anatomy: Anatomy, inputs: Mapping[str, Point]) -> list[TapReceipt]:
+    """What became of each activation that is rounded, in the order in which a model reads them; last those that no
+    matrix reads."""
     readers: dict[str, list[str]] = {}
-    for site in sites:
+    for site in anatomy.sites:
         if site.tap in inputs:
             readers.setdefault(site.tap or "", []).append(site.name)
+    readers |= {tap: [] for tap in inner_taps(anatomy) if tap in inputs}
     return [
         TapReceipt(
             name=tap,
@@ -285,3 +288,11 @@ def spelled(choice: Point) -> dict[str, object]:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def nearest_codes(choices: Choices) -> dict[str, Point | None]:
+    """The same points with the rounder that needs nothing: what a tentative block is tried under."""
+    plain = Spec("nearest")
+    return {
+        name: None if point is None else point.but(rounder=plain, compensator=None) for name, point in choices.items()
+    }

@@ -20,6 +20,7 @@ from regauge.artifact.receipt import MoveReceipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import STATES, Staging
 from regauge.engine.block import Moved, full_precision, site_receipts
 from regauge.engine.certify import Prover
+from regauge.engine.inner import inner_of
 from regauge.engine.job import Job, outer_names
 from regauge.engine.learning import room
 from regauge.engine.watchdog import Clock
@@ -223,7 +224,9 @@ class Drive:
             done = replace(done, sites=[site for site in done.sites if layout.held(site.name)])
         figures = site_receipts(done.sites, moved, codes, done.stats, job.resolution, done.rare)
         tensors = job.wire.pack(full_precision(moved.stored, codes), codes)
-        taps = dict.fromkeys(site.tap for site in done.sites if site.tap in self.work.readings)
+        block = None if index in (0, len(self.shards) - 1) else index - 1
+        inner = [] if block is None else inner_of(job.anatomy, job.resolution.inputs, block)
+        taps = dict.fromkeys(tap for tap in (*(site.tap for site in done.sites), *inner) if tap in self.work.readings)
         tensors |= written({tap: self.work.readings[tap] for tap in taps if tap is not None})
         last = len(self.shards) - 1
         if index:

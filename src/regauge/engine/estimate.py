@@ -187,7 +187,7 @@ def record(
         wire_refusals=job.refusals,
         refusals=tuple(refusals),
         sites=tuple(sites),
-        taps=tuple(tap_receipts(job.anatomy.sites, job.resolution.inputs)),
+        taps=tuple(tap_receipts(job.anatomy, job.resolution.inputs)),
         caches=store_receipts(job.anatomy, job.resolution.at(CACHE)),
         cache_bytes=growth({}, job.anatomy).before,
         notes=tuple(dict.fromkeys(notes)),

@@ -16,6 +16,7 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import Wire
+from regauge.engine.inner import ranged
 from regauge.engine.refusals import Refusals
 from regauge.engine.shaping import Shaping, shaping_of
 from regauge.engine.taps import needs_of_taps, refuse_outside
@@ -130,6 +131,7 @@ class Job:
         return (
             bool(self.needs or self.learnt)
             or bool(needs_of_taps(self.anatomy.sites, self.resolution.inputs, transforms=True))
+            or ranged(self.anatomy, self.resolution.inputs)
             or self.shaping is not None
             or bool(needs_of(self.resolution.at(ATTENTION)))
             or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)

@@ -58,7 +58,7 @@ def receipt_of(done: Done, source: str, source_hash: str, after: int) -> Receipt
         seed=job.seed,
         calibration=windows.record() if windows is not None else {},
         sites=tuple(done.sites),
-        taps=tuple(tap_receipts(job.anatomy.sites, job.resolution.inputs)),
+        taps=tuple(tap_receipts(job.anatomy, job.resolution.inputs)),
         caches=store_receipts(job.anatomy, job.resolution.at(CACHE)),
         moves=tuple(done.moves),
         selects=tuple(done.selects),

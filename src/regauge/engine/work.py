@@ -12,9 +12,10 @@ from regauge.anatomy.model import Site, Weights
 from regauge.anatomy.moves import Move
 from regauge.artifact.receipt import SelectReceipt
 from regauge.artifact.staging import Staging
-from regauge.engine.block import Choices, Moved, as_stored, changes, effective, round_sites
+from regauge.engine.block import Moved, as_stored, changes, effective, nearest_codes, round_sites
 from regauge.engine.distribution import Bound
 from regauge.engine.drift import drifts, joined, readers
+from regauge.engine.inner import bound, inner_of, run, settled, words
 from regauge.engine.job import Job
 from regauge.engine.learning import Learnt, Lesson, learn, learnt_taps
 from regauge.engine.objective import Change, Objective
@@ -30,7 +31,6 @@ from regauge.hosts.base import Rows, Runner
 from regauge.hosts.states import Spill, States
 from regauge.learn.base import Finished
 from regauge.learn.settings import DISTRIBUTION
-from regauge.parts import Point, Spec
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import forget
 from regauge.rounding.pieces import alone, of_rows
@@ -177,6 +177,8 @@ class Pass:
         needs = {site.name: job.needs[site.name] for site in sites if site.name in job.needs}
         stats, rare = self.see(block, moved.exact, needs, sample=sample) if needs else ({}, {})
         self.readings |= settle(sites, inputs, transforms, stats)
+        if any(tap not in self.readings for tap in inner_of(job.anatomy, inputs, block)):
+            self.readings |= settled(*self.running(), block, moved.exact, inputs)
         if self.teacher is not None and (taps := readers(sites, needs)):
             runner, states = self.running()
             bind = lambda watch: runner.bind(block, moved.exact, states, watch=after(watch, taps, self.transforms))  # noqa: E731  # one of its kind
@@ -195,13 +197,17 @@ class Pass:
             tried = as_stored(job.anatomy, weights, moved.source, job.source.dtype)
             present = [site for site in sites if f"{site.name}.weight" in weights]
             present = [site for site in present if which is None or site.name in which]
-            return effective(tried, round_sites(present, weights, _nearest(job.choices), {}), job.choices)
+            return effective(tried, round_sites(present, weights, nearest_codes(job.choices), {}), job.choices)
 
         def bind(weights: Weights, inputs: Change) -> Bound:
-            return runner.bind(block, weights, states, inputs=inputs)
+            return bound(runner, runner.bind(block, weights, states, inputs=inputs), self.inside(block))
 
         readings = {**stand_ins(job.resolution.inputs, self.readings), **self.readings}
         return Objective(states, self.target, bind, rounded, changes(sites, readings, True), self.teacher)
+
+    def inside(self, block: int) -> dict[str, Reading]:
+        """How what no matrix reads is read in a block: `keys` → its reading."""
+        return words(inner_of(self.job.anatomy, self.job.resolution.inputs, block), self.readings)
 
     def learn(self, block: int, looked: Looked, before: Moved, staging: Staging | None, clock: Clock) -> Learnt | None:
         """Trains what is learnt in a block, with all else in it rounded; None where nothing is. `before` is the block
@@ -240,7 +246,8 @@ class Pass:
         runner, states = self.running()
         found = collection(sample, {site.name: frozenset() for site in sample}, sample=True)
         inputs = changes(self.job.sites(block), self.readings)
-        self.states = runner.block(block, weights, states, watch=self._watch(found), inputs=inputs)
+        bind = lambda: runner.block(block, weights, states, watch=self._watch(found), inputs=inputs)  # noqa: E731  # as above
+        self.states = run(runner, bind, self.inside(block))
         if self.target is not None:
             self.teacher, self.target = self.target, None
         return found.finish(sample)[0]
@@ -290,11 +297,3 @@ class Pass:
         assert self.runner is not None, "a plan that needs text runs with text"
         assert self.states is not None, "begin comes first"
         return self.runner, self.states
-
-
-def _nearest(choices: Choices) -> dict[str, Point | None]:
-    """The same points with the rounder that needs nothing: what a tentative block is tried under."""
-    plain = Spec("nearest")
-    return {
-        name: None if point is None else point.but(rounder=plain, compensator=None) for name, point in choices.items()
-    }

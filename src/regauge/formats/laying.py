@@ -41,8 +41,9 @@ def over(x: Tensor, number: float) -> Tensor:
 
 
 def even(reach_G1: Tensor, grid: Grid) -> Tensor:
-    """Raw step of the range [−a, a]: 2a over the width of the grid."""
-    return over(reach_G1, (grid.high - grid.low) / 2)
+    """Raw step of the range [−a, a]: 2a over the width of the grid, which of one-sided numbers counts twice."""
+    low = min(grid.low, -grid.high) if grid.symmetric else grid.low
+    return over(reach_G1, (grid.high - low) / 2)
 
 
 def uneven(low_G1: Tensor, high_G1: Tensor, grid: Grid, scale: Scale) -> Step:

@@ -10,9 +10,10 @@ Legend: O output channels, I input channels; x (..., I).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -128,6 +129,13 @@ class Scaled:
         return w_OI * self.divisor_I.to(w_OI.device, w_OI.dtype)
 
 
+_ONE = torch.ones(1, 1, dtype=torch.float64, device="cpu")
+
+
+def _cut(factors: Sequence[Tensor], cut: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return factors[:cut], factors[cut:]
+
+
 @dataclass(frozen=True, eq=False)
 class Turned:
     """A = Qᵀ with Q orthogonal and fast (a product of small factors), so W A⁻ᵀ = W Qᵀ.
@@ -148,12 +156,12 @@ class Turned:
 
     @cached_property
     def native(self) -> Native:
-        first, *others = self.turn.factors
-        rest = torch.ones(1, 1, dtype=torch.float64, device="cpu")
-        for factor in others:
-            rest = torch.kron(rest, factor)
-        pair = first.T.float().contiguous(), rest.T.float().contiguous()
-        return Native(pair=pair, sylvester=self.turn.size & (self.turn.size - 1) == 0)
+        """Cut where the two sides are as small as they can be: kernels multiply by both, channel by channel."""
+        factors = self.turn.factors
+        cuts = range(1, len(factors) + 1)
+        cut = min(cuts, key=lambda cut: sum(math.prod(f.shape[0] for f in side) for side in _cut(factors, cut)))
+        left, right = (reduce(torch.kron, side, _ONE).T.float().contiguous() for side in _cut(factors, cut))
+        return Native(pair=(left, right), sylvester=self.turn.size & (self.turn.size - 1) == 0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.turn(x, -1)

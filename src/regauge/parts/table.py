@@ -67,6 +67,10 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
         "nf4": Part("regauge.formats.grids:NF4", "16 quantiles of the normal distribution", "2305.14314", places=MODEL),
         "ternary": Part("regauge.formats.grids:Ternary", "-1, 0 and 1 in two bits", places=MODEL),
         **_trellises(),
+        "log2": Part("regauge.formats.logs:Log2", "1, 1/2, 1/4, … and 0", "2111.13824", short="bits", places=(INPUTS,)),
+        "log-sqrt2": Part(
+            "regauge.formats.logs:LogSqrt2", "1, 1/√2, 1/2, … and 0", "2402.05628", short="bits", places=(INPUTS,)
+        ),
     },
     "grain": {
         "channel": Part("regauge.formats.grains:Channel", "one step an output channel"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from regauge import parts
+from regauge.anatomy.inner import inner_taps
 from regauge.anatomy.model import Anatomy, Site
 from regauge.errors import RecipeError
 from regauge.formats.base import OBJECTIVE
@@ -175,8 +176,14 @@ def _inputs(
     for site in anatomy.sites:
         readers.setdefault(site.tap or "", []).append(site)
     found: dict[str, Point] = {}
+    inner = inner_taps(anatomy)
     for tap, one in won.items():
         if one.point is None:
+            continue
+        if tap in inner:
+            found[tap], why = _inner(one.point, inner[tap])
+            if why:
+                grouped.setdefault(why, []).append(tap)
             continue
         shape = (1, readers[tap][0].shape[1])
         found[tap], why = _grain(one.point, shape)
@@ -193,6 +200,23 @@ def _inputs(
             )
             grouped.setdefault(reason, []).append(tap)
     return found
+
+
+MANY = 1 << 30
+"""More tokens than any text has."""
+
+
+def _inner(point: Point, channels: int | None) -> tuple[Point, str]:
+    """The point of a tap that no matrix reads, its grain settled; why it cannot be had, or ""."""
+    if point.name("transform") not in ("", "identity"):
+        return point, f"{point.name('transform')!r} is folded into the matrices that read a tap, and none reads it"
+    point, _ = _grain(point, (1, channels or 1))
+    grain = parts.format_of(point).grain
+    if channels is None:
+        why = "has as many channels as there are tokens, so a step is a token's or a tensor's"
+        return point, why if grain.span((1, MANY)) < MANY else ""
+    refusal = grain.refuses((1, channels))
+    return point, "" if refusal is None else _divide(refusal, point, "token")
 
 
 def _tied_head(anatomy: Anatomy, site: Site) -> bool:

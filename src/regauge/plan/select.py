@@ -1,11 +1,12 @@
 """Selectors: which places a rule speaks of.
 
 `blocks.*.attn.q` is a glob over canonical names (`*` crosses dots, `{q,k}` is a choice, `[0-3]` a class); `kind:down`
-matches kinds; `a | b` is either. Embeddings, heads, routers and tables of positions or types are never taken by a
-wildcard: they are matched only by a pattern that ends in their own last word (`embed`, `blocks.*.moe.router`) or by
-their kind. Taps are matched by their names (`blocks.*.mlp.hidden`), or through the sites that read them
-(`read-by:blocks.*.down`); stores, streams, blocks and residuals by theirs (`blocks.3.cache`, `blocks.*.ffn`,
-`blocks.3`, `blocks.2.residual`). `first:2` and `last:2` are what wildcards take in so many blocks at an end.
+matches kinds; `a | b` is either. Embeddings, heads, routers, tables of positions or types, and the taps that no matrix
+reads (queries, keys, values, probabilities, residual) are never taken by a wildcard: they are matched only by a pattern
+that ends in their own last word (`embed`, `blocks.*.moe.router`) or by their kind. Taps are matched by their names
+(`blocks.*.mlp.hidden`), or through the sites that read them (`read-by:blocks.*.down`); stores, streams, blocks and
+residuals by theirs (`blocks.3.cache`, `blocks.*.ffn`, `blocks.3`, `blocks.2.residual`). `first:2` and `last:2` are what
+wildcards take in so many blocks at an end.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from regauge.anatomy.inner import inner_taps, word_of
 from regauge.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def _taps(anatomy: Anatomy) -> tuple[Spot, ...]:
         words = name.split(".")
         tail = ".".join(words[-2:]) if all(site.kind in SPECIAL for site in sites) else ""
         found.append(Spot(name, words[-1], tail, tuple(sites)))
-    return tuple(found)
+    return (*found, *(Spot(name, word_of(name), word_of(name)) for name in inner_taps(anatomy)))
 
 
 def _stores(anatomy: Anatomy) -> tuple[Spot, ...]:

@@ -11,6 +11,7 @@ from regauge import parts
 from regauge.errors import RecipeError, nearest
 from regauge.parts import ATTENTION, CACHE, INPUTS, SHAPE, WEIGHTS
 from regauge.plan import Plan, load, patterns, presets
+from regauge.plan.combining import BETWEEN
 from regauge.plan.keeping import bits_of
 
 FULL = 16
@@ -79,7 +80,7 @@ def chosen(methods: str | Sequence[str], at: str | Sequence[str] | None) -> tupl
 
     Args:
         methods: `all`, or names of presets, of preset files (`gptq`: each of its numbers), of published rows
-            (`smoothquant`), or recipe files; several with commas, or a list.
+            (`smoothquant`), presets together (`quarot-w4a4+kivi-4`), or recipe files; several with commas, or a list.
         at: settings; None: every one that the methods have.
 
     Raises:
@@ -124,7 +125,7 @@ def _named(word: str) -> tuple[Entry, ...]:
     several = tuple(entry for entry in known() if entry.name in stems or entry.plan.row == word)
     if several:
         return several
-    if word in presets() or word.endswith((".yaml", ".yml")):
+    if word in presets() or BETWEEN in word or word.endswith((".yaml", ".yml")):
         plan = load(word)
         at = setting_of(plan)
         if at is None:

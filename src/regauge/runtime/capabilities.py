@@ -174,7 +174,7 @@ def _inputs(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
         return f"{row.kernel} does not apply {inputs.transform}"
     if not row.taps and (inputs.static or grain != "token"):
         return f"{row.kernel} takes inputs with a step of their own a token"
-    if row.taps and grain not in (("token", "tensor") if inputs.static else ("token", "group")):
+    if row.taps and grain not in (("token", "tensor", "group") if inputs.static else ("token", "group")):
         return f"{row.kernel} takes no {'stored' if inputs.static else 'dynamic'} steps of a {inputs.grain}"
     fits = grid.kind == row.inputs and grid.bits in row.input_bits and (grid.symmetric or row.taps)
     if fits and (row.input_like is None or is_like(grid, row.input_like)):

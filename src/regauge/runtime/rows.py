@@ -88,6 +88,8 @@ UNITS = {bits: unit(bits) for bits in EVERY}
 EIGHTS = dict.fromkeys(EVERY, 8)
 BYTES = tuple(range(2, 9))
 """Bits of signed integers that a byte holds."""
+FLOATING = (4, 6, 8)
+"""Bits of small floats."""
 NATIVE, TRITON, TORCH, INT4 = "the library of C++ kernels", "triton", "torch", "a torch whose int4 layout is known"
 PATHS = "a library of C++ kernels that has trellises"
 MOST = (1 << 17) - 1
@@ -108,6 +110,9 @@ ROWS: tuple[Row, ...] = (
     Row(CPU, "step", PATHS, "trellis", TRELLISES, group=UNITS, panels=True, inputs="integer", input_bits=BYTES,
         taps=True),
     Row(*_STEP, "table", (1, 2, 3, 4), group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
+    Row(*_STEP, "integer", EVERY, zeros=True, group=UNITS, panels=True, inputs="float", input_bits=FLOATING, taps=True),
+    Row(*_STEP, "float", EVERY, group=UNITS, panels=True, inputs="float", input_bits=FLOATING, taps=True),
+    Row(*_STEP, "table", (1, 2, 3, 4), group=UNITS, panels=True, inputs="float", input_bits=FLOATING, taps=True),
     Row(CPU, "int8 x int8", TORCH, "integer", (8,), tensor=False, inputs="integer", input_bits=(8,),
         dtypes=(*FLOATS, torch.float64)),
     Row(CPU, "int8", TORCH, "integer", (8,), tensor=False, dtypes=(torch.bfloat16,)),

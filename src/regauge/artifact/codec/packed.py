@@ -16,6 +16,7 @@ from functools import cached_property
 from torch import Tensor
 
 from regauge import parts
+from regauge.anatomy.inner import inner_taps
 from regauge.anatomy.model import Weights
 from regauge.artifact.codec.base import REGAUGE, Layout, decoder, full_parameters
 from regauge.artifact.header import header
@@ -41,6 +42,7 @@ class Packed:
         """Every place whose tensors begin with its name, and all that those names begin with."""
         names = [site.name for site in self.layout.anatomy.sites] + [norm.name for norm in self.layout.anatomy.norms]
         names += [site.tap for site in self.layout.anatomy.sites if site.tap is not None]
+        names += inner_taps(self.layout.anatomy)
         pieces = [name.split(".") for name in names]
         return frozenset(".".join(piece[:count]) for piece in pieces for count in range(1, len(piece) + 1))
 

@@ -11,6 +11,7 @@ import torch
 
 from regauge import parts
 from regauge.anatomy.fusing import fused
+from regauge.anatomy.inner import inner_taps
 from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.codec.base import Layout, decoder
 from regauge.formats.base import Format, Grid
@@ -70,6 +71,8 @@ def scheme_of(choice: Point, shape: tuple[int, int], reading: Point | None = Non
         for axis, spec in reading:
             if axis != "grid" and spec != TOKEN[axis]:
                 told = parts.spell(axis_of(INPUTS, axis).parts, spec) or spec.part
+                if axis == "transform":  # compressed-tensors 0.20 has `transform_config`, and its loader drops it
+                    return f"stock transformers 5.23 reads no transform_config: it would leave {told} out in silence"
                 return f"activations with {axis} {told} were not tried (only {axis} {TOKEN.name(axis)})"
     fmt = decoder(choice)
     inputs = None if reading is None else parts.format_of(reading).grid
@@ -203,6 +206,8 @@ def _all(layout: Layout) -> Iterator[tuple[str, str]]:
         yield "sizes", layout.unsaid
     for name in layout.attention:
         yield name, "a block takes another's attention map, or its heads see a window, which config.json cannot say"
+    for name in inner_taps(layout.anatomy).keys() & layout.inputs.keys():
+        yield name, "it has activations that linear layers read, and none that attention or the residual does"
     quantised = layout.quantised
     found: list[Scheme] = []
     for sites in layout.modules().values():

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor
 
 from regauge import parts
+from regauge.anatomy.inner import inner_taps
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.codec.base import Layout
 from regauge.errors import ArtifactError
@@ -61,11 +62,36 @@ def readings(layout: Layout, names: Collection[str], full: dict[str, Tensor]) ->
             found[site.name] = dynamic(parts.format_of(point))
             continue
         if site.tap not in made:
-            own = [key for key in full if key.startswith(f"{site.tap}.")]
-            tensors = {key.removeprefix(f"{site.tap}."): full.pop(key) for key in own}
-            try:
-                made[site.tap] = load(parts.format_of(point), parts.maker_of(point), site.shape[1], tensors)
-            except (ValueError, RuntimeError) as error:
-                raise ArtifactError(f"the tensors of {site.tap} do not fit how it is read: {error}.") from error
+            made[site.tap] = _loaded(site.tap, point, site.shape[1], full)
         found[site.name] = made[site.tap]
     return found
+
+
+def inner_readings(layout: Layout, full: dict[str, Tensor] | None = None) -> dict[str, Reading]:
+    """Tap → reading, of taps that no matrix reads; takes what was kept of them from `full`. Without it, of those that
+    keep nothing; with it, of those alone of which it holds something.
+
+    Raises:
+        ArtifactError: as `readings`.
+    """
+    found = {}
+    for tap, channels in inner_taps(layout.anatomy).items():
+        point = layout.inputs.get(tap)
+        if point is None:
+            continue
+        static = bool(parts.format_of(point).ranger.needs)
+        if not static and full is None:
+            found[tap] = dynamic(parts.format_of(point))
+        if static and full is not None and any(key.startswith(f"{tap}.") for key in full):
+            found[tap] = _loaded(tap, point, channels or 1, full)
+    return found
+
+
+def _loaded(tap: str, point: Point, channels: int, full: dict[str, Tensor]) -> Reading:
+    """The reading of a tap from its tensors, which are taken from `full`."""
+    own = [key for key in full if key.startswith(f"{tap}.")]
+    tensors = {key.removeprefix(f"{tap}."): full.pop(key) for key in own}
+    try:
+        return load(parts.format_of(point), parts.maker_of(point), channels, tensors)
+    except (ValueError, RuntimeError) as error:
+        raise ArtifactError(f"the tensors of {tap} do not fit how it is read: {error}.") from error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from regauge.anatomy.inner import inner_taps
 from regauge.anatomy.model import Anatomy
 from regauge.artifact import files
 from regauge.artifact.caches import read_cache
@@ -33,6 +34,7 @@ from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, coded_by
 from regauge.hosts.transformers.experts import plain_experts
 from regauge.hosts.transformers.forms import form_modules
 from regauge.hosts.transformers.hub import model_folder
+from regauge.hosts.transformers.inside import check_whole, read_inside
 from regauge.hosts.transformers.overflow import watch
 from regauge.hosts.transformers.placing import place, tie
 from regauge.hosts.transformers.plug import plug
@@ -145,6 +147,12 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
             "memory runs each by itself: leave memory= out"
         )
     form_modules(model, wire.layout)
+    if figure is not None and inner_taps(wire.layout.anatomy).keys() & wire.layout.inputs.keys():
+        raise SettingError(
+            "what attention or the residual of this artifact reads is rounded inside blocks, and a window of blocks in "
+            "memory runs each by itself: leave memory= out"
+        )
+    read_inside(model, wire.layout)
     if figure is None or not window_of_artifact(model, wire, found, folder, dtype, figure):
         _fill(model, wire, found, dtype, at.kind, said.activations)
     _finish(model, folder, wire.name)
@@ -256,6 +264,7 @@ def _fill(
     if missing:
         raise ArtifactError(f"the artifact lacks the codes of {sorted(missing)[0]}; build or fetch it again.")
     tie(model)
+    check_whole(model, wire.layout)
     lost = [key for key, tensor in model.state_dict().items() if tensor.is_meta]
     if lost:
         raise ArtifactError(f"the artifact lacks the tensor {lost[0]} ({len(lost)} in all); build or fetch it again.")

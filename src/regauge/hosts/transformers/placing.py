@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from regauge.artifact.codec.base import COMPRESSED_TENSORS, Layout, Wire, decoder
+from regauge.artifact.codec.taps import inner_readings
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
 from regauge.hosts.transformers.checkpoint import expected
+from regauge.hosts.transformers.inside import fill
 from regauge.hosts.transformers.install import install
 from regauge.runtime.matrices.modules import PackedLinear
 from regauge.runtime.modules import put
@@ -43,6 +45,7 @@ def place(
     if wire.name == COMPRESSED_TENSORS:
         codes = {name: as_stock(found, dtype, layout, name) for name, found in codes.items()}
     install(model, layout, codes, full, dtype, device, activations)
+    fill(model, layout, inner_readings(layout, full))
     halves = [f"{name}." for name in layout.quantised if name not in codes]  # said to lack codes, once all is read
     for key, tensor in full.items():
         if key.startswith(tuple(halves)):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from regauge.errors import FallbackWarning, SettingError, nearest
 
-ABI = 7
+ABI = 8
 """Number of the C interface (`regauge.h`) that this Python code is written against."""
 LEVELS = ("portable", "avx2", "avx512", "vnni", "neon")
 """Every dispatch level of every CPU."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from regauge.kernels.cpu import checks
-from regauge.kernels.cpu.interface import Struct
+from regauge.kernels.cpu.interface import PANEL, Struct
+from regauge.kernels.cpu.layout import FLOAT, INT
 from regauge.kernels.cpu.matrix import ACTIVATIONS, FULL, Matrix
 from regauge.kernels.cpu.structs import INT_FIELDS, NORM_FIELDS, SITE_FIELDS, TAP_FIELDS, CLowRank, CNorm, CSite, CTap
 
@@ -59,7 +60,9 @@ class Tap:
             two. `kronecker`: x (left ⊗ right), left (size, size).
         diagonal_I, left, right: float32, contiguous.
         rounding: of `ROUNDINGS`. `dynamic`: the step is reach / ((2^bits − 1) / 2) of `group` channels (0: of a token),
-            or of their range where `asymmetric`. `static`: value = step · (code − zero) throughout.
+            or of their range where `asymmetric`. `static`: value = step · (code − zero) throughout, or with the
+            `steps_G` and `zeros_G` of every `group` channels, float32.
+        floats: (mantissa bits, greatest value, least normal one) where codes are small floats; None: integers.
     """
 
     transform: str = "identity"
@@ -73,6 +76,9 @@ class Tap:
     asymmetric: bool = False
     step: float = 0.0
     zero: float = 0.0
+    steps_G: Tensor | None = None
+    zeros_G: Tensor | None = None
+    floats: tuple[int, float, float] | None = None
 
     def __post_init__(self) -> None:
         checks.named("transform of a tap", self.transform, TRANSFORMS)
@@ -86,6 +92,10 @@ class Tap:
             ValueError: they are not.
         """
         checks.optional("multipliers of a tap", self.diagonal_I, FLOAT32, (columns,))
+        if self.steps_G is not None and (not self.group or columns % self.group):
+            raise ValueError(f"{columns} channels are no whole groups of {self.group}, each with a step")
+        for what, given in (("steps of a tap", self.steps_G), ("zero points of a tap", self.zeros_G)):
+            checks.optional(what, given, FLOAT32, (columns // max(1, self.group),))
         if self.transform == "kronecker":
             if not self.size or columns % self.size or self.left is None or self.right is None:
                 raise ValueError(f"{columns} channels are no product of {self.size} and another, each with a matrix")
@@ -113,9 +123,11 @@ class Tap:
         )
 
     def struct(self) -> CTap:
-        addresses = map(address, (self.diagonal_I, self.left, self.right))
+        addresses = map(address, (self.diagonal_I, self.left, self.right, self.steps_G, self.zeros_G))
         how = TRANSFORMS[self.transform], self.size, ROUNDINGS[self.rounding], self.bits, self.group
-        return CTap(*addresses, *how, int(self.asymmetric), self.step, self.zero)
+        mantissa, top, tiny = self.floats or (0, 0.0, 0.0)
+        value = INT if self.floats is None else FLOAT
+        return CTap(*addresses, *how, int(self.asymmetric), value, mantissa, self.step, self.zero, top, tiny)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +136,7 @@ class Site:
 
     Attributes:
         activations: how the product carries inputs that the tap does not round, a name of `ACTIVATIONS`.
-        low_rank: (left_OR, right_RI), contiguous; what is added is left (right x).
+        low_rank: (`across` of left_OR, right_RI), contiguous; what is added is left (right x).
         unrounded: whether this site reads its tap before the rounding.
 
     Raises:
@@ -144,18 +156,28 @@ class Site:
         checks.optional("biases", self.bias, FLOAT32, (rows,))
         if self.low_rank is not None:
             left, right = self.low_rank
-            if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
-                raise ValueError("the two matrices of a low-rank term have other ranks, so they do not fit together")
-            if (left.shape[0], right.shape[1]) != (rows, columns):
-                raise ValueError(f"a low-rank term of {left.shape[0]} x {right.shape[1]} beside {rows} x {columns}")
+            if right.ndim != 2 or right.shape[1] != columns:
+                raise ValueError(f"a low-rank term that reads {tuple(right.shape)} beside {rows} x {columns}")
+            checks.tensor("left factors", left, tuple(checks.DTYPES), (-(-rows // PANEL), right.shape[0], PANEL))
 
     def struct(self) -> CSite:
         inner = self.matrix.struct if isinstance(self.matrix, Matrix) else full(self.matrix)
         low = None
         if self.low_rank is not None:
-            self._low[:] = [CLowRank(*map(full, self.low_rank))]
+            left, right = self.low_rank
+            rank, dtype = right.shape[0], checks.number(left.dtype)
+            inner_left = Struct(left.data_ptr(), 0, 0, self.matrix.shape[0], rank, dtype, rank, 0, 0, FULL, 0, 0, 0, 0)
+            self._low[:] = [CLowRank(inner_left, full(right))]
             low = ctypes.pointer(self._low[0])
         return CSite(inner, address(self.bias), low, ACTIVATIONS[self.activations], int(self.unrounded))
+
+
+def across(left_OR: Tensor) -> Tensor:
+    """(P, R, 16): the left factor of a low-rank term as the kernels read it, sixteen rows side by side."""
+    rows, rank = left_OR.shape
+    padded = left_OR.new_zeros(-(-rows // PANEL) * PANEL, rank)
+    padded[:rows] = left_OR
+    return padded.view(-1, PANEL, rank).transpose(1, 2).contiguous()
 
 
 def full(matrix_OI: Tensor) -> Struct:

@@ -26,10 +26,9 @@ class CTap(ctypes.Structure):
     """`rg_tap`."""
 
     _fields_ = [
-        *((name, _POINTER) for name in ("diagonal", "left", "right")),
-        *((name, _INT) for name in ("transform", "size", "format", "bits", "group", "asymmetric")),
-        ("step", _FLOAT),
-        ("zero", _FLOAT),
+        *((name, _POINTER) for name in ("diagonal", "left", "right", "steps", "zeros")),
+        *((name, _INT) for name in ("transform", "size", "format", "bits", "group", "asymmetric", "value", "mantissa")),
+        *((name, _FLOAT) for name in ("step", "zero", "top", "tiny")),
     ]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from regauge.anatomy import model as anatomy_model
 from regauge.anatomy.model import Anatomy
 from regauge.anatomy.storage import rows_of
-from regauge.kernels.cpu.pieces import FUNCTIONS, Block, Norm, Site, Tap
+from regauge.kernels.cpu.pieces import FUNCTIONS, Block, Norm, Site, Tap, across
 from regauge.kernels.cpu.step import Program
 from regauge.runtime.matrices.modules import PackedExperts, PackedLinear
 from regauge.runtime.step.sites import Unservable, site_of, tap_of
@@ -242,7 +242,11 @@ class _Builder:
 
     def _part(self, name: str, part: Any, bias: Tensor | None = None) -> Site:
         self.reads[name] = tap_of(name, part)
-        return site_of(name, part, bias)
+        site = site_of(name, part, bias)
+        if site.low_rank is not None:  # the one factor that the step reads in another order
+            left = next(term.tensors["left"] for term in part.added)
+            self.copies.append(Copy(site.low_rank[0], lambda: across(left)))
+        return site
 
     def _bias(self, site: anatomy_model.Site, module: Any) -> Tensor | None:
         if site.bias is None:

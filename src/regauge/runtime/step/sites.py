@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from regauge.formats.base import Step
 from regauge.formats.terms import LOW_RANK
 from regauge.formats.transforms import Transform
 from regauge.kernels.cpu.matrix import ACTIVATIONS, META
-from regauge.kernels.cpu.pieces import Site, Tap
+from regauge.kernels.cpu.pieces import Site, Tap, across
+from regauge.kernels.cpu.sweep import FLOATS
 from regauge.runtime.capabilities import ask
 from regauge.runtime.matrices.choose import read_as
 from regauge.runtime.matrices.modules import FullMatrix, PackedMatrix
@@ -39,7 +41,7 @@ def site_of(name: str, part: Any, bias: Tensor | None = None) -> Site:
     for term in part.added:
         if term.kind != LOW_RANK or low_rank is not None:
             raise Unservable(f"{name} has a {term.kind} term beside it, which the step does not add")
-        low_rank = term.tensors["left"], term.tensors["right"]
+        low_rank = across(term.tensors["left"]), term.tensors["right"]
     return Site(part.native, bias, _carried(part), low_rank)
 
 
@@ -56,16 +58,28 @@ def tap_of(name: str, part: Any) -> Tap:
     answer = ask(part.format, part.shape, read_as(reading), part.dtype, step=True)
     if not answer.rounds:
         raise Unservable(f"{name} reads {reading.name} inputs, which the step does not round: {answer.why}")
-    tap = replace(_transform(name, reading.transform, columns), bits=grid.bits, asymmetric=not grid.symmetric)
-    if reading.step is not None:
-        if reading.step.scale_G1.numel() != 1:
-            raise Unservable(f"{name} reads static steps of a {grain.name}, and the step takes one for all channels")
-        zero = 0.0 if reading.step.zero_G1 is None else float(reading.step.zero_G1)
-        return replace(tap, rounding="static", step=float(reading.step.scale_G1), zero=zero)
-    if grain.groups((2, columns))[0] != 2 * (columns // grain.span((2, columns))):
-        raise Unservable(f"{name} reads inputs with one step a {grain.name}, and the step takes one a token or group")
+    values = grid.kernel
+    floats = (values.mantissa, values.high, values.tiny) if values is not None and values.kind == FLOATS else None
+    if floats is None and grid.kind != "integer":
+        raise Unservable(f"{name} reads {reading.name} inputs, which the step does not round")
+    tap = replace(_transform(name, reading.transform, columns), bits=grid.bits, floats=floats)
+    tap = replace(tap, asymmetric=not grid.symmetric)
     span = grain.span((2, columns))
+    if reading.step is not None:
+        return _static(tap, reading.step, 0 if span == columns else span)
+    if grain.groups((2, columns))[0] != 2 * (columns // span):
+        raise Unservable(f"{name} reads inputs with one step a {grain.name}, and the step takes one a token or group")
     return replace(tap, rounding="dynamic", group=0 if span == columns else span)
+
+
+def _static(tap: Tap, step: Step, group: int) -> Tap:
+    """The tap with steps that are known before: one, or one a group of channels."""
+    if not group:
+        zero = 0.0 if step.zero_G1 is None else float(step.zero_G1)
+        return replace(tap, rounding="static", step=float(step.scale_G1), zero=zero)
+    steps_G = step.scale_G1.float().flatten().contiguous()
+    zeros_G = None if step.zero_G1 is None else step.zero_G1.float().flatten().contiguous()
+    return replace(tap, rounding="static", group=group, steps_G=steps_G, zeros_G=zeros_G)
 
 
 def _transform(name: str, transform: Transform, columns: int) -> Tap:

@@ -88,7 +88,7 @@ void ask_for_huge_pages(void *memory, size_t bytes) {
 
 extern "C" {
 
-int rg_abi(void) { return 7; }
+int rg_abi(void) { return 8; }
 const char *rg_level(void) { return level().name; }
 
 int rg_set_level(const char *name) {

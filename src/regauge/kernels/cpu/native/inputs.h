@@ -27,11 +27,21 @@ struct Site {
 
   // Adds left (right x) to rows of a panel for tokens first ... first + count - 1.
   void add_low_rank(int64_t panel, int first, int count, float *out) const {
-    alignas(64) float added[FEW * PANEL];
-    Inputs in;
-    for (int r = 0; r < count; ++r) in.floats[r] = narrowed + static_cast<size_t>(first + r) * width();
-    full_rows(low->left, panel, in, count, added);
-    for (int i = 0; i < count * PANEL; ++i) out[i] += added[i];
+    const rg_matrix &left = low->left;
+    const size_t rank = static_cast<size_t>(left.columns), size = left.bits == RG_F32 ? 4 : 2;
+    const uint8_t *own = left.panels + static_cast<size_t>(panel) * rank * PANEL * size;
+    for (int r = 0; r < count; ++r) {
+      const float *x = narrowed + static_cast<size_t>(first + r) * width();
+      Floats sum = load_floats(out + r * PANEL);
+      for (size_t k = 0; k < rank; ++k) {
+        const uint8_t *at = own + k * PANEL * size;
+        const Floats some = left.bits == RG_F32    ? load_floats(reinterpret_cast<const float *>(at))
+                            : left.bits == RG_BF16 ? load_bf16(reinterpret_cast<const uint16_t *>(at))
+                                                   : load_half(reinterpret_cast<const uint16_t *>(at));
+        sum = fma(some, set_floats(x[k]), sum);
+      }
+      store_floats(out + r * PANEL, sum);
+    }
   }
 };
 

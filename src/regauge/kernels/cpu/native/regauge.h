@@ -169,21 +169,26 @@ typedef struct rg_norm {
 
 // HADAMARD: normalised, of Sylvester's order, on each run of `size` channels, a power of two. KRONECKER: x (left (x) right).
 enum rg_transform { RG_IDENTITY = 0, RG_HADAMARD = 1, RG_KRONECKER = 2 };
-// PLAIN: not rounded but as the sites' products need it. DYNAMIC: each step from the values themselves. STATIC: one ready step.
+// PLAIN: not rounded but as the sites' products need it. DYNAMIC: each step from the values themselves. STATIC: ready steps.
 enum rg_tap_format { RG_PLAIN = 0, RG_DYNAMIC = 1, RG_STATIC = 2 };
 
 // How an activation is read by all the sites that read it: times `diagonal`, then the transform, then rounded.
 typedef struct rg_tap {
   const float *diagonal;      // a multiplier a channel, or NULL
   const float *left, *right;  // KRONECKER: (size, size) and (channels / size, channels / size), float32
+  const float *steps, *zeros; // STATIC: of every `group` channels; NULL: `step` and `zero` are all channels'
   int32_t transform, size;
   int32_t format, bits;       // codes of 2 ... 8 bits
-  int32_t group;              // DYNAMIC: channels that share a step; 0: all of a token
+  int32_t group;              // channels that share a step; 0: all of a token
   int32_t asymmetric;         // codes 0 ... 2^bits - 1 and a zero point, instead of signed ones
+  int32_t value;              // RG_INT; RG_FLOAT: a code is a small float, up to `top`, the least normal one `tiny`
+  int32_t mantissa;           // of RG_FLOAT
   float step, zero;           // STATIC: value = step * (code - zero)
+  float top, tiny;            // of RG_FLOAT
 } rg_tap;
 
-// What is added to a site's product: left (right x), two matrices of kind RG_FULL, (rows, rank) and (rank, columns).
+// What is added to a site's product: left (right x), two matrices of kind RG_FULL, (rows, rank) and (rank, columns). `left`
+// lies in panels: of each 16 rows (the last filled up with zeros) `rank` runs of 16 numbers.
 typedef struct rg_low_rank {
   rg_matrix left, right;
 } rg_low_rank;

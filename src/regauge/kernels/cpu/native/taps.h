@@ -11,8 +11,11 @@ inline bool plain(const rg_tap &t) { return !t.format && !t.transform && !t.diag
 
 // A tap that can be read, of so many channels.
 inline bool sound(const rg_tap &t, int columns) {
-  if (t.format < RG_PLAIN || t.format > RG_STATIC) return false;
-  if (t.format && (t.bits < 2 || t.bits > 8 || t.group < 0 || (t.format == RG_STATIC && !(t.step > 0)))) return false;
+  if (t.format < RG_PLAIN || t.format > RG_STATIC || (t.value != RG_INT && t.value != RG_FLOAT)) return false;
+  if (t.format && (t.bits < 2 || t.bits > 8 || t.group < 0)) return false;
+  if (t.value == RG_FLOAT && (t.asymmetric || t.mantissa < 0 || t.mantissa > 6 || !(t.top > 0) || !(t.tiny > 0))) return false;
+  if (t.format == RG_STATIC && t.steps && (t.group < 1 || columns % t.group || (t.asymmetric && !t.zeros))) return false;
+  if (t.format == RG_STATIC && !t.steps && !(t.step > 0)) return false;
   if (t.format == RG_STATIC && !(std::fabs(t.zero) <= (t.asymmetric ? 32000.0f : 0.0f))) return false;  // codes less it: two bytes, or one
   if (t.transform == RG_HADAMARD) return t.size > 0 && !(t.size & (t.size - 1)) && columns % t.size == 0;
   if (t.transform == RG_KRONECKER) return t.size > 0 && columns % t.size == 0 && t.left && t.right;
@@ -60,23 +63,46 @@ inline void transformed(const rg_tap &t, const float *x, int columns, float *out
   if (t.transform == RG_KRONECKER) kronecker(t, columns, out, out + columns);
 }
 
-// One step of some channels: value = step * (code - zero), codes low ... high.
+// One step of some channels: value = step * (code - zero), codes low ... high; or step * a small float up to high.
 struct Coding {
   float step, zero, low, high, nothing;  // nothing: 0, or NaN where an input is none or infinite
+  float tiny, whole;                     // of small floats: the least normal one (0: codes are integers), 2^mantissa
 
   // (code - zero) of x.
   float of(float x) const {
+    if (tiny > 0) return small(x / step);
     const float z = std::nearbyint(x / step + zero);
     return (z > high ? high : z >= low ? z : low) - zero;
   }
+
+  // The nearest small float; a tie goes to the even mantissa.
+  float small(float z) const {
+    const float size = std::fabs(z) < high ? std::fabs(z) : high;
+    uint32_t exponent;
+    std::memcpy(&exponent, &size, 4);
+    exponent &= 0x7f800000u;  // the power of two below
+    float below;
+    std::memcpy(&below, &exponent, 4);
+    const float spacing = (below > tiny ? below : tiny) / whole;
+    return std::copysign(std::nearbyint(size / spacing) * spacing, z);
+  }
 };
 
-// As formats/ rounds inputs: a symmetric step is reach / ((2^bits - 1) / 2), ties go to even, codes saturate; asymmetric
-// ranges are widened to hold 0.
-inline Coding coding(const rg_tap &t, const float *x, int count) {
+// How many channels share a step.
+inline int span_of(const rg_tap &t, int columns) {
+  const bool grouped = t.group && t.group < columns && (t.format == RG_DYNAMIC || t.steps);
+  return grouped ? t.group : columns;
+}
+
+// As formats/ rounds inputs: a symmetric step is reach / (half the width of the grid), ties go to even, codes saturate;
+// asymmetric ranges are widened to hold 0. `first` of `count` channels.
+inline Coding coding(const rg_tap &t, const float *x, int first, int count) {
   Coding c{};
-  c.low = t.asymmetric ? 0.0f : -std::ldexp(1.0f, t.bits - 1);
-  c.high = c.low + std::ldexp(1.0f, t.bits) - 1.0f;
+  const bool floats = t.value == RG_FLOAT;
+  c.low = floats ? -t.top : t.asymmetric ? 0.0f : -std::ldexp(1.0f, t.bits - 1);
+  c.high = floats ? t.top : c.low + std::ldexp(1.0f, t.bits) - 1.0f;
+  c.tiny = floats ? t.tiny : 0.0f;
+  c.whole = std::ldexp(1.0f, t.mantissa);
   float least = 0, most = 0;
   for (int i = 0; i < count; ++i) {
     least = x[i] < least ? x[i] : least;
@@ -84,8 +110,8 @@ inline Coding coding(const rg_tap &t, const float *x, int count) {
     c.nothing += x[i] * 0.0f;
   }
   if (t.format == RG_STATIC) {
-    c.step = t.step;
-    c.zero = t.zero;
+    c.step = t.steps ? t.steps[first / t.group] : t.step;
+    c.zero = t.steps ? (t.zeros ? t.zeros[first / t.group] : 0.0f) : t.zero;
     return c;
   }
   constexpr float LEAST = 1.2930e-26f;
@@ -99,8 +125,10 @@ inline Coding coding(const rg_tap &t, const float *x, int count) {
 // Whether the codes of a tap, less their zero point, need two bytes.
 inline bool wide(const rg_tap &t) { return t.asymmetric; }
 
-// Whether each group of the matrix has one step of the tap.
-inline bool nests(const rg_tap &t, int group) { return t.format == RG_STATIC || !t.group || t.group % group == 0; }
+// Whether each group of the matrix has one step of the tap, and codes are integers.
+inline bool nests(const rg_tap &t, int group) {
+  return t.value == RG_INT && ((t.format == RG_STATIC && !t.steps) || !t.group || t.group % group == 0);
+}
 
 // One token in the codes of its tap, as panels read it. TWO: codes in two bytes.
 template <bool TWO>
@@ -112,11 +140,11 @@ inline Rounded round_by(const rg_tap &t, const float *x, int columns, int group,
   if (TWO) at += (l.padded + 63) / 64 * 64;
   int32_t *sum_high = reinterpret_cast<int32_t *>(at), *sum_low = sum_high + l.groups;
   float *step = reinterpret_cast<float *>(sum_low + l.groups), *sum = step + l.groups;
-  const int span = t.group && t.format == RG_DYNAMIC && t.group < columns ? t.group : columns;
+  const int span = span_of(t, columns);
   Coding c{};
   for (int g = 0; g < l.groups; ++g) {
     const int begin = g * group, stop = columns - begin < group ? columns : begin + group;
-    if (begin % span == 0) c = coding(t, x + begin, columns - begin < span ? columns - begin : span);
+    if (begin % span == 0) c = coding(t, x + begin, begin, columns - begin < span ? columns - begin : span);
     int32_t highs = 0, lows = 0;
     for (int i = begin; i < begin + group; ++i) {
       const float z = i < stop ? c.of(x[i]) : 0.0f;
@@ -138,10 +166,10 @@ inline Rounded round_by(const rg_tap &t, const float *x, int columns, int group,
 
 // What the codes of a token stand for.
 inline void simulated(const rg_tap &t, const float *x, int columns, float *out) {
-  const int span = t.group && t.format == RG_DYNAMIC && t.group < columns ? t.group : columns;
+  const int span = span_of(t, columns);
   for (int begin = 0; begin < columns; begin += span) {
     const int stop = columns - begin < span ? columns : begin + span;
-    const Coding c = coding(t, x + begin, stop - begin);
+    const Coding c = coding(t, x + begin, begin, stop - begin);
     for (int i = begin; i < stop; ++i) out[i] = c.of(x[i]) * (c.step + c.nothing);
   }
 }
