@@ -17,7 +17,6 @@ from xml.sax.saxutils import escape
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "regauge"
 WHAT = {
-    "training": "those that train",
     "api": "the commands, in Python",
     "cli": "parse, call, print",
     "report": "the page, explain, inspect",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from regauge import cache, errors
     from regauge.api import apply, compare, dry_run, fit, measure, pick, report
     from regauge.artifact.receipt import Receipt
+    from regauge.cli.training import recover
     from regauge.hosts.transformers.grouping import shared_prefix
     from regauge.hosts.transformers.load import load
     from regauge.hosts.transformers.stream import stream
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from regauge.report.explanation import explain
     from regauge.report.inspection import inspect
     from regauge.report.methods import methods
-    from regauge.training import recover
 
 __all__ = [
     "Plan",
@@ -63,7 +63,7 @@ _HOMES = {
     "methods": "report.methods",
     "load": "hosts.transformers.load",
     "pick": "api",
-    "recover": "training",
+    "recover": "cli.training",
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
 }

@@ -12,16 +12,13 @@ Progress is shown as the command shows it; `progress=` takes a function of your 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from regauge import amounts
 from regauge.artifact.receipt import Receipt
-from regauge.cli.bars import Event
-from regauge.cli.bars import progress as bars
+from regauge.cli.training import Watcher, seconds, watching
 from regauge.engine import apply as _apply
 from regauge.engine import dry_run as _dry_run
 from regauge.engine import measure as _measure
@@ -40,8 +37,6 @@ from regauge.search.fit import fit as _fit
 from regauge.search.fit import pick as _pick
 from regauge.search.record import Run
 from regauge.text.corpora import Where
-
-Watcher = Callable[[Event], None]
 
 
 def fit(
@@ -268,21 +263,6 @@ def compare(
 def report(run: str | Path, out: str | Path | None = None) -> Path:
     """One self-contained page of a run; where it was written."""
     return write(run, out)
-
-
-@contextmanager
-def watching(name: str, progress: Watcher | None, quiet: bool) -> Iterator[Watcher]:
-    """The watcher given, or the bars of the command where somebody can see them."""
-    if progress is not None:
-        yield progress
-        return
-    with bars(name, quiet=quiet or not sys.stderr.isatty()) as watch:
-        yield watch
-
-
-def seconds(time: str | float | None) -> float | None:
-    """`20m` or seconds → seconds."""
-    return amounts.length(time, f"time={time!r}") if isinstance(time, str) else time
 
 
 def _bytes(memory: str | int | None) -> int | None:

@@ -7,10 +7,15 @@ print(rg.recover("OUT", text="novels/", time="20m").recovered)
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from regauge.api import Watcher, seconds, watching
+from regauge import amounts
 from regauge.artifact.receipt import Receipt
+from regauge.cli.bars import Event
+from regauge.cli.bars import progress as bars
 from regauge.engine.recovery import Asked
 from regauge.engine.recovery import recover as _recover
 from regauge.engine.recovery_cost import Planned, planned
@@ -18,6 +23,8 @@ from regauge.engine.recovery_text import Amounts
 from regauge.hosts import host_of
 from regauge.report.build import write
 from regauge.text.corpora import Where
+
+Watcher = Callable[[Event], None]
 
 
 def recover(
@@ -59,3 +66,18 @@ def recover(
             done = _recover(artifact, text, original, asked, watch)
             write(where or artifact)
     return done
+
+
+@contextmanager
+def watching(name: str, progress: Watcher | None, quiet: bool) -> Iterator[Watcher]:
+    """The watcher given, or the bars of the command where somebody can see them."""
+    if progress is not None:
+        yield progress
+        return
+    with bars(name, quiet=quiet or not sys.stderr.isatty()) as watch:
+        yield watch
+
+
+def seconds(time: str | float | None) -> float | None:
+    """`20m` or seconds → seconds."""
+    return amounts.length(time, f"time={time!r}") if isinstance(time, str) else time
