@@ -4,6 +4,7 @@ beside their weights, each against the same model without it.
     python benchmarks/inputs.py                  # some two minutes, after a first run that makes the models
     python benchmarks/inputs.py --only hadamard  # rows whose name contains a word
     python benchmarks/inputs.py --tokens 64 --rounds 9
+    python benchmarks/inputs.py --cpu            # CPU time of one thread, where others load the machine
 
 Four blocks of the 1.1B shape (2048 x 5632, 32 heads) with random weights of 4 bits in groups of 128, and the bundled
 model's tokenizer, so that what needs text has some. Batch 1, greedy, tokens of whole `generate` calls less those of
@@ -19,6 +20,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,13 +106,13 @@ def artifact(name: str) -> Path:
     return out
 
 
-def seconds(model: Any, ids: torch.Tensor, tokens: int) -> float:
+def seconds(model: Any, ids: torch.Tensor, tokens: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Of one new token."""
     found = []
     for new in (1, 1 + tokens):
-        start = time.perf_counter()
+        start = clock()
         model.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False)
-        found.append(time.perf_counter() - start)
+        found.append(clock() - start)
     return (found[1] - found[0]) / tokens
 
 
@@ -120,7 +122,11 @@ def main() -> int:
     words.add_argument("--tokens", type=int, default=32, help="new tokens a sample")
     words.add_argument("--rounds", type=int, default=7, help="pairs of a row")
     words.add_argument("--json", type=Path, default=None, help="also write the figures here")
+    words.add_argument("--cpu", action="store_true", help="CPU seconds of one thread: for a machine that others load")
     given = words.parse_args()
+    clock = time.process_time if given.cpu else time.perf_counter
+    if given.cpu:
+        torch.set_num_threads(1)
     ids = torch.tensor([prompt(SHAPE, PROMPT)], dtype=torch.int64, device="cpu")
     rows = [name for name in VARIANTS if not given.only or any(word in name for word in given.only)]
     found: dict[str, Any] = {}
@@ -130,7 +136,7 @@ def main() -> int:
         for model in models.values():
             seconds(model, ids, 4)
         served = models[name].regauge_step.steps
-        samples = [{one: seconds(models[one], ids, given.tokens) for one in pair} for _ in range(given.rounds)]
+        samples = [{one: seconds(models[one], ids, given.tokens, clock) for one in pair} for _ in range(given.rounds)]
         served = models[name].regauge_step.steps - served
         found[name] = told = {"ms": statistics.median(s[name] for s in samples) * 1e3, "step": served > 0}
         line = f"{name:<28}{told['ms']:8.2f} ms a token  {'step' if told['step'] else 'modules'}"

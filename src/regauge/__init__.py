@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from regauge import cache, errors
     from regauge.api import apply, compare, dry_run, fit, measure, pick, report
     from regauge.artifact.receipt import Receipt
+    from regauge.cli.training import recover
     from regauge.hosts.transformers.grouping import shared_prefix
     from regauge.hosts.transformers.load import load
     from regauge.hosts.transformers.stream import stream
@@ -44,6 +45,7 @@ __all__ = [
     "measure",
     "methods",
     "pick",
+    "recover",
     "report",
     "shared_prefix",
     "stream",
@@ -61,6 +63,7 @@ _HOMES = {
     "methods": "report.methods",
     "load": "hosts.transformers.load",
     "pick": "api",
+    "recover": "cli.training",
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
 }

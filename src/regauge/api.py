@@ -12,16 +12,13 @@ Progress is shown as the command shows it; `progress=` takes a function of your 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from regauge import amounts
 from regauge.artifact.receipt import Receipt
-from regauge.cli.bars import Event
-from regauge.cli.bars import progress as bars
+from regauge.cli.training import Watcher, seconds, watching
 from regauge.engine import apply as _apply
 from regauge.engine import dry_run as _dry_run
 from regauge.engine import measure as _measure
@@ -41,8 +38,6 @@ from regauge.search.fit import pick as _pick
 from regauge.search.record import Run
 from regauge.text.corpora import Where
 
-Watcher = Callable[[Event], None]
-
 
 def fit(
     model: str | Path,
@@ -56,6 +51,7 @@ def fit(
     time: str | float | None = None,
     for_: str | None = None,
     methods: str | Sequence[str] | None = None,
+    recover: str | float | None = None,
     tokens: int | None = None,
     length: int | None = None,
     max_memory: str | int | None = None,
@@ -78,6 +74,7 @@ def fit(
         time: `5m` or seconds: it ends in this time, or refuses before any work.
         for_: `vllm`, `transformers` or `sglang` (`--for`): only what that loads is chosen from.
         methods: presets: only what these make of a matrix is chosen from; `"gptq-w4g128,rtn-w8"` or a list.
+        recover: `20m` or seconds, beyond `time`: what stays in full precision is trained towards the original.
         tokens, length: how much calibration text is read, in windows of which length.
         max_memory: `6GB` or bytes that this process may take.
         family: a file of your own that describes the architecture; see docs/families.md.
@@ -86,7 +83,7 @@ def fit(
         RegaugeError: any refusal, in a sentence.
     """
     computed_on(device, "fit")
-    with host_of(model).family(family), _watching("fit", progress, quiet) as watch:
+    with host_of(model).family(family), watching("fit", progress, quiet) as watch:
         run = _fit(
             model,
             out,
@@ -94,7 +91,7 @@ def fit(
             floor,
             calibration,
             eval,
-            time_limit=_seconds(time),
+            time_limit=seconds(time),
             for_=for_,
             methods=methods,
             tokens=tokens,
@@ -105,6 +102,7 @@ def fit(
             force=force,
             dry_run=dry_run,
             cache=cache,
+            recover=seconds(recover),
             progress=watch,
         )
         if not dry_run:
@@ -124,7 +122,7 @@ def pick(
 ) -> Receipt:
     """Another point of the frontier that `fit` found, without searching again; `point` None: the best in `budget`.
     Its page is written beside it."""
-    with _watching("pick", progress, quiet) as watch:
+    with watching("pick", progress, quiet) as watch:
         done = _pick(run, point, out, force=force, progress=watch, budget=budget)
         write(out)
     return done
@@ -159,7 +157,7 @@ def apply(
         RegaugeError: any refusal, all of them at once and before any work; what was finished stays for the next run.
     """
     computed_on(device, "apply")
-    with host_of(model).family(family), _watching("apply", progress, quiet) as watch:
+    with host_of(model).family(family), watching("apply", progress, quiet) as watch:
         done = _apply(
             recipe,
             model,
@@ -171,7 +169,7 @@ def apply(
             embed=embed,
             head=head,
             cache=cache,
-            time_limit=_seconds(time),
+            time_limit=seconds(time),
             max_memory=_bytes(max_memory),
             seed=seed,
             revision=revision,
@@ -213,7 +211,7 @@ def measure(
         arithmetic: how products of all but the first are taken, `"l-mul:4"`; a model alone is held against itself.
     """
     computed_on(device, "measure")
-    with _watching("measure", progress, quiet) as watch:
+    with watching("measure", progress, quiet) as watch:
         return _measure(
             models,
             eval=eval,
@@ -256,7 +254,7 @@ def compare(
         RegaugeError: any refusal; a method that this model does not admit is told in `refused` instead.
     """
     given = Given(calibration, eval, tokens, seed, _bytes(max_memory), planted, revision)
-    with host_of(model).family(family), _watching("compare", progress, quiet) as watch:
+    with host_of(model).family(family), watching("compare", progress, quiet) as watch:
         found = compare_methods(model, methods, at, given, Path(out).expanduser(), watch)
         write_ranking(found)
     return found
@@ -265,20 +263,6 @@ def compare(
 def report(run: str | Path, out: str | Path | None = None) -> Path:
     """One self-contained page of a run; where it was written."""
     return write(run, out)
-
-
-@contextmanager
-def _watching(name: str, progress: Watcher | None, quiet: bool) -> Iterator[Watcher]:
-    """The watcher given, or the bars of the command where somebody can see them."""
-    if progress is not None:
-        yield progress
-        return
-    with bars(name, quiet=quiet or not sys.stderr.isatty()) as watch:
-        yield watch
-
-
-def _seconds(time: str | float | None) -> float | None:
-    return amounts.length(time, f"time={time!r}") if isinstance(time, str) else time
 
 
 def _bytes(memory: str | int | None) -> int | None:

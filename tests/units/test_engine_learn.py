@@ -20,6 +20,7 @@ from regauge.engine import block as blocks
 from regauge.engine.block import effective
 from regauge.engine.job import Job, prepare
 from regauge.engine.room import Room, room
+from regauge.engine.taps import Looked
 from regauge.engine.watchdog import Clock, Progress
 from regauge.engine.work import Pass
 from regauge.errors import BudgetError, RecipeError, TextError
@@ -132,7 +133,7 @@ def test_the_error_told_is_that_of_the_codes(model: Path) -> None:
     """The block with its codes, decoded, has the error that the last reading told, and other codes than nearest's."""
     job, work = passing(model, recipe("learnt-share", "learnt-offset", steps=20))
     moved, *_ = work.local(0, work.read(0))
-    learnt = work.learn(0, moved, {}, None, Clock())
+    learnt = work.learn(0, Looked(moved, {}, {}, ()), moved, None, Clock())
     assert learnt is not None
     codes = work.round(job.sites(0), moved, {}, learnt.finished)
     built = effective(moved.stored, codes, job.choices)
@@ -356,7 +357,14 @@ def test_pruning_and_choosing_by_block_do_not_go_together(model: Path, tmp_path:
 
 @pytest.mark.telling
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ranger: 'learnt-clip:0.05'", "ranger: learnt-share, rounder: 'learnt-offset:gptq'"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "ranger: 'learnt-clip:0.05'",
+        "ranger: learnt-share, rounder: learnt-offset",
+        "ranger: learnt-share, rounder: 'learnt-offset:gptq'",
+    ],
+)
 def test_killed_while_it_learns_it_ends_with_the_same_bytes(how: str, tmp_path: Path) -> None:
     """SIGKILL at random moments of a run that spends nearly all its time in the loop."""
     folder = save_tokenizer(save(pico("llama", **SIZES), tmp_path / "model"))

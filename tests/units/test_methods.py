@@ -85,7 +85,14 @@ def test_what_a_preset_costs_and_gained() -> None:
 
 
 def test_words_find_rows() -> None:
-    assert {one.name for one in methods("2307.09782")} == {"zeroquant-fp", "fp4-g{32,64,128}", "m1", "m2", "lorc"}
+    assert {one.name for one in methods("2307.09782")} == {
+        "zeroquant-fp",
+        "zeroquant-fp-m1",
+        "fp4-g{32,64,128}",
+        "m1",
+        "m2",
+        "lorc",
+    }
     assert {one.name for one in methods("INPUTS")} >= {"smoothquant", "token", "dynamic", "identity"}
     with pytest.raises(RecipeError, match=re.escape("no method has 'gtpq' in it (did you mean 'gptq'?); 'regauge m")):
         methods("gtpq")

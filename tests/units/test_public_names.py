@@ -27,6 +27,7 @@ NAMES = [
     "measure",
     "methods",
     "pick",
+    "recover",
     "report",
     "shared_prefix",
     "stream",
@@ -52,6 +53,7 @@ FLAGS = {
         "--methods",
         "--out",
         "--quiet",
+        "--recover",
         "--revision",
         "--seed",
         "--threads",
@@ -181,6 +183,7 @@ FLAGS = {
     ],
     "serve": ["OUT", "--cache", "--debug", "--device", "--host", "--port", "--threads"],
     "doctor": ["--debug", "--json"],
+    "learn": [],
     "family": [],
 }
 

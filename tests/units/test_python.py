@@ -25,21 +25,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(pico("llama"), tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("name", ["fit", "apply", "pick", "measure", "compare"])
+@pytest.mark.parametrize("name", ["fit", "apply", "pick", "measure", "compare", "recover"])
 def test_every_option_has_one_name_in_both_worlds(name: str) -> None:
     command: Any = get_command(app)
     flags = {
         opt.removeprefix("--").replace("-", "_")
-        for param in command.commands[name].params
+        for param in (command.commands["learn"].commands if name == "recover" else command.commands)[name].params
         for opt in param.opts
         if opt.startswith("--")
     }
     taken = set(inspect.signature(getattr(rg, name) if name != "measure" else rg.api.measure).parameters)
-    flags -= {"out"}
+    flags -= set() if name == "recover" else {"out"}
     if name == "apply":
         flags -= {"dry_run"}  # a function of its own
     taken = {name.removesuffix("_") for name in taken}  # `for` is a word of Python's own
-    positional = {"model", "out", "recipe", "run", "point", "models"}
+    positional = {"model", "recipe", "run", "point", "models", "artifact"} | ({"out"} - flags)
     assert flags - ONLY_THERE == taken - ONLY_HERE - positional
 
 

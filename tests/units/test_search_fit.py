@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from regauge.artifact.files import weight_bytes
+from regauge.artifact.folder import read_receipt
+from regauge.engine import recovery_text
 from regauge.errors import ArtifactError, BudgetError, ModelError, OutputError, ResumeError, TextError
 from regauge.search import profile, record
 from regauge.search.fit import fit, pick
-from regauge.search.loop import build, finish, room, start
+from regauge.search.loop import build, finish, recovering, room, start
 from regauge.search.loop.desk import Effort, Limits
 from regauge.search.losses import trials
 from regauge.search.losses.shelf import Shelf
@@ -88,6 +90,28 @@ def done(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> t
         assert rounded[0] == 1  # the file that was cut; of others only what was not asked for before
         assert len(rounded) <= 4
         return run, out
+
+
+@pytest.mark.slow
+def test_what_was_built_is_recovered_once(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when it was recovered and not measured yet, it goes on there."""
+    monkeypatch.setattr(recovery_text, "MOST", 12)
+    given: dict[str, Any] = {"budgets": ["memory=0.5x"], "calibration": text, "recover": 300.0}
+    with monkeypatch.context() as first:
+        first.setattr(recovering, "score", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(recovering, "recover", lambda *_: pytest.fail("it was recovered again"))
+    run = fit(model, tmp_path / "out", **given)
+    told: Any = read_receipt(tmp_path / "out").recovered
+    assert told["steps"] == 12
+    assert told["after"] <= told["before"]
+    assert run.quality is not None
+    assert run.point.bytes_measured == weight_bytes(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_memory_budget_is_kept_by_measurement(done: tuple[record.Run, Path], model: Path) -> None:

@@ -7,7 +7,10 @@ what the block gives. No transform is folded there, for there is no matrix to fo
 
 from __future__ import annotations
 
-from regauge.anatomy.model import Anatomy
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from regauge.anatomy.model import Anatomy
 
 QUERIES, KEYS, VALUES, PROBABILITIES = "queries", "keys", "values", "probabilities"
 ATTENDED = (QUERIES, KEYS, VALUES, PROBABILITIES)

@@ -8,6 +8,7 @@ import typer
 
 from regauge.cli import comparing, looking, making, running
 from regauge.cli.families import family
+from regauge.cli.learning import learn
 from regauge.version import __version__
 
 app = typer.Typer(
@@ -53,4 +54,5 @@ for command in (
 ):
     app.command()(command)
 
+app.add_typer(learn)
 app.add_typer(family)

@@ -26,6 +26,7 @@ from regauge.cli.options import (
     MODEL,
     OUT,
     QUIET,
+    RECOVER,
     REVISION,
     SEED,
     THREADS,
@@ -51,6 +52,7 @@ def fit(
     time: TIME = None,
     for_: FOR = None,
     methods: METHODS = None,
+    recover: RECOVER = None,
     tokens: TOKENS = None,
     length: LENGTH = None,
     max_memory: MAX_MEMORY = None,
@@ -66,7 +68,7 @@ def fit(
     debug: DEBUG = False,
 ) -> None:
     """The main job: search, build, measure, report."""
-    limit, bound = seconds(time), memory(max_memory)
+    limit, bound, further = seconds(time), memory(max_memory), seconds(recover, "--recover")
     from regauge.runtime.device import computed_on
 
     computed_on(device, "fit")
@@ -98,6 +100,7 @@ def fit(
             force=force,
             dry_run=dry_run,
             cache=cache,
+            recover=further,
             progress=watch,
         )
         if not dry_run:

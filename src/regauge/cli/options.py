@@ -58,6 +58,14 @@ METHODS = Annotated[
     str | None,
     typer.Option(metavar="NAME,NAME", help="Choose only from what these presets make of a matrix: gptq-w4g128,rtn-w8."),
 ]
+RECOVER = Annotated[
+    str | None,
+    typer.Option(
+        "--recover",
+        metavar="20m",
+        help="Then train what stays in full precision towards the original for so long, beyond --time.",
+    ),
+]
 TOKENS = Annotated[int | None, typer.Option(min=1, help="Calibration tokens; without it as many as help.")]
 LENGTH = Annotated[
     int | None,
@@ -125,11 +133,11 @@ def spent() -> float:
     return float(max(0.0, time.time() - psutil.Process().create_time()))
 
 
-def seconds(text: str | None) -> float | None:
+def seconds(text: str | None, option: str = "--time") -> float | None:
     """`30m`, `1h30m`, `90` (seconds) → seconds."""
     if text is None:
         return None
     try:
-        return amounts.length(text, f"--time {text!r}")
+        return amounts.length(text, f"{option} {text!r}")
     except BudgetError as error:
         raise typer.BadParameter(str(error)) from error

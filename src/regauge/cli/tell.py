@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from regauge.amounts import figure, told
 from regauge.cli.show import line, span, table, where
@@ -13,6 +13,7 @@ from regauge.plan.select import pattern
 if TYPE_CHECKING:
     from regauge.artifact.receipt import Receipt, StoreReceipt, TapReceipt
     from regauge.engine.estimate import DryRun, SitePlan
+    from regauge.engine.recovery_cost import Planned
     from regauge.measure.compare import Comparison
     from regauge.measure.cost import Costs
     from regauge.report.words import Words
@@ -57,6 +58,29 @@ def last(said: Sequence[Words]) -> None:
     line()
     for one in said:
         line(f"{one.about:<13}{one.said}")
+
+
+def recovered(done: Receipt, out: Path) -> None:
+    """What a recovery did."""
+    told_of: dict[str, Any] = dict(done.recovered)
+    before, after = told_of["before"], told_of["after"]
+    share = f", {1 - after / before:.0%} less" if before > 0 else ""
+    line(f"{where(out)}: KL to the original {before:.4f} → {after:.4f} nats a token{share}")
+    line(f"  on {told_of['held_out']:,} tokens held out of {told_of['text']}, which were never trained on")
+    line(f"  {told_of['steps']:,} steps, {told_of['parameters']:,} numbers trained; {told_of['ended']}")
+    for note in told_of["notes"]:
+        line(f"  note: {note}")
+    peak = f", peak memory {told(done.peak_bytes)} (anonymous)" if done.peak_bytes > 0 else ""
+    line(f"  {told(done.bytes_after)} stored, {span(done.seconds)}{peak}")
+
+
+def recovery_plan(plan: Planned) -> None:
+    """What a recovery would do, and what it would cost. Estimates are called so."""
+    line(f"{plan.artifact} towards {plan.original}: nothing is written")
+    line(f"  {plan.parameters:,} numbers are trained; {plan.steps:,} steps of {plan.batch:,} tokens at most")
+    line(f"  about {span(plan.seconds)} on this machine, {told(plan.memory)} of memory, {told(plan.disk)} of disk")
+    for note in plan.notes:
+        line(f"  note: {note}")
 
 
 def dry_run(plan: DryRun) -> None:

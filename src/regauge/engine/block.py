@@ -172,9 +172,15 @@ def full_precision(stored: Weights, codes: Mapping[str, Codes]) -> Weights:
     return {name: tensor for name, tensor in stored.items() if name not in gone}
 
 
-def changes(sites: Iterable[Site], readings: Mapping[str, Reading]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Site → what becomes of its input before it is multiplied, for all sites that read a tap with a reading."""
-    made = {tap: reading.simulate for tap, reading in readings.items()}
+def changes(
+    sites: Iterable[Site], readings: Mapping[str, Reading], passed: bool = False
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Site → what becomes of its input before it is multiplied, for all sites that read a tap with a reading.
+
+    Args:
+        passed: gradients pass through the rounding.
+    """
+    made = {tap: reading.passed if passed else reading.simulate for tap, reading in readings.items()}
     return {site.name: made[site.tap] for site in sites if site.tap in made}
 
 

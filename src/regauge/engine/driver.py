@@ -140,9 +140,11 @@ class Drive:
         rare |= rarer
         sites = job.sites(block)
         looked = work.look(block, moved, sample=True)
+        learnt = work.learn(block, looked, moved, self.staging, self.clock)
+        if learnt is not None and learnt.finished.transforms:
+            looked = work.look(block, moved, sample=True, learnt=learnt.finished.transforms)
         moved, stats, proof = looked.moved, dict(looked.stats), [*proof, *looked.proof]
         rare |= looked.rare
-        learnt = work.learn(block, moved, stats, self.staging, self.clock)
         codes = work.round(sites, moved, stats, None if learnt is None else learnt.finished)
         unseen = [site for site in sites if site.name in codes and site.name not in stats]
         if work.states is not None and (unseen or job.reads_head or index < job.anatomy.blocks):

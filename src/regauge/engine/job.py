@@ -31,7 +31,7 @@ from regauge.learn.settings import Settings
 from regauge.parts import ATTENTION, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, load
 from regauge.plan.forms import needs_of
-from regauge.plan.resolution import Resolution, inert, learnt, resolve
+from regauge.plan.resolution import Resolution, inert, learnt, learnt_of_tap, resolve
 from regauge.rewrites.base import Rewrite
 from regauge.rounding.base import DRIFT
 
@@ -164,6 +164,11 @@ class Job:
         """Whether statistics of the head's input are wanted."""
         return any(name in self.needs for name in ("head",))
 
+    @property
+    def learnt_taps(self) -> Mapping[str, Point]:
+        """Taps whose transform is trained by the error of their block."""
+        return {tap: point for tap, point in self.resolution.inputs.items() if learnt_of_tap(point)}
+
     def sites(self, block: int | None) -> list[Site]:
         return list(self.anatomy.in_block(block))
 
@@ -220,7 +225,8 @@ def prepare(
     resolution = replace(resolution, notes=[*resolution.notes, *chosen.notes])
     needs = needs_in(anatomy, resolution)
     gauge = None if shaping is None else whole
-    taught = {name: _taught(point) for name, point in resolution.at(WEIGHTS).items() if learnt(point)}
+    moving = {site.name for site in anatomy.sites if learnt_of_tap(resolution.inputs.get(site.tap or ""))}
+    taught = {name: _taught(point) for name, point in resolution.at(WEIGHTS).items() if learnt(point) or name in moving}
     return Job(
         plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge, taught
     )

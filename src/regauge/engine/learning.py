@@ -7,21 +7,24 @@ there and ends with the same bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from regauge.anatomy.model import Weights
+from regauge import parts
+from regauge.anatomy.model import Site, Weights
 from regauge.artifact.staging import Staging
+from regauge.engine.job import Job
 from regauge.engine.objective import Objective
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import Format
 from regauge.learn.base import Finished, Parameters, Rates, Taught, Trial
 from regauge.learn.loop import ENDED, NOT_FINITE, State, Watch, train
 from regauge.learn.settings import Settings
-from regauge.learn.sites import Together, fitted, on_sites
+from regauge.learn.sites import OnTap, Together, fitted, on_sites
 from regauge.rounding.base import Stats
 
 
@@ -84,6 +87,7 @@ class Lesson:
         weights: of the block, exact where they are learnt, rounded where they are not.
         stats: site → statistics of its input, of those that want some to begin with.
         seed: of the whole job.
+        taps: whose transforms are learnt; weights that read them are as they are without any.
     """
 
     block: int
@@ -92,11 +96,27 @@ class Lesson:
     weights: Weights
     stats: Mapping[str, Stats] = field(default_factory=dict)
     seed: int = 0
+    taps: tuple[OnTap, ...] = ()
 
 
 def room(block: int) -> str:
     """Name under which the loop of a block is kept in the staged output."""
     return f"learning-{block}"
+
+
+def learnt_taps(sites: Sequence[Site], job: Job) -> tuple[OnTap, ...]:
+    """What is trained of the taps that some sites of a block read."""
+    points = job.learnt_taps
+    found: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.tap in points:
+            found.setdefault(site.tap or "", []).append(site)
+    made = []
+    for tap, own in found.items():
+        maker: Any = parts.maker_of(points[tap])  # it needs the objective: that is the contract
+        names = tuple(site.name for site in own)
+        made.append(OnTap(tap, names, own[0].shape[1], maker, parts.format_of(points[tap])))
+    return tuple(made)
 
 
 def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Staging | None, clock: Clock) -> Learnt:
@@ -106,11 +126,14 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
         BudgetError: the time limit does not suffice; what was learnt so far stays for the next run.
     """
     trial = Trial({name: tensor.float() for name, tensor in lesson.weights.items()})
+    moving = {site for one in lesson.taps for site in one.sites}  # their weights change while they are trained
     formats = {
-        name: fmt if lesson.taught[name].ranger is not None else fitted(fmt, trial.weights[f"{name}.weight"])
+        name: fmt
+        if lesson.taught[name].ranger is not None or name in moving
+        else fitted(fmt, trial.weights[f"{name}.weight"])
         for name, fmt in lesson.formats.items()
     }
-    parts = on_sites(lesson.taught, formats, lesson.stats)
+    parts = on_sites(lesson.taught, formats, lesson.stats, lesson.taps)
     name = room(lesson.block)
     kept = None if staging is None else staging.kept(name)
     state = None if kept is None else State.of(kept)
@@ -127,6 +150,7 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
     told = {
         "block": lesson.block,
         "sites": list(lesson.taught),
+        **({"taps": [one.tap for one in lesson.taps]} if lesson.taps else {}),
         "steps": state.step,
         "before": state.first,
         "after": state.least,

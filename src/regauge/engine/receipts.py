@@ -92,10 +92,14 @@ def command_line() -> str:
     return " ".join(Path(word).name if number == 0 else word for number, word in enumerate(sys.argv))
 
 
-def files_of(job: Job, receipt: Receipt, log: Mapping[str, Any], staging: Staging) -> dict[str, bytes | str | Path]:
-    empty = [name for name in ("learnt", "caches") if not getattr(receipt, name)]
+def text_of(receipt: Receipt) -> str:
+    """The receipt as its file has it: without what differs from run to run, and what it has nothing to say of."""
+    empty = [name for name in ("learnt", "caches", "recovered") if not getattr(receipt, name)]
     kept = receipt.model_dump(mode="json", exclude={*VOLATILE, *empty})
-    text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
-    files = artifact_files(job.source.path, job.wire, staging.index(), dump(job.plan), text)
+    return json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
+
+
+def files_of(job: Job, receipt: Receipt, log: Mapping[str, Any], staging: Staging) -> dict[str, bytes | str | Path]:
+    files = artifact_files(job.source.path, job.wire, staging.index(), dump(job.plan), text_of(receipt))
     files[CARD] = card(receipt, job.source.path, json.loads(str(files["config.json"])))
     return {**files, **job.source.beside, RUN_LOG: json.dumps(dict(log), indent=1) + "\n"}

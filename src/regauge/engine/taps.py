@@ -19,6 +19,7 @@ from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.receipt import MoveReceipt
 from regauge.engine.block import Moved
 from regauge.errors import RecipeError
+from regauge.formats.base import OBJECTIVE
 from regauge.formats.rangers import Dynamic
 from regauge.formats.readings import Reading, dynamic, fit
 from regauge.formats.transforms import Same, Transform
@@ -87,19 +88,25 @@ def needs_of_taps(sites: Sequence[Site], inputs: Taps, transforms: bool) -> dict
     for site in sites:
         point = inputs.get(site.tap or "")
         if point is not None:
-            needs = parts.maker_of(point).needs if transforms else parts.format_of(point).ranger.needs
+            needs = (parts.maker_of(point).needs if transforms else parts.format_of(point).ranger.needs) - {OBJECTIVE}
             if needs:
                 found[site.name] = needs
     return found
 
 
 def fold(
-    block: int, sites: Sequence[Site], moved: Moved, inputs: Taps, stats: Mapping[str, Stats]
+    block: int,
+    sites: Sequence[Site],
+    moved: Moved,
+    inputs: Taps,
+    stats: Mapping[str, Stats],
+    learnt: Mapping[str, Transform] | None = None,
 ) -> tuple[Moved, dict[str, Transform], list[MoveReceipt]]:
     """The block with every transform folded into the weights that read it; the transforms, and that they are exact.
 
     Args:
         stats: site → what the makers of transforms want to know of its tap.
+        learnt: tap → its transform, of those that were learnt.
 
     Raises:
         ExactnessError: a product changed; names the tap.
@@ -112,7 +119,9 @@ def fold(
     for tap, own in readers.items():
         weights = [exact[f"{site.name}.weight"] for site in own]
         channels = own[0].shape[1]
-        transform = parts.maker_of(inputs[tap]).fit(channels, stats.get(own[0].name, {}), weights)
+        transform = (learnt or {}).get(tap) or parts.maker_of(inputs[tap]).fit(
+            channels, stats.get(own[0].name, {}), weights
+        )
         if not transform.changes:
             continue
         transforms[tap] = transform

@@ -17,7 +17,7 @@ from regauge.engine.distribution import Bound
 from regauge.engine.drift import drifts, joined, readers
 from regauge.engine.inner import bound, inner_of, run, settled, words
 from regauge.engine.job import Job
-from regauge.engine.learning import Learnt, Lesson, learn
+from regauge.engine.learning import Learnt, Lesson, learn, learnt_taps
 from regauge.engine.objective import Change, Objective
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import Collection, collection
@@ -162,14 +162,17 @@ class Pass:
             (runner or own).show(block, weights, states, self._watch(found))
         return found.finish(sites)
 
-    def look(self, block: int, moved: Moved, sample: bool = False) -> Looked:
-        """Settles the taps of a block: their transforms folded, what its sites then read seen, and static steps."""
+    def look(
+        self, block: int, moved: Moved, sample: bool = False, learnt: Mapping[str, Transform] | None = None
+    ) -> Looked:
+        """Settles the taps of a block: their transforms folded (those that were learnt, or what their training begins
+        with), what its sites then read seen, and static steps."""
         job, sites = self.job, self.job.sites(block)
         inputs = job.resolution.inputs
         needs, first = needs_of_taps(sites, inputs, transforms=True), dict[str, Stats]()
         if needs:
             first, _ = self.see(block, moved.exact, needs)
-        folded, transforms, proof = fold(block, sites, moved, inputs, first)
+        folded, transforms, proof = fold(block, sites, moved, inputs, first, learnt)
         self.transforms |= transforms
         needs = {site.name: job.needs[site.name] for site in sites if site.name in job.needs}
         stats, rare = self.see(block, moved.exact, needs, sample=sample) if needs else ({}, {})
@@ -200,27 +203,27 @@ class Pass:
             return bound(runner, runner.bind(block, weights, states, inputs=inputs), self.inside(block))
 
         readings = {**stand_ins(job.resolution.inputs, self.readings), **self.readings}
-        return Objective(states, self.target, bind, rounded, changes(sites, readings), self.teacher)
+        return Objective(states, self.target, bind, rounded, changes(sites, readings, True), self.teacher)
 
     def inside(self, block: int) -> dict[str, Reading]:
         """How what no matrix reads is read in a block: `keys` → its reading."""
         return words(inner_of(self.job.anatomy, self.job.resolution.inputs, block), self.readings)
 
-    def learn(
-        self, block: int, moved: Moved, stats: Mapping[str, Stats], staging: Staging | None, clock: Clock
-    ) -> Learnt | None:
-        """Trains what is learnt in a block, with all else in it rounded; None where nothing is."""
-        job = self.job
+    def learn(self, block: int, looked: Looked, before: Moved, staging: Staging | None, clock: Clock) -> Learnt | None:
+        """Trains what is learnt in a block, with all else in it rounded; None where nothing is. `before` is the block
+        before the transforms of its taps: sites that read a learnt one begin there."""
+        moved, stats, job = looked.moved, looked.stats, self.job
         sites = [site for site in job.sites(block) if f"{site.name}.weight" in moved.exact]
         taught = {site.name: job.learnt[site.name] for site in sites if site.name in job.learnt}
         if not taught:
             return None
-        plain = self.round([site for site in sites if site.name not in taught], moved, stats)
+        plain, taps = self.round([s for s in sites if s.name not in taught], moved, stats), learnt_taps(sites, job)
         weights = effective(moved.stored, plain, job.choices)
         weights |= {f"{name}.weight": moved.exact[f"{name}.weight"] for name in taught}
+        weights |= {f"{name}.weight": before.exact[f"{name}.weight"] for one in taps for name in one.sites}
         formats = {name: job.format(name) for name in taught}
-        lesson = Lesson(block, taught, formats, weights, {name: stats.get(name, {}) for name in taught}, job.seed)
-        objective = self.objective(block, moved)
+        seen, objective = {name: stats.get(name, {}) for name in taught}, self.objective(block, moved)
+        lesson = Lesson(block, taught, formats, weights, seen, job.seed, taps)
         if job.settings.loss == DISTRIBUTION:
             objective = objective.corrected(moved.exact, self.running()[0].attending)
         return learn(lesson, objective, job.settings, staging, clock)

@@ -93,6 +93,13 @@ class Reading:
         x_TI = x.reshape(-1, x.shape[-1])
         return self.codes(x_TI).decode().to(x.dtype).view(x.shape) if len(x_TI) else x
 
+    def passed(self, x: Tensor) -> Tensor:
+        """`simulate`, to the bit, differentiable: through the transform, and through rounding as if there were none."""
+        y = self.prepared(x).to(x.dtype)
+        with torch.no_grad():
+            found = self.simulate(x)
+        return found + (y - y.detach())
+
     def _repeated(self, step: Step, x_TI: Tensor) -> Step:
         """The step of one token as the step of each group of these tokens."""
         times = self.format.grain.groups((x_TI.shape[0], x_TI.shape[1]))[0] // step.scale_G1.shape[0]

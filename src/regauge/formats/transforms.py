@@ -277,10 +277,15 @@ class Diagonal:
         return Scaled(torch.exp2(wanted_I.log2().round().clamp(-14, 14)).float())
 
     def load(self, channels: int, tensors: Mapping[str, Tensor]) -> Transform:
-        return Scaled(_shaped(tensors, "divisor", (channels,)))
+        return Scaled(shaped(tensors, "divisor", (channels,)))
 
 
-def _shaped(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+def shaped(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    """What was kept under a name.
+
+    Raises:
+        ValueError: nothing was, or it has another shape.
+    """
     if name not in tensors or tuple(tensors[name].shape) != shape:
         seen = list(tensors[name].shape) if name in tensors else "nothing"
         raise ValueError(f"{name} of a transform is {list(shape)}, and {seen} was found")

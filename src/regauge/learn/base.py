@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from regauge.formats.base import Codes, Format
+from regauge.formats.transforms import Transform
 
 Parameters = Mapping[str, Tensor]
 """Name → what is trained, float32. A loop never changes them in place."""
@@ -41,15 +42,17 @@ class Finished:
 
     Attributes:
         formats: site → its format, with the step that was learnt.
-        codes: site → its codes, where they were learnt. (Moves and readings join when a part gives them; the loop does
-            not look inside.)
+        codes: site → its codes, where they were learnt.
+        transforms: tap → the transform of its channels.
     """
 
     formats: Mapping[str, Format] = field(default_factory=dict)
     codes: Mapping[str, Codes] = field(default_factory=dict)
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
 
     def __or__(self, other: Finished) -> Finished:
-        return Finished({**self.formats, **other.formats}, {**self.codes, **other.codes})
+        transforms = {**self.transforms, **other.transforms}
+        return Finished({**self.formats, **other.formats}, {**self.codes, **other.codes}, transforms)
 
 
 Rates = Mapping[str, float | None]
@@ -94,9 +97,26 @@ class LearntRounding(Protocol):
         """The codes that were learnt, on the format's step."""
 
 
+@runtime_checkable
+class LearntTransform(Protocol):
+    """The maker of a transform that is learnt for one tap: numbers for its channels."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+    @property
+    def rates(self) -> Rates: ...
+
+    def init(self, channels: int) -> Parameters:
+        """Where training begins."""
+
+    def apply(self, parameters: Parameters) -> Transform:
+        """The transform under these parameters, differentiable forward and on the weights."""
+
+
 @dataclass(frozen=True)
 class Taught:
-    """What is learnt of one matrix: its range, its rounding, or both together."""
+    """What is learnt of one matrix: its range, its rounding, or both together. Neither, of one that reads a tap whose
+    transform is learnt: it is rounded to nearest while that is trained."""
 
     ranger: LearntRange | None = None
     rounder: LearntRounding | None = None

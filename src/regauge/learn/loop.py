@@ -7,8 +7,9 @@ any moment: `State` is everything (step, parameters, optimiser, best so far), as
 from a kept state ends with the same bytes. Nothing else is random: the order of the batches is a function of the seed
 and of how often the text was read through, so the step stands for the random state, and the caller's is untouched.
 
-The error over all batches is taken before the first step and after each reading of the text, so what is kept is never
-worse on it than where training began. A loss or gradient that is not finite ends the loop; the best stays.
+The error over all batches is taken before the first step and after each reading of the text (or every so many steps),
+so what is kept is never worse on it than where training began. Where a problem takes its error on text that it holds
+out, what is kept is never worse there. A loss or gradient that is not finite ends the loop; the best stays.
 Cost: a step is the block forward and backward on one batch; a reading more for each error.
 """
 
@@ -145,7 +146,7 @@ def _step(problem: Problem, settings: Settings, seed: int, state: State) -> Stat
         parameters, optimiser = OPTIMISERS[settings.optimiser](state.parameters, gradients, state.optimiser, rates)
     state = replace(state, step=state.step + 1, parameters=parameters, optimiser=optimiser)
     last = state.step == settings.steps
-    if state.step % problem.batches and not last:
+    if state.step % (settings.every or problem.batches) and not last:
         return state
     error = _error(problem, parameters)
     if error < state.least:

@@ -19,6 +19,7 @@ class Settings:
         optimiser: by name (`learn/optimisers.py`).
         schedule: of the learning rates: `constant`, or from 1 to 0 as `linear` or `cosine`.
         patience: passes over the text without a new best before a block is left; 0 for never.
+        every: steps between two looks at the error; 0: one after each pass over the text. Patience counts looks then.
         loss: what a step lowers: the block's `error`, or beside it how its states and attention maps are distributed
             (`distribution`, ABQ-LLM, 2408.08554). The best is kept by the error either way.
     """
@@ -28,6 +29,7 @@ class Settings:
     optimiser: str = "adamw"
     schedule: str = "constant"
     patience: int = 5
+    every: int = 0
     loss: str = ERROR
 
     def __post_init__(self) -> None:
@@ -36,6 +38,8 @@ class Settings:
                 raise ValueError(f"learning takes 1 or more {what}, not {value}")
         if self.patience < 0:
             raise ValueError(f"patience is 0 (never stop early) or more, not {self.patience}")
+        if self.every < 0:
+            raise ValueError(f"every is 0 (after each pass over the text) or a number of steps, not {self.every}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"the schedule is one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
         if self.loss not in LOSSES:

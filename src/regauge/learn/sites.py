@@ -10,7 +10,8 @@ from torch import Tensor
 
 from regauge.formats.base import Format
 from regauge.formats.learnt import straight_through
-from regauge.learn.base import Finished, Learned, Parameters, Rates, Taught, Trial
+from regauge.formats.readings import Reading
+from regauge.learn.base import Finished, Learned, LearntTransform, Parameters, Rates, Taught, Trial
 
 RANGER, ROUNDER = "ranger", "rounder"
 
@@ -87,9 +88,43 @@ class OnSite:
         return {own: parameters[f"{axis} › {own}"] for own in names}
 
 
+@dataclass(frozen=True, eq=False)
+class OnTap:
+    """The transform of one tap, learnt: each matrix that reads it takes the inverse; the input is rounded behind it.
+
+    Attributes:
+        sites: that read the tap, whose weights the trial holds as they are without any transform.
+        channels: of the tap.
+        fmt: how it is read.
+    """
+
+    tap: str
+    sites: tuple[str, ...]
+    channels: int
+    maker: LearntTransform
+    fmt: Format
+    scope: str = "block"
+
+    @property
+    def rates(self) -> Rates:
+        return self.maker.rates
+
+    def init(self, trial: Trial) -> Parameters:
+        return self.maker.init(self.channels)
+
+    def apply(self, parameters: Parameters, trial: Trial, progress: float) -> Trial:
+        transform = self.maker.apply(parameters)
+        weights = {f"{site}.weight": transform.inverse_on(trial.weights[f"{site}.weight"]) for site in self.sites}
+        made = dict.fromkeys(self.sites, Reading(self.fmt, transform).passed)
+        return replace(trial, weights={**trial.weights, **weights}, inputs={**trial.inputs, **made})
+
+    def finish(self, parameters: Parameters, trial: Trial) -> Finished:
+        return Finished(transforms={self.tap: self.maker.apply({own: parameters[own].detach() for own in parameters})})
+
+
 def fitted(fmt: Format, w_OI: Tensor) -> Format:
     """The format with the step that training leaves as it is."""
-    return fmt if fmt.step is not None else replace(fmt, step=fmt.fit(w_OI))
+    return fmt if fmt.step is not None else replace(fmt, step=fmt.fit(w_OI.detach()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +141,10 @@ class Together:
     def init(self, trial: Trial) -> Parameters:
         found: dict[str, Tensor] = {}
         for name, part in self.parts.items():
-            found |= {f"{name} › {own}": value for own, value in part.init(trial).items()}
+            begins = part.init(trial)
+            found |= {f"{name} › {own}": value for own, value in begins.items()}
+            if part.scope == "block":
+                trial = part.apply(begins, trial, 0.0)  # as those after it will see the block
         return found
 
     def apply(self, parameters: Parameters, trial: Trial, progress: float) -> Trial:
@@ -130,11 +168,14 @@ def on_sites(
     taught: Mapping[str, Taught],
     formats: Mapping[str, Format],
     stats: Mapping[str, Mapping[str, Tensor]] | None = None,
+    taps: Iterable[OnTap] = (),
 ) -> Together:
-    """What is learnt of some sites, trained together.
+    """What is learnt of some sites and of the taps that they read, trained together.
 
     Args:
         stats: site → statistics of its input, of those whose rounder wants some to begin with.
+        taps: whose transforms are learnt; the sites see their weights behind them.
     """
     seen = stats or {}
-    return Together({site: OnSite(site, own, formats[site], seen.get(site, {})) for site, own in taught.items()})
+    matrices = {site: OnSite(site, own, formats[site], seen.get(site, {})) for site, own in taught.items()}
+    return Together({**{one.tap: one for one in taps}, **matrices})

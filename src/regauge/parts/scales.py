@@ -55,7 +55,7 @@ SCALE_ROWS: Mapping[str, Part] = {
     ),
     "super-low": Part(
         "regauge.formats.nested:SuperWithLow",
-        "the step and the value of code 0, each in `bits` bits under a float16 for `groups` groups of a row",
+        "the step and the value of code 0, in `bits` bits under a float16 for `groups` groups of a row",
         "https://github.com/ggml-org/llama.cpp/pull/1684",
         short="bits",
         refuses={"grid": ZERO_ON_GRID},

@@ -1,8 +1,8 @@
 """The one explicit table of parts: table → name → constructor. Importing it imports no part and no torch.
 
-To add a part: write it in its axis file, add its line here (or in `shape.py` or `moves.py`), and test that it beats its
-null. An axis that is not in here, or is empty, has no parts yet: a recipe may speak of it, and is refused before any
-work.
+To add a part: write it in its axis file, add its line here (or in `shape.py`, `moves.py` or `transforms.py`), and test
+that it beats its null. An axis that is not in here, or is empty, has no parts yet: a recipe may speak of it, and is
+refused before any work.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from regauge.parts.part import Part
 from regauge.parts.points import ARITHMETIC, CACHE, INPUTS, MEASURE, WEIGHTS
 from regauge.parts.scales import MODEL, NUMBERS, SCALE_ROWS, UNEVEN
 from regauge.parts.shape import SHAPE_ROWS
+from regauge.parts.transforms import TRANSFORM_ROWS
 
 COARSE, FINE = "group:128 else group:64 else channel", "group:32"
 """The grains that the search tries: the coarsest that pays, and a fine one."""
@@ -221,6 +222,15 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             text=True,
             cost="in each training step of a block, running it forward and backward on a batch of text",
         ),
+        "learnt-side": Part(
+            "regauge.rounding.sides:LearntSide",
+            "the code below each weight or the one above, as training by the block's error finds best",
+            "2004.10568",
+            short="rate",
+            refuses={"grid": UNEVEN},
+            text=True,
+            cost="in each training step of a block, running it forward and backward on a batch of text",
+        ),
     },
     "compensator": {
         "lorc": Part(
@@ -250,25 +260,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             cost="a few passes over the weights; sums of inputs by sign in torch's modules, no native step",
         ),
     },
-    "transform": {
-        "identity": Part("regauge.formats.transforms:Identity", "the activation as it is", places=(INPUTS,)),
-        "hadamard": Part(
-            "regauge.formats.transforms:Hadamard",
-            "each channel spread over all by a Hadamard matrix, while the model runs",
-            "2404.00456",
-            places=(INPUTS, CACHE),
-            cost="n log n a token, in float32, before the products",
-        ),
-        "diagonal": Part(
-            "regauge.formats.transforms:Diagonal",
-            "each channel divided by its own number, while the model runs, where none can be folded",
-            "2211.10438",
-            short="alpha",
-            places=(INPUTS,),
-            text=True,
-            cost="one product a channel; one pass over calibration text",
-        ),
-    },
+    "transform": TRANSFORM_ROWS,
     **SHAPE_ROWS,
     **CACHE_ROWS,
     **ATTENTION_ROWS,

@@ -91,7 +91,8 @@ def resolve(plan: Plan, anatomy: Anatomy, alike: bool = False) -> Resolution:
 def inert(plan: Plan, resolution: Resolution) -> list[str]:
     """What the plan asks for and nothing can do yet, a sentence each: a recipe may say it, the engine refuses it."""
     reasons: dict[str, None] = {}
-    if plan.learning and not any(learnt(point) for point in resolution.choices.values()):
+    taught = [*map(learnt, resolution.choices.values()), *map(learnt_of_tap, resolution.inputs.values())]
+    if plan.learning and not any(taught):
         reasons["'learning' says how to train, and nothing in this recipe is learnt"] = None
     for place, declared in PLACES.items():
         held = resolution.at(place)
@@ -111,6 +112,11 @@ def learnt(point: Point | None) -> tuple[str, ...]:
         return ()
     held = {"ranger": parts.format_of(point).ranger.needs, "rounder": parts.rounder_of(point).needs}
     return tuple(axis for axis, needs in held.items() if OBJECTIVE in needs)
+
+
+def learnt_of_tap(point: Point | None) -> tuple[str, ...]:
+    """The axes of a tap's point whose parts are trained so: its transform, or none."""
+    return () if point is None or OBJECTIVE not in parts.maker_of(point).needs else ("transform",)
 
 
 def _error(plan: Plan, reasons: list[str]) -> RecipeError:

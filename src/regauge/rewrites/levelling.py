@@ -35,8 +35,8 @@ class Level:
     the notes say so (`gain-biases` adds some).
 
     Where we differ: ranges are least to greatest (the paper tries percentiles); nothing is learnt (its clipping and its
-    reconstruction of weights are `learnt-clip` and the rounders). Its softmax, a log-√2 grid on attention's
-    probabilities, is a reading of that tap and no part of this.
+    reconstruction of weights are `learnt-clip` and the rounders). Its softmax is a reading of attention's probabilities
+    on `log-sqrt2`, and no part of this.
 
     Cost: one pass over calibration text; none at run time where biases are there already.
     """

@@ -37,6 +37,7 @@ from regauge.search.loop.build import plan_for
 from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import assemble
 from regauge.search.loop.forecast import NEEDED, NOMINAL, Time, paced, steps, within
+from regauge.search.loop.recovering import recovered
 from regauge.search.loop.room import room as space
 from regauge.search.loop.settle import settle
 from regauge.search.loop.start import begin, estimate, reachable, with_caches
@@ -72,6 +73,7 @@ def fit(
     tokens: int | None = None,
     length: int | None = None,
     cache: str | None = None,
+    recover: float | None = None,
 ) -> Run:
     """Finds, builds and measures the cheapest form of a model within budgets.
 
@@ -88,6 +90,7 @@ def fit(
         tokens, length: how much calibration text is read, and in windows of which length; None: as the model's size
             has it.
         cache: a preset or recipe file of what the artifact keeps of the past; a budget at a context counts it.
+        recover: seconds, beyond `time_limit`, in which the artifact is trained towards the original; None: it is not.
 
     Raises:
         RecipeError, SettingError: there is no such method or runtime, or together they leave nothing to choose from.
@@ -136,14 +139,14 @@ def fit(
         subject = Subject.of(source)
         expected = steps(source, groups, ask.effort, rates, speeds)
         bare = steps(source, groups, ask.effort.needed(), rates, speeds)
-        clock.ahead(expected)
+        clock.ahead(expected if recover is None else {**expected, "recover": recover})
         watch.expects(expected, {name: bare[name] for name in NEEDED})
         with watch.step("profile"):
             timing = within_reach(subject, groups, ask.budgets, ask.effort.turns)
         with watch.step("text"):
             texts = prepare(reader(source, seed, length), calibration, eval, ask.sizes, seed)
         folder = Folder.open(room, _identity(ask, source, texts), force, time_limit)
-        run = search(Desk(ask, subject, texts, folder, timing, clock, watch, limits), target, force)
+        run = search(Desk(ask, subject, texts, folder, timing, clock, watch, limits), target, force, recover)
         if watch.left_out:
             folder.save(DONE, False)  # what was found stays for a run with more time
         else:
@@ -152,9 +155,11 @@ def fit(
     return run
 
 
-def search(desk: Desk, target: Path, force: bool) -> Run:
+def search(desk: Desk, target: Path, force: bool, recover: float | None = None) -> Run:
     """The search itself, on a desk that is laid; its artifact goes to `target`. What lies in the folder stays."""
     found = settle(desk, begin(desk))
+    if recover is not None:
+        found = recovered(desk, found, recover)
     run = assemble(desk, found)
     record.write(run, found.built.folder)
     desk.folder.save(DONE, True)

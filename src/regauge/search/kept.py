@@ -22,6 +22,7 @@ from regauge.artifact.ownership import IDENTITY, bare, search_folder, searching
 from regauge.errors import OutputError, ResumeError
 
 DONE = "done.json"
+RECOVERED = "recovered"
 OURS = (
     IDENTITY,
     DONE,
@@ -33,6 +34,7 @@ OURS = (
     "build",
     "build.partial",
     "build.replaced",
+    f"{RECOVERED}*",
     f"{TEMPORARY}*",
 )
 """Patterns of what a search writes into its folder, beside the lock."""
@@ -139,7 +141,8 @@ def sweep(out: Path) -> None:
     left = Folder(searching(out))
     if out.exists() and left.load(DONE) is True:
         with suppress(OutputError), search_folder(out):  # where another run holds it, it is not left over
-            if left.load(DONE) is True and not (left.path / "build").exists():
+            last = RECOVERED if (left.path / f"{RECOVERED}.json").exists() else "build"  # what becomes OUT
+            if left.load(DONE) is True and not (left.path / last).exists():
                 left.leave()
 
 

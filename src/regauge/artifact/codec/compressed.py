@@ -35,7 +35,9 @@ def _words(packed_OB: Tensor) -> Tensor:
 
 
 def _from_words(words: Tensor, bits: int, columns: int) -> Tensor:
-    packed = words.contiguous().view(torch.uint8)[:, : (columns * bits + 7) // 8]
+    # a column of one word keeps any stride and still counts as contiguous: see `_words`
+    whole = words.reshape(-1).view(torch.uint8).reshape(words.shape[0], -1)
+    packed = whole[:, : (columns * bits + 7) // 8]
     return unpack(packed.contiguous(), bits, columns)
 
 

@@ -1,0 +1,91 @@
+"""Commands that train. Each imports what it calls when it is called, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regauge.cli.options import (
+    DEBUG,
+    DRY_RUN,
+    FAMILY,
+    FORCE,
+    JSON,
+    LENGTH,
+    QUIET,
+    SEED,
+    THREADS,
+    TIME,
+    VERBOSE,
+    seconds,
+    tell_parents,
+)
+
+learn = typer.Typer(name="learn", help="Trains: see docs/learn.md.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@learn.callback()
+def root() -> None: ...
+
+
+@learn.command()
+def recover(
+    artifact: Annotated[Path, typer.Argument(metavar="OUT", help="An artifact of fit or apply; it is replaced.")],
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Text to train on; a tenth of it is held out. Without it the original samples its own.",
+        ),
+    ] = None,
+    original: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="What it was made of; without it as its receipt says.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="OUT2", help="Where it goes, in place of OUT itself.")
+    ] = None,
+    time: TIME = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; without it 256, or what fits --time.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="The most tokens of text to train on.")] = None,
+    length: LENGTH = None,
+    rank: Annotated[
+        int, typer.Option(min=0, help="Add low-rank terms of this rank to every matrix of the blocks.")
+    ] = 0,
+    family: FAMILY = None,
+    seed: SEED = 0,
+    force: FORCE = False,
+    dry_run: DRY_RUN = False,
+    json: JSON = False,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
+    threads: THREADS = None,
+    debug: DEBUG = False,
+) -> None:
+    """What an artifact left in full precision, trained towards its original. Example: regauge learn recover OUT --time
+    20m --text novels/
+    """
+    limit = seconds(time)
+    from regauge.cli import show, tell
+    from regauge.cli.bars import working
+    from regauge.engine.recovery import Asked
+    from regauge.engine.recovery import recover as train
+    from regauge.engine.recovery_cost import planned
+    from regauge.engine.recovery_text import Amounts
+    from regauge.hosts import host_of
+    from regauge.report.build import write
+
+    asked = Asked(Amounts(tokens, length, steps, limit), rank, seed, out, force)
+    with host_of(original or str(artifact)).family(family):
+        if dry_run:
+            plan = planned(artifact, text, original, asked)
+            show.as_json(plan) if json else tell.recovery_plan(plan)
+            return
+        tell_parents(out or artifact)
+        with working("recover", quiet, verbose, threads) as watch:
+            done = train(artifact, text, original, asked, watch)
+            write(out or artifact)
+    show.as_json(done) if json else tell.recovered(done, out or artifact)
