@@ -50,7 +50,7 @@ else:
     receipt = rg.apply(recipe, model, out, calibration=text, tokens=int(tokens), length=int(length))
     print(json.dumps({"bits": bits_in_blocks(receipt)}))
 """
-OURS = ("gptq-w{0}g64", "autoround-w{0}g64")
+OURS = ("gptq-w{0}g64", "autoround-w{0}g64", "trellis-w{0}")
 GRIDS = ("hqq-w{0}g64", "torchao-w{0}g64")
 LLAMA = {
     4: ("iq4_xs", "q4_0", "q4_k_s"),
@@ -198,7 +198,7 @@ def main() -> int:
     words.add_argument("--calibration", type=Path, default=ROOT / "src")
     words.add_argument("--eval", type=Path, default=ROOT / "tests")
     words.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2], choices=sorted(LLAMA))
-    words.add_argument("--ours", nargs="+", default=[], help="presets; two at each width by default")
+    words.add_argument("--ours", nargs="+", default=[], help="presets; three at each width by default")
     words.add_argument("--peers", nargs="+", default=[], help="only those whose name has one of these; none for none")
     words.add_argument("--fit", action="store_true", help="a search at the same bytes beside them")
     words.add_argument("--tokens", type=int, default=65536, help="that calibrate")
