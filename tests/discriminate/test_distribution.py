@@ -66,7 +66,7 @@ def test_blocks_trained_by_it_are_distributed_as_they_were(tmp_path: Path) -> No
         work.begin(outer.stored, outer.exact)
         moved, *_ = work.local(0, work.read(0))
         looked = work.look(0, moved)
-        learnt = work.learn(0, looked.moved, looked.stats, None, Clock(nobody))
+        learnt = work.learn(0, looked, moved, None, Clock(nobody))
         assert learnt is not None
         codes = work.round(job.sites(0), looked.moved, looked.stats, learnt.finished)
         made = effective(looked.moved.stored, codes, job.choices)

@@ -15,12 +15,15 @@ PUBLIC = {
     "cli/making.py": {"fit", "pick", "apply"},
     "cli/looking.py": {"inspect", "measure", "methods"},
     "cli/comparing.py": {"compare"},
+    "cli/learning.py": {"recover"},
+    "cli/training.py": {"recover"},
     "cli/running.py": {"chat", "serve"},
     "engine/api.py": {"apply", "dry_run"},
     "engine/measuring.py": {"measure"},
     "search/fit.py": {"fit"},
 }
 ALSO = {
+    "measure/arithmetic.py": {"_attention"},  # torch calls attention so
     "rewrites/smoothing.py": {"_smooth"},
     "rounding/rounders.py": {"_sweep"},
     "hosts/transformers/install.py": {"install", "_matrix"},

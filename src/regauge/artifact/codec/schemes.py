@@ -206,7 +206,7 @@ def _all(layout: Layout) -> Iterator[tuple[str, str]]:
         yield "sizes", layout.unsaid
     for name in layout.attention:
         yield name, "a block takes another's attention map, or its heads see a window, which config.json cannot say"
-    for name in inner_taps(layout.anatomy).keys() & layout.inputs.keys():
+    for name in filter(layout.inputs.__contains__, inner_taps(layout.anatomy)):
         yield name, "it has activations that linear layers read, and none that attention or the residual does"
     quantised = layout.quantised
     found: list[Scheme] = []
