@@ -16,6 +16,7 @@ from regauge.errors import ArtifactError
 from regauge.formats.base import ALL, Codes, Format, Step
 from regauge.formats.grains import Group, Token, Whole
 from regauge.formats.grids import Int
+from regauge.formats.phases import Phases
 from regauge.formats.rangers import Dynamic, Static
 from regauge.formats.readings import Reading, dynamic, fit, load
 from regauge.formats.scales import Float32
@@ -188,9 +189,11 @@ def test_every_kind_is_its_tensors_and_a_sum() -> None:
     term = LowRank(left, right)
     assert term.dense().tolist() == [[1.0, 0.0, -1.0, 3.0], [2.0, 0.0, -2.0, 6.0], [0.0, 0.0, 0.0, 0.0]]
     assert term.apply(torch.tensor([[1.0, 9.0, 0.0, 1.0]]), torch.ones(1, 3)).tolist() == [[5.0, 9.0, 1.0]]
-    for kind, build in KINDS.items():
-        again = build(term.tensors)
-        assert (again.kind, tuple(again.tensors), again.shape, again.bytes) == (kind, NAMES[kind], (3, 4), 28)
+    phases = Phases(torch.zeros(4, 1, dtype=torch.uint8), torch.ones(1, 2, 2))
+    for one, shape, size in ((term, (3, 4), 28), (phases, (4, 8), 20)):
+        again = KINDS[one.kind](one.tensors)
+        assert (tuple(again.tensors), again.shape, again.bytes) == (NAMES[one.kind], shape, size)
+    assert {term.kind, phases.kind} == set(KINDS)
     with pytest.raises(ValueError, match=r"factors are \[3, 1\] and \[2, 4\]"):
         LowRank(left, torch.ones(2, 4))
 
