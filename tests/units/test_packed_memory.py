@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import mmap
 from pathlib import Path
 
@@ -25,20 +24,24 @@ from tests.units.test_packed import FORMS
 LINUX = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="resident memory is read from Linux's /proc")
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "lorc"])
+@pytest.mark.parametrize("form", FORMS)
 def test_tensors_hold_no_more_than_the_artifact_does(form: str) -> None:
-    how = FORMS[form]
-    codes = encode(torch.randn(256, 768, generator=torch.Generator().manual_seed(0)), how)
-    packed = PackedMatrix(codes, parts.format_of(how.point), torch.bfloat16)
-    held, fmt = sum(buffer.nbytes for buffer in packed.buffers()), parts.format_of(how.point)
-    assert held <= 1.03 * fmt.bytes((256, 768)) + 64 + wider(fmt, 256, 768)
+    how, shape = FORMS[form], (256, 768)
+    codes, fmt = (
+        encode(torch.randn(*shape, generator=torch.Generator().manual_seed(0)), how),
+        parts.format_of(how.point),
+    )
+    held = sum(buffer.nbytes for buffer in PackedMatrix(codes, fmt, torch.bfloat16).buffers())
+    stored = fmt.bytes(shape) + sum(term.bytes for term in codes.terms)
+    assert held <= 1.03 * stored + 64 + wider(fmt, *shape)
 
 
 def wider(fmt: Format, rows: int, columns: int) -> int:
-    """Bytes by which steps of few bits grow to two bytes, and values of code 0 to a term with each input's group."""
-    groups = math.prod(fmt.grain.groups((rows, columns)))
-    steps = max(0, 2 * groups - fmt.scale.bytes(groups, rows)) if fmt.scale.name.startswith("super") else 0
-    return steps + (0 if fmt.scale.low is None else 2 * groups + 2 * groups // rows * columns)
+    """Bytes by which two-level steps grow to float16, and values of code 0 to float32."""
+    (groups, _), scale = fmt.grain.groups((rows, columns)), fmt.scale
+    steps = groups * torch.float16.itemsize - scale.bytes(groups, rows) if scale.name.startswith("super") else 0
+    lows = groups * torch.float32.itemsize - scale.low.bytes(groups, rows) if scale.low is not None else 0
+    return steps + lows
 
 
 def resident(tensor: torch.Tensor) -> dict[str, int]:

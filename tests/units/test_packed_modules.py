@@ -42,7 +42,10 @@ def compile_whole(*forms: str) -> None:
 
 @pytest.mark.parametrize(
     "forms",
-    [("int4", "w8a8"), pytest.param(("int3-asym", "nf4", "fp8", "lorc", "fp8 inputs"), marks=pytest.mark.slow)],
+    [
+        ("int4", "w8a8"),
+        pytest.param(("int3-asym", "nf4", "fp8", "lorc", "lorc low", "f16-low", "fp8 inputs"), marks=pytest.mark.slow),
+    ],
     ids=lambda forms: "+".join(forms),
 )
 def test_torch_compiles_a_packed_layer_whole(forms: tuple[str, ...]) -> None:

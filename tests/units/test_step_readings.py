@@ -27,6 +27,7 @@ from regauge.kernels.cpu.step import Program
 from regauge.parts import WEIGHTS
 from regauge.runtime.matrices.modules import PackedMatrix
 from regauge.runtime.step.sites import Unservable, site_of, tap_of
+from units.test_packed import FORMS, matrix
 from units.test_step import loaded
 
 pytestmark = pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
@@ -78,6 +79,19 @@ def served(part: PackedMatrix, x_TI: torch.Tensor) -> torch.Tensor:
     width = x_TI.shape[1]
     program = Program((), Norm("none", width, 0.0), site_of("a", part), width, 0, 0.0, tap_of("a", part))
     return program(x_TI, [0] * len(x_TI), [0] * len(x_TI), (), ())
+
+
+@pytest.mark.parametrize("form", ["f16-low", "super-low", "channel super-low", "lorc low", "lorc"])
+def test_what_lies_beside_codes_is_read_where_the_module_holds_it(form: str) -> None:
+    part, w_OI = matrix(FORMS[form], 37, 64, torch.bfloat16)
+    x_TI = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    wanted = x_TI @ w_OI.T
+    assert float((served(part, x_TI) - wanted).norm() / wanted.norm()) < 1e-2
+    part.float()
+    assert float((served(part, x_TI) - wanted).norm() / wanted.norm()) < 1e-4
+    left, site = part.added[0].get_buffer("left"), site_of("a", part)
+    assert site.low_rank is not None
+    assert site.low_rank[0].data_ptr() == left.data_ptr()
 
 
 READINGS = {

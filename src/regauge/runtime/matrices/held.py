@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from regauge.errors import ModelError
-from regauge.formats.base import Codes, Format, Term
+from regauge.formats.base import Codes, Format
 from regauge.formats.readings import Reading
-from regauge.formats.terms import KINDS, in_dtype
 from regauge.kernels.cpu.matrix import Matrix
 from regauge.runtime.matrices import gradients
 from regauge.runtime.matrices.choose import choose, way_of
 from regauge.runtime.matrices.native import beside
+from regauge.runtime.matrices.terms import HeldTerm, held_terms
 
 HOMES = {"cpu": "the CPU", "cuda": "a GPU"}
 """Where kernels run, in words."""
@@ -34,21 +34,6 @@ def after(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:
 
 def _small(held: Tensor | None) -> TypeGuard[Tensor]:
     return held is not None and held.is_floating_point() and held.itemsize == 1
-
-
-class HeldTerm(nn.Module):
-    """A term beside the codes of a matrix, its tensors as buffers, so that it goes where the model goes."""
-
-    def __init__(self, term: Term, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.kind = term.kind
-        for name, tensor in term.tensors.items():
-            self.register_buffer(name, in_dtype(tensor, dtype))
-
-    @property
-    def term(self) -> Term:
-        """The term, of the buffers as they are now."""
-        return KINDS[self.kind](cast(dict[str, Tensor], self._buffers))
 
 
 class PackedMatrix(nn.Module):
@@ -84,8 +69,8 @@ class PackedMatrix(nn.Module):
         for name, tensor in way_of(self.choice, allocate).hold(codes).items():
             self.register_buffer(name, tensor)
         self.held = tuple(self._buffers)
-        terms = codes.terms if self.meta is None else beside(codes, fmt)
-        self.terms = nn.ModuleList(HeldTerm(term, dtype) for term in terms)
+        lows_ON = None if self.meta is None else beside(codes, fmt)
+        self.terms = nn.ModuleList(held_terms(codes.terms, lows_ON, columns, dtype))
 
     @property
     def native(self) -> Matrix | None:
@@ -100,9 +85,9 @@ class PackedMatrix(nn.Module):
         return buffers if self.meta is not None else {name: buffers[name] for name in self.held}
 
     @property
-    def added(self) -> list[Term]:
-        """The terms beside the codes, in the dtype of the activations."""
-        return [cast(HeldTerm, held).term for held in self.terms]
+    def added(self) -> list[HeldTerm]:
+        """The terms beside the codes."""
+        return [cast(HeldTerm, held) for held in self.terms]
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Weights of some rows: the sum of all terms."""
@@ -114,7 +99,7 @@ class PackedMatrix(nn.Module):
 
     def _summed(self, found: Tensor, index: slice | Tensor) -> Tensor:
         for term in self.added:
-            found = found + term.dense(index)
+            found = found + term.dense(self.dtype, index)
         return found
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +113,7 @@ class PackedMatrix(nn.Module):
             # The site's input is what is quantised, so every term reads it quantised, as calibration did.
             x_TI = x_TI if self.reading is None else gradients.read(x_TI, self.reading)
             for term in self.added:
-                y_TO = term.apply(x_TI, y_TO)
+                y_TO = term.apply_to(x_TI, y_TO)
         return y_TO.view(*x.shape[:-1], self.shape[0])
 
     def _product(self, x_TI: Tensor) -> Tensor:

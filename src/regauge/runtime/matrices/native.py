@@ -18,9 +18,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from regauge.formats.base import LOW, Codes, Format, Grid, Term
+from regauge.formats.base import LOW, Codes, Format, Grid
 from regauge.formats.nested import SUPER
-from regauge.formats.terms import LOW_RANK, LowRank
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.layout import Value, group_of, meta_of
 from regauge.runtime.matrices import operators
@@ -144,23 +143,14 @@ def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor
     return spread(codes.step.scale_G1.float()), zero_ON, None
 
 
-def beside(codes: Codes, fmt: Format) -> tuple[Term, ...]:
-    """The terms beside panels: those of the codes, and the values of code 0 where steps keep them, which panels do not
-    read. They are a low-rank term: the value of the middle code (O, N) times which group each input is in (N, I)."""
-    zero_G1, (rows, columns), middle = codes.step.zero_G1, codes.codes_OI.shape, _middle(fmt)
+def beside(codes: Codes, fmt: Format) -> Tensor | None:
+    """(O, N): the values of the middle code where steps keep those of code 0, which panels do not read; None where they
+    do not."""
+    zero_G1, rows, middle = codes.step.zero_G1, codes.codes_OI.shape[0], _middle(fmt)
     if zero_G1 is None or middle is None:
-        return codes.terms
+        return None
     low_G1 = (middle - zero_G1) * codes.step.scale_G1
-    if fmt.grain.groups((rows, columns))[0] == 1:
-        low_G1 = low_G1.expand(rows, 1)
-    left, across = low_G1.reshape(rows, -1), columns // fmt.grain.span((rows, columns))
-    right = torch.eye(across, dtype=torch.float32, device="cpu").repeat_interleave(columns // across, 1)
-    rest = [term for term in codes.terms if term.kind != LOW_RANK]
-    for term in codes.terms:
-        if term.kind == LOW_RANK:  # the step adds one such term
-            left = torch.cat([left, term.tensors["left"].float()], 1)
-            right = torch.cat([right, term.tensors["right"].float()])
-    return (LowRank(left, right), *rest)
+    return low_G1.expand(rows, 1) if low_G1.numel() == 1 else low_G1.reshape(rows, -1)
 
 
 def _way(meta: Meta, hold: Callable[[Codes], Held], inputs: Grid | None, activations: int) -> Way:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from regauge.anatomy import model as anatomy_model
 from regauge.anatomy.model import Anatomy
 from regauge.anatomy.storage import rows_of
-from regauge.kernels.cpu.pieces import FUNCTIONS, Block, Norm, Site, Tap, across
+from regauge.kernels.cpu.pieces import FUNCTIONS, Block, Norm, Site, Tap
 from regauge.kernels.cpu.step import Program
 from regauge.runtime.matrices.modules import PackedExperts, PackedLinear
+from regauge.runtime.matrices.terms import HeldLowRank
 from regauge.runtime.step.sites import Unservable, site_of, tap_of
 
 TAPS = {
@@ -243,9 +244,10 @@ class _Builder:
     def _part(self, name: str, part: Any, bias: Tensor | None = None) -> Site:
         self.reads[name] = tap_of(name, part)
         site = site_of(name, part, bias)
-        if site.low_rank is not None:  # the one factor that the step reads in another order
-            left = next(term.tensors["left"] for term in part.added)
-            self.copies.append(Copy(site.low_rank[0], lambda: across(left)))
+        if site.low_rank is not None:
+            low_rank = next(cast(HeldLowRank, term) for term in part.added)
+            if low_rank.groups and len(low_rank.right):  # two factors, which the step reads as one
+                self.copies.append(Copy(site.low_rank[1], lambda: low_rank.right_RI))
         return site
 
     def _bias(self, site: anatomy_model.Site, module: Any) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -11,12 +11,13 @@ from regauge.formats.base import Step
 from regauge.formats.terms import LOW_RANK
 from regauge.formats.transforms import Transform
 from regauge.kernels.cpu.matrix import ACTIVATIONS, META
-from regauge.kernels.cpu.pieces import Site, Tap, across
+from regauge.kernels.cpu.pieces import Site, Tap
 from regauge.kernels.cpu.sweep import FLOATS
 from regauge.runtime.capabilities import ask
 from regauge.runtime.matrices.choose import read_as
 from regauge.runtime.matrices.modules import FullMatrix, PackedMatrix
 from regauge.runtime.matrices.operators import AUTOMATIC, few
+from regauge.runtime.matrices.terms import HeldLowRank
 
 
 class Unservable(Exception):
@@ -41,7 +42,7 @@ def site_of(name: str, part: Any, bias: Tensor | None = None) -> Site:
     for term in part.added:
         if term.kind != LOW_RANK or low_rank is not None:
             raise Unservable(f"{name} has a {term.kind} term beside it, which the step does not add")
-        low_rank = across(term.tensors["left"]), term.tensors["right"]
+        low_rank = cast(HeldLowRank, term).left, cast(HeldLowRank, term).right_RI
     return Site(part.native, bias, _carried(part), low_rank)
 
 
