@@ -9,7 +9,7 @@ of its own; one that is missing or fails is a row that says so. What a peer made
 the original on windows that nobody calibrated on, with its interval over documents; `bits` are of the matrices in the
 blocks, codes, steps, zero points and tables counted; MB with everything that was left alone at 16 bits. Seconds are
 CPU seconds of the whole process, memory its most anonymous bytes. Each group ends with our best even row against the
-best peer of no more bits, paired; `--fit` adds a search at the bytes of that row, paired against both.
+best peer of no more bits than ours have, paired; `--fit` adds a search at the bytes of that row, paired against both.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from regauge.measure.quality import Scores, paired, summarise
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 0
 NEAR = 0.03
-"""Bits a weight that a peer may have beyond our row and still count as no more."""
+"""Bits a weight that a peer may have beyond the widest of our rows and still count as no more."""
 CHILD = """
 import json, sys
 import regauge as rg
@@ -173,12 +173,16 @@ def group(field: Field, bits: int, given: argparse.Namespace) -> None:
     if not mine:
         return
     best = min(mine, key=lambda row: row.kl)
-    even = [row for row in others if row and row.bits <= best.bits + NEAR]
+    most = max(row.bits for row in mine) + NEAR
+    even = [row for row in others if row and row.bits <= most]
     rival = min(even, key=lambda row: row.kl) if even else None
     print(f"best of ours: {best.name}")
     if rival:
-        print(told(f"against {rival.name}, the best peer of no more bits", field.against(best, rival)), flush=True)
-    wider = [row for row in others if row and row.bits > best.bits + NEAR and row.kl < best.kl]
+        print(
+            told(f"against {rival.name}, the best peer of {rival.bits:.2f} bits", field.against(best, rival)),
+            flush=True,
+        )
+    wider = [row for row in others if row and row.bits > most and row.kl < best.kl]
     for row in wider:
         print(f"  {row.name} has a lower KL with {row.bits - best.bits:.2f} bits more")
     if given.fit:
