@@ -95,12 +95,12 @@ class HeldLowRank(HeldTerm):
         return torch.cat([sums_NI, self.right]) if len(self.right) else sums_NI
 
     def _left(self, index: slice | Tensor) -> Tensor:
-        """Rows of the left factor (n, R)."""
+        """Rows of the left factor (n, R), one behind the other: products are the same bits however many panels it has."""
         if isinstance(index, Tensor):
             return self.left[index // PANEL, :, index % PANEL]
         start, stop, _ = index.indices(self.rows)
         first = start // PANEL
-        rows_nR = self.left[first : -(-stop // PANEL)].transpose(1, 2).flatten(0, 1)
+        rows_nR = self.left[first : -(-stop // PANEL)].transpose(1, 2).contiguous().flatten(0, 1)
         return rows_nR[start - first * PANEL : stop - first * PANEL]
 
     def apply_to(self, x_TI: Tensor, y_TO: Tensor) -> Tensor:
