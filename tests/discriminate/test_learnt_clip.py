@@ -16,11 +16,12 @@ from regauge.formats.grids import E2M1, NF4, Int
 from regauge.formats.learnt import LearntClip, straight_through
 from regauge.formats.rangers import MinMax
 from regauge.formats.scales import BFloat16, Float32, PowerOfTwo
-from regauge.learn.base import Parameters, Rates, Taught, Trial
+from regauge.learn.base import Parameters, Taught, Trial
 from regauge.learn.loop import State, train
 from regauge.learn.settings import Settings
-from regauge.learn.sites import Together, on_sites
+from regauge.learn.sites import on_sites
 from regauge.rounding.rounders import GPTQ, Nearest
+from tests.lessons import OneMatrix
 
 FORMATS = [
     Format(Int(2, False), Group(8), LearntClip(), BFloat16()),
@@ -50,24 +51,10 @@ def inputs(tokens: int = 96, columns: int = 32, seed: int = 1) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(OneMatrix):
     """One matrix as a block: the error of X Ŵᵀ against X Wᵀ, in two batches."""
 
-    parts: Together
-    trial: Trial
-    x_TI: Tensor
     attached: bool = True
-
-    @property
-    def rates(self) -> Rates:
-        return self.parts.rates
-
-    @property
-    def batches(self) -> int:
-        return 2
-
-    def init(self) -> Parameters:
-        return self.parts.init(self.trial)
 
     def loss(self, parameters: Parameters, batch: int, progress: float) -> Tensor:
         kept = parameters if self.attached else {name: value.detach() for name, value in parameters.items()}

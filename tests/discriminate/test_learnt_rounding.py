@@ -16,16 +16,17 @@ from regauge.formats.grids import Int
 from regauge.formats.learnt import LearntShare, held
 from regauge.formats.rangers import MinMax
 from regauge.formats.scales import BFloat16, Float32
-from regauge.learn.base import LearntRange, Parameters, Rates, Taught, Trial
+from regauge.learn.base import LearntRange, Parameters, Taught, Trial
 from regauge.learn.loop import State, train
 from regauge.learn.optimisers import Sign
 from regauge.learn.settings import Settings
-from regauge.learn.sites import Together, on_sites
+from regauge.learn.sites import on_sites
 from regauge.plan import parse
 from regauge.plan.contradictions import reasons_of_parts
 from regauge.rounding.base import Stats
 from regauge.rounding.learnt import LearntOffset
 from regauge.rounding.rounders import GPTQ, Nearest
+from tests.lessons import OneMatrix
 
 FORMATS = [
     Format(Int(2, False), Group(8), LearntShare(), BFloat16()),
@@ -48,23 +49,8 @@ X_TI = draws(1, 96, 32) @ draws(2, 32, 32)  # correlated
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(OneMatrix):
     """One matrix as a block: the error of X Ŵᵀ against X Wᵀ, in two batches."""
-
-    parts: Together
-    trial: Trial
-    x_TI: Tensor
-
-    @property
-    def rates(self) -> Rates:
-        return self.parts.rates
-
-    @property
-    def batches(self) -> int:
-        return 2
-
-    def init(self) -> Parameters:
-        return self.parts.init(self.trial)
 
     def loss(self, parameters: Parameters, batch: int, progress: float) -> Tensor:
         tried = self.parts.apply(parameters, self.trial, progress)

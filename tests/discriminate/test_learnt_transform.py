@@ -21,11 +21,12 @@ from regauge.formats.readings import dynamic
 from regauge.formats.scales import BFloat16, Float32
 from regauge.formats.transforms import Hadamard
 from regauge.hosts.transformers.load import load
-from regauge.learn.base import Parameters, Rates, Taught, Trial
+from regauge.learn.base import Parameters, Taught, Trial
 from regauge.learn.loop import train
 from regauge.learn.settings import Settings
-from regauge.learn.sites import OnTap, Together, on_sites
+from regauge.learn.sites import OnTap, on_sites
 from regauge.plan import parse
+from tests.lessons import OneMatrix
 from tests.pico import pico, save
 from tests.words import save_tokenizer, text
 
@@ -41,23 +42,8 @@ def inputs(tokens: int = 128, channels: int = 24) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(OneMatrix):
     """One matrix as a block: the error of what it makes of its rounded input."""
-
-    parts: Together
-    trial: Trial
-    x_TI: Tensor
-
-    @property
-    def rates(self) -> Rates:
-        return self.parts.rates
-
-    @property
-    def batches(self) -> int:
-        return 2
-
-    def init(self) -> Parameters:
-        return self.parts.init(self.trial)
 
     def loss(self, parameters: Parameters, batch: int, progress: float) -> Tensor:
         return self._error(parameters, self.x_TI.chunk(2)[batch])
