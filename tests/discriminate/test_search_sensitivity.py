@@ -101,7 +101,8 @@ def test_trials_are_what_transformers_computes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied"])
 def test_options_outside_the_blocks_rank_as_true_kl_does(name: str, tmp_path: Path) -> None:
-    """Embedding and head: options in order, and within 30 times of what they really cost, which is measured later."""
+    """Embedding and head: each group's options in order, and within an order of magnitude of what they really cost; of
+    trellises within 30 times."""
     found = subject(tmp_path / "model", name)
     (tmp_path / "shelf").mkdir()
     shelf = Shelf(tmp_path / "shelf", tuple(g for g in site_groups(found.anatomy) if g.block is None))
@@ -113,7 +114,9 @@ def test_options_outside_the_blocks_rank_as_true_kl_does(name: str, tmp_path: Pa
         true = true_kl(found, shelf, windows(ids(12, seed=2)), [{group.name: option} for option in options])
         guess = [predicted[group.name][option.name] for option in options]
         assert spearmanr(guess, true).statistic > 0.9
-        assert all(1 / 30 < a / b < 30 for a, b in zip(guess, true, strict=True) if b > 1e-5)
+        for option, a, b in zip(options, guess, true, strict=True):
+            near = 30 if option.name.startswith("trellis") else 10
+            assert b <= 1e-5 or 1 / near < a / b < near, option.name
 
 
 def test_what_is_on_the_shelf_is_rounded_once_and_alike_whatever_is_asked_with_it(tmp_path: Path) -> None:
