@@ -29,7 +29,6 @@ from regauge.plan import Plan
 from regauge.plan.caches import Asked
 from regauge.ranking.bench import Given
 from regauge.ranking.record import Standing
-from regauge.ranking.run import compare_methods
 from regauge.report.build import write
 from regauge.report.ranking import write as write_ranking
 from regauge.runtime.device import computed_on
@@ -253,6 +252,8 @@ def compare(
     Raises:
         RegaugeError: any refusal; a method that this model does not admit is told in `refused` instead.
     """
+    from regauge.ranking.run import compare_methods  # late: SQLAlchemy, which no other call needs
+
     given = Given(calibration, eval, tokens, seed, _bytes(max_memory), planted, revision)
     with host_of(model).family(family), watching("compare", progress, quiet) as watch:
         found = compare_methods(model, methods, at, given, Path(out).expanduser(), watch)
