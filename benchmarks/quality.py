@@ -24,11 +24,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from common.calibrating import PEERS, missing
 from common.calibrating import Peer as Kind
 from common.heldout import HeldOut
-from common.watched import watched
+from common.watched import Watched, watched
 from peers.setup import python
 
 from regauge.measure.bootstrap import Interval
@@ -117,12 +118,11 @@ class Field:
         command = [sys.executable, "-c", CHILD, recipe, str(given.model), str(out), str(given.calibration)]
         with _removed(out):
             ran = watched([*command, str(given.tokens), str(given.length)], [out])
-            lines = [line for line in ran.printed.splitlines() if line.startswith('{"bits"')]
-            if ran.code or not lines:
-                return _failed(name or recipe, ran.code, ran.complaints)
+            said = _said(name or recipe, ran)
+            if said is None:
+                return None
             size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-            bits = json.loads(lines[-1])["bits"] or 0.0
-            return self._keep(name or recipe, out, (bits, size, ran.cpu, ran.peak), True)
+            return self._keep(name or recipe, out, (said["bits"] or 0.0, size, ran.cpu, ran.peak), True)
 
     def peer(self, name: str, kind: Kind, word: str) -> Row | None:
         """One peer's row."""
@@ -134,11 +134,10 @@ class Field:
         command += [str(given.model), str(out), str(given.calibration), str(given.tokens), str(given.length), word]
         with _removed(out):
             ran = watched(command, [out])
-            lines = [line for line in ran.printed.splitlines() if line.startswith('{"seconds"')]
-            if ran.code or not lines:
-                return _failed(name, ran.code, ran.complaints)
-            told = json.loads(lines[-1])
-            return self._keep(name, out, (told["bits"], told["bytes"], ran.cpu, ran.peak), False)
+            said = _said(name, ran)
+            if said is None:
+                return None
+            return self._keep(name, out, (said["bits"], said["bytes"], ran.cpu, ran.peak), False)
 
     def against(self, one: Row, other: Row) -> Interval:
         """KL of one less that of the other, with its interval over documents."""
@@ -154,9 +153,14 @@ def _removed(path: Path) -> Iterator[None]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _failed(name: str, code: int, said: str) -> None:
-    last = [line for line in said.splitlines() if line.strip()][-1:]
-    print(f"{name:28} ended with {code}: {' '.join(last)[:200]}", flush=True)
+def _said(name: str, ran: Watched) -> dict[str, Any] | None:
+    """The line of JSON that a process ended with; None, and a line that says so, where it failed."""
+    lines = [line for line in ran.printed.splitlines() if line.startswith("{") and '"bits"' in line]
+    if ran.code or not lines:
+        last = [line for line in ran.complaints.splitlines() if line.strip()][-1:]
+        print(f"{name:28} ended with {ran.code}: {' '.join(last)[:200]}", flush=True)
+        return None
+    return dict(json.loads(lines[-1]))
 
 
 def told(what: str, gap: Interval) -> str:
