@@ -19,7 +19,7 @@ from regauge.anatomy.model import Anatomy, Weights
 from regauge.anatomy.moves import Move, transform
 from regauge.errors import RecipeError
 from regauge.rewrites.base import NOTHING, Moved, Objective, Statistics
-from regauge.rewrites.shifting import shiftable
+from regauge.rewrites.shifting import shiftable, unshifted
 from regauge.rewrites.smoothing import read, why_not
 
 NARROW = 1e-3
@@ -69,10 +69,7 @@ class Level:
             low_C = read(stream, stats, "minimum", "level").amin(0).to(torch.float64)
             high_C = read(stream, stats, "maximum", "level").amax(0).to(torch.float64)
             if not shiftable(stream, anatomy):
-                notes.append(
-                    f"level: {stream.kind} streams are scaled and not shifted: there are no biases; `gain-biases` adds "
-                    "them"
-                )
+                notes.append(f"level: {unshifted(stream)}")
                 high_C = torch.maximum(-low_C, high_C)
                 low_C = -high_C
             shift_C, scale_C = moved(low_C, high_C, self.bits)

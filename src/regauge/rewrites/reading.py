@@ -8,7 +8,7 @@ nothing at run time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +25,8 @@ from regauge.rewrites.smoothing import kinds_of, read, why_not
 POWERS = tuple(round(i / 20, 2) for i in range(20))
 """r = 0, 1/20, …, 19/20, as AWQ's released code has them."""
 FLOOR = 1e-4
+Choose = Callable[[Anatomy, Weights, Sequence[Stream]], tuple[list[Move], list[str]]]
+"""Moves of one set of streams, and what to say of them."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,30 @@ class SmoothReaders:
             raise RecipeError(f"{who}: strengths are chosen by a block's error, and nothing gives it here")
         kinds = kinds_of(self.streams, who)
         here = [s for s in anatomy.streams if s.block == block and s.kind in kinds]
-        notes = [note for stream in here if (note := why_not(stream, stats, who))]
-        moves: list[Move] = []
-        for of in sets_of([stream for stream in here if not why_not(stream, stats, who)]):
+
+        def choose(anatomy: Anatomy, weights: Weights, of: Sequence[Stream]) -> tuple[list[Move], list[str]]:
             made, note = _chosen(anatomy, weights, stats, of, objective)
-            weights = apply(made, anatomy, weights, torch.float64) if made else weights
-            anatomy = transform(made, anatomy)
-            moves += made
-            notes.append(f"{who}: {note}")
-        return anatomy.with_(notes=(*anatomy.notes, *notes)), moves
+            return made, [note]
+
+        after, moves, notes = by_sets((anatomy, weights), here, stats, who, choose)
+        return after.with_(notes=(*after.notes, *notes)), moves
+
+
+def by_sets(
+    model: tuple[Anatomy, Weights], streams: Sequence[Stream], stats: Statistics, who: str, choose: Choose
+) -> tuple[Anatomy, list[Move], list[str]]:
+    """The moves that `choose` makes of one set of readers after the other, each on what those before it have left; what
+    it notes, and which streams cannot move."""
+    anatomy, weights = model
+    notes = [note for stream in streams if (note := why_not(stream, stats, who))]
+    moves: list[Move] = []
+    for of in sets_of([stream for stream in streams if not why_not(stream, stats, who)]):
+        made, told = choose(anatomy, weights, of)
+        weights = apply(made, anatomy, weights, torch.float64) if made else weights
+        anatomy = transform(made, anatomy)
+        moves += made
+        notes += [f"{who}: {note}" for note in told]
+    return anatomy, moves, notes
 
 
 def power(mean_C: Tensor, r: float) -> Tensor:

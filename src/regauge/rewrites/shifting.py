@@ -20,8 +20,8 @@ from regauge.anatomy.moves import Move, apply, transform
 from regauge.errors import RecipeError
 from regauge.formats.base import OBJECTIVE
 from regauge.rewrites.base import NOTHING, Moved, Objective, Statistics
-from regauge.rewrites.reading import sets_of
-from regauge.rewrites.smoothing import kinds_of, read, why_not
+from regauge.rewrites.reading import by_sets
+from regauge.rewrites.smoothing import kinds_of, read
 
 STEPS = 20
 """Thresholds that are tried."""
@@ -103,21 +103,15 @@ class ShiftScale:
             raise RecipeError(f"{who}: thresholds are chosen by a block's error, and nothing gives it here")
         kinds = kinds_of(self.streams, who)
         here = [s for s in anatomy.streams if s.block == block and s.kind in kinds]
-        notes = [note for stream in here if (note := why_not(stream, stats, who))]
-        moves: list[Move] = []
-        for of in sets_of([stream for stream in here if not why_not(stream, stats, who)]):
+
+        def choose(anatomy: Anatomy, weights: Weights, of: Sequence[Stream]) -> tuple[list[Move], list[str]]:
             ranges = {s.name: self._range(s, anatomy, stats) for s in of}
-            notes += [
-                f"{who}: {s.kind} streams are scaled and not shifted: there are no biases; `gain-biases` adds them"
-                for s in of
-                if self.shift and s.kind in SHIFTED and not shiftable(s, anatomy)
-            ]
+            notes = [unshifted(s) for s in of if self.shift and s.kind in SHIFTED and not shiftable(s, anatomy)]
             made, note = _chosen(anatomy, weights, of, ranges, objective)
-            weights = apply(made, anatomy, weights, torch.float64) if made else weights
-            anatomy = transform(made, anatomy)
-            moves += made
-            notes.append(f"{who}: {note}")
-        return anatomy.with_(notes=(*anatomy.notes, *dict.fromkeys(notes))), moves
+            return made, [*notes, note]
+
+        after, moves, notes = by_sets((anatomy, weights), here, stats, who, choose)
+        return after.with_(notes=(*after.notes, *dict.fromkeys(notes))), moves
 
     def _range(self, stream: Stream, anatomy: Anatomy, stats: Statistics) -> tuple[Tensor, Tensor]:
         """(z, max|Y − z|) of each channel, float64."""
@@ -135,6 +129,11 @@ def shiftable(stream: Stream, anatomy: Anatomy) -> bool:
     biased = {site.name for site in anatomy.sites if site.bias is not None}
     writes = any(port.tensor.endswith(".bias") for port in stream.writers)
     return writes and all(port.tensor.removesuffix(".weight") in biased for port in stream.readers)
+
+
+def unshifted(stream: Stream) -> str:
+    """What is said of a stream that is not shifted."""
+    return f"{stream.kind} streams are scaled and not shifted: there are no biases; `gain-biases` adds them"
 
 
 def scale_of(most_C: Tensor, threshold: float) -> Tensor:

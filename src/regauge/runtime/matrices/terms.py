@@ -95,7 +95,7 @@ class HeldLowRank(HeldTerm):
         return torch.cat([sums_NI, self.right]) if len(self.right) else sums_NI
 
     def _left(self, index: slice | Tensor) -> Tensor:
-        """Rows of the left factor (n, R), one behind the other: products are the same bits however many panels it has."""
+        """Rows of the left factor (n, R), row behind row also where there is one panel: products are the same bits."""
         if isinstance(index, Tensor):
             return self.left[index // PANEL, :, index % PANEL]
         start, stop, _ = index.indices(self.rows)
