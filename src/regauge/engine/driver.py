@@ -23,6 +23,7 @@ from regauge.engine.certify import Prover
 from regauge.engine.inner import inner_of
 from regauge.engine.job import Job, outer_names
 from regauge.engine.learning import room
+from regauge.engine.taps import settle
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
 from regauge.formats.base import Codes
@@ -152,7 +153,7 @@ class Drive:
         self._keep(index)
         done = Done(sites, moved, codes, stats, rare, proof, notes, selects=selects)
         if learnt is not None:
-            done = replace(done, notes=[*notes, *learnt.notes], learnt=learnt.told)
+            done = replace(done, notes=[*notes, *learnt.notes], learnt=learnt.told or None)
         self._write(index, done)
         self.staging.drop(_behind(block))
         if learnt is not None:
@@ -164,8 +165,12 @@ class Drive:
         moved = self.work.read(None)
         error = self.prover.logits(moved) if self.prover is not None else None
         stats, rare = self.work.see_head(running)
+        outer = self.job.sites(None)
+        self.work.readings |= settle(outer, self.job.resolution.inputs, {}, stats)
+        if None in self.job.finished:
+            self.work.readings |= self.job.finished[None].readings
         tail = _only(moved, last)
-        sites = [site for site in self.job.sites(None) if f"{site.name}.weight" in last]
+        sites = [site for site in outer if f"{site.name}.weight" in last]
         codes = self.work.round(sites, tail, stats)
         self._write(index, Done(sites, tail, codes, stats, rare, logits_error=error))
         return error
@@ -226,9 +231,10 @@ class Drive:
         tensors = job.wire.pack(full_precision(moved.stored, codes), codes)
         block = None if index in (0, len(self.shards) - 1) else index - 1
         inner = [] if block is None else inner_of(job.anatomy, job.resolution.inputs, block)
-        taps = dict.fromkeys(tap for tap in (*(site.tap for site in done.sites), *inner) if tap in self.work.readings)
-        tensors |= written({tap: self.work.readings[tap] for tap in taps if tap is not None})
         last = len(self.shards) - 1
+        read = done.sites if index != last else job.sites(None)  # a tied head's weights are not among its sites
+        taps = dict.fromkeys(tap for tap in (*(site.tap for site in read), *inner) if tap in self.work.readings)
+        tensors |= written({tap: self.work.readings[tap] for tap in taps if tap is not None})
         if index:
             tensors |= job.source.extras(None if index == last else index - 1)
         note = {

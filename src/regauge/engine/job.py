@@ -26,12 +26,13 @@ from regauge.formats.base import OBJECTIVE, Format
 from regauge.hosts import host_of
 from regauge.hosts.base import Host, Source
 from regauge.kernels.cpu.gram import has_gram
-from regauge.learn.base import Taught
-from regauge.learn.settings import Settings
+from regauge.learn.base import Finished, Taught
+from regauge.learn.settings import BLOCK, Settings
 from regauge.parts import ATTENTION, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, load
 from regauge.plan.forms import needs_of
-from regauge.plan.resolution import Resolution, inert, learnt, learnt_of_tap, resolve
+from regauge.plan.learnable import learnt, learnt_of_tap, learnt_step
+from regauge.plan.resolution import Resolution, inert, resolve
 from regauge.rewrites.base import Rewrite
 from regauge.rounding.base import DRIFT
 
@@ -69,6 +70,7 @@ class Job:
         shaping: what is pruned, if anything is; `gauge` is then the anatomy before that.
         learnt: site → what is trained there by the error of its block; most have nothing.
         at_once: how many matrices are rounded at the same time; None: as many as there are threads.
+        finished: block → what training at the scope of the model left of it; None: of what lies outside the blocks.
     """
 
     plan: Plan
@@ -84,6 +86,7 @@ class Job:
     gauge: Anatomy | None = None
     learnt: Mapping[str, Taught] = field(default_factory=dict)
     at_once: int | None = None
+    finished: Mapping[int | None, Finished] = field(default_factory=dict)
 
     @property
     def host(self) -> Host:
@@ -141,7 +144,8 @@ class Job:
     def taught(self) -> bool:
         """Whether any part asks for the teacher's states."""
         drifting = any(DRIFT in needs for needs in self.needs.values())
-        return drifting or bool(self.learnt) or any(OBJECTIVE in recast.rewrite.needs for recast in self.recasts)
+        by_block = bool(self.learnt or self.learnt_steps) and self.settings.scope == BLOCK
+        return drifting or by_block or any(OBJECTIVE in recast.rewrite.needs for recast in self.recasts)
 
     @property
     def working(self) -> torch.dtype:
@@ -168,6 +172,11 @@ class Job:
     def learnt_taps(self) -> Mapping[str, Point]:
         """Taps whose transform is trained by the error of their block."""
         return {tap: point for tap, point in self.resolution.inputs.items() if learnt_of_tap(point)}
+
+    @property
+    def learnt_steps(self) -> Mapping[str, Point]:
+        """Taps whose static step is trained."""
+        return {tap: point for tap, point in self.resolution.inputs.items() if learnt_step(point)}
 
     def sites(self, block: int | None) -> list[Site]:
         return list(self.anatomy.in_block(block))

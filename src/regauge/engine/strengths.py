@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from regauge.artifact.staging import Staging
-from regauge.engine.block import effective
+from regauge.engine.block import changes, effective
 from regauge.engine.job import Job, resized
 from regauge.engine.shaping import allot, needs_of, scores_of
 from regauge.engine.statistics import collection
+from regauge.engine.taps import settle as settle_taps
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import BATCH, Pass
 from regauge.errors import RecipeError
@@ -89,7 +90,8 @@ def whole_loss(job: Job, original: Original, windows: Calibration, runner: Runne
     head = [site for site in sites if site.name == "head"]
     running |= effective(outer.stored, work.round(head, outer, head_stats), job.choices)
     runner, states = work.running()
-    found = runner.tail(running, states)
+    inputs = changes(sites, work.readings | settle_taps(sites, job.resolution.inputs, {}, head_stats))
+    found = runner.tail(running, states, inputs=inputs)
     return _divergence(original, found, "head" in {site.name for site in sites})
 
 

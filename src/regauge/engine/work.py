@@ -17,20 +17,20 @@ from regauge.engine.distribution import Bound
 from regauge.engine.drift import drifts, joined, readers
 from regauge.engine.inner import bound, inner_of, run, settled, words
 from regauge.engine.job import Job
-from regauge.engine.learning import Learnt, Lesson, learn, learnt_taps
+from regauge.engine.learning import Learnt, Lesson, learn, learnt_readings, learnt_taps
 from regauge.engine.objective import Change, Objective
 from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
 from regauge.engine.statistics import Collection, collection
 from regauge.engine.strips import by_strips
 from regauge.engine.taps import Looked, after, at_once, fold, needs_of_taps, settle, stand_ins
 from regauge.engine.watchdog import Clock
-from regauge.formats.base import OBJECTIVE, Codes
+from regauge.formats.base import OBJECTIVE, TRAINED, Codes
 from regauge.formats.readings import Reading
 from regauge.formats.transforms import Transform
 from regauge.hosts.base import Rows, Runner
 from regauge.hosts.states import Spill, States
 from regauge.learn.base import Finished
-from regauge.learn.settings import DISTRIBUTION
+from regauge.learn.settings import DISTRIBUTION, MODEL
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import forget
 from regauge.rounding.pieces import alone, of_rows
@@ -96,7 +96,7 @@ class Pass:
         rare: dict[str, str] = {}
         for recast in job.local:
             stats: dict[str, Stats] = {}
-            wanted = recast.rewrite.needs - {OBJECTIVE}
+            wanted = recast.rewrite.needs - {OBJECTIVE, TRAINED}
             if wanted:
                 needs = {site.name: wanted for site in job.sites(block) if site.tap is not None}
                 stats, rare = self.see(block, moved.exact, needs, runner=self.whole)
@@ -179,6 +179,8 @@ class Pass:
         self.readings |= settle(sites, inputs, transforms, stats)
         if any(tap not in self.readings for tap in inner_of(job.anatomy, inputs, block)):
             self.readings |= settled(*self.running(), block, moved.exact, inputs)
+        if block in job.finished:
+            self.readings |= job.finished[block].readings
         if self.teacher is not None and (taps := readers(sites, needs)):
             runner, states = self.running()
             bind = lambda watch: runner.bind(block, moved.exact, states, watch=after(watch, taps, self.transforms))  # noqa: E731  # one of its kind
@@ -215,7 +217,10 @@ class Pass:
         moved, stats, job = looked.moved, looked.stats, self.job
         sites = [site for site in job.sites(block) if f"{site.name}.weight" in moved.exact]
         taught = {site.name: job.learnt[site.name] for site in sites if site.name in job.learnt}
-        if not taught:
+        steps = learnt_readings(sites, job.learnt_steps, self.readings)
+        if block in job.finished:
+            return Learnt(job.finished[block], {})
+        if not (taught or steps) or job.settings.scope == MODEL:
             return None
         plain, taps = self.round([s for s in sites if s.name not in taught], moved, stats), learnt_taps(sites, job)
         weights = effective(moved.stored, plain, job.choices)
@@ -223,10 +228,12 @@ class Pass:
         weights |= {f"{name}.weight": before.exact[f"{name}.weight"] for one in taps for name in one.sites}
         formats = {name: job.format(name) for name in taught}
         seen, objective = {name: stats.get(name, {}) for name in taught}, self.objective(block, moved)
-        lesson = Lesson(block, taught, formats, weights, seen, job.seed, taps)
+        lesson = Lesson(block, taught, formats, weights, seen, job.seed, taps, steps)
         if job.settings.loss == DISTRIBUTION:
             objective = objective.corrected(moved.exact, self.running()[0].attending)
-        return learn(lesson, objective, job.settings, staging, clock)
+        found = learn(lesson, objective, job.settings, staging, clock)
+        self.readings |= found.finished.readings
+        return found
 
     def begin(self, outer: Weights, exact: Weights | None = None, rows: Mapping[str, Rows] | None = None) -> None:
         """States behind the embeddings.

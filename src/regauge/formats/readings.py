@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Format, Step
+from regauge.formats.learnt import straight_through
 from regauge.formats.transforms import Maker, Same, Transform
 
 FIELDS = ("scale", "zero")
@@ -47,11 +48,13 @@ class Reading:
 
     Attributes:
         step: of one token, where it is known beforehand; None: from each call's own values.
+        soft: while a static step is trained: gradients pass, into the step too.
     """
 
     format: Format
     transform: Transform = Same()  # noqa: RUF009  # frozen, and holds nothing
     step: Step | None = None
+    soft: bool = False
 
     @property
     def name(self) -> str:
@@ -91,6 +94,8 @@ class Reading:
     def simulate(self, x: Tensor) -> Tensor:
         """`x` transformed, as it comes back from its codes; same shape (..., I) and dtype."""
         x_TI = x.reshape(-1, x.shape[-1])
+        if self.soft:
+            return self._trained(x_TI).to(x.dtype).view(x.shape)
         return self.codes(x_TI).decode().to(x.dtype).view(x.shape) if len(x_TI) else x
 
     def passed(self, x: Tensor) -> Tensor:
@@ -99,6 +104,12 @@ class Reading:
         with torch.no_grad():
             found = self.simulate(x)
         return found + (y - y.detach())
+
+    def _trained(self, x_TI: Tensor) -> Tensor:
+        """What `codes` decodes to, to the bit; the gradient sees rounding as the identity, and the ends of the grid."""
+        x_TI, grain = self.prepared(x_TI).float(), self.format.grain
+        step = self.format.fit(x_TI.detach()) if self.step is None else self._repeated(self.step, x_TI)
+        return grain.join(straight_through(grain.split(x_TI), step, self.format.grid), x_TI)
 
     def _repeated(self, step: Step, x_TI: Tensor) -> Step:
         """The step of one token as the step of each group of these tokens."""

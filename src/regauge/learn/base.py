@@ -8,13 +8,15 @@ Legend: O output channels, I input channels, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from regauge.formats.base import Codes, Format
+from regauge.anatomy.moves import Move
+from regauge.formats.base import Codes, Format, Step
+from regauge.formats.readings import Reading
 from regauge.formats.transforms import Transform
 
 Parameters = Mapping[str, Tensor]
@@ -28,11 +30,13 @@ class Trial:
     Attributes:
         weights: canonical tensors, float32.
         inputs: site → what is done to its input: a reading, an online transform.
+        inside: word of `anatomy.inner` → how what no matrix reads is read.
         penalty: what is added to the loss, of any shape that sums up; None for nothing.
     """
 
     weights: Mapping[str, Tensor]
     inputs: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    inside: Mapping[str, Reading] = field(default_factory=dict)
     penalty: Tensor | None = None
 
 
@@ -44,15 +48,24 @@ class Finished:
         formats: site → its format, with the step that was learnt.
         codes: site → its codes, where they were learnt.
         transforms: tap → the transform of its channels.
+        readings: tap → how it is read, with the step that was learnt.
+        moves: on streams of the block, in order.
     """
 
     formats: Mapping[str, Format] = field(default_factory=dict)
     codes: Mapping[str, Codes] = field(default_factory=dict)
     transforms: Mapping[str, Transform] = field(default_factory=dict)
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    moves: Sequence[Move] = ()
 
     def __or__(self, other: Finished) -> Finished:
-        transforms = {**self.transforms, **other.transforms}
-        return Finished({**self.formats, **other.formats}, {**self.codes, **other.codes}, transforms)
+        return Finished(
+            {**self.formats, **other.formats},
+            {**self.codes, **other.codes},
+            {**self.transforms, **other.transforms},
+            {**self.readings, **other.readings},
+            (*self.moves, *other.moves),
+        )
 
 
 Rates = Mapping[str, float | None]
@@ -95,6 +108,20 @@ class LearntRounding(Protocol):
 
     def finish(self, parameters: Parameters, w_OI: Tensor, fmt: Format) -> Codes:
         """The codes that were learnt, on the format's step."""
+
+
+@runtime_checkable
+class LearntStep(Protocol):
+    """A ranger whose static step of one tap is learnt: numbers for its groups."""
+
+    @property
+    def rates(self) -> Rates: ...
+
+    def init(self, step: Step) -> Parameters:
+        """Where training begins, from the step that calibration gives."""
+
+    def apply(self, parameters: Parameters, step: Step, fmt: Format) -> Step:
+        """The step under these parameters, as it will be stored, differentiable."""
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from regauge.formats.base import Format
 from regauge.formats.learnt import straight_through
 from regauge.formats.readings import Reading
 from regauge.learn.base import Finished, Learned, LearntTransform, Parameters, Rates, Taught, Trial
+from regauge.learn.joint import OnReading
 
 RANGER, ROUNDER = "ranger", "rounder"
 
@@ -22,12 +23,14 @@ class OnSite:
 
     Attributes:
         stats: of the site's input, where the rounder wants some to begin with.
+        follows: whether the gradient also passes through the ends of the ranges, to what moves the weights themselves.
     """
 
     site: str
     taught: Taught
     fmt: Format
     stats: Mapping[str, Tensor] = field(default_factory=dict)
+    follows: bool = False
     scope: str = "site"
 
     @property
@@ -79,6 +82,7 @@ class OnSite:
     def _format(self, parameters: Parameters, w_OI: Tensor) -> Format:
         """The format with its step under these parameters."""
         ranger = self.taught.ranger
+        w_OI = w_OI if self.follows else w_OI.detach()
         if ranger is None:
             return fitted(self.fmt, w_OI)
         return ranger.apply(self._own(RANGER, ranger.rates, parameters), w_OI, self.fmt)
@@ -168,13 +172,13 @@ def on_sites(
     taught: Mapping[str, Taught],
     formats: Mapping[str, Format],
     stats: Mapping[str, Mapping[str, Tensor]] | None = None,
-    taps: Iterable[OnTap] = (),
+    taps: Iterable[OnTap | OnReading] = (),
 ) -> Together:
     """What is learnt of some sites and of the taps that they read, trained together.
 
     Args:
         stats: site → statistics of its input, of those whose rounder wants some to begin with.
-        taps: whose transforms are learnt; the sites see their weights behind them.
+        taps: whose transforms or steps are learnt; the sites see their weights behind them.
     """
     seen = stats or {}
     matrices = {site: OnSite(site, own, formats[site], seen.get(site, {})) for site, own in taught.items()}

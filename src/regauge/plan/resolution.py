@@ -14,6 +14,7 @@ from regauge.formats.runs import refusal as uneven
 from regauge.parts import ATTENTION, CACHE, INPUTS, PLACES, WEIGHTS, Point, Spec
 from regauge.plan import forms
 from regauge.plan.contradictions import reasons_of_parts
+from regauge.plan.learnable import learnt, out_of_scope, teaches
 from regauge.plan.matching import Match, match
 from regauge.plan.model import Plan
 from regauge.plan.select import SPECIAL
@@ -91,9 +92,9 @@ def resolve(plan: Plan, anatomy: Anatomy, alike: bool = False) -> Resolution:
 def inert(plan: Plan, resolution: Resolution) -> list[str]:
     """What the plan asks for and nothing can do yet, a sentence each: a recipe may say it, the engine refuses it."""
     reasons: dict[str, None] = {}
-    taught = [*map(learnt, resolution.choices.values()), *map(learnt_of_tap, resolution.inputs.values())]
-    if plan.learning and not any(taught):
+    if plan.learning and not teaches(plan, resolution.choices.values(), resolution.inputs.values()):
         reasons["'learning' says how to train, and nothing in this recipe is learnt"] = None
+    reasons |= dict.fromkeys(out_of_scope(plan, resolution.at(WEIGHTS), resolution.inputs))
     for place, declared in PLACES.items():
         held = resolution.at(place)
         if held and not declared.acts:
@@ -104,19 +105,6 @@ def inert(plan: Plan, resolution: Resolution) -> list[str]:
                 if parts.empty(axis.parts, place) and not parts.numeric(axis, spec):
                     reasons[f"no part acts on {place} {name} yet, so {spec.part!r} cannot be had"] = None
     return [f"recipe {plan.name!r}: {reason}" for reason in reasons]
-
-
-def learnt(point: Point | None) -> tuple[str, ...]:
-    """The axes of a site's point whose parts are trained by the error of its block: none of most."""
-    if point is None:
-        return ()
-    held = {"ranger": parts.format_of(point).ranger.needs, "rounder": parts.rounder_of(point).needs}
-    return tuple(axis for axis, needs in held.items() if OBJECTIVE in needs)
-
-
-def learnt_of_tap(point: Point | None) -> tuple[str, ...]:
-    """The axes of a tap's point whose parts are trained so: its transform, or none."""
-    return () if point is None or OBJECTIVE not in parts.maker_of(point).needs else ("transform",)
 
 
 def _error(plan: Plan, reasons: list[str]) -> RecipeError:
