@@ -180,7 +180,8 @@ def _inputs(
         refusal = parts.format_of(found[tap]).grain.refuses(shape)
         if refusal is not None:
             grouped.setdefault(_divide(refusal, found[tap], "token"), []).append(tap)
-        whole = [site.name for site in readers[tap] if choices[site.name] is None and not _tied_head(anatomy, site)]
+        full = [site for site in readers[tap] if choices[site.name] is None]
+        whole = [site.name for site in full if not _shares(anatomy, site, choices)]
         if whole:
             reason = (
                 "an activation is rounded for all that read it, and what reads it stays in full precision here: give "
@@ -207,9 +208,9 @@ def _inner(point: Point, channels: int | None) -> tuple[Point, str]:
     return point, "" if refusal is None else _divide(refusal, point, "token")
 
 
-def _tied_head(anatomy: Anatomy, site: Site) -> bool:
-    """Whether a site has another's bytes, so that its own choice does not say what it is."""
-    return site.name == "head" and anatomy.tied
+def _shares(anatomy: Anatomy, site: Site, choices: Mapping[str, Point | None]) -> bool:
+    """Whether a site has another's bytes, and those are codes."""
+    return site.name == "head" and anatomy.tied and choices.get("embed") is not None
 
 
 def _grain(point: Point, shape: tuple[int, int]) -> tuple[Point, str]:

@@ -25,6 +25,7 @@ KEPT = (
     "embeddings, head, routers, norms and biases stay in full precision, as the publications have it; "
     "a recipe takes them in by naming them (embed, head)"
 )
+TABLES = "routers, norms and biases stay in full precision; embeddings and head are rounded too, as a rule names them"
 
 
 def listing() -> dict[str, list[dict[str, str]]]:
@@ -99,13 +100,14 @@ def _of_plan(plan: Plan) -> Facts:
             row["runs"] = _runs(rule.point, _reading(plan, rule))
             needs = sorted({*needs, *_needs(rule.point)})
         if rule.point is not None and place == INPUTS:
-            needs = sorted({*needs, *parts.maker_of(rule.point).needs, *parts.format_of(rule.point).ranger.needs})
+            needs = sorted({*needs, *parts.maker_of(rule.point).needs, *_range_needs(rule.point)})
         if rule.point is not None and place == CACHE:
             row["takes"] = told(rule.point)
             row["runs"] = keeps(rule.point)
         if rule.point is not None and place == parts.SHAPE:  # what keeps no function is measured
             needs = sorted({*needs, *_shape_needs(rule.point), "the outputs of cut blocks"})
         rules.append(row)
+    tables = any(rule.point is not None and "embed" in rule.select for rule in plan.of(WEIGHTS))
     return {
         "kind": "preset",
         "name": plan.name,
@@ -113,7 +115,7 @@ def _of_plan(plan: Plan) -> Facts:
         "cite": list(plan.cite),
         "differs": plan.differs,
         "row": plan.row,
-        "needs": needs,
+        "needs": [need for need in needs if need != "trained"],
         "searches": [
             f"{spec.part} tries {len(values)} values of {option}, each a pass of the whole model"
             for spec in ours
@@ -123,7 +125,7 @@ def _of_plan(plan: Plan) -> Facts:
         "rewrites": [_line("rewrite", "rewrite", spec) for spec in plan.rewrites],
         "rules": rules,
         "speed": speeds.told(plan.name),
-        "kept": WHOLE if set(plan.places) == {CACHE} and not plan.rewrites else KEPT,
+        "kept": WHOLE if set(plan.places) == {CACHE} and not plan.rewrites else TABLES if tables else KEPT,
         "recipe": dump(plan),
     }
 
@@ -137,6 +139,10 @@ def _needs(choice: Point) -> set[str]:
     compensator = parts.compensator_of(choice)
     needs = set(parts.rounder_of(choice).needs - {"objective"})  # its own text: learning reads what it trains on
     return needs | (set(compensator.needs) if compensator is not None else set())
+
+
+def _range_needs(reading: Point) -> set[str]:
+    return set(parts.format_of(reading).ranger.needs - {"objective"})
 
 
 def _shape_needs(point: Point) -> set[str]:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regauge.anatomy.inner import inner_taps
 from regauge.anatomy.model import Anatomy
 from regauge.artifact import files
 from regauge.artifact.caches import read_cache
 from regauge.artifact.codec.base import Wire
+from regauge.artifact.codec.taps import of_tied_head
 from regauge.artifact.folder import shards, wire_of
 from regauge.cache.scheme import CachePlan
 from regauge.documents import read_json
@@ -147,6 +148,11 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
             "memory runs each by itself: leave memory= out"
         )
     form_modules(model, wire.layout)
+    if figure is not None and of_tied_head(wire.layout):
+        raise SettingError(
+            "the head of this artifact is tied and rounds its input, and a window of blocks in memory holds the table "
+            "as an embedding alone: leave memory= out"
+        )
     if figure is not None and inner_taps(wire.layout.anatomy).keys() & wire.layout.inputs.keys():
         raise SettingError(
             "what attention or the residual of this artifact reads is rounded inside blocks, and a window of blocks in "
@@ -258,9 +264,12 @@ def _fill(
 ) -> None:
     """Every shard, a block after another."""
     missing = set(wire.layout.quantised)
+    start, head = of_tied_head(wire.layout), dict[str, Tensor]()
+    for path in paths if start else ():
+        head |= files.read(path, {key for key in files.header(path) if key.startswith(start)})
     for path in paths:
         for keys in by_block(wire, files.header(path)):
-            missing -= place(model, wire, files.read(path, keys), dtype, device, path, activations)
+            missing -= place(model, wire, files.read(path, keys), dtype, device, path, activations, head)
     if missing:
         raise ArtifactError(f"the artifact lacks the codes of {sorted(missing)[0]}; build or fetch it again.")
     tie(model)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regauge.artifact.codec.base import COMPRESSED_TENSORS, Layout, Wire, decoder
-from regauge.artifact.codec.taps import inner_readings
+from regauge.artifact.codec.taps import EMBED, inner_readings
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
 from regauge.hosts.transformers.checkpoint import expected
@@ -29,6 +29,7 @@ def place(
     device: str,
     path: Path,
     activations: str | None = None,
+    head: Mapping[str, Tensor] | None = None,
 ) -> set[str]:
     """Packed modules first, then every parameter and persistent buffer by its key.
 
@@ -36,12 +37,15 @@ def place(
         tensors: of one shard, or of some of its modules.
         path: where they come from, for messages.
         activations: as `install` says.
+        head: what is kept of how a tied head reads its input, in whatever shard; for the table that it shares.
 
     Returns:
         the quantised sites that are now there.
     """
     layout = wire.layout
-    full, codes = wire.unpack(tensors)
+    full, codes = wire.unpack({name: tensor for name, tensor in tensors.items() if name not in (head or {})})
+    if EMBED in codes:
+        full |= head or {}
     if wire.name == COMPRESSED_TENSORS:
         codes = {name: as_stock(found, dtype, layout, name) for name, found in codes.items()}
     install(model, layout, codes, full, dtype, device, activations)
