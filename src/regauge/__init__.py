@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from regauge.api import apply, compare, dry_run, fit, measure, pick, report
     from regauge.artifact.receipt import Receipt
     from regauge.cli.training import recover
+    from regauge.engine.tracing import trace
     from regauge.hosts.transformers.grouping import shared_prefix
     from regauge.hosts.transformers.load import load
     from regauge.hosts.transformers.stream import stream
@@ -49,6 +50,7 @@ __all__ = [
     "report",
     "shared_prefix",
     "stream",
+    "trace",
 ]
 
 _HOMES = {
@@ -66,6 +68,7 @@ _HOMES = {
     "recover": "cli.training",
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
+    "trace": "engine.tracing",
 }
 _MODULES = ("cache", "errors", "measure", "parts", "plan", "report")
 

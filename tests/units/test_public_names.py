@@ -31,6 +31,7 @@ NAMES = [
     "report",
     "shared_prefix",
     "stream",
+    "trace",
 ]
 
 FLAGS = {

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ LOGITS = 2**24  # numbers of logits that are made at once: 64 MB in float32, a f
 Keep = Callable[[Tensor], Tensor]
 
 
+@runtime_checkable
 class Lesson(Protocol):
     """One block that is trained, or what lies outside the blocks."""
 
@@ -39,6 +40,7 @@ class Lesson(Protocol):
         """What it computes with under these parameters, differentiable."""
 
 
+@runtime_checkable
 class Student(Protocol):
     """A model that is trained, block by block; None stands for what lies outside the blocks."""
 

@@ -22,6 +22,7 @@ from regauge.cache.scheme import CachePlan
 from regauge.hosts.heads import Attend
 from regauge.hosts.latent import LatentSizes
 from regauge.hosts.states import States
+from regauge.measure.products import Product
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
 
@@ -281,6 +282,9 @@ class Host(Protocol):
         self, path: str | Path, batches: Sequence[Batch], cache: Asked | None = None, prompt: int | None = None
     ) -> Outputs:
         """What a model gives in float32 for some batches, with as little of it in memory as will do."""
+
+    def trace(self, path: str | Path, tokens: int, seed: int = 0) -> tuple[tuple[Product, ...], tuple[str, ...]]:
+        """Every product of matrices of one pass over some tokens, and the sites that it did not reach."""
 
     def unsaid(self) -> AbstractContextManager[None]:
         """While a model is timed, what falls back is not said."""

@@ -29,6 +29,7 @@ class Plan:
         differs: where we differ from the publication.
         row: the row of the list of methods that it implements, or why there is none.
         calibration: `tokens` and `length` of the text that the method reads, where it reads any.
+        products: `integer` where every product of matrices must be one of integers; "" where nothing is promised.
         learning: how parts that are learnt are trained, where the recipe says so (`learn/settings.py`).
     """
 
@@ -41,6 +42,7 @@ class Plan:
     row: str = ""
     calibration: Mapping[str, int] = field(default_factory=dict)
     learning: Mapping[str, int | str] = field(default_factory=dict)
+    products: str = ""
 
     def __post_init__(self) -> None:
         strange = [place for place in self.places if place not in PLACES]

@@ -12,7 +12,7 @@ from regauge.errors import RecipeError
 from regauge.formats.base import OBJECTIVE
 from regauge.formats.runs import refusal as uneven
 from regauge.parts import ATTENTION, CACHE, INPUTS, PLACES, WEIGHTS, Point, Spec
-from regauge.plan import forms
+from regauge.plan import forms, integers
 from regauge.plan.contradictions import reasons_of_parts
 from regauge.plan.learnable import learnt, out_of_scope, teaches
 from regauge.plan.matching import Match, match
@@ -82,6 +82,9 @@ def resolve(plan: Plan, anatomy: Anatomy, alike: bool = False) -> Resolution:
         grouped.setdefault(why, []).append(name)
     reasons += [f"{reason}: {_names(names)}" for reason, names in grouped.items()]
     reasons += _tied(anatomy, choices, kept)
+    if plan.products and not reasons:
+        unlike = integers.broken(anatomy, choices, points.get(INPUTS, {}))
+        reasons += [f"products are to be of integers, and {why}: {_names(names)}" for why, names in unlike.items()]
     if reasons:
         raise _error(plan, reasons)
     notes = [*anatomy.notes, *_told(fallbacks, "fell back"), *_told(kept, "kept in full precision")]
