@@ -9,7 +9,7 @@ Legend: T tokens, I input channels, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,10 +23,9 @@ from regauge.anatomy.inner import KEYS, PROBABILITIES, QUERIES, VALUES
 from regauge.anatomy.model import Anatomy, Site
 from regauge.formats.readings import Reading
 from regauge.hosts.transformers.inside import READS
-from regauge.hosts.transformers.skeleton import block_paths
 from regauge.measure.products import FLOAT, NATIVE, SIMULATED, Product
 from regauge.runtime.matrices.held import PackedMatrix
-from regauge.runtime.matrices.modules import PackedLinear
+from regauge.runtime.matrices.modules import PackedExperts, PackedLinear
 
 FACTORS: Mapping[str, tuple[int, int]] = {
     "aten::mm": (0, 1),
@@ -62,12 +61,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
     Attributes:
         names: id of a packed or linear module → the name of its site.
         paths: id of a module → its path.
-        blocks: path of each block.
+        attending: id of a module that attends → its block.
     """
 
     names: Mapping[int, str]
     paths: Mapping[int, str]
-    blocks: Sequence[str]
+    attending: Mapping[int, int]
     stack: list[nn.Module] = field(default_factory=list)
     found: dict[str, Product] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
@@ -93,12 +92,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
             return
         if x.dim() > 1 and x.shape[-1] == 1 and op != "aten::convolution":
             return  # an outer product sums nothing: the angles of rotary embeddings
-        reads = next((m for m in reversed(self.stack) if hasattr(m, READS)), None)
         linear = next((m for m in reversed(self.stack) if id(m) in self.names), None)
         if linear is not None:
             why, weights = "its weights are in full precision", _float(w)
-        elif reads is not None and self.stack[-1] is reads:
-            self._keep(self._of_attention(reads, x, w))
+        elif self.stack and id(self.stack[-1]) in self.attending:
+            self._keep(self._of_attention(self.stack[-1], x, w))
             return
         else:
             why, weights = "no reading rounds its factors", _float(w)
@@ -127,7 +125,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
     def _of_attention(self, module: nn.Module, x: Tensor, y: Tensor) -> Product:
         turn = self.counts[id(module)] = self.counts.get(id(module), -1) + 1
         words, name = PAIRS[turn % 2], self._attention(WORDS[turn % 2])
-        readings: Mapping[str, Reading] = getattr(module, READS).readings
+        readings: Mapping[str, Reading] = getattr(module, READS).readings if hasattr(module, READS) else {}
         kinds = [_named(readings[word]) if word in readings else _float(x) for word in words]
         why = ""
         for word, factor in zip(words, (x, y), strict=True):
@@ -148,11 +146,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
         self.found[one.name] = worse.model_copy(update={"times": known.times + 1, "static": known.static & one.static})
 
     def _attention(self, word: str) -> str:
-        path = self._elsewhere()
-        for block, start in enumerate(self.blocks):
-            if path == start or path.startswith(f"{start}."):
-                return f"blocks.{block}.attn.{word}"
-        return f"{path} {word}"
+        inner = next((self.attending[id(m)] for m in reversed(self.stack) if id(m) in self.attending), None)
+        return f"{self._elsewhere()} {word}" if inner is None else f"blocks.{inner}.attn.{word}"
 
     def _elsewhere(self) -> str:
         return self.paths.get(id(self.stack[-1]), "") if self.stack else "the model"
@@ -232,7 +227,11 @@ def named(model: nn.Module, anatomy: Anatomy) -> dict[int, str]:
     found: dict[int, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         sites = [site for site in by_module.get(path, []) if site.kind != "embed"]
-        if isinstance(module, PackedLinear):
+        if isinstance(module, PackedExperts):
+            at = {(site.expert or 0, site.kind): site.name for site in sites}
+            for number, expert in enumerate(module.experts):
+                found |= {id(one): at[number, kind] for kind, one in expert.named_children() if (number, kind) in at}
+        elif isinstance(module, PackedLinear):
             names = [site.name for site in sites] if len(sites) == len(module.parts) else [path] * len(module.parts)
             found |= {id(part): name for part, name in zip(module.parts, names, strict=True)}
         elif sites:
@@ -244,7 +243,9 @@ def traced(model: Any, anatomy: Anatomy, ids_BT: Tensor) -> tuple[tuple[Product,
     """Products of one forward pass over some tokens, and the sites that it did not reach."""
     names = named(model, anatomy)
     paths = {id(module): path for path, module in model.named_modules()}
-    recorder = Recorder(names, paths, block_paths(model))
+    parents = {site.block: site.module.rpartition(".")[0] for site in anatomy.sites if site.kind == "q"}
+    attending = {id(model.get_submodule(path)): block for block, path in parents.items() if block is not None}
+    recorder = Recorder(names, paths, attending)
     with torch.no_grad(), _running(model, recorder.stack), recorder:
         model(ids_BT, use_cache=False) if anatomy.causal else model(ids_BT)
     seen = {part for name in recorder.found for part in name.split(" + ")}
