@@ -147,6 +147,7 @@ FLAGS = {
         "-q",
         "-v",
     ],
+    "trace": ["MODEL", "--debug", "--family", "--integers", "--json", "--seed", "--threads"],
     "compare": [
         "MODEL",
         "--at",

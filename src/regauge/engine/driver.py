@@ -21,10 +21,11 @@ from regauge.artifact.staging import STATES, Staging
 from regauge.engine.block import Moved, full_precision, site_receipts
 from regauge.engine.certify import Prover
 from regauge.engine.inner import inner_of
-from regauge.engine.job import Job, outer_names
-from regauge.engine.learning import room
+from regauge.engine.job import Job
+from regauge.engine.learning import Learnt, room
 from regauge.engine.taps import settle
 from regauge.engine.watchdog import Clock
+from regauge.engine.wiring import outer_names
 from regauge.engine.work import Pass
 from regauge.formats.base import Codes
 from regauge.hosts.states import SPILL, Spill, States
@@ -141,9 +142,12 @@ class Drive:
         rare |= rarer
         sites = job.sites(block)
         looked = work.look(block, moved, sample=True)
-        learnt = work.learn(block, looked, moved, self.staging, self.clock)
+        known = job.finished.get(block)
+        learnt = Learnt(known, {}) if known else work.learn(block, looked, moved, self.staging, self.clock)
         if learnt is not None and learnt.finished.transforms:
             looked = work.look(block, moved, sample=True, learnt=learnt.finished.transforms)
+        if learnt is not None:
+            work.readings |= learnt.finished.readings
         moved, stats, proof = looked.moved, dict(looked.stats), [*proof, *looked.proof]
         rare |= looked.rare
         codes = work.round(sites, moved, stats, None if learnt is None else learnt.finished)

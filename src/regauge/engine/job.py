@@ -104,11 +104,6 @@ class Job:
         return tuple(recast for recast in self.recasts if recast.rewrite.scope == "block")
 
     @property
-    def waiting(self) -> tuple[Recast, ...]:
-        """Rewrites of the whole model that need statistics of every site first."""
-        return tuple(recast for recast in self.recasts if recast.rewrite.scope == "model" and recast.rewrite.needs)
-
-    @property
     def whole(self) -> Anatomy:
         """The anatomy before anything is taken out."""
         return self.anatomy if self.gauge is None else self.gauge
@@ -166,11 +161,11 @@ class Job:
     @property
     def reads_head(self) -> bool:
         """Whether statistics of the head's input are wanted."""
-        return any(name in self.needs for name in ("head",))
+        return "head" in self.needs
 
     @property
     def learnt_taps(self) -> Mapping[str, Point]:
-        """Taps whose transform is trained by the error of their block."""
+        """Taps whose transform is trained."""
         return {tap: point for tap, point in self.resolution.inputs.items() if learnt_of_tap(point)}
 
     @property
@@ -185,6 +180,11 @@ class Job:
         choice = self.choices[site]
         assert choice is not None, f"{site} is kept in full precision"
         return parts.format_of(choice)
+
+
+def waits(recast: Recast) -> bool:
+    """Whether a rewrite of the whole model needs statistics of every site first."""
+    return recast.rewrite.scope == "model" and bool(recast.rewrite.needs)
 
 
 def quickest(stored: torch.dtype, hidden: int) -> torch.dtype:
@@ -296,12 +296,3 @@ def _recast(plan: Plan, anatomy: Anatomy) -> tuple[Anatomy, tuple[Recast, ...]]:
             recast = replace(recast, moves=tuple(moves))
         recasts.append(recast)
     return anatomy, tuple(recasts)
-
-
-def outer_names(anatomy: Anatomy) -> tuple[list[str], list[str]]:
-    """Canonical tensors outside the blocks: those before the first block, and those after the last (norm and head)."""
-    names = list(anatomy.slots(None))
-    last = [name for name in names if name.startswith(("norm.", "head."))]
-    if anatomy.tied:
-        last = [name for name in last if name != "head.weight"]
-    return [name for name in names if not name.startswith(("norm.", "head."))], last

@@ -35,7 +35,6 @@ from regauge.engine.pupil import HELD
 from regauge.engine.taps import settle
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
-from regauge.formats.base import TRAINED
 from regauge.formats.readings import Reading
 from regauge.hosts.states import SPILL, Spill
 from regauge.learn.base import Finished, Learned, Parameters, Rates, Taught, Trial
@@ -43,6 +42,7 @@ from regauge.learn.joint import OnStreams
 from regauge.learn.loop import ENDED, State, Watch, train
 from regauge.learn.settings import MODEL
 from regauge.learn.sites import OnSite, Together
+from regauge.rewrites.base import TRAINED
 from regauge.rewrites.joining import Known, LearntScales
 from regauge.text.calibration import Calibration
 

@@ -24,13 +24,14 @@ from regauge.engine.statistics import Collection, collection
 from regauge.engine.strips import by_strips
 from regauge.engine.taps import Looked, after, at_once, fold, needs_of_taps, settle, stand_ins
 from regauge.engine.watchdog import Clock
-from regauge.formats.base import OBJECTIVE, TRAINED, Codes
+from regauge.formats.base import OBJECTIVE, Codes
 from regauge.formats.readings import Reading
 from regauge.formats.transforms import Transform
 from regauge.hosts.base import Rows, Runner
 from regauge.hosts.states import Spill, States
 from regauge.learn.base import Finished
 from regauge.learn.settings import DISTRIBUTION, MODEL
+from regauge.rewrites.base import TRAINED
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import forget
 from regauge.rounding.pieces import alone, of_rows
@@ -179,8 +180,6 @@ class Pass:
         self.readings |= settle(sites, inputs, transforms, stats)
         if any(tap not in self.readings for tap in inner_of(job.anatomy, inputs, block)):
             self.readings |= settled(*self.running(), block, moved.exact, inputs)
-        if block in job.finished:
-            self.readings |= job.finished[block].readings
         if self.teacher is not None and (taps := readers(sites, needs)):
             runner, states = self.running()
             bind = lambda watch: runner.bind(block, moved.exact, states, watch=after(watch, taps, self.transforms))  # noqa: E731  # one of its kind
@@ -218,9 +217,7 @@ class Pass:
         sites = [site for site in job.sites(block) if f"{site.name}.weight" in moved.exact]
         taught = {site.name: job.learnt[site.name] for site in sites if site.name in job.learnt}
         steps = learnt_readings(sites, job.learnt_steps, self.readings)
-        if block in job.finished:
-            return Learnt(job.finished[block], {})
-        if not (taught or steps) or job.settings.scope == MODEL:
+        if job.settings.scope == MODEL or not (taught or steps):
             return None
         plain, taps = self.round([s for s in sites if s.name not in taught], moved, stats), learnt_taps(sites, job)
         weights = effective(moved.stored, plain, job.choices)
@@ -231,9 +228,7 @@ class Pass:
         lesson = Lesson(block, taught, formats, weights, seen, job.seed, taps, steps)
         if job.settings.loss == DISTRIBUTION:
             objective = objective.corrected(moved.exact, self.running()[0].attending)
-        found = learn(lesson, objective, job.settings, staging, clock)
-        self.readings |= found.finished.readings
-        return found
+        return learn(lesson, objective, job.settings, staging, clock)
 
     def begin(self, outer: Weights, exact: Weights | None = None, rows: Mapping[str, Rows] | None = None) -> None:
         """States behind the embeddings.
@@ -260,11 +255,7 @@ class Pass:
         return found.finish(sample)[0]
 
     def round(
-        self,
-        sites: Sequence[Site],
-        moved: Moved,
-        stats: Mapping[str, Stats],
-        learnt: Finished | None = None,
+        self, sites: Sequence[Site], moved: Moved, stats: Mapping[str, Stats], learnt: Finished | None = None
     ) -> dict[str, Codes]:
         """Codes of the sites whose weight is there; `learnt` holds the formats and codes that were."""
         present = [site for site in sites if f"{site.name}.weight" in moved.exact]
@@ -300,7 +291,7 @@ class Pass:
         return found.finish(sites)
 
     def running(self) -> tuple[Runner, States]:
-        """The runner and the states, which are there once text is read."""
+        """The runner and the states."""
         assert self.runner is not None, "a plan that needs text runs with text"
         assert self.states is not None, "begin comes first"
         return self.runner, self.states

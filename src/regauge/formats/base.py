@@ -138,8 +138,6 @@ class Scale(Protocol):
 
 
 ALL = slice(None)
-TRAINED = "trained"
-"""What a rewrite needs whose moves the whole model's output teaches, with all else that is learnt."""
 OBJECTIVE = "objective"
 """What a part needs that is learnt, or chosen, by the error of a block's output against the uncompressed model's."""
 

@@ -241,13 +241,7 @@ class Host(Protocol):
         """The source as `write_latent` would make it, without weights: its anatomy and sizes."""
 
     def sample(
-        self,
-        source: Source,
-        tokenizer: Any,
-        count: int,
-        length: int,
-        seed: int = 0,
-        tick: Tick = lambda done, total: None,
+        self, source: Source, tokenizer: Any, count: int, length: int, seed: int = 0, tick: Tick = lambda *_: None
     ) -> tuple[Tensor, str]:
         """(N, T) token ids that the model draws from itself, and how they begin."""
 

@@ -8,9 +8,8 @@ from regauge import parts
 from regauge.anatomy.inner import KEYS, PROBABILITIES, QUERIES, VALUES
 from regauge.anatomy.model import Anatomy
 from regauge.parts import Point
+from regauge.plan.model import INTEGER
 
-INTEGER = "integer"
-PROMISES = (INTEGER,)
 Points = Mapping[str, Point]
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from regauge import parts
 from regauge.anatomy.inner import ATTENDED, RESIDUAL, word_of
-from regauge.formats.base import OBJECTIVE, TRAINED
+from regauge.formats.base import OBJECTIVE
 from regauge.learn.settings import BLOCK, MODEL
 from regauge.parts import Point
 from regauge.plan.model import Plan
+from regauge.rewrites.base import TRAINED
 
 
 def learnt(point: Point | None) -> tuple[str, ...]:

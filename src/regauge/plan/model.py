@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 from regauge.parts import PLACES, WEIGHTS, Point, Spec
 
+INTEGER = "integer"
+PROMISES = (INTEGER,)
+"""What `products` may say."""
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -33,8 +33,7 @@ from regauge.errors import RecipeError
 from regauge.learn.settings import KEYS as LEARNING
 from regauge.learn.settings import Settings
 from regauge.parts import AXES, FORMAT, FORMATS, INPUTS, PLACES, REWRITES, WEIGHTS, WORD, Axis, Option, Point, Spec
-from regauge.plan.integers import PROMISES
-from regauge.plan.model import Plan, Rule
+from regauge.plan.model import PROMISES, Plan, Rule
 from regauge.plan.nodes import Node, PlacedError, keys, read
 from regauge.plan.select import READ_BY
 

@@ -25,7 +25,6 @@ KEPT = (
     "embeddings, head, routers, norms and biases stay in full precision, as the publications have it; "
     "a recipe takes them in by naming them (embed, head)"
 )
-TABLES = "routers, norms and biases stay in full precision; embeddings and head are rounded too, as a rule names them"
 
 
 def listing() -> dict[str, list[dict[str, str]]]:
@@ -100,14 +99,13 @@ def _of_plan(plan: Plan) -> Facts:
             row["runs"] = _runs(rule.point, _reading(plan, rule))
             needs = sorted({*needs, *_needs(rule.point)})
         if rule.point is not None and place == INPUTS:
-            needs = sorted({*needs, *parts.maker_of(rule.point).needs, *_range_needs(rule.point)})
+            needs = sorted({*needs, *parts.maker_of(rule.point).needs, *parts.format_of(rule.point).ranger.needs})
         if rule.point is not None and place == CACHE:
             row["takes"] = told(rule.point)
             row["runs"] = keeps(rule.point)
         if rule.point is not None and place == parts.SHAPE:  # what keeps no function is measured
             needs = sorted({*needs, *_shape_needs(rule.point), "the outputs of cut blocks"})
         rules.append(row)
-    tables = any(rule.point is not None and "embed" in rule.select for rule in plan.of(WEIGHTS))
     return {
         "kind": "preset",
         "name": plan.name,
@@ -125,7 +123,7 @@ def _of_plan(plan: Plan) -> Facts:
         "rewrites": [_line("rewrite", "rewrite", spec) for spec in plan.rewrites],
         "rules": rules,
         "speed": speeds.told(plan.name),
-        "kept": WHOLE if set(plan.places) == {CACHE} and not plan.rewrites else TABLES if tables else KEPT,
+        "kept": WHOLE if set(plan.places) == {CACHE} and not plan.rewrites else KEPT,
         "recipe": dump(plan),
     }
 
@@ -139,10 +137,6 @@ def _needs(choice: Point) -> set[str]:
     compensator = parts.compensator_of(choice)
     needs = set(parts.rounder_of(choice).needs - {"objective"})  # its own text: learning reads what it trains on
     return needs | (set(compensator.needs) if compensator is not None else set())
-
-
-def _range_needs(reading: Point) -> set[str]:
-    return set(parts.format_of(reading).ranger.needs - {"objective"})
 
 
 def _shape_needs(point: Point) -> set[str]:

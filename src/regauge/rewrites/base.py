@@ -48,6 +48,8 @@ class Objective(Protocol):
 
 Moved = tuple[Anatomy, list[Move]]
 
+TRAINED = "trained"
+"""What a rewrite needs whose moves the whole model's output teaches, with all else that is learnt."""
 NOTHING: Mapping[str, tuple[float, ...]] = {}
 
 

@@ -13,9 +13,8 @@ from typing import ClassVar
 from regauge.anatomy.model import Anatomy, Stream, Weights
 from regauge.anatomy.moves import Move
 from regauge.errors import RecipeError
-from regauge.formats.base import TRAINED
 from regauge.formats.learnt import checked_rate
-from regauge.rewrites.base import NOTHING, Moved, Objective, Statistics
+from regauge.rewrites.base import NOTHING, TRAINED, Moved, Objective, Statistics
 
 KINDS = ("norm", "value", "qk", "ffn")
 

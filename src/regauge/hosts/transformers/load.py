@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regauge.anatomy.inner import inner_taps
 from regauge.anatomy.model import Anatomy
@@ -37,7 +37,7 @@ from regauge.hosts.transformers.forms import form_modules
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.inside import check_whole, read_inside
 from regauge.hosts.transformers.overflow import watch
-from regauge.hosts.transformers.placing import place, tie
+from regauge.hosts.transformers.placing import of_head, place, tie
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.skeleton import model_class
 from regauge.hosts.transformers.table import anatomy_of
@@ -149,10 +149,7 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
         )
     form_modules(model, wire.layout)
     if figure is not None and of_tied_head(wire.layout):
-        raise SettingError(
-            "the head of this artifact is tied and rounds its input, and a window of blocks in memory holds the table "
-            "as an embedding alone: leave memory= out"
-        )
+        raise SettingError("a tied head that rounds its input is not for models in a window; leave memory= out")
     if figure is not None and inner_taps(wire.layout.anatomy).keys() & wire.layout.inputs.keys():
         raise SettingError(
             "what attention or the residual of this artifact reads is rounded inside blocks, and a window of blocks in "
@@ -264,9 +261,7 @@ def _fill(
 ) -> None:
     """Every shard, a block after another."""
     missing = set(wire.layout.quantised)
-    start, head = of_tied_head(wire.layout), dict[str, Tensor]()
-    for path in paths if start else ():
-        head |= files.read(path, {key for key in files.header(path) if key.startswith(start)})
+    head = of_head(wire, paths)
     for path in paths:
         for keys in by_block(wire, files.header(path)):
             missing -= place(model, wire, files.read(path, keys), dtype, device, path, activations, head)
