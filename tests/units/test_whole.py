@@ -45,12 +45,12 @@ PLAIN = "{grid: int8, grain: channel, scale: f32}"
 INNER = "blocks.*.attn.{queries,keys,values,probabilities}"
 
 
-def recipe(weights: str = "", inputs: str = "", head: str = "", steps: int = 8, first: str = "") -> Any:
+def recipe(weights: str = "", inputs: str = "", head: str = STATIC, steps: int = 8, first: str = "") -> Any:
     """Every product of integers, unless told otherwise."""
     return parse(
         f"name: whole\n{first}learning: {{scope: model, steps: {steps}, batch: 64, patience: 0}}\n"
-        f"rewrites: ['learnt-scales:0.02']\nweights:\n  blocks.*: {CLIPPED}\n  embed: {PLAIN}\n{head}{weights}"
-        f"inputs:\n  blocks.*: {STATIC}\n  {INNER}: {STATIC}\n  head.in: {STATIC}\n{inputs}"
+        f"rewrites: ['learnt-scales:0.02']\nweights:\n  blocks.*: {CLIPPED}\n  embed: {PLAIN}\n{weights}"
+        f"inputs:\n  blocks.*: {STATIC}\n  {INNER}: {STATIC}\n  head.in: {head}\n{inputs}"
     )
 
 
@@ -165,7 +165,7 @@ def test_what_a_scope_cannot_train_is_a_sentence(text_: str, message: str, model
             r"of integers, and a norm's output has a step of each call's own, and integers alone want a static one: "
             r"blocks\.0\.mlp\.in, blocks\.1\.mlp\.in",
         ),
-        ({"inputs": "  '*head.in': full\n"}, r"a norm's output has no reading: head\.in"),
+        ({"head": "full"}, r"a norm's output has no reading: head\.in"),
         (
             {"inputs": "  blocks.1.attn.keys: full\n"},
             r"what attention multiplies has no reading: blocks\.1\.attn\.keys",
