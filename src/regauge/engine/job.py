@@ -16,6 +16,8 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import Wire
+from regauge.elastic.family import Family
+from regauge.engine.families import offering
 from regauge.engine.inner import ranged
 from regauge.engine.refusals import Refusals
 from regauge.engine.shaping import Shaping, shaping_of
@@ -32,6 +34,7 @@ from regauge.parts import ATTENTION, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, load
 from regauge.plan.forms import needs_of
 from regauge.plan.resolution import Resolution, inert, learnt, learnt_of_tap, resolve
+from regauge.plan.sorting import sorting
 from regauge.rewrites.base import Rewrite
 from regauge.rounding.base import DRIFT
 
@@ -68,6 +71,7 @@ class Job:
         needs: site → statistics that its rounder and compensator need; sites that need none are absent.
         shaping: what is pruned, if anything is; `gauge` is then the anatomy before that.
         learnt: site → what is trained there by the error of its block; most have nothing.
+        family: what may be chosen of the artifact when it runs.
         at_once: how many matrices are rounded at the same time; None: as many as there are threads.
     """
 
@@ -84,6 +88,7 @@ class Job:
     gauge: Anatomy | None = None
     learnt: Mapping[str, Taught] = field(default_factory=dict)
     at_once: int | None = None
+    family: Family | None = None
 
     @property
     def host(self) -> Host:
@@ -199,8 +204,7 @@ def prepare(
     """
     told = refusals or Refusals()
     known = len(told.errors)
-    nothing: tuple[Recast, ...] = ()
-    whole, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, nothing))
+    whole, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, tuple[Recast, ...]()))
     shaping = told.attempt(lambda: shaping_of(plan, whole), None)
     anatomy = whole if shaping is None else shaping.pruned(whole)
     resolution, chosen = None, None
@@ -211,13 +215,12 @@ def prepare(
             why = "by the error of a block, and cannot where the same recipe takes units out of blocks"
             told.errors.append(RecipeError(f"recipe {plan.name!r}: rewrite {recast.name!r} chooses {why}"))
     if resolution is not None:
-        taps = resolution.inputs
-        told.attempt(lambda: refuse_outside(anatomy, taps), None)
-        for reason in inert(plan, resolution):
-            told.errors.append(RecipeError(reason))
         alone = resolution
+        told.attempt(lambda: refuse_outside(anatomy, alone.inputs), None)
+        told.errors += map(RecipeError, inert(plan, resolution))
         both = told.attempt(lambda: wired(plan, alone, source, anatomy, shaping, wire), None)
         resolution, chosen = (resolution, None) if both is None else both
+    family, resolution = offering(plan.family, resolution, chosen, told)
     if refusals is None:
         told.settle()
     if resolution is None or chosen is None or len(told.errors) > known:
@@ -227,9 +230,8 @@ def prepare(
     gauge = None if shaping is None else whole
     moving = {site.name for site in anatomy.sites if learnt_of_tap(resolution.inputs.get(site.tap or ""))}
     taught = {name: _taught(point) for name, point in resolution.at(WEIGHTS).items() if learnt(point) or name in moving}
-    return Job(
-        plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge, taught
-    )
+    given = recasts, resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge, taught
+    return Job(plan, source, anatomy, *given, family=family)
 
 
 def resized(job: Job, kept: Mapping[str, int]) -> Job:
@@ -272,7 +274,7 @@ def _taught(point: Point) -> Taught:
 def _recast(plan: Plan, anatomy: Anatomy) -> tuple[Anatomy, tuple[Recast, ...]]:
     """The anatomy after the rewrites of the whole model that need no statistics, and every rewrite."""
     recasts: list[Recast] = []
-    for spec in plan.rewrites:
+    for spec in sorting(plan):
         recast = Recast(spec, parts.build("rewrite", spec))
         if recast.rewrite.scope == "source":
             continue  # done when the source was opened: `factoring`

@@ -78,6 +78,12 @@ class Reading:
         grid = self.format.grid
         return grid.bits if grid.kind == "integer" and grid.symmetric and self.one_step else None
 
+    def closed(self, columns: int) -> bool:
+        """Whether the first channels are read alone as they are read among all: nothing mixes channels, and none has a
+        step or a multiplier of its own."""
+        alone = self.step is None or self.step.scale_G1.numel() == 1
+        return alone and not self.transform.changes and self.format.grain.refuses((1, columns)) is None
+
     def prepared(self, x: Tensor) -> Tensor:
         """x after the transform, not rounded yet: float32, or as it is where there is no transform."""
         return self.transform.forward(x.float()) if self.transform.changes else x
