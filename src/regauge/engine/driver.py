@@ -135,14 +135,17 @@ class Drive:
     def _block(self, block: int) -> None:
         work, job, index = self.work, self.job, block + 1
         moved, notes, rare = work.local(block, work.read(block))
-        proof = self._prove(block, moved, None)
+        proof = [] if job.trained else self._prove(block, moved, None)
         moved, selects, rarer = work.prune(block, moved)
         rare |= rarer
         sites = job.sites(block)
         looked = work.look(block, moved, sample=True)
         learnt = work.learn(block, looked, moved, self.staging, self.clock)
-        if learnt is not None and learnt.finished.transforms:
+        if learnt is not None and (learnt.finished.transforms or learnt.finished.moves):
+            moved = work.moved(moved, learnt.finished.moves)
             looked = work.look(block, moved, sample=True, learnt=learnt.finished.transforms)
+        if job.trained:
+            proof = self._prove(block, moved, None)  # once all moves are there
         moved, stats, proof = looked.moved, dict(looked.stats), [*proof, *looked.proof]
         rare |= looked.rare
         codes = work.round(sites, moved, stats, None if learnt is None else learnt.finished)

@@ -24,7 +24,7 @@ from regauge.formats.base import Format
 from regauge.learn.base import Finished, Parameters, Rates, Taught, Trial
 from regauge.learn.loop import ENDED, NOT_FINITE, State, Watch, train
 from regauge.learn.settings import Settings
-from regauge.learn.sites import OnTap, Together, fitted, on_sites
+from regauge.learn.sites import OnStreams, OnTap, Together, fitted, on_sites
 from regauge.rounding.base import Stats
 
 
@@ -88,6 +88,7 @@ class Lesson:
         stats: site → statistics of its input, of those that want some to begin with.
         seed: of the whole job.
         taps: whose transforms are learnt; weights that read them are as they are without any.
+        streams: rewrite → its moves that are learnt.
     """
 
     block: int
@@ -97,6 +98,7 @@ class Lesson:
     stats: Mapping[str, Stats] = field(default_factory=dict)
     seed: int = 0
     taps: tuple[OnTap, ...] = ()
+    streams: Mapping[str, OnStreams] = field(default_factory=dict)
 
 
 def room(block: int) -> str:
@@ -119,6 +121,12 @@ def learnt_taps(sites: Sequence[Site], job: Job) -> tuple[OnTap, ...]:
     return tuple(made)
 
 
+def learnt_streams(job: Job, block: int) -> dict[str, OnStreams]:
+    """The rewrites whose moves are trained in a block, by name."""
+    made: list[tuple[str, Any]] = [(recast.name, recast.rewrite) for recast in job.trained]
+    return {name: OnStreams(rewrite, job.whole, block) for name, rewrite in made}
+
+
 def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Staging | None, clock: Clock) -> Learnt:
     """Trains the parts of a block; goes on from what an earlier run kept.
 
@@ -129,11 +137,11 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
     moving = {site for one in lesson.taps for site in one.sites}  # their weights change while they are trained
     formats = {
         name: fmt
-        if lesson.taught[name].ranger is not None or name in moving
+        if lesson.taught[name].ranger is not None or name in moving or lesson.streams
         else fitted(fmt, trial.weights[f"{name}.weight"])
         for name, fmt in lesson.formats.items()
     }
-    parts = on_sites(lesson.taught, formats, lesson.stats, lesson.taps)
+    parts = on_sites(lesson.taught, formats, lesson.stats, lesson.taps, lesson.streams)
     name = room(lesson.block)
     kept = None if staging is None else staging.kept(name)
     state = None if kept is None else State.of(kept)
@@ -151,6 +159,7 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
         "block": lesson.block,
         "sites": list(lesson.taught),
         **({"taps": [one.tap for one in lesson.taps]} if lesson.taps else {}),
+        **({"rewrites": list(lesson.streams)} if lesson.streams else {}),
         "steps": state.step,
         "before": state.first,
         "after": state.least,

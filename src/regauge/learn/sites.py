@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from regauge.anatomy.model import Anatomy
+from regauge.anatomy.moves import apply
 from regauge.formats.base import Format
 from regauge.formats.learnt import straight_through
 from regauge.formats.readings import Reading
-from regauge.learn.base import Finished, Learned, LearntTransform, Parameters, Rates, Taught, Trial
+from regauge.learn.base import Finished, Learned, LearntRewrite, LearntTransform, Parameters, Rates, Taught, Trial
 
 RANGER, ROUNDER = "ranger", "rounder"
 
@@ -122,6 +124,32 @@ class OnTap:
         return Finished(transforms={self.tap: self.maker.apply({own: parameters[own].detach() for own in parameters})})
 
 
+@dataclass(frozen=True, eq=False)
+class OnStreams:
+    """The moves of a rewrite, learnt: every tensor of the block takes its part in them."""
+
+    rewrite: LearntRewrite
+    anatomy: Anatomy
+    block: int
+    scope: str = "block"
+
+    @property
+    def rates(self) -> Rates:
+        return self.rewrite.rates(self.anatomy, self.block)
+
+    def init(self, trial: Trial) -> Parameters:
+        return self.rewrite.init(self.anatomy, self.block)
+
+    def apply(self, parameters: Parameters, trial: Trial, progress: float) -> Trial:
+        weights = dict(trial.weights)
+        moves = self.rewrite.moves(parameters, self.anatomy, weights, self.block)
+        return replace(trial, weights=apply(moves, self.anatomy, weights, torch.float32))
+
+    def finish(self, parameters: Parameters, trial: Trial) -> Finished:
+        found = {own: parameters[own].detach().double() for own in parameters}
+        return Finished(moves=tuple(self.rewrite.moves(found, self.anatomy, dict(trial.weights), self.block)))
+
+
 def fitted(fmt: Format, w_OI: Tensor) -> Format:
     """The format with the step that training leaves as it is."""
     return fmt if fmt.step is not None else replace(fmt, step=fmt.fit(w_OI.detach()))
@@ -169,13 +197,15 @@ def on_sites(
     formats: Mapping[str, Format],
     stats: Mapping[str, Mapping[str, Tensor]] | None = None,
     taps: Iterable[OnTap] = (),
+    streams: Mapping[str, OnStreams] | None = None,
 ) -> Together:
-    """What is learnt of some sites and of the taps that they read, trained together.
+    """What is learnt of some sites, of the taps that they read and of the streams between them, trained together.
 
     Args:
         stats: site → statistics of its input, of those whose rounder wants some to begin with.
         taps: whose transforms are learnt; the sites see their weights behind them.
+        streams: rewrite → its moves that are learnt, which come before all else.
     """
     seen = stats or {}
     matrices = {site: OnSite(site, own, formats[site], seen.get(site, {})) for site, own in taught.items()}
-    return Together({**{one.tap: one for one in taps}, **matrices})
+    return Together({**(streams or {}), **{one.tap: one for one in taps}, **matrices})

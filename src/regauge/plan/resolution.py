@@ -18,6 +18,7 @@ from regauge.plan.matching import Match, match
 from regauge.plan.model import Plan
 from regauge.plan.select import SPECIAL
 from regauge.plan.stores import stores
+from regauge.rewrites.base import TRAINED
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def inert(plan: Plan, resolution: Resolution) -> list[str]:
     """What the plan asks for and nothing can do yet, a sentence each: a recipe may say it, the engine refuses it."""
     reasons: dict[str, None] = {}
     taught = [*map(learnt, resolution.choices.values()), *map(learnt_of_tap, resolution.inputs.values())]
-    if plan.learning and not any(taught):
+    trained = any(TRAINED in parts.build("rewrite", spec).needs for spec in plan.rewrites)
+    if plan.learning and not any(taught) and not trained:
         reasons["'learning' says how to train, and nothing in this recipe is learnt"] = None
     for place, declared in PLACES.items():
         held = resolution.at(place)
