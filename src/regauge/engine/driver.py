@@ -141,9 +141,9 @@ class Drive:
         sites = job.sites(block)
         looked = work.look(block, moved, sample=True)
         learnt = work.learn(block, looked, moved, self.staging, self.clock)
-        if learnt is not None and (learnt.finished.transforms or learnt.finished.moves):
+        if learnt is not None and learnt.finished.moved:
             moved = work.moved(moved, learnt.finished.moves)
-            looked = work.look(block, moved, sample=True, learnt=learnt.finished.transforms)
+            looked = work.look(block, moved, sample=True, learnt=learnt.finished)
         if job.trained:
             proof = self._prove(block, moved, None)  # once all moves are there
         moved, stats, proof = looked.moved, dict(looked.stats), [*proof, *looked.proof]

@@ -21,10 +21,12 @@ from regauge.engine.job import Job
 from regauge.engine.objective import Objective
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import Format
+from regauge.formats.transforms import Same, Transform
 from regauge.learn.base import Finished, Parameters, Rates, Taught, Trial
 from regauge.learn.loop import ENDED, NOT_FINITE, State, Watch, train
 from regauge.learn.settings import Settings
 from regauge.learn.sites import OnStreams, OnTap, Together, fitted, on_sites
+from regauge.plan.resolution import learnt_of_tap
 from regauge.rounding.base import Stats
 
 
@@ -106,8 +108,12 @@ def room(block: int) -> str:
     return f"learning-{block}"
 
 
-def learnt_taps(sites: Sequence[Site], job: Job) -> tuple[OnTap, ...]:
-    """What is trained of the taps that some sites of a block read."""
+def learnt_taps(sites: Sequence[Site], job: Job, known: Mapping[str, Transform]) -> tuple[OnTap, ...]:
+    """What is trained of the taps that some sites of a block read.
+
+    Args:
+        known: tap → its transform, of those that have one.
+    """
     points = job.learnt_taps
     found: dict[str, list[Site]] = {}
     for site in sites:
@@ -115,9 +121,10 @@ def learnt_taps(sites: Sequence[Site], job: Job) -> tuple[OnTap, ...]:
             found.setdefault(site.tap or "", []).append(site)
     made = []
     for tap, own in found.items():
-        maker: Any = parts.maker_of(points[tap])  # it needs the objective: that is the contract
-        names = tuple(site.name for site in own)
-        made.append(OnTap(tap, names, own[0].shape[1], maker, parts.format_of(points[tap])))
+        names, axes, fmt = tuple(site.name for site in own), learnt_of_tap(points[tap]), parts.format_of(points[tap])
+        maker: Any = parts.maker_of(points[tap]) if "transform" in axes else None  # it needs the objective: that is
+        clip: Any = fmt.ranger if "ranger" in axes else None  # the contract, of both
+        made.append(OnTap(tap, names, own[0].shape[1], fmt, maker, clip, known.get(tap, Same())))
     return tuple(made)
 
 

@@ -21,6 +21,7 @@ from regauge.engine.learning import Learnt, Lesson, learn, learnt_streams, learn
 from regauge.engine.objective import Change, Objective
 from regauge.engine.shaping import cut_block, measured, needs_of, steps_of
 from regauge.engine.statistics import Collection, collection
+from regauge.engine.stored import stored
 from regauge.engine.strips import by_strips
 from regauge.engine.taps import Looked, after, at_once, fold, needs_of_taps, settle, stand_ins
 from regauge.engine.watchdog import Clock
@@ -31,6 +32,7 @@ from regauge.hosts.base import Rows, Runner
 from regauge.hosts.states import Spill, States
 from regauge.learn.base import Finished
 from regauge.learn.settings import DISTRIBUTION
+from regauge.parts import CACHE
 from regauge.rewrites.base import TRAINED
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import forget
@@ -155,21 +157,20 @@ class Pass:
             (runner or own).show(block, weights, states, self._watch(found))
         return found.finish(sites)
 
-    def look(
-        self, block: int, moved: Moved, sample: bool = False, learnt: Mapping[str, Transform] | None = None
-    ) -> Looked:
+    def look(self, block: int, moved: Moved, sample: bool = False, learnt: Finished | None = None) -> Looked:
         """Settles the taps of a block: their transforms folded (those that were learnt, or what their training begins
-        with), what its sites then read seen, and static steps."""
+        with), what its sites then read seen, static steps and clips."""
         job, sites = self.job, self.job.sites(block)
         inputs = job.resolution.inputs
         needs, first = needs_of_taps(sites, inputs, transforms=True), dict[str, Stats]()
         if needs:
             first, _ = self.see(block, moved.exact, needs)
-        folded, transforms, proof = fold(block, sites, moved, inputs, first, learnt)
+        found = learnt or Finished()
+        folded, transforms, proof = fold(block, sites, moved, inputs, first, found.transforms)
         self.transforms |= transforms
         needs = {site.name: job.needs[site.name] for site in sites if site.name in job.needs}
         stats, rare = self.see(block, moved.exact, needs, sample=sample) if needs else ({}, {})
-        self.readings |= settle(sites, inputs, transforms, stats)
+        self.readings |= settle(sites, inputs, transforms, stats, found.shares)
         if any(tap not in self.readings for tap in inner_of(job.anatomy, inputs, block)):
             self.readings |= settled(*self.running(), block, moved.exact, inputs)
         if self.teacher is not None and (taps := readers(sites, needs)):
@@ -181,8 +182,8 @@ class Pass:
     def _watch(self, found: Collection) -> dict[str, Callable[[Tensor], None]]:
         return after(found.watch, found.taps, self.transforms)
 
-    def objective(self, block: int, moved: Moved) -> Objective:
-        """The error of a block's output against the teacher's, under the plan's formats."""
+    def objective(self, block: int, moved: Moved, cached: bool = False) -> Objective:
+        """The error of a block's output against the teacher's, under the plan's formats; `cached`: behind its cache."""
         (runner, states), job, sites = self.running(), self.job, self.job.sites(block)
         assert self.target is not None, "a plan that needs the objective has a teacher"
 
@@ -192,8 +193,10 @@ class Pass:
             present = [site for site in present if which is None or site.name in which]
             return effective(tried, round_sites(present, weights, nearest_codes(job.choices), {}), job.choices)
 
+        kept = stored(job.anatomy, job.resolution.at(CACHE).get(f"blocks.{block}.cache"), block) if cached else None
+
         def bind(weights: Weights, inputs: Change) -> Bound:
-            return bound(runner, runner.bind(block, weights, states, inputs=inputs), self.inside(block))
+            return bound(runner, runner.bind(block, weights, states, inputs=inputs), self.inside(block), kept)
 
         known = {} if job.trained else self.readings  # a static step is no longer that of channels that move
         readings = {**self.readings, **stand_ins(job.resolution.inputs, known)}
@@ -211,12 +214,16 @@ class Pass:
         taught = {site.name: job.learnt[site.name] for site in sites if site.name in job.learnt}
         if not taught:
             return None
-        plain, taps = self.round([s for s in sites if s.name not in taught], moved, stats), learnt_taps(sites, job)
+        plain, taps = (
+            self.round([s for s in sites if s.name not in taught], moved, stats),
+            learnt_taps(sites, job, self.transforms),
+        )
         weights = effective(moved.stored, plain, job.choices)
         weights |= {f"{name}.weight": moved.exact[f"{name}.weight"] for name in taught}
-        weights |= {f"{name}.weight": before.exact[f"{name}.weight"] for one in taps for name in one.sites}
+        turned = [name for one in taps if one.maker is not None for name in one.sites]
+        weights |= {f"{name}.weight": before.exact[f"{name}.weight"] for name in turned}
         formats = {name: job.format(name) for name in taught}
-        seen, objective = {name: stats.get(name, {}) for name in taught}, self.objective(block, moved)
+        seen, objective = {name: stats.get(name, {}) for name in taught}, self.objective(block, moved, cached=True)
         lesson = Lesson(block, taught, formats, weights, seen, job.seed, taps, learnt_streams(job, block))
         if job.settings.loss == DISTRIBUTION:
             objective = objective.corrected(moved.exact, self.running()[0].attending)

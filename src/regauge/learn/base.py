@@ -47,17 +47,25 @@ class Finished:
         codes: site → its codes, where they were learnt.
         transforms: tap → the transform of its channels.
         moves: of streams, in order.
+        shares: tap → what is kept of its range.
     """
 
     formats: Mapping[str, Format] = field(default_factory=dict)
     codes: Mapping[str, Codes] = field(default_factory=dict)
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     moves: tuple[Move, ...] = ()
+    shares: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def moved(self) -> bool:
+        """Whether something else now goes into the matrices of the block."""
+        return bool(self.transforms or self.moves or self.shares)
 
     def __or__(self, other: Finished) -> Finished:
         transforms = {**self.transforms, **other.transforms}
         moves = (*self.moves, *other.moves)
-        return Finished({**self.formats, **other.formats}, {**self.codes, **other.codes}, transforms, moves)
+        formats, codes = {**self.formats, **other.formats}, {**self.codes, **other.codes}
+        return Finished(formats, codes, transforms, moves, {**self.shares, **other.shares})
 
 
 Rates = Mapping[str, float | None]
@@ -116,6 +124,22 @@ class LearntTransform(Protocol):
 
     def apply(self, parameters: Parameters) -> Transform:
         """The transform under these parameters, differentiable forward and on the weights."""
+
+
+@runtime_checkable
+class LearntShare(Protocol):
+    """A ranger of inputs that is learnt for one tap: how much of each token's range is kept."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+    @property
+    def rates(self) -> Rates: ...
+
+    def init(self) -> Parameters:
+        """Where training begins."""
+
+    def share(self, parameters: Parameters) -> Tensor:
+        """What is kept of a range under these parameters, (1,), differentiable."""
 
 
 @runtime_checkable

@@ -61,7 +61,7 @@ REWRITE_ROWS: Mapping[str, Part] = {
     ),
     "learnt-equivalence": Part(
         "regauge.rewrites.equivalence:LearntEquivalence",
-        "scales and shifts of streams, trained with the block by the error of its output",
+        "scales and shifts of streams, trained with the block",
         "2308.13137",
         short="rate",
         places=(REWRITES,),
