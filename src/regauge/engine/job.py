@@ -35,7 +35,7 @@ from regauge.plan import Plan, load
 from regauge.plan.forms import needs_of
 from regauge.plan.resolution import Resolution, inert, learnt, learnt_of_tap, resolve
 from regauge.plan.sorting import sorting
-from regauge.rewrites.base import Rewrite
+from regauge.rewrites.base import TRAINED, Rewrite
 from regauge.rounding.base import DRIFT
 
 NARROW_FROM = 512
@@ -92,7 +92,6 @@ class Job:
 
     @property
     def host(self) -> Host:
-        """The model library that opened the source."""
         return host_of(self.source.path)
 
     @property
@@ -104,6 +103,11 @@ class Job:
     def local(self) -> tuple[Recast, ...]:
         """Rewrites that work block by block."""
         return tuple(recast for recast in self.recasts if recast.rewrite.scope == "block")
+
+    @property
+    def trained(self) -> tuple[Recast, ...]:
+        """Rewrites whose moves are trained with each block."""
+        return tuple(recast for recast in self.recasts if TRAINED in recast.rewrite.needs)
 
     @property
     def waiting(self) -> tuple[Recast, ...]:
@@ -122,9 +126,8 @@ class Job:
 
     def moved_to(self, anatomy: Anatomy) -> Job:
         """The same job after a rewrite made `anatomy` of the whole model."""
-        if self.shaping is None:
-            return replace(self, anatomy=anatomy)
-        return replace(self, anatomy=self.shaping.pruned(anatomy), gauge=anatomy)
+        made = (anatomy, None) if self.shaping is None else (self.shaping.pruned(anatomy), anatomy)
+        return replace(self, anatomy=made[0], gauge=made[1])
 
     @property
     def choices(self) -> Mapping[str, Point | None]:
@@ -134,10 +137,9 @@ class Job:
     def calibrated(self) -> bool:
         """Whether any part wants to see text."""
         return (
-            bool(self.needs or self.learnt)
+            bool(self.needs or self.learnt or self.shaping is not None)
             or bool(needs_of_taps(self.anatomy.sites, self.resolution.inputs, transforms=True))
             or ranged(self.anatomy, self.resolution.inputs)
-            or self.shaping is not None
             or bool(needs_of(self.resolution.at(ATTENTION)))
             or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)
         )
@@ -145,8 +147,8 @@ class Job:
     @property
     def taught(self) -> bool:
         """Whether any part asks for the teacher's states."""
-        drifting = any(DRIFT in needs for needs in self.needs.values())
-        return drifting or bool(self.learnt) or any(OBJECTIVE in recast.rewrite.needs for recast in self.recasts)
+        asked = (*self.needs.values(), *(recast.rewrite.needs for recast in self.recasts))
+        return bool(self.learnt) or any(needs & {DRIFT, OBJECTIVE} for needs in asked)
 
     @property
     def working(self) -> torch.dtype:
@@ -167,7 +169,7 @@ class Job:
     @property
     def reads_head(self) -> bool:
         """Whether statistics of the head's input are wanted."""
-        return any(name in self.needs for name in ("head",))
+        return "head" in self.needs
 
     @property
     def learnt_taps(self) -> Mapping[str, Point]:
@@ -226,12 +228,13 @@ def prepare(
     if resolution is None or chosen is None or len(told.errors) > known:
         return None
     resolution = replace(resolution, notes=[*resolution.notes, *chosen.notes])
-    needs = needs_in(anatomy, resolution)
-    gauge = None if shaping is None else whole
-    moving = {site.name for site in anatomy.sites if learnt_of_tap(resolution.inputs.get(site.tap or ""))}
+    needs, gauge = needs_in(anatomy, resolution), None if shaping is None else whole
+    every = any(TRAINED in recast.rewrite.needs for recast in recasts)
+    turned = {tap for tap, point in resolution.inputs.items() if learnt_of_tap(point)}
+    moving = {s.name for s in anatomy.sites if s.tap in turned or (every and s.block is not None)}
     taught = {name: _taught(point) for name, point in resolution.at(WEIGHTS).items() if learnt(point) or name in moving}
-    given = recasts, resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge, taught
-    return Job(plan, source, anatomy, *given, family=family)
+    given = resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge, taught
+    return Job(plan, source, anatomy, recasts, *given, family=family)
 
 
 def resized(job: Job, kept: Mapping[str, int]) -> Job:
@@ -246,8 +249,8 @@ def resized(job: Job, kept: Mapping[str, int]) -> Job:
     alone = resolve(job.plan, anatomy)
     resolution, chosen = wired(job.plan, alone, job.source, anatomy, shaping, job.wire.name)
     resolution = replace(resolution, notes=[*resolution.notes, *chosen.notes])
-    needs = needs_in(anatomy, resolution)
-    return replace(job, anatomy=anatomy, shaping=shaping, resolution=resolution, wire=chosen.wire, needs=needs)
+    made = replace(job, anatomy=anatomy, shaping=shaping, resolution=resolution, wire=chosen.wire)
+    return replace(made, needs=needs_in(anatomy, resolution))
 
 
 def needs_in(anatomy: Anatomy, resolution: Resolution) -> dict[str, frozenset[str]]:
@@ -289,12 +292,3 @@ def _recast(plan: Plan, anatomy: Anatomy) -> tuple[Anatomy, tuple[Recast, ...]]:
             recast = replace(recast, moves=tuple(moves))
         recasts.append(recast)
     return anatomy, tuple(recasts)
-
-
-def outer_names(anatomy: Anatomy) -> tuple[list[str], list[str]]:
-    """Canonical tensors outside the blocks: those before the first block, and those after the last (norm and head)."""
-    names = list(anatomy.slots(None))
-    last = [name for name in names if name.startswith(("norm.", "head."))]
-    if anatomy.tied:
-        last = [name for name in last if name != "head.weight"]
-    return [name for name in names if not name.startswith(("norm.", "head."))], last

@@ -102,8 +102,7 @@ def _of_plan(plan: Plan) -> Facts:
         if rule.point is not None and place == INPUTS:
             needs = sorted({*needs, *parts.maker_of(rule.point).needs, *parts.format_of(rule.point).ranger.needs})
         if rule.point is not None and place == CACHE:
-            row["takes"] = told(rule.point)
-            row["runs"] = keeps(rule.point)
+            row |= {"takes": told(rule.point), "runs": keeps(rule.point)}
         if rule.point is not None and place == parts.SHAPE:  # what keeps no function is measured
             needs = sorted({*needs, *_shape_needs(rule.point), "the outputs of cut blocks"})
         rules.append(row)
