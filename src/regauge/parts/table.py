@@ -131,6 +131,15 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             text=True,
             cost="in each training step of a block, running it forward and backward on a batch of text",
         ),
+        "learnt-reach": Part(
+            "regauge.formats.reaches:LearntReach",
+            "a share of the range of each call's own values, learnt for each tap by the block's error",
+            "2410.09426",
+            short="rate",
+            places=(INPUTS,),
+            text=True,
+            cost="two passes over the activation in each call; in training running the block forward and backward",
+        ),
         "dynamic": Part(
             "regauge.formats.rangers:Dynamic",
             "the range of each call's own values: [-a, a] on symmetric grids, else least to greatest",

@@ -152,7 +152,7 @@ def _presets() -> tuple[Method, ...]:
                 what=spread(pattern.title, pattern.where),
                 row="" if plan.row.startswith("none") else plan.row,
                 paper=plan.cite,
-                places=(*(("rewrites",) if plan.rewrites else ()), *plan.places),
+                places=(*(["rewrites"] * bool(plan.rewrites)), *(["family"] * (plan.family is not None)), *plan.places),
                 cost=_cost(plans),
                 measured=_measured(names),
                 names=names,
