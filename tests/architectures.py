@@ -107,6 +107,8 @@ def inputs(model: Any, seed: int = 1, length: int = 11, batch: int = 2) -> dict[
         return {"input_ids": ids, "pixel_values": pixels()}
     if model.main_input_name == "pixel_values":
         return {"pixel_values": pixels()}
+    if model.main_input_name == "input_values":
+        return {"input_values": torch.randn((batch, 96), generator=generator, dtype=torch.float32)}
     if model.main_input_name == "input_features":
         shape = (batch, config.num_mel_bins, 2 * config.max_source_positions)
         return {

@@ -15,6 +15,7 @@ from regauge.cli.app import app
 NAMES = [
     "Plan",
     "Receipt",
+    "Subnet",
     "apply",
     "cache",
     "compare",
@@ -28,10 +29,12 @@ NAMES = [
     "methods",
     "pick",
     "recover",
+    "refill",
     "report",
     "shared_prefix",
     "stream",
     "trace",
+    "use",
 ]
 
 FLAGS = {

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from regauge.anatomy.model import Site, Weights
+from regauge.anatomy.storage import outer_names
 from regauge.artifact.codec.taps import written
 from regauge.artifact.receipt import MoveReceipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import STATES, Staging
@@ -25,7 +26,6 @@ from regauge.engine.job import Job
 from regauge.engine.learning import Learnt, room
 from regauge.engine.taps import settle
 from regauge.engine.watchdog import Clock
-from regauge.engine.wiring import outer_names
 from regauge.engine.work import Pass
 from regauge.formats.base import Codes
 from regauge.hosts.states import SPILL, Spill, States
@@ -137,15 +137,18 @@ class Drive:
     def _block(self, block: int) -> None:
         work, job, index = self.work, self.job, block + 1
         moved, notes, rare = work.local(block, work.read(block))
-        proof = self._prove(block, moved, None)
+        proof = [] if job.trained else self._prove(block, moved, None)
         moved, selects, rarer = work.prune(block, moved)
         rare |= rarer
         sites = job.sites(block)
         looked = work.look(block, moved, sample=True)
         known = job.finished.get(block)
         learnt = Learnt(known, {}) if known else work.learn(block, looked, moved, self.staging, self.clock)
-        if learnt is not None and learnt.finished.transforms:
-            looked = work.look(block, moved, sample=True, learnt=learnt.finished.transforms)
+        if learnt is not None and learnt.finished.moved and not known:
+            moved = work.moved(moved, learnt.finished.moves)
+            looked = work.look(block, moved, sample=True, learnt=learnt.finished)
+        if job.trained:
+            proof = self._prove(block, moved, None)  # once all moves are there
         if learnt is not None:
             work.readings |= learnt.finished.readings
         moved, stats, proof = looked.moved, dict(looked.stats), [*proof, *looked.proof]
@@ -170,7 +173,7 @@ class Drive:
         error = self.prover.logits(moved) if self.prover is not None else None
         stats, rare = self.work.see_head(running)
         outer = self.job.sites(None)
-        self.work.readings |= settle(outer, self.job.resolution.inputs, {}, stats)
+        self.work.readings |= settle(outer, self.job.resolution.inputs, {}, stats, {})
         if None in self.job.finished:
             self.work.readings |= self.job.finished[None].readings
         tail = _only(moved, last)

@@ -70,7 +70,7 @@ class Tried:
 
 def enough(job: Job, windows: Calibration | None, staging: Staging, clock: Clock) -> Calibration | None:
     """The windows that are read, with a word on why so many; a resumed run finds what an earlier one chose."""
-    if windows is None or windows.kind == "images" or job.shaping is not None:
+    if windows is None or windows.kind in ("images", "sound") or job.shaping is not None:
         return windows
     each = windows.inputs.shape[1]
     step = -(-LEAST // each)

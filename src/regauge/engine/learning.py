@@ -22,12 +22,14 @@ from regauge.engine.objective import Objective
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import Format
 from regauge.formats.readings import Reading
+from regauge.formats.transforms import Same, Transform
 from regauge.learn.base import Finished, Parameters, Rates, Taught, Trial
 from regauge.learn.joint import OnReading
 from regauge.learn.loop import ENDED, NOT_FINITE, State, Watch, train
 from regauge.learn.settings import Settings
-from regauge.learn.sites import OnTap, Together, fitted, on_sites
+from regauge.learn.sites import OnStreams, OnTap, Together, fitted, on_sites
 from regauge.parts import Point
+from regauge.plan.learnable import learnt_of_tap
 from regauge.rounding.base import Stats
 
 
@@ -92,6 +94,7 @@ class Lesson:
         seed: of the whole job.
         taps: whose transforms are learnt; weights that read them are as they are without any.
         steps: taps whose static step is learnt.
+        streams: rewrite → its moves that are learnt.
     """
 
     block: int
@@ -102,6 +105,7 @@ class Lesson:
     seed: int = 0
     taps: tuple[OnTap, ...] = ()
     steps: tuple[OnReading, ...] = ()
+    streams: Mapping[str, OnStreams] = field(default_factory=dict)
 
 
 def room(block: int) -> str:
@@ -109,8 +113,12 @@ def room(block: int) -> str:
     return f"learning-{block}"
 
 
-def learnt_taps(sites: Sequence[Site], job: Job) -> tuple[OnTap, ...]:
-    """What is trained of the taps that some sites of a block read."""
+def learnt_taps(sites: Sequence[Site], job: Job, known: Mapping[str, Transform]) -> tuple[OnTap, ...]:
+    """What is trained of the taps that some sites of a block read.
+
+    Args:
+        known: tap → its transform, of those that have one.
+    """
     points = job.learnt_taps
     found: dict[str, list[Site]] = {}
     for site in sites:
@@ -118,9 +126,10 @@ def learnt_taps(sites: Sequence[Site], job: Job) -> tuple[OnTap, ...]:
             found.setdefault(site.tap or "", []).append(site)
     made = []
     for tap, own in found.items():
-        maker: Any = parts.maker_of(points[tap])  # it needs the objective: that is the contract
-        names = tuple(site.name for site in own)
-        made.append(OnTap(tap, names, own[0].shape[1], maker, parts.format_of(points[tap])))
+        names, axes, fmt = tuple(site.name for site in own), learnt_of_tap(points[tap]), parts.format_of(points[tap])
+        maker: Any = parts.maker_of(points[tap]) if "transform" in axes else None  # it needs the objective: that is
+        clip: Any = fmt.ranger if "ranger" in axes else None  # the contract, of both
+        made.append(OnTap(tap, names, own[0].shape[1], fmt, maker, clip, known.get(tap, Same())))
     return tuple(made)
 
 
@@ -146,6 +155,12 @@ def learnt_readings(
     return tuple(found)
 
 
+def learnt_streams(job: Job, block: int) -> dict[str, OnStreams]:
+    """The rewrites whose moves are trained in a block, by name."""
+    made: list[tuple[str, Any]] = [(recast.name, recast.rewrite) for recast in job.trained]
+    return {name: OnStreams(rewrite, job.whole, block) for name, rewrite in made}
+
+
 def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Staging | None, clock: Clock) -> Learnt:
     """Trains the parts of a block; goes on from what an earlier run kept.
 
@@ -156,11 +171,11 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
     moving = {site for one in lesson.taps for site in one.sites}  # their weights change while they are trained
     formats = {
         name: fmt
-        if lesson.taught[name].ranger is not None or name in moving
+        if lesson.taught[name].ranger is not None or name in moving or lesson.streams
         else fitted(fmt, trial.weights[f"{name}.weight"])
         for name, fmt in lesson.formats.items()
     }
-    parts = on_sites(lesson.taught, formats, lesson.stats, (*lesson.taps, *lesson.steps))
+    parts = on_sites(lesson.taught, formats, lesson.stats, (*lesson.taps, *lesson.steps), lesson.streams)
     name = room(lesson.block)
     kept = None if staging is None else staging.kept(name)
     state = None if kept is None else State.of(kept)
@@ -179,6 +194,7 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
         "block": lesson.block,
         "sites": list(lesson.taught),
         **({"taps": taps} if taps else {}),
+        **({"rewrites": list(lesson.streams)} if lesson.streams else {}),
         "steps": state.step,
         "before": state.first,
         "after": state.least,

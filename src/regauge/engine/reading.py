@@ -1,4 +1,4 @@
-"""Which text a job reads: the user's, images, or what the model samples from itself; and what identifies it.
+"""Which text a job reads: the user's, images, sound, or what the model samples from itself; and what identifies it.
 
 The recipe says how many tokens in which windows; the user may say otherwise; the model's context caps the length.
 """
@@ -18,6 +18,7 @@ from regauge.engine.watchdog import Clock
 from regauge.errors import ModelError, TextError
 from regauge.text.calibration import Calibration, draw, images, noted
 from regauge.text.corpora import Where, corpus
+from regauge.text.sounds import sounds
 from regauge.text.tokens import within
 
 TOKENS, LENGTH = 65536, 512  # where neither recipe nor user says
@@ -105,9 +106,10 @@ def reading(job: Job, calibration: Where | None, tokens: int | None = None, leng
         raise TextError(
             f"recipe {job.plan.name!r} reads calibration data, and {why}; take one that reads none (rtn-w8)"
         )
-    if job.host.reads_images(job.source):
-        found = _images(job, calibration, tokens)
-        return Reading(found, None, {"kind": "images", "sha256": found.sha256})
+    medium = job.host.medium(job.source)
+    if medium != "text":
+        found = (_images if medium == "images" else _sounds)(job, calibration, tokens)
+        return Reading(found, None, {"kind": medium, "sha256": found.sha256})
     much = amount(job, tokens, length)
     if calibration is None:
         return _promise(job, much)
@@ -184,3 +186,15 @@ def _images(job: Job, calibration: Where | None, tokens: int | None) -> Calibrat
     each = max(1, (side // 16) ** 2)
     count = max(1, (tokens or job.plan.calibration.get("tokens", TOKENS)) // each)
     return images(Path(calibration), min(count, 512), side, channels, MEAN * channels, SPREAD * channels)
+
+
+def _sounds(job: Job, calibration: Where | None, tokens: int | None) -> Calibration:
+    if calibration is None or not isinstance(calibration, str | Path):
+        raise TextError(
+            f"recipe {job.plan.name!r} reads calibration data, and {job.source.anatomy.family} reads sound; give "
+            "--calibration a folder of .wav files, or an .npz whose array 'x' is (N, S) of float32."
+        )
+    each = job.plan.calibration.get("length", LENGTH)
+    samples, stride, rate = job.host.sound_shape(job.source, each)
+    count = max(1, (tokens or job.plan.calibration.get("tokens", TOKENS)) // each)
+    return sounds(Path(calibration), count, samples, rate, stride)

@@ -90,7 +90,7 @@ def whole_loss(job: Job, original: Original, windows: Calibration, runner: Runne
     head = [site for site in sites if site.name == "head"]
     running |= effective(outer.stored, work.round(head, outer, head_stats), job.choices)
     runner, states = work.running()
-    inputs = changes(sites, work.readings | settle_taps(sites, job.resolution.inputs, {}, head_stats))
+    inputs = changes(sites, work.readings | settle_taps(sites, job.resolution.inputs, {}, head_stats, {}))
     found = runner.tail(running, states, inputs=inputs)
     return _divergence(original, found, "head" in {site.name for site in sites})
 

@@ -35,14 +35,15 @@ from regauge.engine.pupil import HELD
 from regauge.engine.taps import settle
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
+from regauge.formats.base import JOINED
 from regauge.formats.readings import Reading
 from regauge.hosts.states import SPILL, Spill
 from regauge.learn.base import Finished, Learned, Parameters, Rates, Taught, Trial
-from regauge.learn.joint import OnStreams
+from regauge.learn.joint import OnScales
 from regauge.learn.loop import ENDED, State, Watch, train
 from regauge.learn.settings import MODEL
 from regauge.learn.sites import OnSite, Together
-from regauge.rewrites.base import TRAINED
+from regauge.plan.learnable import static_taps
 from regauge.rewrites.joining import Known, LearntScales
 from regauge.text.calibration import Calibration
 
@@ -130,7 +131,7 @@ class Surveyed:
     def _outside(self) -> Lesson:
         job = self.job
         sites, weights = job.sites(None), {name: tensor.float() for name, tensor in self.outer.items()}
-        steps = learnt_readings(sites, job.learnt_steps, self.readings)
+        steps = learnt_readings(sites, static_taps(job.resolution.inputs), self.readings)
         return Lesson(Together({one.tap: one for one in steps}), Trial(weights, changes(sites, self.readings, True)))
 
     def _block(self, index: int) -> Lesson:
@@ -143,13 +144,14 @@ class Surveyed:
         trial = Trial(weights, changes(sites, self.readings, True), inside)
         found: dict[str, Learned] = {}
         for recast in job.local:
-            if TRAINED in recast.rewrite.needs:
+            if JOINED in recast.rewrite.needs:
                 scales: LearntScales = recast.rewrite  # type: ignore[assignment]  # the contract of that need
-                found[recast.name] = OnStreams(job.whole, scales.of(job.whole, index), scales.rate)
-        found |= {one.tap: one for one in learnt_readings(sites, job.learnt_steps, self.readings, inner)}
+                found[recast.name] = OnScales(job.whole, scales.of(job.whole, index), scales.rate)
+        steps = static_taps(job.resolution.inputs)
+        found |= {one.tap: one for one in learnt_readings(sites, steps, self.readings, inner)}
         rounded = [site.name for site in sites if job.choices.get(site.name) is not None]
         for name in rounded:
-            found[name] = OnSite(name, job.learnt.get(name, Taught()), job.format(name), follows=True)
+            found[name] = OnSite(name, job.learnt.get(name, Taught()), job.format(name))
         return Lesson(Together(found), trial)
 
 
@@ -200,14 +202,14 @@ def whole(
     finished = surveyed.finish(state.best)
     recasts = [
         replace(recast, rewrite=Known({block: done.moves for block, done in finished.items() if block is not None}))
-        if TRAINED in recast.rewrite.needs
+        if JOINED in recast.rewrite.needs
         else recast
         for recast in job.recasts
     ]
     told: dict[str, object] = {
         "scope": MODEL,
         "sites": list(job.learnt),
-        "taps": list(job.learnt_steps),
+        "taps": list(static_taps(job.resolution.inputs)),
         "streams": sum(len(done.moves) for done in finished.values()),
         "parameters": sum(value.numel() for value in state.best.values()),
         "held_out": sum(ids.numel() for ids in problem.ids[problem.batches :]) if problem.held_out else 0,
@@ -238,7 +240,7 @@ def survey(job: Job, windows: Calibration, clock: Clock) -> Surveyed:
         work.advance(block, work.built(looked.moved, codes))
         clock.tick("survey", block + 1, job.anatomy.blocks)
     stats, _ = work.see_head(running)
-    work.readings |= settle(sites, job.resolution.inputs, {}, stats)
+    work.readings |= settle(sites, job.resolution.inputs, {}, stats, {})
     head = [site for site in sites if site.name == "head" and "head.weight" in outer.stored]
     running |= effective({}, work.round(head, outer, stats), job.choices, torch.float32)
     return Surveyed(job, moves, running, dict(work.readings))

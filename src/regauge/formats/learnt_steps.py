@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from regauge.formats.base import OBJECTIVE, Format, Grid, Scale, Step
+from regauge.formats.base import JOINED, Format, Grid, Scale, Step
 from regauge.formats.learnt import checked_rate, passed
 from regauge.formats.rangers import Static
 from regauge.kernels.cpu.sweep import Range
@@ -37,7 +37,7 @@ class LearntStatic:
     """
 
     rate: float = 0.002
-    needs: ClassVar[frozenset[str]] = frozenset({"minimum", "maximum", OBJECTIVE})
+    needs: ClassVar[frozenset[str]] = frozenset({"minimum", "maximum", JOINED})
 
     def __post_init__(self) -> None:
         checked_rate(self.rate)

@@ -28,16 +28,12 @@ from regauge.plan.caches import Asked
 
 Inputs = Sequence[Tensor | Mapping[str, Any]]
 """Batches: token ids (B, T), pixels (B, C, H, W), or the keyword arguments of the model's forward."""
-
 Watch = Mapping[str, Callable[[Tensor], None]]
 """Site → is shown its inputs (tokens, I), padding left out."""
-
 Change = Mapping[str, Callable[[Tensor], Tensor]]
 """Site → replaces its input (…, I) or output (…, O)."""
-
 Rows = Callable[[Tensor | slice], Tensor]
 """Which rows of a matrix, a slice or indices (R,) → those rows (R, I)."""
-
 Tick = Callable[[int, int], None]
 """Is told (done, total)."""
 
@@ -207,14 +203,17 @@ class Host(Protocol):
     def turning(self, source: Source) -> Turning | None:
         """How a source turns queries and keys by their position; None where it does not, or nobody knows how."""
 
-    def reads_images(self, source: Source) -> bool:
-        """Whether the model's input is pixels rather than token ids."""
+    def medium(self, source: Source) -> str:
+        """What the model reads first: `text` (token ids), `images` (pixels) or `sound` (samples)."""
 
     def why_not_fed(self, source: Source) -> str:
         """Why regauge cannot read calibration data through the model, block by block; "" where it can."""
 
     def image_shape(self, source: Source) -> tuple[int, int]:
         """(channels, side) of the images that a vision model reads."""
+
+    def sound_shape(self, source: Source, frames: int) -> tuple[int, int, int]:
+        """Of a model of sound: samples that make so many frames, samples between two frames, samples a second."""
 
     def context(self, source: Source) -> int | None:
         """The most tokens that the model reads at once, where it says so."""

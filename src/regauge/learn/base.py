@@ -8,12 +8,13 @@ Legend: O output channels, I input channels, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from regauge.anatomy.model import Anatomy, Weights
 from regauge.anatomy.moves import Move
 from regauge.formats.base import Codes, Format, Step
 from regauge.formats.readings import Reading
@@ -48,24 +49,29 @@ class Finished:
         formats: site → its format, with the step that was learnt.
         codes: site → its codes, where they were learnt.
         transforms: tap → the transform of its channels.
+        moves: of streams, in order.
+        shares: tap → what is kept of its range.
         readings: tap → how it is read, with the step that was learnt.
-        moves: on streams of the block, in order.
     """
 
     formats: Mapping[str, Format] = field(default_factory=dict)
     codes: Mapping[str, Codes] = field(default_factory=dict)
     transforms: Mapping[str, Transform] = field(default_factory=dict)
+    moves: tuple[Move, ...] = ()
+    shares: Mapping[str, Tensor] = field(default_factory=dict)
     readings: Mapping[str, Reading] = field(default_factory=dict)
-    moves: Sequence[Move] = ()
+
+    @property
+    def moved(self) -> bool:
+        """Whether something else now goes into the matrices of the block."""
+        return bool(self.transforms or self.moves or self.shares)
 
     def __or__(self, other: Finished) -> Finished:
-        return Finished(
-            {**self.formats, **other.formats},
-            {**self.codes, **other.codes},
-            {**self.transforms, **other.transforms},
-            {**self.readings, **other.readings},
-            (*self.moves, *other.moves),
-        )
+        transforms = {**self.transforms, **other.transforms}
+        moves = (*self.moves, *other.moves)
+        formats, codes = {**self.formats, **other.formats}, {**self.codes, **other.codes}
+        shares, readings = {**self.shares, **other.shares}, {**self.readings, **other.readings}
+        return Finished(formats, codes, transforms, moves, shares, readings)
 
 
 Rates = Mapping[str, float | None]
@@ -140,10 +146,40 @@ class LearntTransform(Protocol):
         """The transform under these parameters, differentiable forward and on the weights."""
 
 
+@runtime_checkable
+class LearntShare(Protocol):
+    """A ranger of inputs that is learnt for one tap: how much of each token's range is kept."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+    @property
+    def rates(self) -> Rates: ...
+
+    def init(self) -> Parameters:
+        """Where training begins."""
+
+    def share(self, parameters: Parameters) -> Tensor:
+        """What is kept of a range under these parameters, (1,), differentiable."""
+
+
+@runtime_checkable
+class LearntRewrite(Protocol):
+    """A rewrite whose moves are trained with a block: numbers for its streams. `needs` names `trained`."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+    def rates(self, anatomy: Anatomy, block: int) -> Rates: ...
+    def init(self, anatomy: Anatomy, block: int) -> Parameters:
+        """Where training begins: parameters that move nothing."""
+
+    def moves(self, parameters: Parameters, anatomy: Anatomy, weights: Weights, block: int) -> list[Move]:
+        """The moves under these parameters, differentiable."""
+
+
 @dataclass(frozen=True)
 class Taught:
-    """What is learnt of one matrix: its range, its rounding, or both together. Neither, of one that reads a tap whose
-    transform is learnt: it is rounded to nearest while that is trained."""
+    """What is learnt of one matrix: its range, its rounding, or both together. Neither, of one that moves while others
+    are trained (it reads a tap whose transform is learnt, or a learnt rewrite moves it): it is rounded to nearest."""
 
     ranger: LearntRange | None = None
     rounder: LearntRounding | None = None

@@ -59,7 +59,7 @@ class OnReading:
 
 
 @dataclass(frozen=True, eq=False)
-class OnStreams:
+class OnScales:
     """A scale for each channel of some streams, learnt: what writes them is multiplied, what reads them divided.
 
     A parameter is the logarithm of its scale, 0 where training begins. Channels that rotary embeddings turn into each

@@ -14,7 +14,7 @@ from regauge.formats.runs import refusal as uneven
 from regauge.parts import ATTENTION, CACHE, INPUTS, PLACES, WEIGHTS, Point, Spec
 from regauge.plan import forms, integers
 from regauge.plan.contradictions import reasons_of_parts
-from regauge.plan.learnable import learnt, out_of_scope, teaches
+from regauge.plan.learnable import learnt, learnt_of_tap, out_of_scope, teaches
 from regauge.plan.matching import Match, match
 from regauge.plan.model import Plan
 from regauge.plan.select import SPECIAL
@@ -194,14 +194,15 @@ def _inputs(
     return found
 
 
-MANY = 1 << 30
-"""More tokens than any text has."""
+MANY = 1 << 30  # more tokens than any text has
 
 
 def _inner(point: Point, channels: int | None) -> tuple[Point, str]:
     """The point of a tap that no matrix reads, its grain settled; why it cannot be had, or ""."""
     if point.name("transform") not in ("", "identity"):
         return point, f"{point.name('transform')!r} is folded into the matrices that read a tap, and none reads it"
+    if learnt_of_tap(point):
+        return point, f"{point.name('ranger')!r} is learnt with the matrices that read a tap, and none reads it"
     point, _ = _grain(point, (1, channels or 1))
     grain = parts.format_of(point).grain
     if channels is None:

@@ -48,9 +48,10 @@ class Objective(Protocol):
 
 Moved = tuple[Anatomy, list[Move]]
 
-TRAINED = "trained"
-"""What a rewrite needs whose moves the whole model's output teaches, with all else that is learnt."""
 NOTHING: Mapping[str, tuple[float, ...]] = {}
+TRAINED = "trained"
+"""What a rewrite needs, beside the objective, whose moves are only the start: more are trained with the block by
+`learn/loop.py` (see `LearntRewrite` in `learn/base.py`)."""
 
 
 @runtime_checkable

@@ -13,8 +13,9 @@ from typing import ClassVar
 from regauge.anatomy.model import Anatomy, Stream, Weights
 from regauge.anatomy.moves import Move
 from regauge.errors import RecipeError
+from regauge.formats.base import JOINED
 from regauge.formats.learnt import checked_rate
-from regauge.rewrites.base import NOTHING, TRAINED, Moved, Objective, Statistics
+from regauge.rewrites.base import NOTHING, Moved, Objective, Statistics
 
 KINDS = ("norm", "value", "qk", "ffn")
 
@@ -38,7 +39,7 @@ class LearntScales:
     rate: float = 0.001
     streams: str = "norm+value+qk+ffn"
     scope: ClassVar[str] = "block"
-    needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
+    needs: ClassVar[frozenset[str]] = frozenset({JOINED})
     search: ClassVar[Mapping[str, tuple[float, ...]]] = NOTHING
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What the model reads while it is calibrated: tokens in windows of one length, cut from a corpus, or images.
+"""What the model reads while it is calibrated: tokens in windows of one length, cut from a corpus, images, or sound.
 
 Documents are cut into stretches of a few windows each, and a seeded shuffle decides which stretches are read, so that
 only as much text is tokenised as is needed and no document dominates. A window lies inside one document; only where
@@ -32,12 +32,13 @@ class Calibration:
     """What the model reads.
 
     Attributes:
-        inputs: (N, T) int64 token ids; for images (N, C, H, W) float32 pixels.
+        inputs: (N, T) int64 token ids; for images (N, C, H, W) float32 pixels, for sound (N, S) float32 samples.
         description: where they come from.
         sha256: over the tensor: two equal hashes are the same inputs.
-        kind: `text`, `self-sampled` or `images`.
+        kind: `text`, `self-sampled`, `images` or `sound`.
         notes: what a reader must know.
         details: further entries for the receipt.
+        each: tokens that one of them comes to in the blocks; 0: as many as it has ids.
     """
 
     inputs: Tensor
@@ -45,6 +46,7 @@ class Calibration:
     kind: str = "text"
     notes: tuple[str, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)
+    each: int = 0
 
     @property
     def sha256(self) -> str:
@@ -55,11 +57,13 @@ class Calibration:
     @property
     def tokens(self) -> int:
         """Tokens in all; for images, images."""
+        if self.each:
+            return len(self.inputs) * self.each
         return self.inputs.numel() if self.inputs.dim() == 2 else self.inputs.shape[0]
 
     def batches(self, tokens: int) -> list[Tensor]:
         """The windows in order, several to a batch of at most `tokens` tokens (one window at least)."""
-        each = self.inputs.shape[1] if self.inputs.dim() == 2 else 256
+        each = self.each or (self.inputs.shape[1] if self.inputs.dim() == 2 else 256)
         return list(torch.split(self.inputs, max(1, tokens // each)))
 
     def record(self) -> dict[str, object]:

@@ -17,6 +17,7 @@ class _Columns(BaseModel):
 
 When = dict[str, bool | int | str | None]
 """Attributes of the config, by dotted path, and what each must be for a row to hold."""
+Arrangement = Literal["pre", "post", "sandwich"]
 
 
 class Row(_Columns):
@@ -81,11 +82,12 @@ class NormColumns(_Columns):
 
 
 class NormRow(_Columns):
-    """Where a norm lies that is not of the table's kind: its path, what it has otherwise, and the module beside which
-    alone it is what its name says."""
+    """Where a norm lies that is not of the table's kind: its path, what it has otherwise, the module beside which alone
+    it is what its name says, and the settings of the config with which it is."""
 
     at: str
     beside: str | None = None
+    when: When = Field(default_factory=dict)
     kind: Literal["rms", "layer"] | None = None
     eps: str | float | None = None
     offset: float | None = None
@@ -172,7 +174,8 @@ class Table(_Columns):
     Attributes:
         types: values of `model_type`.
         config: names of the config's attributes; norm: what its norms have in common.
-        arrangement: where the norms sit; see `anatomy.model.Plumbing`.
+        arrangement: where the norms sit; see `anatomy.model.Plumbing`. Several where the config chooses, each with its
+            settings.
         rotary: left out where no channels turn.
         blocks: path of the list of blocks, from the body; several where a model has several stacks, in the order in
             which they run.
@@ -206,7 +209,7 @@ class Table(_Columns):
     norms: dict[str, NormRow | str | list[str]] = Field(default_factory=dict)
     outer_norms: dict[str, NormRow | str | list[str]] = Field(default_factory=dict)
     activation: str | None = None
-    arrangement: Literal["pre", "post", "sandwich"] = "pre"
+    arrangement: Arrangement | dict[Arrangement, When] = "pre"
     causal: bool = True
     rotary: Rotary | None = None
     head: str | None = None

@@ -78,11 +78,14 @@ class TransformersHost:
             return None
         return Turning(torch.tensor(found.radians, dtype=torch.float32, device="cpu"), found.halves)
 
-    def reads_images(self, source: base.Source) -> bool:
-        return probe.reads_images(_own(source))
+    def medium(self, source: base.Source) -> str:
+        return probe.medium(_own(source))
 
     def why_not_fed(self, source: base.Source) -> str:
         return probe.why_not_fed(_own(source))
+
+    def sound_shape(self, source: base.Source, frames: int) -> tuple[int, int, int]:
+        return probe.sound_shape(_own(source), frames)
 
     def image_shape(self, source: base.Source) -> tuple[int, int]:
         return probe.image_shape(_own(source))

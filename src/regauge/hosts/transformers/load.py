@@ -21,7 +21,6 @@ from regauge.anatomy.model import Anatomy
 from regauge.artifact import files
 from regauge.artifact.caches import read_cache
 from regauge.artifact.codec.base import Wire
-from regauge.artifact.codec.taps import of_tied_head
 from regauge.artifact.folder import shards, wire_of
 from regauge.cache.scheme import CachePlan
 from regauge.documents import read_json
@@ -40,6 +39,7 @@ from regauge.hosts.transformers.overflow import watch
 from regauge.hosts.transformers.placing import of_head, place, tie
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.skeleton import model_class
+from regauge.hosts.transformers.switching import offer
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.windowed import by_block, window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
@@ -148,8 +148,6 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
             "memory runs each by itself: leave memory= out"
         )
     form_modules(model, wire.layout)
-    if figure is not None and of_tied_head(wire.layout):
-        raise SettingError("a tied head that rounds its input is not for models in a window; leave memory= out")
     if figure is not None and inner_taps(wire.layout.anatomy).keys() & wire.layout.inputs.keys():
         raise SettingError(
             "what attention or the residual of this artifact reads is rounded inside blocks, and a window of blocks in "
@@ -164,6 +162,7 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
         plug(model, wire.layout.anatomy)
     keep(model, wire.layout.anatomy, kept, at.kind == CUDA)
     absorb(model)
+    offer(model, folder, wire.layout.anatomy)
     if dtype is torch.float16:
         watch(model)
     return model
@@ -208,7 +207,7 @@ def _plain(
         model = window_of_checkpoint(source, dtype, figure)
         if model is not None:
             _finish(model, folder, None)
-            return _keeping(model, anatomy, kept, at)
+            return _keeping(model, folder, anatomy, kept, at)
     elif at.kind == CPU:
         check_room(str(folder), source.parameters() * (dtype or source.dtype).itemsize)
     config, stored = source.config, source.dtype
@@ -217,7 +216,7 @@ def _plain(
     if coded_by(folder):
         decoded = whole_model(source, dtype)
         _finish(decoded, folder, None)
-        return _keeping(decoded.to(at.where), anatomy, kept, at)
+        return _keeping(decoded.to(at.where), folder, anatomy, kept, at)
     del source
     try:
         with _no_bar():
@@ -230,15 +229,16 @@ def _plain(
         for key, tensor in found.state_dict().items():
             if not finite(tensor):
                 raise ModelError(f"{key} of {folder} has values that float16 cannot hold; load with dtype='bfloat16'")
-    return _keeping(found.eval().requires_grad_(False).to(at.where), anatomy, kept, at)
+    return _keeping(found.eval().requires_grad_(False).to(at.where), folder, anatomy, kept, at)
 
 
-def _keeping(model: Any, anatomy: Anatomy, kept: CachePlan | None, at: Placed) -> Any:
+def _keeping(model: Any, folder: Path, anatomy: Anatomy, kept: CachePlan | None, at: Placed) -> Any:
     """A plain model with its plan, by which it decodes as an artifact does: packed caches are read natively then."""
     if kept is not None and not kept.plain and at.kind == CPU:
         plug(model, anatomy)
     keep(model, anatomy, kept, at.kind == CUDA)
     absorb(model)
+    offer(model, folder, anatomy)
     return model
 
 

@@ -1,4 +1,7 @@
-"""What a model reads, and small fixed inputs to prove moves on. Legend: B batch, T tokens, C channels, F frames."""
+"""What a model reads, and small fixed inputs to prove moves on.
+
+Legend: B batch, T tokens, C channels, F frames, S samples.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regauge.documents import read_json
+from regauge.errors import ModelError
 from regauge.hosts.base import Inputs
 from regauge.hosts.transformers.settings import lookup, own_config, why_together
 from regauge.hosts.transformers.source import Source
@@ -15,9 +20,15 @@ from regauge.hosts.transformers.tables import table_for
 TOKENS = 24  # of a probe: enough for heads to mix and for experts to differ
 
 
-def reads_images(source: Source) -> bool:
-    """Whether the model's input is pixels rather than token ids."""
-    return reads(source)[0] == "pixel_values"
+MEDIA = {"pixel_values": "images", "input_values": "sound"}
+"""What the first input of a model is, where it is no text."""
+RATE = 16_000
+"""Samples a second where no file beside the model says it: what all released ones of these families read."""
+
+
+def medium(source: Source) -> str:
+    """`text`, `images` or `sound`: what the model's first input is."""
+    return MEDIA.get(reads(source)[0], "text")
 
 
 def reads(source: Source) -> list[str]:
@@ -28,14 +39,14 @@ def reads(source: Source) -> list[str]:
 def why_not_fed(source: Source) -> str:
     """Why calibration data cannot be read through the model, block by block; "" where it can."""
     names, table = reads(source), table_for(source.config)
-    if names not in (["input_ids"], ["pixel_values"], ["input_ids", "decoder_input_ids"]):
+    if names not in (["input_ids"], ["input_ids", "decoder_input_ids"], *([name] for name in MEDIA)):
         return f"a {source.config.model_type} reads {' and '.join(names)}, which regauge does not gather from files yet"
     return why_together(table, source.config)
 
 
 def context(source: Source) -> int | None:
     """The most tokens that the model reads at once, where its config says so."""
-    return None if reads_images(source) else longest(source.config)
+    return longest(source.config) if medium(source) == "text" else None
 
 
 def longest(config: Any) -> int | None:
@@ -54,9 +65,22 @@ def image_shape(source: Source) -> tuple[int, int]:
     return int(config.num_channels), int(side if isinstance(side, int) else side[0])
 
 
+def sound_shape(source: Source, frames: int) -> tuple[int, int, int]:
+    """Samples of sound that the convolutions in front of a model make so many frames of; samples between two frames;
+    samples a second."""
+    found, between = frames, 1
+    for kernel, stride in zip(reversed(source.config.conv_kernel), reversed(source.config.conv_stride), strict=True):
+        found, between = (found - 1) * int(stride) + int(kernel), between * int(stride)
+    path = source.path / "preprocessor_config.json"
+    said = read_json(path, ModelError).get("sampling_rate", RATE) if path.exists() else RATE
+    if type(said) is not int or not 0 < said < 1 << 20:
+        raise ModelError(f"{path} says sampling_rate is {str(said)[:40]!r}, which is no rate; fetch it again.")
+    return found, between, said
+
+
 def probe(source: Source, seed: int = 0) -> Inputs:
-    """One batch of random ids (1, T), pixels (1, C, side, side) or sound (1, C, F), or of several of them by name, the
-    same for the same seed."""
+    """One batch of random ids (1, T), pixels (1, C, side, side), features of sound (1, C, F) or its samples (1, S), or
+    of several of them by name, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
 
     def made(name: str) -> Tensor:
@@ -66,6 +90,10 @@ def probe(source: Source, seed: int = 0) -> Inputs:
         if name == "input_features":
             shape = (1, int(source.config.num_mel_bins), 2 * int(source.config.max_source_positions))
             return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        if name == "input_values":
+            return torch.randn(
+                1, sound_shape(source, TOKENS)[0], generator=generator, dtype=torch.float32, device="cpu"
+            )
         vocabulary, length = source.anatomy.site("embed").shape[0], min(TOKENS, context(source) or TOKENS)
         return torch.randint(0, vocabulary, (1, length), generator=generator, dtype=torch.int64, device="cpu")
 

@@ -17,7 +17,7 @@ from typing import Any
 from regauge.anatomy.model import Anatomy, Norm, Plumbing, Site, Slot, Stop
 from regauge.anatomy.streams import TABLES, feeds, with_streams
 from regauge.errors import ModelError
-from regauge.hosts.transformers.columns import NormRow, Row, Table
+from regauge.hosts.transformers.columns import Arrangement, NormRow, Row, Table
 from regauge.hosts.transformers.settings import holds, lookup, own_config, refuse, sliding_blocks
 from regauge.hosts.transformers.sharing import Heads, slots
 from regauge.hosts.transformers.skeleton import block_paths, body_prefix, parameters, skeleton
@@ -71,7 +71,7 @@ class _Reader:
         sites += head
         outside, kept = self._outside(sites, norms)
         plumbing = Plumbing(
-            arrangement=table.arrangement,
+            arrangement=self._arrangement(),
             activation=table.activation or str(lookup(self.config, table.config.activation, "none")),
             rotary=self._turned(),
             pairing=table.rotary.pairing if table.rotary else "half",
@@ -98,6 +98,10 @@ class _Reader:
                 plumbing=plumbing,
             )
         )
+
+    def _arrangement(self) -> Arrangement:
+        found = self.table.arrangement
+        return found if isinstance(found, str) else next(kind for kind in found if holds(self.config, found[kind]))
 
     def _cached(self, sites: list[Site]) -> int:
         """Numbers that a token leaves in all caches beside one key and one value for each head of them: those of
@@ -206,6 +210,8 @@ class _Reader:
         if self.modules.get(path, NOT_NORMS[0]) in NOT_NORMS or (
             row.beside and prefix + row.beside not in self.modules
         ):
+            return []
+        if not holds(self.config, row.when):
             return []
         eps = columns.eps if row.eps is None else row.eps
         return [
