@@ -36,7 +36,7 @@ class LearntStatic:
         rate: learning rate.
     """
 
-    rate: float = 0.002
+    rate: float = 0.003
     needs: ClassVar[frozenset[str]] = frozenset({"minimum", "maximum", JOINED})
 
     def __post_init__(self) -> None:
