@@ -30,7 +30,9 @@ def main(reference: str, given: str, out: str) -> None:
     with torch.no_grad():
         for name, parameter in (*model.named_parameters(), *codec.named_parameters()):
             if "scale_mul" not in name and "norm" not in name:
-                parameter.copy_(torch.randn(parameter.shape) * (0.3 if parameter.dim() < 2 else parameter[0].numel() ** -0.5))
+                parameter.copy_(
+                    torch.randn(parameter.shape) * (0.3 if parameter.dim() < 2 else parameter[0].numel() ** -0.5)
+                )
     model.eval(), codec.eval()
     tokens = codec.img_to_idxBl(case["pixels"])
     latents = codec.quantize.idxBl_to_var_input(tokens)

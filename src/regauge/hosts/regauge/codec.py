@@ -6,10 +6,11 @@ Legend: B batch, C channels, h w sides.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 EPS = 1e-6
 
@@ -26,8 +27,8 @@ class Residual(nn.Module):
         self.nin_shortcut = nn.Identity() if inner == outer else nn.Conv2d(inner, outer, 1)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        made = self.conv1(F.silu(self.norm1(x_BChw)))
-        made = self.conv2(F.silu(self.norm2(made)))
+        made = self.conv1(functional.silu(self.norm1(x_BChw)))
+        made = self.conv2(functional.silu(self.norm2(made)))
         out: Tensor = self.nin_shortcut(x_BChw) + made
         return out
 
@@ -43,7 +44,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x_BChw)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
-        mixed = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        mixed = functional.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
         out: Tensor = x_BChw + self.proj_out(mixed.transpose(1, 2).reshape(x_BChw.shape))
         return out
 
@@ -56,7 +57,7 @@ class Down(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        made: Tensor = self.conv(F.pad(x_BChw, (0, 1, 0, 1)))
+        made: Tensor = self.conv(functional.pad(x_BChw, (0, 1, 0, 1)))
         return made
 
 
@@ -68,16 +69,19 @@ class Up(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        made: Tensor = self.conv(F.interpolate(x_BChw, scale_factor=2, mode="nearest"))
+        made: Tensor = self.conv(functional.interpolate(x_BChw, scale_factor=2, mode="nearest"))
         return made
 
 
 class Level(nn.Module):
     """The blocks of one size; the smallest has attention behind each."""
 
+    downsample: Down
+    upsample: Up
+
     def __init__(self, channels: Sequence[int], groups: int, attends: bool) -> None:
         super().__init__()
-        pairs = list(zip(channels, channels[1:], strict=False))
+        pairs = list(itertools.pairwise(channels))
         self.block = nn.ModuleList(Residual(inner, outer, groups) for inner, outer in pairs)
         self.attn = nn.ModuleList(Attention(outer, groups) for _, outer in pairs if attends)
 
@@ -128,10 +132,11 @@ class Encoder(nn.Module):
     def forward(self, x_BChw: Tensor) -> Tensor:
         made = self.conv_in(x_BChw)
         for level in self.down:
+            assert isinstance(level, Level)
             made = level(made)
             if hasattr(level, "downsample"):
                 made = level.downsample(made)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(made))))
+        out: Tensor = self.conv_out(functional.silu(self.norm_out(self.mid(made))))
         return out
 
 
@@ -155,9 +160,9 @@ class Decoder(nn.Module):
     def forward(self, x_BChw: Tensor) -> Tensor:
         made = self.mid(self.conv_in(x_BChw))
         for level in reversed(list(self.up)):
+            assert isinstance(level, Level)
             made = level(made)
             if hasattr(level, "upsample"):
                 made = level.upsample(made)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(made)))
+        out: Tensor = self.conv_out(functional.silu(self.norm_out(made)))
         return out
-

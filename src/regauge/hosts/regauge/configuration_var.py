@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,7 +84,10 @@ def _wrong(config: VarConfig) -> list[str]:
     groups, channels = config.codec_groups, [config.codec_width * one for one in times]
     found = [
         (not 2 <= len(sides) <= MOST["patch_nums"], f"patch_nums has {len(sides)} scales, and 2 to 32 make sense"),
-        (not _rising(sides) or sides[-1] > MOST["side"], f"patch_nums must rise from 1 or more to at most 256: {sides}"),
+        (
+            not _rising(sides) or sides[-1] > MOST["side"],
+            f"patch_nums must rise from 1 or more to at most 256: {sides}",
+        ),
         (config.tokens > MOST["tokens"], f"patch_nums make {config.tokens} tokens an image, and 65,536 are the most"),
         (not times or min(times) < 1 or halvings > 10, f"codec_multipliers must be 1 to 11 numbers from 1: {times}"),
         (not 1 <= config.image_size <= MOST["image_size"], f"image_size is {config.image_size}: 1 to 4096"),
@@ -92,7 +96,10 @@ def _wrong(config: VarConfig) -> list[str]:
         (not 0 <= config.phi_count <= MOST["patch_nums"], f"phi_count is {config.phi_count}: 0 to 32"),
         (not 0 <= config.phi_share <= 1, f"phi_share is {config.phi_share}: 0 to 1"),
         (not 1 <= config.num_classes <= MOST["classes"], f"num_classes is {config.num_classes}: 1 to 1,048,576"),
-        (config.hidden_act != "gelu_pytorch_tanh", f"hidden_act is {config.hidden_act!r}, and VAR has gelu_pytorch_tanh"),
+        (
+            config.hidden_act != "gelu_pytorch_tanh",
+            f"hidden_act is {config.hidden_act!r}, and VAR has gelu_pytorch_tanh",
+        ),
     ]
     for name in ("hidden_size", "intermediate_size", "vocab_size", "latent_channels", "codec_width", "codec_groups"):
         size = getattr(config, name)
@@ -104,7 +111,9 @@ def _wrong(config: VarConfig) -> list[str]:
     if heads < 1 or config.hidden_size % heads:
         return [f"hidden_size {config.hidden_size} does not split into {heads} heads"]
     if any(one % groups for one in channels):
-        return [f"codec_width and codec_multipliers make {channels} channels, which codec_groups {groups} do not divide"]
+        return [
+            f"codec_width and codec_multipliers make {channels} channels, which codec_groups {groups} do not divide"
+        ]
     if config.image_size != sides[-1] << halvings:
         return [
             f"images of {config.image_size} pixels, halved {halvings} times, are no maps of {sides[-1]}: image_size "
@@ -114,7 +123,7 @@ def _wrong(config: VarConfig) -> list[str]:
 
 
 def _rising(sides: Sequence[int]) -> bool:
-    return sides[0] >= 1 and all(a < b for a, b in zip(sides, sides[1:], strict=False))
+    return sides[0] >= 1 and all(a < b for a, b in itertools.pairwise(sides))
 
 
 CONFIG = VarConfig

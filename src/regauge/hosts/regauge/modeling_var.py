@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -90,11 +90,11 @@ class Attention(nn.Module):
         made = self.mat_qkv(x_BLC)
         q, k, v = made.view(*made.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if self.normed:
-            q = F.normalize(q, dim=-1) * self.scale_mul_1H11.clamp(max=LOUDEST).exp()
-            k = F.normalize(k, dim=-1)
+            q = functional.normalize(q, dim=-1) * self.scale_mul_1H11.clamp(max=LOUDEST).exp()
+            k = functional.normalize(k, dim=-1)
         if past is not None:
             k, v = past.append(self.index, k, v)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=self.scale)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=self.scale)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -108,7 +108,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x_BLC), approximate="tanh"))
+        out: Tensor = self.fc2(functional.gelu(self.fc1(x_BLC), approximate="tanh"))
         return out
 
 
@@ -128,9 +128,10 @@ class Block(nn.Module):
     def modulation(self, cond: Tensor) -> Tensor:
         """(B, 1, 6, C) of a class (B, C), or of what all blocks share."""
         if self.shared:
-            return self.ada_gss + cond
-        made: Tensor = self.ada_lin(cond)
-        return made.view(len(made), 1, 6, -1)
+            added: Tensor = self.ada_gss + cond
+            return added
+        made: Tensor = self.ada_lin(cond).view(len(cond), 1, 6, -1)
+        return made
 
     def forward(
         self,
@@ -146,7 +147,8 @@ class Block(nn.Module):
         made = self.modulation(cond) if modulation is None else modulation
         gamma1, gamma2, scale1, scale2, shift1, shift2 = made.unbind(2)
         x_BLC = x_BLC + gamma1 * self.attn(self.norm1(x_BLC) * (scale1 + 1) + shift1, mask_LL, past)
-        return x_BLC + gamma2 * self.ffn(self.norm2(x_BLC) * (scale2 + 1) + shift2)
+        out: Tensor = x_BLC + gamma2 * self.ffn(self.norm2(x_BLC) * (scale2 + 1) + shift2)
+        return out
 
 
 class HeadNorm(nn.Module):
@@ -228,7 +230,7 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
         labels: Tensor | None = None,
         tokens: Tensor | None = None,
         latents: Tensor | None = None,
-        subnet: Stages | Layers = None,
+        subnet: Stages = None,
         **_: Any,
     ) -> VarOutput:
         """What the model thinks of each token of an image, given the scales before.
@@ -247,17 +249,17 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
                 tokens = torch.cat(self.vae.encode(pixel_values), 1)
         if latents is None:
             assert tokens is not None
-            latents = self.vae.quantize.inputs(tokens.split(self.config.areas, 1))
+            latents = self.vae.quantize.inputs(torch.split(tokens, list(self.config.areas), 1))
         if labels is None:
             labels = torch.full((len(latents),), self.config.num_classes, dtype=torch.int64, device=latents.device)
         cond_BC, cond = self.condition(labels)
         x_BLC = torch.cat([self.start(cond_BC), self.word_embed(latents.to(cond_BC.dtype))], 1) + self.places()
         x_BLC = self._taught(x_BLC, cond, subnet)
         logits_BLV = self.logits(x_BLC, cond_BC)
-        loss = None if tokens is None else F.cross_entropy(logits_BLV.flatten(0, 1), tokens.flatten())
+        loss = None if tokens is None else functional.cross_entropy(logits_BLV.flatten(0, 1), tokens.flatten())
         return VarOutput(loss=loss, logits=logits_BLV)
 
-    def _taught(self, x_BLC: Tensor, cond: Tensor, subnet: Stages | Layers) -> Tensor:
+    def _taught(self, x_BLC: Tensor, cond: Tensor, subnet: Stages) -> Tensor:
         """All scales at once; a layer leaves the tokens of scales on which it does not run as they are."""
         areas = self.config.areas
         mask_LL = mask_of(areas, x_BLC.device)
@@ -265,14 +267,14 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
             for block in self.blocks:
                 x_BLC = block(x_BLC, cond, mask_LL)
             return x_BLC
-        layers = subnet if isinstance(subnet, tuple) and isinstance(subnet[0], tuple) else self.layers(subnet)
-        parts = list(x_BLC.split(areas, 1))
+        layers = self.layers(subnet)
+        parts = list(torch.split(x_BLC, list(areas), 1))
         for index, block in enumerate(self.blocks):
             runs = [scale for scale, some in enumerate(layers) if index in some]
             if runs:
                 inner = [areas[scale] for scale in runs]
                 made = block(torch.cat([parts[scale] for scale in runs], 1), cond, mask_of(inner, x_BLC.device))
-                for scale, part in zip(runs, made.split(inner, 1), strict=True):
+                for scale, part in zip(runs, torch.split(made, inner, 1), strict=True):
                     parts[scale] = part
         return torch.cat(parts, 1)
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,13 @@ class Apart(nn.ModuleList):
 
 
 def nearest_tick(place: float, count: int) -> int:
-    """Which of `count` places between 0 and 1 is the nearest; the first of equals.
+    """Which of `count` places between 0 and 1 is the nearest, in the reference's own arithmetic: scales stand exactly
+    between two of them, and their rounding decides.
 
-    They stand evenly between a half step from both ends, of four a third of a step: as the reference has it.
+    They stand evenly between a half step from both ends, of four a third of a step.
     """
     edge = 1 / 3 / count if count == 4 else 1 / 2 / count
-    step = 0.0 if count == 1 else (1 - 2 * edge) / (count - 1)
-    return min(range(count), key=lambda number: abs(edge + step * number - place))
+    return int(np.abs(np.linspace(edge, 1 - edge, count) - place).argmin())
 
 
 class Quantiser(nn.Module):
@@ -124,14 +125,15 @@ class Quantiser(nn.Module):
         side = self.sides[scale]
         h_BZhw = self.embedding(ids_BL).transpose(1, 2).reshape(len(ids_BL), -1, side, side)
         if scale < len(self.sides) - 1:
-            h_BZhw = F.interpolate(h_BZhw, size=(self.side, self.side), mode="bicubic")
-        return self.quant_resi.at(scale / (len(self.sides) - 1))(h_BZhw)
+            h_BZhw = functional.interpolate(h_BZhw, size=(self.side, self.side), mode="bicubic")
+        made: Tensor = self.quant_resi.at(scale / (len(self.sides) - 1))(h_BZhw)
+        return made
 
     def down(self, map_BZhw: Tensor, scale: int) -> Tensor:
         """A full map, averaged to the places of a scale: (B, L, Z)."""
         side = self.sides[scale]
         if side != self.side:
-            map_BZhw = F.interpolate(map_BZhw, size=(side, side), mode="area")
+            map_BZhw = functional.interpolate(map_BZhw, size=(side, side), mode="area")
         return map_BZhw.flatten(2).transpose(1, 2)
 
     def nearest(self, rows_nZ: Tensor) -> Tensor:
@@ -170,11 +172,11 @@ class Quantiser(nn.Module):
     def trained(self, map_BZhw: Tensor) -> Trained:
         """The quantised map with its loss: β‖sg f̂ₖ − f‖² + ‖f̂ₖ − sg f‖², averaged over the sums f̂ₖ of k scales."""
         fixed_BZhw, total_BZhw, losses, hits = map_BZhw.detach(), torch.zeros_like(map_BZhw), [], []
-        rows_nZ = fixed_BZhw
-        for ids_BL, part_BZhw, rows_nZ in self._steps(map_BZhw):
+        steps = list(self._steps(map_BZhw))
+        for ids_BL, part_BZhw, _ in steps:
             total_BZhw = total_BZhw + part_BZhw
-            losses.append(self.commitment * F.mse_loss(map_BZhw, total_BZhw.detach()))
-            losses.append(F.mse_loss(total_BZhw, fixed_BZhw))
+            losses.append(self.commitment * functional.mse_loss(map_BZhw, total_BZhw.detach()))
+            losses.append(functional.mse_loss(total_BZhw, fixed_BZhw))
             hits.append(ids_BL.flatten().bincount(minlength=self.embedding.num_embeddings))
         through_BZhw = map_BZhw + (total_BZhw - map_BZhw).detach()
-        return Trained(through_BZhw, torch.stack(losses).sum() / len(self.sides), torch.stack(hits), rows_nZ)
+        return Trained(through_BZhw, torch.stack(losses).sum() / len(self.sides), torch.stack(hits), steps[-1][2])

@@ -86,11 +86,14 @@ def to_reference(config: VarConfig, state: Mapping[str, Tensor]) -> tuple[dict[s
     return transformer, tokenizer
 
 
-def config_of(transformer: Mapping[str, Tensor], tokenizer: Mapping[str, Tensor], heads: int | None = None) -> VarConfig:
+def config_of(
+    transformer: Mapping[str, Tensor], tokenizer: Mapping[str, Tensor], heads: int | None = None, groups: int = 32
+) -> VarConfig:
     """The config that the reference's tensors have by their shapes.
 
     Args:
         heads: of attention, where no learnt scale of it tells; None: as many as layers, as the released ones have.
+        groups: of the norms of the tokenizer, which no shape tells.
 
     Raises:
         ModelError: the tensors are none of VAR's.
@@ -121,6 +124,7 @@ def config_of(transformer: Mapping[str, Tensor], tokenizer: Mapping[str, Tensor]
             codec_width=width,
             codec_multipliers=tuple(times),
             codec_depth=1 + max(int(k.split(".")[4]) for k in tokenizer if k.startswith("encoder.down.0.block.")),
+            codec_groups=groups,
             phi_count=0 if apart else phi,
         )
     except (KeyError, IndexError, ValueError) as error:

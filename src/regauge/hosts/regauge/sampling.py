@@ -70,7 +70,7 @@ def sample(model: Any, labels_B: Tensor, seed: int, taste: Taste, subnet: Stages
     labels = torch.cat([labels_B, none_B]) if taste.guidance else labels_B
     cond_BC, cond = model.condition(labels)
     made = [block.modulation(cond) for block in model.blocks]
-    past, places = Past(layers), model.places().split(config.areas, 1)
+    past, places = Past(layers), torch.split(model.places(), config.areas, 1)
     x_BLC, total_BZhw = model.start(cond_BC) + places[0], None
     tokens, held, seconds = [], [], []
     for scale, some in enumerate(layers):

@@ -16,7 +16,9 @@ from regauge.errors import SettingError
 
 Layers = tuple[tuple[int, ...], ...]
 """For each scale, the layers that run on it, in their order."""
-Stages = str | int | Sequence[str | int] | None
+Subnet = str | int | tuple[int, ...]
+"""What runs on a scale: `full`, `depth=8` or 8, `depth=0/1/4/7` or these numbers."""
+Stages = str | int | Sequence[Subnet] | None
 """A subnet for all scales, or one for each."""
 
 
@@ -43,16 +45,16 @@ def late(depth: int, scales: int, kept: int, early: int) -> Layers:
     return layers_of(("full",) * early + (kept,) * (scales - early), depth, scales)
 
 
-def _layers(subnet: str | int | None, depth: int) -> tuple[int, ...]:
-    said = str(subnet) if isinstance(subnet, str) else f"depth={subnet}" if subnet is not None else "full"
+def _layers(subnet: Subnet | None, depth: int) -> tuple[int, ...]:
+    said = _said(subnet)
     if said in ("", "full"):
         return tuple(range(depth))
     name, _, value = said.partition("=")
-    parts = value.split("/")
+    parts = value.removesuffix("/").split("/")
     if name != "depth" or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
         raise SettingError(f"{said[:60]!r} names no layers of a scale; write full, depth=8, or depth=0/1/4/7")
     numbers = [int(part) for part in parts]
-    if len(parts) == 1:
+    if "/" not in value:
         kept = numbers[0]
         if not 1 <= kept <= depth:
             near = min(max(kept, 1), depth)
@@ -61,6 +63,17 @@ def _layers(subnet: str | int | None, depth: int) -> tuple[int, ...]:
     if sorted(set(numbers)) != numbers or numbers[-1] >= depth:
         raise SettingError(f"{said[:60]} must name layers from 0 to {depth - 1}, each once and in order")
     return tuple(numbers)
+
+
+def _said(subnet: Subnet | None) -> str:
+    if subnet is None or isinstance(subnet, str):
+        return subnet or "full"
+    return f"depth={subnet}" if isinstance(subnet, int) else _listed(subnet)
+
+
+def _listed(layers: tuple[int, ...]) -> str:
+    """A set of layers in words; one alone needs a list of its own."""
+    return "depth=" + "/".join(map(str, layers)) + "/" * (len(layers) == 1)
 
 
 class Past:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from regauge.errors import ModelError
 from regauge.hosts.regauge.stages import Layers
@@ -107,7 +107,7 @@ def train(model: nn.Module, loss: Loss, course: Course, state: Path | None = Non
             for group in optimiser.param_groups:
                 group["lr"] = course.at(step)
             optimiser.zero_grad(set_to_none=True)
-        made.backward()
+        torch.autograd.backward(made)
         nn.utils.clip_grad_norm_(wanted, course.clip)
         for optimiser in optimisers:
             optimiser.step()
@@ -131,9 +131,7 @@ def _optimisers(model: nn.Module, course: Course) -> list[Any]:
     ]
     found: list[Any] = [torch.optim.AdamW(groups, lr=course.rate, betas=(0.9, 0.95))]
     if branches:
-        muon = torch.optim.Muon(
-            branches, lr=course.rate, weight_decay=course.decay, adjust_lr_fn="match_rms_adamw"
-        )
+        muon = torch.optim.Muon(branches, lr=course.rate, weight_decay=course.decay, adjust_lr_fn="match_rms_adamw")
         found.append(muon)
     return found
 
@@ -188,18 +186,23 @@ class TokenizerLoss:
         made = self.tokenizer.map(pixels)
         if step == 0:  # codes begin where maps are
             codes, rows = quantiser.embedding.weight.data, made.detach().permute(0, 2, 3, 1).flatten(0, 2)
-            codes.copy_(rows[torch.randint(len(rows), (len(codes),), generator=generator, dtype=torch.int64, device="cpu")])
+            codes.copy_(
+                rows[torch.randint(len(rows), (len(codes),), generator=generator, dtype=torch.int64, device="cpu")]
+            )
         found = quantiser.trained(made)
         again = self.tokenizer.pixels(found.map_BZhw)
         self._revive(quantiser.embedding.weight, found.hits_SV.sum(0), found.rest_nZ, generator)
-        return F.l1_loss(again, pixels) + F.mse_loss(again, pixels) + found.loss
+        loss: Tensor = functional.l1_loss(again, pixels) + functional.mse_loss(again, pixels) + found.loss
+        return loss
 
     def _revive(self, codes_VZ: Tensor, hits_V: Tensor, rows_nZ: Tensor, generator: torch.Generator) -> None:
         idle = torch.zeros_like(hits_V) if self._idle is None else self._idle
         self._idle = torch.where(hits_V > 0, torch.zeros_like(idle), idle + 1)
         dead = (self._idle >= self.patience).nonzero().flatten()
         if len(dead):
-            picked = rows_nZ[torch.randint(len(rows_nZ), (len(dead),), generator=generator, dtype=torch.int64, device="cpu")]
+            picked = rows_nZ[
+                torch.randint(len(rows_nZ), (len(dead),), generator=generator, dtype=torch.int64, device="cpu")
+            ]
             codes_VZ.data[dead] = picked
             self._idle[dead] = 0
 
