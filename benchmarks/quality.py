@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py                                   # the bundled model at 4, 3 and 2 bits
     python benchmarks/quality.py --model DIR --calibration TEXTS --eval HELD_OUT --bits 2 3 --fit
+    python benchmarks/quality.py --bits 4 --write                  # a section of docs/quality.md
     python benchmarks/quality.py --peers none --ours gptq-w3g64 autoround-w3g64 --bits 3
 
 Peers are installed by `python benchmarks/peers/setup.py imatrix llmcompressor autoround grids`, each in an environment
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 import tempfile
@@ -29,14 +31,19 @@ from typing import Any
 from common.calibrating import PEERS, missing
 from common.calibrating import Peer as Kind
 from common.heldout import HeldOut
+from common.sections import put
 from common.watched import Watched, watched
-from peers.setup import python
+from peers.setup import KNOWN, python
 
 from regauge.measure.bootstrap import Interval
+from regauge.measure.machine import machine
 from regauge.measure.quality import Scores, paired, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "quality.md"
+TABLE = "| | bits | MB | KL | CPU s | memory |\n|---|---|---|---|---|---|"
 SEED = 0
+THEIRS = "auto-round"
 NEAR = 0.03
 """Bits a weight that a peer may have beyond the widest of our rows and still count as no more."""
 CHILD = """
@@ -81,6 +88,14 @@ class Row:
             f"{self.seconds:6.0f} cpu s {self.memory / 1e6:6.0f} MB of memory"
         )
 
+    def cells(self) -> str:
+        """The row as docs have it."""
+        name, bits = f"`{self.name}`" if self.ours else self.name, f"{self.bits:.2f}" if self.bits else ""
+        return (
+            f"| {name} | {bits} | {self.megabytes:.3f} | {self.kl:.5f} [{self.low:.5f}, {self.high:.5f}] | "
+            f"{self.seconds:.0f} | {self.memory / 1e9:.1f} GB |"
+        )
+
 
 def rivals(bits: int) -> dict[str, tuple[Kind, str]]:
     """Row → how it is had, and its kind, at a width."""
@@ -95,13 +110,23 @@ def rivals(bits: int) -> dict[str, tuple[Kind, str]]:
 
 
 class Field:
-    """One model and its texts; what was made of it so far."""
+    """One model and its texts; what was made of it so far.
+
+    Attributes:
+        said: lines that are no row: what could not run, how ours stands.
+    """
 
     def __init__(self, given: argparse.Namespace, scratch: Path) -> None:
         self.given, self.scratch = given, scratch
         self.held = HeldOut(given.model, given.eval, given.length, given.read)
         self.rows: dict[str, Row] = {}
         self.scores: dict[str, Scores] = {}
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        """Prints a line, and keeps it for the docs."""
+        self.said.append(line.strip())
+        print(line, flush=True)
 
     def _keep(self, name: str, out: Path, told: tuple[float, float, float, int], ours: bool) -> Row:
         bits, size, seconds, memory = told
@@ -118,8 +143,9 @@ class Field:
         command = [sys.executable, "-c", CHILD, recipe, str(given.model), str(out), str(given.calibration)]
         with _removed(out):
             ran = watched([*command, str(given.tokens), str(given.length)], [out])
-            said = _said(name or recipe, ran)
-            if said is None:
+            said = _said(ran)
+            if isinstance(said, str):
+                self.say(f"{name or recipe:28} {said}")
                 return None
             size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
             return self._keep(name or recipe, out, (said["bits"] or 0.0, size, ran.cpu, ran.peak), True)
@@ -127,15 +153,16 @@ class Field:
     def peer(self, name: str, kind: Kind, word: str) -> Row | None:
         """One peer's row."""
         if why := missing(kind):
-            print(f"{name:28} {why}", flush=True)
+            self.say(f"{name:28} {why}")
             return None
         given, out = self.given, self.scratch / "peer"
         command = [str(python(kind.venv)), str(PEERS / f"{kind.script}.py")]
         command += [str(given.model), str(out), str(given.calibration), str(given.tokens), str(given.length), word]
         with _removed(out):
             ran = watched(command, [out])
-            said = _said(name, ran)
-            if said is None:
+            said = _said(ran)
+            if isinstance(said, str):
+                self.say(f"{name:28} {said}")
                 return None
             return self._keep(name, out, (said["bits"], said["bytes"], ran.cpu, ran.peak), False)
 
@@ -153,13 +180,12 @@ def _removed(path: Path) -> Iterator[None]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _said(name: str, ran: Watched) -> dict[str, Any] | None:
-    """The line of JSON that a process ended with; None, and a line that says so, where it failed."""
+def _said(ran: Watched) -> dict[str, Any] | str:
+    """The line of JSON that a process ended with, or a sentence where it failed."""
     lines = [line for line in ran.printed.splitlines() if line.startswith("{") and '"bits"' in line]
     if ran.code or not lines:
         last = [line for line in ran.complaints.splitlines() if line.strip()][-1:]
-        print(f"{name:28} ended with {ran.code}: {' '.join(last)[:200]}", flush=True)
-        return None
+        return f"ended with {ran.code}: {' '.join(last)[:200]}"
     return dict(json.loads(lines[-1]))
 
 
@@ -180,20 +206,43 @@ def group(field: Field, bits: int, given: argparse.Namespace) -> None:
     most = max(row.bits for row in mine) + NEAR
     even = [row for row in others if row and row.bits <= most]
     rival = min(even, key=lambda row: row.kl) if even else None
-    print(f"best of ours: {best.name}")
+    field.say(f"best of ours: {best.name}")
     if rival:
-        print(
-            told(f"against {rival.name}, the best peer of {rival.bits:.2f} bits", field.against(best, rival)),
-            flush=True,
-        )
-    wider = [row for row in others if row and row.bits > most and row.kl < best.kl]
-    for row in wider:
-        print(f"  {row.name} has a lower KL with {row.bits - best.bits:.2f} bits more")
+        field.say(told(f"against {rival.name}, the best peer of {rival.bits:.2f} bits", field.against(best, rival)))
+    for row in others:
+        if row and row.bits > most and row.kl < best.kl:
+            field.say(f"  {row.name} has a lower KL with {row.bits - best.bits:.2f} bits more")
+    learnt, peer = (
+        field.rows.get(f"autoround-w{bits}g64"),
+        next((row for row in others if row and row.name == THEIRS), None),
+    )
+    if learnt and peer:
+        field.say(f"  {learnt.name} calibrates in {learnt.seconds / peer.seconds:.2f} of the CPU time of {THEIRS}")
+        field.say(told(f"{learnt.name} against {THEIRS}", field.against(learnt, peer)))
     if given.fit:
         found = field.ours(f"memory={best.megabytes:.3f}MB", f"fit at {best.megabytes:.3f} MB")
         for row in (best, rival):
             if found and row:
-                print(told(f"fit against {row.name}", field.against(found, row)), flush=True)
+                field.say(told(f"fit against {row.name}", field.against(found, row)))
+
+
+def written(field: Field, bits: int) -> None:
+    """The width as a section of the docs: how it was had, rows, what is to be said of them."""
+    given, held = field.given, field.held.windows
+    rivals_of = {kind.venv for kind, _ in rivals(bits).values() if not missing(kind)}
+    packages = sorted({package for venv in rivals_of for package in KNOWN[venv].packages})
+    command = (
+        f"python benchmarks/quality.py --model DIR --calibration {given.calibration.name} --eval {given.eval.name}"
+    )
+    command += f" --peers {' '.join(map(shlex.quote, given.peers))}" if given.peers else ""
+    lines = [
+        f"`{command} --bits {bits} --tokens {given.tokens} --read {given.read}{' --fit' * given.fit} --write`, "
+        f"{held.predicted:,} held-out tokens of {held.documents} documents, {machine().cpu}. "
+        f"Peers: {', '.join(packages) or 'none'}.",
+        "\n".join([TABLE, *(row.cells() for row in field.rows.values())]),
+        "\n".join(f"- {' '.join(line.split())}" for line in field.said),
+    ]
+    put(PAGE, f"{given.model.name}, {bits} bits", "\n\n".join(lines))
 
 
 def taking(name: str, wanted: list[str]) -> bool:
@@ -213,15 +262,20 @@ def main() -> int:
     words.add_argument("--length", type=int, default=256, help="of windows")
     words.add_argument("--read", type=int, default=61440, help="held-out tokens")
     words.add_argument("--json", type=Path)
+    words.add_argument("--write", action="store_true", help=f"each width as a section of {PAGE.relative_to(ROOT)}")
     given = words.parse_args()
-    began = time.monotonic()
+    began, made = time.monotonic(), list[Row]()
     with tempfile.TemporaryDirectory() as scratch:
         field = Field(given, Path(scratch))
         for bits in given.bits:
+            field.said, field.rows = [], {}
             group(field, bits, given)
+            made += field.rows.values()
+            if given.write:
+                written(field, bits)
     print(f"\n{time.monotonic() - began:.0f} s in all")
     if given.json:
-        given.json.write_text(json.dumps([asdict(row) for row in field.rows.values()], indent=1), encoding="utf-8")
+        given.json.write_text(json.dumps([asdict(row) for row in made], indent=1), encoding="utf-8")
     return 0
 
 

@@ -30,6 +30,7 @@ import torch
 from latent import cheapest, dropped
 
 from regauge import apply
+from regauge.hosts import host_of
 from regauge.hosts.transformers.load import load as load_model
 from regauge.hosts.transformers.source import read_tokenizer
 from regauge.measure.machine import machine
@@ -50,17 +51,22 @@ KEPT = ROOT / "src" / "regauge" / "presets" / "measured.json"
 TEXT = "text"
 LATENT = "transmla-r"
 """Of presets whose caches hold a latent; then the hundredths of the cache that stay."""
+BEHIND = "of each window the second half, behind its cache"
 CALIBRATED, SCORED, LENGTH, BATCH = 8192, 8192, 256, 2048
 
 
-def scores(plan: Plan | str, windows: Windows, original: list[torch.Tensor], folder: Path) -> tuple[Scores, float]:
-    """Scores of a plan's artifact, and its bits a weight: of quantised sites, or of the source's where none is."""
-    out = folder / (plan if isinstance(plan, str) else plan.name)
+def scores(plan: Plan, windows: Windows, original: list[torch.Tensor], folder: Path) -> tuple[Scores, float]:
+    """Scores of a plan's artifact, and its bits a weight: of quantised sites, or of the source's where none is. One
+    that rounds its cache is scored on the second half of each window, which it reads behind the cache."""
+    out = folder / plan.name
     receipt = apply(plan, MODEL, out, calibration=folder / TEXT / "train", tokens=CALIBRATED, length=LENGTH)
-    made = load_model(out, dtype=torch.float32)
-    batches = [batch.ids_BT for batch in windows.batches(BATCH)]
+    behind = bool(plan.of(CACHE))
+    texts, most = replace(windows, halved=behind), 1 if behind else BATCH
+    batches = [batch.ids_BT for batch in texts.batches(most)]
     with torch.inference_mode():
-        found = compare(windows, iter(original), logits(made, batches), BATCH)
+        before = logits(load_model(MODEL, dtype=torch.float32), batches) if behind else iter(original)
+        made = host_of(MODEL).outputs(out, [{"input_ids": ids_BT} for ids_BT in batches])()
+        found = compare(texts, before, made, most)
     shutil.rmtree(out)
     sites = [site for site in receipt.sites if site.choice is not None]
     if not sites:
@@ -141,6 +147,8 @@ def measure(chosen: list[str], keep: Callable[[Kept], None]) -> None:
             plan = load(name)
             ours, bits = found(plan)
             row: dict[str, Any] = {"bits": round(bits, 3), "kl": _three(summarise(ours).kl)}
+            if plan.of(CACHE):
+                row["as"] = BEHIND
             against = null_of(name, plan)
             if against is not None:
                 row |= against[0]

@@ -68,7 +68,7 @@ def _row(name: str, row: dict[str, Any], method: Method | None, stock: bool) -> 
     kl, low, high = row["kl"]
     beside = f"{row['null_kl'][0]:.2g}" if "null_kl" in row else "–"
     reads = method is not None and "reads no text" not in method.cost
-    told = f"{kl:.2g} [{low:.2g}, {high:.2g}]"
+    told = f"{kl:.2g} [{low:.2g}, {high:.2g}]" + (f"; {row['as']}" if "as" in row else "")
     yes = ["no", "yes"]
     cells = (f"`{name}`", f"{row['bits']:.2f}", told, beside, row.get("verdict", "–"), yes[stock], yes[reads])
     return "| " + " | ".join(cells) + " |"

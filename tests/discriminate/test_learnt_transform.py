@@ -60,7 +60,7 @@ class Linear(OneMatrix):
 
 def linear(maker: LearntKronecker) -> Linear:
     w_OI = torch.randn(16, 24, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.3, 2, 24)
-    taps = [OnTap("in", ("w",), 24, maker, INPUTS)]
+    taps = [OnTap("in", ("w",), 24, INPUTS, maker)]
     return Linear(on_sites({"w": Taught()}, {"w": WEIGHTS}, taps=taps), Trial({"w.weight": w_OI}), inputs())
 
 

@@ -293,11 +293,13 @@ def test_every_preset_by_hand() -> None:
         "repquant-w6a6": ("simulated", "simulated"),  # a stored step with a zero point
         # zero points of weights are for the CPU's kernels alone.
         "abq-llm-w2a4": ("native", "simulated"),
-        **dict.fromkeys(("rtn-w6a6", "smoothquant-w6a6", "quarot-w6a6"), ("native", "simulated")),
+        **dict.fromkeys(("rtn-w6a6", "smoothquant-w6a6", "quarot-w6a6", "omniquant-w6a6"), ("native", "simulated")),
         **dict.fromkeys(("rtn-w4a4kv4", "smoothquant-w4a4kv4", "quarot-w4a4kv4"), ("native", "simulated")),
         "smoothquant-static": ("simulated", "simulated"),  # on a CPU native in the step
         "zeroquant-fp": ("simulated", "simulated"),
         "trellis-w2": ("native", "simulated"),
+        # panels take 32 codes of three bits at a time, which those of two bits a weight have in memory.
+        **dict.fromkeys(("iq2-xs", "iq2-s", "gptq-iq2-xs", "gptq-iq2-s"), ("simulated", "native")),
         "outlier-suppression-plus": ("simulated", "simulated"),  # a stored step with a zero point
     }
 

@@ -363,7 +363,11 @@ def test_pruning_and_choosing_by_block_do_not_go_together(model: Path, tmp_path:
         "ranger: 'learnt-clip:0.05'",
         "ranger: learnt-share, rounder: learnt-offset",
         "ranger: learnt-share, rounder: 'learnt-offset:gptq'",
+        "ranger: 'learnt-clip:0.05'}}\n"
+        "rewrites: [{part: learnt-equivalence, streams: norm+value+ffn+qk, matrix: true}]\n"
+        "inputs: {blocks.*: {transform: kronecker, grid: int4, grain: token, ranger: learnt-reach",
     ],
+    ids=["clip", "share and offset", "from gptq", "all that moves"],
 )
 def test_killed_while_it_learns_it_ends_with_the_same_bytes(how: str, tmp_path: Path) -> None:
     """SIGKILL at random moments of a run that spends nearly all its time in the loop."""

@@ -15,6 +15,7 @@ from regauge.cli.app import app
 NAMES = [
     "Plan",
     "Receipt",
+    "Subnet",
     "apply",
     "cache",
     "compare",
@@ -28,9 +29,11 @@ NAMES = [
     "methods",
     "pick",
     "recover",
+    "refill",
     "report",
     "shared_prefix",
     "stream",
+    "use",
 ]
 
 FLAGS = {

@@ -212,7 +212,8 @@ def _on_ports(move: Move, ports: Sequence[Port], size: int, work: Weights) -> No
         if span == tensor.shape[port.axis]:
             work[port.tensor] = moved
         else:
-            whole = tensor.clone() if tensor is work[port.tensor] else tensor
+            kept = tensor is work[port.tensor] or moved.requires_grad  # what a gradient is taken through stays as it is
+            whole = tensor.clone() if kept else tensor
             whole.narrow(port.axis, port.start, span).copy_(moved)
             work[port.tensor] = whole
 

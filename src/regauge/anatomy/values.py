@@ -77,7 +77,7 @@ def check_value(move: Move, size: int, condition: str, plumbing: Plumbing) -> No
         if move.fast.size != size:
             raise MoveError(f"{what}: the rotation has size {move.fast.size}, the stream has {size} channels")
         return
-    value = move.vector()
+    value = move.vector().detach()
     wanted = (size, size) if move.kind in MATRICES else (size,)
     if move.kind != "select" and tuple(value.shape) != wanted:
         raise MoveError(f"{what}: the value has shape {tuple(value.shape)}, the stream has {size} channels: {wanted}")

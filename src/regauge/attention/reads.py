@@ -12,21 +12,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from regauge.anatomy.inner import KEYS, PROBABILITIES, QUERIES, VALUES
 from regauge.attention.maps import probabilities
-from regauge.formats.readings import Reading
 
-Readings = Mapping[str, Reading]
+
+@runtime_checkable
+class Read(Protocol):
+    """What stands in for rows (..., channels): a reading of a tap, or what a cache gives back."""
+
+    def simulate(self, x: Tensor) -> Tensor: ...
+    def passed(self, x: Tensor) -> Tensor:
+        """`simulate`, to the bit, differentiable."""
+
+
+Readings = Mapping[str, Read]
 """Word of `anatomy.inner.ATTENDED` → how it is read; absent: as it is."""
 
 
-def read(x: Tensor, reading: Reading | None) -> Tensor:
-    """x (..., channels) as it comes back from its codes."""
-    return x if reading is None else reading.simulate(x)
+def read(x: Tensor, reading: Read | None) -> Tensor:
+    """x (..., channels) as it comes back from its codes; where a gradient is taken, one that passes."""
+    if reading is None:
+        return x
+    return reading.passed(x) if x.requires_grad else reading.simulate(x)
 
 
 def attended(

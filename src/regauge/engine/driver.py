@@ -15,13 +15,14 @@ from typing import Any
 from torch import Tensor
 
 from regauge.anatomy.model import Site, Weights
+from regauge.anatomy.storage import outer_names
 from regauge.artifact.codec.taps import written
 from regauge.artifact.receipt import MoveReceipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import STATES, Staging
 from regauge.engine.block import Moved, full_precision, site_receipts
 from regauge.engine.certify import Prover
 from regauge.engine.inner import inner_of
-from regauge.engine.job import Job, outer_names
+from regauge.engine.job import Job
 from regauge.engine.learning import room
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
@@ -135,14 +136,17 @@ class Drive:
     def _block(self, block: int) -> None:
         work, job, index = self.work, self.job, block + 1
         moved, notes, rare = work.local(block, work.read(block))
-        proof = self._prove(block, moved, None)
+        proof = [] if job.trained else self._prove(block, moved, None)
         moved, selects, rarer = work.prune(block, moved)
         rare |= rarer
         sites = job.sites(block)
         looked = work.look(block, moved, sample=True)
         learnt = work.learn(block, looked, moved, self.staging, self.clock)
-        if learnt is not None and learnt.finished.transforms:
-            looked = work.look(block, moved, sample=True, learnt=learnt.finished.transforms)
+        if learnt is not None and learnt.finished.moved:
+            moved = work.moved(moved, learnt.finished.moves)
+            looked = work.look(block, moved, sample=True, learnt=learnt.finished)
+        if job.trained:
+            proof = self._prove(block, moved, None)  # once all moves are there
         moved, stats, proof = looked.moved, dict(looked.stats), [*proof, *looked.proof]
         rare |= looked.rare
         codes = work.round(sites, moved, stats, None if learnt is None else learnt.finished)

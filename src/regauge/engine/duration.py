@@ -19,7 +19,6 @@ from regauge.engine import learning_cost
 from regauge.engine.block import round_site
 from regauge.engine.job import Job
 from regauge.engine.statistics import WIDE
-from regauge.formats.base import OBJECTIVE
 from regauge.formats.runs import refusal
 from regauge.parts import Point
 from regauge.rounding.together import side_by_side
@@ -119,7 +118,7 @@ def _passes(job: Job, tokens: int, wide: float, narrow: float, rounding: float) 
     total += sum(tokens * width**2 * narrow for width in taps.values())
     if job.taught:
         total += once + learning_cost.learning_cost(job, tokens, wide).seconds
-        choosing = sum(OBJECTIVE in recast.rewrite.needs for recast in job.local) * learning_cost.TRIES
+        choosing = sum(learning_cost.chooses(recast.rewrite.needs) for recast in job.local) * learning_cost.TRIES
         total += choosing * (once * min(tokens, 8192) / max(1, tokens) + rounding)
     for recast in job.recasts:
         points = sum(len(grid) for grid in recast.rewrite.search.values())

@@ -16,7 +16,7 @@ from torch import Tensor
 from regauge import parts
 from regauge.anatomy.inner import RESIDUAL, block_of, inner_taps, word_of
 from regauge.anatomy.model import Anatomy, Weights
-from regauge.attention.reads import Ranges, attended
+from regauge.attention.reads import Ranges, Read, attended, read
 from regauge.engine.taps import waits
 from regauge.errors import ModelError
 from regauge.formats.readings import Reading, fit
@@ -46,15 +46,27 @@ def words(taps: Sequence[str], readings: Mapping[str, Reading]) -> dict[str, Rea
 
 
 @contextmanager
-def reading(runner: Runner, readings: Mapping[str, Reading], seen: Ranges | None = None) -> Iterator[None]:
-    """While it lasts, attention of a runner's blocks reads as told, and shows what it reads to `seen`."""
-    inner = {word: one for word, one in readings.items() if word != RESIDUAL}
+def reading(
+    runner: Runner,
+    readings: Mapping[str, Reading],
+    seen: Ranges | None = None,
+    stored: Mapping[str, Read] | None = None,
+) -> Iterator[None]:
+    """While it lasts, attention of a runner's blocks reads as told, and shows what it reads to `seen`.
+
+    Args:
+        stored: what a cache gives back, of words without a reading; a family's own attention reads none of it.
+    """
+    own = {word: one for word, one in readings.items() if word != RESIDUAL}
+    inner: dict[str, Read] = {**(stored or {}), **own}
     if not inner and seen is None:
         yield
         return
     causal = runner.anatomy.causal
 
     def change(heads: Heads) -> Tensor:
+        if heads.beyond and seen is None and not own:
+            return heads.plain()
         if heads.beyond:
             raise ModelError(
                 f"this family's attention has {heads.beyond[0]} beside its softmax, which readings of queries, keys, "
@@ -71,13 +83,13 @@ def reading(runner: Runner, readings: Mapping[str, Reading], seen: Ranges | None
         yield
 
 
-def bound(runner: Runner, run: Run, readings: Mapping[str, Reading]) -> Run:
-    """A block as a function, with the readings inside it."""
-    if not readings:
+def bound(runner: Runner, run: Run, readings: Mapping[str, Reading], stored: Mapping[str, Read] | None = None) -> Run:
+    """A block as a function, with the readings inside it, and behind a cache."""
+    if not readings and not stored:
         return run
 
     def within(hidden: Tensor, batch: int) -> Tensor:
-        with reading(runner, readings):
+        with reading(runner, readings, stored=stored):
             return left(run(hidden, batch), readings)
 
     return within
@@ -85,7 +97,7 @@ def bound(runner: Runner, run: Run, readings: Mapping[str, Reading]) -> Run:
 
 def left(hidden: Tensor, readings: Mapping[str, Reading]) -> Tensor:
     """What a block gives, as the next reads it."""
-    return readings[RESIDUAL].simulate(hidden) if RESIDUAL in readings else hidden
+    return read(hidden, readings.get(RESIDUAL))
 
 
 def ranges(runner: Runner, run: Run, states: States, taps: Sequence[str]) -> Ranges:

@@ -16,6 +16,8 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import Wire
+from regauge.elastic.family import Family
+from regauge.engine.families import offering
 from regauge.engine.inner import ranged
 from regauge.engine.refusals import Refusals
 from regauge.engine.shaping import Shaping, shaping_of
@@ -32,7 +34,8 @@ from regauge.parts import ATTENTION, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, load
 from regauge.plan.forms import needs_of
 from regauge.plan.resolution import Resolution, inert, learnt, learnt_of_tap, resolve
-from regauge.rewrites.base import Rewrite
+from regauge.plan.sorting import sorting
+from regauge.rewrites.base import TRAINED, Rewrite
 from regauge.rounding.base import DRIFT
 
 NARROW_FROM = 512
@@ -68,6 +71,7 @@ class Job:
         needs: site → statistics that its rounder and compensator need; sites that need none are absent.
         shaping: what is pruned, if anything is; `gauge` is then the anatomy before that.
         learnt: site → what is trained there by the error of its block; most have nothing.
+        family: what may be chosen of the artifact when it runs.
         at_once: how many matrices are rounded at the same time; None: as many as there are threads.
     """
 
@@ -84,10 +88,10 @@ class Job:
     gauge: Anatomy | None = None
     learnt: Mapping[str, Taught] = field(default_factory=dict)
     at_once: int | None = None
+    family: Family | None = None
 
     @property
     def host(self) -> Host:
-        """The model library that opened the source."""
         return host_of(self.source.path)
 
     @property
@@ -99,6 +103,11 @@ class Job:
     def local(self) -> tuple[Recast, ...]:
         """Rewrites that work block by block."""
         return tuple(recast for recast in self.recasts if recast.rewrite.scope == "block")
+
+    @property
+    def trained(self) -> tuple[Recast, ...]:
+        """Rewrites whose moves are trained with each block."""
+        return tuple(recast for recast in self.recasts if TRAINED in recast.rewrite.needs)
 
     @property
     def waiting(self) -> tuple[Recast, ...]:
@@ -117,9 +126,8 @@ class Job:
 
     def moved_to(self, anatomy: Anatomy) -> Job:
         """The same job after a rewrite made `anatomy` of the whole model."""
-        if self.shaping is None:
-            return replace(self, anatomy=anatomy)
-        return replace(self, anatomy=self.shaping.pruned(anatomy), gauge=anatomy)
+        made = (anatomy, None) if self.shaping is None else (self.shaping.pruned(anatomy), anatomy)
+        return replace(self, anatomy=made[0], gauge=made[1])
 
     @property
     def choices(self) -> Mapping[str, Point | None]:
@@ -129,10 +137,9 @@ class Job:
     def calibrated(self) -> bool:
         """Whether any part wants to see text."""
         return (
-            bool(self.needs or self.learnt)
+            bool(self.needs or self.learnt or self.shaping is not None)
             or bool(needs_of_taps(self.anatomy.sites, self.resolution.inputs, transforms=True))
             or ranged(self.anatomy, self.resolution.inputs)
-            or self.shaping is not None
             or bool(needs_of(self.resolution.at(ATTENTION)))
             or any(r.rewrite.needs or r.rewrite.search for r in self.recasts)
         )
@@ -140,8 +147,8 @@ class Job:
     @property
     def taught(self) -> bool:
         """Whether any part asks for the teacher's states."""
-        drifting = any(DRIFT in needs for needs in self.needs.values())
-        return drifting or bool(self.learnt) or any(OBJECTIVE in recast.rewrite.needs for recast in self.recasts)
+        asked = (*self.needs.values(), *(recast.rewrite.needs for recast in self.recasts))
+        return bool(self.learnt) or any(needs & {DRIFT, OBJECTIVE} for needs in asked)
 
     @property
     def working(self) -> torch.dtype:
@@ -162,7 +169,7 @@ class Job:
     @property
     def reads_head(self) -> bool:
         """Whether statistics of the head's input are wanted."""
-        return any(name in self.needs for name in ("head",))
+        return "head" in self.needs
 
     @property
     def learnt_taps(self) -> Mapping[str, Point]:
@@ -199,8 +206,7 @@ def prepare(
     """
     told = refusals or Refusals()
     known = len(told.errors)
-    nothing: tuple[Recast, ...] = ()
-    whole, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, nothing))
+    whole, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, tuple[Recast, ...]()))
     shaping = told.attempt(lambda: shaping_of(plan, whole), None)
     anatomy = whole if shaping is None else shaping.pruned(whole)
     resolution, chosen = None, None
@@ -211,25 +217,24 @@ def prepare(
             why = "by the error of a block, and cannot where the same recipe takes units out of blocks"
             told.errors.append(RecipeError(f"recipe {plan.name!r}: rewrite {recast.name!r} chooses {why}"))
     if resolution is not None:
-        taps = resolution.inputs
-        told.attempt(lambda: refuse_outside(anatomy, taps), None)
-        for reason in inert(plan, resolution):
-            told.errors.append(RecipeError(reason))
         alone = resolution
+        told.attempt(lambda: refuse_outside(anatomy, alone.inputs), None)
+        told.errors += map(RecipeError, inert(plan, resolution))
         both = told.attempt(lambda: wired(plan, alone, source, anatomy, shaping, wire), None)
         resolution, chosen = (resolution, None) if both is None else both
+    family, resolution = offering(plan.family, resolution, chosen, told)
     if refusals is None:
         told.settle()
     if resolution is None or chosen is None or len(told.errors) > known:
         return None
     resolution = replace(resolution, notes=[*resolution.notes, *chosen.notes])
-    needs = needs_in(anatomy, resolution)
-    gauge = None if shaping is None else whole
-    moving = {site.name for site in anatomy.sites if learnt_of_tap(resolution.inputs.get(site.tap or ""))}
+    needs, gauge = needs_in(anatomy, resolution), None if shaping is None else whole
+    every = any(TRAINED in recast.rewrite.needs for recast in recasts)
+    turned = {tap for tap, point in resolution.inputs.items() if learnt_of_tap(point)}
+    moving = {s.name for s in anatomy.sites if s.tap in turned or (every and s.block is not None)}
     taught = {name: _taught(point) for name, point in resolution.at(WEIGHTS).items() if learnt(point) or name in moving}
-    return Job(
-        plan, source, anatomy, recasts, resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge, taught
-    )
+    given = resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge, taught
+    return Job(plan, source, anatomy, recasts, *given, family=family)
 
 
 def resized(job: Job, kept: Mapping[str, int]) -> Job:
@@ -244,8 +249,8 @@ def resized(job: Job, kept: Mapping[str, int]) -> Job:
     alone = resolve(job.plan, anatomy)
     resolution, chosen = wired(job.plan, alone, job.source, anatomy, shaping, job.wire.name)
     resolution = replace(resolution, notes=[*resolution.notes, *chosen.notes])
-    needs = needs_in(anatomy, resolution)
-    return replace(job, anatomy=anatomy, shaping=shaping, resolution=resolution, wire=chosen.wire, needs=needs)
+    made = replace(job, anatomy=anatomy, shaping=shaping, resolution=resolution, wire=chosen.wire)
+    return replace(made, needs=needs_in(anatomy, resolution))
 
 
 def needs_in(anatomy: Anatomy, resolution: Resolution) -> dict[str, frozenset[str]]:
@@ -272,7 +277,7 @@ def _taught(point: Point) -> Taught:
 def _recast(plan: Plan, anatomy: Anatomy) -> tuple[Anatomy, tuple[Recast, ...]]:
     """The anatomy after the rewrites of the whole model that need no statistics, and every rewrite."""
     recasts: list[Recast] = []
-    for spec in plan.rewrites:
+    for spec in sorting(plan):
         recast = Recast(spec, parts.build("rewrite", spec))
         if recast.rewrite.scope == "source":
             continue  # done when the source was opened: `factoring`
@@ -287,12 +292,3 @@ def _recast(plan: Plan, anatomy: Anatomy) -> tuple[Anatomy, tuple[Recast, ...]]:
             recast = replace(recast, moves=tuple(moves))
         recasts.append(recast)
     return anatomy, tuple(recasts)
-
-
-def outer_names(anatomy: Anatomy) -> tuple[list[str], list[str]]:
-    """Canonical tensors outside the blocks: those before the first block, and those after the last (norm and head)."""
-    names = list(anatomy.slots(None))
-    last = [name for name in names if name.startswith(("norm.", "head."))]
-    if anatomy.tied:
-        last = [name for name in last if name != "head.weight"]
-    return [name for name in names if not name.startswith(("norm.", "head."))], last

@@ -21,10 +21,12 @@ from regauge.engine.job import Job
 from regauge.engine.objective import Objective
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import Format
+from regauge.formats.transforms import Same, Transform
 from regauge.learn.base import Finished, Parameters, Rates, Taught, Trial
 from regauge.learn.loop import ENDED, NOT_FINITE, State, Watch, train
 from regauge.learn.settings import Settings
-from regauge.learn.sites import OnTap, Together, fitted, on_sites
+from regauge.learn.sites import OnStreams, OnTap, Together, fitted, on_sites
+from regauge.plan.resolution import learnt_of_tap
 from regauge.rounding.base import Stats
 
 
@@ -88,6 +90,7 @@ class Lesson:
         stats: site → statistics of its input, of those that want some to begin with.
         seed: of the whole job.
         taps: whose transforms are learnt; weights that read them are as they are without any.
+        streams: rewrite → its moves that are learnt.
     """
 
     block: int
@@ -97,6 +100,7 @@ class Lesson:
     stats: Mapping[str, Stats] = field(default_factory=dict)
     seed: int = 0
     taps: tuple[OnTap, ...] = ()
+    streams: Mapping[str, OnStreams] = field(default_factory=dict)
 
 
 def room(block: int) -> str:
@@ -104,8 +108,12 @@ def room(block: int) -> str:
     return f"learning-{block}"
 
 
-def learnt_taps(sites: Sequence[Site], job: Job) -> tuple[OnTap, ...]:
-    """What is trained of the taps that some sites of a block read."""
+def learnt_taps(sites: Sequence[Site], job: Job, known: Mapping[str, Transform]) -> tuple[OnTap, ...]:
+    """What is trained of the taps that some sites of a block read.
+
+    Args:
+        known: tap → its transform, of those that have one.
+    """
     points = job.learnt_taps
     found: dict[str, list[Site]] = {}
     for site in sites:
@@ -113,10 +121,17 @@ def learnt_taps(sites: Sequence[Site], job: Job) -> tuple[OnTap, ...]:
             found.setdefault(site.tap or "", []).append(site)
     made = []
     for tap, own in found.items():
-        maker: Any = parts.maker_of(points[tap])  # it needs the objective: that is the contract
-        names = tuple(site.name for site in own)
-        made.append(OnTap(tap, names, own[0].shape[1], maker, parts.format_of(points[tap])))
+        names, axes, fmt = tuple(site.name for site in own), learnt_of_tap(points[tap]), parts.format_of(points[tap])
+        maker: Any = parts.maker_of(points[tap]) if "transform" in axes else None  # it needs the objective: that is
+        clip: Any = fmt.ranger if "ranger" in axes else None  # the contract, of both
+        made.append(OnTap(tap, names, own[0].shape[1], fmt, maker, clip, known.get(tap, Same())))
     return tuple(made)
+
+
+def learnt_streams(job: Job, block: int) -> dict[str, OnStreams]:
+    """The rewrites whose moves are trained in a block, by name."""
+    made: list[tuple[str, Any]] = [(recast.name, recast.rewrite) for recast in job.trained]
+    return {name: OnStreams(rewrite, job.whole, block) for name, rewrite in made}
 
 
 def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Staging | None, clock: Clock) -> Learnt:
@@ -129,11 +144,11 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
     moving = {site for one in lesson.taps for site in one.sites}  # their weights change while they are trained
     formats = {
         name: fmt
-        if lesson.taught[name].ranger is not None or name in moving
+        if lesson.taught[name].ranger is not None or name in moving or lesson.streams
         else fitted(fmt, trial.weights[f"{name}.weight"])
         for name, fmt in lesson.formats.items()
     }
-    parts = on_sites(lesson.taught, formats, lesson.stats, lesson.taps)
+    parts = on_sites(lesson.taught, formats, lesson.stats, lesson.taps, lesson.streams)
     name = room(lesson.block)
     kept = None if staging is None else staging.kept(name)
     state = None if kept is None else State.of(kept)
@@ -151,6 +166,7 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
         "block": lesson.block,
         "sites": list(lesson.taught),
         **({"taps": [one.tap for one in lesson.taps]} if lesson.taps else {}),
+        **({"rewrites": list(lesson.streams)} if lesson.streams else {}),
         "steps": state.step,
         "before": state.first,
         "after": state.least,

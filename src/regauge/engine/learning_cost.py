@@ -9,8 +9,14 @@ from regauge.engine.job import Job
 from regauge.formats.base import OBJECTIVE
 from regauge.learn.cost import Cost, Size, cost
 from regauge.parts import WEIGHTS
+from regauge.rewrites.base import TRAINED
 
 TRIES = 21  # values that a rewrite tries by the block's error, about
+
+
+def chooses(needs: frozenset[str]) -> bool:
+    """Whether a rewrite of these needs tries values by the block's error, and is not trained by it."""
+    return OBJECTIVE in needs and TRAINED not in needs
 
 
 def learning_cost(job: Job, tokens: int, flop: float) -> Cost:
@@ -48,7 +54,7 @@ def told(job: Job, tokens: int, flop: float | None) -> list[str]:
     said = []
     if job.taught:
         said.append("alongside, the uncompressed model's states: each block runs once more for what it should give")
-    by_block = [recast.name for recast in job.local if OBJECTIVE in recast.rewrite.needs]
+    by_block = [recast.name for recast in job.local if chooses(recast.rewrite.needs)]
     if by_block:
         said.append(f"in each block, some {TRIES} runs of it on a part of the text to choose for {', '.join(by_block)}")
     if job.learnt:

@@ -21,6 +21,7 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Stream, Weights
 from regauge.anatomy.moves import Move, apply, transform
 from regauge.artifact.receipt import SelectReceipt
+from regauge.engine.distribution import Bound as Run
 from regauge.errors import RecipeError
 from regauge.parts import SHAPE, Point
 from regauge.plan import Plan
@@ -29,6 +30,7 @@ from regauge.prune.base import Allocation, Group, Repair, Schedule, Score, Unit,
 
 if TYPE_CHECKING:
     from regauge.engine.job import Job
+    from regauge.hosts.states import States
     from regauge.rounding.base import Stats
 
 MEASURED = 16384  # tokens on which a cut is measured
@@ -212,7 +214,21 @@ def cut_block(
     return moves, after
 
 
-def select_receipt(job: Job, block: int, error: float, added: float, tokens: int) -> SelectReceipt:
+def measured(job: Job, block: int, runs: tuple[Run, Run], states: States) -> SelectReceipt:
+    """The whole block and the cut one beside each other, on the states of the compressed model."""
+    sums, tokens = torch.zeros(3, dtype=torch.float64, device="cpu"), 0
+    for batch, x_BTD in enumerate(states.hidden):
+        whole_BTD, cut_BTD = (run(x_BTD, batch) for run in runs)
+        for index, of in enumerate((cut_BTD - whole_BTD, whole_BTD, whole_BTD - x_BTD)):
+            sums[index] += of.float().square().sum(dtype=torch.float64)
+        tokens += x_BTD.shape[0] * x_BTD.shape[1]
+        if tokens >= MEASURED:
+            break
+    lost, made, added = sums.tolist()
+    return _select_receipt(job, block, (lost / made) ** 0.5, (lost / added) ** 0.5, tokens)
+
+
+def _select_receipt(job: Job, block: int, error: float, added: float, tokens: int) -> SelectReceipt:
     """What was done to a block, with what it was measured to do."""
     assert job.shaping is not None, "something was taken out"
     cuts = job.shaping.in_block(job.whole, block)

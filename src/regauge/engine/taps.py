@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,10 +20,11 @@ from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.receipt import MoveReceipt
 from regauge.engine.block import Moved
 from regauge.errors import RecipeError
-from regauge.formats.base import OBJECTIVE
+from regauge.formats.base import OBJECTIVE, Format
 from regauge.formats.rangers import Dynamic
 from regauge.formats.readings import Reading, dynamic, fit
 from regauge.formats.transforms import Same, Transform
+from regauge.learn.base import LearntShare
 from regauge.parts import Point
 from regauge.rounding.base import Stats
 
@@ -157,20 +159,32 @@ def _certified(
 
 
 def settle(
-    sites: Sequence[Site], inputs: Taps, transforms: Mapping[str, Transform], stats: Mapping[str, Stats]
+    sites: Sequence[Site],
+    inputs: Taps,
+    transforms: Mapping[str, Transform],
+    stats: Mapping[str, Stats],
+    shares: Mapping[str, Tensor],
 ) -> dict[str, Reading]:
     """Tap → reading, of the taps of a block that had to wait for it.
 
     Args:
         stats: site → statistics of what it reads, after the transform.
+        shares: tap → what is kept of its range, of those whose clip was learnt.
     """
     found: dict[str, Reading] = {}
     for site in sites:
         tap = site.tap or ""
         if tap in inputs and tap not in found and waits(inputs[tap]):
             fmt = parts.format_of(inputs[tap])
-            found[tap] = fit(fmt, transforms.get(tap, Same()), stats.get(site.name, {}))
+            share_1 = begun(fmt) if tap not in shares and OBJECTIVE in fmt.ranger.needs else shares.get(tap)
+            found[tap] = fit(fmt, transforms.get(tap, Same()), stats.get(site.name, {}), share_1)
     return found
+
+
+def begun(fmt: Format) -> Tensor:
+    """The share of a range that training begins with."""
+    ranger: Any = fmt.ranger  # it needs the objective: that is the contract
+    return cast("LearntShare", ranger).share(ranger.init())
 
 
 def after(

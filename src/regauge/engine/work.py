@@ -17,10 +17,11 @@ from regauge.engine.distribution import Bound
 from regauge.engine.drift import drifts, joined, readers
 from regauge.engine.inner import bound, inner_of, run, settled, words
 from regauge.engine.job import Job
-from regauge.engine.learning import Learnt, Lesson, learn, learnt_taps
+from regauge.engine.learning import Learnt, Lesson, learn, learnt_streams, learnt_taps
 from regauge.engine.objective import Change, Objective
-from regauge.engine.shaping import MEASURED, cut_block, needs_of, select_receipt, steps_of
+from regauge.engine.shaping import cut_block, measured, needs_of, steps_of
 from regauge.engine.statistics import Collection, collection
+from regauge.engine.stored import stored
 from regauge.engine.strips import by_strips
 from regauge.engine.taps import Looked, after, at_once, fold, needs_of_taps, settle, stand_ins
 from regauge.engine.watchdog import Clock
@@ -31,6 +32,8 @@ from regauge.hosts.base import Rows, Runner
 from regauge.hosts.states import Spill, States
 from regauge.learn.base import Finished
 from regauge.learn.settings import DISTRIBUTION
+from regauge.parts import CACHE
+from regauge.rewrites.base import TRAINED
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import forget
 from regauge.rounding.pieces import alone, of_rows
@@ -96,7 +99,7 @@ class Pass:
         rare: dict[str, str] = {}
         for recast in job.local:
             stats: dict[str, Stats] = {}
-            wanted = recast.rewrite.needs - {OBJECTIVE}
+            wanted = recast.rewrite.needs - {OBJECTIVE, TRAINED}
             if wanted:
                 needs = {site.name: wanted for site in job.sites(block) if site.tap is not None}
                 stats, rare = self.see(block, moved.exact, needs, runner=self.whole)
@@ -106,6 +109,11 @@ class Pass:
             exact = algebra.apply(made, job.whole, moved.exact, dtype=torch.float64)
             moved = self._moved(moved.source, exact, (*moved.moves, *made))
         return moved, notes, rare
+
+    def moved(self, moved: Moved, made: Sequence[Move]) -> Moved:
+        """The block after more moves, which were learnt."""
+        exact = algebra.apply(made, self.job.whole, moved.exact, dtype=torch.float64)
+        return self._moved(moved.source, exact, (*moved.moves, *made))
 
     def prune(self, block: int, moved: Moved) -> tuple[Moved, list[SelectReceipt], dict[str, str]]:
         """The block after units were taken out of it, what that was measured to do, and sites of rare experts."""
@@ -124,23 +132,10 @@ class Pass:
             moves, weights = cut_block(anatomy, cuts, weights, stats, kept)
             anatomy = algebra.transform(moves, anatomy)
         after = self._moved(moved.source, weights, moved.moves)
-        return after, [self._measured(block, moved.stored, after.stored)], rare
-
-    def _measured(self, block: int, before: Weights, after: Weights) -> SelectReceipt:
-        """The cut block beside the whole one, on the states of the compressed model."""
-        runner, states = self.running()
-        assert self.whole is not None, "it runs, so the whole block does"
-        run_whole, run_cut = self.whole.bind(block, before, states), runner.bind(block, after, states)
-        sums, tokens = torch.zeros(3, dtype=torch.float64, device="cpu"), 0
-        for batch, x_BTD in enumerate(states.hidden):
-            whole_BTD, cut_BTD = run_whole(x_BTD, batch), run_cut(x_BTD, batch)
-            for index, of in enumerate((cut_BTD - whole_BTD, whole_BTD, whole_BTD - x_BTD)):
-                sums[index] += of.float().square().sum(dtype=torch.float64)
-            tokens += x_BTD.shape[0] * x_BTD.shape[1]
-            if tokens >= MEASURED:
-                break
-        lost, made, added = sums.tolist()
-        return select_receipt(self.job, block, (lost / made) ** 0.5, (lost / added) ** 0.5, tokens)
+        (own, states), whole = self.running(), self.whole
+        assert whole is not None, "it runs, so the whole block does"
+        runs = whole.bind(block, moved.stored, states), own.bind(block, after.stored, states)
+        return after, [measured(job, block, runs, states)], rare
 
     def see(
         self,
@@ -162,21 +157,20 @@ class Pass:
             (runner or own).show(block, weights, states, self._watch(found))
         return found.finish(sites)
 
-    def look(
-        self, block: int, moved: Moved, sample: bool = False, learnt: Mapping[str, Transform] | None = None
-    ) -> Looked:
+    def look(self, block: int, moved: Moved, sample: bool = False, learnt: Finished | None = None) -> Looked:
         """Settles the taps of a block: their transforms folded (those that were learnt, or what their training begins
-        with), what its sites then read seen, and static steps."""
+        with), what its sites then read seen, static steps and clips."""
         job, sites = self.job, self.job.sites(block)
         inputs = job.resolution.inputs
         needs, first = needs_of_taps(sites, inputs, transforms=True), dict[str, Stats]()
         if needs:
             first, _ = self.see(block, moved.exact, needs)
-        folded, transforms, proof = fold(block, sites, moved, inputs, first, learnt)
+        found = learnt or Finished()
+        folded, transforms, proof = fold(block, sites, moved, inputs, first, found.transforms)
         self.transforms |= transforms
         needs = {site.name: job.needs[site.name] for site in sites if site.name in job.needs}
         stats, rare = self.see(block, moved.exact, needs, sample=sample) if needs else ({}, {})
-        self.readings |= settle(sites, inputs, transforms, stats)
+        self.readings |= settle(sites, inputs, transforms, stats, found.shares)
         if any(tap not in self.readings for tap in inner_of(job.anatomy, inputs, block)):
             self.readings |= settled(*self.running(), block, moved.exact, inputs)
         if self.teacher is not None and (taps := readers(sites, needs)):
@@ -188,8 +182,8 @@ class Pass:
     def _watch(self, found: Collection) -> dict[str, Callable[[Tensor], None]]:
         return after(found.watch, found.taps, self.transforms)
 
-    def objective(self, block: int, moved: Moved) -> Objective:
-        """The error of a block's output against the teacher's, under the plan's formats."""
+    def objective(self, block: int, moved: Moved, cached: bool = False) -> Objective:
+        """The error of a block's output against the teacher's, under the plan's formats; `cached`: behind its cache."""
         (runner, states), job, sites = self.running(), self.job, self.job.sites(block)
         assert self.target is not None, "a plan that needs the objective has a teacher"
 
@@ -199,10 +193,13 @@ class Pass:
             present = [site for site in present if which is None or site.name in which]
             return effective(tried, round_sites(present, weights, nearest_codes(job.choices), {}), job.choices)
 
-        def bind(weights: Weights, inputs: Change) -> Bound:
-            return bound(runner, runner.bind(block, weights, states, inputs=inputs), self.inside(block))
+        kept = stored(job.anatomy, job.resolution.at(CACHE).get(f"blocks.{block}.cache"), block) if cached else None
 
-        readings = {**stand_ins(job.resolution.inputs, self.readings), **self.readings}
+        def bind(weights: Weights, inputs: Change) -> Bound:
+            return bound(runner, runner.bind(block, weights, states, inputs=inputs), self.inside(block), kept)
+
+        known = {} if job.trained else self.readings  # a static step is no longer that of channels that move
+        readings = {**self.readings, **stand_ins(job.resolution.inputs, known)}
         return Objective(states, self.target, bind, rounded, changes(sites, readings, True), self.teacher)
 
     def inside(self, block: int) -> dict[str, Reading]:
@@ -217,13 +214,17 @@ class Pass:
         taught = {site.name: job.learnt[site.name] for site in sites if site.name in job.learnt}
         if not taught:
             return None
-        plain, taps = self.round([s for s in sites if s.name not in taught], moved, stats), learnt_taps(sites, job)
+        plain, taps = (
+            self.round([s for s in sites if s.name not in taught], moved, stats),
+            learnt_taps(sites, job, self.transforms),
+        )
         weights = effective(moved.stored, plain, job.choices)
         weights |= {f"{name}.weight": moved.exact[f"{name}.weight"] for name in taught}
-        weights |= {f"{name}.weight": before.exact[f"{name}.weight"] for one in taps for name in one.sites}
+        turned = [name for one in taps if one.maker is not None for name in one.sites]
+        weights |= {f"{name}.weight": before.exact[f"{name}.weight"] for name in turned}
         formats = {name: job.format(name) for name in taught}
-        seen, objective = {name: stats.get(name, {}) for name in taught}, self.objective(block, moved)
-        lesson = Lesson(block, taught, formats, weights, seen, job.seed, taps)
+        seen, objective = {name: stats.get(name, {}) for name in taught}, self.objective(block, moved, cached=True)
+        lesson = Lesson(block, taught, formats, weights, seen, job.seed, taps, learnt_streams(job, block))
         if job.settings.loss == DISTRIBUTION:
             objective = objective.corrected(moved.exact, self.running()[0].attending)
         return learn(lesson, objective, job.settings, staging, clock)

@@ -178,8 +178,9 @@ def _with(bottom_G1: Tensor, top_G1: Tensor, w_OI: Tensor, fmt: Format) -> Forma
 
 
 def _step(bottom_G1: Tensor, top_G1: Tensor, x_GK: Tensor, grid: Grid, scale: Scale) -> Step:
-    """The step of these shares of the ranges, as `MinMax` lays a range over the grid, differentiable in the shares."""
-    low_G1, high_G1 = ends(x_GK.detach())
+    """The step of these shares of the ranges, as `MinMax` lays a range over the grid; differentiable in the shares, and
+    in the weights: what moves the largest of a group is seen to move its step."""
+    low_G1, high_G1 = ends(x_GK)
     low_G1 = low_G1.clamp(max=0) * bottom_G1
     high_G1 = high_G1.clamp(min=0) * top_G1
     if grid.symmetric:

@@ -14,6 +14,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from regauge.anatomy.model import Anatomy, Weights
+from regauge.anatomy.moves import Move
 from regauge.formats.base import Codes, Format
 from regauge.formats.transforms import Transform
 
@@ -44,15 +46,26 @@ class Finished:
         formats: site → its format, with the step that was learnt.
         codes: site → its codes, where they were learnt.
         transforms: tap → the transform of its channels.
+        moves: of streams, in order.
+        shares: tap → what is kept of its range.
     """
 
     formats: Mapping[str, Format] = field(default_factory=dict)
     codes: Mapping[str, Codes] = field(default_factory=dict)
     transforms: Mapping[str, Transform] = field(default_factory=dict)
+    moves: tuple[Move, ...] = ()
+    shares: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def moved(self) -> bool:
+        """Whether something else now goes into the matrices of the block."""
+        return bool(self.transforms or self.moves or self.shares)
 
     def __or__(self, other: Finished) -> Finished:
         transforms = {**self.transforms, **other.transforms}
-        return Finished({**self.formats, **other.formats}, {**self.codes, **other.codes}, transforms)
+        moves = (*self.moves, *other.moves)
+        formats, codes = {**self.formats, **other.formats}, {**self.codes, **other.codes}
+        return Finished(formats, codes, transforms, moves, {**self.shares, **other.shares})
 
 
 Rates = Mapping[str, float | None]
@@ -113,10 +126,40 @@ class LearntTransform(Protocol):
         """The transform under these parameters, differentiable forward and on the weights."""
 
 
+@runtime_checkable
+class LearntShare(Protocol):
+    """A ranger of inputs that is learnt for one tap: how much of each token's range is kept."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+    @property
+    def rates(self) -> Rates: ...
+
+    def init(self) -> Parameters:
+        """Where training begins."""
+
+    def share(self, parameters: Parameters) -> Tensor:
+        """What is kept of a range under these parameters, (1,), differentiable."""
+
+
+@runtime_checkable
+class LearntRewrite(Protocol):
+    """A rewrite whose moves are trained with a block: numbers for its streams. `needs` names `trained`."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+    def rates(self, anatomy: Anatomy, block: int) -> Rates: ...
+    def init(self, anatomy: Anatomy, block: int) -> Parameters:
+        """Where training begins: parameters that move nothing."""
+
+    def moves(self, parameters: Parameters, anatomy: Anatomy, weights: Weights, block: int) -> list[Move]:
+        """The moves under these parameters, differentiable."""
+
+
 @dataclass(frozen=True)
 class Taught:
-    """What is learnt of one matrix: its range, its rounding, or both together. Neither, of one that reads a tap whose
-    transform is learnt: it is rounded to nearest while that is trained."""
+    """What is learnt of one matrix: its range, its rounding, or both together. Neither, of one that moves while others
+    are trained (it reads a tap whose transform is learnt, or a learnt rewrite moves it): it is rounded to nearest."""
 
     ranger: LearntRange | None = None
     rounder: LearntRounding | None = None

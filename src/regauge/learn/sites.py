@@ -8,10 +8,23 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from regauge.anatomy.model import Anatomy
+from regauge.anatomy.moves import apply
 from regauge.formats.base import Format
 from regauge.formats.learnt import straight_through
-from regauge.formats.readings import Reading
-from regauge.learn.base import Finished, Learned, LearntTransform, Parameters, Rates, Taught, Trial
+from regauge.formats.readings import Reading, clipped
+from regauge.formats.transforms import Same, Transform
+from regauge.learn.base import (
+    Finished,
+    Learned,
+    LearntRewrite,
+    LearntShare,
+    LearntTransform,
+    Parameters,
+    Rates,
+    Taught,
+    Trial,
+)
 
 RANGER, ROUNDER = "ranger", "rounder"
 
@@ -90,36 +103,77 @@ class OnSite:
 
 @dataclass(frozen=True, eq=False)
 class OnTap:
-    """The transform of one tap, learnt: each matrix that reads it takes the inverse; the input is rounded behind it.
+    """How one tap is read, learnt: its transform, of which each matrix that reads it takes the inverse, and how much of
+    the input's range is kept when it is rounded behind it.
 
     Attributes:
-        sites: that read the tap, whose weights the trial holds as they are without any transform.
+        sites: that read the tap, whose weights the trial holds as they are without a transform that is learnt.
         channels: of the tap.
         fmt: how it is read.
+        maker, clip: what is learnt of it, one of them at least.
+        known: the transform where none is learnt.
     """
 
     tap: str
     sites: tuple[str, ...]
     channels: int
-    maker: LearntTransform
     fmt: Format
+    maker: LearntTransform | None = None
+    clip: LearntShare | None = None
+    known: Transform = Same()  # noqa: RUF009  # frozen, and holds nothing
     scope: str = "block"
 
     @property
     def rates(self) -> Rates:
-        return self.maker.rates
+        held = self.maker, self.clip
+        return {own: rate for part in held if part is not None for own, rate in part.rates.items()}
 
     def init(self, trial: Trial) -> Parameters:
-        return self.maker.init(self.channels)
+        begins = {} if self.maker is None else dict(self.maker.init(self.channels))
+        return begins if self.clip is None else begins | dict(self.clip.init())
 
     def apply(self, parameters: Parameters, trial: Trial, progress: float) -> Trial:
-        transform = self.maker.apply(parameters)
-        weights = {f"{site}.weight": transform.inverse_on(trial.weights[f"{site}.weight"]) for site in self.sites}
-        made = dict.fromkeys(self.sites, Reading(self.fmt, transform).passed)
-        return replace(trial, weights={**trial.weights, **weights}, inputs={**trial.inputs, **made})
+        transform, share_1 = self._made(parameters)
+        weights = dict(trial.weights)
+        if self.maker is not None:
+            weights |= {f"{site}.weight": transform.inverse_on(trial.weights[f"{site}.weight"]) for site in self.sites}
+        reading = Reading(self.fmt, transform) if share_1 is None else clipped(self.fmt, transform, share_1)
+        return replace(trial, weights=weights, inputs={**trial.inputs, **dict.fromkeys(self.sites, reading.passed)})
 
     def finish(self, parameters: Parameters, trial: Trial) -> Finished:
-        return Finished(transforms={self.tap: self.maker.apply({own: parameters[own].detach() for own in parameters})})
+        transform, share_1 = self._made({own: parameters[own].detach() for own in parameters})
+        transforms = {} if self.maker is None else {self.tap: transform}
+        return Finished(transforms=transforms, shares={} if share_1 is None else {self.tap: share_1})
+
+    def _made(self, parameters: Parameters) -> tuple[Transform, Tensor | None]:
+        transform = self.known if self.maker is None else self.maker.apply(parameters)
+        return transform, None if self.clip is None else self.clip.share(parameters)
+
+
+@dataclass(frozen=True, eq=False)
+class OnStreams:
+    """The moves of a rewrite, learnt: every tensor of the block takes its part in them."""
+
+    rewrite: LearntRewrite
+    anatomy: Anatomy
+    block: int
+    scope: str = "block"
+
+    @property
+    def rates(self) -> Rates:
+        return self.rewrite.rates(self.anatomy, self.block)
+
+    def init(self, trial: Trial) -> Parameters:
+        return self.rewrite.init(self.anatomy, self.block)
+
+    def apply(self, parameters: Parameters, trial: Trial, progress: float) -> Trial:
+        weights = dict(trial.weights)
+        moves = self.rewrite.moves(parameters, self.anatomy, weights, self.block)
+        return replace(trial, weights=apply(moves, self.anatomy, weights, torch.float32))
+
+    def finish(self, parameters: Parameters, trial: Trial) -> Finished:
+        found = {own: parameters[own].detach().double() for own in parameters}
+        return Finished(moves=tuple(self.rewrite.moves(found, self.anatomy, dict(trial.weights), self.block)))
 
 
 def fitted(fmt: Format, w_OI: Tensor) -> Format:
@@ -169,13 +223,15 @@ def on_sites(
     formats: Mapping[str, Format],
     stats: Mapping[str, Mapping[str, Tensor]] | None = None,
     taps: Iterable[OnTap] = (),
+    streams: Mapping[str, OnStreams] | None = None,
 ) -> Together:
-    """What is learnt of some sites and of the taps that they read, trained together.
+    """What is learnt of some sites, of the taps that they read and of the streams between them, trained together.
 
     Args:
         stats: site → statistics of its input, of those whose rounder wants some to begin with.
         taps: whose transforms are learnt; the sites see their weights behind them.
+        streams: rewrite → its moves that are learnt, which come before all else.
     """
     seen = stats or {}
     matrices = {site: OnSite(site, own, formats[site], seen.get(site, {})) for site, own in taught.items()}
-    return Together({**{one.tap: one for one in taps}, **matrices})
+    return Together({**(streams or {}), **{one.tap: one for one in taps}, **matrices})

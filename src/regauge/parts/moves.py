@@ -59,6 +59,15 @@ REWRITE_ROWS: Mapping[str, Part] = {
         text=True,
         cost="one pass over calibration text, and 21 runs of a block for each of up to four sets of readers",
     ),
+    "learnt-equivalence": Part(
+        "regauge.rewrites.equivalence:LearntEquivalence",
+        "scales and shifts of streams, trained with the block",
+        "2308.13137",
+        short="rate",
+        places=(REWRITES,),
+        text=True,
+        cost="one pass over calibration text, and in each training step a pass over the block's weights",
+    ),
     "level": Part(
         "regauge.rewrites.levelling:Level",
         "each norm's channels moved so that one step gives the codes that a step each would have",

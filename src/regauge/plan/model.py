@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from regauge.elastic.family import Family
 from regauge.parts import PLACES, WEIGHTS, Point, Spec
 
 
@@ -30,6 +31,7 @@ class Plan:
         row: the row of the list of methods that it implements, or why there is none.
         calibration: `tokens` and `length` of the text that the method reads, where it reads any.
         learning: how parts that are learnt are trained, where the recipe says so (`learn/settings.py`).
+        family: what may be chosen of the artifact when it runs; None: it is one model.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Plan:
     row: str = ""
     calibration: Mapping[str, int] = field(default_factory=dict)
     learning: Mapping[str, int | str] = field(default_factory=dict)
+    family: Family | None = None
 
     def __post_init__(self) -> None:
         strange = [place for place in self.places if place not in PLACES]

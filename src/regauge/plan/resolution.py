@@ -18,6 +18,7 @@ from regauge.plan.matching import Match, match
 from regauge.plan.model import Plan
 from regauge.plan.select import SPECIAL
 from regauge.plan.stores import stores
+from regauge.rewrites.base import TRAINED
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,9 @@ def resolve(plan: Plan, anatomy: Anatomy, alike: bool = False) -> Resolution:
 
 def inert(plan: Plan, resolution: Resolution) -> list[str]:
     """What the plan asks for and nothing can do yet, a sentence each: a recipe may say it, the engine refuses it."""
-    reasons: dict[str, None] = {}
-    taught = [*map(learnt, resolution.choices.values()), *map(learnt_of_tap, resolution.inputs.values())]
+    reasons, taught = dict[str, None](), [*map(learnt, resolution.choices.values())]
+    taught += map(learnt_of_tap, resolution.inputs.values())
+    taught += [tuple(spec.part for spec in plan.rewrites if TRAINED in parts.build("rewrite", spec).needs)]
     if plan.learning and not any(taught):
         reasons["'learning' says how to train, and nothing in this recipe is learnt"] = None
     for place, declared in PLACES.items():
@@ -106,17 +108,15 @@ def inert(plan: Plan, resolution: Resolution) -> list[str]:
     return [f"recipe {plan.name!r}: {reason}" for reason in reasons]
 
 
-def learnt(point: Point | None) -> tuple[str, ...]:
+def learnt(point: Point | None, other: str = "rounder") -> tuple[str, ...]:
     """The axes of a site's point whose parts are trained by the error of its block: none of most."""
-    if point is None:
-        return ()
-    held = {"ranger": parts.format_of(point).ranger.needs, "rounder": parts.rounder_of(point).needs}
-    return tuple(axis for axis, needs in held.items() if OBJECTIVE in needs)
+    axes = () if point is None else ("ranger", other)
+    return tuple(a for a in axes if point and point[a] and OBJECTIVE in parts.build(a, point.spec(a)).needs)
 
 
 def learnt_of_tap(point: Point | None) -> tuple[str, ...]:
-    """The axes of a tap's point whose parts are trained so: its transform, or none."""
-    return () if point is None or OBJECTIVE not in parts.maker_of(point).needs else ("transform",)
+    """The axes of a tap's point whose parts are trained so: its transform, the range of its values."""
+    return learnt(point, "transform")
 
 
 def _error(plan: Plan, reasons: list[str]) -> RecipeError:
@@ -202,14 +202,15 @@ def _inputs(
     return found
 
 
-MANY = 1 << 30
-"""More tokens than any text has."""
+MANY = 1 << 30  # more tokens than any text has
 
 
 def _inner(point: Point, channels: int | None) -> tuple[Point, str]:
     """The point of a tap that no matrix reads, its grain settled; why it cannot be had, or ""."""
     if point.name("transform") not in ("", "identity"):
         return point, f"{point.name('transform')!r} is folded into the matrices that read a tap, and none reads it"
+    if learnt_of_tap(point):
+        return point, f"{point.name('ranger')!r} is learnt with the matrices that read a tap, and none reads it"
     point, _ = _grain(point, (1, channels or 1))
     grain = parts.format_of(point).grain
     if channels is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from regauge import parts
+from regauge.formats.codewords import width
 from regauge.parts import CACHE, INPUTS, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, Rule, digest
 
@@ -29,7 +30,7 @@ def null(plan: Plan) -> Plan | None:
 
 
 def _nearest(point: Point) -> Point:
-    bits = round(parts.build("grid", point.spec("grid")).bits)
+    bits = width(parts.build("grid", point.spec("grid")))
     grid, ranger = ("int8", "absmax") if bits == 8 else (f"int{bits}-asym", "minmax")
     scale = point["scale"] if point.name("scale") in PLAIN_STEPS else Spec("bf16")
     rest = {"ranger": Spec(ranger), "scale": scale, "rounder": Spec("nearest"), "compensator": None}

@@ -1,6 +1,7 @@
 """Rewrites: choices of function-preserving moves."""
 
 from regauge.rewrites.base import Rewrite, fixed
+from regauge.rewrites.equivalence import LearntEquivalence
 from regauge.rewrites.levelling import Level
 from regauge.rewrites.norms import FoldNorm, LayerNormToRMS
 from regauge.rewrites.permutation import PermuteByImportance
@@ -14,6 +15,7 @@ __all__ = [
     "FoldNorm",
     "GainBiases",
     "LayerNormToRMS",
+    "LearntEquivalence",
     "Level",
     "PermuteByImportance",
     "PlantOutliers",

@@ -49,6 +49,9 @@ class Objective(Protocol):
 Moved = tuple[Anatomy, list[Move]]
 
 NOTHING: Mapping[str, tuple[float, ...]] = {}
+TRAINED = "trained"
+"""What a rewrite needs, beside the objective, whose moves are only the start: more are trained with the block by
+`learn/loop.py` (see `LearntRewrite` in `learn/base.py`)."""
 
 
 @runtime_checkable

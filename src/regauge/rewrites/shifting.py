@@ -105,21 +105,13 @@ class ShiftScale:
         here = [s for s in anatomy.streams if s.block == block and s.kind in kinds]
 
         def choose(anatomy: Anatomy, weights: Weights, of: Sequence[Stream]) -> tuple[list[Move], list[str]]:
-            ranges = {s.name: self._range(s, anatomy, stats) for s in of}
+            ranges = {s.name: centred(s, anatomy, stats, self.shift, who) for s in of}
             notes = [unshifted(s) for s in of if self.shift and s.kind in SHIFTED and not shiftable(s, anatomy)]
             made, note = _chosen(anatomy, weights, of, ranges, objective)
             return made, [*notes, note]
 
         after, moves, notes = by_sets((anatomy, weights), here, stats, who, choose)
         return after.with_(notes=(*after.notes, *dict.fromkeys(notes))), moves
-
-    def _range(self, stream: Stream, anatomy: Anatomy, stats: Statistics) -> tuple[Tensor, Tensor]:
-        """(z, max|Y − z|) of each channel, float64."""
-        low_C = read(stream, stats, "minimum", "shift-scale").amin(0).to(torch.float64)
-        high_C = read(stream, stats, "maximum", "shift-scale").amax(0).to(torch.float64)
-        shifts = self.shift and shiftable(stream, anatomy)
-        z_C = (high_C + low_C) / 2 if shifts else torch.zeros_like(low_C)
-        return z_C, torch.maximum(high_C - z_C, z_C - low_C)
 
 
 def shiftable(stream: Stream, anatomy: Anatomy) -> bool:
@@ -129,6 +121,14 @@ def shiftable(stream: Stream, anatomy: Anatomy) -> bool:
     biased = {site.name for site in anatomy.sites if site.bias is not None}
     writes = any(port.tensor.endswith(".bias") for port in stream.writers)
     return writes and all(port.tensor.removesuffix(".weight") in biased for port in stream.readers)
+
+
+def centred(stream: Stream, anatomy: Anatomy, stats: Statistics, shift: bool, who: str) -> tuple[Tensor, Tensor]:
+    """(z, max|Y − z|) of each channel, float64; z is 0 where a shift would add a tensor, or none is wanted."""
+    low_C = read(stream, stats, "minimum", who).amin(0).to(torch.float64)
+    high_C = read(stream, stats, "maximum", who).amax(0).to(torch.float64)
+    z_C = (high_C + low_C) / 2 if shift and shiftable(stream, anatomy) else torch.zeros_like(low_C)
+    return z_C, torch.maximum(high_C - z_C, z_C - low_C)
 
 
 def unshifted(stream: Stream) -> str:

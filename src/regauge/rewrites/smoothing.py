@@ -140,9 +140,9 @@ def _smooth(
         here = [s for s in anatomy.streams if s.block == block and s.kind in round_ and s.kind in kinds]
         notes += [note for stream in here if (note := why_not(stream, stats, who))]
         found = [stream for stream in here if not why_not(stream, stats, who)]
-        scales = {s.name: strength(read(s, stats, "absmax", who).amax(0), _columns(s, weights), alpha) for s in found}
+        scales = {s.name: strength(read(s, stats, "absmax", who).amax(0), columns(s, weights), alpha) for s in found}
         readers = {stream.name: stream.readers[0].tensor for stream in found}
-        made = [Move("scale", name, _mean(scales, readers, name) / s) for name, s in scales.items()]  # y′ = y / s
+        made = levelled(scales, readers)
         weights = apply(made, anatomy, weights, torch.float64)
         anatomy = transform(made, anatomy)
         moves += made
@@ -173,6 +173,11 @@ def why_not(stream: Stream, stats: Statistics, who: str) -> str:
     return ""
 
 
+def levelled(scales: Mapping[str, Tensor], readers: Mapping[str, str]) -> list[Move]:
+    """y′ = y / s, each s by the geometric mean of those that the same tensor reads."""
+    return [Move("scale", name, _mean(scales, readers, name) / s) for name, s in scales.items()]
+
+
 def _mean(scales: Mapping[str, Tensor], readers: Mapping[str, str], name: str) -> Tensor:
     """Geometric mean of the scales of all streams that the same tensor reads."""
     together = [s for other, s in scales.items() if readers[other] == readers[name]]
@@ -189,7 +194,7 @@ def read(stream: Stream, stats: Statistics, name: str, who: str) -> Tensor:
     return torch.stack(found)
 
 
-def _columns(stream: Stream, weights: Weights) -> Tensor:
+def columns(stream: Stream, weights: Weights) -> Tensor:
     """max|W_j| of a stream's channels over every port that reads it."""
 
     def column(port: Port) -> Tensor:

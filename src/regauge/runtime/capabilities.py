@@ -102,8 +102,9 @@ def read_of(reading: Point | None) -> Read | None:
     if reading is None:
         return None
     grid: Grid = parts.build("grid", reading.spec("grid"))
-    static = reading.name("ranger") not in ("", "dynamic")
-    return Read(grid, reading.name("grain") or "token", static, reading.name("transform") or "identity")
+    ranger = reading.name("ranger")
+    static, clipped = ranger not in ("", "dynamic", "learnt-reach"), ranger == "learnt-reach"
+    return Read(grid, reading.name("grain") or "token", static, reading.name("transform") or "identity", clipped)
 
 
 def runs(choice: Point, reading: Point | None, shape: Shape) -> dict[str, str]:
@@ -172,6 +173,8 @@ def _inputs(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
     grid, grain = inputs.grid, inputs.grain.partition(":")[0]
     if inputs.transform != "identity" and not row.taps:
         return f"{row.kernel} does not apply {inputs.transform}"
+    if not row.taps and inputs.clipped:
+        return f"{row.kernel} takes whole ranges of inputs, and these are clipped"
     if not row.taps and (inputs.static or grain != "token"):
         return f"{row.kernel} takes inputs with a step of their own a token"
     if row.taps and grain not in (("token", "tensor", "group") if inputs.static else ("token", "group")):

@@ -28,12 +28,14 @@ class Read:
         grain: which elements share a step.
         static: whether the step is stored, not taken from each call's own values.
         transform: what the inputs are multiplied by first.
+        clipped: whether a share of each call's range is taken.
     """
 
     grid: Grid
     grain: str = "token"
     static: bool = False
     transform: str = "identity"
+    clipped: bool = False
 
 
 @dataclass(frozen=True)

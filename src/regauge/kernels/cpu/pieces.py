@@ -60,8 +60,8 @@ class Tap:
             two. `kronecker`: x (left ⊗ right), left (size, size).
         diagonal_I, left, right: float32, contiguous.
         rounding: of `ROUNDINGS`. `dynamic`: the step is reach / ((2^bits − 1) / 2) of `group` channels (0: of a token),
-            or of their range where `asymmetric`. `static`: value = step · (code − zero) throughout, or with the
-            `steps_G` and `zeros_G` of every `group` channels, float32.
+            or of their range where `asymmetric`, both times `step` (a clip; 0: whole). `static`: value = step ·
+            (code − zero) throughout, or with the `steps_G` and `zeros_G` of every `group` channels, float32.
         floats: (mantissa bits, greatest value, least normal one) where codes are small floats; None: integers.
     """
 

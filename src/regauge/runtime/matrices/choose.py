@@ -107,4 +107,10 @@ def read_as(reading: Reading | None) -> Read | None:
     """A reading as the capability table asks about it."""
     if reading is None:
         return None
-    return Read(reading.format.grid, reading.format.grain.name, reading.step is not None, reading.transform.name)
+    return Read(
+        reading.format.grid,
+        reading.format.grain.name,
+        reading.step is not None,
+        reading.transform.name,
+        reading.share_1 is not None,
+    )

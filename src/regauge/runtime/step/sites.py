@@ -70,7 +70,8 @@ def tap_of(name: str, part: Any) -> Tap:
         return _static(tap, reading.step, 0 if span == columns else span)
     if grain.groups((2, columns))[0] != 2 * (columns // span):
         raise Unservable(f"{name} reads inputs with one step a {grain.name}, and the step takes one a token or group")
-    return replace(tap, rounding="dynamic", group=0 if span == columns else span)
+    share = 1.0 if reading.share_1 is None else float(reading.share_1)
+    return replace(tap, rounding="dynamic", group=0 if span == columns else span, step=share)
 
 
 def _static(tap: Tap, step: Step, group: int) -> Tap:

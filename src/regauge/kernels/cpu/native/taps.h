@@ -114,6 +114,7 @@ inline Coding coding(const rg_tap &t, const float *x, int first, int count) {
     c.zero = t.steps ? (t.zeros ? t.zeros[first / t.group] : 0.0f) : t.zero;
     return c;
   }
+  if (t.step > 0 && t.step < 1) least *= t.step, most *= t.step;  // a clip: the range is shortened, codes saturate
   constexpr float LEAST = 1.2930e-26f;
   const float own = t.asymmetric ? (most - least) / (c.high - c.low) : (most > -least ? most : -least) / ((c.high - c.low) / 2);
   c.step = own > LEAST ? own : LEAST;
