@@ -11,9 +11,22 @@ namespace {
 // lie otherwise, so that most codes come out by a
 // mask alone: bytes A, B, C hold codes 0 1, 2 3 and 4 5 in their low six bits; the top two of A and of B are the low
 // bits of codes 6 and 7, whose high bits are the top two of C.
-constexpr int block_steps(int bits) { return bits & 1 ? 8 : bits & 2 ? 4 : bits & 4 ? 2 : 1; }
+//
+// A matrix in planes (`apart`) has a two-bit plane first and then one a bit, each in one run along the panel, so that a
+// few bits are read without the others' bytes. Kernels know its codes as NESTED + bits; a block is 8 steps.
+constexpr int NESTED = 16;
+constexpr int bits_of(int kind) { return kind & 15; }
+constexpr int block_steps(int bits) { return bits & 1 || bits >= NESTED ? 8 : bits & 2 ? 4 : bits & 4 ? 2 : 1; }
 constexpr int unit_of(int bits) { return 4 * block_steps(bits); }  // inputs a block
 constexpr int block_bytes(int bits) { return block_steps(bits) * STEP * bits / 8; }
+constexpr int PAIR = 2 * STEP;  // bytes of a block of the first plane; one of any other has half of them
+
+// Where the codes of a group begin in the planes.
+struct Planes {
+  const uint8_t *first, *next;
+  size_t apart;  // bytes from each single plane to the next
+  RG_INLINE void operator+=(int blocks) { first += blocks * PAIR, next += blocks * STEP; }
+};
 
 // By how many bits a code may stay shifted left, in a product that puts it right at the end of a group.
 template <int B>
@@ -70,6 +83,31 @@ RG_INLINE void each_step(const uint8_t *block, F &&f) {
   step_of<B, RAISED, 0>(block, f);
 }
 
+// The bits below the first two of a step's codes, plane after plane.
+template <int LEFT, int I>
+RG_INLINE Bytes with_planes(Bytes code, const uint8_t *plane, size_t apart) {
+  if constexpr (LEFT == 0) return code;
+  else return with_planes<LEFT - 1, I>(code | (shifted<I - (LEFT - 1)>(load_bytes(plane)) & set_bytes(1 << (LEFT - 1))), plane + apart, apart);
+}
+
+template <int B, int I, class F>
+RG_INLINE void step_of_planes(const Planes &planes, F &&f) {
+  if constexpr (I < 8) {
+    constexpr int UP = B - 2;
+    const Bytes pair = shifted<I % 4 * 2 - UP>(load_bytes(planes.first + I / 4 * STEP)) & set_bytes(3 << UP);
+    f(I, with_planes<UP, I>(pair, planes.next, planes.apart));
+    step_of_planes<B, I + 1>(planes, f);
+  }
+}
+
+template <int B, bool RAISED = false, class F>
+RG_INLINE void each_step(const Planes &planes, F &&f) {
+  step_of_planes<bits_of(B), 0>(planes, f);
+}
+
+RG_INLINE void next_block(const uint8_t *&codes, int bytes) { codes += bytes; }
+RG_INLINE void next_block(Planes &codes, int) { codes += 1; }
+
 // One code into a block that is zero there: the inverse of the above. `place` = byte in the step.
 inline void put_code(uint8_t *block, int bits, int step, int place, unsigned code) {
   const int steps = block_steps(bits);
@@ -116,10 +154,16 @@ constexpr int step_bytes(int kind) {
   return kind == RG_STEP_NONE ? 0 : kind == RG_STEP_F32 ? 4 : kind == RG_STEP_F16 || kind == RG_STEP_BF16 ? 2 : 1;
 }
 
-// Sizes of a matrix's panels.
+// Whether the bits of a matrix lie apart from each other; its codes as kernels know them.
+inline bool nested(const rg_matrix &m) { return m.value == RG_INT && m.bias; }
+inline int kind_of(const rg_matrix &m) { return nested(m) ? NESTED + m.bits : m.bits; }
+constexpr int FEWEST = 2;  // bits of a matrix in planes
+
+// Sizes of a matrix's panels. `record`: bytes from a group to the next; of a matrix in planes from its steps to the next
+// group's.
 struct Layout {
   int groups, padded, steps_bytes, zeros_bytes, codes_bytes, record;
-  size_t panel;
+  size_t panel, first = 0, pairs = 0, singles = 0, apart = 0;  // in planes: steps of this level, planes, from one to the next
   int64_t panels;
   explicit Layout(const rg_matrix &m)
       : groups((m.columns + m.group - 1) / m.group),
@@ -129,8 +173,29 @@ struct Layout {
         codes_bytes(PANEL * m.group * m.bits / 8),
         record(steps_bytes + zeros_bytes + codes_bytes),
         panel(m.stride ? static_cast<size_t>(m.stride) : static_cast<size_t>(record) * groups),
-        panels((m.rows + PANEL - 1) / PANEL) {}
+        panels((m.rows + PANEL - 1) / PANEL) {
+    if (!nested(m)) return;
+    const size_t whole = static_cast<size_t>(m.bias), steps = static_cast<size_t>(steps_bytes) * whole;
+    record = steps_bytes;
+    first = steps * static_cast<size_t>(m.bits - FEWEST);
+    pairs = steps * static_cast<size_t>(m.mantissa - FEWEST + 1);
+    apart = whole * static_cast<size_t>(m.group) * PANEL / 8;
+    singles = pairs + 2 * apart;
+    panel = pairs + apart * static_cast<size_t>(m.mantissa);
+  }
+  RG_INLINE const uint8_t *steps(const uint8_t *panel_, int g) const { return panel_ + first + static_cast<size_t>(g) * static_cast<size_t>(record); }
 };
+
+// The codes of a group, of a matrix that is not in planes or of one that is.
+template <int B>
+RG_INLINE auto codes_of(const Layout &l, const rg_matrix &m, const uint8_t *panel, int g) {
+  if constexpr (B >= NESTED) {
+    const size_t single = static_cast<size_t>(g) * static_cast<size_t>(m.group) * PANEL / 8;
+    return Planes{panel + l.pairs + 2 * single, panel + l.singles + single, l.apart};
+  } else {
+    return l.steps(panel, g) + l.steps_bytes + l.zeros_bytes;
+  }
+}
 
 // The greatest sizes: sums of a group of 8-bit products stay below 2^31, and bytes of a panel's group are an int.
 constexpr int MOST_COLUMNS = 1 << 26, MOST_ROWS = 1 << 30, MOST_GROUP = 1 << 16;
@@ -143,6 +208,11 @@ inline bool sound(const rg_matrix &m) {
   if (m.offset < -256 || m.offset > 256) return false;
   if (m.value == RG_TABLE && (m.bits > 4 || !m.table)) return false;
   if (m.value == RG_TRELLIS && !sound_trellis_matrix(m)) return false;
+  if (m.value == RG_INT && (m.bias || m.mantissa)) {  // in planes
+    if (m.bits < FEWEST || m.mantissa < m.bits || m.mantissa > 8 || m.step != RG_STEP_F16 || m.zero || m.group % unit_of(NESTED)) return false;
+    if (m.bias < 1 || m.bias > MOST_COLUMNS || Layout(m).groups > m.bias || static_cast<int64_t>(m.bias) * m.group > MOST_COLUMNS) return false;
+    return !m.stride || m.stride == static_cast<int64_t>(Layout(m).panel);
+  }
   if (m.value == RG_FLOAT && (m.bits < 2 || m.mantissa < 0 || m.mantissa >= m.bits || m.bias < -1000 || m.bias > 1000)) return false;
   return !m.stride || m.stride >= static_cast<int64_t>(Layout(m).record) * Layout(m).groups;
 }

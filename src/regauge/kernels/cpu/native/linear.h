@@ -127,7 +127,8 @@ inline void one_panel_of_integers(const Ready &a, const uint8_t *panel, const Ro
   const rg_matrix &m = *a.m;
   if constexpr (MR == 1)
     if (a.kind == 0 && m.group <= LONGEST) {
-      if (m.step == RG_STEP_F16 && m.zero) return panel_product<B, MR, TWO, 0, HALF_STEPS_AND_ZEROS>(m, a.l, nullptr, panel, x, out);
+      if constexpr (B >= NESTED) return panel_product<B, MR, TWO, 0, HALF_STEPS>(m, a.l, nullptr, panel, x, out);
+      else if (m.step == RG_STEP_F16 && m.zero) return panel_product<B, MR, TWO, 0, HALF_STEPS_AND_ZEROS>(m, a.l, nullptr, panel, x, out);
       if (m.step == RG_STEP_F16) return panel_product<B, MR, TWO, 0, HALF_STEPS>(m, a.l, nullptr, panel, x, out);
       if (m.step == RG_STEP_NONE && !m.zero) return panel_product<B, MR, TWO, 0, NO_STEPS>(m, a.l, nullptr, panel, x, out);
     }
@@ -147,10 +148,10 @@ inline void one_panel(const Ready &a, const uint8_t *panel, const Inputs &in, in
     one_panel_of_integers<B, MR, false>(a, panel, in.rounded + first, out);
   } else {
     const float *const *floats = in.floats + first, *const *sums = in.sums + first;
-    if (a.kind == 3 + RG_INT) return panel_floats<B, MR, RG_INT>(m, a.l, a.table, panel, floats, sums, out);
+    if (B >= NESTED || a.kind == 3 + RG_INT) return panel_floats<B, MR, RG_INT>(m, a.l, a.table, panel, floats, sums, out);
     if constexpr (B <= 4)
       if (a.kind == 3 + RG_TABLE) return panel_floats<B, MR, RG_TABLE>(m, a.l, a.table, panel, floats, sums, out);
-    return panel_floats<B, MR, RG_FLOAT>(m, a.l, a.table, panel, floats, sums, out);
+    if constexpr (B < NESTED) return panel_floats<B, MR, RG_FLOAT>(m, a.l, a.table, panel, floats, sums, out);
   }
 }
 
@@ -240,7 +241,14 @@ inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int c
   if (a.m->value == RG_FULL) return full_rows(*a.m, number, in, count, out);
   const uint8_t *panel = a.m->panels + a.l.panel * static_cast<size_t>(number);
   if (a.m->value == RG_TRELLIS) return trellis_values(a, panel, in, count, number, out);
-  switch (a.m->bits) {
+  switch (kind_of(*a.m)) {
+    case NESTED + 2: return panel_of<NESTED + 2>(a, panel, in, count, number, out);
+    case NESTED + 3: return panel_of<NESTED + 3>(a, panel, in, count, number, out);
+    case NESTED + 4: return panel_of<NESTED + 4>(a, panel, in, count, number, out);
+    case NESTED + 5: return panel_of<NESTED + 5>(a, panel, in, count, number, out);
+    case NESTED + 6: return panel_of<NESTED + 6>(a, panel, in, count, number, out);
+    case NESTED + 7: return panel_of<NESTED + 7>(a, panel, in, count, number, out);
+    case NESTED + 8: return panel_of<NESTED + 8>(a, panel, in, count, number, out);
     case 1: return panel_of<1>(a, panel, in, count, number, out);
     case 2: return panel_of<2>(a, panel, in, count, number, out);
     case 3: return panel_of<3>(a, panel, in, count, number, out);

@@ -147,23 +147,24 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
   // Sums side by side: a dot product takes four cycles and two can start in each, so one sum alone would wait for itself.
   // With a product of unsigned bytes that cannot overflow, codes of one token stay where they lie in their bytes, and
   // each place has sums of its own, which are shifted down once a group.
-  constexpr bool RAISED = UNSHIFTED && MR == 1 && TABLE == 0 && B <= 4;
+  constexpr bool RAISED = UNSHIFTED && MR == 1 && TABLE == 0 && B <= 4;  // not in planes, whose bits lie in several places
   constexpr int PLACES = !RAISED ? 1 : B == 3 ? 2 : 8 / B;
   constexpr int WANTED = TABLE > 1 ? 1 : TWO ? 2 / MR : 4 / MR;  // 16-bit activations bring two sums of their own
   constexpr int CHAINS = WANTED < PLACES ? PLACES : WANTED < 1 ? 1 : WANTED;
   constexpr int UNROLLED = block_steps(B) < CHAINS ? CHAINS / block_steps(B) : 1;
-  constexpr bool SMALL = B < 8 && TABLE == 0;
+  constexpr bool SMALL = bits_of(B) < 8 && TABLE == 0;
   ByteTable high_table{}, low_table{};
   if constexpr (TABLE > 0) low_table = byte_table(table->low);
   if constexpr (TABLE > 1) high_table = byte_table(table->high);
   const int offset = TABLE ? table->offset : m.offset, blocks = m.group / unit_of(B);
-  const int groups = l.groups, steps_bytes = l.steps_bytes, head = l.steps_bytes + l.zeros_bytes, record = l.record;
+  const int groups = l.groups, steps_bytes = l.steps_bytes;
   const Floats centre = set_floats(static_cast<float>(offset));
   Floats all[MR];
   for (int r = 0; r < MR; ++r) all[r] = zero_floats();
   int word = 0;
   for (int g = 0; g < groups; ++g) {
-    const uint8_t *codes = panel + head;
+    const uint8_t *at = l.steps(panel, g);
+    auto codes = codes_of<B>(l, m, panel, g);
     Ints high[MR][CHAINS], low[MR][CHAINS], top_high[MR], top_low[MR];  // top_*: with the table's high byte
     for (int r = 0; r < MR; ++r) {
       for (int c = 0; c < CHAINS; ++c) high[r][c] = low[r][c] = zero_ints();
@@ -187,7 +188,7 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
           }
         }
       });
-      codes += block_bytes(B);
+      next_block(codes, block_bytes(B));
       word += block_steps(B);
     };
     int b = 0;
@@ -197,8 +198,8 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
       for (; b + 2 <= blocks; b += 2) block(Constant<0>{}), block(Constant<block_steps(B)>{});
     for (; b < blocks; ++b) block(Constant<0>{});
     const bool zeroed = KEPT == HALF_STEPS_AND_ZEROS || (KEPT == ANY_STEPS && m.zero);
-    const Floats step = KEPT == ANY_STEPS ? load_steps(panel, m.step) : KEPT == NO_STEPS ? set_floats(1.0f) : load_half(panel);
-    const Floats zeros = zeroed ? load_zeros(panel + steps_bytes, B) : centre;
+    const Floats step = KEPT == ANY_STEPS ? load_steps(at, m.step) : KEPT == NO_STEPS ? set_floats(1.0f) : load_half(at);
+    const Floats zeros = zeroed ? load_zeros(at + steps_bytes, bits_of(B)) : centre;
     for (int r = 0; r < MR; ++r) {
       for (int c = 1; c < CHAINS; ++c) {
         const int up = !RAISED ? 0 : B == 3 ? c / (CHAINS / 2) * 3 : raised<B>(c % PLACES);
@@ -216,7 +217,6 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
       const Floats by = set_floats(x[r].step[g]);
       all[r] = fma(whole, KEPT == NO_STEPS ? by : step * by, all[r]);
     }
-    panel += record;
   }
   for (int r = 0; r < MR; ++r) out[r] = TABLE > 0 ? all[r] * set_floats(table->scale) : all[r];
 }
