@@ -124,7 +124,8 @@ def _matrix(
         return FullMatrix(weight, dtype)
     if site.name not in codes:
         raise ArtifactError(f"the artifact lacks the codes of {site.name}.")
-    return PackedMatrix(codes[site.name], decoder(choice), dtype, device, taps.get(site.name), activations, allocate)
+    how = dtype, device, taps.get(site.name), activations, allocate, layout.cut.get(site.name)
+    return PackedMatrix(codes[site.name], decoder(choice), *how)
 
 
 def _linear(sites: list[Site], made: Mapping[str, Any], bias: Tensor | None, dtype: torch.dtype) -> PackedLinear:

@@ -1,0 +1,151 @@
+"""One member of a family as a model of its own: loaded without the rest, and what a config says of its sizes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regauge.anatomy.members import Member
+from regauge.anatomy.model import Anatomy
+from regauge.artifact.codec.base import Wire, full_parameters
+from regauge.artifact.cutting import cut_block, layout_of, opened
+from regauge.artifact.families import read_family
+from regauge.elastic.legal import settled
+from regauge.elastic.subnet import Subnet
+from regauge.errors import ArtifactError, SettingError
+from regauge.hosts.transformers.adapt import adapt_modules
+from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, config_of, read_raw
+from regauge.hosts.transformers.experts import plain_experts
+from regauge.hosts.transformers.finishing import finish, keeping, kept_by, running_at
+from regauge.hosts.transformers.members import thin_config
+from regauge.hosts.transformers.overflow import watch
+from regauge.hosts.transformers.placing import put_in, tie
+from regauge.hosts.transformers.settings import own_config
+from regauge.hosts.transformers.switching import cut_in
+from regauge.hosts.transformers.table import anatomy_of
+from regauge.hosts.transformers.tables import table_for
+from regauge.plan.caches import Asked
+from regauge.runtime.device import Placed
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a model has of members that is one of them and no more.
+
+    Attributes:
+        active: which.
+    """
+
+    active: Subnet
+
+
+def load_member(
+    folder: Path,
+    asked: str | Subnet,
+    at: Placed,
+    dtype: torch.dtype,
+    said: tuple[str | None, Asked | None],
+) -> Any:
+    """A member as a model of its own: the rest of the family is read past.
+
+    Args:
+        said: how activations are rounded, and what is kept of the past, as `load` takes them.
+
+    Raises:
+        SettingError: the directory is no family, or the subnet not legal in it.
+    """
+    activations, cache = said
+    artifact = opened(folder)
+    whole = artifact.layout
+    family = read_family(folder, whole.anatomy)
+    if family is None:
+        raise SettingError(f"{folder} is no family, so it has no member {str(asked)[:60]!r}: leave subnet= out")
+    subnet = settled(asked, family, whole.anatomy)
+    member = cut_in(subnet, family, whole.anatomy)
+    config = plain_config(folder)
+    thin_config(config.get_text_config(decoder=True), member)
+    own = layout_of(whole, member)
+    wire: Wire = replace(artifact.wire, layout=own)  # type: ignore[type-var]  # wires are dataclasses
+    plain_experts(config, own.anatomy)
+    model = build_skeleton(config, folder)
+    adapt_modules(model, own.source, own.anatomy)
+    missing = set(own.quantised)
+    for index in (None, *member.blocks):
+        block = cut_block(artifact.block(index), whole, own, member)
+        full = full_parameters(own, block.weights) | dict(block.extras)
+        missing -= put_in(model, wire, (full, block.codes), dtype, at.kind, folder, activations)
+    tie(model)
+    lost = [*sorted(missing), *(key for key, tensor in model.state_dict().items() if tensor.is_meta)]
+    if lost:
+        raise ArtifactError(f"the artifact lacks {lost[0]} ({len(lost)} in all); build or fetch it again.")
+    finish(model, folder, wire.name if own.quantised else None)
+    kept = (
+        kept_by(folder, own.anatomy, own.cache, subnet.cache or cache) if own.cache or cache or subnet.cache else None
+    )
+    if own.quantised:
+        model = running_at(model, own.anatomy, kept, at)
+    else:
+        model = keeping(model.to(at.where), None, own.anatomy, kept, at)
+    model.regauge = Alone(subnet)
+    if dtype is torch.float16:
+        watch(model)
+    return model
+
+
+def plain_config(folder: Path) -> Any:
+    """transformers' config of a directory, without what ours says in it."""
+    raw = read_raw(folder, ArtifactError)
+    for name in ("quantization_config", "auto_map"):
+        raw.pop(name, None)
+    return config_of(raw, folder)
+
+
+def config_of_member(folder: Path, member: Member) -> tuple[Mapping[str, Any], Mapping[str, Any], str]:
+    """What config.json says of a member otherwise than of the whole: how many blocks there are; that and its sizes,
+    where one number for all blocks can say them; and else why it cannot."""
+    config = plain_config(folder)
+    before = config.to_dict()
+    text = config.get_text_config(decoder=True)
+    thin_config(text, member)
+    fewer = _differs(before, config.to_dict())
+    sized = copy.deepcopy(config)
+    inner = sized.get_text_config(decoder=True)
+    for name, value in _sizes(inner, member.anatomy).items():
+        vars(inner)[inner.attribute_map.get(name, name)] = value
+    wanted = {site.name: (site.shape, site.heads) for site in member.anatomy.sites}
+    try:
+        found = anatomy_of(sized, build_skeleton(sized, folder))
+    except (*FOREIGN, SettingError) as error:
+        return fewer, {}, f"a {config.model_type} of these sizes cannot be built ({error})"
+    for site in found.sites:
+        if wanted.get(site.name) != (site.shape, site.heads):
+            return fewer, {}, f"config.json has one number for all blocks, and {site.name} would be another size"
+    return fewer, _differs(before, sized.to_dict()), ""
+
+
+def _sizes(config: Any, anatomy: Anatomy) -> dict[str, Any]:
+    """Attributes of a config → the sizes of the first block, as far as the family's table names them."""
+    names, attention = table_for(config).config, anatomy.attentions[0] if anatomy.attentions else None
+    own, found = own_config(table_for(config), config), dict[str, Any]()
+    for experts, name in ((False, names.neurons), (True, names.expert_neurons)):
+        widths = [s.shape[1] for s in anatomy.sites if s.kind == "down" and (s.expert is not None) == experts]
+        if name and widths:
+            found[name] = widths[0]
+    if attention is not None and isinstance(names.heads, str):
+        found[names.heads] = attention.heads
+        if isinstance(names.kv_heads, str) or hasattr(own, "num_key_value_heads"):
+            found[names.kv_heads if isinstance(names.kv_heads, str) else "num_key_value_heads"] = attention.kv_heads
+        if hasattr(own, names.head_dim):
+            found[names.head_dim] = attention.head_dim
+    if isinstance(names.hidden, str):
+        found[names.hidden] = anatomy.hidden
+    return found
+
+
+def _differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in after.items() if before.get(name) != value}
