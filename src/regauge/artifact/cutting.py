@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regauge.anatomy.members import Member, member_of
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.caches import read_cache
 from regauge.artifact.codec.base import Layout, Wire, decoder
 from regauge.artifact.codec.compressed import CompressedTensors
 from regauge.artifact.folder import dtype_of, read_anatomy, read_config, shards
@@ -52,10 +53,16 @@ def opened(folder: Path) -> Artifact:
     """
     config = read_config(folder)
     if config.get("quantization_config"):
-        return open_artifact(folder)
-    anatomy = read_anatomy(folder)
-    wire = CompressedTensors(Layout(anatomy, anatomy, {}, dtype_of(config)))
-    return Artifact(folder, wire, config, None, shards(folder, wire))
+        found = open_artifact(folder)
+    else:
+        anatomy = read_anatomy(folder)
+        wire = CompressedTensors(Layout(anatomy, anatomy, {}, dtype_of(config)))
+        found = Artifact(folder, wire, config, None, shards(folder, wire))
+    layout = found.layout
+    cache = layout.cache or read_cache(folder, layout.anatomy)
+    taken = read_cut(folder, layout.anatomy)
+    layout = replace(layout, cache=cache, cut=layout.cut if taken is None else taken.columns)
+    return replace(found, wire=replace(found.wire, layout=layout))  # type: ignore[type-var]  # wires are dataclasses
 
 
 def layout_of(whole: Layout, member: Member, config: Mapping[str, object] | None = None, unsaid: str = "") -> Layout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +13,25 @@ import torch
 from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.codec.base import Wire, full_parameters
-from regauge.artifact.cutting import cut_block, layout_of, opened
-from regauge.artifact.families import read_family
-from regauge.elastic.legal import settled
+from regauge.artifact.cutting import cut_block, layout_of
+from regauge.artifact.families import member_at
 from regauge.elastic.subnet import Subnet
 from regauge.errors import ArtifactError, SettingError
+from regauge.hosts.loaded import Sized
 from regauge.hosts.transformers.adapt import adapt_modules
+from regauge.hosts.transformers.caching import planned
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, config_of, read_raw
 from regauge.hosts.transformers.experts import plain_experts
-from regauge.hosts.transformers.finishing import finish, keeping, kept_by, running_at
+from regauge.hosts.transformers.finishing import finish, keeping, running_at
+from regauge.hosts.transformers.marking import Alone
 from regauge.hosts.transformers.members import thin_config
 from regauge.hosts.transformers.overflow import watch
 from regauge.hosts.transformers.placing import put_in, tie
 from regauge.hosts.transformers.settings import own_config
-from regauge.hosts.transformers.switching import cut_in
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.tables import table_for
-from regauge.plan.caches import Asked
+from regauge.plan.caches import Asked, of_points
 from regauge.runtime.device import Placed
-
-
-@dataclass(frozen=True)
-class Alone:
-    """What a model has of members that is one of them and no more.
-
-    Attributes:
-        active: which.
-    """
-
-    active: Subnet
 
 
 def load_member(
@@ -60,13 +50,8 @@ def load_member(
         SettingError: the directory is no family, or the subnet not legal in it.
     """
     activations, cache = said
-    artifact = opened(folder)
+    artifact, subnet, member = member_at(folder, asked)
     whole = artifact.layout
-    family = read_family(folder, whole.anatomy)
-    if family is None:
-        raise SettingError(f"{folder} is no family, so it has no member {str(asked)[:60]!r}: leave subnet= out")
-    subnet = settled(asked, family, whole.anatomy)
-    member = cut_in(subnet, family, whole.anatomy)
     config = plain_config(folder)
     thin_config(config.get_text_config(decoder=True), member)
     own = layout_of(whole, member)
@@ -84,9 +69,8 @@ def load_member(
     if lost:
         raise ArtifactError(f"the artifact lacks {lost[0]} ({len(lost)} in all); build or fetch it again.")
     finish(model, folder, wire.name if own.quantised else None)
-    kept = (
-        kept_by(folder, own.anatomy, own.cache, subnet.cache or cache) if own.cache or cache or subnet.cache else None
-    )
+    points = of_points(folder.name, own.cache, own.anatomy) if own.cache else None
+    kept = planned(subnet.cache or cache, own.anatomy, points)
     if own.quantised:
         model = running_at(model, own.anatomy, kept, at)
     else:
@@ -105,9 +89,9 @@ def plain_config(folder: Path) -> Any:
     return config_of(raw, folder)
 
 
-def config_of_member(folder: Path, member: Member) -> tuple[Mapping[str, Any], Mapping[str, Any], str]:
-    """What config.json says of a member otherwise than of the whole: how many blocks there are; that and its sizes,
-    where one number for all blocks can say them; and else why it cannot."""
+def sized_as(folder: Path, member: Member) -> Sized:
+    """What config.json must say of a member. That it says the sizes is tried: the skeleton of the new config has to
+    have them."""
     config = plain_config(folder)
     before = config.to_dict()
     text = config.get_text_config(decoder=True)
@@ -121,11 +105,11 @@ def config_of_member(folder: Path, member: Member) -> tuple[Mapping[str, Any], M
     try:
         found = anatomy_of(sized, build_skeleton(sized, folder))
     except (*FOREIGN, SettingError) as error:
-        return fewer, {}, f"a {config.model_type} of these sizes cannot be built ({error})"
+        return Sized(fewer, {}, f"a {config.model_type} of these sizes cannot be built ({error})")
     for site in found.sites:
         if wanted.get(site.name) != (site.shape, site.heads):
-            return fewer, {}, f"config.json has one number for all blocks, and {site.name} would be another size"
-    return fewer, _differs(before, sized.to_dict()), ""
+            return Sized(fewer, {}, f"config.json has one number for all blocks, and {site.name} would be another size")
+    return Sized(fewer, _differs(before, sized.to_dict()), "")
 
 
 def _sizes(config: Any, anatomy: Anatomy) -> dict[str, Any]:

@@ -139,7 +139,8 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     source = replace(anatomy_of(config, model), tied=bool(model.all_tied_weights_keys))
     linear = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     wire = wire_of(quantisation, source, dtype, linear)
-    wire = with_cut(wire, read_cut(folder, wire.layout.anatomy))
+    taken = read_cut(folder, wire.layout.anatomy)
+    wire = with_cut(wire, taken)
     found = shards(folder, wire)
     kept = kept_by(folder, wire.layout.anatomy, wire.layout.cache, said.cache)
     if at.kind == CUDA:
@@ -163,8 +164,11 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     if figure is None or not window_of_artifact(model, wire, found, folder, dtype, figure):
         _fill(model, wire, found, dtype, at.kind, said.activations)
     finish(model, folder, wire.name)
-    model = running_at(model, wire.layout.anatomy, kept, at)
-    offer(model, folder, wire.layout.anatomy)
+    if taken is not None and not wire.layout.quantised:  # as the family that it was taken out of
+        model = keeping(model.to(at.where), folder, wire.layout.anatomy, kept, at)
+    else:
+        model = running_at(model, wire.layout.anatomy, kept, at)
+        offer(model, folder, wire.layout.anatomy)
     if dtype is torch.float16:
         watch(model)
     return model

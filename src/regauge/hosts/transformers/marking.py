@@ -16,6 +16,17 @@ WHOLE = Subnet()
 
 
 @dataclass(frozen=True)
+class Alone:
+    """What a model has of members that is one of them and no more.
+
+    Attributes:
+        active: which.
+    """
+
+    active: Subnet
+
+
+@dataclass(frozen=True)
 class Marked:
     """`forward` of one member: caches are its own.
 

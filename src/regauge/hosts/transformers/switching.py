@@ -23,15 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regauge.anatomy.members import Member, member_of
+from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.cutting import read_cut
 from regauge.artifact.families import read_family
 from regauge.elastic.family import Family
-from regauge.elastic.legal import cut_of, settled
+from regauge.elastic.legal import member_in, settled
 from regauge.elastic.subnet import Subnet
-from regauge.errors import MoveError, SettingError
+from regauge.errors import SettingError
 from regauge.hosts.transformers.caching import fresh
-from regauge.hosts.transformers.marking import WHOLE, Marked
+from regauge.hosts.transformers.marking import WHOLE, Alone, Marked
 from regauge.hosts.transformers.members import cached, view
 from regauge.hosts.transformers.owned import Owned, method, own
 
@@ -104,7 +105,7 @@ class Members:
 
     def cut(self, subnet: Subnet) -> Member:
         """The anatomy of a legal subnet."""
-        return cut_in(subnet, self.family, self.anatomy)
+        return member_in(subnet, self.family, self.anatomy)
 
     def tree(self, subnet: Subnet, model: Any) -> Any:
         """The modules of a legal subnet; None: the whole's own. Built where they are not there yet.
@@ -132,22 +133,6 @@ class Members:
             return found
 
 
-def cut_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
-    """The anatomy of a legal subnet of a family.
-
-    Raises:
-        SettingError: the model has no such member.
-    """
-    cut = cut_of(subnet, family, anatomy)
-    if cut.bits is not None or cut.experts is not None:
-        what = "bits" if cut.bits is not None else "experts"
-        raise SettingError(f"{what} of a member cannot be chosen here yet: leave {what}= out")
-    try:
-        return member_of(anatomy, cut.blocks, cut.kept)
-    except (MoveError, ValueError) as error:
-        raise SettingError(f"this model has no member {subnet}: {error}") from error
-
-
 @dataclass(frozen=True)
 class Switched:
     """`forward` of a family: that of the member which runs.
@@ -164,11 +149,15 @@ class Switched:
 
 
 def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
-    """Lets a loaded model run as any member that its directory offers; does nothing where it offers none.
+    """Lets a loaded model run as any member that its directory offers; does nothing where it offers none. A member
+    that was taken out says which it is.
 
     Raises:
         ArtifactError: what the directory says of members is damaged or does not fit the model.
     """
+    taken = read_cut(folder, anatomy)
+    if taken is not None:
+        model.regauge = Alone(taken.subnet)
     family = read_family(folder, anatomy)
     if family is not None and getattr(model, "regauge_window", None) is None:
         switchable(model, family, anatomy)
