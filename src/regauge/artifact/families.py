@@ -61,10 +61,11 @@ def member_at(folder: Path, asked: str | Subnet) -> tuple[Artifact, Subnet, Memb
     Raises:
         SettingError: the directory is no family, or the subnet not legal in it.
     """
+    if not (folder / FILE).is_file():
+        raise SettingError(f"{folder} is no family, so it has no member {str(asked)[:60]!r}")
     artifact = opened(folder)
     anatomy = artifact.layout.anatomy
     family = read_family(folder, anatomy)
-    if family is None:
-        raise SettingError(f"{folder} is no family, so it has no member {str(asked)[:60]!r}")
+    assert family is not None, "its file is there"
     subnet = settled(asked, family, anatomy)
     return artifact, subnet, member_in(subnet, family, anatomy)

@@ -16,7 +16,7 @@ from regauge.artifact.codec.base import Wire, full_parameters
 from regauge.artifact.cutting import cut_block, layout_of
 from regauge.artifact.families import member_at
 from regauge.elastic.subnet import Subnet
-from regauge.errors import ArtifactError, SettingError
+from regauge.errors import ArtifactError, ModelError
 from regauge.hosts.loaded import Sized
 from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.caching import planned
@@ -81,9 +81,9 @@ def load_member(
     return model
 
 
-def plain_config(folder: Path) -> Any:
-    """transformers' config of a directory, without what ours says in it."""
-    raw = read_raw(folder, ArtifactError)
+def plain_config(folder: Path, more: Mapping[str, Any] | None = None) -> Any:
+    """transformers' config of a directory, without what ours says in it, and with what else it is to say."""
+    raw = read_raw(folder, ArtifactError) | dict(more or {})
     for name in ("quantization_config", "auto_map"):
         raw.pop(name, None)
     return config_of(raw, folder)
@@ -97,19 +97,27 @@ def sized_as(folder: Path, member: Member) -> Sized:
     text = config.get_text_config(decoder=True)
     thin_config(text, member)
     fewer = _differs(before, config.to_dict())
-    sized = copy.deepcopy(config)
-    inner = sized.get_text_config(decoder=True)
+    inner = copy.deepcopy(text)
     for name, value in _sizes(inner, member.anatomy).items():
         vars(inner)[inner.attribute_map.get(name, name)] = value
     wanted = {site.name: (site.shape, site.heads) for site in member.anatomy.sites}
     try:
+        sized = plain_config(folder, fewer | _within(config, text, inner))
         found = anatomy_of(sized, build_skeleton(sized, folder))
-    except (*FOREIGN, SettingError) as error:
-        return Sized(fewer, {}, f"a {config.model_type} of these sizes cannot be built ({error})")
+    except (ModelError, *FOREIGN) as error:
+        return Sized(fewer, {}, f"a {config.model_type} of these sizes cannot be said: {error}")
     for site in found.sites:
         if wanted.get(site.name) != (site.shape, site.heads):
             return Sized(fewer, {}, f"config.json has one number for all blocks, and {site.name} would be another size")
     return Sized(fewer, _differs(before, sized.to_dict()), "")
+
+
+def _within(config: Any, text: Any, changed: Any) -> dict[str, Any]:
+    """What the whole config says where the part of it that is about text is changed."""
+    if text is config:
+        return _differs(config.to_dict(), changed.to_dict())
+    parts = {name: value for name, value in vars(config).items() if value is text}
+    return {name: changed.to_dict() for name in parts}
 
 
 def _sizes(config: Any, anatomy: Anatomy) -> dict[str, Any]:

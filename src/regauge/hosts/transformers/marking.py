@@ -25,6 +25,16 @@ class Alone:
 
     active: Subnet
 
+    def running(self) -> tuple[Subnet, None]:
+        """Always itself."""
+        return self.active, None
+
+
+def running(model: Any) -> Any:
+    """The modules that run here and now: those of a member, or the model itself."""
+    found = vars(model).get("regauge")
+    return (None if found is None else found.running()[1]) or model
+
 
 @dataclass(frozen=True)
 class Marked:

@@ -32,7 +32,7 @@ from regauge.elastic.legal import member_in, settled
 from regauge.elastic.subnet import Subnet
 from regauge.errors import SettingError
 from regauge.hosts.transformers.caching import fresh
-from regauge.hosts.transformers.marking import WHOLE, Alone, Marked
+from regauge.hosts.transformers.marking import WHOLE, Alone, Marked, running
 from regauge.hosts.transformers.members import cached, view
 from regauge.hosts.transformers.owned import Owned, method, own
 
@@ -87,6 +87,17 @@ class Members:
         """Those that were built and are kept, the one used last at the end."""
         with self._lock:
             return tuple(self._made)
+
+    def member(self, asked: str | Subnet) -> Any:
+        """A member as a model of its own, over the memory of this one: what runs inside `use`.
+
+        Raises:
+            SettingError: it is not legal, or the model holds something in a way that has no first part.
+        """
+        model = None if self.of is None else self.of()
+        if model is None:
+            raise SettingError("the model of these members is gone, or was copied and not run yet: call it once")
+        return self.tree(self.settled(asked), model) or model
 
     def settled(self, asked: str | Subnet) -> Subnet:
         """A subnet as this family says it.
@@ -188,12 +199,6 @@ def members_of(model: Any) -> Members:
         )
     found.of = weakref.ref(model)
     return found
-
-
-def running(model: Any) -> Any:
-    """The modules that run here and now: those of a member, or the model itself."""
-    found = vars(model).get("regauge")
-    return (found.running()[1] if isinstance(found, Members) else None) or model
 
 
 class use:  # a `with`, named as what is written
