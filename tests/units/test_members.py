@@ -405,7 +405,7 @@ def test_what_stands_beside_a_member_is_read_strictly(make: Make, change: dict[s
         ),
         (
             "family: {depth: [2]}\n",
-            "attention: {blocks.2.attn: {share: 'of:1'}}\n",
+            "attention: {blocks.2.attention: {share: 'of:1'}}\n",
             "have no members",
         ),
     ],
