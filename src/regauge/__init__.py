@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from regauge.api import apply, compare, dry_run, fit, measure, pick, report
     from regauge.artifact.receipt import Receipt
     from regauge.cli.training import recover
+    from regauge.elastic.subnet import Subnet
+    from regauge.engine.tracing import trace
     from regauge.hosts.transformers.grouping import shared_prefix
     from regauge.hosts.transformers.load import load
     from regauge.hosts.transformers.stream import stream
+    from regauge.hosts.transformers.switching import refill, use
     from regauge.plan import Plan
     from regauge.report.explanation import explain
     from regauge.report.inspection import inspect
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Plan",
     "Receipt",
+    "Subnet",
     "apply",
     "cache",
     "compare",
@@ -46,9 +50,12 @@ __all__ = [
     "methods",
     "pick",
     "recover",
+    "refill",
     "report",
     "shared_prefix",
     "stream",
+    "trace",
+    "use",
 ]
 
 _HOMES = {
@@ -57,6 +64,7 @@ _HOMES = {
     "apply": "api",
     "compare": "api",
     "dry_run": "api",
+    "Subnet": "elastic.subnet",
     "explain": "report.explanation",
     "fit": "api",
     "inspect": "report.inspection",
@@ -64,8 +72,11 @@ _HOMES = {
     "load": "hosts.transformers.load",
     "pick": "api",
     "recover": "cli.training",
+    "refill": "hosts.transformers.switching",
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
+    "trace": "engine.tracing",
+    "use": "hosts.transformers.switching",
 }
 _MODULES = ("cache", "errors", "measure", "parts", "plan", "report")
 

@@ -15,6 +15,7 @@ from regauge.formats.scales import Float16
 from regauge.formats.trellis import Trellis
 from regauge.kernels.cpu import trellis
 from regauge.kernels.reference import pack, packed_bytes, unpack
+from regauge.parts.scales import WORDS
 
 SPELLINGS = ["trellis2", "trellis2:6", "trellis3", "trellis4"]
 MSE = {"trellis2": 0.0859, "trellis2:6": 0.0803, "trellis3": 0.0218, "trellis4": 0.0070}
@@ -39,7 +40,7 @@ def random_codes(grid: Grid, seed: int, rows: int, words: int) -> Tensor:
 
 def test_these_are_the_grids_of_runs() -> None:
     runs = {name for name in parts.TABLE["grid"] if parts.build("grid", parts.read("grid", name)).run > 1}
-    assert runs == {name.partition(":")[0] for name in SPELLINGS}
+    assert runs == {name.partition(":")[0] for name in SPELLINGS} | set(WORDS)  # of lists: discriminate/test_code_words
     assert [grid_of(name).run for name in SPELLINGS] == [32, 64, 64, 16]
 
 

@@ -32,7 +32,7 @@ def test_every_preset_and_part_is_listed_once() -> None:
     for one in found:
         assert one.what
         assert one.places
-        assert set(one.places) <= {*PLACES, REWRITES, MEASURE}
+        assert set(one.places) <= {*PLACES, REWRITES, MEASURE, "family"}
         assert one.measured
     assert rg.methods("gptq") == methods("gptq")
 

@@ -55,7 +55,10 @@ BAD = [
     ("rules: [a, b]", "rules must be a mapping, not a list"),
     ("rewrites: fold-norm", "rewrites must be a list, not 'fold-norm'"),
     ("rewrites: [fold-nrom]", "there is no rewrite 'fold-nrom' (did you mean 'fold-norm'?)"),
-    ("name: x", "a recipe needs 'rewrites' or rules for a place (weights, inputs, cache, attention, shape, tokens)"),
+    (
+        "name: x",
+        "a recipe needs 'rewrites', a 'family' or rules for a place (weights, inputs, cache, attention, shape, tokens)",
+    ),
     ("name: [", "recipe, line 1: this is not YAML"),
     ("name: x\nrules:\n  a: {grid: int4\nb: 1", "this is not YAML"),
     ("", "recipe: the recipe is empty"),

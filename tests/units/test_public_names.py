@@ -15,6 +15,7 @@ from regauge.cli.app import app
 NAMES = [
     "Plan",
     "Receipt",
+    "Subnet",
     "apply",
     "cache",
     "compare",
@@ -28,9 +29,12 @@ NAMES = [
     "methods",
     "pick",
     "recover",
+    "refill",
     "report",
     "shared_prefix",
     "stream",
+    "trace",
+    "use",
 ]
 
 FLAGS = {
@@ -146,6 +150,7 @@ FLAGS = {
         "-q",
         "-v",
     ],
+    "trace": ["MODEL", "--debug", "--family", "--integers", "--json", "--seed", "--threads"],
     "compare": [
         "MODEL",
         "--at",

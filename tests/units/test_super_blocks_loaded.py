@@ -1,9 +1,10 @@
-"""A model of two-level steps and values of code 0, read back and run: its weights are those of its codes."""
+"""A model of two-level steps, values of code 0 and code words, read back and run: its weights are its codes'."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 
@@ -21,12 +22,24 @@ weights:
   blocks.*: {grid: int4-asym, grain: group:32, ranger: least-squares, scale: {part: super-low, bits: 6, groups: 8}}
   embed: {grid: int6, grain: group:16, ranger: least-squares, scale: {part: super, bits: 8, groups: 16, signed: true}}
 """
+SITES = {
+    "attn.*": ("iq2-xxs", 32, 4),
+    "attn.o": ("iq3-xxs", 32, 4),
+    "mlp.*": ("iq3-s", 32, 4),
+    "mlp.down": ("iq4", 32, 6),
+}
+CODE_WORDS = "name: words-of-lists\nweights:\n" + "".join(
+    f"  blocks.*.{site}: {{grid: {grid}, grain: 'group:{size}', ranger: least-squares, "
+    f"scale: {{part: super, bits: {bits}, groups: {256 // size}, {'signed' if grid == 'iq4' else 'odd'}: true}}}}\n"
+    for site, (grid, size, bits) in SITES.items()
+)
 
 
-def test_what_is_loaded_runs_as_its_decoded_weights_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [RECIPE, CODE_WORDS], ids=["integers", "words"])
+def test_what_is_loaded_runs_as_its_decoded_weights_do(text: str, tmp_path: Path) -> None:
     source = save_tokenizer(save(pico("llama", **SIZES), tmp_path / "source"))
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE, encoding="utf-8")
+    recipe.write_text(text, encoding="utf-8")
     rg.apply(recipe, source, tmp_path / "out")
     model = rg.load(tmp_path / "out", dtype="float32")
     plain = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)

@@ -174,3 +174,12 @@ def _join(parts: list[tuple[Tensor, Slot]]) -> Tensor:
     else:
         whole = parts[0][0]
     return whole.t() if first.transposed else whole
+
+
+def outer_names(anatomy: Anatomy) -> tuple[list[str], list[str]]:
+    """Canonical tensors outside the blocks: those before the first block, and those after the last (norm and head)."""
+    names = list(anatomy.slots(None))
+    last = [name for name in names if name.startswith(("norm.", "head."))]
+    if anatomy.tied:
+        last = [name for name in last if name != "head.weight"]
+    return [name for name in names if not name.startswith(("norm.", "head."))], last

@@ -16,6 +16,8 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import Wire
+from regauge.elastic.family import Family
+from regauge.engine.families import offering
 from regauge.engine.inner import ranged
 from regauge.engine.refusals import Refusals
 from regauge.engine.shaping import Shaping, shaping_of
@@ -26,12 +28,14 @@ from regauge.formats.base import OBJECTIVE, Format
 from regauge.hosts import host_of
 from regauge.hosts.base import Host, Source
 from regauge.kernels.cpu.gram import has_gram
-from regauge.learn.base import Taught
-from regauge.learn.settings import Settings
+from regauge.learn.base import Finished, Taught
+from regauge.learn.settings import BLOCK, Settings
 from regauge.parts import ATTENTION, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, load
 from regauge.plan.forms import needs_of
-from regauge.plan.resolution import Resolution, inert, learnt, learnt_of_tap, resolve
+from regauge.plan.learnable import learnt, learnt_of_tap, static_taps
+from regauge.plan.resolution import Resolution, inert, resolve
+from regauge.plan.sorting import sorting
 from regauge.rewrites.base import TRAINED, Rewrite
 from regauge.rounding.base import DRIFT
 
@@ -68,7 +72,9 @@ class Job:
         needs: site → statistics that its rounder and compensator need; sites that need none are absent.
         shaping: what is pruned, if anything is; `gauge` is then the anatomy before that.
         learnt: site → what is trained there by the error of its block; most have nothing.
+        family: what may be chosen of the artifact when it runs.
         at_once: how many matrices are rounded at the same time; None: as many as there are threads.
+        finished: block → what training at the scope of the model left of it; None: of what lies outside the blocks.
     """
 
     plan: Plan
@@ -84,6 +90,8 @@ class Job:
     gauge: Anatomy | None = None
     learnt: Mapping[str, Taught] = field(default_factory=dict)
     at_once: int | None = None
+    family: Family | None = None
+    finished: Mapping[int | None, Finished] = field(default_factory=dict)
 
     @property
     def host(self) -> Host:
@@ -103,11 +111,6 @@ class Job:
     def trained(self) -> tuple[Recast, ...]:
         """Rewrites whose moves are trained with each block."""
         return tuple(recast for recast in self.recasts if TRAINED in recast.rewrite.needs)
-
-    @property
-    def waiting(self) -> tuple[Recast, ...]:
-        """Rewrites of the whole model that need statistics of every site first."""
-        return tuple(recast for recast in self.recasts if recast.rewrite.scope == "model" and recast.rewrite.needs)
 
     @property
     def whole(self) -> Anatomy:
@@ -143,7 +146,8 @@ class Job:
     def taught(self) -> bool:
         """Whether any part asks for the teacher's states."""
         asked = (*self.needs.values(), *(recast.rewrite.needs for recast in self.recasts))
-        return bool(self.learnt) or any(needs & {DRIFT, OBJECTIVE} for needs in asked)
+        by_block = bool(self.learnt or static_taps(self.resolution.inputs)) and self.settings.scope == BLOCK
+        return by_block or any(needs & {DRIFT, OBJECTIVE} for needs in asked)
 
     @property
     def working(self) -> torch.dtype:
@@ -168,7 +172,7 @@ class Job:
 
     @property
     def learnt_taps(self) -> Mapping[str, Point]:
-        """Taps whose transform is trained by the error of their block."""
+        """Taps whose transform is trained."""
         return {tap: point for tap, point in self.resolution.inputs.items() if learnt_of_tap(point)}
 
     def sites(self, block: int | None) -> list[Site]:
@@ -178,6 +182,11 @@ class Job:
         choice = self.choices[site]
         assert choice is not None, f"{site} is kept in full precision"
         return parts.format_of(choice)
+
+
+def waits(recast: Recast) -> bool:
+    """Whether a rewrite of the whole model needs statistics of every site first."""
+    return recast.rewrite.scope == "model" and bool(recast.rewrite.needs)
 
 
 def quickest(stored: torch.dtype, hidden: int) -> torch.dtype:
@@ -201,8 +210,7 @@ def prepare(
     """
     told = refusals or Refusals()
     known = len(told.errors)
-    nothing: tuple[Recast, ...] = ()
-    whole, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, nothing))
+    whole, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, tuple[Recast, ...]()))
     shaping = told.attempt(lambda: shaping_of(plan, whole), None)
     anatomy = whole if shaping is None else shaping.pruned(whole)
     resolution, chosen = None, None
@@ -213,13 +221,12 @@ def prepare(
             why = "by the error of a block, and cannot where the same recipe takes units out of blocks"
             told.errors.append(RecipeError(f"recipe {plan.name!r}: rewrite {recast.name!r} chooses {why}"))
     if resolution is not None:
-        taps = resolution.inputs
-        told.attempt(lambda: refuse_outside(anatomy, taps), None)
-        for reason in inert(plan, resolution):
-            told.errors.append(RecipeError(reason))
         alone = resolution
+        told.attempt(lambda: refuse_outside(anatomy, alone.inputs), None)
+        told.errors += map(RecipeError, inert(plan, resolution))
         both = told.attempt(lambda: wired(plan, alone, source, anatomy, shaping, wire), None)
         resolution, chosen = (resolution, None) if both is None else both
+    family, resolution = offering(plan.family, resolution, chosen, told)
     if refusals is None:
         told.settle()
     if resolution is None or chosen is None or len(told.errors) > known:
@@ -230,8 +237,8 @@ def prepare(
     turned = {tap for tap, point in resolution.inputs.items() if learnt_of_tap(point)}
     moving = {s.name for s in anatomy.sites if s.tap in turned or (every and s.block is not None)}
     taught = {name: _taught(point) for name, point in resolution.at(WEIGHTS).items() if learnt(point) or name in moving}
-    told_of = resolution, chosen.wire, chosen.refusals, needs
-    return Job(plan, source, anatomy, recasts, *told_of, seed, shaping, gauge, taught)
+    given = resolution, chosen.wire, chosen.refusals, needs, seed, shaping, gauge, taught
+    return Job(plan, source, anatomy, recasts, *given, family=family)
 
 
 def resized(job: Job, kept: Mapping[str, int]) -> Job:
@@ -274,7 +281,7 @@ def _taught(point: Point) -> Taught:
 def _recast(plan: Plan, anatomy: Anatomy) -> tuple[Anatomy, tuple[Recast, ...]]:
     """The anatomy after the rewrites of the whole model that need no statistics, and every rewrite."""
     recasts: list[Recast] = []
-    for spec in plan.rewrites:
+    for spec in sorting(plan):
         recast = Recast(spec, parts.build("rewrite", spec))
         if recast.rewrite.scope == "source":
             continue  # done when the source was opened: `factoring`
@@ -289,12 +296,3 @@ def _recast(plan: Plan, anatomy: Anatomy) -> tuple[Anatomy, tuple[Recast, ...]]:
             recast = replace(recast, moves=tuple(moves))
         recasts.append(recast)
     return anatomy, tuple(recasts)
-
-
-def outer_names(anatomy: Anatomy) -> tuple[list[str], list[str]]:
-    """Canonical tensors outside the blocks: those before the first block, and those after the last (norm and head)."""
-    names = list(anatomy.slots(None))
-    last = [name for name in names if name.startswith(("norm.", "head."))]
-    if anatomy.tied:
-        last = [name for name in last if name != "head.weight"]
-    return [name for name in names if not name.startswith(("norm.", "head."))], last

@@ -12,6 +12,7 @@ from typing import Any
 
 from regauge.artifact.card import CARD, card
 from regauge.artifact.config import artifact_files
+from regauge.artifact.families import FILE, family_json
 from regauge.artifact.folder import RUN_LOG
 from regauge.artifact.receipt import MoveReceipt, Receipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import Staging
@@ -102,4 +103,6 @@ def text_of(receipt: Receipt) -> str:
 def files_of(job: Job, receipt: Receipt, log: Mapping[str, Any], staging: Staging) -> dict[str, bytes | str | Path]:
     files = artifact_files(job.source.path, job.wire, staging.index(), dump(job.plan), text_of(receipt))
     files[CARD] = card(receipt, job.source.path, json.loads(str(files["config.json"])))
+    if job.family is not None:
+        files[FILE] = family_json(job.family)
     return {**files, **job.source.beside, RUN_LOG: json.dumps(dict(log), indent=1) + "\n"}

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from regauge.formats.chunks import chunks
+from regauge.formats.codewords import nearest, row_bytes
 from regauge.formats.lows import LOW as LOW
 from regauge.formats.lows import Low as Low
 from regauge.formats.numbers import ends as ends
+from regauge.formats.numbers import lowest as lowest
 from regauge.formats.numbers import reach as reach
 from regauge.kernels.cpu.sweep import Range, Stored, Values
 from regauge.kernels.cpu.trellis import Shape
@@ -138,6 +140,7 @@ class Scale(Protocol):
 
 
 ALL = slice(None)
+JOINED = "joined"  # what a part needs that is learnt with the whole model alone: a static step, scales of streams
 OBJECTIVE = "objective"
 """What a part needs that is learnt, or chosen, by the error of a block's output against the uncompressed model's."""
 
@@ -220,19 +223,20 @@ class Format:
             z_GK = z_GK - step.zero_G1.to(z_OI.dtype)
         return self.grain.join(z_GK * step.scale_G1.to(z_OI.dtype), z_OI)
 
-    def encode(self, w_OI: Tensor, step: Step | None = None) -> Codes:
-        """Each weight to its nearest code; fits the step first where none is given.
-
-        Works on a few groups at a time, so that temporaries stay in cache: about five passes over them.
+    def encode(self, w_OI: Tensor, step: Step | None = None, weight_OI: Tensor | None = None) -> Codes:
+        """Each weight to its nearest code; fits the step first where none is given. Code words are nearest under
+        `weight_OI`; of single weights it decides nothing. A few groups at a time, so that temporaries stay in cache.
         """
         step = self.fit(w_OI) if step is None else step
         x_GK = self.grain.split(w_OI)
+        weight_GK = None if weight_OI is None else self.grain.split(weight_OI)
         codes_GK = torch.empty(x_GK.shape, dtype=torch.uint8, device=w_OI.device)
         for part in chunks(x_GK):
             z_GK = x_GK[part].float() / step.scale_G1[part]
             if step.zero_G1 is not None:
                 z_GK += step.zero_G1[part]
-            codes_GK[part] = self.grid.encode(self.grid.snap(z_GK))
+            near_GK = nearest(self.grid, z_GK, None if weight_GK is None else weight_GK[part])
+            codes_GK[part] = self.grid.encode(near_GK)
         return Codes(self.grain.join(codes_GK, w_OI), step)
 
     def decode(self, codes: Codes) -> Tensor:
@@ -255,7 +259,7 @@ class Format:
     def bytes(self, shape: tuple[int, int]) -> int:
         """Bytes stored for a matrix of shape (O, I): packed rows, steps and zero points."""
         groups, _ = self.grain.groups(shape)
-        packed = shape[0] * ((shape[1] * self.grid.bits + 7) // 8)
+        packed = shape[0] * row_bytes(self.grid, shape[1], self.grid.bits)
         return packed + self.scale.bytes(groups, shape[0]) + self.zero_bytes(groups, shape[0])
 
 
@@ -293,8 +297,3 @@ class Codes:
     step: Step
     terms: tuple[Term, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-def lowest(low_G1: Tensor, scale_G1: Tensor, grid: Grid) -> Tensor:
-    """zero_G1 of a step that keeps the value of the grid's least number, float32."""
-    return grid.low - low_G1.float() / scale_G1

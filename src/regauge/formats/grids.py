@@ -287,6 +287,12 @@ def NF4() -> CodeBook:
 
 
 @lru_cache
+def IQ4() -> CodeBook:
+    """16 whole numbers of GGUF's IQ4 types, dense near 0; 0 is none of them."""
+    return CodeBook("iq4", 4, (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113))
+
+
+@lru_cache
 def Ternary() -> CodeBook:
     """−1, 0, 1 in two bits."""
     return CodeBook("ternary", 2, (-1.0, 0.0, 1.0))

@@ -37,11 +37,11 @@ def count(groups: int, rows: int, run: int) -> int:
     return rows * -(-along // (run or max(along, 1)))
 
 
-def levels(x_G1: Tensor, rows: int, run: int, bits: int, top: int) -> Tensor:
+def levels(x_G1: Tensor, rows: int, run: int, bits: int, top: int, odd: bool = False) -> Tensor:
     """The level of every run (R, L), float16, positive: of some tried the one that leaves |x| the least squared error.
 
     Args:
-        bits: of a code; top: the greatest code.
+        bits: of a code; top: the greatest code; odd: whether even codes are not there.
     """
     x_RLn = cells(x_G1.abs().nan_to_num(0.0, posinf=3e38), rows if x_G1.shape[0] % rows == 0 else 1, run)
     widest = torch.finfo(torch.float16).max / (1 << bits)
@@ -51,11 +51,16 @@ def levels(x_G1: Tensor, rows: int, run: int, bits: int, top: int) -> Tensor:
     for share in TRIED:
         level_RL = _few(most_RL * share, EXACT - bits)
         scaled = x_RLn / level_RL[:, :, None]
-        missed = (scaled - scaled.round().clamp(max=top)) * level_RL[:, :, None]
+        missed = (scaled - whole(scaled, top, odd)) * level_RL[:, :, None]
         found_RL = missed.square_().sum(2)
         wins_RL = found_RL < error_RL
         best_RL, error_RL = torch.where(wins_RL, level_RL, best_RL), torch.where(wins_RL, found_RL, error_RL)
     return best_RL.half()
+
+
+def whole(x: Tensor, top: int, odd: bool) -> Tensor:
+    """The nearest code up to `top`, of odd ones alone where only they are there."""
+    return (((x - 1) / 2).round().clamp(0, (top - 1) // 2) * 2 + 1) if odd else x.round().clamp(max=top)
 
 
 def _few(x: Tensor, bits: int) -> Tensor:
@@ -65,10 +70,13 @@ def _few(x: Tensor, bits: int) -> Tensor:
     return x.half().float().clamp(min=2.0**-24)
 
 
-def codes_of(x_G1: Tensor, level_RL: Tensor, run: int, low: int, high: int) -> Tensor:
-    """The code of every number (G, 1), int32, from `low` to `high`."""
+def codes_of(x_G1: Tensor, level_RL: Tensor, run: int, low: int, high: int, odd: bool = False) -> Tensor:
+    """The code of every number (G, 1), int32, from `low` to `high`; where `odd`, c stands for 2c + 1 levels."""
     x_RLn = cells(x_G1.nan_to_num(0.0), level_RL.shape[0], run)
-    return flat((x_RLn / level_RL.float()[:, :, None]).round().clamp(low, high), x_G1.shape[0]).int()
+    scaled_RLn = x_RLn / level_RL.float()[:, :, None]
+    if odd:
+        scaled_RLn = (scaled_RLn - 1) / 2
+    return flat(scaled_RLn.round().clamp(low, high), x_G1.shape[0]).int()
 
 
 def numbers_of(codes_G1: Tensor, level_RL: Tensor, run: int) -> Tensor:

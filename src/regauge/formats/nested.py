@@ -34,12 +34,14 @@ class Super:
         bits: of a code of a step.
         groups: of a row that share a level; 0: all.
         signed: codes have a sign, kept as code + 2^(bits − 1).
+        odd: a code c stands for 2c + 1 levels, so that none is 0: GGUF's IQ2 and IQ3 types.
         level_RL: set by `bind`.
     """
 
     bits: int = 8
     groups: int = 0
     signed: bool = False
+    odd: bool = False
     level_RL: Tensor | None = None
     shared: ClassVar[bool] = False
     fused: ClassVar[bool] = False
@@ -50,6 +52,8 @@ class Super:
         if not 2 <= self.bits <= 8 or self.groups < 0:
             given = f"{self.bits} and {self.groups}"
             raise ValueError(f"a step has 2 to 8 bits under a level of 0 or more groups, not {given}")
+        if self.odd and (self.signed or self.bits > 7):
+            raise ValueError("odd steps have 2 to 7 bits and no sign")
 
     @property
     def name(self) -> str:
@@ -74,7 +78,8 @@ class Super:
     def bind(self, scale_G1: Tensor, grid: Grid, rows: int, low_G1: Tensor | None = None) -> Scale:
         if self.level_RL is not None:
             return self
-        return replace(self, level_RL=levels.levels(scale_G1, rows, self.groups, self.bits, self._top))
+        bits, top = (self.bits + 1, 2 * self._top + 1) if self.odd else (self.bits, self._top)
+        return replace(self, level_RL=levels.levels(scale_G1, rows, self.groups, bits, top, self.odd))
 
     def bytes(self, groups: int, rows: int = 1) -> int:
         return (groups * self.bits + 7) // 8 + 2 * levels.count(groups, rows, self.groups)
@@ -82,14 +87,19 @@ class Super:
     def store(self, scale_G1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.level_RL is None:
             raise ValueError("steps of super-blocks share a level: bind it first")
-        codes_G1 = levels.codes_of(scale_G1.abs(), self.level_RL, self.groups, 1, self._top)
+        if self.odd:
+            codes_G1 = levels.codes_of(scale_G1, self.level_RL, self.groups, 0, self._top, odd=True)
+        else:
+            codes_G1 = levels.codes_of(scale_G1.abs(), self.level_RL, self.groups, 1, self._top)
         if self.signed:
             codes_G1 = torch.where(scale_G1 < 0, -codes_G1, codes_G1) + self._middle
         fields = {"scale": codes_G1.to(torch.uint8), SUPER: self.level_RL}
         return self.load(fields), fields
 
     def load(self, fields: Mapping[str, Tensor]) -> Tensor:
-        return levels.numbers_of(fields["scale"].int() - self._middle, fields[SUPER], self.groups)
+        codes_G1 = fields["scale"].int()
+        codes_G1 = 2 * codes_G1 + 1 if self.odd else codes_G1 - self._middle
+        return levels.numbers_of(codes_G1, fields[SUPER], self.groups)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regauge.formats.base import Grid, Ranger, Scale, Step, ends, reach
 from regauge.formats.chunks import chunks
+from regauge.formats.codewords import nearest
 from regauge.formats.laying import even, middle, over, stored, uneven
 from regauge.kernels.cpu import sweep
 from regauge.kernels.cpu.checks import DTYPES
@@ -227,7 +228,7 @@ def squared_error(x_GK: Tensor, step: Step, grid: Grid, weight_GK: Tensor | None
     error_G1 = torch.empty(x_GK.shape[0], 1, device=x_GK.device, dtype=torch.float32)
     for part in chunks(x_GK):
         x = x_GK[part].float()
-        z = _codes(x, part, step, grid)
+        z = _codes(x, part, step, grid, weight_GK)
         miss = torch.addcmul(x, z, step.scale_G1[part], value=-1).square_()
         error_G1[part] = (miss if weight_GK is None else miss.mul_(weight_GK[part])).sum(1, keepdim=True)
     return error_G1
@@ -238,18 +239,18 @@ def _least_squares(x_GK: Tensor, step: Step, grid: Grid, weight_GK: Tensor | Non
     raw_G1 = step.scale_G1.clone()
     for part in chunks(x_GK):
         x = x_GK[part].float()
-        z = _codes(x, part, step, grid)
+        z = _codes(x, part, step, grid, weight_GK)
         counted = z if weight_GK is None else z * weight_GK[part]
         above, below = (counted * x).sum(1, keepdim=True), (counted * z).sum(1, keepdim=True)
         raw_G1[part] = torch.where((below > 0) & (above > 0), above / below, raw_G1[part])
     return raw_G1.nan_to_num_(nan=1.0).clamp_(max=torch.finfo(torch.float32).max)
 
 
-def _codes(x: Tensor, part: slice, step: Step, grid: Grid) -> Tensor:
+def _codes(x: Tensor, part: slice, step: Step, grid: Grid, weight_GK: Tensor | None) -> Tensor:
     """Grid values of some groups, less the zero point."""
     z = x / step.scale_G1[part]
     if step.zero_G1 is None:
-        return grid.snap(z)
+        return nearest(grid, z, None if weight_GK is None else weight_GK[part])
     return grid.snap(z.add_(step.zero_G1[part])).sub_(step.zero_G1[part])
 
 

@@ -49,12 +49,14 @@ class Reading:
 
     Attributes:
         step: of one token, where it is known beforehand; None: from each call's own values.
+        soft: while a static step is trained: gradients pass, into the step too.
         share_1: of each token's range that is kept, as the format's ranger has it; None: all.
     """
 
     format: Format
     transform: Transform = Same()  # noqa: RUF009  # frozen, and holds nothing
     step: Step | None = None
+    soft: bool = False
     share_1: Tensor | None = None
 
     @property
@@ -82,6 +84,12 @@ class Reading:
         grid = self.format.grid
         return grid.bits if grid.kind == "integer" and grid.symmetric and self.one_step else None
 
+    def closed(self, columns: int) -> bool:
+        """Whether the first channels are read alone as they are read among all: nothing mixes channels, and none has a
+        step or a multiplier of its own."""
+        alone = self.step is None or self.step.scale_G1.numel() == 1
+        return alone and not self.transform.changes and self.format.grain.refuses((1, columns)) is None
+
     def prepared(self, x: Tensor) -> Tensor:
         """x after the transform, not rounded yet: float32, or as it is where there is no transform."""
         return self.transform.forward(x.float()) if self.transform.changes else x
@@ -94,6 +102,8 @@ class Reading:
 
     def simulate(self, x: Tensor) -> Tensor:
         """`x` transformed, as it comes back from its codes; same shape (..., I) and dtype."""
+        if self.soft:
+            return self.passed(x)
         x_TI = x.reshape(-1, x.shape[-1])
         return self.codes(x_TI).decode().to(x.dtype).view(x.shape) if len(x_TI) else x
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regauge.formats.base import Grid, Scale, Step, ends
 from regauge.formats.chunks import chunks
+from regauge.formats.codewords import nearest
 from regauge.formats.laying import even, placed, stored, uneven
 from regauge.formats.rangers import MinMax, Search, better, squared_error
 from regauge.kernels.cpu.sweep import Range
@@ -75,13 +76,13 @@ class LeastSquares:
         reach_G1 = torch.maximum(-low_G1, high_G1).clamp(min=TINY)
         further = -grid.low  # the end that integers reach further to
         turned_G1 = torch.where(-low_G1 >= high_G1, 1.0, -1.0)
-        for codes in self._counts(further):
+        for codes in self._counts(further, 0.7 if grid.run > 1 else 1.0):
             raw_G1 = reach_G1 / codes
             yield _slope(x_GK, raw_G1 * turned_G1 if scale.signed else raw_G1, weight_GK, grid, scale)
 
-    def _counts(self, codes: float) -> list[float]:
-        """Into how many steps the range is cut, over all trials."""
-        least, most = max(codes - 0.9, 0.4), codes + max(2.4, 0.4 * codes)
+    def _counts(self, codes: float, least: float = 1.0) -> list[float]:
+        """Into how many steps the range is cut, over all trials; words may leave the last codes unused."""
+        least, most = max(least * codes - 0.9, 0.4), codes + max(2.4, 0.4 * codes)
         return [least + (most - least) * index / max(self.steps - 1, 1) for index in range(self.steps)]
 
 
@@ -113,7 +114,7 @@ def _slope(x_GK: Tensor, raw_G1: Tensor, weight_GK: Tensor | None, grid: Grid, s
     fitted_G1 = raw_G1.clone()
     for part in chunks(x_GK):
         x = x_GK[part].float()
-        z = grid.snap(x / raw_G1[part])
+        z = nearest(grid, x / raw_G1[part], None if weight_GK is None else weight_GK[part])
         counted = z if weight_GK is None else z * weight_GK[part]
         step = (counted * x).sum(1, keepdim=True) / (counted * z).sum(1, keepdim=True)
         fine = step.isfinite() & (step * raw_G1[part] > 0)

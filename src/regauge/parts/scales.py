@@ -11,8 +11,10 @@ NUMBERS = (WEIGHTS, INPUTS, CACHE)
 """Places whose elements are rounded."""
 MODEL = (WEIGHTS, INPUTS)
 """Those of them that matrices are multiplied at; a cache is read by fewer formats."""
+WORDS = ("iq2-xxs", "iq2-xs", "iq2-s", "iq3-xxs", "iq3-s")
+"""Grids whose words are rows of a list."""
 UNEVEN = dict.fromkeys(
-    ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4", "nf4", "ternary", "trellis2", "trellis3", "trellis4"),
+    ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4", "nf4", "ternary", "trellis2", "trellis3", "trellis4", "iq4", *WORDS),
     "offsets are in steps, which only integers have",
 )
 """Grids whose values do not lie evenly, and why what is learnt in steps refuses them."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from regauge.parts.attention import ATTENTION_ROWS
 from regauge.parts.caches import CACHE_ROWS
+from regauge.parts.codebooks import CODE_BOOK_ROWS
 from regauge.parts.moves import REWRITE_ROWS
 from regauge.parts.part import Part
 from regauge.parts.points import ARITHMETIC, CACHE, INPUTS, MEASURE, WEIGHTS
@@ -41,22 +42,6 @@ def _ints() -> dict[str, Part]:
     return table
 
 
-def _trellises() -> dict[str, Part]:
-    table = {}
-    for bits, name in ((2, "Two"), (3, "Three"), (4, "Four")):
-        table[f"trellis{bits}"] = Part(
-            f"regauge.formats.trellis:{name}",
-            f"128 values for {bits} bits: a window over the bits of neighbours chooses, and Viterbi finds the path",
-            "2406.11235",
-            short="window",
-            wants={"ranger": ("deviation",), "rounder": ("nearest", "gptq", "gptq-ordered", "retargeted")},
-            offers={WEIGHTS: ("channel",)},
-            beside={"ranger": "deviation:3", "scale": "f16"},
-            cost="two passes over the weights with 128 candidates each; with feedback about two more",
-        )
-    return table
-
-
 TABLE: Mapping[str, Mapping[str, Part]] = {
     "grid": {
         **_ints(),
@@ -69,7 +54,7 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
         ),
         "nf4": Part("regauge.formats.grids:NF4", "16 quantiles of the normal distribution", "2305.14314", places=MODEL),
         "ternary": Part("regauge.formats.grids:Ternary", "-1, 0 and 1 in two bits", places=MODEL),
-        **_trellises(),
+        **CODE_BOOK_ROWS,
         "log2": Part("regauge.formats.logs:Log2", "1, 1/2, 1/4, … and 0", "2111.13824", short="bits", places=(INPUTS,)),
         "log-sqrt2": Part(
             "regauge.formats.logs:LogSqrt2", "1, 1/√2, 1/2, … and 0", "2402.05628", short="bits", places=(INPUTS,)
@@ -145,6 +130,16 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             short="rate",
             text=True,
             cost="in each training step of a block, running it forward and backward on a batch of text",
+        ),
+        "learnt-static": Part(
+            "regauge.formats.learnt_steps:LearntStatic",
+            "a static step whose scale and zero point training finds, from the range that calibration saw",
+            "2408.13933",
+            short="rate",
+            wants={"grain": ("tensor", "group")},
+            places=(INPUTS,),
+            text=True,
+            cost="in each training step a few passes over each input; none when the model runs",
         ),
         "learnt-reach": Part(
             "regauge.formats.reaches:LearntReach",

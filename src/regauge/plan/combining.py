@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from regauge.elastic.family import told
 from regauge.errors import RecipeError
 from regauge.parts import PLACES, Point, Spec
 from regauge.plan.model import Plan, Rule
@@ -29,6 +30,11 @@ def combined(plans: Sequence[Plan]) -> Plan:
         for key, value in plan.learning.items():
             if learning.setdefault(key, value) != value:
                 raise RecipeError(f"{name}: two of them train otherwise ({key} {learning[key]} and {value}); write one")
+    families = list({str(told(plan.family)): plan.family for plan in plans if plan.family is not None}.values())
+    if len(families) > 1:
+        raise RecipeError(
+            f"{name}: two of them are families of other members; write one recipe with the choices of both"
+        )
     sizes = [plan.calibration for plan in plans if plan.calibration]
     return Plan(
         name=name,
@@ -40,6 +46,8 @@ def combined(plans: Sequence[Plan]) -> Plan:
         row="none, it is several",
         calibration={key: max(size[key] for size in sizes) for key in sizes[0]} if sizes else {},
         learning=learning,
+        products=max(plan.products for plan in plans),
+        family=families[0] if families else None,
     )
 
 

@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import yaml
 
 from regauge import parts
+from regauge.elastic.family import told
 from regauge.parts import FORMAT, WEIGHTS, Option, Point, Spec, axis_of
 from regauge.plan.model import Plan, Rule
 from regauge.plan.text import FULL, OLDER, REWRITE
@@ -79,12 +81,25 @@ def dump(plan: Plan) -> str:
         lines.append(f"calibration: {_row({key: str(value) for key, value in plan.calibration.items()})}")
     if plan.learning:
         lines.append(f"learning: {_row({key: _scalar(value) for key, value in plan.learning.items()})}")
+    if plan.products:
+        lines.append(f"products: {_scalar(plan.products)}")
     if plan.rewrites:
         lines.append(f"rewrites: [{', '.join(_spelt(REWRITE, spec) for spec in plan.rewrites)}]")
+    if plan.family is not None:
+        lines.append(f"family: {_flow(told(plan.family))}")
     for place, rules in plan.places.items():
         lines.append(f"{place}:")
         lines += [f"  {_scalar(rule.select, block=True)}: {_point(rule)}" for rule in rules]
     return "\n".join(lines) + "\n"
+
+
+def _flow(value: Any) -> str:
+    """Plain data in one line."""
+    if isinstance(value, Mapping):
+        return _row({_scalar(str(key)): _flow(one) for key, one in value.items()})
+    if isinstance(value, list):
+        return f"[{', '.join(_flow(one) for one in value)}]"
+    return _scalar(value)
 
 
 def _point(rule: Rule) -> str:
@@ -99,6 +114,8 @@ def digest(plan: Plan) -> str:
         "calibration": dict(sorted(plan.calibration.items())),
     }
     meaning |= {"learning": dict(sorted(plan.learning.items()))} if plan.learning else {}
+    meaning |= {"products": plan.products} if plan.products else {}
+    meaning |= {"family": told(plan.family)} if plan.family is not None else {}
     meaning |= {place: _meaning(plan, place) for place in plan.places if place != WEIGHTS}
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
@@ -116,6 +133,11 @@ def diff(a: Plan, b: Plan) -> tuple[str, ...]:
         lines.append(f"calibration: {dict(a.calibration)} → {dict(b.calibration)}")
     if dict(a.learning) != dict(b.learning):
         lines.append(f"learning: {dict(a.learning)} → {dict(b.learning)}")
+    if a.products != b.products:
+        lines.append(f"products: {a.products or 'any'} → {b.products or 'any'}")
+    if a.family != b.family:
+        said = [_flow(told(plan.family)) if plan.family is not None else "none" for plan in (a, b)]
+        lines.append(f"family: {' → '.join(said)}")
     for place in dict.fromkeys([*a.places, *b.places]):
         rows = [{rule.select: _told(rule.point) for rule in plan.of(place)} for plan in (a, b)]
         told = []

@@ -14,6 +14,7 @@ A recipe is one YAML mapping, read strictly:
       blocks.*.mlp.hidden: {grid: int8, grain: token}
     cache:
       "*": {keys: int2-asym/time:32, values: int2-asym/group:32}
+    family: {depth: [8, 6], ffn: [1, 0.5]}
 
 One section a place. The older key `rules` reads as `weights`, and the older coordinate `activations: int8` of a rule as
 a rule of `inputs` for the taps that its sites read.
@@ -25,15 +26,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
 from regauge import parts
+from regauge.elastic.family import Family, family_of
 from regauge.errors import RecipeError
 from regauge.learn.settings import KEYS as LEARNING
 from regauge.learn.settings import Settings
 from regauge.parts import AXES, FORMAT, FORMATS, INPUTS, PLACES, REWRITES, WEIGHTS, WORD, Axis, Option, Point, Spec
-from regauge.plan.model import Plan, Rule
+from regauge.plan.model import PROMISES, Plan, Rule
 from regauge.plan.nodes import Node, PlacedError, keys, read
 from regauge.plan.select import READ_BY
 
@@ -42,7 +45,7 @@ OLDER = "rules"
 ACTIVATIONS = "activations"
 """What a point on `inputs` was called: a coordinate of the weights with the name of a grid."""
 REWRITE = "rewrite"
-HEAD = ("name", "title", "cite", "differs", "row", "calibration", "learning", "rewrites")
+HEAD = ("name", "title", "cite", "differs", "row", "calibration", "learning", "products", "rewrites", "family")
 KEYS = (*HEAD, *PLACES, OLDER)
 FULL = "full"
 ALIKE = re.compile(r"\*|blocks\.(\*|\d+|\?|\[[^\]]*\]|\{[\d,]*\})(\.\*)?")
@@ -69,10 +72,13 @@ def parse(recipe: str | Mapping[str, object], where: str = "recipe", trusted: bo
         reader.spec(REWRITE, REWRITES, node)
         for node in (found["rewrites"].items("rewrites") if "rewrites" in found else ())
     )
-    if not any(rules.values()) and not rewrites:
-        raise root.error(f"a recipe needs 'rewrites' or rules for a place ({', '.join(PLACES)})")
+    family = _family(found["family"]) if "family" in found else None
+    if not any(rules.values()) and not rewrites and family is None:
+        raise root.error(f"a recipe needs 'rewrites', a 'family' or rules for a place ({', '.join(PLACES)})")
     calibration = keys(found["calibration"], ("tokens", "length"), "calibration") if "calibration" in found else {}
-    texts = {key: found[key].text(key) for key in ("title", "differs", "row") if key in found}
+    if "products" in found and found["products"].text("products") not in PROMISES:
+        raise found["products"].error(f"products are {' or '.join(PROMISES)}, or nothing is said of them")
+    texts = {key: found[key].text(key) for key in ("title", "differs", "row", "products") if key in found}
     return Plan(
         name=found["name"].text("name") if "name" in found else "recipe",
         places=rules,
@@ -80,8 +86,25 @@ def parse(recipe: str | Mapping[str, object], where: str = "recipe", trusted: bo
         cite=tuple(node.text("cite") for node in found["cite"].items("cite")) if "cite" in found else (),
         calibration={key: node.count(key) for key, node in calibration.items()},
         learning=_learning(found["learning"]) if "learning" in found else {},
+        family=family,
         **texts,
     )
+
+
+def _family(node: Node) -> Family:
+    """What `family:` says."""
+    node.mapping("a family")
+    try:
+        return family_of(_plain(node))
+    except ValueError as error:
+        raise node.error(str(error)) from error
+
+
+def _plain(node: Node) -> Any:
+    """A value without its places."""
+    if isinstance(node.value, Mapping):
+        return {key: _plain(value) for key, value in node.value.items()}
+    return [_plain(value) for value in node.value] if isinstance(node.value, tuple) else node.value
 
 
 def _learning(node: Node) -> dict[str, int | str]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from regauge import parts
+from regauge.formats.codewords import width
 from regauge.parts import CACHE, INPUTS, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, Rule, digest
 
 PLAIN_STEPS = ("f32", "f16", "bf16", "f16-low", "super", "super-low")
 """Steps that a null keeps; of others it takes bf16."""
+LEARNT = "learnt-static"
 
 
 def null(plan: Plan) -> Plan | None:
@@ -29,7 +31,7 @@ def null(plan: Plan) -> Plan | None:
 
 
 def _nearest(point: Point) -> Point:
-    bits = round(parts.build("grid", point.spec("grid")).bits)
+    bits = width(parts.build("grid", point.spec("grid")))
     grid, ranger = ("int8", "absmax") if bits == 8 else (f"int{bits}-asym", "minmax")
     scale = point["scale"] if point.name("scale") in PLAIN_STEPS else Spec("bf16")
     rest = {"ranger": Spec(ranger), "scale": scale, "rounder": Spec("nearest"), "compensator": None}
@@ -37,6 +39,8 @@ def _nearest(point: Point) -> Point:
 
 
 def _alike(point: Point) -> Point:
+    if point.name("ranger") == LEARNT:  # the range is what is learnt, so the grid is not what differs
+        return point.but(ranger=Spec("static"), transform=Spec("identity"))
     return point.but(grid=Spec(f"int{parts.build('grid', point.spec('grid')).bits}"), transform=Spec("identity"))
 
 

@@ -79,18 +79,19 @@ def facts(name: str) -> list[Facts]:
 
 
 def _of_plan(plan: Plan) -> Facts:
-    from regauge.plan.keeping import told  # late: explain's list is there without torch
-    from regauge.runtime.capabilities import keeps  # late: explain's list is there without torch
+    from regauge.plan.keeping import told  # late, as the next two: explain's list is there without torch
+    from regauge.plan.sorting import sorting
+    from regauge.runtime.capabilities import keeps
 
-    ours = [spec for spec in plan.rewrites if not parts.foreign(spec.part)]
+    ours = [spec for spec in sorting(plan) if not parts.foreign(spec.part)]
     needs = sorted({need for spec in ours for need in parts.build("rewrite", spec).needs})
     rules: list[Facts] = []
     for place, rule in ((place, rule) for place, some in plan.places.items() for rule in some):
         row: Facts = {"place": place, "select": rule.select, "keeps": rule.point is None}
         if rule.point is not None:
             row["parts"] = [_line(axis_of(place, axis).parts, axis, spec) for axis, spec in rule.point]
-            row["others"] = [spec.part for _, spec in rule.point if parts.foreign(spec.part)]
-            if row["others"]:  # to say more, they would have to be called
+            row["others"] = others = [spec.part for _, spec in rule.point if parts.foreign(spec.part)]
+            if others:  # to say more, they would have to be called
                 rules.append(row)
                 continue
         if rule.point is not None and place == WEIGHTS:
@@ -101,8 +102,7 @@ def _of_plan(plan: Plan) -> Facts:
         if rule.point is not None and place == INPUTS:
             needs = sorted({*needs, *parts.maker_of(rule.point).needs, *parts.format_of(rule.point).ranger.needs})
         if rule.point is not None and place == CACHE:
-            row["takes"] = told(rule.point)
-            row["runs"] = keeps(rule.point)
+            row |= {"takes": told(rule.point), "runs": keeps(rule.point)}
         if rule.point is not None and place == parts.SHAPE:  # what keeps no function is measured
             needs = sorted({*needs, *_shape_needs(rule.point), "the outputs of cut blocks"})
         rules.append(row)
@@ -113,17 +113,17 @@ def _of_plan(plan: Plan) -> Facts:
         "cite": list(plan.cite),
         "differs": plan.differs,
         "row": plan.row,
-        "needs": needs,
+        "needs": [need for need in needs if need != "joined"],
         "searches": [
             f"{spec.part} tries {len(values)} values of {option}, each a pass of the whole model"
             for spec in ours
             for option, values in parts.build("rewrite", spec).search.items()
         ],
         "calibration": dict(plan.calibration),
-        "rewrites": [_line("rewrite", "rewrite", spec) for spec in plan.rewrites],
+        "rewrites": [_line("rewrite", "rewrite", spec) for spec in sorting(plan)],
         "rules": rules,
         "speed": speeds.told(plan.name),
-        "kept": WHOLE if set(plan.places) == {CACHE} and not plan.rewrites else KEPT,
+        "kept": WHOLE if set(plan.places) <= {CACHE} and not plan.rewrites else KEPT,
         "recipe": dump(plan),
     }
 

@@ -77,7 +77,7 @@ class ImportanceNearest:
             square_OI = w_OI.float().square()
             size_OI = square_OI.add_(square_OI.mean(1, keepdim=True), alpha=self.spread).sqrt_()
             weight_OI = size_OI.div_(size_OI.mean().clamp_(min=torch.finfo(torch.float32).tiny)).mul_(weight_OI)
-        return fmt.encode(w_OI, fmt.fit(w_OI, weight_OI))
+        return fmt.encode(w_OI, fmt.fit(w_OI, weight_OI), weight_OI)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Grid
+from regauge.formats.codewords import nearest
 from regauge.kernels.cpu import trellis
 
 PART = 4
@@ -41,9 +42,35 @@ def sweep(w_RB: Tensor, target_RB: Tensor, feedback_BB: Tensor, scale_RN: Tensor
         scale_RN: the step of each word.
     """
     paths = grid.paths
-    assert paths is not None, "a grid that rounds runs says how"
+    if paths is None:
+        return _listed(w_RB, target_RB, feedback_BB, scale_RN, grid)
     codes_RB = trellis.swept(w_RB, target_RB, feedback_BB, scale_RN, paths, PART)
     return _swept(w_RB, target_RB, feedback_BB, scale_RN, grid, paths) if codes_RB is None else codes_RB
+
+
+def _listed(w_RB: Tensor, target_RB: Tensor, feedback_BB: Tensor, scale_RN: Tensor, grid: Grid) -> Tensor:
+    """Words of a list: the nearest one to what the word would best be, each column's error counted by what it costs.
+
+    With e = x − v the error costs e G eᵀ, G = F D² Fᵀ of the word's columns; its diagonal weighs.
+    """
+    codes_RB = torch.empty(w_RB.shape, dtype=torch.uint8, device=w_RB.device)
+    target_RB = target_RB.clone()
+    for word, start in enumerate(range(0, w_RB.shape[1], grid.run)):
+        own = slice(start, start + grid.run)
+        scale_R1 = scale_RN[:, word, None].to(w_RB.dtype)
+        factor_CC = feedback_BB[own, own].triu(1) + torch.eye(grid.run, dtype=w_RB.dtype, device=w_RB.device)
+        free_RC = w_RB[:, own] + torch.linalg.solve_triangular(
+            factor_CC, target_RB[:, own] - w_RB[:, own], upper=True, left=False, unitriangular=True
+        )
+        z_RC = (free_RC / scale_R1).float()
+        turned_CC = (factor_CC * feedback_BB[own, own].diagonal()).float()
+        weight_C = turned_CC.square().sum(1)
+        weight_C = weight_C / weight_C.mean().clamp(min=torch.finfo(torch.float32).tiny)
+        found_RC = nearest(grid, z_RC, weight_C)
+        codes_RB[:, own] = grid.encode(found_RC)
+        w_RB[:, own] -= found_RC.to(w_RB.dtype) * scale_R1
+        target_RB[:, own.stop :] += w_RB[:, own] @ feedback_BB[own, own.stop :]
+    return codes_RB
 
 
 def _swept(

@@ -36,9 +36,10 @@ from regauge.hosts.transformers.forms import form_modules
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.inside import check_whole, read_inside
 from regauge.hosts.transformers.overflow import watch
-from regauge.hosts.transformers.placing import place, tie
+from regauge.hosts.transformers.placing import of_head, place, tie
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.skeleton import model_class
+from regauge.hosts.transformers.switching import offer
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.windowed import by_block, window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
@@ -161,6 +162,7 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
         plug(model, wire.layout.anatomy)
     keep(model, wire.layout.anatomy, kept, at.kind == CUDA)
     absorb(model)
+    offer(model, folder, wire.layout.anatomy)
     if dtype is torch.float16:
         watch(model)
     return model
@@ -205,7 +207,7 @@ def _plain(
         model = window_of_checkpoint(source, dtype, figure)
         if model is not None:
             _finish(model, folder, None)
-            return _keeping(model, anatomy, kept, at)
+            return _keeping(model, folder, anatomy, kept, at)
     elif at.kind == CPU:
         check_room(str(folder), source.parameters() * (dtype or source.dtype).itemsize)
     config, stored = source.config, source.dtype
@@ -214,7 +216,7 @@ def _plain(
     if coded_by(folder):
         decoded = whole_model(source, dtype)
         _finish(decoded, folder, None)
-        return _keeping(decoded.to(at.where), anatomy, kept, at)
+        return _keeping(decoded.to(at.where), folder, anatomy, kept, at)
     del source
     try:
         with _no_bar():
@@ -227,15 +229,16 @@ def _plain(
         for key, tensor in found.state_dict().items():
             if not finite(tensor):
                 raise ModelError(f"{key} of {folder} has values that float16 cannot hold; load with dtype='bfloat16'")
-    return _keeping(found.eval().requires_grad_(False).to(at.where), anatomy, kept, at)
+    return _keeping(found.eval().requires_grad_(False).to(at.where), folder, anatomy, kept, at)
 
 
-def _keeping(model: Any, anatomy: Anatomy, kept: CachePlan | None, at: Placed) -> Any:
+def _keeping(model: Any, folder: Path, anatomy: Anatomy, kept: CachePlan | None, at: Placed) -> Any:
     """A plain model with its plan, by which it decodes as an artifact does: packed caches are read natively then."""
     if kept is not None and not kept.plain and at.kind == CPU:
         plug(model, anatomy)
     keep(model, anatomy, kept, at.kind == CUDA)
     absorb(model)
+    offer(model, folder, anatomy)
     return model
 
 
@@ -258,9 +261,10 @@ def _fill(
 ) -> None:
     """Every shard, a block after another."""
     missing = set(wire.layout.quantised)
+    head = of_head(wire, paths)
     for path in paths:
         for keys in by_block(wire, files.header(path)):
-            missing -= place(model, wire, files.read(path, keys), dtype, device, path, activations)
+            missing -= place(model, wire, files.read(path, keys), dtype, device, path, activations, head)
     if missing:
         raise ArtifactError(f"the artifact lacks the codes of {sorted(missing)[0]}; build or fetch it again.")
     tie(model)

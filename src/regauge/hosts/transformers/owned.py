@@ -38,6 +38,11 @@ class Owned:
         return found
 
     @property
+    def function(self) -> Callable[..., Any]:
+        """What is called, with the model."""
+        return self._function
+
+    @property
     def __wrapped__(self) -> Callable[..., Any]:
         """The method of the model's class, whose signature this has."""
         model = self.model
@@ -46,6 +51,10 @@ class Owned:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._function(self.model, *args, **kwargs)
+
+    def again(self, model: Any) -> Owned:
+        """The same method of another model."""
+        return Owned(model, self._function, self._own)
 
     def __reduce__(self) -> Any:
         return Owned, (self.model, self._function, self._own)

@@ -30,6 +30,11 @@ def resize_modules(model: Any, source: Anatomy, anatomy: Anatomy) -> None:
         if now[key] != shape:
             path, _, name = key.rpartition(".")
             _resize(model.get_submodule(path), name, shape)
+    tell_sizes(model, anatomy)
+
+
+def tell_sizes(model: Any, anatomy: Anatomy) -> None:
+    """Tells modules, in place, the sizes that their parameters do not say."""
     for norm in anatomy.norms:
         module = model.get_submodule(norm.module)
         if norm.gain is None and isinstance(module, nn.LayerNorm):
@@ -43,6 +48,11 @@ def resize_modules(model: Any, source: Anatomy, anatomy: Anatomy) -> None:
 def _resize(module: Any, name: str, shape: tuple[int, ...]) -> None:
     old = module._parameters[name]
     module._parameters[name] = nn.Parameter(old.new_zeros(shape), requires_grad=False)
+    tell_shape(module, name, shape)
+
+
+def tell_shape(module: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Tells a module, in place, the shape of its parameter."""
     if name != "weight":
         return
     if isinstance(module, nn.Linear):

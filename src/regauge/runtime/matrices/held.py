@@ -9,6 +9,7 @@ Legend: O output channels, I input channels, T tokens, R rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from regauge.errors import ModelError
 from regauge.formats.base import Codes, Format
 from regauge.formats.readings import Reading
-from regauge.kernels.cpu.matrix import Matrix
+from regauge.kernels.cpu.matrix import META, Matrix
 from regauge.runtime.matrices import gradients
 from regauge.runtime.matrices.choose import choose, way_of
 from regauge.runtime.matrices.native import beside
@@ -78,7 +79,34 @@ class PackedMatrix(nn.Module):
         if self.meta is None:
             return None
         held = self._bytes()
-        return Matrix(held["panels"], held.get("row_scale"), held.get("table"), self.meta)
+        whole, stride = self.meta[: len(META)], self.meta[len(META) :]
+        return Matrix(held["panels"], held.get("row_scale"), held.get("table"), whole, *stride)
+
+    def prefix(self, rows: int, columns: int) -> PackedMatrix:
+        """The first rows and inputs as a matrix that shares the bytes; terms beside the codes are copied where inputs
+        are left out.
+
+        Raises:
+            ModelError: this way of holding a matrix, reading its input or adding to it has no first part.
+        """
+        if (rows, columns) == self.shape:
+            return self
+        native = self.native
+        if native is None:
+            raise ModelError(f"a matrix that is held as {self.way.name} has no first rows and inputs to be used alone")
+        if self.reading is not None and columns != self.shape[1] and not self.reading.closed(columns):
+            raise ModelError(f"inputs read as {self.reading.name} are read together, and cannot lose their last ones")
+        part = native.prefix(rows, columns)
+        new = PackedMatrix.__new__(PackedMatrix)
+        nn.Module.__init__(new)
+        choice = replace(self.choice, shape=(rows, columns), meta=(*part.meta, part.stride))
+        state = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        vars(new).update(state | {"shape": (rows, columns), "choice": choice, "meta": choice.meta})
+        new.way = way_of(choice)
+        for name in self.held:
+            new.register_buffer(name, self._buffers[name])
+        new.terms = nn.ModuleList(term.prefix(rows, columns) for term in self.added)
+        return new
 
     def _bytes(self) -> Mapping[str, Tensor]:
         buffers = cast(dict[str, Tensor], self._buffers)
@@ -188,6 +216,10 @@ class FullMatrix(nn.Module):
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.full_OI[start:stop]
+
+    def prefix(self, rows: int, columns: int) -> FullMatrix:
+        """The first rows and inputs, sharing memory."""
+        return FullMatrix(self.full_OI[:rows, :columns], self.full_OI.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.full_OI)

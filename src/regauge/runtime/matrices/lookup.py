@@ -26,7 +26,7 @@ WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 def planes(grid: Grid) -> Planes:
     """How codes are held. One plane of all the bits where that is 2, 4 or 8 bits; () where look-ups do not apply."""
-    if grid.run > 1:  # a code says nothing without its neighbours
+    if grid.kind == "trellis":  # a code says nothing without its neighbours
         return ()
     if grid.bits in (2, 4, 8):
         return ((grid.bits, 0),)

@@ -30,6 +30,8 @@ VIEWS = 1 << 16
 LEAST = torch.finfo(torch.float32).eps * torch.finfo(torch.float32).tiny ** 0.5
 """Least step of a token, as `rangers.Dynamic` has it."""
 NUMBERED = tuple(matrix.DTYPES)
+_STRIDE = len(matrix.META)
+"""Where the integers of a matrix that is the first rows and inputs of a larger one have its stride, which ends them."""
 _BITS, _VALUE = matrix.META.index("bits"), matrix.META.index("value")
 
 _views: dict[tuple[int, ...], Struct] = {}
@@ -53,7 +55,7 @@ def view(panels: Tensor, row_scale: Tensor | None, table: Tensor | None, meta: S
     if found is None:
         if len(_views) >= VIEWS:
             _views.clear()
-        found = _views[key] = struct_of(panels, row_scale, table, tuple(meta))
+        found = _views[key] = struct_of(panels, row_scale, table, tuple(meta[:_STRIDE]), *meta[_STRIDE:])
     return found
 
 
@@ -190,6 +192,7 @@ def plain(x_TI: Tensor) -> bool:
         and x_TI.is_cpu
         and not torch.compiler.is_compiling()
         and not (x_TI.requires_grad and torch.is_grad_enabled())
+        and not torch._C._len_torch_dispatch_stack()  # a mode that looks on sees operators alone
     )
 
 

@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from regauge.errors import ModelError
 from regauge.formats.base import ALL, Term
 from regauge.formats.terms import KINDS, LOW_RANK, in_dtype
 from regauge.kernels.cpu.matrix import PANEL
@@ -59,6 +60,14 @@ class HeldTerm(nn.Module):
         """Some rows of it."""
         return self.term.dense(index).to(dtype)
 
+    def prefix(self, rows: int, columns: int) -> HeldTerm:
+        """Of the first rows and inputs of the matrix.
+
+        Raises:
+            ModelError: its kind has no first part.
+        """
+        raise ModelError(f"a {self.kind} term beside the codes of a matrix has no first rows and inputs")
+
 
 class HeldLowRank(HeldTerm):
     """A low-rank term.
@@ -93,6 +102,22 @@ class HeldLowRank(HeldTerm):
             return self.right
         sums_NI = sums(self.groups, self.right.shape[1], self.right.dtype, self.right.device)
         return torch.cat([sums_NI, self.right]) if len(self.right) else sums_NI
+
+    def prefix(self, rows: int, columns: int) -> HeldLowRank:
+        """Of the first rows and inputs of the matrix: new memory, a group's value or a rank a row."""
+        new = HeldLowRank.__new__(HeldLowRank)
+        nn.Module.__init__(new)
+        span = self.right.shape[1] // self.groups if self.groups else 1
+        if columns % span:
+            raise ModelError(
+                f"{columns} inputs are no whole groups of {span}, which have a value each beside the codes"
+            )
+        groups = columns // span if self.groups else 0
+        new.kind, new.groups, new.rows = self.kind, groups, rows
+        left = self.left[: -(-rows // PANEL)]
+        new.register_buffer("left", torch.cat([left[:, :groups], left[:, self.groups :]], 1).contiguous())
+        new.register_buffer("right", self.right[:, :columns].contiguous())
+        return new
 
     def _left(self, index: slice | Tensor) -> Tensor:
         """Rows of the left factor (n, R), row behind row also where there is one panel: products are the same bits."""

@@ -1,0 +1,170 @@
+"""A part of a model as a model: some of its blocks, and the first units of its streams.
+
+Pure data. A member's anatomy says what any anatomy says; blocks are numbered anew, and so are the paths and keys of
+their modules. Every canonical tensor of a member is the first rows and columns of the whole's, so a member is a view of
+the whole wherever storage lets it be one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from regauge.anatomy.model import Anatomy, Norm, Site, Slot, Weights
+from regauge.anatomy.moves import Move, transform
+from regauge.anatomy.streams import with_streams
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A member of a model.
+
+    Attributes:
+        whole: the anatomy of the whole.
+        anatomy: its own.
+        blocks: the block of the whole that each of its blocks is.
+        paths: path of each block of the whole.
+    """
+
+    whole: Anatomy
+    anatomy: Anatomy
+    blocks: tuple[int, ...]
+    paths: tuple[str, ...]
+
+    @cached_property
+    def _numbers(self) -> dict[str, str]:
+        return {str(new): str(old) for new, old in enumerate(self.blocks)}
+
+    def origin(self, name: str) -> str:
+        """The whole's name of a place or tensor of the member."""
+        head, _, rest = name.partition(".")
+        if head != "blocks":
+            return name
+        number, _, place = rest.partition(".")
+        return f"blocks.{self._numbers[number]}.{place}"
+
+    def key(self, key: str) -> str:
+        """The whole's key (or path) of a module's tensor of the member."""
+        for new, old in enumerate(self.blocks):
+            path = self.paths[new]
+            if key == path or key.startswith(f"{path}."):
+                return self.paths[old] + key[len(path) :]
+        return key
+
+    def cut(self, weights: Mapping[str, Tensor]) -> Weights:
+        """Canonical tensors of the member, views of those of the whole, of whichever are given."""
+        found: Weights = {}
+        for site in self.anatomy.sites:
+            for name, shape in ((f"{site.name}.weight", site.shape), (f"{site.name}.bias", site.shape[:1])):
+                if (old := self.origin(name)) in weights:
+                    found[name] = first(weights[old], shape)
+        for norm in self.anatomy.norms:
+            for name in (f"{norm.name}.gain", f"{norm.name}.bias"):
+                if (old := self.origin(name)) in weights:
+                    found[name] = first(weights[old], (norm.size,))
+        return found
+
+
+def first(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first entries of a tensor along each axis, as a view."""
+    for axis, size in enumerate(shape):
+        if tensor.shape[axis] != size:
+            tensor = tensor.narrow(axis, 0, size)
+    return tensor
+
+
+def member_of(anatomy: Anatomy, blocks: Sequence[int], kept: Mapping[str, int]) -> Member:
+    """The member of some blocks, with the first units of some streams.
+
+    Args:
+        blocks: those of the whole that run, rising.
+        kept: stream of the whole → units; absent: all.
+
+    Raises:
+        MoveError: a stream does not admit that units are left out.
+        ValueError: blocks do not lie one after another at paths that end in their number.
+    """
+    paths = tuple(path_of(anatomy, block) for block in range(anatomy.blocks))
+    stems = {path.rpartition(".")[0] for path in paths}
+    if tuple(blocks) != tuple(range(anatomy.blocks)) and len(stems) != 1:
+        raise ValueError(f"the blocks of a {anatomy.family} lie in {len(stems)} stacks, which are not thinned out")
+    here = {name: count for name, count in kept.items() if anatomy.stream(name).block in (None, *blocks)}
+    moves = [Move("select", name, torch.arange(count, dtype=torch.int64, device="cpu")) for name, count in here.items()]
+    cut = transform(moves, anatomy)
+    return Member(anatomy, _thinned(cut, tuple(blocks), paths), tuple(blocks), paths)
+
+
+def path_of(anatomy: Anatomy, block: int) -> str:
+    """The path of a block: what the paths of all its modules begin with, up to its number.
+
+    Raises:
+        ValueError: they do not.
+    """
+    modules = [site.module for site in anatomy.in_block(block)]
+    modules += [norm.module for norm in anatomy.norms if norm.block == block]
+    common = modules[0].split(".") if modules else []
+    for path in modules:
+        pieces = path.split(".")
+        same = next((i for i, (a, b) in enumerate(zip(common, pieces, strict=False)) if a != b), len(common))
+        common = common[:same]
+    while common and not common[-1].isdecimal():
+        common.pop()
+    if not common:
+        raise ValueError(f"the modules of block {block} of a {anatomy.family} lie at no path of their own")
+    return ".".join(common)
+
+
+def _thinned(anatomy: Anatomy, blocks: tuple[int, ...], paths: tuple[str, ...]) -> Anatomy:
+    """The anatomy with some blocks only, numbered anew."""
+    if blocks == tuple(range(anatomy.blocks)):
+        return anatomy
+    new = {old: number for number, old in enumerate(blocks)}
+
+    def path(text: str, old: int) -> str:
+        return paths[new[old]] + text.removeprefix(paths[old])
+
+    def slot(found: Slot | None, old: int) -> Slot | None:
+        return None if found is None else replace(found, key=path(found.key, old))
+
+    def name(text: str, old: int) -> str:
+        return f"blocks.{new[old]}.{text.removeprefix(f'blocks.{old}.')}"
+
+    def site(found: Site) -> Site:
+        old = found.block
+        if old is None:
+            return found
+        weight = slot(found.weight, old)
+        assert weight is not None, "every site has a weight"
+        return replace(
+            found,
+            name=name(found.name, old),
+            weight=weight,
+            bias=slot(found.bias, old),
+            block=new[old],
+            tap=None if found.tap is None else name(found.tap, old),
+            module=path(found.module, old),
+        )
+
+    def norm(found: Norm) -> Norm:
+        old = found.block
+        if old is None:
+            return found
+        parts = {"gain": slot(found.gain, old), "bias": slot(found.bias, old)}
+        return replace(found, name=name(found.name, old), module=path(found.module, old), block=new[old], **parts)  # type: ignore[arg-type]  # slots
+
+    plumbing = anatomy.plumbing
+    sliding = tuple(new[block] for block in plumbing.sliding if block in new)
+    cached = plumbing.cached * len(blocks) // max(anatomy.blocks, 1)
+    return with_streams(
+        replace(
+            anatomy,
+            blocks=len(blocks),
+            sites=tuple(site(one) for one in anatomy.sites if one.block is None or one.block in new),
+            norms=tuple(norm(one) for one in anatomy.norms if one.block is None or one.block in new),
+            plumbing=replace(plumbing, sliding=sliding, cached=cached),
+        )
+    )

@@ -1,0 +1,51 @@
+"""What may be chosen of an artifact when it runs, in a file beside its tensors: `regauge/family.json`.
+
+The tensors are those of the whole, so whatever reads the artifact without this file reads the whole, and is right.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from regauge.anatomy.model import Anatomy
+from regauge.documents import ordinary, read_json
+from regauge.elastic.family import Family, family_of, told
+from regauge.elastic.legal import reasons
+from regauge.errors import ArtifactError
+
+FILE = "regauge/family.json"
+VERSION = 1
+KEYS = ("version", "family")
+
+
+def family_json(family: Family) -> str:
+    """A family as its file has it."""
+    return json.dumps({"version": VERSION, "family": told(family)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_family(folder: Path, anatomy: Anatomy) -> Family | None:
+    """What a directory offers; None where it is one model.
+
+    Raises:
+        ArtifactError: the file is damaged, newer, or does not fit the model; in a sentence.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    ordinary(folder, ArtifactError)
+    raw = read_json(path, ArtifactError)
+    if raw.keys() != set(KEYS) or type(raw["family"]) is not dict:
+        raise ArtifactError(f"{path} holds no family; fetch or build the artifact again.")
+    if raw.get("version") != VERSION:
+        raise ArtifactError(
+            f"{path} is of version {str(raw.get('version'))[:20]} and this regauge reads {VERSION}; "
+            "upgrade it: pip install -U regauge."
+        )
+    try:
+        family = family_of(raw["family"])
+    except ValueError as error:
+        raise ArtifactError(f"{path} cannot be read: {error}; fetch or build the artifact again.") from error
+    if found := reasons(family, anatomy):
+        raise ArtifactError(f"{path} does not fit the model: {found[0]}; fetch or build the artifact again.")
+    return family

@@ -1,0 +1,246 @@
+"""What may be chosen along each dimension, which choices a model admits, and what they come to in units of streams.
+
+A dimension answers three questions: why a model cannot have the choices of a family (`refuses`), what a subnet's value
+is in it or which is nearest (`settle`), and how many units of which stream stay (`kept`). Legend: D blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from regauge.anatomy.model import Anatomy, Stream
+from regauge.elastic.subnet import Amount, Subnet
+
+MULTIPLE = 64
+"""Neurons that the usual group sizes and every panel divide."""
+SHARE = 8
+"""The automatic multiple is at most this part of the layer."""
+Settled = tuple[Any, str]
+"""A legal value, and why the one that was asked for is not legal; "" where it is."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a subnet comes to in one model.
+
+    Attributes:
+        blocks: those that run, in their order.
+        kept: stream of the whole → units that stay, the first ones; absent: all.
+        experts: how many a token goes to; None: as the model says.
+        bits, cache: as the subnet says.
+    """
+
+    blocks: tuple[int, ...]
+    kept: dict[str, int]
+    experts: int | None = None
+    bits: int | tuple[int, ...] | None = None
+    cache: str | None = None
+
+
+@runtime_checkable
+class Offers(Protocol):
+    """What a dimension reads of a family."""
+
+    @property
+    def multiple(self) -> int: ...
+
+    def choices(self, name: str) -> tuple[Any, ...]: ...
+
+    def blocks(self, count: int, whole: int) -> tuple[int, ...]: ...
+
+
+@runtime_checkable
+class Dimension(Protocol):
+    """One thing that may be chosen."""
+
+    @property
+    def name(self) -> str: ...
+
+    def refuses(self, choices: Sequence[Any], family: Offers, anatomy: Anatomy) -> Iterator[str]:
+        """Why a model cannot have these choices, a sentence each."""
+
+    def settle(self, value: Any, family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
+        """The legal value nearest to `value` (None: the whole), and what is wrong with it.
+
+        Args:
+            before: what dimensions named earlier have settled to.
+        """
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How many blocks run, or which."""
+
+    name: str = "depth"
+
+    def refuses(self, choices: Sequence[Any], family: Offers, anatomy: Anatomy) -> Iterator[str]:
+        for count in choices:
+            if not 1 <= self._count(count, anatomy) <= anatomy.blocks:
+                yield f"depth {count}: the model has {anatomy.blocks} blocks"
+
+    def settle(self, value: Any, family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
+        legal = sorted({*(self._count(one, anatomy) for one in family.choices(self.name)), anatomy.blocks})
+        count = len(value) if isinstance(value, tuple) else self._count(value, anatomy)
+        near = min(legal, key=lambda one: (abs(one - count), -one))
+        if isinstance(value, tuple) and (list(value) != sorted(set(value)) or max(value) >= anatomy.blocks):
+            told = "/".join(map(str, value))
+            return self._said(near, anatomy), f"depth={told} is no rising list of blocks from 0 to {anatomy.blocks - 1}"
+        if count != near:
+            return self._said(near, anatomy), f"depth={count}, of {_listed(legal)}"
+        if isinstance(value, tuple) and value != family.blocks(count, anatomy.blocks):
+            return value, ""
+        return self._said(count, anatomy), ""
+
+    def _count(self, value: Amount, anatomy: Anatomy) -> int:
+        return value if isinstance(value, int) else units(value, anatomy.blocks, 1)
+
+    def _said(self, count: int, anatomy: Anatomy) -> int | None:
+        return None if count == anatomy.blocks else count
+
+    def blocks(self, value: Any, family: Offers, anatomy: Anatomy) -> tuple[int, ...]:
+        """The blocks that run."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(range(anatomy.blocks)) if value is None else family.blocks(value, anatomy.blocks)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """How many units of streams stay, the first ones: neurons, groups of heads or channels of the residual."""
+
+    name: str
+    kind: str
+    units: str
+
+    def streams(self, anatomy: Anatomy, blocks: Sequence[int]) -> dict[int | None, list[Stream]]:
+        """Block → its streams of the kind, in the order of the blocks; the residual is of no block."""
+        found: dict[int | None, list[Stream]] = {block: [] for block in blocks} if self.kind != "residual" else {}
+        for stream in anatomy.streams:
+            if stream.kind == self.kind and (stream.block in found or self.kind == "residual"):
+                found.setdefault(stream.block, []).append(stream)
+        return {block: some for block, some in found.items() if some}
+
+    def refuses(self, choices: Sequence[Any], family: Offers, anatomy: Anatomy) -> Iterator[str]:
+        every = self.streams(anatomy, range(anatomy.blocks))
+        if not every:
+            yield f"{self.name}: the model has no {self.units} that could be left out"
+        for stream in (stream for some in every.values() for stream in some):
+            if "select" not in stream.admits:
+                why = stream.stops.get("select", f"none of its {self.units} can be left out")
+                yield f"{self.name}: {stream.name}: {why}"
+                return
+        sizes = sorted({stream.size for some in every.values() for stream in some})
+        for value in choices:
+            if isinstance(value, int) and sizes and not 1 <= value <= sizes[0]:
+                yield f"{self.name} {value}: there are {sizes[0]} {self.units}"
+
+    def settle(self, value: Any, family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
+        every = self.streams(anatomy, BY_NAME["depth"].blocks(before.depth, family, anatomy))
+        values = value if isinstance(value, tuple) else (value,) * len(every)
+        if len(values) != len(every):
+            return None, f"{self.name} has {len(values)} numbers for {len(every)} blocks that run"
+        found, wrong = [], ""
+        for one, some in zip(values, every.values(), strict=True):
+            near, legal = self._near(one, some[0].size, family)
+            found.append(near)
+            if not self._same(one, near, some[0].size, family) and not wrong:
+                wrong = f"{self.name}={one}, of {_listed(legal)}"
+        if all(self._whole(one, some[0].size, family) for one, some in zip(found, every.values(), strict=True)):
+            return None, wrong
+        return (found[0] if len(set(found)) == 1 else tuple(found)), wrong
+
+    def _near(self, value: Amount, size: int, family: Offers) -> tuple[Amount, list[Amount]]:
+        """The choice whose units are nearest to those of a value, the larger of two; and all choices there are."""
+        whole: Amount = 1.0 if self.name == "ffn" else size
+        choices = [*family.choices(self.name), whole]
+        wanted = self._count(value, size, family, rounded=False)
+        near = min(choices, key=lambda one: (abs(self._count(one, size, family, False) - wanted), -one))
+        return near, sorted(choices, reverse=True)
+
+    def _same(self, value: Amount, near: Amount, size: int, family: Offers) -> bool:
+        """Whether a value means a choice: its units, or those that it comes to in whole groups."""
+        wanted = self._count(value, size, family, rounded=False)
+        return any(abs(wanted - self._count(near, size, family, rounded)) < 0.5 for rounded in (True, False))
+
+    def _whole(self, value: Amount, size: int, family: Offers) -> bool:
+        return self._count(value, size, family) == size
+
+    def _count(self, value: Amount, size: int, family: Offers, rounded: bool = True) -> float:
+        """Units of a stream that a value means."""
+        if isinstance(value, int):
+            return value
+        if not rounded:
+            return value * size
+        return units(value, size, self.multiple(size, family))
+
+    def multiple(self, size: int, family: Offers) -> int:
+        """What a number of units is rounded to where it is given as a share."""
+        if self.name == "heads":
+            return 1
+        if family.multiple:
+            return min(family.multiple, size)
+        step = MULTIPLE
+        while step > 1 and step * SHARE > size:
+            step //= 2
+        return step
+
+    def kept(self, value: Any, blocks: Sequence[int], family: Offers, anatomy: Anatomy) -> Mapping[str, int]:
+        """Stream → units, of those that lose some."""
+        every = self.streams(anatomy, blocks)
+        values = value if isinstance(value, tuple) else (value,) * len(every)
+        found: dict[str, int] = {}
+        for one, some in zip(values, every.values(), strict=True):
+            for stream in some:
+                count = int(self._count(one, stream.size, family))
+                if count < stream.size:
+                    found[stream.name] = count
+        return found
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A value that is one of a list: what is kept of the past, bits, experts that a token goes to."""
+
+    name: str
+    what: str
+
+    def refuses(self, choices: Sequence[Any], family: Offers, anatomy: Anatomy) -> Iterator[str]:
+        if self.name == "experts" and not any(site.kind == "router" for site in anatomy.sites):
+            yield "experts: the model has no experts"
+        if self.name == "cache" and not anatomy.cached:
+            yield "cache: the model keeps no past"
+
+    def settle(self, value: Any, family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
+        legal = family.choices(self.name)
+        if value in legal:
+            return value, ""
+        if not legal:
+            return None, f"{self.name}={value}: this family has one {self.what}"
+        numbers = not isinstance(value, str) and not isinstance(value, tuple)
+        near = min(legal, key=lambda one: abs(one - value)) if numbers else None
+        return near, f"{self.name}={value}, of {_listed(legal)}"
+
+
+def units(share: float, size: int, multiple: int) -> int:
+    """The multiple nearest to a share of a size, the smaller of two as near, one at least; all where nothing goes."""
+    wanted = share * size
+    if wanted >= size:
+        return size
+    return min(max(min(int(-(-(wanted / multiple - 0.5) // 1)), size // multiple), 1) * multiple, size)
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+BY_NAME: Mapping[str, Any] = {
+    "depth": Depth(),
+    "ffn": Prefix("ffn", "ffn", "neurons"),
+    "heads": Prefix("heads", "heads", "groups of heads"),
+    "width": Prefix("width", "residual", "channels of the residual"),
+    "experts": Listed("experts", "number of experts"),
+    "bits": Listed("bits", "precision"),
+    "cache": Listed("cache", "cache"),
+}

@@ -1,0 +1,267 @@
+"""Which member of a loaded family runs: by the context, by the request, never by a flag in the model.
+
+    with rg.use(model, "depth=6,ffn=0.5"):
+        model.generate(**inputs)
+    model.generate(**inputs, subnet="depth=6")
+    model.regauge.active
+
+A member is built once and kept, so that a switch is a look-up in a variable of the context: threads and tasks do not
+see each other's. A cache remembers by which member it was filled, and another member refuses it, because every layer
+behind the first would have written other keys and values: `refill` reads a text again.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regauge.anatomy.members import Member, member_of
+from regauge.anatomy.model import Anatomy
+from regauge.artifact.families import read_family
+from regauge.elastic.family import Family
+from regauge.elastic.legal import cut_of, settled
+from regauge.elastic.subnet import Subnet
+from regauge.errors import MoveError, SettingError
+from regauge.hosts.transformers.caching import fresh
+from regauge.hosts.transformers.marking import WHOLE, Marked
+from regauge.hosts.transformers.members import cached, view
+from regauge.hosts.transformers.owned import Owned, method, own
+
+REQUEST = "subnet"
+"""The attribute of a generation config that names the member which one request is answered by."""
+MOST = 32
+"""Members that a model keeps: some megabytes of modules; the one that was not used for longest goes first."""
+TEXTS = 1024
+"""Spellings of subnets that are remembered."""
+_RUNNING: ContextVar[tuple[tuple[Members, Subnet, Any], ...]] = ContextVar("regauge_running", default=())
+
+
+class Members:
+    """The members of one loaded model.
+
+    Attributes:
+        family: what may be chosen.
+        anatomy: of the whole.
+    """
+
+    def __init__(self, model: Any, family: Family, anatomy: Anatomy) -> None:
+        self.family, self.anatomy = family, anatomy
+        self.of: weakref.ref[Any] | None = weakref.ref(model)
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets every member go, and what is known of spellings: for whoever put other tensors into the model."""
+        self._made: OrderedDict[Subnet, Any] = OrderedDict()
+        self._known: dict[str | Subnet, Subnet] = {}
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"family": self.family, "anatomy": self.anatomy, "of": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.forget()
+
+    @property
+    def active(self) -> Subnet:
+        """The member that runs here and now."""
+        return self.running()[0]
+
+    def running(self) -> tuple[Subnet, Any]:
+        """The member that runs here and now, and its modules; None: the whole."""
+        for members, subnet, tree in _RUNNING.get():
+            if members is self:
+                return subnet, tree
+        return WHOLE, None
+
+    def members(self) -> tuple[Subnet, ...]:
+        """Those that were built and are kept, the one used last at the end."""
+        with self._lock:
+            return tuple(self._made)
+
+    def settled(self, asked: str | Subnet) -> Subnet:
+        """A subnet as this family says it.
+
+        Raises:
+            SettingError: it is not legal; the sentence names the nearest that is.
+        """
+        found = self._known.get(asked)
+        if found is None:
+            found = settled(asked, self.family, self.anatomy)
+            with self._lock:
+                if len(self._known) >= TEXTS:
+                    self._known.clear()
+                self._known[asked] = found
+        return found
+
+    def cut(self, subnet: Subnet) -> Member:
+        """The anatomy of a legal subnet."""
+        return cut_in(subnet, self.family, self.anatomy)
+
+    def tree(self, subnet: Subnet, model: Any) -> Any:
+        """The modules of a legal subnet; None: the whole's own. Built where they are not there yet.
+
+        Raises:
+            SettingError: the model holds something in a way that has no first part.
+        """
+        if subnet.full:
+            return None
+        with self._lock:
+            found = self._made.get(subnet)
+            if found is not None:
+                self._made.move_to_end(subnet)
+                return found
+            member = self.cut(subnet)
+            plan = cached(member, subnet.cache, getattr(model, "regauge_cache", None))
+            found = view(model, member, plan)
+            for name in ("generate", "_apply"):
+                vars(found).pop(name, None)
+            before: Switched = vars(found)["forward"].function
+            own(found, "forward", Marked(subnet, before.whole.before))
+            self._made[subnet] = found
+            while len(self._made) > MOST:
+                self._made.popitem(last=False)
+            return found
+
+
+def cut_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
+    """The anatomy of a legal subnet of a family.
+
+    Raises:
+        SettingError: the model has no such member.
+    """
+    cut = cut_of(subnet, family, anatomy)
+    if cut.bits is not None or cut.experts is not None:
+        what = "bits" if cut.bits is not None else "experts"
+        raise SettingError(f"{what} of a member cannot be chosen here yet: leave {what}= out")
+    try:
+        return member_of(anatomy, cut.blocks, cut.kept)
+    except (MoveError, ValueError) as error:
+        raise SettingError(f"this model has no member {subnet}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Switched:
+    """`forward` of a family: that of the member which runs.
+
+    Attributes:
+        whole: the `forward` of the whole.
+    """
+
+    whole: Marked
+
+    def __call__(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        _, tree = model.regauge.running()
+        return self.whole(model, *args, **kwargs) if tree is None else tree.forward(*args, **kwargs)
+
+
+def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
+    """Lets a loaded model run as any member that its directory offers; does nothing where it offers none.
+
+    Raises:
+        ArtifactError: what the directory says of members is damaged or does not fit the model.
+    """
+    family = read_family(folder, anatomy)
+    if family is not None and getattr(model, "regauge_window", None) is None:
+        switchable(model, family, anatomy)
+
+
+def switchable(model: Any, family: Family, anatomy: Anatomy) -> None:
+    """Lets a loaded model run as any member of its family."""
+    model.regauge = Members(model, family, anatomy)
+    before = vars(model).get("forward")
+    own(model, "forward", Switched(Marked(WHOLE, before.function if isinstance(before, Owned) else None)))
+    own(model, "_apply", _apply)
+    if model.can_generate():
+        setattr(model.generation_config, REQUEST, None)
+        own(model, "generate", _generate)
+
+
+def members_of(model: Any) -> Members:
+    """What a model has of members.
+
+    Raises:
+        SettingError: it is no family.
+    """
+    found = vars(model).get("regauge") if isinstance(model, torch.nn.Module) else None
+    if not isinstance(found, Members):
+        raise SettingError(
+            f"this {type(model).__name__} is no family, so it has no members to choose from: make one with a recipe "
+            "that says 'family', such as 'regauge apply family MODEL -o OUT', and load that"
+        )
+    found.of = weakref.ref(model)
+    return found
+
+
+def running(model: Any) -> Any:
+    """The modules that run here and now: those of a member, or the model itself."""
+    found = vars(model).get("regauge")
+    return (found.running()[1] if isinstance(found, Members) else None) or model
+
+
+class use:  # a `with`, named as what is written
+    """Runs a family as one of its members inside a `with`, in this thread or task alone.
+
+        with rg.use(model, "depth=6,ffn=0.5") as active:
+            model.generate(**inputs)
+
+    Args:
+        model: a family, of `rg.load`.
+        subnet: a `Subnet`, its text, the name of a member, or `full`.
+
+    Raises:
+        SettingError: the model is no family, or the subnet not legal in it; the sentence names the nearest that is.
+    """
+
+    __slots__ = ("_entry", "_tokens")
+
+    def __init__(self, model: Any, subnet: str | Subnet) -> None:
+        members = members_of(model)
+        legal = members.settled(subnet)
+        self._entry = (members, legal, members.tree(legal, model))
+        self._tokens: list[Token[Any]] = []
+
+    def __enter__(self) -> Subnet:
+        self._tokens.append(_RUNNING.set((self._entry, *_RUNNING.get())))
+        return self._entry[1]
+
+    def __exit__(self, *error: object) -> None:
+        _RUNNING.reset(self._tokens.pop())
+
+
+def refill(model: Any, ids: Tensor, subnet: str | Subnet = WHOLE, mask: Tensor | None = None) -> Any:
+    """A new cache of a text for one member, by one pass over the text: for a conversation that goes on with another.
+
+    Args:
+        ids: (B, T), all that is to be remembered.
+        mask: (B, T), 0 where there is padding.
+    """
+    with use(model, subnet), torch.no_grad():
+        cache = fresh(running(model))
+        model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+    return cache
+
+
+def _generate(model: Any, *args: Any, subnet: str | Subnet | None = None, **kwargs: Any) -> Any:
+    """`generate` of the member that a request names, or else of the one that runs."""
+    config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
+    asked = getattr(config, REQUEST, None) if subnet is None else subnet
+    if asked is None:
+        tree = running(model)
+        return method(tree, "generate")(*args, **kwargs)
+    with use(model, asked):
+        return method(running(model), "generate")(*args, **kwargs)
+
+
+def _apply(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """A move or a cast of the model's tensors, after which members would look at what was."""
+    model.regauge.forget()
+    return method(model, "_apply")(*args, **kwargs)
