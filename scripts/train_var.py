@@ -52,8 +52,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 EARLY = 2
 """Scales that always run at full depth."""
-KEPT = 4
-"""Layers of the late scales: half of them."""
+LATE = "depth=4"
+"""What runs on the others: half of the layers."""
 FIXED = Phases(1.0, 1.0, 0.5)
 """The rival of VARiant's phases: full model and subnet in turn by chance, to the end."""
 
@@ -133,7 +133,7 @@ def stages(
     yield "transformer", train(model, loss, course, out / "transformer.state", told).losses
     model.save_pretrained(out / "full")
     whole = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    subnet = late(model.config.num_hidden_layers, len(model.config.areas), KEPT, EARLY)
+    subnet = late(len(model.config.areas), EARLY, LATE)
     for name, phases in (("variant", Phases()), ("fixed", FIXED)):
         model.load_state_dict(whole)
         course = Course(lengths.variant, size, 1e-3, warm=50, seed=lengths.seed + 2)

@@ -13,7 +13,7 @@ MOST = 6
 PUBLIC = {
     "api.py": {"fit", "apply", "pick", "measure", "compare"},
     "cli/making.py": {"fit", "pick", "apply"},
-    "cli/looking.py": {"inspect", "measure", "methods"},
+    "cli/looking.py": {"inspect", "measure", "methods", "trace"},
     "cli/comparing.py": {"compare"},
     "cli/learning.py": {"recover"},
     "cli/training.py": {"recover"},

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from regauge.elastic.subnet import Subnet
 from regauge.errors import ModelError, SettingError
 from regauge.hosts.regauge.configuration_var import VarConfig
 from regauge.hosts.regauge.modeling_var import VarForImageGeneration
 from regauge.hosts.regauge.quantiser import nearest_tick
 from regauge.hosts.regauge.reference import config_of, from_reference, to_reference
 from regauge.hosts.regauge.sampling import Taste, draw
-from regauge.hosts.regauge.stages import Past, equidistant, late, layers_of, mask_of
+from regauge.hosts.regauge.stages import Past, late, layers_of, mask_of
 from var import SIZES, toy
 
 REFERENCE = os.environ.get("REGAUGE_VAR_REFERENCE", "")
@@ -115,17 +116,19 @@ def test_guidance_moves_away_from_no_class() -> None:
 
 
 def test_layers_of_scales() -> None:
-    assert equidistant(30, 16) == (0, *range(1, 30, 2))
-    assert equidistant(30, 8) == (0, 4, 8, 12, 16, 20, 24, 29)
-    assert equidistant(30, 2) == (0, 29)
-    assert equidistant(4, 1) == (0,)
-    assert late(8, 10, 4, 6) == (tuple(range(8)),) * 6 + ((0, 2, 4, 7),) * 4
+    by_count = {count: layers_of(f"depth={count}", 30, 2)[1] for count in (1, 2, 8, 16)}
+    assert by_count[16] == (0, *range(1, 30, 2))
+    assert by_count[8] == (0, 4, 8, 12, 16, 20, 24, 29)
+    assert by_count[2] == (0, 29)
+    assert by_count[1] == (0,)
+    assert layers_of(late(10, 6, "depth=4"), 8, 10) == (tuple(range(8)),) * 6 + ((0, 2, 4, 7),) * 4
+    assert layers_of(late(10, 6, "depth=0.5"), 8, 10)[6] == (0, 2, 4, 7)
     assert layers_of("depth=0/2", 3, 2) == ((0, 2), (0, 2))
-    assert layers_of(((1,), (0, 2), 2, ""), 3, 4) == ((1,), (0, 2), (0, 2), (0, 1, 2))
+    assert layers_of((Subnet(depth=(1,)), "depth=0/2", "depth=2", ""), 3, 4) == ((1,), (0, 2), (0, 2), (0, 1, 2))
     for wrong, message in (
         ("depth=9", "nearest is depth=5"),
-        ("depth=0", "nearest is depth=1"),
-        ("width=2", "names no layers"),
+        ("ffn=0.5", "depth alone"),
+        ("width", "no part of a subnet"),
         ("depth=2/1", "in order"),
         ("depth=0/5", "from 0 to 4"),
         (("full", "full"), "names 2 scales, and the model has 3"),
