@@ -54,7 +54,10 @@ def config_of(name: str, other: dict[str, Any] | None = None, **sizes: int) -> A
     """The config of one of the list, with other sizes than all have, and other settings than are listed."""
     from transformers import CONFIG_MAPPING
 
+    from regauge.hosts.regauge import register
+
     row = listed()[name]
+    register(row["type"])
     kind = CONFIG_MAPPING[row["type"]]
     config = kind(**_settings(kind, row.get("config", {}) | (other or {}), row["sizes"] | sizes))
     config.architectures = [row["class"]]
@@ -65,13 +68,13 @@ def build(
     name: str, seed: int = 0, dtype: torch.dtype = torch.float32, other: dict[str, Any] | None = None, **sizes: int
 ) -> Any:
     """The model of one of the list, random, in eval mode."""
-    import transformers
+    from regauge.hosts.transformers.skeleton import model_class
 
     config = config_of(name, other, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config._experts_implementation = "eager"
-        model = getattr(transformers, config.architectures[0])(config)
+        model = model_class(config)(config)
         randomise(model)
     model = model.to(dtype)
     model.config.dtype = dtype

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from regauge.artifact.receipt import Receipt
     from regauge.cli.training import recover
     from regauge.elastic.subnet import Subnet
+    from regauge.engine.tracing import trace
     from regauge.hosts.transformers.grouping import shared_prefix
     from regauge.hosts.transformers.load import load
     from regauge.hosts.transformers.stream import stream
@@ -53,6 +54,7 @@ __all__ = [
     "report",
     "shared_prefix",
     "stream",
+    "trace",
     "use",
 ]
 
@@ -73,6 +75,7 @@ _HOMES = {
     "refill": "hosts.transformers.switching",
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
+    "trace": "engine.tracing",
     "use": "hosts.transformers.switching",
 }
 _MODULES = ("cache", "errors", "measure", "parts", "plan", "report")

@@ -13,7 +13,7 @@ MOST = 6
 PUBLIC = {
     "api.py": {"fit", "apply", "pick", "measure", "compare"},
     "cli/making.py": {"fit", "pick", "apply"},
-    "cli/looking.py": {"inspect", "measure", "methods"},
+    "cli/looking.py": {"inspect", "measure", "methods", "trace"},
     "cli/comparing.py": {"compare"},
     "cli/learning.py": {"recover"},
     "cli/training.py": {"recover"},
@@ -31,7 +31,7 @@ ALSO = {
     "runtime/matrices/choose.py": {"choose"},
     "runtime/matrices/held.py": {"__init__"},
     "runtime/matrices/operators.py": {"_rows", "_rows_shape"},
-    "hosts/transformers/placing.py": {"place"},
+    "hosts/transformers/placing.py": {"place", "put_in"},
     "hosts/transformers/attending.py": {"_attended", "exact"},  # transformers calls attention so
     "hosts/transformers/inside.py": {"attention"},  # as above
 }

@@ -37,6 +37,15 @@ CALLED_FROM_OUTSIDE = {
     "by_head": "a form for FlexAttention, which the user's own code compiles",
     "Share": "the contract that parts of the axis are held to",
     "Crossed": "a transform that may be built in Python and is in no table yet",
+    "config_class": "transformers asks its models",
+    "input_modalities": "transformers asks its models",
+    "_no_split_modules": "transformers asks its models",
+    "_supports_sdpa": "transformers asks its models",
+    "from_reference": "scripts/convert_var.py",
+    "to_reference": "a checkpoint for the reference's own code; the test that compares them calls it",
+    "TokenizerLoss": "scripts/train_var.py",
+    "TransformerLoss": "scripts/train_var.py",
+    "freeze_key_bias": "scripts/train_var.py",
     "reorder": "beam search of a host whose cache is our store; transformers' layers reorder themselves",
 }
 """Why a name that no other line of src says stays."""

@@ -33,6 +33,7 @@ NAMES = [
     "report",
     "shared_prefix",
     "stream",
+    "trace",
     "use",
 ]
 
@@ -149,6 +150,7 @@ FLAGS = {
         "-q",
         "-v",
     ],
+    "trace": ["MODEL", "--debug", "--family", "--integers", "--json", "--seed", "--threads"],
     "compare": [
         "MODEL",
         "--at",

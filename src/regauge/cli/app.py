@@ -46,6 +46,7 @@ for command in (
     looking.methods,
     looking.explain,
     looking.measure,
+    looking.trace,
     comparing.compare,
     looking.report,
     running.chat,

@@ -34,6 +34,7 @@ from regauge.engine.refusals import Refusals
 from regauge.engine.room import room
 from regauge.engine.strengths import settle
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
+from regauge.engine.whole import whole
 from regauge.errors import BudgetError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
@@ -231,10 +232,11 @@ def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, s
     windows = windows if read.fixed else enough(job, windows, staging, clock)
     job, searched = settle(job, windows, staging, clock)
     job, attended = formed(job, windows, staging, clock)
+    job, taught = whole(job, windows, staging, clock)
     drive = Drive(job, windows, staging, clock)
     logits_error = drive.run()
     sites, moves, selects, notes = drive.receipts()
     told = [*notes, *read.notes, *attended]
-    done = Done(job, windows, sites, moves, selects, told, searched, logits_error, tuple(drive.learnt()))
+    done = Done(job, windows, sites, moves, selects, told, searched, logits_error, (*taught, *drive.learnt()))
     metadata: Any = staging.index()["metadata"]
     return job, receipt_of(done, source, source_hash, int(metadata["total_size"]))

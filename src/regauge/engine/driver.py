@@ -23,7 +23,8 @@ from regauge.engine.block import Moved, full_precision, site_receipts
 from regauge.engine.certify import Prover
 from regauge.engine.inner import inner_of
 from regauge.engine.job import Job
-from regauge.engine.learning import room
+from regauge.engine.learning import Learnt, room
+from regauge.engine.taps import settle
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
 from regauge.formats.base import Codes
@@ -141,12 +142,15 @@ class Drive:
         rare |= rarer
         sites = job.sites(block)
         looked = work.look(block, moved, sample=True)
-        learnt = work.learn(block, looked, moved, self.staging, self.clock)
-        if learnt is not None and learnt.finished.moved:
+        known = job.finished.get(block)
+        learnt = Learnt(known, {}) if known else work.learn(block, looked, moved, self.staging, self.clock)
+        if learnt is not None and learnt.finished.moved and not known:
             moved = work.moved(moved, learnt.finished.moves)
             looked = work.look(block, moved, sample=True, learnt=learnt.finished)
         if job.trained:
             proof = self._prove(block, moved, None)  # once all moves are there
+        if learnt is not None:
+            work.readings |= learnt.finished.readings
         moved, stats, proof = looked.moved, dict(looked.stats), [*proof, *looked.proof]
         rare |= looked.rare
         codes = work.round(sites, moved, stats, None if learnt is None else learnt.finished)
@@ -156,7 +160,7 @@ class Drive:
         self._keep(index)
         done = Done(sites, moved, codes, stats, rare, proof, notes, selects=selects)
         if learnt is not None:
-            done = replace(done, notes=[*notes, *learnt.notes], learnt=learnt.told)
+            done = replace(done, notes=[*notes, *learnt.notes], learnt=learnt.told or None)
         self._write(index, done)
         self.staging.drop(_behind(block))
         if learnt is not None:
@@ -168,8 +172,12 @@ class Drive:
         moved = self.work.read(None)
         error = self.prover.logits(moved) if self.prover is not None else None
         stats, rare = self.work.see_head(running)
+        outer = self.job.sites(None)
+        self.work.readings |= settle(outer, self.job.resolution.inputs, {}, stats, {})
+        if None in self.job.finished:
+            self.work.readings |= self.job.finished[None].readings
         tail = _only(moved, last)
-        sites = [site for site in self.job.sites(None) if f"{site.name}.weight" in last]
+        sites = [site for site in outer if f"{site.name}.weight" in last]
         codes = self.work.round(sites, tail, stats)
         self._write(index, Done(sites, tail, codes, stats, rare, logits_error=error))
         return error
@@ -230,9 +238,10 @@ class Drive:
         tensors = job.wire.pack(full_precision(moved.stored, codes), codes)
         block = None if index in (0, len(self.shards) - 1) else index - 1
         inner = [] if block is None else inner_of(job.anatomy, job.resolution.inputs, block)
-        taps = dict.fromkeys(tap for tap in (*(site.tap for site in done.sites), *inner) if tap in self.work.readings)
-        tensors |= written({tap: self.work.readings[tap] for tap in taps if tap is not None})
         last = len(self.shards) - 1
+        read = done.sites if index != last else job.sites(None)  # a tied head's weights are not among its sites
+        taps = dict.fromkeys(tap for tap in (*(site.tap for site in read), *inner) if tap in self.work.readings)
+        tensors |= written({tap: self.work.readings[tap] for tap in taps if tap is not None})
         if index:
             tensors |= job.source.extras(None if index == last else index - 1)
         note = {

@@ -24,6 +24,7 @@ from regauge.hosts.heads import Attend
 from regauge.hosts.latent import LatentSizes
 from regauge.hosts.loaded import Sized, Ways
 from regauge.hosts.states import States
+from regauge.measure.products import Product
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
 
@@ -229,13 +230,7 @@ class Host(Protocol):
         """The source as `write_latent` would make it, without weights: its anatomy and sizes."""
 
     def sample(
-        self,
-        source: Source,
-        tokenizer: Any,
-        count: int,
-        length: int,
-        seed: int = 0,
-        tick: Tick = lambda done, total: None,
+        self, source: Source, tokenizer: Any, count: int, length: int, seed: int = 0, tick: Tick = lambda *_: None
     ) -> tuple[Tensor, str]:
         """(N, T) token ids that the model draws from itself, and how they begin."""
 
@@ -273,6 +268,9 @@ class Host(Protocol):
         self, path: str | Path, batches: Sequence[Batch], cache: Asked | None = None, prompt: int | None = None
     ) -> Outputs:
         """What a model gives in float32 for some batches, with as little of it in memory as will do."""
+
+    def trace(self, path: str | Path, tokens: int, seed: int = 0) -> tuple[tuple[Product, ...], tuple[str, ...]]:
+        """Every product of matrices of one pass over some tokens, and the sites that it did not reach."""
 
     def unsaid(self) -> AbstractContextManager[None]:
         """While a model is timed, what falls back is not said."""

@@ -11,6 +11,7 @@ from regauge.artifact.config import WEIGHTS
 from regauge.artifact.loading import says_instead
 from regauge.documents import read_json
 from regauge.errors import ModelError, RegaugeError, UnsafeWeights
+from regauge.hosts.regauge import register
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.settings import own_config
 from regauge.hosts.transformers.skeleton import skeleton
@@ -118,7 +119,7 @@ def config_of(raw: Mapping[str, Any], folder: Path) -> Any:
     from transformers import CONFIG_MAPPING
 
     check_type(raw["model_type"], folder)
-    if raw["model_type"] not in CONFIG_MAPPING:
+    if not register(raw["model_type"]) and raw["model_type"] not in CONFIG_MAPPING:
         raise ModelError(f"{folder} is of type {raw['model_type']!r}, which this transformers does not have")
     try:
         config = CONFIG_MAPPING[raw["model_type"]].from_dict(_decoded(raw))

@@ -16,8 +16,10 @@ from torch import Tensor
 from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.caches import FILE
+from regauge.artifact.reader import open_artifact
 from regauge.attention.rotary import Turning
 from regauge.cache.scheme import CachePlan
+from regauge.errors import ModelError
 from regauge.hosts import base
 from regauge.hosts.latent import LatentSizes
 from regauge.hosts.loaded import Sized, Ways
@@ -37,11 +39,13 @@ from regauge.hosts.transformers import (
     serve,
     stream,
     tables,
+    tracing,
     ways,
 )
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source, read_tokenizer
+from regauge.measure.products import Product
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
 
@@ -161,6 +165,14 @@ class TransformersHost:
             opened = partial(load.load, path, dtype=torch.float32, cache=cache)
             return ways.outputs_of_model(opened, batches, prompt)
         return ways.outputs_of_source(Source.open(path), batches)
+
+    def trace(self, path: str | Path, tokens: int, seed: int = 0) -> tuple[tuple[Product, ...], tuple[str, ...]]:
+        anatomy = open_artifact(self.folder(str(path))).layout.anatomy if _packed(path) else Source.open(path).anatomy
+        if "embed" not in {site.name for site in anatomy.sites}:
+            raise ModelError(f"{path} reads no tokens, and what is traced is a pass over some.")
+        drawn = torch.Generator().manual_seed(seed)
+        ids_BT = torch.randint(anatomy.site("embed").shape[0], (1, tokens), generator=drawn, device="cpu")
+        return tracing.traced(load.load(path, dtype=torch.float32), anatomy, ids_BT)
 
     def unsaid(self) -> AbstractContextManager[None]:
         return ways.unsaid()

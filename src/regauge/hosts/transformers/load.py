@@ -34,7 +34,7 @@ from regauge.hosts.transformers.forms import form_modules
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.inside import check_whole, read_inside
 from regauge.hosts.transformers.overflow import watch
-from regauge.hosts.transformers.placing import place, tie
+from regauge.hosts.transformers.placing import of_head, place, tie
 from regauge.hosts.transformers.skeleton import model_class
 from regauge.hosts.transformers.switching import offer
 from regauge.hosts.transformers.table import anatomy_of
@@ -251,9 +251,10 @@ def _fill(
 ) -> None:
     """Every shard, a block after another."""
     missing = set(wire.layout.quantised)
+    head = of_head(wire, paths)
     for path in paths:
         for keys in by_block(wire, files.header(path)):
-            missing -= place(model, wire, files.read(path, keys), dtype, device, path, activations)
+            missing -= place(model, wire, files.read(path, keys), dtype, device, path, activations, head)
     if missing:
         raise ArtifactError(f"the artifact lacks the codes of {sorted(missing)[0]}; build or fetch it again.")
     tie(model)

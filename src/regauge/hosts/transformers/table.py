@@ -281,15 +281,16 @@ def _why_fixed(outside: list[str], head: bool, body: str) -> str:
 
 def _notes(outside: list[str], kept: list[str], body: str) -> tuple[str, ...]:
     """What stays as it is: of the blocks once for all of them, of other parts of the model once a part."""
-    own = [key for key in outside if key.startswith(body)]
     parts: dict[str, list[str]] = {}
-    for key in (key for key in outside if key not in own):
-        parts.setdefault(".".join(key.split(".")[:2]), []).append(key)
-    said = [f"{key} is no site: it stays as it is" for key in own]
+    for key in outside:
+        inside = key.startswith(body)
+        inner = key.removeprefix(body) if inside else key
+        parts.setdefault(body * inside + ".".join(inner.split(".")[:2]), []).append(key)
+    said: list[str] = []
     for part, keys in parts.items():
         if len(keys) > MANY:
             said.append(f"{part} is outside of what is described: its {len(keys)} tensors stay as they are")
         else:
             said += [f"{key} is no site: it stays as it is" for key in keys]
-    inner = dict.fromkeys(re.sub(r"\.\d+\.", ".N.", key) for key in kept)
-    return (*said, *(f"{key} is no site: it stays as it is" for key in inner))
+    within = dict.fromkeys(re.sub(r"\.\d+\.", ".N.", key) for key in kept)
+    return (*said, *(f"{key} is no site: it stays as it is" for key in within))

@@ -1,0 +1,111 @@
+"""VAR is trained from random weights: losses fall, a stopped run goes on to the same ones, subnets by their phases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from regauge.errors import ModelError
+from regauge.hosts.regauge.stages import late
+from regauge.hosts.regauge.training import (
+    Course,
+    Phases,
+    TokenizerLoss,
+    TransformerLoss,
+    freeze_key_bias,
+    generator_of,
+    initialise,
+    tokens_of,
+    train,
+)
+from var import toy
+
+
+def pictures(count: int = 16) -> torch.Tensor:
+    """A bright square at one of four places."""
+    found = torch.full((count, 1, 6, 6), -1.0)
+    for number in range(count):
+        x, y = 3 * (number % 2), 3 * (number // 2 % 2)
+        found[number, 0, x : x + 3, y : y + 3] = 1
+    return found
+
+
+def test_tokenizer_and_transformer_learn() -> None:
+    model, images = toy(), pictures()
+    codec = train(model.vae, TokenizerLoss(model.vae, images, 8), Course(20, 8, 5e-3, warm=2)).losses
+    assert sum(codec[-5:]) < 0.7 * sum(codec[:5])
+    model.vae.requires_grad_(False)
+    tokens = tokens_of(model.vae, images.split(8))
+    initialise(model, 0)
+    freeze_key_bias(model)
+    labels = torch.arange(16) % 4
+    found = train(model, TransformerLoss(model, tokens, labels, 8), Course(20, 8, 1e-2, warm=2)).losses
+    assert sum(found[-5:]) < 0.75 * sum(found[:5])
+    for block in model.blocks:
+        queries, keys, values = block.attn.mat_qkv.bias.chunk(3)
+        assert not keys.any()
+        assert queries.any()
+        assert values.any()
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_losses(tmp_path: Path) -> None:
+    images, whole = pictures(), Course(6, 4, 1e-3, warm=2, every=0)
+
+    def run(state: Path | None, stop: int | None = None) -> list[float]:
+        model = toy()
+
+        def say(step: int, loss: float) -> None:
+            if step == stop:
+                raise KeyboardInterrupt
+
+        return train(model.vae, TokenizerLoss(model.vae, images, 4), whole, state, say).losses
+
+    straight = run(None)
+    state = tmp_path / "tokenizer.state"
+    with pytest.raises(KeyboardInterrupt):
+        run(state, 3)
+    assert run(state) == straight
+    assert run(state) == straight  # a run that is done stays as it is
+    model = toy()
+    with pytest.raises(ModelError, match="of another course"):
+        train(model.vae, TokenizerLoss(model.vae, images, 4), Course(7, 4, 1e-3), state)
+
+
+def test_a_code_that_nobody_takes_moves_to_where_maps_are() -> None:
+    model = toy()
+    codes = model.vae.quantize.embedding.weight
+    loss = TokenizerLoss(model.vae, pictures(), 4, patience=2)
+    loss(1, generator_of(0, 1))
+    with torch.no_grad():
+        codes[5] = 1e3
+    far = []
+    for step in (2, 3):
+        loss(step, generator_of(0, step))
+        far.append(float(codes[5].detach().abs().max()))
+    assert far[0] == 1e3
+    assert far[1] < 100
+
+
+def test_the_share_of_subnets_moves_in_phases() -> None:
+    """2511.16546: a fifth, then rising, then always."""
+    phases = Phases(joint=0.25, transition=0.75, first=0.2)
+    found = [phases.share(done) for done in (0.0, 0.24, 0.25, 0.5, 0.75, 1.0)]
+    assert found == pytest.approx([0.2, 0.2, 0.2, 0.6, 1.0, 1.0])
+    assert Phases(1.0, 1.0, 0.5).share(0.99) == 0.5
+
+
+def test_a_step_of_the_subnet_leaves_alone_what_only_late_scales_skip() -> None:
+    """Bridge scales keep gradients in all layers; the loss is that of the subnet when it is drawn."""
+    model, images = toy(), pictures(8)
+    tokens, labels = tokens_of(model.vae, [images]), torch.zeros(8, dtype=torch.int64)
+    subnet = late(3, 2, "depth=2")
+    always = TransformerLoss(model, tokens, labels, 8, subnet, Phases(0.0, 0.0))
+    never = TransformerLoss(model, tokens, labels, 8, subnet, Phases(1.0, 1.0, first=0.0))
+    plain = TransformerLoss(model, tokens, labels, 8)
+    losses = [one(0, generator_of(0, 0)).item() for one in (always, never, plain)]
+    assert losses[0] != losses[1]
+    assert losses[1] == losses[2]
+    always(0, generator_of(0, 0)).backward()
+    assert all(block.ffn.fc1.weight.grad.abs().sum() > 0 for block in model.blocks)
