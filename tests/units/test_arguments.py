@@ -20,6 +20,7 @@ PUBLIC = {
     "cli/running.py": {"chat", "serve"},
     "engine/api.py": {"apply", "dry_run"},
     "engine/measuring.py": {"measure"},
+    "hosts/transformers/load.py": {"load"},
     "search/fit.py": {"fit"},
 }
 ALSO = {
