@@ -60,11 +60,12 @@ FIXED = Phases(1.0, 1.0, 0.5)
 
 @dataclass(frozen=True)
 class Lengths:
-    """Steps of each stage, and images a step."""
+    """Steps of each stage, and images a step; `few`: those of the tokenizer."""
 
     tokenizer: int
     transformer: int
     variant: int
+    few: int
     batch: int
     seed: int
 
@@ -109,7 +110,7 @@ def main() -> None:
     images, labels = images_of(said.data)
     images, labels = mirrored(images, said.name), labels.repeat(1 if said.name == "mnist" else 2)
     model = VarForImageGeneration(VarConfig(**COMMON, **CONFIGS[said.name]))
-    lengths = Lengths(said.tokenizer_steps, said.steps, said.variant_steps, said.batch, said.seed)
+    lengths = Lengths(said.tokenizer_steps, said.steps, said.variant_steps, said.tokenizer_batch, said.batch, said.seed)
     losses = dict(stages(model, images, labels, lengths, said.out))
     (said.out / "losses.json").write_text(json.dumps(losses) + "\n", encoding="utf-8")
 
@@ -120,9 +121,10 @@ def stages(
     """Every stage with its losses."""
     codec, size = model.vae, lengths.batch
     codec.to(memory_format=torch.channels_last)
-    course = Course(lengths.tokenizer, size, 3e-3, seed=lengths.seed)
-    told = Progress("tokenizer", course.steps, size)
-    yield "tokenizer", train(codec, TokenizerLoss(codec, images, size), course, out / "tokenizer.state", told).losses
+    few = lengths.few
+    course = Course(lengths.tokenizer, few, 3e-3, seed=lengths.seed)
+    told = Progress("tokenizer", course.steps, few)
+    yield "tokenizer", train(codec, TokenizerLoss(codec, images, few), course, out / "tokenizer.state", told).losses
     codec.eval().requires_grad_(False)
     tokens = kept(out / "tokens.pt", lambda: tokens_of(codec, images.split(256)))
     initialise(model, lengths.seed)
@@ -159,6 +161,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokenizer-steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--variant-steps", type=int, default=400)
+    parser.add_argument("--tokenizer-batch", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
