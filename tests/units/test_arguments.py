@@ -11,13 +11,13 @@ from pathlib import Path
 
 MOST = 6
 PUBLIC = {
-    "api.py": {"fit", "apply", "pick", "measure", "compare"},
+    "api.py": {"fit", "apply", "pick", "measure", "compare", "sample"},
     "cli/making.py": {"fit", "pick", "apply"},
     "cli/looking.py": {"inspect", "measure", "methods", "trace"},
     "cli/comparing.py": {"compare"},
     "cli/learning.py": {"recover"},
     "cli/training.py": {"recover"},
-    "cli/running.py": {"chat", "serve"},
+    "cli/running.py": {"chat", "sample", "serve"},
     "engine/api.py": {"apply", "dry_run"},
     "engine/measuring.py": {"measure"},
     "hosts/transformers/load.py": {"load"},
