@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.magnitudes import LISTS, SIZES
+from regauge.formats.prefixes import Nested
 from regauge.kernels.cpu.sweep import Values
 from regauge.kernels.reference import pack, packed_bytes, unpack
 
@@ -217,12 +218,12 @@ def width(grid: object) -> int:
 
 def packed(grid: object, codes_OI: Tensor, bits: int) -> Tensor:
     """Codes as they are stored."""
-    return grid.stored(codes_OI) if isinstance(grid, CodeWords) else pack(codes_OI, bits)
+    return grid.stored(codes_OI) if isinstance(grid, CodeWords | Nested) else pack(codes_OI, bits)
 
 
 def unpacked(grid: object, packed_OB: Tensor, bits: int, columns: int) -> Tensor:
     """Codes of what is stored."""
-    return grid.read(packed_OB, columns) if isinstance(grid, CodeWords) else unpack(packed_OB, bits, columns)
+    return grid.read(packed_OB, columns) if isinstance(grid, CodeWords | Nested) else unpack(packed_OB, bits, columns)
 
 
 @lru_cache

@@ -48,6 +48,12 @@ SCALE_ROWS: Mapping[str, Part] = {
         "the step and the value of code 0, each in float16",
         refuses={"grid": ZERO_ON_GRID},
     ),
+    "f16-levels": Part(
+        "regauge.formats.planes:Float16Levels",
+        "the step and the value of code 0, each in float16, and a byte for each of the `count` coarsest levels",
+        short="count",
+        wants={"grid": ("nested",)},
+    ),
     "super": Part(
         "regauge.formats.nested:Super",
         "the step in `bits` bits under a float16 for `groups` groups of a row (0: for all)",

@@ -45,6 +45,12 @@ def _ints() -> dict[str, Part]:
 TABLE: Mapping[str, Mapping[str, Part]] = {
     "grid": {
         **_ints(),
+        "nested": Part(
+            "regauge.formats.prefixes:Nested",
+            "integers whose codes' first bits are codes of fewer bits, so that a matrix can be read at 2 bits or more",
+            "2402.10517",
+            short="bits",
+        ),
         "fp8": Part("regauge.formats.grids:E4M3", "8-bit floats e4m3, up to 448", "2209.05433", places=NUMBERS),
         "fp8-e5m2": Part("regauge.formats.grids:E5M2", "8-bit floats e5m2, up to 57344", "2209.05433", places=MODEL),
         "fp6": Part("regauge.formats.grids:E3M2", "6-bit floats e3m2, up to 28", "2310.10537", places=MODEL),
@@ -206,6 +212,14 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             short="share",
             text=True,
             cost="that of gptq, and the uncompressed model's blocks run beside",
+        ),
+        "gptq-levels": Part(
+            "regauge.rounding.levels:Levels",
+            "column by column as gptq, each code the best for all levels of a nested grid at once",
+            "2210.17323",
+            wants={"grid": ("nested",)},
+            text=True,
+            cost="that of gptq for each level, in torch, and least squares of each level's steps",
         ),
         "gptq-ordered": Part(
             "regauge.rounding.rounders:GPTQ",

@@ -109,7 +109,7 @@ class Packed:
         return header(self.layout)
 
 
-FIELDS = ("codes", "scale", "zero", "global_scale", "row_scale", "super_scale", "low", "super_low")
+FIELDS = ("codes", "scale", "zero", "global_scale", "row_scale", "super_scale", "low", "super_low", "levels")
 OLD_TERMS = "extra"
 """How format version 1 called the one kind of term that it had."""
 UPGRADE = "upgrade it: pip install -U regauge."

@@ -28,6 +28,7 @@ _ARGUMENTS = {
     "rg_linear": (_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT, _INT),
     "rg_gemm": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
     "rg_has_gram": (),
+    "rg_has_planes": (),
     "rg_gram": (_POINTER, _LONG, _LONG, _POINTER, _INT),
     "rg_range": (*(_POINTER,) * 3, _INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT),
     "rg_feedback": (_POINTER, _INT),

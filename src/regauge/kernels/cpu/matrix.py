@@ -128,7 +128,7 @@ def pack(
         codes_OI: uint8 below 2^bits.
         group: as `group_of` says.
         scale_ON: a step a group in the dtype in which it is kept (`STEPS`; uint8 is 2^(byte − 127)); None: only rows
-            have steps.
+            have steps. Of codes whose bits lie apart (`value.bias`) float16 of each level from 2 bits on.
         zero_ON: uint8 codes that decode to 0; None: `value` is symmetric.
         row_scale_O: float32.
         allocate: bytes → an empty uint8 tensor aligned to 64 bytes; `aligned` by default.
@@ -150,7 +150,8 @@ def pack(
         table = torch.cat([table, table.new_zeros((1 << bits) - len(table))])
     zero_ON = None if zero_ON is None else zero_ON.contiguous()
     groups = math.ceil(columns / group)
-    checks.optional("steps", scale_ON, tuple(STEPS), (rows, groups))
+    levels = (bits - 1,) if value.kind == INT and value.bias else ()
+    checks.optional("steps", scale_ON, tuple(STEPS), (*levels, rows, groups))
     checks.optional("zero points", zero_ON, (torch.uint8,), (rows, groups))
     if zero_ON is not None and zero_ON.numel() and int(zero_ON.max()) >> bits:
         raise ValueError(f"a zero point is {int(zero_ON.max())}, which {bits} bits do not hold")

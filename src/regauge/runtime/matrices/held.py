@@ -16,16 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from regauge.errors import ModelError
-from regauge.formats.base import Codes, Format
+from regauge.formats.base import LOW, Codes, Format, Step
+from regauge.formats.planes import LEVELS, level, level_format, level_step
+from regauge.formats.prefixes import Nested
 from regauge.formats.readings import Reading
 from regauge.kernels.cpu.matrix import META, Matrix
 from regauge.runtime.matrices import gradients
-from regauge.runtime.matrices.choose import choose, way_of
-from regauge.runtime.matrices.native import beside
-from regauge.runtime.matrices.terms import HeldTerm, held_terms
+from regauge.runtime.matrices.choose import Choice, choose, way_of
+from regauge.runtime.matrices.native import at_level, beside
+from regauge.runtime.matrices.terms import HeldLowRank, HeldTerm, held_terms
 
 HOMES = {"cpu": "the CPU", "cuda": "a GPU"}
 """Where kernels run, in words."""
+
+
+LEVELLED = ("scale", LOW, LEVELS)
+"""Fields of the steps of a matrix that has levels: what its levels' are made of."""
 
 
 def after(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:
@@ -71,6 +77,9 @@ class PackedMatrix(nn.Module):
         for name, tensor in way_of(self.choice, allocate).hold(codes).items():
             self.register_buffer(name, tensor)
         self.held = tuple(self._buffers)
+        if isinstance(fmt.grid, Nested):
+            for name in LEVELLED:
+                self.register_buffer(f"level_{name}", codes.step.fields.get(name))
         lows_ON = None if self.meta is None else beside(codes, fmt)
         self.terms = nn.ModuleList(held_terms(codes.terms, lows_ON, columns, dtype))
 
@@ -98,15 +107,60 @@ class PackedMatrix(nn.Module):
         if self.reading is not None and columns != self.shape[1] and not self.reading.closed(columns):
             raise ModelError(f"inputs read as {self.reading.name} are read together, and cannot lose their last ones")
         part = native.prefix(rows, columns)
+        new = self._as(replace(self.choice, shape=(rows, columns), meta=(*part.meta, part.stride)), (rows, columns))
+        new.terms = nn.ModuleList(term.prefix(rows, columns) for term in self.added)
+        return new
+
+    def level(self, bits: int) -> PackedMatrix:
+        """The matrix at fewer bits: a view of the same bytes where their bits lie apart, else packed anew.
+
+        Raises:
+            ModelError: it has no such level.
+        """
+        grid = self.format.grid
+        if not isinstance(grid, Nested) or not 2 <= bits <= grid.bits:
+            raise ModelError(f"a matrix of {grid.name} codes cannot be read at {bits} bits")
+        if bits == grid.bits:
+            return self
+        fields = {name: cast(Tensor, self._buffers[f"level_{name}"]) for name in LEVELLED}
+        whole = self.format.load({name: tensor for name, tensor in fields.items() if tensor is not None})
+        if self.meta is None or not dict(zip(META, self.meta, strict=False))["bias"]:
+            return self._anew(bits, whole)
+        step, fmt = level_step(whole, self.format, bits), level_format(self.format, bits)
+        meta = at_level(self.meta, bits)
+        new = self._as(replace(self.choice, format=fmt, meta=meta), self.shape)
+        new.format = fmt
+        lows_ON = beside(Codes(torch.empty(self.shape[0], 0, dtype=torch.uint8, device="cpu"), step), fmt)
+        assert lows_ON is not None, "the steps of a level have the value of code 0 beside them"
+        new.terms = nn.ModuleList(
+            term.with_lows(lows_ON) if isinstance(term, HeldLowRank) else term for term in self.added
+        )
+        return new
+
+    def _anew(self, bits: int, step: Step) -> PackedMatrix:
+        """A level whose codes are found again from the weights, and packed by themselves."""
+        rows, columns = self.shape
+        w_OI = self.way.rows(self._bytes(), 0, rows, torch.float32)
+        if self.meta is not None:  # panels count codes from the middle, and hold what is missing beside them
+            step_OI = self.format.grain.spread(step.scale_G1, self.shape)
+            codes_OI = (w_OI / step_OI).round() + (1 << (self.format.grid.bits - 1))
+        else:
+            codes_OI = self.format.scaled(w_OI, step).round()
+        found, fmt = level(Codes(codes_OI.clamp(0, 2**self.format.grid.bits - 1).to(torch.uint8), step), self.format, bits)
+        device = str(cast(Tensor, self._buffers[self.held[0]]).device)
+        new = PackedMatrix(found, fmt, self.dtype, device, self.reading, self.activations)
+        assert not any(isinstance(term, HeldLowRank) for term in self.added) or self.meta is not None
+        return new
+
+    def _as(self, choice: Choice, shape: tuple[int, int]) -> PackedMatrix:
+        """The same bytes, read otherwise; terms are the caller's."""
         new = PackedMatrix.__new__(PackedMatrix)
         nn.Module.__init__(new)
-        choice = replace(self.choice, shape=(rows, columns), meta=(*part.meta, part.stride))
         state = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        vars(new).update(state | {"shape": (rows, columns), "choice": choice, "meta": choice.meta})
+        vars(new).update(state | {"shape": shape, "choice": choice, "meta": choice.meta})
         new.way = way_of(choice)
         for name in self.held:
             new.register_buffer(name, self._buffers[name])
-        new.terms = nn.ModuleList(term.prefix(rows, columns) for term in self.added)
         return new
 
     def _bytes(self) -> Mapping[str, Tensor]:

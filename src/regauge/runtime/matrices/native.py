@@ -20,8 +20,11 @@ from torch import Tensor
 
 from regauge.formats.base import LOW, Codes, Format, Grid
 from regauge.formats.nested import SUPER
+from regauge.formats.planes import LEVELS, level_step
+from regauge.formats.prefixes import FEWEST, Nested
 from regauge.kernels.cpu import matrix
-from regauge.kernels.cpu.layout import Value, group_of, meta_of
+from regauge.kernels.cpu.interface import has
+from regauge.kernels.cpu.layout import Value, group_of, meta_of, unit
 from regauge.runtime.matrices import operators
 from regauge.runtime.matrices.multiply import Held, Way
 
@@ -90,8 +93,17 @@ def meta_of_codes(codes: Codes, fmt: Format, whole: int | None = None) -> Meta:
     value, group = _held_as(fmt), group_of(wide, fmt.grid.bits, fmt.grain.span((rows, wide)), fmt.grid.run)
     if value is None or not group:
         raise ValueError(f"panels cannot say {fmt.grid.name} in {fmt.grain.name} on {rows} x {columns}")
+    value = _apart(value, fmt, (rows, wide), group, columns)
     scale_ON, zero_ON, _ = _steps(codes, fmt, group, wide)
     return meta_of(shape, fmt.grid.bits, value, group, scale_ON, zero_ON is not None)
+
+
+def _apart(value: Value, fmt: Format, shape: tuple[int, int], group: int, columns: int) -> Value:
+    """What codes stand for, with their bits apart where they may be read at fewer and the kernels know that."""
+    fits = isinstance(fmt.grid, Nested) and fmt.grain.span(shape) < shape[1] and not group % unit(1)
+    if not fits or fmt.scale.low is None or not has("rg_has_planes"):
+        return value
+    return replace(value, mantissa=fmt.grid.bits, bias=-(-columns // group))
 
 
 def panels(
@@ -112,9 +124,14 @@ def panels(
     """
 
     def hold(codes: Codes) -> Held:
-        value, group = _held_as(fmt), meta[matrix.META.index("group")]
+        said, value = dict(zip(matrix.META, meta, strict=False)), _held_as(fmt)
+        group, wide = said["group"], max(codes.codes_OI.shape[1], whole or 0)
         assert value is not None, "there is a meta of it"
-        steps = _steps(codes, fmt, group, max(codes.codes_OI.shape[1], whole or 0))
+        if value.kind == matrix.INT and said["bias"]:
+            value = replace(value, mantissa=said["mantissa"], bias=said["bias"])
+            steps = _steps_apart(codes, fmt, group, wide), None, None
+        else:
+            steps = _steps(codes, fmt, group, wide)
         made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *steps, allocate)
         held = {"panels": made.panels, "row_scale": made.row_scale_O, "table": made.table}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
@@ -145,9 +162,27 @@ def _steps(codes: Codes, fmt: Format, group: int, wide: int) -> tuple[Tensor | N
         return scale_ON, zero_ON, (1.0 / fields["global_scale"].float()).reshape(-1).expand(rows)
     if SUPER in names:  # whose products with codes float16 has
         return spread(codes.step.scale_G1.half()), zero_ON, None
-    if names - {LOW} == {"scale"} and stored.dtype in matrix.STEPS and stored.dtype != torch.float8_e4m3fn:
+    if names - {LOW, LEVELS} == {"scale"} and stored.dtype in matrix.STEPS and stored.dtype != torch.float8_e4m3fn:
         return spread(stored), zero_ON, None
     return spread(codes.step.scale_G1.float()), zero_ON, None
+
+
+def _steps_apart(codes: Codes, fmt: Format, group: int, wide: int) -> Tensor:
+    """(levels, O, N): steps of every level, of fewest bits first."""
+    found = []
+    for bits in range(FEWEST, fmt.grid.bits + 1):
+        step = codes.step if bits == fmt.grid.bits else level_step(codes.step, fmt, bits)
+        one = replace(codes, step=replace(step, fields={"scale": step.fields["scale"]}))
+        scale_ON, _, _ = _steps(one, fmt, group, wide)
+        assert scale_ON is not None, "groups are shorter than rows"
+        found.append(scale_ON)
+    return torch.stack(found)
+
+
+def at_level(meta: Meta, bits: int) -> Meta:
+    """The same bytes read at fewer bits."""
+    said = dict(zip(matrix.META, meta, strict=True)) | {"bits": bits, "offset": 1 << (bits - 1)}
+    return tuple(said.values())
 
 
 def beside(codes: Codes, fmt: Format) -> Tensor | None:

@@ -119,6 +119,16 @@ class HeldLowRank(HeldTerm):
         new.register_buffer("right", self.right[:, :columns].contiguous())
         return new
 
+    def with_lows(self, lows_ON: Tensor) -> HeldLowRank:
+        """With other values of code 0, a group each."""
+        new = HeldLowRank.__new__(HeldLowRank)
+        nn.Module.__init__(new)
+        new.kind, new.groups, new.rows = self.kind, self.groups, self.rows
+        left = torch.cat([across(lows_ON.float()), self.left[:, self.groups :]], 1)
+        new.register_buffer("left", left.contiguous())
+        new.register_buffer("right", self.right)
+        return new
+
     def _left(self, index: slice | Tensor) -> Tensor:
         """Rows of the left factor (n, R), row behind row also where there is one panel: products are the same bits."""
         if isinstance(index, Tensor):
