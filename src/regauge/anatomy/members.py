@@ -28,12 +28,20 @@ class Member:
         anatomy: its own.
         blocks: the block of the whole that each of its blocks is.
         paths: path of each block of the whole.
+        bits: of each of its blocks' weights; None: as many as the whole's.
     """
 
     whole: Anatomy
     anatomy: Anatomy
     blocks: tuple[int, ...]
     paths: tuple[str, ...]
+    bits: tuple[int, ...] | None = None
+
+    def bits_of(self, site: Site) -> int | None:
+        """Of a site of the member; outside of blocks the most that any block has."""
+        if self.bits is None:
+            return None
+        return max(self.bits) if site.block is None else self.bits[site.block]
 
     @cached_property
     def _numbers(self) -> dict[str, str]:

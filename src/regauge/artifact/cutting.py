@@ -25,8 +25,10 @@ from regauge.documents import ordinary, read_json
 from regauge.elastic.subnet import Subnet
 from regauge.errors import ArtifactError, SettingError
 from regauge.formats.base import Codes, Format, Term
+from regauge.formats.planes import level
+from regauge.formats.prefixes import Nested
 from regauge.formats.terms import KINDS, LOW_RANK
-from regauge.parts import Point
+from regauge.parts import Point, Spec
 
 FILE = "regauge/cut.json"
 VERSION, WIDE = 1, 1 << 26
@@ -79,6 +81,15 @@ def layout_of(whole: Layout, member: Member, config: Mapping[str, object] | None
     def here(points: Mapping[str, Point | None]) -> dict[str, Point | None]:
         return {new: point for name, point in points.items() if (new := member.name(name)) is not None}
 
+    sites = {site.name: site for site in member.anatomy.sites}
+
+    def coded(name: str, point: Point | None) -> Point | None:
+        """The point of a member's site: an ordinary one of fewer bits where it has levels and the member says one."""
+        bits = member.bits_of(sites[name])
+        if point is None or bits is None or not isinstance(decoder(point).grid, Nested):
+            return point
+        return point.but(grid=Spec(f"int{bits}-asym"), scale=Spec("f16-low"), rounder=None)
+
     cut: dict[str, int] = {}
     for site in member.anatomy.sites:
         old = member.origin(site.name)
@@ -88,7 +99,7 @@ def layout_of(whole: Layout, member: Member, config: Mapping[str, object] | None
     return Layout(
         source,
         member.anatomy,
-        here(whole.choices),
+        {name: coded(name, point) for name, point in here(whole.choices).items()},
         whole.dtype,
         inputs=own(whole.inputs),
         apart=here(whole.apart),
@@ -111,7 +122,11 @@ def cut_block(block: Block, whole: Layout, own: Layout, member: Member) -> Block
     for name, found in block.codes.items():
         new = member.name(name)
         if new is not None:
-            codes[new] = cut_codes(found, decoder(whole.quantised[name]), shapes[new], name)
+            fmt = decoder(whole.quantised[name])
+            codes[new] = cut_codes(found, fmt, shapes[new], name)
+            bits = member.bits_of(own.anatomy.site(new))
+            if bits is not None and isinstance(fmt.grid, Nested):
+                codes[new], _ = level(codes[new], fmt, bits)
     taps = {site.tap: site.shape[1] for site in whole.anatomy.sites if site.tap is not None}
     mine = {site.tap: site.shape[1] for site in own.anatomy.sites if site.tap is not None}
     extras: dict[str, Tensor] = {}

@@ -214,6 +214,8 @@ class Listed:
 
     def settle(self, value: Any, family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
         legal = family.choices(self.name)
+        if self.name == "bits" and isinstance(value, tuple):
+            return self._several(value, family, anatomy, before)
         if value in legal:
             return value, ""
         if not legal:
@@ -221,6 +223,17 @@ class Listed:
         numbers = not isinstance(value, str) and not isinstance(value, tuple)
         near = min(legal, key=lambda one: abs(one - value)) if numbers else None
         return near, f"{self.name}={value}, of {_listed(legal)}"
+
+    def _several(self, value: tuple[int, ...], family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
+        """Bits of each block that runs."""
+        legal, blocks = family.choices(self.name), BY_NAME["depth"].blocks(before.depth, family, anatomy)
+        if len(value) != len(blocks):
+            return None, f"{self.name} has {len(value)} numbers for {len(blocks)} blocks that run"
+        if not legal:
+            return self.settle(value[0], family, anatomy, before)
+        near = tuple(min(legal, key=lambda choice: (abs(choice - one), -choice)) for one in value)
+        found = near[0] if len(set(near)) == 1 else near
+        return found, "" if near == value else f"{self.name}={'/'.join(map(str, value))}, each of {_listed(legal)}"
 
 
 def units(share: float, size: int, multiple: int) -> int:

@@ -76,10 +76,10 @@ def member_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
         SettingError: the model has no such member.
     """
     cut = cut_of(subnet, family, anatomy)
-    if cut.bits is not None or cut.experts is not None:
-        what = "bits" if cut.bits is not None else "experts"
-        raise SettingError(f"{what} of a member cannot be chosen here yet: leave {what}= out")
+    if cut.experts is not None:
+        raise SettingError("experts of a member cannot be chosen here yet: leave experts= out")
+    bits = (cut.bits,) * len(cut.blocks) if isinstance(cut.bits, int) else cut.bits
     try:
-        return member_of(anatomy, cut.blocks, cut.kept)
+        return replace(member_of(anatomy, cut.blocks, cut.kept), bits=bits)
     except (MoveError, ValueError) as error:
         raise SettingError(f"this model has no member {subnet}: {error}") from error

@@ -21,6 +21,7 @@ from regauge.elastic.legal import cut_of, reasons, settled
 from regauge.elastic.subnet import Subnet
 from regauge.engine.refusals import Refusals
 from regauge.errors import MoveError, RecipeError, SettingError
+from regauge.formats.prefixes import FEWEST, Nested
 from regauge.plan.resolution import Resolution
 
 
@@ -50,6 +51,7 @@ def offered_by(family: Family, layout: Layout) -> tuple[Family, list[str]]:
     if not wrong:
         family = replace(family, multiple=_multiple(family, layout))
         wrong = list(dict.fromkeys(why for one in _each(family, anatomy) for why in _of_member(one, family, layout)))
+    wrong += _of_bits(family, layout)
     if wrong:
         raise RecipeError(f"this model cannot be such a family: {'; '.join(wrong)}")
     told = list(_rounded(family, anatomy))
@@ -84,6 +86,15 @@ def _span(site: Site, layout: Layout) -> int:
     point = layout.reading(site)
     read = 1 if point is None else parts.format_of(point).grain.span((2, site.shape[1]))
     return math.lcm(*(one if one < site.shape[1] else 1 for one in (span, read)), fmt.grid.run)
+
+
+def _of_bits(family: Family, layout: Layout) -> list[str]:
+    """Why weights cannot be read at the bits that a family offers, a sentence each."""
+    grids = [grid for point in layout.quantised.values() if isinstance(grid := decoder(point).grid, Nested)]
+    if family.bits and not grids:
+        return ["bits: no weights hold several precisions: give them grid: nested:8"]
+    most = min((grid.bits for grid in grids), default=8)
+    return [f"bits {bits}: weights have {FEWEST} to {most}" for bits in family.bits if not FEWEST <= bits <= most]
 
 
 def _each(family: Family, anatomy: Anatomy) -> Iterator[Subnet]:

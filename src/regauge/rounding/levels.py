@@ -34,8 +34,8 @@ HELD_FAST = 1e4
 class Levels:
     """Column by column, as GPTQ with the largest inputs first, for every level of a nested grid.
 
-    Of the candidates (for each level the code in its best cell that suits the whole most) the one is taken whose errors,
-    each squared in cells of its level and weighted, sum to the least. Then the steps and values of code 0 of each level
+    Of the candidates (for each level the code in its best cell that suits the whole most) the one is taken whose
+    errors, each squared in cells of its level and weighted, sum to the least. Then the steps and values of code 0 of each level
     are refitted jointly along a row, by least squares under the Hessian, and stored in the bytes that the format has.
 
     Attributes:
@@ -57,7 +57,9 @@ class Levels:
         if self.grow not in GROWN:
             raise ValueError(f"levels grow by one of {', '.join(GROWN)}, not {self.grow!r}")
         if not 0 <= self.tilt <= 4 or self.damp < 0 or not FEWEST <= self.seed <= 8:
-            raise ValueError(f"tilt is 0 to 4, damp 0 or more, the seed 2 to 8 bits, not {self.tilt}, {self.damp}, {self.seed}")
+            raise ValueError(
+                f"tilt is 0 to 4, damp 0 or more, the seed 2 to 8 bits, not {self.tilt}, {self.damp}, {self.seed}"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -73,7 +75,9 @@ class Levels:
         dead_I = ~(hessian_II.diagonal() > 0)
         if bool(dead_I.all()):
             return replace(fmt.encode(w_OI), notes=("no input reached it, so it was rounded to nearest",))
-        notes = [f"{int(dead_I.sum())} of {len(dead_I)} inputs were always 0: their weights became 0"] * bool(dead_I.any())
+        notes = [f"{int(dead_I.sum())} of {len(dead_I)} inputs were always 0: their weights became 0"] * bool(
+            dead_I.any()
+        )
         w_OI = w_OI.float().masked_fill(dead_I, 0)
         step = fmt.fit(w_OI)
         order_I = hessian_II.diagonal().argsort(descending=True, stable=True)
@@ -174,7 +178,7 @@ def _along(field_G1: Tensor, rows: int) -> Tensor:
 
 
 def _refitted(w_OI: Tensor, codes_OI: Tensor, fmt: Format, step: Step, bits: int, hessian_II: Tensor) -> Tensor:
-    """The byte of each group (G, 1) of one level: stretches and shifts of a row's groups that leave it the least error.
+    """The byte of each group (G, 1) of one level: stretches and shifts of a row's groups that leave it least error.
 
     With basis columns u (a step of stretch) and v (a step of shift) for each group the error is a quadratic form of their
     integer counts: it is solved for real ones, and these are rounded one after the other, each paying for those before.

@@ -26,7 +26,8 @@ class Value:
     """What codes stand for.
 
     Attributes:
-        kind: INT: code − offset; where `bias` is groups of a row, bits of `mantissa`-bit codes lie apart. TABLE: table[code]. FLOAT: sign, exponent and `mantissa` bits, and the exponent less
+        kind: INT: code − offset; where `bias` is the groups of a row, the bits of `mantissa`-bit codes lie apart.
+            TABLE: table[code]. FLOAT: sign, exponent and `mantissa` bits, and the exponent less
             `bias`, without infinities. TRELLIS: windows of `mantissa` bits with `bias` plain ones; the last of `table`
             is what makes whole numbers of the others.
     """

@@ -125,6 +125,8 @@ class PackedMatrix(nn.Module):
         fields = {name: cast(Tensor, self._buffers[f"level_{name}"]) for name in LEVELLED}
         whole = self.format.load({name: tensor for name, tensor in fields.items() if tensor is not None})
         if self.meta is None or not dict(zip(META, self.meta, strict=False))["bias"]:
+            if any(not isinstance(term, HeldLowRank) or len(term.right) for term in self.added):
+                raise ModelError("a matrix with terms beside its codes has no levels where its bits do not lie apart")
             return self._anew(bits, whole)
         step, fmt = level_step(whole, self.format, bits), level_format(self.format, bits)
         meta = at_level(self.meta, bits)
@@ -139,18 +141,17 @@ class PackedMatrix(nn.Module):
 
     def _anew(self, bits: int, step: Step) -> PackedMatrix:
         """A level whose codes are found again from the weights, and packed by themselves."""
-        rows, columns = self.shape
-        w_OI = self.way.rows(self._bytes(), 0, rows, torch.float32)
+        w_OI = self.way.rows(self._bytes(), 0, self.shape[0], torch.float32)
         if self.meta is not None:  # panels count codes from the middle, and hold what is missing beside them
             step_OI = self.format.grain.spread(step.scale_G1, self.shape)
             codes_OI = (w_OI / step_OI).round() + (1 << (self.format.grid.bits - 1))
         else:
             codes_OI = self.format.scaled(w_OI, step).round()
-        found, fmt = level(Codes(codes_OI.clamp(0, 2**self.format.grid.bits - 1).to(torch.uint8), step), self.format, bits)
+        found, fmt = level(
+            Codes(codes_OI.clamp(0, 2**self.format.grid.bits - 1).to(torch.uint8), step), self.format, bits
+        )
         device = str(cast(Tensor, self._buffers[self.held[0]]).device)
-        new = PackedMatrix(found, fmt, self.dtype, device, self.reading, self.activations)
-        assert not any(isinstance(term, HeldLowRank) for term in self.added) or self.meta is not None
-        return new
+        return PackedMatrix(found, fmt, self.dtype, device, self.reading, self.activations)
 
     def _as(self, choice: Choice, shape: tuple[int, int]) -> PackedMatrix:
         """The same bytes, read otherwise; terms are the caller's."""

@@ -31,6 +31,8 @@ from regauge.runtime.matrices.multiply import Held, Way
 NAME = "panels"
 Meta = tuple[int, ...]
 """The integers of `matrix.META`."""
+Steps = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Steps, zero points, a multiplier a row."""
 
 
 def value_of(grid: Grid) -> Value | None:
@@ -129,7 +131,7 @@ def panels(
         assert value is not None, "there is a meta of it"
         if value.kind == matrix.INT and said["bias"]:
             value = replace(value, mantissa=said["mantissa"], bias=said["bias"])
-            steps = _steps_apart(codes, fmt, group, wide), None, None
+            steps: Steps = (_steps_apart(codes, fmt, group, wide), None, None)
         else:
             steps = _steps(codes, fmt, group, wide)
         made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *steps, allocate)
@@ -140,7 +142,7 @@ def panels(
     return _way(meta, hold, inputs, number)
 
 
-def _steps(codes: Codes, fmt: Format, group: int, wide: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _steps(codes: Codes, fmt: Format, group: int, wide: int) -> Steps:
     """Steps and zero points of every group of the panels, and a float32 multiplier a row."""
     rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
     across, one = math.ceil(columns / group), fmt.grain.groups(shape)[0] == 1
