@@ -2,8 +2,8 @@
 
 A level is an ordinary format of integers with a step and a value of code 0 for each group, in float16. What a level's
 codes alone say is that each weight lies in a cell of 2^(top − bits) codes of the whole: its step is that many steps,
-and its values the middles of cells. Beside the codes stands a byte for each group of each of the coarsest levels, by which
-its step is stretched about the middle of the grid and its values are moved.
+and its values the middles of cells. Beside the codes stands a byte for each group of each of the coarsest levels, by
+which its step is stretched about the middle of the grid and its values are moved.
 
 Legend: O output channels, I input channels, G groups, L levels that have such a byte.
 """

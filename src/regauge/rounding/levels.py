@@ -35,8 +35,8 @@ class Levels:
     """Column by column, as GPTQ with the largest inputs first, for every level of a nested grid.
 
     Of the candidates (for each level the code in its best cell that suits the whole most) the one is taken whose
-    errors, each squared in cells of its level and weighted, sum to the least. Then the steps and values of code 0 of each level
-    are refitted jointly along a row, by least squares under the Hessian, and stored in the bytes that the format has.
+    errors, each squared in cells of its level and weighted, sum to the least. Then the steps and values of code 0 of
+    each level are refitted jointly along a row, by least squares under the Hessian, and stored in its bytes.
 
     Attributes:
         grow: `joint`: all levels, as `tilt` says; `top`: the whole alone, levels are what is cut off it; `seed`: the
@@ -178,10 +178,10 @@ def _along(field_G1: Tensor, rows: int) -> Tensor:
 
 
 def _refitted(w_OI: Tensor, codes_OI: Tensor, fmt: Format, step: Step, bits: int, hessian_II: Tensor) -> Tensor:
-    """The byte of each group (G, 1) of one level: stretches and shifts of a row's groups that leave it least error.
+    """The byte of each group (G, 1) of a level: stretches and shifts of the groups of a row that leave it least error.
 
-    With basis columns u (a step of stretch) and v (a step of shift) for each group the error is a quadratic form of their
-    integer counts: it is solved for real ones, and these are rounded one after the other, each paying for those before.
+    With basis columns u (a step of stretch) and v (a step of shift) for each group the error is a quadratic form of
+    their counts: it is solved for real ones, and these are rounded one after the other, each paying for those before.
     """
     rows, columns = w_OI.shape
     scale_G1, low_G1 = cells(step, fmt.grid.bits, bits)

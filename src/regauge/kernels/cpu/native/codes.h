@@ -1,5 +1,6 @@
 // Where codes lie, and how a block of them becomes steps of 64 bytes.
 #pragma once
+#include "planes.h"
 #include "regauge.h"
 #include "trellis_codes.h"
 #include "vector.h"
@@ -11,23 +12,9 @@ namespace {
 // lie otherwise, so that most codes come out by a
 // mask alone: bytes A, B, C hold codes 0 1, 2 3 and 4 5 in their low six bits; the top two of A and of B are the low
 // bits of codes 6 and 7, whose high bits are the top two of C.
-//
-// A matrix in planes (`apart`) has a two-bit plane first and then one a bit, each in one run along the panel, so that a
-// few bits are read without the others' bytes. Kernels know its codes as NESTED + bits; a block is 8 steps.
-constexpr int NESTED = 16;
-constexpr int bits_of(int kind) { return kind & 15; }
 constexpr int block_steps(int bits) { return bits & 1 || bits >= NESTED ? 8 : bits & 2 ? 4 : bits & 4 ? 2 : 1; }
 constexpr int unit_of(int bits) { return 4 * block_steps(bits); }  // inputs a block
 constexpr int block_bytes(int bits) { return block_steps(bits) * STEP * bits / 8; }
-constexpr int PAIR = 2 * STEP;  // bytes of a block of the first plane; one of any other has half of them
-
-// Where the codes of a group begin in the planes.
-struct Planes {
-  const uint8_t *first, *next;
-  size_t apart;  // bytes from each single plane to the next
-  RG_INLINE void operator+=(int blocks) { first += blocks * PAIR, next += blocks * STEP; }
-};
-
 // By how many bits a code may stay shifted left, in a product that puts it right at the end of a group.
 template <int B>
 constexpr int raised(int i) {
@@ -82,31 +69,6 @@ template <int B, bool RAISED = false, class F>
 RG_INLINE void each_step(const uint8_t *block, F &&f) {
   step_of<B, RAISED, 0>(block, f);
 }
-
-// The bits below the first two of a step's codes, plane after plane.
-template <int LEFT, int I>
-RG_INLINE Bytes with_planes(Bytes code, const uint8_t *plane, size_t apart) {
-  if constexpr (LEFT == 0) return code;
-  else return with_planes<LEFT - 1, I>(code | (shifted<I - (LEFT - 1)>(load_bytes(plane)) & set_bytes(1 << (LEFT - 1))), plane + apart, apart);
-}
-
-template <int B, int I, class F>
-RG_INLINE void step_of_planes(const Planes &planes, F &&f) {
-  if constexpr (I < 8) {
-    constexpr int UP = B - 2;
-    const Bytes pair = shifted<I % 4 * 2 - UP>(load_bytes(planes.first + I / 4 * STEP)) & set_bytes(3 << UP);
-    f(I, with_planes<UP, I>(pair, planes.next, planes.apart));
-    step_of_planes<B, I + 1>(planes, f);
-  }
-}
-
-template <int B, bool RAISED = false, class F>
-RG_INLINE void each_step(const Planes &planes, F &&f) {
-  step_of_planes<bits_of(B), 0>(planes, f);
-}
-
-RG_INLINE void next_block(const uint8_t *&codes, int bytes) { codes += bytes; }
-RG_INLINE void next_block(Planes &codes, int) { codes += 1; }
 
 // One code into a block that is zero there: the inverse of the above. `place` = byte in the step.
 inline void put_code(uint8_t *block, int bits, int step, int place, unsigned code) {

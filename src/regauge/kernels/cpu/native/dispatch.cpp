@@ -5,8 +5,8 @@
 #include <chrono>
 #include <cstring>
 
+#include "apart.h"
 #include "codes.h"
-#include "planes.h"
 #include "gram.h"
 #include "kernels.h"
 #include "pool.h"

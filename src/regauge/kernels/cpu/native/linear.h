@@ -241,22 +241,13 @@ inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int c
   if (a.m->value == RG_FULL) return full_rows(*a.m, number, in, count, out);
   const uint8_t *panel = a.m->panels + a.l.panel * static_cast<size_t>(number);
   if (a.m->value == RG_TRELLIS) return trellis_values(a, panel, in, count, number, out);
+  const auto of = [&](auto kind) { panel_of<decltype(kind)::value>(a, panel, in, count, number, out); };
   switch (kind_of(*a.m)) {
-    case NESTED + 2: return panel_of<NESTED + 2>(a, panel, in, count, number, out);
-    case NESTED + 3: return panel_of<NESTED + 3>(a, panel, in, count, number, out);
-    case NESTED + 4: return panel_of<NESTED + 4>(a, panel, in, count, number, out);
-    case NESTED + 5: return panel_of<NESTED + 5>(a, panel, in, count, number, out);
-    case NESTED + 6: return panel_of<NESTED + 6>(a, panel, in, count, number, out);
-    case NESTED + 7: return panel_of<NESTED + 7>(a, panel, in, count, number, out);
-    case NESTED + 8: return panel_of<NESTED + 8>(a, panel, in, count, number, out);
-    case 1: return panel_of<1>(a, panel, in, count, number, out);
-    case 2: return panel_of<2>(a, panel, in, count, number, out);
-    case 3: return panel_of<3>(a, panel, in, count, number, out);
-    case 4: return panel_of<4>(a, panel, in, count, number, out);
-    case 5: return panel_of<5>(a, panel, in, count, number, out);
-    case 6: return panel_of<6>(a, panel, in, count, number, out);
-    case 7: return panel_of<7>(a, panel, in, count, number, out);
-    default: return panel_of<8>(a, panel, in, count, number, out);
+    case NESTED + 2: return of(Constant<NESTED + 2>{}); case NESTED + 3: return of(Constant<NESTED + 3>{}); case NESTED + 4: return of(Constant<NESTED + 4>{});
+    case NESTED + 5: return of(Constant<NESTED + 5>{}); case NESTED + 6: return of(Constant<NESTED + 6>{}); case NESTED + 7: return of(Constant<NESTED + 7>{});
+    case NESTED + 8: return of(Constant<NESTED + 8>{});
+    case 1: return of(Constant<1>{}); case 2: return of(Constant<2>{}); case 3: return of(Constant<3>{}); case 4: return of(Constant<4>{});
+    case 5: return of(Constant<5>{}); case 6: return of(Constant<6>{}); case 7: return of(Constant<7>{}); default: return of(Constant<8>{});
   }
 }
 

@@ -1,53 +1,45 @@
-// A matrix in planes, put together and taken apart a code at a time.
+// Codes whose bits lie apart: a two-bit plane first and then one a bit, each in one run along the panel, so that a few bits
+// are read without the others' bytes.
 #pragma once
-#include "codes.h"
-#include "pool.h"
+#include "vector.h"
 
 namespace {
 
-// Panels in planes: `steps` is a row-major matrix of float16 for each level, fewest bits first.
-inline int pack_planes(const rg_matrix &m, const Layout &l, const uint8_t *codes, const uint8_t *steps, uint8_t *panels, int threads) {
-  const int top = m.mantissa, size = step_bytes(m.step), unit = unit_of(NESTED);
-  const size_t entries = static_cast<size_t>(m.rows) * static_cast<size_t>(l.groups), level_bytes = static_cast<size_t>(l.steps_bytes) * static_cast<size_t>(l.groups);
-  rg::Share share;
-  rg::parallel(threads, [&](int thread, rg::Team &team) {
-    int64_t start, stop;
-    while (share.take(thread, team.threads, l.panels, 1, start, stop)) {
-      uint8_t *panel = panels + l.panel * static_cast<size_t>(start);
-      std::memset(panel, 0, l.panel);
-      for (int r = 0; r < PANEL && start * PANEL + r < m.rows; ++r) {
-        const size_t row = static_cast<size_t>(start * PANEL + r);
-        for (int g = 0; g < l.groups; ++g) {
-          for (int level = 0; level <= top - FEWEST; ++level)
-            std::memcpy(panel + static_cast<size_t>(level) * level_bytes + static_cast<size_t>(g * l.steps_bytes + r * size),
-                        steps + (static_cast<size_t>(level) * entries + row * static_cast<size_t>(l.groups) + static_cast<size_t>(g)) * static_cast<size_t>(size), static_cast<size_t>(size));
-          const size_t single = static_cast<size_t>(g) * static_cast<size_t>(m.group) * PANEL / 8;
-          const uint8_t *from = codes + row * static_cast<size_t>(m.columns) + static_cast<size_t>(g) * static_cast<size_t>(m.group);
-          const int left = m.columns - g * m.group, count = left < m.group ? left : m.group;
-          for (int i = 0; i < count; ++i) {
-            const int step = i % unit / 4, place = r * 4 + i % 4;
-            const unsigned code = from[i];
-            uint8_t *pair = panel + l.pairs + 2 * single + static_cast<size_t>(i / unit * PAIR + step / 4 * STEP + place);
-            *pair = static_cast<uint8_t>(*pair | (code >> (top - 2) & 3u) << (step % 4 * 2));
-            for (int bit = top - 3; bit >= 0; --bit) {
-              uint8_t *plane = panel + l.singles + l.apart * static_cast<size_t>(top - 3 - bit) + single + static_cast<size_t>(i / unit * STEP + place);
-              *plane = static_cast<uint8_t>(*plane | (code >> bit & 1u) << step);
-            }
-          }
-        }
-      }
-    }
-  });
-  return RG_DONE;
+// Kernels know such codes as NESTED + bits; a block is 8 steps.
+constexpr int NESTED = 16;
+constexpr int bits_of(int kind) { return kind & 15; }
+constexpr int PAIR = 2 * STEP;  // bytes of a block of the first plane; one of any other has half of them
+
+// Where the codes of a group begin in the planes.
+struct Planes {
+  const uint8_t *first, *next;
+  size_t apart;  // bytes from each single plane to the next
+  RG_INLINE void operator+=(int blocks) { first += blocks * PAIR, next += blocks * STEP; }
+};
+
+// The bits below the first two of a step's codes, plane after plane.
+template <int LEFT, int I>
+RG_INLINE Bytes with_planes(Bytes code, const uint8_t *plane, size_t apart) {
+  if constexpr (LEFT == 0) return code;
+  else return with_planes<LEFT - 1, I>(code | (shifted<I - (LEFT - 1)>(load_bytes(plane)) & set_bytes(1 << (LEFT - 1))), plane + apart, apart);
 }
 
-// One code of a group in planes.
-inline unsigned get_planes(const Planes &planes, int bits, int i, int row) {
-  const int unit = unit_of(NESTED), step = i % unit / 4, place = row * 4 + i % 4;
-  unsigned code = planes.first[i / unit * PAIR + step / 4 * STEP + place] >> (step % 4 * 2) & 3u;
-  for (int plane = 0; plane < bits - 2; ++plane)
-    code = code << 1 | (planes.next[planes.apart * static_cast<size_t>(plane) + static_cast<size_t>(i / unit * STEP + place)] >> step & 1u);
-  return code;
+template <int B, int I, class F>
+RG_INLINE void step_of_planes(const Planes &planes, F &&f) {
+  if constexpr (I < 8) {
+    constexpr int UP = B - 2;
+    const Bytes pair = shifted<I % 4 * 2 - UP>(load_bytes(planes.first + I / 4 * STEP)) & set_bytes(3 << UP);
+    f(I, with_planes<UP, I>(pair, planes.next, planes.apart));
+    step_of_planes<B, I + 1>(planes, f);
+  }
 }
+
+template <int B, bool RAISED = false, class F>
+RG_INLINE void each_step(const Planes &planes, F &&f) {
+  step_of_planes<bits_of(B), 0>(planes, f);
+}
+
+RG_INLINE void next_block(const uint8_t *&codes, int bytes) { codes += bytes; }
+RG_INLINE void next_block(Planes &codes, int) { codes += 1; }
 
 }  // namespace

@@ -1,0 +1,53 @@
+"""Codes for all levels at once, and steps of each level's own, are worth something at the levels below the whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regauge.formats.base import Format
+from regauge.formats.grains import Group
+from regauge.formats.planes import Float16Levels, level
+from regauge.formats.prefixes import Nested
+from regauge.formats.rangers import MinMax
+from regauge.rounding.levels import Levels
+
+FMT = Format(Nested(8), Group(32), MinMax(), Float16Levels(6))
+
+
+def toy() -> tuple[Tensor, Tensor]:
+    """Weights, and the Hessian of inputs that go together."""
+    generator = torch.Generator().manual_seed(7)
+    mixed_II = torch.randn(96, 96, generator=generator) * torch.linspace(1.0, 0.05, 96)
+    x_TI = torch.randn(2000, 96, generator=generator) @ mixed_II
+    return torch.randn(32, 96, generator=generator), x_TI.T @ x_TI / 2000
+
+
+def errors(rounder: Levels) -> dict[int, float]:
+    """Bits → error of the output."""
+    w_OI, hessian_II = toy()
+    codes = rounder(w_OI, FMT, {"hessian": hessian_II})
+    found = {}
+    for bits in range(2, 9):
+        one, fmt = level(codes, FMT, bits)
+        gap_OI = w_OI - fmt.decode(one)
+        found[bits] = float(((gap_OI @ hessian_II) * gap_OI).sum())
+    return found
+
+
+def test_all_levels_at_once_beat_what_is_cut_off_the_whole() -> None:
+    joint, top = errors(Levels()), errors(Levels(grow="top"))
+    assert all(joint[bits] < 0.9 * top[bits] for bits in (2, 3, 4, 5))
+    assert top[8] < joint[8] < top[7]
+
+
+def test_a_seed_is_as_good_as_alone_and_the_rest_is_worse() -> None:
+    seed, joint = errors(Levels(grow="seed", seed=4)), errors(Levels())
+    assert seed[4] < 0.8 * joint[4]
+    assert seed[8] > joint[8]
+
+
+def test_steps_of_a_level_of_its_own_lower_its_error() -> None:
+    fitted, plain = errors(Levels()), errors(Levels(refit=False))
+    assert all(fitted[bits] < 0.95 * plain[bits] for bits in (2, 3, 4))
+    assert fitted[8] == plain[8]
