@@ -22,6 +22,7 @@ from regauge.cache.scheme import CachePlan
 from regauge.hosts.heads import Attend
 from regauge.hosts.latent import LatentSizes
 from regauge.hosts.states import States
+from regauge.hosts.teaching import Trainee
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
 
@@ -254,6 +255,9 @@ class Host(Protocol):
 
     def load(self, path: str | Path, **options: Any) -> Any:
         """A model of an artifact or a plain checkpoint, as `regauge.load` gives it."""
+
+    def trainee(self, path: str | Path) -> Trainee:
+        """A family of an artifact's directory, ready to be trained."""
 
     def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
         """An artifact opened through the library's own door, as the class of that name."""

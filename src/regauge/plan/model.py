@@ -31,6 +31,7 @@ class Plan:
         row: the row of the list of methods that it implements, or why there is none.
         calibration: `tokens` and `length` of the text that the method reads, where it reads any.
         learning: how parts that are learnt are trained, where the recipe says so (`learn/settings.py`).
+        train: how a family is trained, where it is (`learn/training.py`).
         family: what may be chosen of the artifact when it runs; None: it is one model.
     """
 
@@ -44,6 +45,7 @@ class Plan:
     calibration: Mapping[str, int] = field(default_factory=dict)
     learning: Mapping[str, int | str] = field(default_factory=dict)
     family: Family | None = None
+    train: Mapping[str, int | float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         strange = [place for place in self.places if place not in PLACES]

@@ -34,6 +34,7 @@ from regauge.hosts.transformers import (
     serve,
     stream,
     tables,
+    trainee,
     ways,
 )
 from regauge.hosts.transformers.coded import method
@@ -125,6 +126,9 @@ class TransformersHost:
 
     def load(self, path: str | Path, **options: Any) -> Any:
         return load.load(path, **options)
+
+    def trainee(self, path: str | Path) -> base.Trainee:
+        return trainee.trainee(path)
 
     def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
         return door.from_pretrained(auto, path, **options)
