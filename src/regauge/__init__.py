@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from regauge import cache, errors
     from regauge.api import apply, compare, dry_run, fit, measure, pick, report
     from regauge.artifact.receipt import Receipt
-    from regauge.cli.training import recover
+    from regauge.cli.training import recover, train
     from regauge.elastic.subnet import Subnet
     from regauge.hosts.transformers.grouping import shared_prefix
     from regauge.hosts.transformers.load import load
@@ -53,6 +53,7 @@ __all__ = [
     "report",
     "shared_prefix",
     "stream",
+    "train",
     "use",
 ]
 
@@ -73,6 +74,7 @@ _HOMES = {
     "refill": "hosts.transformers.switching",
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
+    "train": "cli.training",
     "use": "hosts.transformers.switching",
 }
 _MODULES = ("cache", "errors", "measure", "parts", "plan", "report")

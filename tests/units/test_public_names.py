@@ -33,6 +33,7 @@ NAMES = [
     "report",
     "shared_prefix",
     "stream",
+    "train",
     "use",
 ]
 

@@ -150,9 +150,9 @@ def train(
     from regauge.cli import show, tell
     from regauge.cli.bars import working
     from regauge.engine.recovery_text import Amounts
-    from regauge.engine.training import Asked
     from regauge.engine.training import train as raised
     from regauge.engine.training_cost import planned
+    from regauge.engine.training_recipe import Asked
     from regauge.hosts import host_of
     from regauge.learn.ranks import writes
     from regauge.report.build import write

@@ -89,7 +89,7 @@ def trained(done: Receipt, out: Path) -> None:
 def training_plan(plan: Training) -> None:
     """What a training would do, and what it would cost. Estimates are called so."""
     line(f"{plan.recipe} on {plan.model}: nothing is written")
-    line(f"  members drawn of {plan.choices}; {plan.steps:,} steps of {plan.batch:,} tokens, {plan.passes:.1f} members each")
+    line(f"  members drawn of {plan.choices}; {plan.steps:,} steps of {plan.batch:,} tokens, {plan.passes:.1f} each")
     line(f"  about {span(plan.seconds)} on this machine, {told(plan.memory)} of memory, {told(plan.disk)} of disk")
 
 

@@ -25,9 +25,7 @@ POINTS = 256
 
 def stored(folder: Path) -> dict[str, torch.dtype]:
     """Key → in which dtype a family of plain tensors stores it."""
-    return {
-        key: one.dtype for path in sorted(folder.glob(SHARDS)) for key, one in files.read(path).items()
-    }
+    return {key: one.dtype for path in sorted(folder.glob(SHARDS)) for key, one in files.read(path).items()}
 
 
 def rounded(parameters: Parameters, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
@@ -53,7 +51,9 @@ def write(
     for path in sorted(folder.glob(SHARDS)):
         if not staging.has(path.name):
             before = files.read(path)
-            staging.write(path.name, {key: learnt[key].to(one.dtype) if key in learnt else one for key, one in before.items()})
+            staging.write(
+                path.name, {key: learnt[key].to(one.dtype) if key in learnt else one for key, one in before.items()}
+            )
     receipt = read_receipt(folder).model_copy(update=dict(told))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return finish(folder, receipt, source, config, staging, log)

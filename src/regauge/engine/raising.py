@@ -119,7 +119,7 @@ class Raising:
                 own = distiller(read, teacher)
                 if recipe.labels:
                     own = own + recipe.labels * labels(read, batch.ids_BT)
-            (one.weight * share * own).backward()
+            torch.autograd.backward(one.weight * share * own)
             loss += one.weight * share * own.detach()
             if teacher is None or recipe.teacher == LARGER:
                 teacher = read.detached

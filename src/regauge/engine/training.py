@@ -2,8 +2,8 @@
 
     receipt = train("once-for-all", "path/or/hub-id", "OUT", text="novels/")
 
-The family is made first, without training (`apply`: exact moves that sort streams, so that prefixes are the best parts),
-and lies beside what is in the making. Then the loop trains it. The best of all looks at windows that are never trained
+The family is made first, without training (`apply`: exact moves that sort streams, so that prefixes are the best), and
+lies beside what is in the making. Then the loop trains it. The best of all looks at windows that are never trained
 on is kept, the family as it was among them. A run that was killed goes on from the last kept state and ends with the
 same bytes; where a time is given the pace is measured first, and a resumed run keeps the number of steps.
 
@@ -28,20 +28,21 @@ from regauge.artifact.receipt import Receipt
 from regauge.artifact.staging import STATES, Staging
 from regauge.elastic.legal import settled
 from regauge.engine.api import apply
-from regauge.engine.job import plan_of
 from regauge.engine.raised import rounded, stored, thinned, write
 from regauge.engine.raising import Batch, Raising
 from regauge.engine.receipts import command_line, log_of, versions
-from regauge.engine.recovery_text import LOOKS, SPARE, Amounts, Material
+from regauge.engine.recovery_text import LOOKS, SPARE, Material
+from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import Reading, opened, reading
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError, ModelError, RecipeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
+from regauge.learn.distillers import OF_LOGITS
 from regauge.learn.loop import ENDED, At, State, Watch
 from regauge.learn.loop import train as loop
 from regauge.learn.ranks import ALONE, Ranks, ranks
-from regauge.learn.training import Training, training_of
+from regauge.learn.training import Training
 from regauge.plan import Plan, digest
 from regauge.text.corpora import Where
 
@@ -53,22 +54,6 @@ TIMED = 3
 
 class _Over(BudgetError):
     """The time is over; what was learnt so far is kept and written."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of a training beside recipe, model and text.
-
-    Attributes:
-        amounts: steps, tokens, length of a window and time, where the user says them.
-        force: replace an `out` that exists.
-    """
-
-    amounts: Amounts = field(default_factory=Amounts)
-    seed: int = 0
-    revision: str | None = None
-    force: bool = False
-    command: str = ""
 
 
 def train(
@@ -95,6 +80,8 @@ def train(
         clock.say("open")
         plan, training = read_recipe(recipe, asked.amounts)
         source = host_of(model).open(model, asked.revision)
+        if not source.anatomy.causal and training.distiller in OF_LOGITS:
+            raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)
         if why := host_of(source.path).why_not_fed(source):
@@ -112,26 +99,6 @@ def train(
         group.same(receipt.model_dump())
         clock.say("finish", f"{target} is written")
     return receipt
-
-
-def read_recipe(recipe: str | Path | Plan, amounts: Amounts) -> tuple[Plan, Training]:
-    """A recipe with how it trains, in the user's amounts.
-
-    Raises:
-        RecipeError: it says nothing of a training, or rounds weights.
-    """
-    plan = plan_of(recipe)
-    if not plan.train or plan.family is None:
-        raise RecipeError(
-            f"recipe {plan.name!r} trains no family: it needs 'family' and 'train'; `regauge methods` lists those that do"
-        )
-    if plan.places:
-        raise RecipeError(
-            f"recipe {plan.name!r} says what becomes of {', '.join(plan.places)}, and a family is trained in full "
-            "precision: train first, and compress the trained family with another recipe"
-        )
-    training = training_of(plan.train)
-    return plan, training if amounts.steps is None else replace(training, steps=amounts.steps)
 
 
 def _made(plan: Plan, model: str | Path, staging: Staging, given: tuple[Where | None, Asked], clock: Clock) -> Path:
@@ -259,7 +226,7 @@ class _Work:
         found = int((left * SPARE - (LOOKS + 3) * look) / step)
         if found < 1:
             raise BudgetError(
-                f"the time of {limit:.0f} s does not suffice: a step takes {step:.1f} s and a look at the text held out "
+                f"the time of {limit:.0f} s does not suffice: a step takes {step:.1f} s and a look at text held out "
                 f"{look:.1f} s; give it more time or a shorter --length."
             )
         return found

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from regauge.artifact.ownership import refuse_out
 from regauge.elastic.legal import reasons
 from regauge.engine.duration import speed
 from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
-from regauge.engine.training import Asked, read_recipe
+from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import opened
 from regauge.engine.watchdog import quiet_torch
 from regauge.errors import BudgetError, RecipeError
@@ -25,7 +24,9 @@ from regauge.plan import Plan
 from regauge.text.corpora import Where
 
 OVERHEAD = 1.6  # of running a block, over its products
-HELD = 8  # float32 numbers for each that is trained: itself, two moments, the best, gradient, steps in the making, teacher
+HELD = (
+    8  # float32 numbers for each that is trained: itself, two moments, the best, gradient, steps in the making, teacher
+)
 SAMPLED = 64  # steps that are drawn to see how much a step is
 
 
@@ -84,8 +85,8 @@ def planned(
             steps = int((limit * SPARE - (LOOKS + 3) * look) / step)
             if steps < 1:
                 raise BudgetError(
-                    f"the time of {limit:.0f} s does not suffice: a step is estimated at {step:.1f} s and a look at the "
-                    f"text held out at {look:.1f} s; give it more time."
+                    f"the time of {limit:.0f} s does not suffice: a step is estimated at {step:.1f} s and a look at "
+                    f"the text held out at {look:.1f} s; give it more time."
                 )
         parameters = source.parameters()
         widths = sum(sum(site.shape) for site in anatomy.sites)
@@ -101,5 +102,3 @@ def planned(
             memory=int(anonymous_bytes() + LIBRARIES + 4 * (HELD * parameters + 2 * flowing)),
             disk=2 * source.bytes_bf16() + 16 * parameters,
         )
-
-

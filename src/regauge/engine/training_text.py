@@ -1,4 +1,4 @@
-"""What a family is trained on: the user's text in two parts that share no stretch, as batches of windows; for an encoder
+"""What a family is trained on: the user's text in two parts that share no stretch, as batches of windows; an encoder's
 as whole texts, a line each, padded to those of about their length."""
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def _batched(ids_NT: Tensor, batch: int) -> tuple[Batch, ...]:
     return tuple(Batch(some) for some in torch.split(ids_NT, max(1, batch // ids_NT.shape[1])))
 
 
-def encoded(
-    source: Source, stretches: Sequence[str], length: int, batch: int, tokens: int
-) -> tuple[Batch, ...]:
+def encoded(source: Source, stretches: Sequence[str], length: int, batch: int, tokens: int) -> tuple[Batch, ...]:
     """Texts, a line each, several of about one length to a batch of at most so many tokens with their padding."""
     tokenizer: Any = source.tokenizer()
     lines = [line for stretch in stretches for line in stretch.splitlines() if line.strip()]

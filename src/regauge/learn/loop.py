@@ -85,9 +85,9 @@ class State:
             if slash:
                 rooms[room][name] = value
         looks = tuple((int(at), error) for at, error in tensors["looks"].tolist())
-        curves = {"losses": tuple(tensors["losses"].tolist()), "looks": looks}
         held = rooms["parameters"], rooms["optimiser"], rooms["best"]
-        return State(int(step), *held, first, least, int(waited), int(ended), **curves)
+        losses = tuple(tensors["losses"].tolist())
+        return State(int(step), *held, first, least, int(waited), int(ended), losses, looks)
 
 
 _ROOMS = ("parameters", "optimiser", "best")

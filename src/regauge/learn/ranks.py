@@ -55,7 +55,7 @@ class Ranks:
         flat = torch.cat([one.reshape(-1) for one in tensors])
         with told():
             torch.distributed.all_reduce(flat)
-        for one, piece in zip(tensors, flat.split([one.numel() for one in tensors]), strict=True):
+        for one, piece in zip(tensors, torch.split(flat, [one.numel() for one in tensors]), strict=True):
             one.copy_(piece.view(one.shape))
 
     def any(self, found: bool) -> bool:

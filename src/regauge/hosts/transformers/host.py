@@ -20,6 +20,7 @@ from regauge.cache.scheme import CachePlan
 from regauge.hosts import base
 from regauge.hosts.latent import LatentSizes
 from regauge.hosts.precise import precise
+from regauge.hosts.teaching import Trainee
 from regauge.hosts.transformers import (
     attending,
     door,
@@ -127,7 +128,7 @@ class TransformersHost:
     def load(self, path: str | Path, **options: Any) -> Any:
         return load.load(path, **options)
 
-    def trainee(self, path: str | Path) -> base.Trainee:
+    def trainee(self, path: str | Path) -> Trainee:
         return trainee.trainee(path)
 
     def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
