@@ -2,7 +2,7 @@
 
     python benchmarks/transformations.py                                  # the bundled model, minutes on one core
     python benchmarks/transformations.py --model DIR --calibration TEXTS --eval HELD_OUT
-    python benchmarks/transformations.py --only shift-scale rotate
+    python benchmarks/transformations.py --only shift-scale rotate --write   # and into docs/transforms.md
 
 The planted form is the model after `plant-outliers` (`rewrites/planting.py`): the same function with a large model's
 outliers. All are held against the model itself on the same held-out windows. A line a contest and form: KL without and
@@ -22,12 +22,16 @@ from pathlib import Path
 
 import yaml
 from common.heldout import HeldOut
+from common.sections import merged, put, section
 
 import regauge as rg
+from regauge.measure.machine import machine
 from regauge.measure.quality import Scores, paired, summarise
 from regauge.plan import Plan, parse
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "transforms.md"
+HEAD = "| | bits | form | KL without | KL with | difference | perplexity |\n|---|---|---|---|---|---|---|"
 LENGTH = 256
 INT8 = {"grid": "int8", "grain": "channel", "ranger": "absmax", "scale": "f32"}
 INT6 = INT8 | {"grid": "int6"}
@@ -47,6 +51,7 @@ class Contest:
         weights, inputs: as a recipe has them, of every block; the null's as well.
         rewrites: what is tried.
         online: of taps, in place of the null's readings there.
+        learning: how what is learnt is trained, in the null as well.
     """
 
     bits: str
@@ -54,10 +59,13 @@ class Contest:
     inputs: Mapping[str, object] | None = None
     rewrites: tuple[str | dict[str, object], ...] = ()
     online: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    learning: Mapping[str, object] = field(default_factory=dict)
 
     def plan(self, name: str, tried: bool) -> Plan:
         """The recipe, with the transformation or without."""
         recipe: dict[str, object] = {"name": name, "weights": {"blocks.*": dict(self.weights)}}
+        if self.learning:
+            recipe["learning"] = dict(self.learning)
         if self.inputs is not None:
             readings = {"blocks.*": self.inputs, **(self.online if tried else {})}
             recipe["inputs"] = {select: dict(reading) for select, reading in readings.items()}
@@ -78,6 +86,13 @@ CONTESTS: Mapping[str, Contest] = {
     "gain-biases, shift-scale": Contest("w6a6", INT6, A6_ASYM, ("gain-biases", "shift-scale")),
     "shift-scale, static": Contest("w8a8", INT8, STATIC, ("shift-scale",)),
     "level": Contest("w8a8", INT8, STATIC, ("level:8",)),
+    "learnt-equivalence": Contest(
+        "w4a4",
+        {"grid": "int4-asym", "grain": "channel", "ranger": "learnt-clip:0.08", "scale": "bf16"},
+        {"grid": "int4", **A_TOKEN},
+        ({"part": "learnt-equivalence", "rate": 0.03, "streams": "norm+value+ffn"},),
+        learning={"steps": 48, "batch": 512, "schedule": "cosine", "patience": 0},
+    ),
     "rotate": Contest("w4a8", {"grid": "int4", **GROUPED}, A8, TURNED),
     "rotate, hadamard": Contest(
         "w4a8",
@@ -120,6 +135,18 @@ def line(name: str, contest: Contest, form: str, null: Scores, tried: Scores) ->
     )
 
 
+def write(rows: list[str], held: HeldOut, given: argparse.Namespace) -> None:
+    """The rows in a section of the docs, beside others that were measured in the same way."""
+    heading = f"{given.model.name} on {given.eval.name}"
+    how = (
+        f"{held.windows.predicted:,} held-out tokens of {held.windows.documents} documents; "
+        f"{given.tokens:,} tokens of {given.calibration.name} calibrate; {machine().cpu}."
+    )
+    before = section(PAGE, heading)
+    kept = merged(before if how in before else "", rows, key=3)
+    put(PAGE, heading, "\n".join([how, "", HEAD, *kept]))
+
+
 def main() -> int:
     words = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     words.add_argument("--only", nargs="+", default=[], choices=list(CONTESTS), metavar="NAME")
@@ -129,9 +156,10 @@ def main() -> int:
     words.add_argument("--tokens", type=int, default=8192, help="that calibrate")
     words.add_argument("--read", type=int, default=10240, help="held-out tokens")
     words.add_argument("--forms", nargs="+", default=["plain", "planted"], choices=list(FORMS))
+    words.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}, row by row")
     given = words.parse_args()
     held = HeldOut(given.model, given.eval, LENGTH, given.read)
-    print("\n| | bits | form | KL without | KL with | difference | perplexity |\n|---|---|---|---|---|---|---|")
+    print("\n" + HEAD)
     with tempfile.TemporaryDirectory() as scratch:
         models = {"plain": given.model}
         for form in set(given.forms) - {"plain"}:
@@ -147,7 +175,10 @@ def main() -> int:
                 if key not in nulls:
                     nulls[key] = made(plain, models[form], held, given)
                 tried = made(contest.plan(name, tried=True), models[form], held, given)
-                print(line(name, contest, form, nulls[key], tried), flush=True)
+                row = line(name, contest, form, nulls[key], tried)
+                print(row, flush=True)
+                if given.write:
+                    write([row], held, given)
     return 0
 
 

@@ -19,10 +19,11 @@ from regauge.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from regauge import cache, errors
-    from regauge.api import apply, compare, dry_run, fit, measure, pick, report
+    from regauge.api import apply, compare, dry_run, fit, measure, pick, report, sample
     from regauge.artifact.receipt import Receipt
     from regauge.cli.training import recover, train
     from regauge.elastic.subnet import Subnet
+    from regauge.engine.tracing import trace
     from regauge.hosts.transformers.grouping import shared_prefix
     from regauge.hosts.transformers.load import load
     from regauge.hosts.transformers.stream import stream
@@ -51,8 +52,10 @@ __all__ = [
     "recover",
     "refill",
     "report",
+    "sample",
     "shared_prefix",
     "stream",
+    "trace",
     "train",
     "use",
 ]
@@ -72,8 +75,10 @@ _HOMES = {
     "pick": "api",
     "recover": "cli.training",
     "refill": "hosts.transformers.switching",
+    "sample": "api",
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
+    "trace": "engine.tracing",
     "train": "cli.training",
     "use": "hosts.transformers.switching",
 }

@@ -47,6 +47,13 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tokenizer(save(made, tmp_path_factory.mktemp("golden") / "deep"))
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of widths that words of 64 weights divide."""
+    made = pico("llama", **SETTINGS | {"intermediate_size": 128})
+    return save_tokenizer(save(made, tmp_path_factory.mktemp("golden") / "wide"))
+
+
 def told(receipt: Receipt) -> dict[str, Any]:
     """What must not change, and the figures that may by rounding on another machine (`errors`)."""
     taps = {tap.name: f"{' '.join(map(str, tap.reading.values()))} | {', '.join(tap.sites)}" for tap in receipt.taps}
@@ -79,10 +86,10 @@ def briefly(name: str) -> Plan:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_receipt(name: str, model: Path, deep: Path, tmp_path: Path) -> None:
+def test_receipt(name: str, model: Path, deep: Path, wide: Path, tmp_path: Path) -> None:
     receipt = apply(
         briefly(name),
-        deep if name.startswith("echoatt") else model,
+        deep if name.startswith("echoatt") else wide if name == "trellis-o-w2" else model,
         tmp_path / "out",
         calibration=[text(3000)],
         tokens=512,

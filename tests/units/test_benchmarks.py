@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "scripts")]
 
 import write_speed  # noqa: E402
-from common import artifacts, models, plots, records, rounds, shapes, table  # noqa: E402
+from common import artifacts, models, plots, records, rounds, sections, shapes, table  # noqa: E402
 
 from regauge.parts import bytes_of  # noqa: E402
 from regauge.plan import parse  # noqa: E402
@@ -224,6 +224,17 @@ def test_page_takes_tables_and_pictures_between_its_marks(tmp_path: Path) -> Non
     assert (tmp_path / "speed-decode-tinyllama-1.1b.svg").exists()
     assert "<!-- benchmarks/linear.py -->" in text
     assert "plotly" in (tmp_path / "r" / "speed.html").read_text(encoding="utf-8")
+
+
+def test_a_section_of_a_page_is_replaced_and_its_other_rows_stay(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A\n\n## B\n\n| | c |\n|---|---|\n| a | b | 1 |\n| d | e | 2 |\n\n## BC\n\nz\n", encoding="utf-8")
+    rows = sections.merged(sections.section(page, "B"), ["| a | b | 9 |", "| f | g | 3 |"], 2)
+    assert rows == ["| a | b | 9 |", "| d | e | 2 |", "| f | g | 3 |"]
+    sections.put(page, "B", "\n".join(rows))
+    sections.put(page, "D", "new")
+    told = "# A\n\n## B\n\n| a | b | 9 |\n| d | e | 2 |\n| f | g | 3 |\n\n## BC\n\nz\n\n## D\n\nnew\n"
+    assert page.read_text(encoding="utf-8") == told
 
 
 def test_every_peer_named_has_a_file() -> None:

@@ -24,7 +24,7 @@ weights:
 """
 SITES = {
     "attn.*": ("iq2-xxs", 32, 4),
-    "attn.o": ("iq2-s", 16, 4),
+    "attn.o": ("iq3-xxs", 32, 4),
     "mlp.*": ("iq3-s", 32, 4),
     "mlp.down": ("iq4", 32, 6),
 }

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+import regauge as rg
+from regauge.elastic.subnet import Subnet
 from regauge.errors import ModelError, SettingError
 from regauge.hosts.regauge.configuration_var import VarConfig
 from regauge.hosts.regauge.modeling_var import VarForImageGeneration
 from regauge.hosts.regauge.quantiser import nearest_tick
 from regauge.hosts.regauge.reference import config_of, from_reference, to_reference
 from regauge.hosts.regauge.sampling import Taste, draw
-from regauge.hosts.regauge.stages import Past, equidistant, late, layers_of, mask_of
-from var import SIZES, toy
+from regauge.hosts.regauge.stages import Past, late, layers_of, mask_of
+from var import SIZES, saved, toy
 
 REFERENCE = os.environ.get("REGAUGE_VAR_REFERENCE", "")
 LIKELIEST = Taste(guidance=0, top_k=1)
@@ -115,17 +117,19 @@ def test_guidance_moves_away_from_no_class() -> None:
 
 
 def test_layers_of_scales() -> None:
-    assert equidistant(30, 16) == (0, *range(1, 30, 2))
-    assert equidistant(30, 8) == (0, 4, 8, 12, 16, 20, 24, 29)
-    assert equidistant(30, 2) == (0, 29)
-    assert equidistant(4, 1) == (0,)
-    assert late(8, 10, 4, 6) == (tuple(range(8)),) * 6 + ((0, 2, 4, 7),) * 4
+    by_count = {count: layers_of(f"depth={count}", 30, 2)[1] for count in (1, 2, 8, 16)}
+    assert by_count[16] == (0, *range(1, 30, 2))
+    assert by_count[8] == (0, 4, 8, 12, 16, 20, 24, 29)
+    assert by_count[2] == (0, 29)
+    assert by_count[1] == (0,)
+    assert layers_of(late(10, 6, "depth=4"), 8, 10) == (tuple(range(8)),) * 6 + ((0, 2, 4, 7),) * 4
+    assert layers_of(late(10, 6, "depth=0.5"), 8, 10)[6] == (0, 2, 4, 7)
     assert layers_of("depth=0/2", 3, 2) == ((0, 2), (0, 2))
-    assert layers_of(((1,), (0, 2), 2, ""), 3, 4) == ((1,), (0, 2), (0, 2), (0, 1, 2))
+    assert layers_of((Subnet(depth=(1,)), "depth=0/2", "depth=2", ""), 3, 4) == ((1,), (0, 2), (0, 2), (0, 1, 2))
     for wrong, message in (
         ("depth=9", "nearest is depth=5"),
-        ("depth=0", "nearest is depth=1"),
-        ("width=2", "names no layers"),
+        ("ffn=0.5", "depth alone"),
+        ("width", "no part of a subnet"),
         ("depth=2/1", "in order"),
         ("depth=0/5", "from 0 to 4"),
         (("full", "full"), "names 2 scales, and the model has 3"),
@@ -211,3 +215,21 @@ def test_labels_that_are_none_are_refused() -> None:
             toy().sample(labels)
     with pytest.raises(SettingError, match="pixel_values"):
         toy()()
+
+
+def test_an_artifact_opens_in_regauge_alone(tmp_path: Path) -> None:
+    """Stock transformers knows no such type; what is printed names no other library."""
+    model = saved(tmp_path / "model")
+    receipt = rg.apply("rtn-w8", model, tmp_path / "out")
+    assert receipt.wire == "regauge"
+    assert "the model: no other library has models of type regauge_var" in receipt.refusals
+    page = rg.report(tmp_path / "out").read_text(encoding="utf-8")
+    assert "regauge sample" in page
+    assert "from_pretrained" not in page
+    loaded, plain = rg.load(tmp_path / "out"), rg.load(model)
+    pixels = torch.linspace(-1, 1, 36, dtype=torch.float32).view(1, 1, 6, 6)
+    one, two = (m(pixel_values=pixels, labels=torch.tensor([2])).logits for m in (loaded, plain))
+    assert 0 < float((one - two).abs().max()) < 0.5
+    assert type(loaded.blocks[0].attn.mat_qkv).__name__ == "PackedLinear"
+    stages = ("full", "full", "depth=2")
+    assert loaded.sample([0], subnet=stages).layers == plain.sample([0], subnet=stages).layers

@@ -100,7 +100,7 @@ def test_a_step_of_the_subnet_leaves_alone_what_only_late_scales_skip() -> None:
     """Bridge scales keep gradients in all layers; the loss is that of the subnet when it is drawn."""
     model, images = toy(), pictures(8)
     tokens, labels = tokens_of(model.vae, [images]), torch.zeros(8, dtype=torch.int64)
-    subnet = late(5, 3, 2, 2)
+    subnet = late(3, 2, "depth=2")
     always = TransformerLoss(model, tokens, labels, 8, subnet, Phases(0.0, 0.0))
     never = TransformerLoss(model, tokens, labels, 8, subnet, Phases(1.0, 1.0, first=0.0))
     plain = TransformerLoss(model, tokens, labels, 8)

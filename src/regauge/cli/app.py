@@ -46,9 +46,11 @@ for command in (
     looking.methods,
     looking.explain,
     looking.measure,
+    looking.trace,
     comparing.compare,
     looking.report,
     running.chat,
+    running.sample,
     running.serve,
     looking.doctor,
 ):

@@ -187,6 +187,29 @@ def measure(
     show.as_json(found) if json else tell.measurement(found)
 
 
+def trace(
+    model: MODEL,
+    integers: Annotated[
+        bool, typer.Option("--integers", help="Fail, naming them, unless all are products of integers.")
+    ] = False,
+    family: FAMILY = None,
+    seed: SEED = 0,
+    json: JSON = False,
+    threads: THREADS = None,
+    debug: DEBUG = False,
+) -> None:
+    """Every product of matrices of a model as it runs: of integers or floats, native or simulated. Example: regauge
+    trace OUT --integers
+    """
+    from regauge.cli import rows, show
+    from regauge.cli.bars import working
+    from regauge.engine.tracing import trace as traced
+
+    with working("trace", True, False, threads):
+        found = traced(model, integers=integers, family=family, seed=seed)
+    show.as_json(found) if json else rows.trace(found)
+
+
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The OUT of a fit or an apply.")],
     out: Annotated[

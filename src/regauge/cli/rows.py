@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regauge.cli.show import line, table
+from regauge.measure.products import SIMULATED, Trace
 from regauge.report.doctor import BAD, Line
 from regauge.report.methods import OF_CACHE, PRESET, Method, kept
 
@@ -18,6 +19,19 @@ def doctor(found: Sequence[Line]) -> None:
             line(f"{'':<5} {'':<{width}}  {one.hint}")
     bad = [one.what for one in found if one.verdict == BAD]
     line("To mend: " + ", ".join(bad) if bad else "Nothing stands in the way.")
+
+
+def trace(found: Trace) -> None:
+    """A line each product, and below them what holds of all."""
+    table(
+        ["product", "inputs", "weights", "runs", "why not of integers"],
+        [[one.name, one.inputs, one.weights, one.runs, one.why] for one in found.products],
+    )
+    for name in found.unseen:
+        line(f"{name}: no token reached it")
+    line(f"{found}.")
+    if SIMULATED in {one.runs for one in found.products}:
+        line("Simulated: both factors are whole multiples of one step, and floats multiply them.")
 
 
 def methods(found: Sequence[Method]) -> None:

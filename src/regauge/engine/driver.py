@@ -19,11 +19,14 @@ from regauge.anatomy.storage import outer_names
 from regauge.artifact.codec.taps import written
 from regauge.artifact.receipt import MoveReceipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import STATES, Staging
+from regauge.elastic.family import unranked
+from regauge.elastic.order import influence
 from regauge.engine.block import Moved, full_precision, site_receipts
 from regauge.engine.certify import Prover
 from regauge.engine.inner import inner_of
 from regauge.engine.job import Job
-from regauge.engine.learning import room
+from regauge.engine.learning import Learnt, room
+from regauge.engine.taps import settle
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
 from regauge.formats.base import Codes
@@ -42,6 +45,7 @@ class Done:
         proof: certificates of its moves; selects: what was taken out, as measured.
         logits_error: of the whole model, in the last shard.
         learnt: what was trained in the block, and how far it came.
+        influence: how much the block turns the states, where blocks are ranked by it.
     """
 
     sites: Sequence[Site]
@@ -54,6 +58,7 @@ class Done:
     logits_error: float | None = None
     selects: Sequence[SelectReceipt] = ()
     learnt: Mapping[str, object] | None = None
+    influence: float | None = None
 
 
 class Drive:
@@ -99,6 +104,11 @@ class Drive:
         notes: list[Any] = [self.staging.notes[shard] for shard in self.shards]
         return [dict(note["learnt"]) for note in notes if "learnt" in note]
 
+    def influences(self) -> tuple[float, ...]:
+        """How much each block turns the states; nothing where blocks are not ranked by it."""
+        notes: list[Any] = [self.staging.notes[shard] for shard in self.shards]
+        return tuple(float(note["influence"]) for note in notes if "influence" in note)
+
     def _finished(self) -> int:
         """How many shards are whole and can be gone on from. Without its states a block cannot be, so it is redone."""
         count = 0
@@ -141,22 +151,28 @@ class Drive:
         rare |= rarer
         sites = job.sites(block)
         looked = work.look(block, moved, sample=True)
-        learnt = work.learn(block, looked, moved, self.staging, self.clock)
-        if learnt is not None and learnt.finished.moved:
+        known = job.finished.get(block)
+        learnt = Learnt(known, {}) if known else work.learn(block, looked, moved, self.staging, self.clock)
+        if learnt is not None and learnt.finished.moved and not known:
             moved = work.moved(moved, learnt.finished.moves)
             looked = work.look(block, moved, sample=True, learnt=learnt.finished)
         if job.trained:
             proof = self._prove(block, moved, None)  # once all moves are there
+        if learnt is not None:
+            work.readings |= learnt.finished.readings
         moved, stats, proof = looked.moved, dict(looked.stats), [*proof, *looked.proof]
         rare |= looked.rare
         codes = work.round(sites, moved, stats, None if learnt is None else learnt.finished)
         unseen = [site for site in sites if site.name in codes and site.name not in stats]
-        if work.states is not None and (unseen or job.reads_head or index < job.anatomy.blocks):
+        before, turns = work.states, None
+        further = job.reads_head or unranked(job.family) or index < job.anatomy.blocks
+        if before is not None and (unseen or further):
             stats |= work.advance(block, work.built(moved, codes), unseen)
+            turns = influence(before.hidden, work.running()[1].hidden) if unranked(job.family) else None
         self._keep(index)
-        done = Done(sites, moved, codes, stats, rare, proof, notes, selects=selects)
+        done = Done(sites, moved, codes, stats, rare, proof, notes, selects=selects, influence=turns)
         if learnt is not None:
-            done = replace(done, notes=[*notes, *learnt.notes], learnt=learnt.told)
+            done = replace(done, notes=[*notes, *learnt.notes], learnt=learnt.told or None)
         self._write(index, done)
         self.staging.drop(_behind(block))
         if learnt is not None:
@@ -168,8 +184,12 @@ class Drive:
         moved = self.work.read(None)
         error = self.prover.logits(moved) if self.prover is not None else None
         stats, rare = self.work.see_head(running)
+        outer = self.job.sites(None)
+        self.work.readings |= settle(outer, self.job.resolution.inputs, {}, stats, {})
+        if None in self.job.finished:
+            self.work.readings |= self.job.finished[None].readings
         tail = _only(moved, last)
-        sites = [site for site in self.job.sites(None) if f"{site.name}.weight" in last]
+        sites = [site for site in outer if f"{site.name}.weight" in last]
         codes = self.work.round(sites, tail, stats)
         self._write(index, Done(sites, tail, codes, stats, rare, logits_error=error))
         return error
@@ -230,9 +250,10 @@ class Drive:
         tensors = job.wire.pack(full_precision(moved.stored, codes), codes)
         block = None if index in (0, len(self.shards) - 1) else index - 1
         inner = [] if block is None else inner_of(job.anatomy, job.resolution.inputs, block)
-        taps = dict.fromkeys(tap for tap in (*(site.tap for site in done.sites), *inner) if tap in self.work.readings)
-        tensors |= written({tap: self.work.readings[tap] for tap in taps if tap is not None})
         last = len(self.shards) - 1
+        read = done.sites if index != last else job.sites(None)  # a tied head's weights are not among its sites
+        taps = dict.fromkeys(tap for tap in (*(site.tap for site in read), *inner) if tap in self.work.readings)
+        tensors |= written({tap: self.work.readings[tap] for tap in taps if tap is not None})
         if index:
             tensors |= job.source.extras(None if index == last else index - 1)
         note = {
@@ -241,7 +262,9 @@ class Drive:
             "selects": [receipt.model_dump(mode="json") for receipt in done.selects],
             "notes": list(done.notes),
             "logits_error": done.logits_error,
-        } | ({} if done.learnt is None else {"learnt": dict(done.learnt)})
+        }
+        note |= {} if done.learnt is None else {"learnt": dict(done.learnt)}
+        note |= {} if done.influence is None else {"influence": done.influence}
         self.staging.write(self.shards[index], tensors, note=note)
 
 

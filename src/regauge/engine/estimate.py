@@ -16,7 +16,7 @@ from regauge.artifact.receipt import StoreReceipt, TapReceipt
 from regauge.engine import learning_cost
 from regauge.engine.block import spelled, store_receipts, tap_receipts
 from regauge.engine.duration import seconds, speed
-from regauge.engine.job import Job
+from regauge.engine.job import Job, waits
 from regauge.engine.reading import Reading
 from regauge.engine.room import room
 from regauge.engine.shaping import MEASURED
@@ -137,7 +137,7 @@ def passes(job: Job, read: Reading, flop: float | None = None) -> list[str]:
         told = []
         if read.sampled is not None:
             told.append(f"the model samples {read.sampled[0]} windows of {read.sampled[1]} tokens from itself")
-        told += [f"one pass for the statistics that {recast.name} needs" for recast in job.waiting]
+        told += [f"one pass for the statistics that {recast.name} needs" for recast in job.recasts if waits(recast)]
         for recast in job.recasts:
             points = 1
             for grid in recast.rewrite.search.values():

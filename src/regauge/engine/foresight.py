@@ -25,7 +25,7 @@ from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.measure.quality import divergence
 from regauge.parts import Point, Spec
-from regauge.plan.resolution import learnt
+from regauge.plan.learnable import learnt
 
 WINDOWS, LENGTH = 8, 32
 MOST = 500_000_000

@@ -16,7 +16,7 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import Wire
-from regauge.elastic.family import Family
+from regauge.elastic.family import Family, unranked
 from regauge.engine.families import offering
 from regauge.engine.inner import ranged
 from regauge.engine.refusals import Refusals
@@ -28,12 +28,13 @@ from regauge.formats.base import OBJECTIVE, Format
 from regauge.hosts import host_of
 from regauge.hosts.base import Host, Source
 from regauge.kernels.cpu.gram import has_gram
-from regauge.learn.base import Taught
-from regauge.learn.settings import Settings
+from regauge.learn.base import Finished, Taught
+from regauge.learn.settings import BLOCK, Settings
 from regauge.parts import ATTENTION, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, load
 from regauge.plan.forms import needs_of
-from regauge.plan.resolution import Resolution, inert, learnt, learnt_of_tap, resolve
+from regauge.plan.learnable import learnt, learnt_of_tap, static_taps
+from regauge.plan.resolution import Resolution, inert, resolve
 from regauge.plan.sorting import sorting
 from regauge.rewrites.base import TRAINED, Rewrite
 from regauge.rounding.base import DRIFT
@@ -73,6 +74,7 @@ class Job:
         learnt: site → what is trained there by the error of its block; most have nothing.
         family: what may be chosen of the artifact when it runs.
         at_once: how many matrices are rounded at the same time; None: as many as there are threads.
+        finished: block → what training at the scope of the model left of it; None: of what lies outside the blocks.
     """
 
     plan: Plan
@@ -89,6 +91,7 @@ class Job:
     learnt: Mapping[str, Taught] = field(default_factory=dict)
     at_once: int | None = None
     family: Family | None = None
+    finished: Mapping[int | None, Finished] = field(default_factory=dict)
 
     @property
     def host(self) -> Host:
@@ -108,11 +111,6 @@ class Job:
     def trained(self) -> tuple[Recast, ...]:
         """Rewrites whose moves are trained with each block."""
         return tuple(recast for recast in self.recasts if TRAINED in recast.rewrite.needs)
-
-    @property
-    def waiting(self) -> tuple[Recast, ...]:
-        """Rewrites of the whole model that need statistics of every site first."""
-        return tuple(recast for recast in self.recasts if recast.rewrite.scope == "model" and recast.rewrite.needs)
 
     @property
     def whole(self) -> Anatomy:
@@ -137,7 +135,7 @@ class Job:
     def calibrated(self) -> bool:
         """Whether any part wants to see text."""
         return (
-            bool(self.needs or self.learnt or self.shaping is not None)
+            bool(self.needs or self.learnt or self.shaping is not None or unranked(self.family))
             or bool(needs_of_taps(self.anatomy.sites, self.resolution.inputs, transforms=True))
             or ranged(self.anatomy, self.resolution.inputs)
             or bool(needs_of(self.resolution.at(ATTENTION)))
@@ -148,7 +146,8 @@ class Job:
     def taught(self) -> bool:
         """Whether any part asks for the teacher's states."""
         asked = (*self.needs.values(), *(recast.rewrite.needs for recast in self.recasts))
-        return bool(self.learnt) or any(needs & {DRIFT, OBJECTIVE} for needs in asked)
+        by_block = bool(self.learnt or static_taps(self.resolution.inputs)) and self.settings.scope == BLOCK
+        return by_block or any(needs & {DRIFT, OBJECTIVE} for needs in asked)
 
     @property
     def working(self) -> torch.dtype:
@@ -173,7 +172,7 @@ class Job:
 
     @property
     def learnt_taps(self) -> Mapping[str, Point]:
-        """Taps whose transform is trained by the error of their block."""
+        """Taps whose transform is trained."""
         return {tap: point for tap, point in self.resolution.inputs.items() if learnt_of_tap(point)}
 
     def sites(self, block: int | None) -> list[Site]:
@@ -183,6 +182,11 @@ class Job:
         choice = self.choices[site]
         assert choice is not None, f"{site} is kept in full precision"
         return parts.format_of(choice)
+
+
+def waits(recast: Recast) -> bool:
+    """Whether a rewrite of the whole model needs statistics of every site first."""
+    return recast.rewrite.scope == "model" and bool(recast.rewrite.needs)
 
 
 def quickest(stored: torch.dtype, hidden: int) -> torch.dtype:

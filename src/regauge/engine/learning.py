@@ -21,12 +21,15 @@ from regauge.engine.job import Job
 from regauge.engine.objective import Objective
 from regauge.engine.watchdog import Clock
 from regauge.formats.base import Format
+from regauge.formats.readings import Reading
 from regauge.formats.transforms import Same, Transform
 from regauge.learn.base import Finished, Parameters, Rates, Taught, Trial
+from regauge.learn.joint import OnReading
 from regauge.learn.loop import ENDED, NOT_FINITE, State, Watch, train
 from regauge.learn.settings import Settings
 from regauge.learn.sites import OnStreams, OnTap, Together, fitted, on_sites
-from regauge.plan.resolution import learnt_of_tap
+from regauge.parts import Point
+from regauge.plan.learnable import learnt_of_tap
 from regauge.rounding.base import Stats
 
 
@@ -90,6 +93,7 @@ class Lesson:
         stats: site → statistics of its input, of those that want some to begin with.
         seed: of the whole job.
         taps: whose transforms are learnt; weights that read them are as they are without any.
+        steps: taps whose static step is learnt.
         streams: rewrite → its moves that are learnt.
     """
 
@@ -100,6 +104,7 @@ class Lesson:
     stats: Mapping[str, Stats] = field(default_factory=dict)
     seed: int = 0
     taps: tuple[OnTap, ...] = ()
+    steps: tuple[OnReading, ...] = ()
     streams: Mapping[str, OnStreams] = field(default_factory=dict)
 
 
@@ -128,6 +133,28 @@ def learnt_taps(sites: Sequence[Site], job: Job, known: Mapping[str, Transform])
     return tuple(made)
 
 
+def learnt_readings(
+    sites: Sequence[Site], points: Mapping[str, Point], readings: Mapping[str, Reading], inner: Sequence[str] = ()
+) -> tuple[OnReading, ...]:
+    """What is trained of the steps of taps.
+
+    Args:
+        sites: of a block.
+        points: of the taps whose step is trained.
+        readings: with the steps that calibration gave.
+        inner: taps of the block that no matrix reads.
+    """
+    readers: dict[str, list[str]] = {tap: [] for tap in inner}
+    for site in sites:
+        readers.setdefault(site.tap or "", []).append(site.name)
+    found = []
+    for tap, names in readers.items():
+        if tap in points:
+            maker: Any = parts.format_of(points[tap]).ranger  # it needs the objective: that is the contract
+            found.append(OnReading(tap, tuple(names), maker, readings[tap]))
+    return tuple(found)
+
+
 def learnt_streams(job: Job, block: int) -> dict[str, OnStreams]:
     """The rewrites whose moves are trained in a block, by name."""
     made: list[tuple[str, Any]] = [(recast.name, recast.rewrite) for recast in job.trained]
@@ -148,7 +175,7 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
         else fitted(fmt, trial.weights[f"{name}.weight"])
         for name, fmt in lesson.formats.items()
     }
-    parts = on_sites(lesson.taught, formats, lesson.stats, lesson.taps, lesson.streams)
+    parts = on_sites(lesson.taught, formats, lesson.stats, (*lesson.taps, *lesson.steps), lesson.streams)
     name = room(lesson.block)
     kept = None if staging is None else staging.kept(name)
     state = None if kept is None else State.of(kept)
@@ -162,10 +189,11 @@ def learn(lesson: Lesson, objective: Objective, settings: Settings, staging: Sta
     state = train(BlockProblem(parts, trial, objective), settings, int.from_bytes(digest[:6], "big"), watch, state)
     with torch.no_grad():
         finished = parts.finish(state.best, trial)
+    taps = [*(one.tap for one in lesson.taps), *(one.tap for one in lesson.steps)]
     told = {
         "block": lesson.block,
         "sites": list(lesson.taught),
-        **({"taps": [one.tap for one in lesson.taps]} if lesson.taps else {}),
+        **({"taps": taps} if taps else {}),
         **({"rewrites": list(lesson.streams)} if lesson.streams else {}),
         "steps": state.step,
         "before": state.first,

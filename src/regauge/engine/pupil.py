@@ -19,7 +19,7 @@ from regauge.artifact.codec.base import decoder
 from regauge.artifact.codec.taps import readings
 from regauge.artifact.reader import Artifact, Block
 from regauge.formats.base import Codes
-from regauge.learn.base import Parameters, Rates
+from regauge.learn.base import Parameters, Rates, Trial
 from regauge.learn.left import Matrix, Whole
 
 HELD = 2**26  # weights of a model up to which its blocks are read once and kept
@@ -62,6 +62,10 @@ class Lesson:
         return found | {
             f"{name}.weight": part.apply(self._own(name, parameters)) for name, part in self.matrices.items()
         }
+
+    def tried(self, parameters: Parameters, progress: float = 1.0) -> Trial:
+        """What the block computes with under these parameters, differentiable."""
+        return Trial(self.weights(parameters), self.inputs)
 
     def finish(self, parameters: Parameters) -> tuple[Weights, dict[str, Codes]]:
         """What an artifact holds of the block: full-precision tensors, and codes."""

@@ -117,9 +117,9 @@ def recover(
             staging.note("threads", torch.get_num_threads() if threads is None else threads)
             with quiet_torch(threads if isinstance(threads, int) else None):
                 work = _Work(found, read, asked, staging, clock, began)
-                problem, state, told = work.run()
+                pupil, state, told = work.run()
                 log = log_of(clock, memory, asked.command or command_line())
-                receipt = write(found, problem.pupil, state.best, staging, told, log)
+                receipt = write(found, pupil, state.best, staging, told, log)
         clock.say("finish", f"{out} is written")
     return receipt
 
@@ -136,8 +136,8 @@ class _Work:
     began: float
     _last: list[State] = field(default_factory=list)
 
-    def run(self) -> tuple[Distilling, State, dict[str, object]]:
-        """The problem, where its loop ended, and what is told of it."""
+    def run(self) -> tuple[Pupil, State, dict[str, object]]:
+        """What was trained, where its loop ended, and what is told of it."""
         source, clock = self.found.source, self.clock
         pupil = Pupil(self.found.artifact, self.asked.rank)
         aside = held_out(self.read, source, self.staging, clock)
@@ -169,7 +169,7 @@ class _Work:
             "after": state.least,
             "ended": ended,
         }
-        return problem, state, {**told, "notes": pupil.notes()}
+        return pupil, state, {**told, "notes": pupil.notes()}
 
     def _plan(self, problem: Distilling, heard: float) -> dict[str, object]:
         """Steps and tokens: as the user says, or as there is time for."""

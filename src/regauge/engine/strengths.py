@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from regauge.artifact.staging import Staging
-from regauge.engine.block import effective
-from regauge.engine.job import Job, resized
+from regauge.engine.block import changes, effective
+from regauge.engine.job import Job, resized, waits
 from regauge.engine.shaping import allot, needs_of, scores_of
 from regauge.engine.statistics import collection
+from regauge.engine.taps import settle as settle_taps
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import BATCH, Pass
 from regauge.errors import RecipeError
@@ -61,7 +62,7 @@ def settle(
         return job, []
     if job.shaping is not None and job.shaping.waiting:
         job = _allotted(job, windows, staging, clock)
-    if job.waiting:
+    if any(map(waits, job.recasts)):
         job = _surveyed(job, windows, clock)
     searched: list[dict[str, object]] = []
     for index, recast in enumerate(job.recasts):
@@ -89,7 +90,8 @@ def whole_loss(job: Job, original: Original, windows: Calibration, runner: Runne
     head = [site for site in sites if site.name == "head"]
     running |= effective(outer.stored, work.round(head, outer, head_stats), job.choices)
     runner, states = work.running()
-    found = runner.tail(running, states)
+    inputs = changes(sites, work.readings | settle_taps(sites, job.resolution.inputs, {}, head_stats, {}))
+    found = runner.tail(running, states, inputs=inputs)
     return _divergence(original, found, "head" in {site.name for site in sites})
 
 
@@ -144,7 +146,7 @@ def _set(job: Job, index: int, point: Mapping[str, float]) -> Job:
 def _surveyed(job: Job, windows: Calibration, clock: Clock) -> Job:
     """The job after the rewrites that wanted statistics of every site, taken on the original in its present gauge."""
     for index, recast in enumerate(job.recasts):
-        if recast.rewrite.scope != "model" or not recast.rewrite.needs:
+        if not waits(recast):
             continue
         stats = _survey(job.unpruned, recast.rewrite.needs, windows, clock)
         anatomy, moves = recast.rewrite(job.whole, {}, stats, None, None)

@@ -20,7 +20,7 @@ from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.receipt import MoveReceipt
 from regauge.engine.block import Moved
 from regauge.errors import RecipeError
-from regauge.formats.base import OBJECTIVE, Format
+from regauge.formats.base import JOINED, OBJECTIVE, Format
 from regauge.formats.rangers import Dynamic
 from regauge.formats.readings import Reading, dynamic, fit
 from regauge.formats.transforms import Same, Transform
@@ -70,17 +70,19 @@ def waits(point: Point) -> bool:
 
 
 def refuse_outside(anatomy: Anatomy, inputs: Taps) -> None:
-    """Transforms and steps that are known beforehand are for taps of blocks.
+    """Transforms are for taps of blocks, and steps that are known beforehand for those and for what the head reads.
 
     Raises:
-        RecipeError: a tap outside the blocks has one.
+        RecipeError: another tap outside the blocks has one.
     """
-    outside = {site.tap for site in anatomy.in_block(None)}
+    outside = {site.tap: site for site in anatomy.in_block(None)}
     for tap, point in inputs.items():
-        if tap in outside and waits(point):
+        turned = point.name("transform") not in ("", "identity")
+        if tap in outside and waits(point) and (turned or outside[tap].name != "head"):
+            what = "transform" if turned else "static step"
             raise RecipeError(
-                f"{tap} is read outside the blocks, where activations have neither a transform nor a static step; "
-                f"write {{grid: {point.name('grid')}, grain: token}} for it, or leave it full"
+                f"{tap} is read outside the blocks, where activations have no {what}; write {{grid: "
+                f"{point.name('grid')}, grain: token}} for it, or leave it full"
             )
 
 
@@ -90,7 +92,10 @@ def needs_of_taps(sites: Sequence[Site], inputs: Taps, transforms: bool) -> dict
     for site in sites:
         point = inputs.get(site.tap or "")
         if point is not None:
-            needs = (parts.maker_of(point).needs if transforms else parts.format_of(point).ranger.needs) - {OBJECTIVE}
+            needs = (parts.maker_of(point).needs if transforms else parts.format_of(point).ranger.needs) - {
+                OBJECTIVE,
+                JOINED,
+            }
             if needs:
                 found[site.name] = needs
     return found

@@ -17,7 +17,7 @@ from regauge.engine.distribution import Bound
 from regauge.engine.drift import drifts, joined, readers
 from regauge.engine.inner import bound, inner_of, run, settled, words
 from regauge.engine.job import Job
-from regauge.engine.learning import Learnt, Lesson, learn, learnt_streams, learnt_taps
+from regauge.engine.learning import Learnt, Lesson, learn, learnt_readings, learnt_streams, learnt_taps
 from regauge.engine.objective import Change, Objective
 from regauge.engine.shaping import cut_block, measured, needs_of, steps_of
 from regauge.engine.statistics import Collection, collection
@@ -25,14 +25,15 @@ from regauge.engine.stored import stored
 from regauge.engine.strips import by_strips
 from regauge.engine.taps import Looked, after, at_once, fold, needs_of_taps, settle, stand_ins
 from regauge.engine.watchdog import Clock
-from regauge.formats.base import OBJECTIVE, Codes
+from regauge.formats.base import JOINED, OBJECTIVE, Codes
 from regauge.formats.readings import Reading
 from regauge.formats.transforms import Transform
 from regauge.hosts.base import Rows, Runner
 from regauge.hosts.states import Spill, States
 from regauge.learn.base import Finished
-from regauge.learn.settings import DISTRIBUTION
+from regauge.learn.settings import DISTRIBUTION, MODEL
 from regauge.parts import CACHE
+from regauge.plan.learnable import static_taps
 from regauge.rewrites.base import TRAINED
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import forget
@@ -99,7 +100,7 @@ class Pass:
         rare: dict[str, str] = {}
         for recast in job.local:
             stats: dict[str, Stats] = {}
-            wanted = recast.rewrite.needs - {OBJECTIVE, TRAINED}
+            wanted = recast.rewrite.needs - {OBJECTIVE, TRAINED, JOINED}
             if wanted:
                 needs = {site.name: wanted for site in job.sites(block) if site.tap is not None}
                 stats, rare = self.see(block, moved.exact, needs, runner=self.whole)
@@ -212,7 +213,8 @@ class Pass:
         moved, stats, job = looked.moved, looked.stats, self.job
         sites = [site for site in job.sites(block) if f"{site.name}.weight" in moved.exact]
         taught = {site.name: job.learnt[site.name] for site in sites if site.name in job.learnt}
-        if not taught:
+        steps = learnt_readings(sites, static_taps(job.resolution.inputs), self.readings)
+        if job.settings.scope == MODEL or not (taught or steps):
             return None
         plain, taps = (
             self.round([s for s in sites if s.name not in taught], moved, stats),
@@ -224,7 +226,7 @@ class Pass:
         weights |= {f"{name}.weight": before.exact[f"{name}.weight"] for name in turned}
         formats = {name: job.format(name) for name in taught}
         seen, objective = {name: stats.get(name, {}) for name in taught}, self.objective(block, moved, cached=True)
-        lesson = Lesson(block, taught, formats, weights, seen, job.seed, taps, learnt_streams(job, block))
+        lesson = Lesson(block, taught, formats, weights, seen, job.seed, taps, steps, learnt_streams(job, block))
         if job.settings.loss == DISTRIBUTION:
             objective = objective.corrected(moved.exact, self.running()[0].attending)
         return learn(lesson, objective, job.settings, staging, clock)
@@ -254,11 +256,7 @@ class Pass:
         return found.finish(sample)[0]
 
     def round(
-        self,
-        sites: Sequence[Site],
-        moved: Moved,
-        stats: Mapping[str, Stats],
-        learnt: Finished | None = None,
+        self, sites: Sequence[Site], moved: Moved, stats: Mapping[str, Stats], learnt: Finished | None = None
     ) -> dict[str, Codes]:
         """Codes of the sites whose weight is there; `learnt` holds the formats and codes that were."""
         present = [site for site in sites if f"{site.name}.weight" in moved.exact]
@@ -294,7 +292,7 @@ class Pass:
         return found.finish(sites)
 
     def running(self) -> tuple[Runner, States]:
-        """The runner and the states, which are there once text is read."""
+        """The runner and the states."""
         assert self.runner is not None, "a plan that needs text runs with text"
         assert self.states is not None, "begin comes first"
         return self.runner, self.states

@@ -140,6 +140,7 @@ class Scale(Protocol):
 
 
 ALL = slice(None)
+JOINED = "joined"  # what a part needs that is learnt with the whole model alone: a static step, scales of streams
 OBJECTIVE = "objective"
 """What a part needs that is learnt, or chosen, by the error of a block's output against the uncompressed model's."""
 

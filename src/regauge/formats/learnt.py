@@ -134,7 +134,7 @@ def straight_through(x_GK: Tensor, step: Step, grid: Grid, offset_GK: Tensor | N
     Args:
         offset_GK: in steps, what is added to each weight before it is rounded.
     """
-    z_GK = _passed(in_steps(x_GK, step, offset_GK).clamp(grid.low, grid.high), grid.snap)
+    z_GK = passed(in_steps(x_GK, step, offset_GK).clamp(grid.low, grid.high), grid.snap)
     return (z_GK if step.zero_G1 is None else z_GK - step.zero_G1) * step.scale_G1
 
 
@@ -166,7 +166,7 @@ class _Held(torch.autograd.Function):
         return gradient.masked_fill(out, 0), None, None
 
 
-def _passed(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+def passed(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
     """`rounded(x)` to the bit, through which the gradient passes as if it were x."""
     found: Tensor = rounded(x.detach()) + (x - x.detach())
     return found
@@ -195,5 +195,5 @@ def _step(bottom_G1: Tensor, top_G1: Tensor, x_GK: Tensor, grid: Grid, scale: Sc
     if scale.low is not None:
         kept_G1, beside = scale.low.store(low_G1.detach())
         return Step(scale_G1, lowest(kept_G1 + (low_G1 - low_G1.detach()), scale_G1, grid), {**fields, **beside})
-    zero_G1 = _passed(grid.low - low_G1 / scale_G1, torch.round).clamp(grid.low, grid.high)
+    zero_G1 = passed(grid.low - low_G1 / scale_G1, torch.round).clamp(grid.low, grid.high)
     return Step(scale_G1, zero_G1, {**fields, "zero": grid.encode(zero_G1.detach())})

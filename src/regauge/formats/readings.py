@@ -49,12 +49,14 @@ class Reading:
 
     Attributes:
         step: of one token, where it is known beforehand; None: from each call's own values.
+        soft: while a static step is trained: gradients pass, into the step too.
         share_1: of each token's range that is kept, as the format's ranger has it; None: all.
     """
 
     format: Format
     transform: Transform = Same()  # noqa: RUF009  # frozen, and holds nothing
     step: Step | None = None
+    soft: bool = False
     share_1: Tensor | None = None
 
     @property
@@ -100,6 +102,8 @@ class Reading:
 
     def simulate(self, x: Tensor) -> Tensor:
         """`x` transformed, as it comes back from its codes; same shape (..., I) and dtype."""
+        if self.soft:
+            return self.passed(x)
         x_TI = x.reshape(-1, x.shape[-1])
         return self.codes(x_TI).decode().to(x.dtype).view(x.shape) if len(x_TI) else x
 

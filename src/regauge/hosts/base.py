@@ -16,13 +16,16 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.attention.rotary import Turning
 from regauge.cache.scheme import CachePlan
 from regauge.hosts.heads import Attend
 from regauge.hosts.latent import LatentSizes
+from regauge.hosts.loaded import Sized, Ways
 from regauge.hosts.states import States
 from regauge.hosts.teaching import Trainee
+from regauge.measure.products import Product
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
 
@@ -154,18 +157,6 @@ class Runner(Protocol):
         """The whole model on some batches, streamed; `weights` gives the tensors of a block, None reads the source."""
 
 
-@runtime_checkable
-class Ways(Protocol):
-    """The ways in which one model can be run on one set of weights."""
-
-    @property
-    def runtime(self) -> Any: ...  # as an artifact is run
-    @property
-    def own(self) -> Callable[..., Any] | None: ...  # by the library's own modules; None for an artifact
-    @property
-    def native(self) -> bool: ...  # whether the native step has served a token so far
-
-
 MAPS = "regauge_forms"
 """The attention of a runner whose maps are looked at, within `host.maps(see)`."""
 
@@ -238,13 +229,7 @@ class Host(Protocol):
         """The source as `write_latent` would make it, without weights: its anatomy and sizes."""
 
     def sample(
-        self,
-        source: Source,
-        tokenizer: Any,
-        count: int,
-        length: int,
-        seed: int = 0,
-        tick: Tick = lambda done, total: None,
+        self, source: Source, tokenizer: Any, count: int, length: int, seed: int = 0, tick: Tick = lambda *_: None
     ) -> tuple[Tensor, str]:
         """(N, T) token ids that the model draws from itself, and how they begin."""
 
@@ -261,6 +246,9 @@ class Host(Protocol):
 
     def whole(self, source: Source) -> Any:
         """The library's model of a source, with its weights."""
+
+    def sized(self, folder: Path, member: Member) -> Sized:
+        """What the library's config must say of a member of a family."""
 
     def cache(self, model: Any, plan: CachePlan) -> Any:
         """An empty cache of a loaded model by a plan, as the library's forward takes it."""
@@ -281,6 +269,9 @@ class Host(Protocol):
         self, path: str | Path, batches: Sequence[Batch], cache: Asked | None = None, prompt: int | None = None
     ) -> Outputs:
         """What a model gives in float32 for some batches, with as little of it in memory as will do."""
+
+    def trace(self, path: str | Path, tokens: int, seed: int = 0) -> tuple[tuple[Product, ...], tuple[str, ...]]:
+        """Every product of matrices of one pass over some tokens, and the sites that it did not reach."""
 
     def unsaid(self) -> AbstractContextManager[None]:
         """While a model is timed, what falls back is not said."""

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.anatomy.moves import Move
-from regauge.formats.base import Codes, Format
+from regauge.formats.base import Codes, Format, Step
+from regauge.formats.readings import Reading
 from regauge.formats.transforms import Transform
 
 Parameters = Mapping[str, Tensor]
@@ -30,11 +31,13 @@ class Trial:
     Attributes:
         weights: canonical tensors, float32.
         inputs: site → what is done to its input: a reading, an online transform.
+        inside: word of `anatomy.inner` → how what no matrix reads is read.
         penalty: what is added to the loss, of any shape that sums up; None for nothing.
     """
 
     weights: Mapping[str, Tensor]
     inputs: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    inside: Mapping[str, Reading] = field(default_factory=dict)
     penalty: Tensor | None = None
 
 
@@ -48,6 +51,7 @@ class Finished:
         transforms: tap → the transform of its channels.
         moves: of streams, in order.
         shares: tap → what is kept of its range.
+        readings: tap → how it is read, with the step that was learnt.
     """
 
     formats: Mapping[str, Format] = field(default_factory=dict)
@@ -55,6 +59,7 @@ class Finished:
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     moves: tuple[Move, ...] = ()
     shares: Mapping[str, Tensor] = field(default_factory=dict)
+    readings: Mapping[str, Reading] = field(default_factory=dict)
 
     @property
     def moved(self) -> bool:
@@ -65,7 +70,8 @@ class Finished:
         transforms = {**self.transforms, **other.transforms}
         moves = (*self.moves, *other.moves)
         formats, codes = {**self.formats, **other.formats}, {**self.codes, **other.codes}
-        return Finished(formats, codes, transforms, moves, {**self.shares, **other.shares})
+        shares, readings = {**self.shares, **other.shares}, {**self.readings, **other.readings}
+        return Finished(formats, codes, transforms, moves, shares, readings)
 
 
 Rates = Mapping[str, float | None]
@@ -108,6 +114,20 @@ class LearntRounding(Protocol):
 
     def finish(self, parameters: Parameters, w_OI: Tensor, fmt: Format) -> Codes:
         """The codes that were learnt, on the format's step."""
+
+
+@runtime_checkable
+class LearntStep(Protocol):
+    """A ranger whose static step of one tap is learnt: numbers for its groups."""
+
+    @property
+    def rates(self) -> Rates: ...
+
+    def init(self, step: Step) -> Parameters:
+        """Where training begins, from the step that calibration gives."""
+
+    def apply(self, parameters: Parameters, step: Step, fmt: Format) -> Step:
+        """The step under these parameters, as it will be stored, differentiable."""
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ ERROR, DISTRIBUTION = LOSSES = ("error", "distribution")
 SCHEDULES = ("constant", "linear", "cosine", "warmed", "stable")
 WARM, DECAY = 0.05, 0.2
 """Shares of the steps in which a rate rises (`warmed`, `stable`), and falls (`stable`)."""
+BLOCK, MODEL = SCOPES = ("block", "model")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Settings:
         every: steps between two looks at the error; 0: one after each pass over the text. Patience counts looks then.
         loss: what a step lowers: the block's `error`, or beside it how its states and attention maps are distributed
             (`distribution`, ABQ-LLM, 2408.08554). The best is kept by the error either way.
+        scope: what is trained together: the parts of one `block`, one block after another, or those of the whole
+            `model`, towards the original's output.
     """
 
     steps: int = 320
@@ -34,6 +37,7 @@ class Settings:
     patience: int = 5
     every: int = 0
     loss: str = ERROR
+    scope: str = BLOCK
 
     def __post_init__(self) -> None:
         for value, what in ((self.steps, "steps"), (self.batch, "tokens a batch")):
@@ -47,6 +51,10 @@ class Settings:
             raise ValueError(f"the schedule is one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
         if self.loss not in LOSSES:
             raise ValueError(f"the loss is one of {', '.join(LOSSES)}, not {self.loss!r}")
+        if self.scope not in SCOPES:
+            raise ValueError(f"the scope is one of {', '.join(SCOPES)}, not {self.scope!r}")
+        if self.scope == MODEL and self.loss != ERROR:
+            raise ValueError(f"a whole model is trained by its output, so the loss {self.loss!r} is a block's alone")
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"the optimiser is one of {', '.join(OPTIMISERS)}, not {self.optimiser!r}")
 

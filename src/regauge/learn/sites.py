@@ -25,6 +25,7 @@ from regauge.learn.base import (
     Taught,
     Trial,
 )
+from regauge.learn.joint import OnReading
 
 RANGER, ROUNDER = "ranger", "rounder"
 
@@ -222,14 +223,14 @@ def on_sites(
     taught: Mapping[str, Taught],
     formats: Mapping[str, Format],
     stats: Mapping[str, Mapping[str, Tensor]] | None = None,
-    taps: Iterable[OnTap] = (),
+    taps: Iterable[OnTap | OnReading] = (),
     streams: Mapping[str, OnStreams] | None = None,
 ) -> Together:
     """What is learnt of some sites, of the taps that they read and of the streams between them, trained together.
 
     Args:
         stats: site → statistics of its input, of those whose rounder wants some to begin with.
-        taps: whose transforms are learnt; the sites see their weights behind them.
+        taps: whose transforms or steps are learnt; the sites see their weights behind them.
         streams: rewrite → its moves that are learnt, which come before all else.
     """
     seen = stats or {}

@@ -59,6 +59,15 @@ REWRITE_ROWS: Mapping[str, Part] = {
         text=True,
         cost="one pass over calibration text, and 21 runs of a block for each of up to four sets of readers",
     ),
+    "learnt-scales": Part(
+        "regauge.rewrites.joining:LearntScales",
+        "a scale a channel of norms, values, keys and neurons, trained towards the original's output",
+        "2408.13933",
+        short="rate",
+        places=(REWRITES,),
+        text=True,
+        cost="in each training step of the whole model, a pass over its weights",
+    ),
     "learnt-equivalence": Part(
         "regauge.rewrites.equivalence:LearntEquivalence",
         "scales and shifts of streams, trained with the block",

@@ -131,6 +131,16 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             text=True,
             cost="in each training step of a block, running it forward and backward on a batch of text",
         ),
+        "learnt-static": Part(
+            "regauge.formats.learnt_steps:LearntStatic",
+            "a static step whose scale and zero point training finds, from the range that calibration saw",
+            "2408.13933",
+            short="rate",
+            wants={"grain": ("tensor", "group")},
+            places=(INPUTS,),
+            text=True,
+            cost="in each training step a few passes over each input; none when the model runs",
+        ),
         "learnt-reach": Part(
             "regauge.formats.reaches:LearntReach",
             "a share of the range of each call's own values, learnt for each tap by the block's error",

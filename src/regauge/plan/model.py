@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from regauge.elastic.family import Family
 from regauge.parts import PLACES, WEIGHTS, Point, Spec
 
+INTEGER = "integer"
+PROMISES = (INTEGER,)
+"""What `products` may say."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -30,6 +34,7 @@ class Plan:
         differs: where we differ from the publication.
         row: the row of the list of methods that it implements, or why there is none.
         calibration: `tokens` and `length` of the text that the method reads, where it reads any.
+        products: `integer` where every product of matrices must be one of integers; "" where nothing is promised.
         learning: how parts that are learnt are trained, where the recipe says so (`learn/settings.py`).
         train: how a family is trained, where it is (`learn/training.py`).
         family: what may be chosen of the artifact when it runs; None: it is one model.
@@ -44,6 +49,7 @@ class Plan:
     row: str = ""
     calibration: Mapping[str, int] = field(default_factory=dict)
     learning: Mapping[str, int | str] = field(default_factory=dict)
+    products: str = ""
     family: Family | None = None
     train: Mapping[str, int | float | str] = field(default_factory=dict)
 

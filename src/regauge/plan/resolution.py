@@ -12,13 +12,13 @@ from regauge.errors import RecipeError
 from regauge.formats.base import OBJECTIVE
 from regauge.formats.runs import refusal as uneven
 from regauge.parts import ATTENTION, CACHE, INPUTS, PLACES, WEIGHTS, Point, Spec
-from regauge.plan import forms
+from regauge.plan import forms, integers
 from regauge.plan.contradictions import reasons_of_parts
+from regauge.plan.learnable import learnt, learnt_of_tap, out_of_scope, teaches
 from regauge.plan.matching import Match, match
 from regauge.plan.model import Plan
 from regauge.plan.select import SPECIAL
 from regauge.plan.stores import stores
-from regauge.rewrites.base import TRAINED
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,9 @@ def resolve(plan: Plan, anatomy: Anatomy, alike: bool = False) -> Resolution:
         grouped.setdefault(why, []).append(name)
     reasons += [f"{reason}: {_names(names)}" for reason, names in grouped.items()]
     reasons += _tied(anatomy, choices, kept)
+    if plan.products and not reasons:
+        unlike = integers.broken(anatomy, choices, points.get(INPUTS, {}))
+        reasons += [f"products are to be of integers, and {why}: {_names(names)}" for why, names in unlike.items()]
     if reasons:
         raise _error(plan, reasons)
     notes = [*anatomy.notes, *_told(fallbacks, "fell back"), *_told(kept, "kept in full precision")]
@@ -91,11 +94,10 @@ def resolve(plan: Plan, anatomy: Anatomy, alike: bool = False) -> Resolution:
 
 def inert(plan: Plan, resolution: Resolution) -> list[str]:
     """What the plan asks for and nothing can do yet, a sentence each: a recipe may say it, the engine refuses it."""
-    reasons, taught = dict[str, None](), [*map(learnt, resolution.choices.values())]
-    taught += map(learnt_of_tap, resolution.inputs.values())
-    taught += [tuple(spec.part for spec in plan.rewrites if TRAINED in parts.build("rewrite", spec).needs)]
-    if plan.learning and not any(taught):
+    reasons: dict[str, None] = {}
+    if plan.learning and not teaches(plan, resolution.choices.values(), resolution.inputs.values()):
         reasons["'learning' says how to train, and nothing in this recipe is learnt"] = None
+    reasons |= dict.fromkeys(out_of_scope(plan, resolution.at(WEIGHTS), resolution.inputs))
     for place, declared in PLACES.items():
         held = resolution.at(place)
         if held and not declared.acts:
@@ -106,17 +108,6 @@ def inert(plan: Plan, resolution: Resolution) -> list[str]:
                 if parts.empty(axis.parts, place) and not parts.numeric(axis, spec):
                     reasons[f"no part acts on {place} {name} yet, so {spec.part!r} cannot be had"] = None
     return [f"recipe {plan.name!r}: {reason}" for reason in reasons]
-
-
-def learnt(point: Point | None, other: str = "rounder") -> tuple[str, ...]:
-    """The axes of a site's point whose parts are trained by the error of its block: none of most."""
-    axes = () if point is None else ("ranger", other)
-    return tuple(a for a in axes if point and point[a] and OBJECTIVE in parts.build(a, point.spec(a)).needs)
-
-
-def learnt_of_tap(point: Point | None) -> tuple[str, ...]:
-    """The axes of a tap's point whose parts are trained so: its transform, the range of its values."""
-    return learnt(point, "transform")
 
 
 def _error(plan: Plan, reasons: list[str]) -> RecipeError:
@@ -192,7 +183,8 @@ def _inputs(
         refusal = parts.format_of(found[tap]).grain.refuses(shape)
         if refusal is not None:
             grouped.setdefault(_divide(refusal, found[tap], "token"), []).append(tap)
-        whole = [site.name for site in readers[tap] if choices[site.name] is None and not _tied_head(anatomy, site)]
+        full = [site for site in readers[tap] if choices[site.name] is None]
+        whole = [site.name for site in full if not _shares(anatomy, site, choices)]
         if whole:
             reason = (
                 "an activation is rounded for all that read it, and what reads it stays in full precision here: give "
@@ -220,9 +212,9 @@ def _inner(point: Point, channels: int | None) -> tuple[Point, str]:
     return point, "" if refusal is None else _divide(refusal, point, "token")
 
 
-def _tied_head(anatomy: Anatomy, site: Site) -> bool:
-    """Whether a site has another's bytes, so that its own choice does not say what it is."""
-    return site.name == "head" and anatomy.tied
+def _shares(anatomy: Anatomy, site: Site, choices: Mapping[str, Point | None]) -> bool:
+    """Whether a site has another's bytes, and those are codes."""
+    return site.name == "head" and anatomy.tied and choices.get("embed") is not None
 
 
 def _grain(point: Point, shape: tuple[int, int]) -> tuple[Point, str]:

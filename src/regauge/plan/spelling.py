@@ -81,6 +81,8 @@ def dump(plan: Plan) -> str:
         lines.append(f"calibration: {_row({key: str(value) for key, value in plan.calibration.items()})}")
     if plan.learning:
         lines.append(f"learning: {_row({key: _scalar(value) for key, value in plan.learning.items()})}")
+    if plan.products:
+        lines.append(f"products: {_scalar(plan.products)}")
     if plan.rewrites:
         lines.append(f"rewrites: [{', '.join(_spelt(REWRITE, spec) for spec in plan.rewrites)}]")
     if plan.family is not None:
@@ -114,6 +116,7 @@ def digest(plan: Plan) -> str:
         "calibration": dict(sorted(plan.calibration.items())),
     }
     meaning |= {"learning": dict(sorted(plan.learning.items()))} if plan.learning else {}
+    meaning |= {"products": plan.products} if plan.products else {}
     meaning |= {"family": told(plan.family)} if plan.family is not None else {}
     meaning |= {"train": dict(sorted(plan.train.items()))} if plan.train else {}
     meaning |= {place: _meaning(plan, place) for place in plan.places if place != WEIGHTS}
@@ -133,6 +136,8 @@ def diff(a: Plan, b: Plan) -> tuple[str, ...]:
         lines.append(f"calibration: {dict(a.calibration)} → {dict(b.calibration)}")
     if dict(a.learning) != dict(b.learning):
         lines.append(f"learning: {dict(a.learning)} → {dict(b.learning)}")
+    if a.products != b.products:
+        lines.append(f"products: {a.products or 'any'} → {b.products or 'any'}")
     if a.family != b.family:
         said = [_flow(told(plan.family)) if plan.family is not None else "none" for plan in (a, b)]
         lines.append(f"family: {' → '.join(said)}")

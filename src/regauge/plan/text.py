@@ -39,7 +39,7 @@ from regauge.learn.settings import Settings
 from regauge.learn.training import KEYS as TRAINING
 from regauge.learn.training import Training, value_of
 from regauge.parts import AXES, FORMAT, FORMATS, INPUTS, PLACES, REWRITES, WEIGHTS, WORD, Axis, Option, Point, Spec
-from regauge.plan.model import Plan, Rule
+from regauge.plan.model import PROMISES, Plan, Rule
 from regauge.plan.nodes import Node, PlacedError, keys, read
 from regauge.plan.select import READ_BY
 
@@ -48,7 +48,7 @@ OLDER = "rules"
 ACTIVATIONS = "activations"
 """What a point on `inputs` was called: a coordinate of the weights with the name of a grid."""
 REWRITE = "rewrite"
-HEAD = ("name", "title", "cite", "differs", "row", "calibration", "learning", "rewrites", "family", "train")
+HEAD = ("name", "title", "cite", "differs", "row", "calibration", "learning", "products", "rewrites", "family", "train")
 KEYS = (*HEAD, *PLACES, OLDER)
 FULL = "full"
 ALIKE = re.compile(r"\*|blocks\.(\*|\d+|\?|\[[^\]]*\]|\{[\d,]*\})(\.\*)?")
@@ -82,7 +82,9 @@ def parse(recipe: str | Mapping[str, object], where: str = "recipe", trusted: bo
     if not any(rules.values()) and not rewrites and family is None:
         raise root.error(f"a recipe needs 'rewrites', a 'family' or rules for a place ({', '.join(PLACES)})")
     calibration = keys(found["calibration"], ("tokens", "length"), "calibration") if "calibration" in found else {}
-    texts = {key: found[key].text(key) for key in ("title", "differs", "row") if key in found}
+    if "products" in found and found["products"].text("products") not in PROMISES:
+        raise found["products"].error(f"products are {' or '.join(PROMISES)}, or nothing is said of them")
+    texts = {key: found[key].text(key) for key in ("title", "differs", "row", "products") if key in found}
     return Plan(
         name=found["name"].text("name") if "name" in found else "recipe",
         places=rules,

@@ -14,6 +14,7 @@ from regauge.plan import Plan, Rule, digest
 
 PLAIN_STEPS = ("f32", "f16", "bf16", "f16-low", "super", "super-low")
 """Steps that a null keeps; of others it takes bf16."""
+LEARNT = "learnt-static"
 
 
 def null(plan: Plan) -> Plan | None:
@@ -38,6 +39,8 @@ def _nearest(point: Point) -> Point:
 
 
 def _alike(point: Point) -> Point:
+    if point.name("ranger") == LEARNT:  # the range is what is learnt, so the grid is not what differs
+        return point.but(ranger=Spec("static"), transform=Spec("identity"))
     return point.but(grid=Spec(f"int{parts.build('grid', point.spec('grid')).bits}"), transform=Spec("identity"))
 
 

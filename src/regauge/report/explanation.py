@@ -113,7 +113,7 @@ def _of_plan(plan: Plan) -> Facts:
         "cite": list(plan.cite),
         "differs": plan.differs,
         "row": plan.row,
-        "needs": needs,
+        "needs": [need for need in needs if need != "joined"],
         "searches": [
             f"{spec.part} tries {len(values)} values of {option}, each a pass of the whole model"
             for spec in ours

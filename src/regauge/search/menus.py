@@ -14,7 +14,8 @@ from regauge.artifact.codec.targets import Target, target_of
 from regauge.errors import RecipeError
 from regauge.parts import CACHE, INPUTS, PLACES, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, load, presets
-from regauge.plan.resolution import learnt, resolve
+from regauge.plan.learnable import learnt
+from regauge.plan.resolution import resolve
 from regauge.search.options import FULL, Option, SiteGroup, menu, site_groups
 from regauge.search.stores import store_groups
 

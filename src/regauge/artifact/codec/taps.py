@@ -15,6 +15,16 @@ from regauge.errors import ArtifactError
 from regauge.formats.readings import Reading, dynamic, load
 from regauge.parts import Point
 
+EMBED, HEAD = "embed", "head"
+
+
+def of_tied_head(layout: Layout) -> str:
+    """How the names of the tensors begin that are kept of how a tied head reads its input; "" where nothing is. The
+    table that it shares is read before they are, so whoever loads it looks for them first."""
+    site = next((site for site in layout.anatomy.sites if site.name == HEAD), None)
+    tied = site is not None and layout.anatomy.tied and EMBED in layout.quantised
+    return f"{site.tap}." if tied and site is not None and site.tap in layout.inputs else ""
+
 
 def by_tap(anatomy: Anatomy, readings: Mapping[str, Point | None]) -> tuple[dict[str, Point], dict[str, Point | None]]:
     """Tap → point, and the sites that read their tap otherwise than it says.
@@ -47,7 +57,8 @@ def written(taps: Mapping[str, Reading]) -> dict[str, Tensor]:
 
 
 def readings(layout: Layout, names: Collection[str], full: dict[str, Tensor]) -> dict[str, Reading]:
-    """Site → how it reads its tap, of some sites; takes what was kept of the taps' readings from `full`.
+    """Site → how it reads its tap, of some sites; takes what was kept of the taps' readings from `full`. A tied head is
+    one of them where the embedding is.
 
     Raises:
         ArtifactError: a tensor is missing, of another shape, or belongs to nothing.
@@ -56,7 +67,8 @@ def readings(layout: Layout, names: Collection[str], full: dict[str, Tensor]) ->
     found: dict[str, Reading] = {}
     for site in layout.anatomy.sites:
         point = layout.reading(site)
-        if site.name not in names or point is None or site.tap is None:
+        holder = EMBED if site.name == HEAD and layout.anatomy.tied else site.name
+        if holder not in names or point is None or site.tap is None:
             continue
         if site.name in layout.apart:
             found[site.name] = dynamic(parts.format_of(point))

@@ -1,7 +1,8 @@
 """Which layers run at each scale of an image, and what they keep of the scales before.
 
-A subnet is named for each scale: `("full",) * 6 + ("depth=8",) * 4` runs the whole model on six scales and eight layers
-on the last four, the layers ⌊i (D−1)/(d−1)⌋ (VARiant, arXiv 2511.16546: first and last are always among them).
+Generation has a stage for each scale, and a stage has a subnet: `("full",) * 6 + ("depth=8",) * 4` runs the whole model
+on six scales and eight layers on the last four, the layers ⌊i (D−1)/(d−1)⌋ (VARiant, arXiv 2511.16546: first and last
+are always among them). `depth=0/1/4/7` names the layers themselves.
 Legend: B batch, H heads, T tokens, D channels of a head.
 """
 
@@ -12,19 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from regauge.elastic.family import Family
+from regauge.elastic.subnet import Subnet
 from regauge.errors import SettingError
 
 Layers = tuple[tuple[int, ...], ...]
 """For each scale, the layers that run on it, in their order."""
-Subnet = str | int | tuple[int, ...]
-"""What runs on a scale: `full`, `depth=8` or 8, `depth=0/1/4/7` or these numbers."""
-Stages = str | int | Sequence[Subnet] | None
-"""A subnet for all scales, or one for each."""
-
-
-def equidistant(depth: int, kept: int) -> tuple[int, ...]:
-    """So many of the layers, evenly: ⌊i (D−1)/(d−1)⌋; of one, the first."""
-    return (0,) if kept == 1 else tuple(i * (depth - 1) // (kept - 1) for i in range(kept))
+Stages = str | Subnet | Sequence[str | Subnet] | None
+"""A subnet for all scales, or one for each; None: the whole model."""
 
 
 def layers_of(stages: Stages, depth: int, scales: int) -> Layers:
@@ -33,47 +29,36 @@ def layers_of(stages: Stages, depth: int, scales: int) -> Layers:
     Raises:
         SettingError: a subnet is no legal one, or there are not as many as scales.
     """
-    if stages is None or isinstance(stages, str | int):
-        return (_layers(stages, depth),) * scales
+    if stages is None or isinstance(stages, str | Subnet):
+        return (_layers(Subnet.parse(stages or ""), depth),) * scales
     if len(stages) != scales:
         raise SettingError(f"subnet names {len(stages)} scales, and the model has {scales}; name one for each, or one")
-    return tuple(_layers(one, depth) for one in stages)
+    return tuple(_layers(Subnet.parse(one), depth) for one in stages)
 
 
-def late(depth: int, scales: int, kept: int, early: int) -> Layers:
-    """The full depth on the first scales, so many layers on the others."""
-    return layers_of(("full",) * early + (kept,) * (scales - early), depth, scales)
+def late(scales: int, early: int, subnet: str | Subnet) -> tuple[str | Subnet, ...]:
+    """The whole model on the first scales, a subnet on the others."""
+    return ("full",) * early + (subnet,) * (scales - early)
 
 
-def _layers(subnet: Subnet | None, depth: int) -> tuple[int, ...]:
-    said = _said(subnet)
-    if said in ("", "full"):
-        return tuple(range(depth))
-    name, _, value = said.partition("=")
-    parts = value.removesuffix("/").split("/")
-    if name != "depth" or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
-        raise SettingError(f"{said[:60]!r} names no layers of a scale; write full, depth=8, or depth=0/1/4/7")
-    numbers = [int(part) for part in parts]
-    if "/" not in value:
-        kept = numbers[0]
-        if not 1 <= kept <= depth:
-            near = min(max(kept, 1), depth)
-            raise SettingError(f"the model has {depth} layers, so {said} cannot run; the nearest is depth={near}")
-        return equidistant(depth, kept)
-    if sorted(set(numbers)) != numbers or numbers[-1] >= depth:
-        raise SettingError(f"{said[:60]} must name layers from 0 to {depth - 1}, each once and in order")
-    return tuple(numbers)
-
-
-def _said(subnet: Subnet | None) -> str:
-    if subnet is None or isinstance(subnet, str):
-        return subnet or "full"
-    return f"depth={subnet}" if isinstance(subnet, int) else _listed(subnet)
-
-
-def _listed(layers: tuple[int, ...]) -> str:
-    """A set of layers in words; one alone needs a list of its own."""
-    return "depth=" + "/".join(map(str, layers)) + "/" * (len(layers) == 1)
+def _layers(subnet: Subnet, depth: int) -> tuple[int, ...]:
+    """
+    Raises:
+        SettingError: it is no subnet of a model of so many layers; the sentence names the nearest that is.
+    """
+    other = [name for name, _ in subnet.said() if name != "depth"]
+    if other:
+        raise SettingError(f"the scales of an image differ in depth alone, not in {other[0]}: leave {other[0]} out")
+    if isinstance(subnet.depth, tuple):
+        if sorted(set(subnet.depth)) != list(subnet.depth) or subnet.depth[-1] >= depth:
+            raise SettingError(f"{subnet} must name layers from 0 to {depth - 1}, each once and in order")
+        return subnet.depth
+    share = isinstance(subnet.depth, float)
+    kept = depth if subnet.depth is None else max(1, round(subnet.depth * depth)) if share else int(subnet.depth)
+    if not 1 <= kept <= depth:
+        near = min(max(kept, 1), depth)
+        raise SettingError(f"the model has {depth} layers, so {subnet} cannot run; the nearest is depth={near}")
+    return Family().blocks(kept, depth)
 
 
 class Past:

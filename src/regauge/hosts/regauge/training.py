@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regauge.errors import ModelError
-from regauge.hosts.regauge.stages import Layers
+from regauge.hosts.regauge.stages import Stages
 
 Loss = Callable[[int, torch.Generator], Tensor]
 """(step, its source of randomness) → the loss."""
@@ -214,7 +214,7 @@ class TransformerLoss:
     Attributes:
         tokens_NL, labels_N: what it learns.
         batch: images a step.
-        subnet: the layers of each scale that some steps train instead of all; None: never.
+        subnet: of each scale, what some steps train instead of the whole; None: never.
         phases: how often; None: never.
         steps: of the whole course, which the phases divide.
     """
@@ -223,7 +223,7 @@ class TransformerLoss:
     tokens_NL: Tensor
     labels_N: Tensor
     batch: int
-    subnet: Layers | None = None
+    subnet: Stages = None
     phases: Phases | None = None
     steps: int = 1
 

@@ -13,15 +13,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.caches import FILE
+from regauge.artifact.reader import open_artifact
 from regauge.attention.rotary import Turning
 from regauge.cache.scheme import CachePlan
+from regauge.errors import ModelError
 from regauge.hosts import base
 from regauge.hosts.latent import LatentSizes
+from regauge.hosts.loaded import Sized, Ways
 from regauge.hosts.precise import precise
 from regauge.hosts.teaching import Trainee
 from regauge.hosts.transformers import (
+    apart,
     attending,
     door,
     forms,
@@ -35,12 +40,14 @@ from regauge.hosts.transformers import (
     serve,
     stream,
     tables,
+    tracing,
     trainee,
     ways,
 )
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source, read_tokenizer
+from regauge.measure.products import Product
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
 
@@ -137,13 +144,16 @@ class TransformersHost:
     def whole(self, source: base.Source) -> Any:
         return sampling.whole_model(_own(source))
 
+    def sized(self, folder: Path, member: Member) -> Sized:
+        return apart.sized_as(folder, member)
+
     def cache(self, model: Any, plan: CachePlan) -> Any:
         return packed.cache_of(plan, model)
 
-    def ways(self, model: Any) -> base.Ways:
+    def ways(self, model: Any) -> Ways:
         return ways.ways_of(model)
 
-    def ways_of_source(self, source: base.Source, dtype: torch.dtype = torch.bfloat16) -> base.Ways:
+    def ways_of_source(self, source: base.Source, dtype: torch.dtype = torch.bfloat16) -> Ways:
         return ways.ways_of_source(_own(source), dtype)
 
     def packed(self, path: str | Path) -> bool:
@@ -160,6 +170,14 @@ class TransformersHost:
             opened = partial(load.load, path, dtype=torch.float32, cache=cache)
             return ways.outputs_of_model(opened, batches, prompt)
         return ways.outputs_of_source(Source.open(path), batches)
+
+    def trace(self, path: str | Path, tokens: int, seed: int = 0) -> tuple[tuple[Product, ...], tuple[str, ...]]:
+        anatomy = open_artifact(self.folder(str(path))).layout.anatomy if _packed(path) else Source.open(path).anatomy
+        if "embed" not in {site.name for site in anatomy.sites}:
+            raise ModelError(f"{path} reads no tokens, and what is traced is a pass over some.")
+        drawn = torch.Generator().manual_seed(seed)
+        ids_BT = torch.randint(anatomy.site("embed").shape[0], (1, tokens), generator=drawn, device="cpu")
+        return tracing.traced(load.load(path, dtype=torch.float32), anatomy, ids_BT)
 
     def unsaid(self) -> AbstractContextManager[None]:
         return ways.unsaid()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regauge.anatomy.model import Site
 from regauge.anatomy.storage import Place, rows_of, take
 from regauge.artifact.codec.base import Layout, decoder
-from regauge.artifact.codec.taps import readings
+from regauge.artifact.codec.taps import EMBED, HEAD, readings
 from regauge.errors import ArtifactError, SettingError, nearest
 from regauge.formats.base import Codes
 from regauge.formats.readings import Reading
@@ -124,7 +124,9 @@ def _matrix(
         return FullMatrix(weight, dtype)
     if site.name not in codes:
         raise ArtifactError(f"the artifact lacks the codes of {site.name}.")
-    return PackedMatrix(codes[site.name], decoder(choice), dtype, device, taps.get(site.name), activations, allocate)
+    reads = HEAD if site.name == EMBED and layout.anatomy.tied else site.name  # a table is read by no product
+    how = dtype, device, taps.get(reads), activations, allocate, layout.cut.get(site.name)
+    return PackedMatrix(codes[site.name], decoder(choice), *how)
 
 
 def _linear(sites: list[Site], made: Mapping[str, Any], bias: Tensor | None, dtype: torch.dtype) -> PackedLinear:

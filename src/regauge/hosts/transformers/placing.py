@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regauge.artifact import files
 from regauge.artifact.codec.base import COMPRESSED_TENSORS, Layout, Wire, decoder
-from regauge.artifact.codec.taps import inner_readings
+from regauge.artifact.codec.taps import EMBED, inner_readings, of_tied_head
 from regauge.errors import ArtifactError
 from regauge.formats.base import Codes
 from regauge.hosts.transformers.checkpoint import expected
@@ -29,6 +30,7 @@ def place(
     device: str,
     path: Path,
     activations: str | None = None,
+    head: Mapping[str, Tensor] | None = None,
 ) -> set[str]:
     """Packed modules first, then every parameter and persistent buffer by its key.
 
@@ -36,14 +38,30 @@ def place(
         tensors: of one shard, or of some of its modules.
         path: where they come from, for messages.
         activations: as `install` says.
+        head: what is kept of how a tied head reads its input, in whatever shard; for the table that it shares.
 
     Returns:
         the quantised sites that are now there.
     """
-    layout = wire.layout
-    full, codes = wire.unpack(tensors)
+    full, codes = wire.unpack({name: tensor for name, tensor in tensors.items() if name not in (head or {})})
+    if EMBED in codes:
+        full |= head or {}
+    return put_in(model, wire, (full, codes), dtype, device, path, activations)
+
+
+def put_in(
+    model: Any,
+    wire: Wire,
+    found: tuple[dict[str, Tensor], Mapping[str, Codes]],
+    dtype: torch.dtype,
+    device: str,
+    path: Path,
+    activations: str | None = None,
+) -> set[str]:
+    """`place`, of what a wire has unpacked: parameters by module key, and codes by site."""
+    layout, (full, codes) = wire.layout, found
     if wire.name == COMPRESSED_TENSORS:
-        codes = {name: as_stock(found, dtype, layout, name) for name, found in codes.items()}
+        codes = {name: as_stock(one, dtype, layout, name) for name, one in codes.items()}
     install(model, layout, codes, full, dtype, device, activations)
     fill(model, layout, inner_readings(layout, full))
     halves = [f"{name}." for name in layout.quantised if name not in codes]  # said to lack codes, once all is read
@@ -52,6 +70,14 @@ def place(
             continue
         assign(model, key, tensor, dtype, path)
     return set(codes)
+
+
+def of_head(wire: Wire, paths: Sequence[Path]) -> dict[str, Tensor]:
+    """What is kept of how a tied head reads its input, wherever it lies."""
+    start, found = of_tied_head(wire.layout), dict[str, Tensor]()
+    for path in paths if start else ():
+        found |= files.read(path, {key for key in files.header(path) if key.startswith(start)})
+    return found
 
 
 def as_stock(codes: Codes, dtype: torch.dtype, layout: Layout, name: str) -> Codes:

@@ -285,7 +285,7 @@ def _notes(outside: list[str], kept: list[str], body: str) -> tuple[str, ...]:
     for key in outside:
         inside = key.startswith(body)
         inner = key.removeprefix(body) if inside else key
-        parts.setdefault(body * inside + ".".join(inner.split(".")[: 1 if inside else 2]), []).append(key)
+        parts.setdefault(body * inside + ".".join(inner.split(".")[:2]), []).append(key)
     said: list[str] = []
     for part, keys in parts.items():
         if len(keys) > MANY:

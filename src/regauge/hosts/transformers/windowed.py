@@ -11,8 +11,9 @@ from torch import Tensor
 
 from regauge.artifact import files
 from regauge.artifact.codec.base import Wire
+from regauge.artifact.codec.taps import of_tied_head
 from regauge.artifact.reader import Owners
-from regauge.errors import ArtifactError, BudgetError
+from regauge.errors import ArtifactError, BudgetError, SettingError
 from regauge.hosts.transformers.install import release
 from regauge.hosts.transformers.placing import assign, place, tie
 from regauge.hosts.transformers.skeleton import block_paths
@@ -52,6 +53,8 @@ def window_of_artifact(
         BudgetError: the figure is too little, or more than there is.
     """
     layout = wire.layout
+    if of_tied_head(layout):
+        raise SettingError("a tied head that rounds its input is not for models in a window; leave memory= out")
     weights = [
         CONVERT[available()] * s.shape[0] * s.shape[1] for s in layout.anatomy.sites if s.name in layout.quantised
     ]

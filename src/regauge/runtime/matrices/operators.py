@@ -192,6 +192,7 @@ def plain(x_TI: Tensor) -> bool:
         and x_TI.is_cpu
         and not torch.compiler.is_compiling()
         and not (x_TI.requires_grad and torch.is_grad_enabled())
+        and not torch._C._len_torch_dispatch_stack()  # a mode that looks on sees operators alone
     )
 
 
