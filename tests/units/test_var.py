@@ -22,7 +22,7 @@ from regauge.hosts.regauge.quantiser import nearest_tick
 from regauge.hosts.regauge.reference import config_of, from_reference, to_reference
 from regauge.hosts.regauge.sampling import Taste, draw
 from regauge.hosts.regauge.stages import Past, late, layers_of, mask_of
-from var import SIZES, saved, toy
+from toy_var import SIZES, saved, toy
 
 REFERENCE = os.environ.get("REGAUGE_VAR_REFERENCE", "")
 LIKELIEST = Taste(guidance=0, top_k=1)

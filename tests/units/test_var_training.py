@@ -24,7 +24,7 @@ from regauge.hosts.regauge.training import (
     tokens_of,
     train,
 )
-from var import toy
+from toy_var import toy
 
 
 def pictures(count: int = 16) -> torch.Tensor:
