@@ -54,6 +54,7 @@ FLAGS = {
         "--json",
         "--length",
         "--max-memory",
+        "--members",
         "--methods",
         "--out",
         "--quiet",
