@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import regauge as rg
 from regauge.elastic.subnet import Subnet
 from regauge.errors import ModelError, SettingError
 from regauge.hosts.regauge.configuration_var import VarConfig
@@ -19,7 +20,7 @@ from regauge.hosts.regauge.quantiser import nearest_tick
 from regauge.hosts.regauge.reference import config_of, from_reference, to_reference
 from regauge.hosts.regauge.sampling import Taste, draw
 from regauge.hosts.regauge.stages import Past, late, layers_of, mask_of
-from var import SIZES, toy
+from var import SIZES, saved, toy
 
 REFERENCE = os.environ.get("REGAUGE_VAR_REFERENCE", "")
 LIKELIEST = Taste(guidance=0, top_k=1)
@@ -214,3 +215,21 @@ def test_labels_that_are_none_are_refused() -> None:
             toy().sample(labels)
     with pytest.raises(SettingError, match="pixel_values"):
         toy()()
+
+
+def test_an_artifact_opens_in_regauge_alone(tmp_path: Path) -> None:
+    """Stock transformers knows no such type; what is printed names no other library."""
+    model = saved(tmp_path / "model")
+    receipt = rg.apply("rtn-w8", model, tmp_path / "out")
+    assert receipt.wire == "regauge"
+    assert "the model: no other library has models of type regauge_var" in receipt.refusals
+    page = rg.report(tmp_path / "out").read_text(encoding="utf-8")
+    assert "regauge sample" in page
+    assert "from_pretrained" not in page
+    loaded, plain = rg.load(tmp_path / "out"), rg.load(model)
+    pixels = torch.linspace(-1, 1, 36, dtype=torch.float32).view(1, 1, 6, 6)
+    one, two = (m(pixel_values=pixels, labels=torch.tensor([2])).logits for m in (loaded, plain))
+    assert 0 < float((one - two).abs().max()) < 0.5
+    assert type(loaded.blocks[0].attn.mat_qkv).__name__ == "PackedLinear"
+    stages = ("full", "full", "depth=2")
+    assert loaded.sample([0], subnet=stages).layers == plain.sample([0], subnet=stages).layers

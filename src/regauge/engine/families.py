@@ -113,11 +113,13 @@ def _of_member(asked: Subnet, family: Family, layout: Layout) -> Iterator[str]:
         if point is None:
             if site.weight.rows is not None and site.shape[0] != whole.shape[0]:
                 yield f"{name}: {whole.name} lies behind another in one matrix, whose first rows do not hold its own"
+                return
             continue
         fmt = decoder(point)
         why = fmt.grain.refuses(site.shape) or ("" if site.shape[1] % fmt.grid.run == 0 else "runs of codes are cut")
-        if why:
+        if why:  # of one block, as of all
             yield f"{asked}: {whole.name}, {site.shape[0]} x {site.shape[1]}: {why}"
+            return
         read = layout.reading(whole)
         if read is not None and site.shape[1] != whole.shape[1]:
             transform = read.name("transform")
