@@ -20,6 +20,7 @@ import torch
 
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.config import CARRIED
+from regauge.artifact.cutting import opened
 from regauge.artifact.ownership import refuse_out, search_folder, tidy
 from regauge.elastic.family import RANKED, Family
 from regauge.elastic.legal import reasons
@@ -35,7 +36,6 @@ from regauge.search.evolution import Effort, Measured, evolved
 from regauge.search.fit import move
 from regauge.search.members.record import Chosen, MemberRecord, finish, name_of
 from regauge.search.members.space import Members, Table, stored
-from regauge.search.members.stores import layout_at
 from regauge.search.members.trials import TOKENS as TRIED
 from regauge.search.members.trials import Trials, member, quality
 from regauge.search.subject import predicting, reader
@@ -242,7 +242,7 @@ def _built(source: Source, weights: str, wanted: Wanted, texts: Texts, at: tuple
     )
     model = host.load(folder, dtype=torch.float32)
     members = Members.of(model.regauge.family, model.regauge.anatomy)
-    table = Table.of_bytes(members, stored(layout_at(folder)), folder)
+    table = Table.of_bytes(members, stored(opened(folder).layout), folder)
     measured = Measured(lambda genes: trials.kl(member(model, members.subnet(genes))))
     return Built(weights, folder, model, members, table, measured)
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from regauge.amounts import told
 from regauge.artifact.disk import put
 from regauge.artifact.families import FILE as FAMILY
 from regauge.artifact.families import family_json
-from regauge.artifact.folder import RECEIPT, first_fault, read_receipt
-from regauge.documents import ordinary, read_json
+from regauge.artifact.folder import RECEIPT, read_receipt
 from regauge.elastic.family import Family
 from regauge.engine.receipts import text_of
-from regauge.errors import ArtifactError
 from regauge.measure.quality import Quality
 from regauge.search.budgets import Budget
 
@@ -83,19 +81,3 @@ def finish(folder: Path, family: Family, chosen: Chosen) -> None:
     receipt = read_receipt(folder)
     notes = (*(f"member {one}" for one in chosen.members), *receipt.notes)
     put(folder / RECEIPT, text_of(receipt.model_copy(update={"notes": notes})))
-
-
-def read_members(folder: Path) -> Chosen | None:
-    """What a search over members found; None where none was made.
-
-    Raises:
-        ArtifactError: the record is damaged.
-    """
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    ordinary(folder, ArtifactError)
-    try:
-        return Chosen.model_validate(read_json(path, ArtifactError))
-    except ValidationError as error:
-        raise ArtifactError(f"{path} cannot be read: {first_fault(error)}; build the family again.") from error
