@@ -55,6 +55,7 @@ FLAGS = {
         "--json",
         "--length",
         "--max-memory",
+        "--members",
         "--methods",
         "--out",
         "--quiet",
