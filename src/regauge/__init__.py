@@ -19,7 +19,7 @@ from regauge.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from regauge import cache, errors
-    from regauge.api import apply, compare, dry_run, fit, measure, pick, report
+    from regauge.api import apply, compare, dry_run, fit, measure, pick, report, sample
     from regauge.artifact.receipt import Receipt
     from regauge.cli.training import recover
     from regauge.elastic.subnet import Subnet
@@ -52,6 +52,7 @@ __all__ = [
     "recover",
     "refill",
     "report",
+    "sample",
     "shared_prefix",
     "stream",
     "trace",
@@ -73,6 +74,7 @@ _HOMES = {
     "pick": "api",
     "recover": "cli.training",
     "refill": "hosts.transformers.switching",
+    "sample": "api",
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
     "trace": "engine.tracing",

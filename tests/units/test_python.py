@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(pico("llama"), tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("name", ["fit", "apply", "pick", "measure", "trace", "compare", "recover"])
+@pytest.mark.parametrize("name", ["fit", "apply", "pick", "measure", "trace", "compare", "recover", "sample"])
 def test_every_option_has_one_name_in_both_worlds(name: str) -> None:
     command: Any = get_command(app)
     flags = {
@@ -35,7 +35,7 @@ def test_every_option_has_one_name_in_both_worlds(name: str) -> None:
         if opt.startswith("--")
     }
     taken = set(inspect.signature(getattr(rg, name) if name != "measure" else rg.api.measure).parameters)
-    flags -= set() if name == "recover" else {"out"}
+    flags -= set() if name in ("recover", "sample") else {"out"}
     if name == "apply":
         flags -= {"dry_run"}  # a function of its own
     taken = {name.removesuffix("_") for name in taken}  # `for` is a word of Python's own

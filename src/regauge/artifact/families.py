@@ -8,11 +8,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.cutting import opened
+from regauge.artifact.reader import Artifact
 from regauge.documents import ordinary, read_json
 from regauge.elastic.family import Family, family_of, told
-from regauge.elastic.legal import reasons
-from regauge.errors import ArtifactError
+from regauge.elastic.legal import member_in, reasons, settled
+from regauge.elastic.subnet import Subnet
+from regauge.errors import ArtifactError, SettingError
 
 FILE = "regauge/family.json"
 VERSION = 1
@@ -49,3 +53,19 @@ def read_family(folder: Path, anatomy: Anatomy) -> Family | None:
     if found := reasons(family, anatomy):
         raise ArtifactError(f"{path} does not fit the model: {found[0]}; fetch or build the artifact again.")
     return family
+
+
+def member_at(folder: Path, asked: str | Subnet) -> tuple[Artifact, Subnet, Member]:
+    """A family as data, one of its subnets as the family says it, and the anatomy of that.
+
+    Raises:
+        SettingError: the directory is no family, or the subnet not legal in it.
+    """
+    if not (folder / FILE).is_file():
+        raise SettingError(f"{folder} is no family, so it has no member {str(asked)[:60]!r}")
+    artifact = opened(folder)
+    anatomy = artifact.layout.anatomy
+    family = read_family(folder, anatomy)
+    assert family is not None, "its file is there"
+    subnet = settled(asked, family, anatomy)
+    return artifact, subnet, member_in(subnet, family, anatomy)

@@ -50,6 +50,7 @@ for command in (
     comparing.compare,
     looking.report,
     running.chat,
+    running.sample,
     running.serve,
     looking.doctor,
 ):

@@ -16,7 +16,7 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import Wire
-from regauge.elastic.family import Family
+from regauge.elastic.family import Family, unranked
 from regauge.engine.families import offering
 from regauge.engine.inner import ranged
 from regauge.engine.refusals import Refusals
@@ -135,7 +135,7 @@ class Job:
     def calibrated(self) -> bool:
         """Whether any part wants to see text."""
         return (
-            bool(self.needs or self.learnt or self.shaping is not None)
+            bool(self.needs or self.learnt or self.shaping is not None or unranked(self.family))
             or bool(needs_of_taps(self.anatomy.sites, self.resolution.inputs, transforms=True))
             or ranged(self.anatomy, self.resolution.inputs)
             or bool(needs_of(self.resolution.at(ATTENTION)))

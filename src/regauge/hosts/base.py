@@ -16,11 +16,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.attention.rotary import Turning
 from regauge.cache.scheme import CachePlan
 from regauge.hosts.heads import Attend
 from regauge.hosts.latent import LatentSizes
+from regauge.hosts.loaded import Sized, Ways
 from regauge.hosts.states import States
 from regauge.measure.products import Product
 from regauge.measure.subject import Batch, Facts, Outputs
@@ -156,18 +158,6 @@ class Runner(Protocol):
         """The whole model on some batches, streamed; `weights` gives the tensors of a block, None reads the source."""
 
 
-@runtime_checkable
-class Ways(Protocol):
-    """The ways in which one model can be run on one set of weights."""
-
-    @property
-    def runtime(self) -> Any: ...  # as an artifact is run
-    @property
-    def own(self) -> Callable[..., Any] | None: ...  # by the library's own modules; None for an artifact
-    @property
-    def native(self) -> bool: ...  # whether the native step has served a token so far
-
-
 MAPS = "regauge_forms"
 """The attention of a runner whose maps are looked at, within `host.maps(see)`."""
 
@@ -255,6 +245,9 @@ class Host(Protocol):
 
     def whole(self, source: Source) -> Any:
         """The library's model of a source, with its weights."""
+
+    def sized(self, folder: Path, member: Member) -> Sized:
+        """What the library's config must say of a member of a family."""
 
     def cache(self, model: Any, plan: CachePlan) -> Any:
         """An empty cache of a loaded model by a plan, as the library's forward takes it."""

@@ -23,15 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regauge.anatomy.members import Member, member_of
+from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.cutting import read_cut
 from regauge.artifact.families import read_family
 from regauge.elastic.family import Family
-from regauge.elastic.legal import cut_of, settled
+from regauge.elastic.legal import member_in, settled
 from regauge.elastic.subnet import Subnet
-from regauge.errors import MoveError, SettingError
+from regauge.errors import SettingError
 from regauge.hosts.transformers.caching import fresh
-from regauge.hosts.transformers.marking import WHOLE, Marked
+from regauge.hosts.transformers.marking import WHOLE, Alone, Marked, running
 from regauge.hosts.transformers.members import cached, view
 from regauge.hosts.transformers.owned import Owned, method, own
 
@@ -87,6 +88,17 @@ class Members:
         with self._lock:
             return tuple(self._made)
 
+    def member(self, asked: str | Subnet) -> Any:
+        """A member as a model of its own, over the memory of this one: what runs inside `use`.
+
+        Raises:
+            SettingError: it is not legal, or the model holds something in a way that has no first part.
+        """
+        model = None if self.of is None else self.of()
+        if model is None:
+            raise SettingError("the model of these members is gone, or was copied and not run yet: call it once")
+        return self.tree(self.settled(asked), model) or model
+
     def settled(self, asked: str | Subnet) -> Subnet:
         """A subnet as this family says it.
 
@@ -104,7 +116,7 @@ class Members:
 
     def cut(self, subnet: Subnet) -> Member:
         """The anatomy of a legal subnet."""
-        return cut_in(subnet, self.family, self.anatomy)
+        return member_in(subnet, self.family, self.anatomy)
 
     def tree(self, subnet: Subnet, model: Any) -> Any:
         """The modules of a legal subnet; None: the whole's own. Built where they are not there yet.
@@ -132,22 +144,6 @@ class Members:
             return found
 
 
-def cut_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
-    """The anatomy of a legal subnet of a family.
-
-    Raises:
-        SettingError: the model has no such member.
-    """
-    cut = cut_of(subnet, family, anatomy)
-    if cut.bits is not None or cut.experts is not None:
-        what = "bits" if cut.bits is not None else "experts"
-        raise SettingError(f"{what} of a member cannot be chosen here yet: leave {what}= out")
-    try:
-        return member_of(anatomy, cut.blocks, cut.kept)
-    except (MoveError, ValueError) as error:
-        raise SettingError(f"this model has no member {subnet}: {error}") from error
-
-
 @dataclass(frozen=True)
 class Switched:
     """`forward` of a family: that of the member which runs.
@@ -164,11 +160,15 @@ class Switched:
 
 
 def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
-    """Lets a loaded model run as any member that its directory offers; does nothing where it offers none.
+    """Lets a loaded model run as any member that its directory offers; does nothing where it offers none. A member
+    that was taken out says which it is.
 
     Raises:
         ArtifactError: what the directory says of members is damaged or does not fit the model.
     """
+    taken = read_cut(folder, anatomy)
+    if taken is not None:
+        model.regauge = Alone(taken.subnet)
     family = read_family(folder, anatomy)
     if family is not None and getattr(model, "regauge_window", None) is None:
         switchable(model, family, anatomy)
@@ -199,12 +199,6 @@ def members_of(model: Any) -> Members:
         )
     found.of = weakref.ref(model)
     return found
-
-
-def running(model: Any) -> Any:
-    """The modules that run here and now: those of a member, or the model itself."""
-    found = vars(model).get("regauge")
-    return (found.running()[1] if isinstance(found, Members) else None) or model
 
 
 class use:  # a `with`, named as what is written

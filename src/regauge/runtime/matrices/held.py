@@ -59,12 +59,13 @@ class PackedMatrix(nn.Module):
         reading: Reading | None = None,
         activations: str | None = None,
         allocate: Callable[[int], Tensor] | None = None,
+        whole: int | None = None,
     ) -> None:
         super().__init__()
         rows, columns = codes.codes_OI.shape
         self.shape, self.dtype = (rows, columns), dtype
         self.reading, self.activations = reading, activations
-        self.choice = choose(codes, fmt, dtype, device, reading, activations)
+        self.choice = choose(codes, fmt, dtype, device, reading, activations, whole)
         self.format, self.meta = fmt, self.choice.meta
         self.way = way_of(self.choice)
         for name, tensor in way_of(self.choice, allocate).hold(codes).items():
