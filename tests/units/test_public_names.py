@@ -56,6 +56,7 @@ FLAGS = {
         "--json",
         "--length",
         "--max-memory",
+        "--members",
         "--methods",
         "--out",
         "--quiet",
