@@ -8,7 +8,7 @@ print(rg.recover("OUT", text="novels/", time="20m").recovered)
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +16,13 @@ from regauge import amounts
 from regauge.artifact.receipt import Receipt
 from regauge.cli.bars import Event
 from regauge.cli.bars import progress as bars
+from regauge.elastic.subnet import Subnet
 from regauge.engine.recovery import Asked
 from regauge.engine.recovery import recover as _recover
 from regauge.engine.recovery_cost import Planned, planned
 from regauge.engine.recovery_text import Amounts
+from regauge.engine.subnets import Subnets
+from regauge.engine.subnets import subnets as _subnets
 from regauge.hosts import host_of
 from regauge.report.build import write
 from regauge.text.corpora import Where
@@ -81,3 +84,23 @@ def watching(name: str, progress: Watcher | None, quiet: bool) -> Iterator[Watch
 def seconds(time: str | float | None) -> float | None:
     """`20m` or seconds → seconds."""
     return amounts.length(time, f"time={time!r}") if isinstance(time, str) else time
+
+
+def subnets(
+    artifact: str | Path,
+    subnet: str | Subnet | Sequence[str | Subnet] = (),
+    *,
+    eval: Where | None = None,
+    seed: int = 0,
+    progress: Watcher | None = None,
+    quiet: bool = False,
+) -> Subnets:
+    """Members of a family side by side, with size, speed and quality.
+
+    Args:
+        subnet: which; none: every choice by itself, the smallest of all together, and those that have a name.
+        eval: text for quality; None: the model samples its own where nothing in it is rounded, else no quality.
+    """
+    asked = [subnet] if isinstance(subnet, str | Subnet) else subnet
+    with watching("measure", progress, quiet) as watch:
+        return _subnets(artifact, asked, eval=eval, seed=seed, progress=watch)
