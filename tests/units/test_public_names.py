@@ -57,6 +57,7 @@ FLAGS = {
         "--json",
         "--length",
         "--max-memory",
+        "--members",
         "--methods",
         "--out",
         "--quiet",
