@@ -19,14 +19,13 @@ from torch import Tensor
 from regauge.amounts import told
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.codec.base import Layout, decoder
-from regauge.artifact.cutting import layout_of, opened
-from regauge.artifact.families import read_family
+from regauge.artifact.cutting import layout_of
+from regauge.artifact.families import family_at
 from regauge.elastic.family import Family
 from regauge.elastic.legal import member_in, settled
 from regauge.elastic.subnet import Subnet
 from regauge.engine.measuring import text_of
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
-from regauge.errors import SettingError
 from regauge.hosts import host_of
 from regauge.measure.cost import Speed, prompt_of, speeds
 from regauge.measure.quality import Quality, compare_many, summarise
@@ -102,10 +101,8 @@ def subnets(
     """
     clock, host = Clock(progress or nobody), host_of(path)
     folder = host.folder(str(path))
-    layout = opened(folder).layout
-    family = read_family(folder, layout.anatomy)
-    if family is None:
-        raise SettingError(f"{path} is no family, so it has no members to measure")
+    artifact, family = family_at(folder)
+    layout = artifact.layout
     found = list(_asked(subnet, family, layout.anatomy))
     facts = host.facts(path)
     with quiet_torch(), host.unsaid():
