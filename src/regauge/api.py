@@ -35,8 +35,9 @@ from regauge.report.ranking import write as write_ranking
 from regauge.runtime.device import computed_on
 from regauge.search.fit import fit as _fit
 from regauge.search.fit import pick as _pick
-from regauge.search.members.fit import Wanted, fit_members, refuse
+from regauge.search.members.fit import fit_members
 from regauge.search.members.record import Chosen
+from regauge.search.members.wanted import Wanted, refuse
 from regauge.search.record import Run
 from regauge.text.corpora import Where
 

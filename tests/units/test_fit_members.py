@@ -14,10 +14,11 @@ from regauge.cli import main
 from regauge.errors import BudgetError, SettingError
 from regauge.hosts import host_of
 from regauge.search.evolution import Effort
-from regauge.search.members import fit as fitting
-from regauge.search.members.fit import Wanted, fit_members
+from regauge.search.members import wanted as asking
+from regauge.search.members.fit import fit_members
 from regauge.search.members.record import FILE, Chosen
 from regauge.search.members.space import Members, Table, stored
+from regauge.search.members.wanted import Wanted
 from tests import tiny
 
 SMALL = Effort(evaluations=6, first=4, rounds=1, population=8, generations=2)
@@ -93,12 +94,12 @@ def _named(site: object, name: str) -> object:
 
 def test_what_cannot_be_kept_is_a_sentence(source: Path, text: Path, tmp_path: Path) -> None:
     wanted = Wanted(["memory=0.01x"], text, methods="none", tokens=1024, length=64, first=SMALL, further=SMALL)
-    with pytest.raises(BudgetError, match=r"the smallest member takes 0\.\d\dx"):
+    with pytest.raises(BudgetError, match=r"memory=0.01x: the smallest member takes \d+\.\d\d times that"):
         fit_members(source, tmp_path / "out", wanted)
     for budgets, why in (
         ([], "give one or several"),
         (["memory=0.5x", "memory=0.50x"], "two budgets are the same"),
-        (["memory@4k=2GB"], "members are chosen for memory=0.5x"),
+        (["memory@4k=2GB"], "members are chosen for their own memory"),
     ):
         with pytest.raises(BudgetError, match=why):
             fit_members(source, tmp_path / "out", Wanted(budgets, text))
@@ -114,9 +115,9 @@ def test_both_worlds_refuse_what_does_not_go_together(source: Path, tmp_path: Pa
 def test_the_command_tells_its_members(
     source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fitting, "METHODS", ("rtn-w8",))
+    monkeypatch.setattr(asking, "METHODS", ("rtn-w8",))
     monkeypatch.setattr(Wanted, "first", SMALL)
-    monkeypatch.setattr(fitting, "Effort", lambda: SMALL)
+    monkeypatch.setattr(asking, "Effort", lambda: SMALL)
     out = tmp_path / "out"
     line = ["fit", str(source), "-o", str(out), "--members", "--budget", "memory=0.6x", "--calibration", str(text)]
     assert main([*line, "--tokens", "1024", "--length", "64", "-q"]) == 0

@@ -16,7 +16,7 @@ from pico import pico, save
 from regauge.cli.app import app
 from regauge.errors import ModelError, SettingError
 from regauge.report.pictures import grid, numbers, png
-from var import saved
+from toy_var import saved
 
 
 def pixels_of(data: bytes) -> torch.Tensor:

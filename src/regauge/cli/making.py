@@ -80,7 +80,8 @@ def fit(
     from regauge.hosts import host_of
     from regauge.report.build import write
     from regauge.search.fit import fit as search
-    from regauge.search.members.fit import Wanted, fit_members, refuse
+    from regauge.search.members.fit import fit_members
+    from regauge.search.members.wanted import Wanted, refuse
 
     tell_parents(out)
     if members:

@@ -10,114 +10,32 @@ misses its budget by measurement is searched for anew under a tighter one.
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from regauge.anatomy.model import Anatomy
 from regauge.artifact.config import CARRIED
-from regauge.artifact.cutting import opened
 from regauge.artifact.ownership import refuse_out, search_folder, tidy
-from regauge.elastic.family import RANKED, Family
-from regauge.elastic.legal import reasons
-from regauge.engine.api import apply
+from regauge.elastic.subnet import Subnet
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
-from regauge.errors import BudgetError, RecipeError, RegaugeError, SettingError
+from regauge.errors import BudgetError, RecipeError, RegaugeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
-from regauge.plan import Plan, load
-from regauge.search import budgets as written
 from regauge.search.budgets import Budget
-from regauge.search.evolution import Effort, Measured, evolved
+from regauge.search.evolution import Genes
 from regauge.search.fit import move
+from regauge.search.kept import Folder
+from regauge.search.members.build import Built, Goal, built
 from regauge.search.members.record import Chosen, MemberRecord, finish, name_of
-from regauge.search.members.space import Members, Table, stored
-from regauge.search.members.trials import TOKENS as TRIED
+from regauge.search.members.timing import Pace, pace_of
+from regauge.search.members.trials import TOKENS as BATCH
 from regauge.search.members.trials import Trials, member, quality
+from regauge.search.members.wanted import TOKENS, Wanted, asked
 from regauge.search.subject import predicting, reader
-from regauge.text.corpora import Where
 from regauge.text.split import Sizes, Texts, prepare
 
-METHODS = ("", "gptq-w8", "gptq-w4g64")
-"""Ways of storing weights that are tried, the largest first; "": as the source has them."""
-EMBED = "int8"
-"""The embedding's format beside weights that are rounded: of a small model it is a quarter."""
-FFN = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
-TOKENS = 16384
-FIRST = Effort(evaluations=16, first=8, rounds=2)
-"""Of each budget, for each way of storing weights."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked for.
-
-    Attributes:
-        methods: presets of weights; () is `METHODS`.
-        first, further: how many members are measured for each budget with every way, and with the one that is taken.
-    """
-
-    budgets: Sequence[str]
-    calibration: Where | None = None
-    eval: Where | None = None
-    methods: str | Sequence[str] = ()
-    tokens: int | None = None
-    length: int | None = None
-    seed: int = 0
-    revision: str | None = None
-    force: bool = False
-    first: Effort = FIRST
-    further: Effort = field(default_factory=Effort)
-
-    @property
-    def ways(self) -> tuple[str, ...]:
-        """Presets of weights; "" and "none": as the source has them."""
-        some = self.methods.split(",") if isinstance(self.methods, str) else self.methods
-        return tuple("" if one.strip() == "none" else one.strip() for one in some) or METHODS
-
-
-def refuse(given: Mapping[str, object]) -> None:
-    """Options that a search over members does not take.
-
-    Raises:
-        SettingError: names those that were given.
-    """
-    wrong = [f"--{name}" for name, value in given.items() if value is not None]
-    if wrong:
-        raise SettingError(f"{', '.join(wrong)} and --members are not for one search; leave one of them out")
-
-
-@dataclass(frozen=True, eq=False)
-class Built:
-    """A family that was built, with what is known of its members."""
-
-    name: str
-    folder: Path
-    model: Any
-    members: Members
-    table: Table
-    measured: Measured
-
-    def loss(self, limits: Sequence[float], effort: Effort, seed: int) -> float:
-        """The sum of logarithms of what the best members within some limits lose; inf where one cannot be met."""
-        total = 0.0
-        for limit in limits:
-            found = self.best(limit, effort, seed)
-            total += math.inf if found is None else math.log(max(self.measured(found), 1e-6))
-        return total
-
-    def best(self, limit: float, effort: Effort, seed: int) -> tuple[int, ...] | None:
-        """The best member within a limit, as genes."""
-        space = self.members.space(self.table)
-        whole = (0,) * len(self.members.choices)
-        if self.table(whole) <= limit:
-            self.measured(whole)
-            return whole
-        return evolved(space, limit, self.measured, list(self.members.alike()), effort, seed)
+TURNS, TIGHTER = 5, 3
+"""Rounds of a timing; times that a member which misses its speed is searched for anew."""
 
 
 def fit_members(model: str | Path, out: str | Path, wanted: Wanted, progress: Watcher | None = None) -> Chosen:
@@ -128,14 +46,7 @@ def fit_members(model: str | Path, out: str | Path, wanted: Wanted, progress: Wa
         RegaugeError: any other refusal.
     """
     clock, target = Clock(progress or nobody), Path(out).expanduser().absolute()
-    budgets = tuple(written.parse_one(text) for text in wanted.budgets)
-    if not budgets:
-        raise BudgetError("members are chosen for budgets: give one or several, such as --budget memory=0.5x")
-    if len({name_of(budget) for budget in budgets}) < len(budgets):
-        raise BudgetError("two budgets are the same: each member is for one of its own")
-    for budget in budgets:
-        if budget.resource != "memory" or budget.context is not None:
-            raise BudgetError(f"{budget.text!r}: members are chosen for memory=0.5x or memory=2GB")
+    budgets = asked(wanted.budgets)
     tidy(target)
     refuse_out(target, wanted.force, CARRIED)
     with quiet_torch():
@@ -149,114 +60,107 @@ def fit_members(model: str | Path, out: str | Path, wanted: Wanted, progress: Wa
         batches = [{"input_ids": batch.ids_BT} for batch in texts.search.batches(Trials.batch(vocabulary))]
         trials = Trials(texts.search, original(source.path, batches), vocabulary)
         with search_folder(target) as room:
+            folder = Folder.open(room, _identity(source, wanted, texts), wanted.force)
             try:
-                chosen, folder = _searched(source, budgets, wanted, texts, (room, trials, clock))
-                move(folder, target, wanted.force)
-            finally:
-                for left in room.glob("family-*"):
-                    shutil.rmtree(left, ignore_errors=True)
+                pace = pace_of(source) if any(one.resource != "memory" for one in budgets) else None
+                best, notes, tried = _ways(source, budgets, wanted, texts, (room, trials, pace, clock))
+                chosen = _chosen(source, best, wanted, texts, [*texts.notes, *notes])
+                chosen = chosen.model_copy(update={"tried": tried})
+                named = {one.name: Subnet.parse(one.subnet) for one in chosen.members[1:]}
+                finish(best.folder, replace(best.members.family, members=named), chosen)
+            except RegaugeError:
+                folder.leave()
+                raise
+            move(best.folder, target, wanted.force)
+            folder.leave()
         clock.say("finish", f"{out} is written")
     return chosen
 
 
-def _searched(
-    source: Source, budgets: Sequence[Budget], wanted: Wanted, texts: Texts, at: tuple[Path, Trials, Clock]
-) -> tuple[Chosen, Path]:
-    room, trials, clock = at
-    limits = [float(budget.bytes(source.bytes_bf16())) for budget in budgets]
-    built: list[tuple[float, Built]] = []
-    least, notes = math.inf, list(texts.notes)
+def _identity(source: Source, wanted: Wanted, texts: Texts) -> dict[str, object]:
+    """What a search that goes on must have in common with the one that was killed: families that were built stay."""
+    read = [text.sha256 for text in texts.records]
+    return {"members": True, "source": source.digest(), "texts": read, "seed": wanted.seed, "ways": list(wanted.ways)}
+
+
+def _ways(
+    source: Source,
+    budgets: Sequence[Budget],
+    wanted: Wanted,
+    texts: Texts,
+    at: tuple[Path, Trials, Pace | None, Clock],
+) -> tuple[Built, list[str], dict[str, float]]:
+    """The way of storing weights whose members lose least, what is to be told, and what each lost."""
+    room, trials, pace, clock = at
+    kept: list[tuple[float, Built]] = []
+    notes, near = list[str](), ""
     for number, name in enumerate(wanted.ways):
-        clock.say("search", f"{name or 'full precision'}: built")
+        clock.say("search", f"{name or 'full precision'}: building")
         try:
-            found = _built(source, name, wanted, texts, (room / f"family-{number}", trials))
+            found = built(source, name, wanted, texts, budgets)(room / f"family-{number}", trials, pace)
         except RecipeError as error:
             notes.append(f"{name} is not among what was tried: {error}")
             continue
-        least = min(least, *(found.table(genes) for genes in found.members.alike()))
-        loss = found.loss(limits, wanted.first, wanted.seed)
+        loss, near = found.loss(wanted.first, wanted.seed), found.nearest() or near
         clock.say("search", f"{name or 'full precision'}: {len(found.measured.losses)} members measured")
         if loss < math.inf:
-            built.append((loss, found))
-        if found.table((0,) * len(found.members.choices)) <= min(limits):
+            kept.append((loss, found))
+        if all(goal.table(found.whole) <= goal.limit for goal in found.goals):
             break  # what is smaller still than a whole that keeps every budget has nothing to offer
-    if not built:
+    if not kept:
         raise BudgetError(
-            f"no way of storing weights has a member for every budget: the smallest member takes "
-            f"{least / source.bytes_bf16():.2f}x; raise the budget, or allow smaller formats by --methods"
+            f"no way of storing weights has a member for every budget ({near or '; '.join(notes)}); raise the budget, "
+            "or allow smaller formats by --methods"
         )
-    best = min(built, key=lambda one: one[0])[1]
-    picks = [best.best(limit, wanted.further, wanted.seed + 1) for limit in limits]
-    subnets = [best.members.subnet(genes) for genes in picks if genes is not None]
-    named = {name_of(budget): subnet for budget, subnet in zip(budgets, subnets, strict=True)}
-    original = host_of(source.path).outputs(
-        source.path, [{"input_ids": batch.ids_BT} for batch in texts.evaluation.batches(TRIED)]
-    )
-    figures = quality(
-        texts.evaluation, original, [best.model, *(member(best.model, one) for one in subnets)], wanted.seed
-    )
-    records = [
+    tried = {one.name or "full precision": round(loss, 4) for loss, one in kept}
+    return min(kept, key=lambda one: one[0])[1], notes, tried
+
+
+def _chosen(source: Source, best: Built, wanted: Wanted, texts: Texts, notes: list[str]) -> Chosen:
+    """A member for each goal, measured."""
+    picks = [best.whole, *(_pick(best, goal, wanted, notes) for goal in best.goals)]
+    subnets = [best.members.subnet(genes) for genes in picks]
+    names = ["full", *(name_of(goal.budget) for goal in best.goals)]
+    inputs = [{"input_ids": batch.ids_BT} for batch in texts.evaluation.batches(BATCH)]
+    original = host_of(source.path).outputs(source.path, inputs)
+    figures = quality(texts.evaluation, original, [member(best.model, one) for one in subnets], wanted.seed)
+    speeds = [{} if best.timed is None else best.timed.ratios(one, TURNS) for one in subnets]
+    members = [
         MemberRecord(
             name=name,
-            subnet=str(subnet),
+            subnet="" if subnet.full else str(subnet),
             budget=text,
-            bytes=int(best.table(genes)),
-            ratio=best.table(genes) / source.bytes_bf16(),
+            bytes=int(best.bytes(genes)),
+            ratio=best.bytes(genes) / source.bytes_bf16(),
             quality=found,
+            speeds=speed,
         )
-        for (name, subnet), text, genes, found in zip(
-            [("full", ""), *named.items()],
-            ["", *(budget.text for budget in budgets)],
-            [(0,) * len(best.members.choices), *(genes for genes in picks if genes is not None)],
-            figures,
-            strict=True,
+        for name, subnet, text, genes, found, speed in zip(
+            names, subnets, ["", *(goal.budget.text for goal in best.goals)], picks, figures, speeds, strict=True
         )
     ]
-    chosen = Chosen(
+    return Chosen(
         source=str(source.path),
         weights=best.name,
-        members=tuple(records),
+        members=tuple(members),
         measured=len(best.measured.losses),
-        tried={one.name or "full precision": round(loss, 4) for loss, one in built},
         notes=tuple(notes),
     )
-    finish(best.folder, replace(best.members.family, members=named), chosen)
-    return chosen, best.folder
 
 
-def _built(source: Source, weights: str, wanted: Wanted, texts: Texts, at: tuple[Path, Trials]) -> Built:
-    folder, trials = at
-    plan = load("family" if not weights else f"family+{weights}")
-    plan = _offering(plan, source.anatomy)
-    host = host_of(source.path)
-    apply(
-        plan,
-        source.path,
-        folder,
-        calibration=list(texts.calibration),
-        tokens=texts.tokens,
-        length=texts.length,
-        seed=wanted.seed,
-        embed=EMBED if weights else None,
-        force=True,
-    )
-    model = host.load(folder, dtype=torch.float32)
-    members = Members.of(model.regauge.family, model.regauge.anatomy)
-    table = Table.of_bytes(members, stored(opened(folder).layout), folder)
-    measured = Measured(lambda genes: trials.kl(member(model, members.subnet(genes))))
-    return Built(weights, folder, model, members, table, measured)
-
-
-def _offering(plan: Plan, anatomy: Anatomy) -> Plan:
-    """The plan with a family of many choices, of whatever this model admits."""
-    blocks = anatomy.blocks
-    groups = max((stream.size for stream in anatomy.streams if stream.kind == "heads"), default=0)
-    offers: dict[str, Any] = {
-        "depth": tuple(range(blocks - 1, (blocks - 1) // 2, -1)),
-        "ffn": FFN,
-        "heads": tuple(range(groups - 1, (groups - 1) // 2, -1)),
-    }
-    admitted = {name: some for name, some in offers.items() if some and not reasons(Family(**{name: some}), anatomy)}
-    if not admitted:
-        raise RegaugeError("this model has no members: no block, neuron or head of it can be left out")
-    return replace(plan, name="members", family=Family(**admitted, layers=RANKED if blocks > 1 else "equidistant"))
+def _pick(best: Built, goal: Goal, wanted: Wanted, notes: list[str]) -> Genes:
+    """The best member for a goal; one that misses its speed as measured is searched for anew, under a tighter limit."""
+    limit, found = goal.limit, best.whole
+    for _ in range(TIGHTER):
+        genes = best.best(goal, limit, wanted.further, wanted.seed + 1)
+        if genes is None:
+            break
+        found = genes
+        if best.timed is None or goal.budget.resource == "memory":
+            return found
+        ratio = best.timed.ratios(best.members.subnet(found), TURNS)[goal.budget.resource]
+        if ratio >= goal.budget.amount:
+            return found
+        limit *= ratio / goal.budget.amount
+    notes.append(f"{goal.budget.text} is missed as measured; the member is the fastest that was tried")
+    return found

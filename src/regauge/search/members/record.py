@@ -31,6 +31,7 @@ class MemberRecord(_Record):
         bytes: of its tensors by the formats, with all that the family has beside its matrices.
         ratio: against the source, every parameter as bf16.
         quality: on the evaluation text, against the original.
+        speeds: resource → times the source in bf16 by the same runtime; only where a speed was asked for.
     """
 
     name: str
@@ -39,10 +40,12 @@ class MemberRecord(_Record):
     bytes: int
     ratio: float
     quality: Quality
+    speeds: dict[str, float] = Field(default_factory=dict)
 
     def __str__(self) -> str:
         kl, size = self.quality.kl, f"{told(self.bytes)} ({self.ratio:.3f}x)"
         figures = f"KL {kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f}), perplexity {self.quality.perplexity.value:.2f}"
+        figures += "".join(f", {name} {ratio:.2f}x" for name, ratio in self.speeds.items())
         return f"{self.name}: {size}, {figures}: {self.subnet or 'all of it'}"
 
 

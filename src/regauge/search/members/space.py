@@ -126,12 +126,11 @@ class Table:
     outside: tuple[float, ...]
 
     @staticmethod
-    def made(members: Members, weigh: Weigh, block: float = 0.0, outside: float = 0.0) -> Table:
+    def made(members: Members, weigh: Weigh) -> Table:
         """A table of a resource that is a sum over sites.
 
         Args:
             weigh: what a site takes, as a member has it; its name is the whole's.
-            block, outside: what is added to each block and once.
         """
         family, anatomy = members.family, members.anatomy
         every, found, outer = range(anatomy.blocks), dict[tuple[int, int, int, int], float](), list[float]()
@@ -143,9 +142,9 @@ class Table:
                     kept |= BY_NAME[name].kept(menu[pick], every, family, anatomy)
             cut = member_of(anatomy, tuple(every), kept).anatomy
             for number in every:
-                found[number, picks[0], picks[1], picks[2]] = block + sum(weigh(site) for site in cut.in_block(number))
+                found[number, picks[0], picks[1], picks[2]] = sum(weigh(site) for site in cut.in_block(number))
             if not any(picks[:2]):
-                outer.append(outside + sum(weigh(site) for site in cut.in_block(None)))
+                outer.append(sum(weigh(site) for site in cut.in_block(None)))
         return Table(members, found, tuple(outer))
 
     @staticmethod
