@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from regauge import cache, errors
     from regauge.api import apply, compare, dry_run, fit, measure, pick, report, sample
     from regauge.artifact.receipt import Receipt
-    from regauge.cli.training import recover, subnets
+    from regauge.cli.training import recover, subnets, train
     from regauge.elastic.subnet import Subnet
     from regauge.engine.extracting import extract
     from regauge.engine.tracing import trace
@@ -59,6 +59,7 @@ __all__ = [
     "stream",
     "subnets",
     "trace",
+    "train",
     "use",
 ]
 
@@ -83,6 +84,7 @@ _HOMES = {
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
     "trace": "engine.tracing",
+    "train": "cli.training",
     "use": "hosts.transformers.switching",
 }
 _MODULES = ("cache", "errors", "measure", "parts", "plan", "report")

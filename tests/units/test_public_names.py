@@ -37,6 +37,7 @@ NAMES = [
     "stream",
     "subnets",
     "trace",
+    "train",
     "use",
 ]
 
