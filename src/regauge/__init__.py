@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from regauge import cache, errors
     from regauge.api import apply, compare, dry_run, fit, measure, pick, report, sample
     from regauge.artifact.receipt import Receipt
-    from regauge.cli.training import recover
+    from regauge.cli.training import recover, train
     from regauge.elastic.subnet import Subnet
     from regauge.engine.tracing import trace
     from regauge.hosts.transformers.grouping import shared_prefix
@@ -56,6 +56,7 @@ __all__ = [
     "shared_prefix",
     "stream",
     "trace",
+    "train",
     "use",
 ]
 
@@ -78,6 +79,7 @@ _HOMES = {
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
     "trace": "engine.tracing",
+    "train": "cli.training",
     "use": "hosts.transformers.switching",
 }
 _MODULES = ("cache", "errors", "measure", "parts", "plan", "report")

@@ -35,6 +35,7 @@ NAMES = [
     "shared_prefix",
     "stream",
     "trace",
+    "train",
     "use",
 ]
 

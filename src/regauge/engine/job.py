@@ -210,6 +210,9 @@ def prepare(
     """
     told = refusals or Refusals()
     known = len(told.errors)
+    if plan.train:
+        why = f"recipe {plan.name!r} trains what it makes: use `regauge learn train {plan.name} MODEL -o OUT`"
+        told.errors.append(RecipeError(why))
     whole, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, tuple[Recast, ...]()))
     shaping = told.attempt(lambda: shaping_of(plan, whole), None)
     anatomy = whole if shaping is None else shaping.pruned(whole)
