@@ -55,9 +55,9 @@ def test_what_is_missing_is_made_up_for(twins: Path, tmp_path: Path) -> None:
     model = rg.load(tmp_path / "out", dtype="float32")
     whole, without = run(model), run(model, "ffn=0.5")
     gains = model.regauge.fit("ffn=0.5", model, IDS)
-    assert set(gains) == {f"blocks.{block}.mlp.down" for block in range(4)}
-    for gain_O in gains.values():
-        assert torch.allclose(gain_O, torch.full_like(gain_O, 2.0), atol=1e-3)
+    assert set(gains) == {f"blocks.{block}.{name}" for block in range(4) for name in ("attn.o", "mlp.down")}
+    for name, gain_O in gains.items():
+        assert torch.allclose(gain_O, torch.full_like(gain_O, 2.0 if "down" in name else 1.0), atol=1e-2)
     size = whole.abs().max()
     assert (run(model, "ffn=0.5") - whole).abs().max() < 1e-4 * size
     assert (without - whole).abs().max() > 0.01 * size

@@ -54,7 +54,7 @@ def fit_members(model: str | Path, out: str | Path, wanted: Wanted, progress: Wa
         clock.say("open")
         source = host_of(model).open(model, wanted.revision)
         predicting(source)
-        sizes = Sizes(wanted.tokens or TOKENS, 2048, 12288)
+        sizes = Sizes(wanted.tokens or TOKENS, 4096, 12288)
         texts = prepare(reader(source, wanted.seed, wanted.length), wanted.calibration, wanted.eval, sizes, wanted.seed)
         original = host_of(source.path).outputs
         vocabulary = source.anatomy.site("embed").shape[0]
