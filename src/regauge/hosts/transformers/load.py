@@ -31,6 +31,7 @@ from regauge.hosts.transformers.caching import keep, planned
 from regauge.hosts.transformers.checkpoint import finite
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, coded_by, config_of, first_line, read_raw
+from regauge.hosts.transformers.drafting import draftable
 from regauge.hosts.transformers.experts import plain_experts
 from regauge.hosts.transformers.forms import form_modules
 from regauge.hosts.transformers.hub import model_folder
@@ -160,9 +161,7 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     model = model.to(at.where)
     if at.kind == CPU:
         plug(model, wire.layout.anatomy)
-    keep(model, wire.layout.anatomy, kept, at.kind == CUDA)
-    absorb(model)
-    offer(model, folder, wire.layout.anatomy)
+    _keeping(model, folder, wire.layout.anatomy, kept, at)
     if dtype is torch.float16:
         watch(model)
     return model
@@ -233,12 +232,13 @@ def _plain(
 
 
 def _keeping(model: Any, folder: Path, anatomy: Anatomy, kept: CachePlan | None, at: Placed) -> Any:
-    """A plain model with its plan, by which it decodes as an artifact does: packed caches are read natively then."""
-    if kept is not None and not kept.plain and at.kind == CPU:
+    """A model with its plan; a plain one decodes by it as an artifact does, as packed caches are read natively."""
+    if kept is not None and not kept.plain and at.kind == CPU and getattr(model, "regauge_step", None) is None:
         plug(model, anatomy)
     keep(model, anatomy, kept, at.kind == CUDA)
     absorb(model)
     offer(model, folder, anatomy)
+    draftable(model)
     return model
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regauge.errors import ModelError, SettingError
 from regauge.hosts.transformers.caching import fresh
+from regauge.hosts.transformers.drafting import streamed
 from regauge.hosts.transformers.source import read_tokenizer
 
 
@@ -22,6 +23,7 @@ def stream(
     stop: Sequence[int] | None = None,
     *,
     text: bool = False,
+    drafts: str | None = None,
 ) -> Iterator[Any]:
     """Token ids, one at a time, as the model makes them; or pieces of text.
 
@@ -37,6 +39,7 @@ def stream(
         stop: ids that end the text, and are not given; None: the generation config's.
         text: pieces of text are given, each as soon as its characters are whole; the model's directory has the
             tokenizer.
+        drafts: what guesses several tokens for one step, as for `generate`: the tokens are the same.
 
     Raises:
         SettingError: the prompt is empty, longer than the model reads, of several sequences, of ids that the model
@@ -51,7 +54,11 @@ def stream(
     most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or ids.shape[1]
     if ids.shape[1] > most:
         raise SettingError(f"the prompt has {ids.shape[1]} tokens and the model reads {most} at once; shorten it")
-    found = _loop(model, ids, max_new_tokens, choose or _largest, frozenset(ends))
+    choose = choose or _largest
+    if drafts is None:
+        found = _loop(model, ids, max_new_tokens, choose, frozenset(ends))
+    else:
+        found = _until(streamed(model, ids, fresh(model), drafts, choose, max_new_tokens), frozenset(ends))
     return pieces(found, _tokenizer(model, "leave text out")) if text else found
 
 
@@ -98,6 +105,13 @@ def _loop(
             return
         yield token
         ids = torch.tensor([[token]], dtype=torch.int64, device=ids.device)
+
+
+def _until(tokens: Iterator[int], ends: frozenset[int]) -> Iterator[int]:
+    for token in tokens:
+        if token in ends:
+            return
+        yield token
 
 
 def _ids(model: Any, prompt: str | Sequence[int] | Tensor) -> Tensor:
