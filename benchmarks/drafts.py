@@ -3,10 +3,10 @@
     python benchmarks/drafts.py                                   # the bundled model on held-out sources, at 4 bits
     python benchmarks/drafts.py --model DIR --texts NOVELS        # any model on any texts
 
-Two tasks. `text`: each document is cut and the model goes on. `edit`: the prompt is a document, then the first part of it
-once more, and the model goes on copying it. Greedy, through `generate`: `plain` is transformers' own loop on the native
-step, `none` ours without guesses, `lookup` ours with prompt look-up. Times are the sums over prompts of the least of
-`--rounds` interleaved runs.
+Two tasks. `text`: each document is cut and the model goes on. `edit`: the prompt is a document, then the first part of
+it once more, and the model goes on copying it. Greedy, through `generate`: `plain` is transformers' own loop on the
+native step, `none` ours without guesses, `lookup` ours with prompt look-up. Times are the sums over prompts of the
+least of `--rounds` interleaved runs.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def main() -> int:
     words.add_argument("--rounds", type=int, default=5)
     given = words.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        rg.apply(given.preset, given.model, scratch)
-        model = rg.load(scratch)
+        rg.apply(given.preset, given.model, Path(scratch) / "out")
+        model = rg.load(Path(scratch) / "out")
         for task in ("text", "edit"):
             spent, same, made = dict.fromkeys(WAYS, 0.0), True, 0
             before = (model.regauge_drafts.drafted, model.regauge_drafts.accepted)

@@ -4,8 +4,8 @@
     python benchmarks/several.py --shape smollm-135m --rounds 31
 
 The decode step of a shape of `common/shapes.py` on random weights of 4 bits (groups of 32, 8-bit activations) with a
-cache of `--past` tokens in bf16. Beside each number of tokens: milliseconds, how many times a step of one token, and how
-many times the floor, which is every byte of weights once at the bandwidth of the same round.
+cache of `--past` tokens in bf16. Beside each number of tokens: milliseconds, how many times a step of one token, and
+how many times the floor, which is every byte of weights once at the bandwidth of the same round.
 """
 
 from __future__ import annotations

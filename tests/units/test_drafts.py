@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 import regauge as rg
+from regauge.elastic.family import Family
+from regauge.hosts.transformers.cachedtext import CachedText
 from regauge.hosts.transformers.caching import fresh
-from regauge.hosts.transformers.drafting import CachedText
+from regauge.hosts.transformers.drafting import draftable
+from regauge.hosts.transformers.selfdrafts import shared_blocks
+from regauge.hosts.transformers.switching import switchable
 from regauge.kernels.cpu.library import available
 from regauge.runtime.drafts.lookup import Lookup
 from regauge.runtime.drafts.loop import drafted
@@ -166,8 +170,9 @@ def test_drafts_make_the_tokens_of_greedy_decoding(name: str, tmp_path: Path) ->
     assert model.generate(IDS, drafts="lookup", **kwargs).equal(greedy)
     assert model.regauge_drafts.drafted > 20
     assert model.generate(IDS, drafts="none", **kwargs).equal(greedy)
-    streamed = list(rg.stream(model, IDS[0].tolist(), 45, drafts="lookup", stop=[]))
-    assert streamed == list(rg.stream(model, IDS[0].tolist(), 45, stop=[]))
+    alone = list(rg.stream(model, IDS[0].tolist(), 45, stop=[]))
+    model.generation_config.drafts = "lookup"
+    assert list(rg.stream(model, IDS[0].tolist(), 45, stop=[])) == alone
 
 
 @native
@@ -290,6 +295,33 @@ def test_padding_and_a_request_in_the_config(tmp_path: Path) -> None:
     asked.drafts = "lookup"
     assert model.generate(ids, generation_config=asked, **kwargs).equal(plain)
     assert model.regauge_drafts.drafted > 0
+
+
+@native
+@pytest.mark.parametrize(
+    ("asked", "shared"), [("depth=2", 2), ("depth=0/2", 1), ("ffn=0.5", 1), ("depth=3,ffn=0.5", 1)]
+)
+def test_a_member_drafts_for_the_whole(asked: str, shared: int, tmp_path: Path) -> None:
+    """Its first blocks write to the whole's stores, which are afterwards, bit for bit, as without drafts."""
+    model = loaded(tmp_path, "llama", activations=None, num_hidden_layers=4)
+    family = Family(depth=(3, 2), ffn=(0.5,), layers="exits")
+    switchable(model, family, model.regauge_anatomy)
+    draftable(model)
+    members = model.regauge
+    assert shared_blocks(members.cut(members.settled(asked))) == shared
+    kwargs: dict[str, Any] = {"max_new_tokens": 40, "min_new_tokens": 40, "do_sample": False, **MASK}
+    kwargs |= {"return_dict_in_generate": True}
+    plain = model.generate(IDS, **kwargs)
+    eager_to_draft(model)
+    ours = model.generate(IDS, drafts=asked, **kwargs)
+    assert model.regauge_drafts.drafted > 10
+    assert ours.sequences.equal(plain.sequences)
+    for one, other in zip(ours.past_key_values.layers, plain.past_key_values.layers, strict=True):
+        assert one.length == other.length
+        assert one.keys.equal(other.keys)
+        assert one.values.equal(other.values)
+    with pytest.raises(rg.errors.SettingError, match="the whole itself"):
+        model.generate(IDS, drafts="full", **kwargs)
 
 
 @native

@@ -1,4 +1,4 @@
-"""Decoding with drafts: `model.generate(..., drafts="lookup")`.
+"""Decoding with drafts: `model.generate(..., drafts="lookup")`, or the name of a member of the model's family.
 
 `generate` prepares everything as it always does and then hands the loop over to ours: logits processors, samplers,
 stopping criteria, streamers and the cache are transformers' own, and each token goes through them alone. What differs
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from regauge.errors import SettingError
-from regauge.hosts.transformers.adopting import adopt
-from regauge.hosts.transformers.cache import GrowingLayer
+from regauge.hosts.transformers.cachedtext import CachedText
 from regauge.hosts.transformers.caching import lets_go
 from regauge.hosts.transformers.owned import Owned, method, own
+from regauge.hosts.transformers.selfdrafts import MemberDrafts
+from regauge.hosts.transformers.switching import Members
 from regauge.runtime.drafts.lookup import Lookup
 from regauge.runtime.drafts.loop import drafted
 from regauge.runtime.drafts.pace import Costs, Pace
@@ -147,7 +148,12 @@ def source_of(asked: object, model: Any, target: CachedText, ids: Sequence[int])
         return Lookup(ids)
     if asked == NONE:
         return Nothing()
-    raise SettingError(f"{REQUEST}={str(asked)[:60]!r} drafts nothing: give {LOOKUP!r} or {NONE!r}")
+    if isinstance(asked, str) and isinstance(vars(model).get("regauge"), Members):
+        return MemberDrafts(asked, model, target, ids)
+    raise SettingError(
+        f"{REQUEST}={str(asked)[:60]!r} drafts nothing: give {LOOKUP!r} or {NONE!r}, or a member where the model is a "
+        "family"
+    )
 
 
 class Nothing(Lookup):
@@ -155,53 +161,6 @@ class Nothing(Lookup):
 
     def extend(self, ids: Any) -> None:
         """More of the text, which is not kept."""
-
-
-class CachedText:
-    """A model on the cache of one text.
-
-    Args:
-        mask: (1, T) of the prompt, which may begin with padding; None: it does not.
-    """
-
-    def __init__(self, model: Any, cache: Any, mask: Tensor | None = None) -> None:
-        self.model, self.cache = model, cache
-        self._mask = None if mask is None or bool(mask.all()) else mask
-        self._layers = self._found()
-        cache.activate_past_recording()
-
-    def _found(self) -> list[GrowingLayer] | None:
-        """The layers of the cache, where they are ours."""
-        anatomy = getattr(self.model, "regauge_anatomy", None)
-        return None if anatomy is None else adopt(self.cache, anatomy.blocks)
-
-    def step(self, ids: Sequence[int]) -> Tensor:
-        """Logits (Q, V) of so many tokens more."""
-        past, new = self.cache.get_seq_length(), len(ids)
-        ids_1Q = torch.tensor([ids], dtype=torch.int64, device=self.model.device)
-        more: dict[str, Any] = {}
-        if self._mask is not None:
-            shown = self._mask.new_ones(1, past + new - self._mask.shape[1])
-            mask_1T = torch.cat((self._mask, shown), 1)
-            positions = (mask_1T.cumsum(1) - 1)[:, past:]
-            more = {"attention_mask": mask_1T, "position_ids": positions}
-        with torch.no_grad():
-            out = self.model(input_ids=ids_1Q, past_key_values=self.cache, use_cache=True, **more)
-        logits_QV: Tensor = out.logits[0, -new:]
-        return logits_QV
-
-    def back(self, tokens: int) -> None:
-        """Takes the last tokens back."""
-        plain = self._layers is not None and all(type(layer) is GrowingLayer for layer in self._layers)
-        if plain and self._layers is not None:
-            for layer in self._layers if tokens else ():
-                layer.keep(layer.length - tokens)
-        else:
-            self.cache.crop(-tokens)
-
-    def together(self, most: int) -> int:
-        """How many tokens may be read at once."""
-        return min((layer.together(most) for layer in self._layers), default=most) if self._layers else most
 
 
 class Chooser:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regauge.errors import ModelError, SettingError
 from regauge.hosts.transformers.caching import fresh
-from regauge.hosts.transformers.drafting import streamed
+from regauge.hosts.transformers.drafting import REQUEST, streamed
 from regauge.hosts.transformers.source import read_tokenizer
 
 
@@ -23,14 +23,14 @@ def stream(
     stop: Sequence[int] | None = None,
     *,
     text: bool = False,
-    drafts: str | None = None,
 ) -> Iterator[Any]:
     """Token ids, one at a time, as the model makes them; or pieces of text.
 
         for piece in rg.stream(model, "def mean(values):", max_new_tokens=64, text=True):
             print(piece, end="", flush=True)
 
-    Nothing of `generate` runs in between: no logits processors, no stopping criteria but `stop`.
+    Nothing of `generate` runs in between: no logits processors, no stopping criteria but `stop`. With
+    `model.generation_config.drafts = "lookup"` several tokens are guessed for one step, and are the same.
 
     Args:
         model: of `rg.load`.
@@ -39,7 +39,6 @@ def stream(
         stop: ids that end the text, and are not given; None: the generation config's.
         text: pieces of text are given, each as soon as its characters are whole; the model's directory has the
             tokenizer.
-        drafts: what guesses several tokens for one step, as for `generate`: the tokens are the same.
 
     Raises:
         SettingError: the prompt is empty, longer than the model reads, of several sequences, of ids that the model
@@ -55,6 +54,7 @@ def stream(
     if ids.shape[1] > most:
         raise SettingError(f"the prompt has {ids.shape[1]} tokens and the model reads {most} at once; shorten it")
     choose = choose or _largest
+    drafts = getattr(model.generation_config, REQUEST, None)
     if drafts is None:
         found = _loop(model, ids, max_new_tokens, choose, frozenset(ends))
     else:
