@@ -25,6 +25,8 @@ from regauge.artifact.config import CARRIED, artifact_files
 from regauge.artifact.cutting import FILE, cut_block, cut_json, layout_of
 from regauge.artifact.families import member_at
 from regauge.artifact.folder import RECIPE, read_receipt
+from regauge.artifact.gains import FILE as GAINS
+from regauge.artifact.gains import taken_out
 from regauge.artifact.ownership import refuse_out
 from regauge.artifact.reader import Artifact, Block
 from regauge.artifact.receipt import Receipt, SiteReceipt
@@ -93,6 +95,8 @@ def extract(artifact: str | Path, subnet: str | Subnet, out: str | Path, *, forc
         files = artifact_files(folder, chosen.wire, staging.index(), recipe, text_of(receipt), more)
         files[FILE] = cut_json(legal, own)
         files[CARD] = card(receipt, folder, json.loads(str(files["config.json"])))
+        if (gains := taken_out(folder, str(legal), member)) is not None:
+            files[GAINS] = gains
         files |= {name: folder / name for name in BESIDE if (folder / name).is_file()}
         staging.finish(files)
     unsaid = "; ".join(chosen.refusals) if chosen.wire.name == REGAUGE else ""
