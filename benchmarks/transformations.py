@@ -51,6 +51,7 @@ class Contest:
         weights, inputs: as a recipe has them, of every block; the null's as well.
         rewrites: what is tried.
         online: of taps, in place of the null's readings there.
+        learning: how what is learnt is trained, in the null as well.
     """
 
     bits: str
@@ -58,10 +59,13 @@ class Contest:
     inputs: Mapping[str, object] | None = None
     rewrites: tuple[str | dict[str, object], ...] = ()
     online: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    learning: Mapping[str, object] = field(default_factory=dict)
 
     def plan(self, name: str, tried: bool) -> Plan:
         """The recipe, with the transformation or without."""
         recipe: dict[str, object] = {"name": name, "weights": {"blocks.*": dict(self.weights)}}
+        if self.learning:
+            recipe["learning"] = dict(self.learning)
         if self.inputs is not None:
             readings = {"blocks.*": self.inputs, **(self.online if tried else {})}
             recipe["inputs"] = {select: dict(reading) for select, reading in readings.items()}
@@ -82,6 +86,13 @@ CONTESTS: Mapping[str, Contest] = {
     "gain-biases, shift-scale": Contest("w6a6", INT6, A6_ASYM, ("gain-biases", "shift-scale")),
     "shift-scale, static": Contest("w8a8", INT8, STATIC, ("shift-scale",)),
     "level": Contest("w8a8", INT8, STATIC, ("level:8",)),
+    "learnt-equivalence": Contest(
+        "w4a4",
+        {"grid": "int4-asym", "grain": "channel", "ranger": "learnt-clip:0.08", "scale": "bf16"},
+        {"grid": "int4", **A_TOKEN},
+        ({"part": "learnt-equivalence", "rate": 0.03, "streams": "norm+value+ffn"},),
+        learning={"steps": 48, "batch": 512, "schedule": "cosine", "patience": 0},
+    ),
     "rotate": Contest("w4a8", {"grid": "int4", **GROUPED}, A8, TURNED),
     "rotate, hadamard": Contest(
         "w4a8",

@@ -1,5 +1,6 @@
 """Trains a small VAR from random weights, with its tokenizer, on one core.
 
+    python scripts/train_var.py mnist16 --data mnist.npz -o out/var/mnist16    # digits of 14 pixels: two minutes
     python scripts/train_var.py mnist --data mnist.npz -o out/var/mnist
     python scripts/train_var.py cifar10 --data cifar10-train-20k.npz -o out/var/cifar10
 
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from regauge.hosts.regauge.configuration_var import VarConfig
 from regauge.hosts.regauge.modeling_var import VarForImageGeneration
@@ -39,6 +41,11 @@ from regauge.hosts.regauge.training import (
 
 COMMON = {"num_classes": 10, "codec_depth": 1, "codec_groups": 8}
 CONFIGS: dict[str, dict[str, Any]] = {
+    "mnist16": {
+        "hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 256,
+        "patch_nums": (1, 2, 4), "vocab_size": 128, "latent_channels": 8, "image_size": 16, "num_channels": 1,
+        "codec_width": 8, "codec_multipliers": (1, 3, 6),
+    },
     "mnist": {
         "hidden_size": 96, "num_hidden_layers": 8, "num_attention_heads": 3, "intermediate_size": 384,
         "patch_nums": (1, 2, 4, 7), "vocab_size": 128, "latent_channels": 8, "image_size": 28, "num_channels": 1,
@@ -60,11 +67,12 @@ FIXED = Phases(1.0, 1.0, 0.5)
 
 @dataclass(frozen=True)
 class Lengths:
-    """Steps of each stage, and images a step."""
+    """Steps of each stage, and images a step; `few`: those of the tokenizer."""
 
     tokenizer: int
     transformer: int
     variant: int
+    few: int
     batch: int
     seed: int
 
@@ -86,19 +94,30 @@ class Progress:
             self.recent, self.began = [], time.monotonic()
 
 
-def images_of(path: Path) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) from −1 to 1, and their classes."""
+def images_of(path: Path, side: int, part: str = "train") -> tuple[Tensor, Tensor]:
+    """Images (N, C, side, side) from −1 to 1, and their classes; larger ones are halved, and black is put around them.
+
+    Args:
+        part: of an archive that holds several.
+    """
     with np.load(path) as held:
-        x, y = (held["x_train"], held["y_train"]) if "x_train" in held else (held["x"], held["y"])
+        parts = f"x_{part}" in held
+        x, y = (held[f"x_{part}"], held[f"y_{part}"]) if parts else (held["x"], held["y"])
+    images, labels = _pixels(x), torch.from_numpy(y).long()
+    while images.shape[-1] > side:
+        images = functional.avg_pool2d(images, 2)
+    edge = (side - images.shape[-1]) // 2
+    return functional.pad(images, (edge,) * 4, value=-1.0), labels
+
+
+def _pixels(x: Any) -> Tensor:
     pixels = torch.from_numpy(x).float() / 127.5 - 1
-    return (pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)).contiguous(), torch.from_numpy(
-        y
-    ).long()
+    return (pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)).contiguous()
 
 
 def mirrored(images: Tensor, name: str) -> Tensor:
     """Twice the images where a mirror image is as good; digits are not."""
-    return images if name == "mnist" else torch.cat([images, images.flip(3)])
+    return images if name != "cifar10" else torch.cat([images, images.flip(3)])
 
 
 def main() -> None:
@@ -106,10 +125,10 @@ def main() -> None:
     torch.set_num_threads(said.threads)
     torch.manual_seed(said.seed)
     said.out.mkdir(parents=True, exist_ok=True)
-    images, labels = images_of(said.data)
-    images, labels = mirrored(images, said.name), labels.repeat(1 if said.name == "mnist" else 2)
+    images, labels = images_of(said.data, CONFIGS[said.name]["image_size"])
+    images, labels = mirrored(images, said.name), labels.repeat(2 if said.name == "cifar10" else 1)
     model = VarForImageGeneration(VarConfig(**COMMON, **CONFIGS[said.name]))
-    lengths = Lengths(said.tokenizer_steps, said.steps, said.variant_steps, said.batch, said.seed)
+    lengths = Lengths(said.tokenizer_steps, said.steps, said.variant_steps, said.tokenizer_batch, said.batch, said.seed)
     losses = dict(stages(model, images, labels, lengths, said.out))
     (said.out / "losses.json").write_text(json.dumps(losses) + "\n", encoding="utf-8")
 
@@ -120,9 +139,10 @@ def stages(
     """Every stage with its losses."""
     codec, size = model.vae, lengths.batch
     codec.to(memory_format=torch.channels_last)
-    course = Course(lengths.tokenizer, size, 3e-3, seed=lengths.seed)
-    told = Progress("tokenizer", course.steps, size)
-    yield "tokenizer", train(codec, TokenizerLoss(codec, images, size), course, out / "tokenizer.state", told).losses
+    few = lengths.few
+    course = Course(lengths.tokenizer, few, 3e-3, seed=lengths.seed)
+    told = Progress("tokenizer", course.steps, few)
+    yield "tokenizer", train(codec, TokenizerLoss(codec, images, few), course, out / "tokenizer.state", told).losses
     codec.eval().requires_grad_(False)
     tokens = kept(out / "tokens.pt", lambda: tokens_of(codec, images.split(256)))
     initialise(model, lengths.seed)
@@ -159,6 +179,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokenizer-steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--variant-steps", type=int, default=400)
+    parser.add_argument("--tokenizer-batch", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

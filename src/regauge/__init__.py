@@ -19,10 +19,11 @@ from regauge.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from regauge import cache, errors
-    from regauge.api import apply, compare, dry_run, fit, measure, pick, report
+    from regauge.api import apply, compare, dry_run, fit, measure, pick, report, sample
     from regauge.artifact.receipt import Receipt
-    from regauge.cli.training import recover
+    from regauge.cli.training import recover, subnets, train
     from regauge.elastic.subnet import Subnet
+    from regauge.engine.extracting import extract
     from regauge.engine.tracing import trace
     from regauge.hosts.transformers.grouping import shared_prefix
     from regauge.hosts.transformers.load import load
@@ -43,6 +44,7 @@ __all__ = [
     "dry_run",
     "errors",
     "explain",
+    "extract",
     "fit",
     "inspect",
     "load",
@@ -52,9 +54,12 @@ __all__ = [
     "recover",
     "refill",
     "report",
+    "sample",
     "shared_prefix",
     "stream",
+    "subnets",
     "trace",
+    "train",
     "use",
 ]
 
@@ -66,6 +71,8 @@ _HOMES = {
     "dry_run": "api",
     "Subnet": "elastic.subnet",
     "explain": "report.explanation",
+    "extract": "engine.extracting",
+    "subnets": "cli.training",
     "fit": "api",
     "inspect": "report.inspection",
     "methods": "report.methods",
@@ -73,9 +80,11 @@ _HOMES = {
     "pick": "api",
     "recover": "cli.training",
     "refill": "hosts.transformers.switching",
+    "sample": "api",
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
     "trace": "engine.tracing",
+    "train": "cli.training",
     "use": "hosts.transformers.switching",
 }
 _MODULES = ("cache", "errors", "measure", "parts", "plan", "report")

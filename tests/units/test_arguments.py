@@ -11,15 +11,17 @@ from pathlib import Path
 
 MOST = 6
 PUBLIC = {
-    "api.py": {"fit", "apply", "pick", "measure", "compare"},
+    "api.py": {"fit", "apply", "pick", "measure", "compare", "sample"},
     "cli/making.py": {"fit", "pick", "apply"},
     "cli/looking.py": {"inspect", "measure", "methods", "trace"},
+    "cli/choosing.py": {"subnets", "extract"},
     "cli/comparing.py": {"compare"},
-    "cli/learning.py": {"recover"},
-    "cli/training.py": {"recover"},
-    "cli/running.py": {"chat", "serve"},
+    "cli/learning.py": {"recover", "train"},
+    "cli/training.py": {"recover", "train"},
+    "cli/running.py": {"chat", "sample", "serve"},
     "engine/api.py": {"apply", "dry_run"},
     "engine/measuring.py": {"measure"},
+    "hosts/transformers/load.py": {"load"},
     "search/fit.py": {"fit"},
 }
 ALSO = {
@@ -31,7 +33,7 @@ ALSO = {
     "runtime/matrices/choose.py": {"choose"},
     "runtime/matrices/held.py": {"__init__"},
     "runtime/matrices/operators.py": {"_rows", "_rows_shape"},
-    "hosts/transformers/placing.py": {"place"},
+    "hosts/transformers/placing.py": {"place", "put_in"},
     "hosts/transformers/attending.py": {"_attended", "exact"},  # transformers calls attention so
     "hosts/transformers/inside.py": {"attention"},  # as above
 }

@@ -18,6 +18,7 @@ from regauge.errors import BudgetError
 
 ONLY_THERE = {"json", "debug", "verbose", "threads"}  # of a process; Python has its own ways
 ONLY_HERE = {"progress"}
+TRAINS = ("recover", "train")
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +26,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(pico("llama"), tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("name", ["fit", "apply", "pick", "measure", "trace", "compare", "recover"])
+@pytest.mark.parametrize(
+    "name", ["fit", "apply", "pick", "measure", "trace", "compare", "recover", "sample", "subnets", "extract", "train"]
+)
 def test_every_option_has_one_name_in_both_worlds(name: str) -> None:
     command: Any = get_command(app)
     flags = {
         opt.removeprefix("--").replace("-", "_")
-        for param in (command.commands["learn"].commands if name == "recover" else command.commands)[name].params
+        for param in (command.commands["learn"].commands if name in TRAINS else command.commands)[name].params
         for opt in param.opts
         if opt.startswith("--")
     }
     taken = set(inspect.signature(getattr(rg, name) if name != "measure" else rg.api.measure).parameters)
-    flags -= set() if name == "recover" else {"out"}
+    flags -= set() if name in ("recover", "sample") else {"out"}
     if name == "apply":
         flags -= {"dry_run"}  # a function of its own
     taken = {name.removesuffix("_") for name in taken}  # `for` is a word of Python's own

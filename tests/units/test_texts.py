@@ -232,6 +232,9 @@ def test_images_by_hand(tmp_path: Path) -> None:
     assert torch.equal(found.inputs, torch.ones(2, 3, 2, 2))
     assert found.tokens == 2
     assert images(path, 2, 5, 3, (0.5,) * 3, (0.5,) * 3).inputs.shape == (2, 3, 5, 5)
+    np.savez(path.with_name("grey.npz"), x_train=np.full((3, 2, 2), 255, np.uint8))
+    grey = images(path.with_name("grey.npz"), 2, 2, 1, (0.5,), (0.5,)).inputs
+    assert torch.equal(grey, torch.ones(2, 1, 2, 2))
 
 
 def test_images_that_are_none(tmp_path: Path) -> None:

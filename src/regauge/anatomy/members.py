@@ -55,6 +55,27 @@ class Member:
                 return self.paths[old] + key[len(path) :]
         return key
 
+    def name(self, old: str) -> str | None:
+        """The member's name of a place or tensor of the whole; None where its block is left out."""
+        head, _, rest = old.partition(".")
+        if head != "blocks":
+            return old
+        number, _, place = rest.partition(".")
+        new = self._new.get(number)
+        return None if new is None else f"blocks.{new}.{place}"
+
+    def moved(self, old: str) -> str | None:
+        """The member's key (or path) of a module's tensor of the whole; None where its block is left out."""
+        for number, path in enumerate(self.paths):
+            if old == path or old.startswith(f"{path}."):
+                new = self._new.get(str(number))
+                return None if new is None else self.paths[int(new)] + old[len(path) :]
+        return old
+
+    @cached_property
+    def _new(self) -> dict[str, str]:
+        return {old: new for new, old in self._numbers.items()}
+
     def cut(self, weights: Mapping[str, Tensor]) -> Weights:
         """Canonical tensors of the member, views of those of the whole, of whichever are given."""
         found: Weights = {}

@@ -11,7 +11,7 @@ from regauge.anatomy.sizes import resized, sizes
 from regauge.artifact.caches import FILE, cache_json
 from regauge.artifact.codec.base import REGAUGE, Wire
 from regauge.artifact.folder import ANATOMY, anatomy_json
-from regauge.artifact.loading import auto_class, instead
+from regauge.artifact.loading import auto_class, instead, says_instead
 from regauge.artifact.sentences import module_files
 
 SHIM = "regauge_loader.py"
@@ -90,9 +90,16 @@ def left_behind(source: Path, weights: Iterable[str]) -> list[str]:
     return found + [name for name in inside if name not in have and f"{name.split('/')[0]}/" not in found]
 
 
-def config_json(source: Path, wire: Wire) -> str:
-    """config.json of the source with what the artifact changes."""
-    raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
+def config_json(source: Path, wire: Wire, more: Mapping[str, object] | None = None) -> str:
+    """config.json of the source with what the artifact changes.
+
+    Args:
+        more: what else it says otherwise, of a member of a family.
+    """
+    raw = json.loads((source / "config.json").read_text(encoding="utf-8")) | dict(more or {})
+    if says_instead(raw.get(WEIGHTS)):  # of a family of ours
+        del raw[WEIGHTS]
+        raw.pop("auto_map", None)
     if any(site.name == "head" for site in wire.layout.anatomy.sites):
         raw["tie_word_embeddings"] = wire.layout.anatomy.tied
     if wire.name != REGAUGE:  # ours keeps the source's sizes there, and has its own in the header
@@ -116,7 +123,12 @@ def _described(wire: Wire) -> Anatomy:
 
 
 def artifact_files(
-    source: Path, wire: Wire, index: Mapping[str, object], recipe: str, receipt: str
+    source: Path,
+    wire: Wire,
+    index: Mapping[str, object],
+    recipe: str,
+    receipt: str,
+    more: Mapping[str, object] | None = None,
 ) -> dict[str, bytes | str | Path]:
     """Everything beside the shards, for `Staging.finish`.
 
@@ -125,9 +137,10 @@ def artifact_files(
         index: `Staging.index()`.
         recipe: YAML that prints back to the plan.
         receipt: JSON.
+        more: as `config_json` says.
     """
     found = carried(source)
-    found["config.json"] = config_json(source, wire)
+    found["config.json"] = config_json(source, wire, more)
     found["regauge/recipe.yaml"] = recipe
     found["regauge/receipt.json"] = receipt
     found[ANATOMY] = anatomy_json(_described(wire))

@@ -8,11 +8,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.cutting import opened
+from regauge.artifact.reader import Artifact
 from regauge.documents import ordinary, read_json
 from regauge.elastic.family import Family, family_of, told
-from regauge.elastic.legal import reasons
-from regauge.errors import ArtifactError
+from regauge.elastic.legal import member_in, reasons, settled
+from regauge.elastic.subnet import Subnet
+from regauge.errors import ArtifactError, SettingError
 
 FILE = "regauge/family.json"
 VERSION = 1
@@ -49,3 +53,31 @@ def read_family(folder: Path, anatomy: Anatomy) -> Family | None:
     if found := reasons(family, anatomy):
         raise ArtifactError(f"{path} does not fit the model: {found[0]}; fetch or build the artifact again.")
     return family
+
+
+def family_at(folder: Path) -> tuple[Artifact, Family]:
+    """A family as data, and what it offers.
+
+    Raises:
+        SettingError: the directory is no family.
+    """
+    if not (folder / FILE).is_file():
+        raise SettingError(
+            f"{folder} is no family, so it has no members: make one with a recipe that says 'family', such as "
+            "'regauge apply family MODEL -o OUT'"
+        )
+    artifact = opened(folder)
+    family = read_family(folder, artifact.layout.anatomy)
+    assert family is not None, "its file is there"
+    return artifact, family
+
+
+def member_at(folder: Path, asked: str | Subnet) -> tuple[Artifact, Subnet, Member]:
+    """A family as data, one of its subnets as the family says it, and the anatomy of that.
+
+    Raises:
+        SettingError: the directory is no family, or the subnet not legal in it.
+    """
+    artifact, family = family_at(folder)
+    subnet = settled(asked, family, artifact.layout.anatomy)
+    return artifact, subnet, member_in(subnet, family, artifact.layout.anatomy)

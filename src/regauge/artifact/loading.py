@@ -41,6 +41,17 @@ def auto_class(config: Mapping[str, object]) -> str:
     return next((auto for ending, auto in KINDS.items() if first.endswith(ending)), "AutoModel")
 
 
+OURS = "regauge_"
+"""What the types of models begin with that are regauge's own, and in no other library."""
+
+ALONE = "no other library has models of type "
+
+
+def ours(model_type: str) -> bool:
+    """Whether a model is of a type that only regauge has."""
+    return model_type.startswith(OURS)
+
+
 _INSTEAD = (
     "regauge packed these weights, and transformers alone does not read them; install regauge, then use "
     "regauge.load(PATH) or ",
@@ -72,6 +83,8 @@ def ways(wire: str, refusals: tuple[str, ...], place: str, auto: str = CAUSAL) -
         auto: see `auto_class`.
     """
     typed = shlex.quote(place)
+    if any(ALONE in why for why in refusals):
+        return (Way("regauge, in Python", f"regauge.load({place!r})", "import regauge"),)
     found = [Way("regauge, in Python", f"regauge.load({place!r})", "import regauge")]
     if auto == CAUSAL:
         found.append(Way("regauge, as a server", f"regauge serve {typed}", "pip install 'transformers[serving]'"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,6 +33,42 @@ def chat(
 
     with working("chat", quiet=True, threads=threads):
         talk([model, *([against] if against else [])], Manner(temperature, tokens, seed, device, cache), prompt or ())
+
+
+def sample(
+    model: Annotated[str, typer.Argument(metavar="OUT", help="An artifact or a directory of a model of images.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="A .png; default: where OUT's report shows it.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Draw the same with this model too, in rows above.")
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(metavar="N,N", help="Classes, a column each; default: the first ten of the model.")
+    ] = "",
+    rows: Annotated[int, typer.Option(min=1, max=1024, help="Images of each class.")] = 2,
+    guidance: Annotated[float, typer.Option(help="How much more an image should look like its class.")] = 1.5,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest with this share; 0: all.")
+    ] = 0.0,
+    subnet: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SUBNET", help="What runs: once for all scales, or repeated, one for each (depth=8)."),
+    ] = None,
+    seed: SEED = 0,
+    threads: THREADS = None,
+    debug: DEBUG = False,
+) -> None:
+    """Draw images of classes as a grid. Example: regauge sample OUT --against MODEL -o grid.png"""
+    from regauge.cli.bars import working
+    from regauge.cli.show import line
+    from regauge.report.drawing import draw
+    from regauge.report.pictures import Drawing, numbers
+
+    drawing = Drawing(numbers(labels), rows, seed, guidance, top_k, top_p, tuple(subnet or ()))
+    with working("sample", quiet=True, threads=threads):
+        line(str(draw(model, out, drawing, against)))
 
 
 def serve(

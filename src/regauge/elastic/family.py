@@ -28,7 +28,7 @@ class Family:
     Attributes:
         depth, ffn, heads, width, experts, bits, cache: the choices of each dimension, beside the whole; empty: none.
         layers: which blocks a count of them means, of `LAYERS`.
-        ranked: with `ranked`: every block, the most important first.
+        ranked: with `ranked`: every block, the most important first; a recipe may leave it to calibration.
         order: by what streams were sorted, a name of `order.ORDERS`.
         multiple: what numbers of neurons are rounded to; 0: 64, halved until it is an eighth of the layer or less.
         members: names of members → the subnet that each is.
@@ -67,6 +67,11 @@ class Family:
         if self.layers == EXITS:
             return tuple(range(count))
         return tuple(i * (whole - 1) // max(count - 1, 1) for i in range(count))
+
+
+def unranked(family: Family | None) -> bool:
+    """Whether the blocks of a family are still to be ranked, by what they do to calibration text."""
+    return family is not None and family.layers == RANKED and not family.ranked
 
 
 PARTS = tuple(one.name for one in fields(Family))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from regauge.anatomy.members import Member, member_of
 from regauge.anatomy.model import Anatomy
 from regauge.elastic.dimensions import BY_NAME, Cut
 from regauge.elastic.family import RANKED, Family
 from regauge.elastic.subnet import Subnet
-from regauge.errors import SettingError, nearest
+from regauge.errors import MoveError, SettingError, nearest
 
 
 def reasons(family: Family, anatomy: Anatomy) -> list[str]:
@@ -66,3 +67,19 @@ def cut_of(subnet: Subnet, family: Family, anatomy: Anatomy) -> Cut:
         if value is not None:
             cut.kept.update(BY_NAME[name].kept(value, blocks, family, anatomy))
     return cut
+
+
+def member_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
+    """The anatomy of a legal subnet of a family.
+
+    Raises:
+        SettingError: the model has no such member.
+    """
+    cut = cut_of(subnet, family, anatomy)
+    if cut.bits is not None or cut.experts is not None:
+        what = "bits" if cut.bits is not None else "experts"
+        raise SettingError(f"{what} of a member cannot be chosen here yet: leave {what}= out")
+    try:
+        return member_of(anatomy, cut.blocks, cut.kept)
+    except (MoveError, ValueError) as error:
+        raise SettingError(f"this model has no member {subnet}: {error}") from error

@@ -28,6 +28,7 @@ from regauge.engine.factoring import UNREAD, factored, planned, rewrite_of
 from regauge.engine.foresight import Foresight, foresee
 from regauge.engine.forming import formed
 from regauge.engine.job import Job, plan_of, prepare
+from regauge.engine.ranking import ranking
 from regauge.engine.reading import Reading, reading, sampled
 from regauge.engine.receipts import Done, command_line, files_of, log_of, receipt_of, versions
 from regauge.engine.refusals import Refusals
@@ -236,7 +237,8 @@ def _run(job: Job, read: Reading, staging: Staging, clock: Clock, source: str, s
     drive = Drive(job, windows, staging, clock)
     logits_error = drive.run()
     sites, moves, selects, notes = drive.receipts()
-    told = [*notes, *read.notes, *attended]
+    job, how = ranking(job, drive.influences())
+    told = [*notes, *read.notes, *attended, *how]
     done = Done(job, windows, sites, moves, selects, told, searched, logits_error, (*taught, *drive.learnt()))
     metadata: Any = staging.index()["metadata"]
     return job, receipt_of(done, source, source_hash, int(metadata["total_size"]))

@@ -19,11 +19,13 @@ from regauge.anatomy.storage import outer_names
 from regauge.artifact.codec.taps import written
 from regauge.artifact.receipt import MoveReceipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import STATES, Staging
+from regauge.elastic.family import unranked
 from regauge.engine.block import Moved, full_precision, site_receipts
 from regauge.engine.certify import Prover
 from regauge.engine.inner import inner_of
 from regauge.engine.job import Job
 from regauge.engine.learning import Learnt, room
+from regauge.engine.ranking import influence
 from regauge.engine.taps import settle
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
@@ -43,6 +45,7 @@ class Done:
         proof: certificates of its moves; selects: what was taken out, as measured.
         logits_error: of the whole model, in the last shard.
         learnt: what was trained in the block, and how far it came.
+        influence: how much the block turns the states, where blocks are ranked by it.
     """
 
     sites: Sequence[Site]
@@ -55,6 +58,7 @@ class Done:
     logits_error: float | None = None
     selects: Sequence[SelectReceipt] = ()
     learnt: Mapping[str, object] | None = None
+    influence: float | None = None
 
 
 class Drive:
@@ -99,6 +103,11 @@ class Drive:
         """What was trained, a block each, in order."""
         notes: list[Any] = [self.staging.notes[shard] for shard in self.shards]
         return [dict(note["learnt"]) for note in notes if "learnt" in note]
+
+    def influences(self) -> tuple[float, ...]:
+        """How much each block turns the states; nothing where blocks are not ranked by it."""
+        notes: list[Any] = [self.staging.notes[shard] for shard in self.shards]
+        return tuple(float(note["influence"]) for note in notes if "influence" in note)
 
     def _finished(self) -> int:
         """How many shards are whole and can be gone on from. Without its states a block cannot be, so it is redone."""
@@ -155,10 +164,13 @@ class Drive:
         rare |= looked.rare
         codes = work.round(sites, moved, stats, None if learnt is None else learnt.finished)
         unseen = [site for site in sites if site.name in codes and site.name not in stats]
-        if work.states is not None and (unseen or job.reads_head or index < job.anatomy.blocks):
+        before, turns = work.states, None
+        further = job.reads_head or unranked(job.family) or index < job.anatomy.blocks
+        if before is not None and (unseen or further):
             stats |= work.advance(block, work.built(moved, codes), unseen)
+            turns = influence(before.hidden, work.running()[1].hidden) if unranked(job.family) else None
         self._keep(index)
-        done = Done(sites, moved, codes, stats, rare, proof, notes, selects=selects)
+        done = Done(sites, moved, codes, stats, rare, proof, notes, selects=selects, influence=turns)
         if learnt is not None:
             done = replace(done, notes=[*notes, *learnt.notes], learnt=learnt.told or None)
         self._write(index, done)
@@ -250,7 +262,9 @@ class Drive:
             "selects": [receipt.model_dump(mode="json") for receipt in done.selects],
             "notes": list(done.notes),
             "logits_error": done.logits_error,
-        } | ({} if done.learnt is None else {"learnt": dict(done.learnt)})
+        }
+        note |= {} if done.learnt is None else {"learnt": dict(done.learnt)}
+        note |= {} if done.influence is None else {"influence": done.influence}
         self.staging.write(self.shards[index], tensors, note=note)
 
 

@@ -16,7 +16,7 @@ from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.codec.base import Layout, decoder
 from regauge.artifact.codec.choose import Chosen
 from regauge.elastic.dimensions import BY_NAME, MULTIPLE, SHARE
-from regauge.elastic.family import Family
+from regauge.elastic.family import Family, unranked
 from regauge.elastic.legal import cut_of, reasons, settled
 from regauge.elastic.subnet import Subnet
 from regauge.engine.refusals import Refusals
@@ -41,7 +41,9 @@ def offered_by(family: Family, layout: Layout) -> tuple[Family, list[str]]:
     Raises:
         RecipeError: the model cannot have it, or a format does not come apart there; every reason.
     """
-    anatomy = layout.anatomy
+    anatomy, later = layout.anatomy, unranked(family)
+    if later:  # by calibration: any order has the same sizes
+        family = replace(family, ranked=tuple(range(anatomy.blocks)))
     wrong = reasons(family, anatomy)
     if layout.attention:
         wrong.append("blocks that take another's attention map, or whose heads see a window, have no members")
@@ -50,7 +52,8 @@ def offered_by(family: Family, layout: Layout) -> tuple[Family, list[str]]:
         wrong = list(dict.fromkeys(why for one in _each(family, anatomy) for why in _of_member(one, family, layout)))
     if wrong:
         raise RecipeError(f"this model cannot be such a family: {'; '.join(wrong)}")
-    return family, list(_rounded(family, anatomy))
+    told = list(_rounded(family, anatomy))
+    return (replace(family, ranked=()) if later else family), told
 
 
 def _multiple(family: Family, layout: Layout) -> int:
@@ -110,11 +113,13 @@ def _of_member(asked: Subnet, family: Family, layout: Layout) -> Iterator[str]:
         if point is None:
             if site.weight.rows is not None and site.shape[0] != whole.shape[0]:
                 yield f"{name}: {whole.name} lies behind another in one matrix, whose first rows do not hold its own"
+                return
             continue
         fmt = decoder(point)
         why = fmt.grain.refuses(site.shape) or ("" if site.shape[1] % fmt.grid.run == 0 else "runs of codes are cut")
-        if why:
+        if why:  # of one block, as of all
             yield f"{asked}: {whole.name}, {site.shape[0]} x {site.shape[1]}: {why}"
+            return
         read = layout.reading(whole)
         if read is not None and site.shape[1] != whole.shape[1]:
             transform = read.name("transform")

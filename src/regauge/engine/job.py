@@ -16,7 +16,7 @@ from regauge import parts
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.moves import Move
 from regauge.artifact.codec.base import Wire
-from regauge.elastic.family import Family
+from regauge.elastic.family import Family, unranked
 from regauge.engine.families import offering
 from regauge.engine.inner import ranged
 from regauge.engine.refusals import Refusals
@@ -72,7 +72,6 @@ class Job:
         needs: site → statistics that its rounder and compensator need; sites that need none are absent.
         shaping: what is pruned, if anything is; `gauge` is then the anatomy before that.
         learnt: site → what is trained there by the error of its block; most have nothing.
-        family: what may be chosen of the artifact when it runs.
         at_once: how many matrices are rounded at the same time; None: as many as there are threads.
         finished: block → what training at the scope of the model left of it; None: of what lies outside the blocks.
     """
@@ -135,7 +134,7 @@ class Job:
     def calibrated(self) -> bool:
         """Whether any part wants to see text."""
         return (
-            bool(self.needs or self.learnt or self.shaping is not None)
+            bool(self.needs or self.learnt or self.shaping is not None or unranked(self.family))
             or bool(needs_of_taps(self.anatomy.sites, self.resolution.inputs, transforms=True))
             or ranged(self.anatomy, self.resolution.inputs)
             or bool(needs_of(self.resolution.at(ATTENTION)))
@@ -210,6 +209,9 @@ def prepare(
     """
     told = refusals or Refusals()
     known = len(told.errors)
+    if plan.train:
+        why = f"recipe {plan.name!r} trains what it makes: use `regauge learn train {plan.name} MODEL -o OUT`"
+        told.errors.append(RecipeError(why))
     whole, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, tuple[Recast, ...]()))
     shaping = told.attempt(lambda: shaping_of(plan, whole), None)
     anatomy = whole if shaping is None else shaping.pruned(whole)

@@ -16,26 +16,27 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.attention.rotary import Turning
 from regauge.cache.scheme import CachePlan
 from regauge.hosts.heads import Attend
 from regauge.hosts.latent import LatentSizes
+from regauge.hosts.loaded import Sized, Ways
 from regauge.hosts.states import States
+from regauge.hosts.teaching import Trainee
 from regauge.measure.products import Product
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
 
-Inputs = Sequence[Tensor | Mapping[str, Any]]
-"""Batches: token ids (B, T), pixels (B, C, H, W), or the keyword arguments of the model's forward."""
+Inputs = Sequence[Tensor | Mapping[str, Any]]  # token ids (B, T), pixels (B, C, H, W), or arguments of the forward
 Watch = Mapping[str, Callable[[Tensor], None]]
 """Site → is shown its inputs (tokens, I), padding left out."""
 Change = Mapping[str, Callable[[Tensor], Tensor]]
 """Site → replaces its input (…, I) or output (…, O)."""
 Rows = Callable[[Tensor | slice], Tensor]
 """Which rows of a matrix, a slice or indices (R,) → those rows (R, I)."""
-Tick = Callable[[int, int], None]
-"""Is told (done, total)."""
+Tick = Callable[[int, int], None]  # is told (done, total)
 
 
 @runtime_checkable
@@ -156,18 +157,6 @@ class Runner(Protocol):
         """The whole model on some batches, streamed; `weights` gives the tensors of a block, None reads the source."""
 
 
-@runtime_checkable
-class Ways(Protocol):
-    """The ways in which one model can be run on one set of weights."""
-
-    @property
-    def runtime(self) -> Any: ...  # as an artifact is run
-    @property
-    def own(self) -> Callable[..., Any] | None: ...  # by the library's own modules; None for an artifact
-    @property
-    def native(self) -> bool: ...  # whether the native step has served a token so far
-
-
 MAPS = "regauge_forms"
 """The attention of a runner whose maps are looked at, within `host.maps(see)`."""
 
@@ -244,17 +233,22 @@ class Host(Protocol):
     ) -> tuple[Tensor, str]:
         """(N, T) token ids that the model draws from itself, and how they begin."""
 
-    def tokenizer(self, folder: Path) -> Any:
-        """The tokenizer of a model's directory."""
+    def tokenizer(self, folder: Path) -> Any: ...  # of a model's directory
 
     def load(self, path: str | Path, **options: Any) -> Any:
         """A model of an artifact or a plain checkpoint, as `regauge.load` gives it."""
+
+    def trainee(self, path: str | Path) -> Trainee:
+        """A family of an artifact's directory, ready to be trained."""
 
     def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
         """An artifact opened through the library's own door, as the class of that name."""
 
     def whole(self, source: Source) -> Any:
         """The library's model of a source, with its weights."""
+
+    def sized(self, folder: Path, member: Member) -> Sized:
+        """What the library's config must say of a member of a family."""
 
     def cache(self, model: Any, plan: CachePlan) -> Any:
         """An empty cache of a loaded model by a plan, as the library's forward takes it."""

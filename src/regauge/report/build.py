@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from regauge.artifact.folder import read_receipt
 from regauge.artifact.loading import auto_class
 from regauge.documents import read_json
 from regauge.errors import ArtifactError
-from regauge.report import page
+from regauge.report import page, pictures
 from regauge.report.run import of_run
 from regauge.report.view import of_receipt
 from regauge.search import record
@@ -31,4 +32,5 @@ def write(run: str | Path, out: str | Path | None = None) -> Path:
         view = of_run(record.read(path), receipt, place, auto)
     else:
         view = of_receipt(receipt, place, auto)
+    view = replace(view, picture=pictures.shown(kept))
     return page.write(view, Path(out).expanduser() if out is not None else kept / "report.html")

@@ -69,6 +69,7 @@ class View:
     Attributes:
         words: the last words of the command, which the page leads with.
         first: tables that stand before the pictures of sites; `tables` stand after them.
+        picture: what a model of images drew, as a page takes it.
         dots: what the dots of the chart are, where they are not those of a search.
     """
 
@@ -80,6 +81,7 @@ class View:
     first: tuple[Table, ...]
     tables: tuple[Table, ...]
     samples: tuple[Sample, ...] = ()
+    picture: str = ""
     notes: tuple[str, ...] = ()
     command: str = ""
     facts: tuple[Row, ...] = field(default_factory=tuple)

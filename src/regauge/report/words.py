@@ -12,6 +12,7 @@ from pathlib import Path
 
 from regauge.amounts import figure, told
 from regauge.artifact.codec.base import COMPRESSED_TENSORS
+from regauge.artifact.loading import ours
 from regauge.artifact.receipt import Receipt
 from regauge.measure.cost import COMPRESSED, ORIGINAL, RUNTIME, Costs, Speed, verdict
 from regauge.measure.quality import Quality
@@ -50,7 +51,7 @@ def of_run(run: Run, receipt: Receipt, out: str) -> tuple[Words, ...]:
     lines += _stores(run)
     lines += _even(run)
     lines += _loads(receipt, out)
-    return (*lines, *_next(run.source, out, _others(run, out)))
+    return (*lines, *_next(_met(receipt, out, run.source), _others(run, out)))
 
 
 def of_receipt(receipt: Receipt, out: str) -> tuple[Words, ...]:
@@ -63,7 +64,10 @@ def of_receipt(receipt: Receipt, out: str) -> tuple[Words, ...]:
         said = f"{' and '.join(whole)}, {100 * share:.0f} % of it; --{whole[0]} int8 halves it"
         lines.append(Words("left whole", said))
     lines += _loads(receipt, out)
-    return (*lines, *_next(receipt.source, out, [f"regauge measure {_typed(receipt.source)} {_typed(out)}"]))
+    return (
+        *lines,
+        *_next(_met(receipt, out, receipt.source), [f"regauge measure {_typed(receipt.source)} {_typed(out)}"]),
+    )
 
 
 def _size(after: int, before: int) -> Words:
@@ -184,6 +188,8 @@ def _kl(point: Point) -> float:
 
 def _loads(receipt: Receipt, out: str) -> list[Words]:
     """What can load it, and with which line."""
+    if ours(receipt.family):
+        return [Words("loads in", f"regauge: rg.load({out!r}), or regauge sample {_typed(out)}; no other library")]
     lines = [Words("loads in", f"regauge: rg.load({out!r}), or regauge serve {_typed(out)}")]
     opened = f"from_pretrained({out!r}"
     if receipt.wire == COMPRESSED_TENSORS:
@@ -211,8 +217,13 @@ def pick(out: str, index: int) -> str:
     return f"regauge pick {_typed(out)} {index} -o {_typed(f'{out}-{index}')}"
 
 
-def _next(source: str, out: str, more: list[str]) -> list[Words]:
-    lines = [f"regauge chat {_typed(out)} --against {_typed(source)}", *more]
+def _met(receipt: Receipt, out: str, source: str) -> str:
+    """The line by which a person meets a model beside its original."""
+    return f"regauge {'sample' if ours(receipt.family) else 'chat'} {_typed(out)} --against {_typed(source)}"
+
+
+def _next(first: str, more: list[str]) -> list[Words]:
+    lines = [first, *more]
     return [Words("next" if place == 0 else "", said, said.split("   #")[0]) for place, said in enumerate(lines)]
 
 

@@ -155,18 +155,21 @@ def _stretch(document: Document, start: int, size: int) -> str:
 def images(
     path: Path, count: int, size: int, channels: int, mean: Sequence[float], std: Sequence[float]
 ) -> Calibration:
-    """Images for vision models: `x` (N, H, W, C) uint8 of an .npz, normalised and resized to what the model reads.
+    """Images for vision models: `x` (or `x_train`) of an .npz, (N, H, W, C) uint8, normalised and resized to what the
+    model reads; grey ones may be (N, H, W).
 
     Raises:
         TextError: the file holds no such array.
     """
     try:
         with np.load(path) as file:
-            x_NHWC = file["x"][:count]
+            x_NHWC = file["x_train" if "x" not in file and "x_train" in file else "x"][:count]
     except (OSError, ValueError, KeyError) as error:
         raise TextError(
             f"{path} holds no images: an .npz with an array 'x' (N, H, W, 3) of uint8 is needed."
         ) from error
+    if channels == 1 and x_NHWC.ndim == 3:
+        x_NHWC = x_NHWC[..., None]
     if x_NHWC.dtype != np.uint8 or x_NHWC.ndim != 4 or x_NHWC.shape[-1] != channels:
         raise TextError(
             f"{path}: 'x' has shape {x_NHWC.shape} and dtype {x_NHWC.dtype}; (N, H, W, {channels}) of uint8 is needed."

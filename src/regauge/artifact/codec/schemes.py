@@ -14,6 +14,7 @@ from regauge.anatomy.fusing import fused
 from regauge.anatomy.inner import inner_taps
 from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.codec.base import Layout, decoder
+from regauge.artifact.loading import ALONE, ours
 from regauge.formats.base import Format, Grid
 from regauge.parts import INPUTS, Point, axis_of
 
@@ -204,6 +205,8 @@ def _all(layout: Layout) -> Iterator[tuple[str, str]]:
     yield from _changed(layout.source, layout.anatomy)
     if layout.unsaid:
         yield "sizes", layout.unsaid
+    if ours(layout.anatomy.family):
+        yield "the model", f"{ALONE}{layout.anatomy.family}"
     for name in layout.attention:
         yield name, "a block takes another's attention map, or its heads see a window, which config.json cannot say"
     for name in filter(layout.inputs.__contains__, inner_taps(layout.anatomy)):

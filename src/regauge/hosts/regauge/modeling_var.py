@@ -145,6 +145,7 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
     input_modalities = ("image",)
     _no_split_modules = ("Block",)
     _supports_sdpa = True
+    taste = Taste
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__(config)

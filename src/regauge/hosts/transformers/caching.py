@@ -19,6 +19,7 @@ from regauge.cache.scheme import CachePlan
 from regauge.errors import FallbackWarning, SettingError
 from regauge.hosts.transformers.attending import NAME, attend, expect
 from regauge.hosts.transformers.coding import may_read
+from regauge.hosts.transformers.marking import running
 from regauge.hosts.transformers.owned import method, own
 from regauge.hosts.transformers.packed import PackedCache, cache_of
 from regauge.plan.caches import NONE, Asked, asked, cache_plan
@@ -84,7 +85,8 @@ def lets_go(model: Any) -> bool:
 
 
 def fresh(model: Any, request: object = None) -> Any:
-    """A new cache of a model, by its plan or by what a request asks for; transformers' own where neither says anything.
+    """A new cache of a model, of the member that runs where it is a family, by its plan or by what a request asks for;
+    transformers' own where neither says anything.
 
     Args:
         request: a preset's name, several with `+`, `none`, or a rule as a mapping. It names no files and no code.
@@ -93,6 +95,7 @@ def fresh(model: Any, request: object = None) -> Any:
         SettingError: it is nothing of these.
         RecipeError: it does not fit the model.
     """
+    model = running(model)
     plan = asked_by(model, request)
     if plan is None or plan.plain:
         return DynamicCache(config=model.config.get_text_config(decoder=True))

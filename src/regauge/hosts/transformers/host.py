@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.caches import FILE
 from regauge.artifact.reader import open_artifact
@@ -21,8 +22,11 @@ from regauge.cache.scheme import CachePlan
 from regauge.errors import ModelError
 from regauge.hosts import base
 from regauge.hosts.latent import LatentSizes
+from regauge.hosts.loaded import Sized, Ways
 from regauge.hosts.precise import precise
+from regauge.hosts.teaching import Trainee
 from regauge.hosts.transformers import (
+    apart,
     attending,
     door,
     forms,
@@ -37,6 +41,7 @@ from regauge.hosts.transformers import (
     stream,
     tables,
     tracing,
+    trainee,
     ways,
 )
 from regauge.hosts.transformers.coded import method
@@ -130,19 +135,25 @@ class TransformersHost:
     def load(self, path: str | Path, **options: Any) -> Any:
         return load.load(path, **options)
 
+    def trainee(self, path: str | Path) -> Trainee:
+        return trainee.trainee(path)
+
     def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
         return door.from_pretrained(auto, path, **options)
 
     def whole(self, source: base.Source) -> Any:
         return sampling.whole_model(_own(source))
 
+    def sized(self, folder: Path, member: Member) -> Sized:
+        return apart.sized_as(folder, member)
+
     def cache(self, model: Any, plan: CachePlan) -> Any:
         return packed.cache_of(plan, model)
 
-    def ways(self, model: Any) -> base.Ways:
+    def ways(self, model: Any) -> Ways:
         return ways.ways_of(model)
 
-    def ways_of_source(self, source: base.Source, dtype: torch.dtype = torch.bfloat16) -> base.Ways:
+    def ways_of_source(self, source: base.Source, dtype: torch.dtype = torch.bfloat16) -> Ways:
         return ways.ways_of_source(_own(source), dtype)
 
     def packed(self, path: str | Path) -> bool:

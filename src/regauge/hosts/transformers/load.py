@@ -7,7 +7,7 @@ file that is missing, truncated, of another shape or of a newer format is an err
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,35 +17,32 @@ import torch
 from torch import nn
 
 from regauge.anatomy.inner import inner_taps
-from regauge.anatomy.model import Anatomy
 from regauge.artifact import files
-from regauge.artifact.caches import read_cache
 from regauge.artifact.codec.base import Wire
+from regauge.artifact.cutting import read_cut, with_cut
 from regauge.artifact.folder import shards, wire_of
-from regauge.cache.scheme import CachePlan
-from regauge.documents import read_json
+from regauge.artifact.gains import read_gains
+from regauge.elastic.subnet import FULL, Subnet
 from regauge.errors import ArtifactError, ModelError, SettingError, nearest
-from regauge.hosts.transformers.absorbing import absorb
 from regauge.hosts.transformers.adapt import adapt_modules
-from regauge.hosts.transformers.caching import keep, planned
+from regauge.hosts.transformers.apart import load_member
 from regauge.hosts.transformers.checkpoint import finite
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, coded_by, config_of, first_line, read_raw
 from regauge.hosts.transformers.drafting import draftable
 from regauge.hosts.transformers.experts import plain_experts
+from regauge.hosts.transformers.finishing import finish, keeping, kept_by, running_at
 from regauge.hosts.transformers.forms import form_modules
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.inside import check_whole, read_inside
 from regauge.hosts.transformers.overflow import watch
 from regauge.hosts.transformers.placing import of_head, place, tie
-from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.skeleton import model_class
 from regauge.hosts.transformers.switching import offer
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.windowed import by_block, window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
-from regauge.parts import Point
-from regauge.plan.caches import Asked, of_points
+from regauge.plan.caches import Asked
 from regauge.runtime.device import Placed, on_the_cpu, placed, warn_without_triton
 from regauge.runtime.rows import CPU, CUDA
 from regauge.runtime.window.figure import Figure, check_room, read_figure
@@ -63,6 +60,7 @@ def load(
     memory: str | int | None = None,
     activations: str | None = None,
     cache: Asked | None = None,
+    subnet: str | Subnet | None = None,
 ) -> PreTrainedModel:
     """The model of an artifact: a `PreTrainedModel` whose quantised weights stay packed in memory.
 
@@ -85,6 +83,8 @@ def load(
         cache: what is kept of the past: a preset's name (`"kivi-4"`), several (`"snapkv+kivi-4"`), a recipe file, a
             recipe as a mapping or its rule alone (`{"keys": "int4-asym/time:32"}`), or `"none"`. None: as the artifact
             says. One request may ask for another: `model.generate(..., regauge_cache="kv8")`.
+        subnet: one member of a family alone, `"depth=6,ffn=0.5"` or the name of one: what it does not need is not kept
+            in memory. None: the whole, of which every member can run (`rg.use`, `generate(..., subnet=...)`).
 
     Raises:
         ArtifactError: a file is missing, truncated or of a newer format, or contradicts the config; with `memory` also
@@ -93,8 +93,8 @@ def load(
             model needs more than is available.
         ModelError: it is no model directory, or not one that can be loaded safely.
         RecipeError: `cache` is no recipe of one, or does not fit the model.
-        SettingError: there are no such `activations`, or they cannot be had together with `memory` or on a GPU; or
-            there is no such device here.
+        SettingError: there are no such `activations`, or they cannot be had together with `memory` or on a GPU; there
+            is no such device here; or the subnet is not legal, in a sentence that names the nearest that is.
     """
     figure = None if memory is None else read_figure(memory, str(device))
     at = placed(device)
@@ -106,9 +106,11 @@ def load(
         raise SettingError(
             f"activations={activations!r} is how a CPU rounds; leave it out, a GPU rounds nothing by itself"
         )
+    if subnet is not None and memory is not None:
+        raise SettingError("subnet= is not for models in a window; leave it or memory= out")
     dtype = _dtype(dtype)
     with on_the_cpu():  # where the model goes is said
-        return _loaded(model_folder(str(path), None), at, dtype, figure, Said(activations, cache))
+        return _loaded(model_folder(str(path), None), at, dtype, figure, Said(activations, cache, subnet))
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Said:
 
     activations: str | None = None
     cache: Asked | None = None
+    subnet: str | Subnet | None = None
 
 
 def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure | None, said: Said) -> Any:
@@ -124,6 +127,9 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
         raise ArtifactError(f"{folder} has no config.json, so it is neither an artifact nor a model.")
     raw = read_raw(folder, ArtifactError)
     quantisation = raw.pop("quantization_config", None)
+    if said.subnet is not None:
+        dtype = dtype or _dtype(raw.get("dtype") or raw.get("torch_dtype")) or torch.float32
+        return load_member(folder, said.subnet, at, dtype, (said.activations, said.cache))
     if not quantisation or method(quantisation):
         return _plain(folder, at, dtype, figure, said.cache)
     if type(quantisation) is not dict:
@@ -135,8 +141,10 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     source = replace(anatomy_of(config, model), tied=bool(model.all_tied_weights_keys))
     linear = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     wire = wire_of(quantisation, source, dtype, linear)
+    taken = read_cut(folder, wire.layout.anatomy)
+    wire = with_cut(wire, taken)
     found = shards(folder, wire)
-    kept = _kept(folder, wire.layout.anatomy, wire.layout.cache, said.cache)
+    kept = kept_by(folder, wire.layout.anatomy, wire.layout.cache, said.cache)
     if at.kind == CUDA:
         warn_without_triton()
     elif figure is None:
@@ -157,20 +165,17 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     read_inside(model, wire.layout)
     if figure is None or not window_of_artifact(model, wire, found, folder, dtype, figure):
         _fill(model, wire, found, dtype, at.kind, said.activations)
-    _finish(model, folder, wire.name)
-    model = model.to(at.where)
-    if at.kind == CPU:
-        plug(model, wire.layout.anatomy)
-    _keeping(model, folder, wire.layout.anatomy, kept, at)
+    finish(model, folder, wire.name)
+    if taken is not None and not wire.layout.quantised:  # as the family that it was taken out of
+        model = keeping(model.to(at.where), folder, wire.layout.anatomy, kept, at)
+    else:
+        own = read_gains(folder, wire.layout.anatomy).get(FULL)
+        model = running_at(model, wire.layout.anatomy, kept, at, own)
+        offer(model, folder, wire.layout.anatomy)
+        draftable(model)
     if dtype is torch.float16:
         watch(model)
     return model
-
-
-def _kept(folder: Path, anatomy: Anatomy, points: Mapping[str, Point], cache: Asked | None) -> CachePlan | None:
-    """What a user asks to be kept of the past, or else what the artifact says: in its header, or beside it."""
-    points = points or read_cache(folder, anatomy)
-    return planned(cache, anatomy, of_points(folder.name, points, anatomy) if points else None)
 
 
 def _dtype(asked: object) -> torch.dtype | None:
@@ -197,7 +202,7 @@ def _plain(
     source = Source.open(folder)
     plain_experts(source.model.config, source.anatomy)
     anatomy = source.anatomy
-    kept = _kept(folder, anatomy, {}, cache)
+    kept = kept_by(folder, anatomy, {}, cache)
     if figure is not None and coded_by(folder):
         raise SettingError(
             f"{folder} is stored in codes, which a window does not decode; leave memory= out, or apply a recipe"
@@ -205,8 +210,8 @@ def _plain(
     if figure is not None:
         model = window_of_checkpoint(source, dtype, figure)
         if model is not None:
-            _finish(model, folder, None)
-            return _keeping(model, folder, anatomy, kept, at)
+            finish(model, folder, None)
+            return keeping(model, folder, anatomy, kept, at)
     elif at.kind == CPU:
         check_room(str(folder), source.parameters() * (dtype or source.dtype).itemsize)
     config, stored = source.config, source.dtype
@@ -214,8 +219,8 @@ def _plain(
     dtype = dtype or _dtype(getattr(config, "dtype", None)) or stored
     if coded_by(folder):
         decoded = whole_model(source, dtype)
-        _finish(decoded, folder, None)
-        return _keeping(decoded.to(at.where), folder, anatomy, kept, at)
+        finish(decoded, folder, None)
+        return keeping(decoded.to(at.where), folder, anatomy, kept, at)
     del source
     try:
         with _no_bar():
@@ -228,18 +233,7 @@ def _plain(
         for key, tensor in found.state_dict().items():
             if not finite(tensor):
                 raise ModelError(f"{key} of {folder} has values that float16 cannot hold; load with dtype='bfloat16'")
-    return _keeping(found.eval().requires_grad_(False).to(at.where), folder, anatomy, kept, at)
-
-
-def _keeping(model: Any, folder: Path, anatomy: Anatomy, kept: CachePlan | None, at: Placed) -> Any:
-    """A model with its plan; a plain one decodes by it as an artifact does, as packed caches are read natively."""
-    if kept is not None and not kept.plain and at.kind == CPU and getattr(model, "regauge_step", None) is None:
-        plug(model, anatomy)
-    keep(model, anatomy, kept, at.kind == CUDA)
-    absorb(model)
-    offer(model, folder, anatomy)
-    draftable(model)
-    return model
+    return keeping(found.eval().requires_grad_(False).to(at.where), folder, anatomy, kept, at)
 
 
 @contextmanager
@@ -272,28 +266,3 @@ def _fill(
     lost = [key for key, tensor in model.state_dict().items() if tensor.is_meta]
     if lost:
         raise ArtifactError(f"the artifact lacks the tensor {lost[0]} ({len(lost)} in all); build or fetch it again.")
-
-
-def _finish(model: Any, folder: Path, method: str | None) -> None:
-    """Generation settings, and a mark that keeps `save_pretrained` from writing what stock code would misread."""
-    from transformers import GenerationConfig
-
-    from regauge.hosts.transformers.quantizer import mark
-    from regauge.hosts.transformers.vocabulary import guard
-
-    if (folder / "generation_config.json").exists() and model.can_generate():
-        read_json(folder / "generation_config.json", ArtifactError)
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
-        except FOREIGN as error:
-            raise ArtifactError(
-                f"{folder / 'generation_config.json'} cannot be read ({first_line(error)}); fetch or remove it."
-            ) from error
-    if method is not None:
-        mark(model, method)
-        guard(model)
-    for module in model.modules():
-        module._is_hf_initialized = (
-            True  # as from_pretrained leaves it: init_weights() draws anew what has no such mark
-        )
-    model.eval().requires_grad_(False)

@@ -16,6 +16,27 @@ WHOLE = Subnet()
 
 
 @dataclass(frozen=True)
+class Alone:
+    """What a model has of members that is one of them and no more.
+
+    Attributes:
+        active: which.
+    """
+
+    active: Subnet
+
+    def running(self) -> tuple[Subnet, None]:
+        """Always itself."""
+        return self.active, None
+
+
+def running(model: Any) -> Any:
+    """The modules that run here and now: those of a member, or the model itself."""
+    found = vars(model).get("regauge")
+    return (None if found is None else found.running()[1]) or model
+
+
+@dataclass(frozen=True)
 class Marked:
     """`forward` of one member: caches are its own.
 

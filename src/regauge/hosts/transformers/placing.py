@@ -43,12 +43,25 @@ def place(
     Returns:
         the quantised sites that are now there.
     """
-    layout = wire.layout
     full, codes = wire.unpack({name: tensor for name, tensor in tensors.items() if name not in (head or {})})
     if EMBED in codes:
         full |= head or {}
+    return put_in(model, wire, (full, codes), dtype, device, path, activations)
+
+
+def put_in(
+    model: Any,
+    wire: Wire,
+    found: tuple[dict[str, Tensor], Mapping[str, Codes]],
+    dtype: torch.dtype,
+    device: str,
+    path: Path,
+    activations: str | None = None,
+) -> set[str]:
+    """`place`, of what a wire has unpacked: parameters by module key, and codes by site."""
+    layout, (full, codes) = wire.layout, found
     if wire.name == COMPRESSED_TENSORS:
-        codes = {name: as_stock(found, dtype, layout, name) for name, found in codes.items()}
+        codes = {name: as_stock(one, dtype, layout, name) for name, one in codes.items()}
     install(model, layout, codes, full, dtype, device, activations)
     fill(model, layout, inner_readings(layout, full))
     halves = [f"{name}." for name in layout.quantised if name not in codes]  # said to lack codes, once all is read

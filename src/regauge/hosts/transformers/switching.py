@@ -23,15 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regauge.anatomy.members import Member, member_of
+from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.cutting import read_cut
 from regauge.artifact.families import read_family
+from regauge.artifact.gains import of_member, read_gains
 from regauge.elastic.family import Family
-from regauge.elastic.legal import cut_of, settled
+from regauge.elastic.legal import member_in, settled
 from regauge.elastic.subnet import Subnet
-from regauge.errors import MoveError, SettingError
+from regauge.errors import SettingError
 from regauge.hosts.transformers.caching import fresh
-from regauge.hosts.transformers.marking import WHOLE, Marked
+from regauge.hosts.transformers.gaining import fitted
+from regauge.hosts.transformers.marking import WHOLE, Alone, Marked, running
 from regauge.hosts.transformers.members import cached, view
 from regauge.hosts.transformers.owned import Owned, method, own
 
@@ -50,10 +53,12 @@ class Members:
     Attributes:
         family: what may be chosen.
         anatomy: of the whole.
+        gains: subnet → site of the whole → what the member multiplies its outputs by.
     """
 
     def __init__(self, model: Any, family: Family, anatomy: Anatomy) -> None:
         self.family, self.anatomy = family, anatomy
+        self.gains: dict[str, dict[str, Tensor]] = {}
         self.of: weakref.ref[Any] | None = weakref.ref(model)
         self.forget()
 
@@ -64,7 +69,7 @@ class Members:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"family": self.family, "anatomy": self.anatomy, "of": None}
+        return {"family": self.family, "anatomy": self.anatomy, "gains": self.gains, "of": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -87,6 +92,39 @@ class Members:
         with self._lock:
             return tuple(self._made)
 
+    def member(self, asked: str | Subnet) -> Any:
+        """A member as a model of its own, over the memory of this one: what runs inside `use`.
+
+        Raises:
+            SettingError: it is not legal, or the model holds something in a way that has no first part.
+        """
+        model = None if self.of is None else self.of()
+        if model is None:
+            raise SettingError("the model of these members is gone, or was copied and not run yet: call it once")
+        return self.tree(self.settled(asked), model) or model
+
+    def fit(self, asked: str | Subnet, model: Any, ids_BT: Tensor) -> dict[str, Tensor]:
+        """Gains of a member by a text, which it has from now on: site of the whole → a number for each output.
+
+        Raises:
+            SettingError: it is not legal, or a matrix is held in a way that has no multiplier a row.
+        """
+        legal = self.settled(asked)
+        self.forget_gains(legal)
+        tree = self.tree(legal, model)
+        found = {} if tree is None else fitted(model, tree, self.cut(legal), ids_BT)
+        with self._lock:
+            self._made.pop(legal, None)
+            self.gains[str(legal)] = found
+            self.tree(legal, model)
+        return found
+
+    def forget_gains(self, subnet: Subnet) -> None:
+        """Takes gains from a legal member, which is built anew when it runs next."""
+        with self._lock:
+            self.gains.pop(str(subnet), None)
+            self._made.pop(subnet, None)
+
     def settled(self, asked: str | Subnet) -> Subnet:
         """A subnet as this family says it.
 
@@ -104,7 +142,7 @@ class Members:
 
     def cut(self, subnet: Subnet) -> Member:
         """The anatomy of a legal subnet."""
-        return cut_in(subnet, self.family, self.anatomy)
+        return member_in(subnet, self.family, self.anatomy)
 
     def tree(self, subnet: Subnet, model: Any) -> Any:
         """The modules of a legal subnet; None: the whole's own. Built where they are not there yet.
@@ -121,7 +159,7 @@ class Members:
                 return found
             member = self.cut(subnet)
             plan = cached(member, subnet.cache, getattr(model, "regauge_cache", None))
-            found = view(model, member, plan)
+            found = view(model, member, plan, of_member(self.gains.get(str(subnet), {}), member))
             for name in ("generate", "_apply"):
                 vars(found).pop(name, None)
             before: Switched = vars(found)["forward"].function
@@ -130,22 +168,6 @@ class Members:
             while len(self._made) > MOST:
                 self._made.popitem(last=False)
             return found
-
-
-def cut_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
-    """The anatomy of a legal subnet of a family.
-
-    Raises:
-        SettingError: the model has no such member.
-    """
-    cut = cut_of(subnet, family, anatomy)
-    if cut.bits is not None or cut.experts is not None:
-        what = "bits" if cut.bits is not None else "experts"
-        raise SettingError(f"{what} of a member cannot be chosen here yet: leave {what}= out")
-    try:
-        return member_of(anatomy, cut.blocks, cut.kept)
-    except (MoveError, ValueError) as error:
-        raise SettingError(f"this model has no member {subnet}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -164,14 +186,19 @@ class Switched:
 
 
 def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
-    """Lets a loaded model run as any member that its directory offers; does nothing where it offers none.
+    """Lets a loaded model run as any member that its directory offers; does nothing where it offers none. A member
+    that was taken out says which it is.
 
     Raises:
         ArtifactError: what the directory says of members is damaged or does not fit the model.
     """
+    taken = read_cut(folder, anatomy)
+    if taken is not None:
+        model.regauge = Alone(taken.subnet)
     family = read_family(folder, anatomy)
     if family is not None and getattr(model, "regauge_window", None) is None:
         switchable(model, family, anatomy)
+        model.regauge.gains = read_gains(folder, anatomy)
 
 
 def switchable(model: Any, family: Family, anatomy: Anatomy) -> None:
@@ -199,12 +226,6 @@ def members_of(model: Any) -> Members:
         )
     found.of = weakref.ref(model)
     return found
-
-
-def running(model: Any) -> Any:
-    """The modules that run here and now: those of a member, or the model itself."""
-    found = vars(model).get("regauge")
-    return (found.running()[1] if isinstance(found, Members) else None) or model
 
 
 class use:  # a `with`, named as what is written

@@ -31,7 +31,8 @@ class Choice:
         reading: how inputs are read; None: as they are.
         rounds: whether the kernel rounds them so by itself.
         activations: as `choose` says.
-        meta: `matrix.META` of panels; None where another way holds the matrix.
+        meta: `matrix.META` of panels, and of a first part its stride; None where another way holds the matrix.
+        whole: inputs of the matrix of which this is the first ones; None: its own.
     """
 
     kernel: str
@@ -42,6 +43,7 @@ class Choice:
     rounds: bool
     activations: str | None
     meta: Meta | None
+    whole: int | None = None
 
     @property
     def differentiable(self) -> bool:
@@ -71,6 +73,7 @@ def choose(
     device: str = CPU,
     reading: Reading | None = None,
     activations: str | None = None,
+    whole: int | None = None,
 ) -> Choice:
     """The way of a matrix.
 
@@ -78,12 +81,13 @@ def choose(
         dtype: of the activations.
         reading: how inputs are read; None: as they are.
         activations: a name of `matrix.ACTIVATIONS`; None: as `operators.few` says.
+        whole: inputs of the matrix of which this is the first ones, which is held and multiplied as that is.
     """
     shape, kind = (codes.codes_OI.shape[0], codes.codes_OI.shape[1]), torch.device(device).type
-    read = read_as(reading)
-    answer = ask(fmt, shape, read, dtype, kind, here=True) if kind in DEVICES else ELSEWHERE
-    meta = meta_of_codes(codes, fmt) if answer.kernel == NAME else None
-    return Choice(answer.kernel, fmt, shape, kind, reading, answer.rounds, activations, meta)
+    read, wide = read_as(reading), (shape[0], max(shape[1], whole or 0))
+    answer = ask(fmt, wide, read, dtype, kind, here=True) if kind in DEVICES else ELSEWHERE
+    meta = meta_of_codes(codes, fmt, whole) if answer.kernel == NAME else None
+    return Choice(answer.kernel, fmt, shape, kind, reading, answer.rounds, activations, meta, whole)
 
 
 def way_of(choice: Choice, allocate: Callable[[int], Tensor] | None = None) -> Way:
@@ -95,7 +99,8 @@ def way_of(choice: Choice, allocate: Callable[[int], Tensor] | None = None) -> W
     fmt, shape, reading = choice.format, choice.shape, choice.reading
     rounds = reading if choice.rounds else None
     if choice.meta is not None:
-        found = panels(fmt, choice.meta, None if rounds is None else rounds.format.grid, choice.activations, allocate)
+        grid = None if rounds is None else rounds.format.grid
+        found = panels(fmt, choice.meta, grid, choice.activations, allocate, choice.whole)
     elif choice.kind == CUDA and choice.kernel != DECODED:
         found = triton.way(choice.kernel, fmt, shape, rounds)
     else:

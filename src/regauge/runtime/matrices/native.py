@@ -79,13 +79,18 @@ def floats(bits: int, mantissa: int, bias: int) -> Tensor:
     return torch.cat([size, -size]).float()
 
 
-def meta_of_codes(codes: Codes, fmt: Format) -> Meta:
-    """`matrix.META` of a matrix in panels. The capability table says which matrices fit."""
+def meta_of_codes(codes: Codes, fmt: Format, whole: int | None = None) -> Meta:
+    """`matrix.META` of a matrix in panels. The capability table says which matrices fit.
+
+    Args:
+        whole: inputs of the matrix of which this is the first ones; its groups are then that one's.
+    """
     rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
-    value, group = _held_as(fmt), group_of(columns, fmt.grid.bits, fmt.grain.span(shape), fmt.grid.run)
+    wide = max(columns, whole or 0)
+    value, group = _held_as(fmt), group_of(wide, fmt.grid.bits, fmt.grain.span((rows, wide)), fmt.grid.run)
     if value is None or not group:
         raise ValueError(f"panels cannot say {fmt.grid.name} in {fmt.grain.name} on {rows} x {columns}")
-    scale_ON, zero_ON, _ = _steps(codes, fmt, group)
+    scale_ON, zero_ON, _ = _steps(codes, fmt, group, wide)
     return meta_of(shape, fmt.grid.bits, value, group, scale_ON, zero_ON is not None)
 
 
@@ -95,6 +100,7 @@ def panels(
     inputs: Grid | None = None,
     activations: str | None = None,
     allocate: Callable[[int], Tensor] | None = None,
+    whole: int | None = None,
 ) -> Way:
     """The way of a matrix in panels.
 
@@ -102,13 +108,14 @@ def panels(
         inputs: grid of inputs that the kernels round, a step a token.
         activations: a name of `matrix.ACTIVATIONS`; None: as `operators.few` says.
         allocate: memory for the panels.
+        whole: as `meta_of_codes` says.
     """
 
     def hold(codes: Codes) -> Held:
-        rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
-        value, group = _held_as(fmt), group_of(columns, fmt.grid.bits, fmt.grain.span(shape), fmt.grid.run)
-        assert value is not None, f"there is a meta of these {rows} rows"
-        made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *_steps(codes, fmt, group), allocate)
+        value, group = _held_as(fmt), meta[matrix.META.index("group")]
+        assert value is not None, "there is a meta of it"
+        steps = _steps(codes, fmt, group, max(codes.codes_OI.shape[1], whole or 0))
+        made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *steps, allocate)
         held = {"panels": made.panels, "row_scale": made.row_scale_O, "table": made.table}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 
@@ -116,19 +123,19 @@ def panels(
     return _way(meta, hold, inputs, number)
 
 
-def _steps(codes: Codes, fmt: Format, group: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _steps(codes: Codes, fmt: Format, group: int, wide: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Steps and zero points of every group of the panels, and a float32 multiplier a row."""
     rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
-    across, whole = math.ceil(columns / group), fmt.grain.groups(shape)[0] == 1
+    across, one = math.ceil(columns / group), fmt.grain.groups(shape)[0] == 1
 
     def spread(field_G: Tensor) -> Tensor:
         """(G,) or (G, 1) → (O, N)."""
-        field_ON = field_G.reshape(1, 1).expand(rows, 1) if whole else field_G.reshape(rows, -1)
+        field_ON = field_G.reshape(1, 1).expand(rows, 1) if one else field_G.reshape(rows, -1)
         return field_ON.repeat_interleave(across // field_ON.shape[1], dim=1)
 
     fields, zero_G1 = codes.step.fields, None if fmt.scale.low is not None else codes.step.zero_G1
     zero_ON = None if zero_G1 is None else spread((zero_G1 - fmt.grid.low).to(torch.uint8))
-    if fmt.grain.span(shape) >= columns:  # one step a row, or one for all
+    if fmt.grain.span((rows, wide)) >= wide:  # one step a row, or one for all
         return None, zero_ON, codes.step.scale_G1.float().reshape(-1).expand(rows)
     stored, names = fields["scale"], fields.keys() - {"zero"}
     if names == {"scale", "row_scale"}:  # m2: powers of two below the row's largest

@@ -1,0 +1,201 @@
+"""A member of a family by itself: the tensors of an artifact, cut to it block by block, and what says that it was cut.
+
+Every matrix of a member is the first rows and columns of the family's, its codes and steps too. How a matrix is laid
+out in memory may depend on how many inputs it has, and with it how inputs are rounded; so beside a member that was
+taken out stands how wide its matrices were (`regauge/cut.json`), and it computes what it computed among the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from regauge.anatomy.members import Member, member_of
+from regauge.anatomy.model import Anatomy
+from regauge.artifact.caches import read_cache
+from regauge.artifact.codec.base import Layout, Wire, decoder
+from regauge.artifact.codec.compressed import CompressedTensors
+from regauge.artifact.folder import dtype_of, read_anatomy, read_config, shards
+from regauge.artifact.reader import Artifact, Block, open_artifact
+from regauge.documents import ordinary, read_json
+from regauge.elastic.subnet import Subnet
+from regauge.errors import ArtifactError, SettingError
+from regauge.formats.base import Codes, Format, Term
+from regauge.formats.terms import KINDS, LOW_RANK
+from regauge.parts import Point
+
+FILE = "regauge/cut.json"
+VERSION, WIDE = 1, 1 << 26
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """What stands beside a member that was taken out.
+
+    Attributes:
+        subnet: which member it is.
+        columns: site → the inputs that its matrix had.
+    """
+
+    subnet: Subnet
+    columns: Mapping[str, int]
+
+
+def opened(folder: Path) -> Artifact:
+    """An artifact as data, or a checkpoint of ours in which nothing is rounded.
+
+    Raises:
+        ArtifactError: it is neither.
+    """
+    config = read_config(folder)
+    if config.get("quantization_config"):
+        found = open_artifact(folder)
+    else:
+        anatomy = read_anatomy(folder)
+        wire = CompressedTensors(Layout(anatomy, anatomy, {}, dtype_of(config)))
+        found = Artifact(folder, wire, config, None, shards(folder, wire))
+    layout = found.layout
+    cache = layout.cache or read_cache(folder, layout.anatomy)
+    taken = read_cut(folder, layout.anatomy)
+    layout = replace(layout, cache=cache, cut=layout.cut if taken is None else taken.columns)
+    return replace(found, wire=replace(found.wire, layout=layout))  # type: ignore[type-var]  # wires are dataclasses
+
+
+def layout_of(whole: Layout, member: Member, config: Mapping[str, object] | None = None, unsaid: str = "") -> Layout:
+    """What the tensors of a member are.
+
+    Args:
+        config: what config.json says otherwise; `unsaid`: why it cannot say the sizes.
+    """
+    source = member_of(whole.source, member.blocks, {}).anatomy
+
+    def own(points: Mapping[str, Point]) -> dict[str, Point]:
+        return {new: point for name, point in points.items() if (new := member.name(name)) is not None}
+
+    def here(points: Mapping[str, Point | None]) -> dict[str, Point | None]:
+        return {new: point for name, point in points.items() if (new := member.name(name)) is not None}
+
+    cut: dict[str, int] = {}
+    for site in member.anatomy.sites:
+        old = member.origin(site.name)
+        wide = whole.cut.get(old, member.whole.site(old).shape[1])
+        if wide != site.shape[1]:
+            cut[site.name] = wide
+    return Layout(
+        source,
+        member.anatomy,
+        here(whole.choices),
+        whole.dtype,
+        inputs=own(whole.inputs),
+        apart=here(whole.apart),
+        config=config or {},  # type: ignore[arg-type]  # numbers and lists of words
+        unsaid=unsaid,
+        cache=own(whole.cache),
+        cut=cut,
+    )
+
+
+def cut_block(block: Block, whole: Layout, own: Layout, member: Member) -> Block:
+    """A block of the family (or what lies outside of all) as the member has it.
+
+    Raises:
+        SettingError: something in it does not come apart.
+    """
+    weights = {name: tensor.contiguous() for name, tensor in member.cut(block.weights).items()}
+    codes: dict[str, Codes] = {}
+    shapes = {site.name: site.shape for site in own.anatomy.sites}
+    for name, found in block.codes.items():
+        new = member.name(name)
+        if new is not None:
+            codes[new] = cut_codes(found, decoder(whole.quantised[name]), shapes[new], name)
+    taps = {site.tap: site.shape[1] for site in whole.anatomy.sites if site.tap is not None}
+    mine = {site.tap: site.shape[1] for site in own.anatomy.sites if site.tap is not None}
+    extras: dict[str, Tensor] = {}
+    for key, tensor in block.extras.items():
+        tap = key.rpartition(".")[0]
+        new = member.name(key) if tap in taps else member.moved(key)
+        if new is None:
+            continue
+        if tap in taps and mine.get(new.rpartition(".")[0]) != taps[tap] and tensor.numel() != 1:
+            raise SettingError(f"{tap} is read by {tensor.numel()} numbers for its channels, which do not come apart")
+        extras[new] = tensor
+    index = None if block.index is None else member.blocks.index(block.index)
+    return Block(index, weights, codes, extras)
+
+
+def cut_codes(codes: Codes, fmt: Format, shape: tuple[int, int], name: str = "a matrix") -> Codes:
+    """The first rows and inputs of a quantised matrix.
+
+    Raises:
+        SettingError: its codes, steps or terms do not come apart there.
+    """
+    (whole_O, whole_I), (rows, columns) = codes.codes_OI.shape, shape
+    if (whole_O, whole_I) == shape:
+        return codes
+    groups, span = fmt.grain.groups((whole_O, whole_I))[0], fmt.grain.span((whole_O, whole_I))
+    why = fmt.grain.refuses(shape)
+    if why or columns % fmt.grid.run or groups not in (1, whole_O * (whole_I // max(span, 1))):
+        why = why or f"codes of {fmt.grain.name} go together"
+        raise SettingError(f"{name} cannot be cut to {rows} x {columns}: {why}")
+
+    def cut(field_G: Tensor) -> Tensor:
+        if groups == 1 or field_G.numel() % whole_O:
+            return field_G
+        across = field_G.numel() // whole_O
+        kept, rest = (across, 0) if across == 1 else divmod(across * columns, whole_I)
+        if rest:
+            raise SettingError(f"{name} cannot be cut to {rows} x {columns}: its steps go together beyond there")
+        return field_G.reshape(whole_O, across, *field_G.shape[1:])[:rows, :kept].flatten(0, 1).contiguous()
+
+    fields = {part: cut(tensor) for part, tensor in codes.step.fields.items()}
+    terms = tuple(_cut_term(term, shape, name) for term in codes.terms)
+    return Codes(codes.codes_OI[:rows, :columns].contiguous(), fmt.load(fields), terms, codes.notes)
+
+
+def _cut_term(term: Term, shape: tuple[int, int], name: str) -> Term:
+    if term.kind != LOW_RANK:
+        raise SettingError(f"{name} has a {term.kind} term beside its codes, which does not come apart")
+    tensors = term.tensors
+    left, right = tensors["left"][: shape[0]].contiguous(), tensors["right"][:, : shape[1]].contiguous()
+    return KINDS[term.kind]({"left": left, "right": right})
+
+
+def cut_json(subnet: Subnet, layout: Layout) -> str:
+    """What stands beside a member."""
+    columns = {name: count for name, count in layout.cut.items() if name in layout.quantised}
+    return json.dumps({"version": VERSION, "subnet": str(subnet), "columns": columns}, indent=1) + "\n"
+
+
+def read_cut(folder: Path, anatomy: Anatomy) -> Taken | None:
+    """What a directory says of how its model was taken out of a family; None where it says nothing.
+
+    Raises:
+        ArtifactError: the file is damaged or does not fit the model; in a sentence.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    ordinary(folder, ArtifactError)
+    raw = read_json(path, ArtifactError)
+    broken = ArtifactError(f"{path} is none of ours or was changed; fetch or build the artifact again.")
+    if raw.keys() != {"version", "subnet", "columns"} or raw["version"] != VERSION or type(raw["columns"]) is not dict:
+        raise broken
+    sizes = {site.name: site.shape[1] for site in anatomy.sites}
+    for name, count in raw["columns"].items():
+        if name not in sizes or type(count) is not int or not sizes[name] <= count < WIDE:
+            raise broken
+    try:
+        return Taken(Subnet.parse(raw["subnet"]), raw["columns"])
+    except SettingError as error:
+        raise ArtifactError(f"{path} names no member: {error}; fetch or build the artifact again.") from error
+
+
+def with_cut(wire: Wire, taken: Taken | None) -> Wire:
+    """The wire whose matrices are laid out as those that they were cut from."""
+    if taken is None or not taken.columns:
+        return wire
+    return replace(wire, layout=replace(wire.layout, cut=taken.columns))  # type: ignore[type-var]  # wires are dataclasses
