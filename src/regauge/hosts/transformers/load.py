@@ -21,7 +21,8 @@ from regauge.artifact import files
 from regauge.artifact.codec.base import Wire
 from regauge.artifact.cutting import read_cut, with_cut
 from regauge.artifact.folder import shards, wire_of
-from regauge.elastic.subnet import Subnet
+from regauge.artifact.gains import read_gains
+from regauge.elastic.subnet import FULL, Subnet
 from regauge.errors import ArtifactError, ModelError, SettingError, nearest
 from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.apart import load_member
@@ -167,7 +168,8 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     if taken is not None and not wire.layout.quantised:  # as the family that it was taken out of
         model = keeping(model.to(at.where), folder, wire.layout.anatomy, kept, at)
     else:
-        model = running_at(model, wire.layout.anatomy, kept, at)
+        own = read_gains(folder, wire.layout.anatomy).get(FULL)
+        model = running_at(model, wire.layout.anatomy, kept, at, own)
         offer(model, folder, wire.layout.anatomy)
     if dtype is torch.float16:
         watch(model)
