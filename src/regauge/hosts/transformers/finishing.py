@@ -18,6 +18,7 @@ from regauge.errors import ArtifactError
 from regauge.hosts.transformers.absorbing import absorb
 from regauge.hosts.transformers.caching import keep, planned
 from regauge.hosts.transformers.configs import FOREIGN, first_line
+from regauge.hosts.transformers.drafting import draftable
 from regauge.hosts.transformers.gaining import give
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.switching import offer
@@ -43,6 +44,7 @@ def keeping(model: Any, folder: Path | None, anatomy: Anatomy, kept: CachePlan |
     absorb(model)
     if folder is not None:
         offer(model, folder, anatomy)
+    draftable(model)
     return model
 
 

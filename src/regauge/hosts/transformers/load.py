@@ -29,6 +29,7 @@ from regauge.hosts.transformers.apart import load_member
 from regauge.hosts.transformers.checkpoint import finite
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, coded_by, config_of, first_line, read_raw
+from regauge.hosts.transformers.drafting import draftable
 from regauge.hosts.transformers.experts import plain_experts
 from regauge.hosts.transformers.finishing import finish, keeping, kept_by, running_at
 from regauge.hosts.transformers.forms import form_modules
@@ -171,6 +172,7 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
         own = read_gains(folder, wire.layout.anatomy).get(FULL)
         model = running_at(model, wire.layout.anatomy, kept, at, own)
         offer(model, folder, wire.layout.anatomy)
+        draftable(model)
     if dtype is torch.float16:
         watch(model)
     return model
