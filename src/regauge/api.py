@@ -30,7 +30,8 @@ from regauge.plan.caches import Asked
 from regauge.ranking.bench import Given
 from regauge.ranking.record import Standing
 from regauge.report.build import write
-from regauge.report.pictures import Drawing, draw
+from regauge.report.drawing import draw
+from regauge.report.pictures import Drawing
 from regauge.report.ranking import write as write_ranking
 from regauge.runtime.device import computed_on
 from regauge.search.fit import fit as _fit

@@ -14,6 +14,7 @@ PUBLIC = {
     "api.py": {"fit", "apply", "pick", "measure", "compare", "sample"},
     "cli/making.py": {"fit", "pick", "apply"},
     "cli/looking.py": {"inspect", "measure", "methods", "trace"},
+    "cli/choosing.py": {"subnets", "extract"},
     "cli/comparing.py": {"compare"},
     "cli/learning.py": {"recover", "train"},
     "cli/training.py": {"recover", "train"},

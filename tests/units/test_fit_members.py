@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from regauge.artifact.folder import read_receipt
 from regauge.cli import main
 from regauge.errors import BudgetError, SettingError
 from regauge.hosts import host_of
+from regauge.measure.cost import Speed
 from regauge.search.evolution import Effort
+from regauge.search.members import timing
 from regauge.search.members import wanted as asking
 from regauge.search.members.fit import fit_members
 from regauge.search.members.record import FILE, Chosen
@@ -125,3 +128,28 @@ def test_the_command_tells_its_members(
     assert "m0.60x" in said
     assert "members measured on the search text" in said
     assert "member m0.60x: " in (out / "regauge" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_speed_is_predicted_by_shape_and_then_measured(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products cost what they have weights, and as they run a member is as fast as predicted less a tenth."""
+    monkeypatch.setattr(timing, "seconds", lambda shape, *_: shape[0] * shape[1] * 1e-6)
+    monkeypatch.setattr(timing, "read_costs", lambda _: {})
+    monkeypatch.setattr(timing, "write_costs", lambda *_: None)
+    monkeypatch.setattr(timing, "speeds", lambda runs, *_: {name: _rate(one) for name, one in runs.items()})
+    wanted = Wanted(["decode=1.5x"], text, methods="none", tokens=1024, length=64, first=SMALL, further=SMALL)
+    chosen = fit_members(source, tmp_path / "out", wanted)
+    assert [one.name for one in chosen.members] == ["full", "d1.50x"]
+    assert chosen.members[0].speeds["decode"] == pytest.approx(0.9)  # by the toy's rate: weights, and a tenth more
+    assert chosen.members[1].speeds["decode"] >= 1.5
+    assert not any("missed" in note for note in chosen.notes)
+
+
+def _rate(model: Any) -> Speed:
+    """What a model would run at were every weight of a block a microsecond; what is no source takes a tenth more."""
+    weights = sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.ndim == 2)
+    weights += model.get_input_embeddings().weight.numel()
+    rate = 1e6 / weights * (0.9 if hasattr(model, "regauge_anatomy") or hasattr(model, "regauge") else 1.0)
+    return Speed(median=rate, low=rate, high=rate, rounds=1)

@@ -26,7 +26,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(pico("llama"), tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("name", ["fit", "apply", "pick", "measure", "trace", "compare", "recover", "sample", "train"])
+@pytest.mark.parametrize(
+    "name", ["fit", "apply", "pick", "measure", "trace", "compare", "recover", "sample", "subnets", "extract", "train"]
+)
 def test_every_option_has_one_name_in_both_worlds(name: str) -> None:
     command: Any = get_command(app)
     flags = {

@@ -9,7 +9,7 @@ print(rg.train("once-for-all", "MODEL", "OUT", text="novels/", time="20m").train
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,10 +17,13 @@ from regauge import amounts
 from regauge.artifact.receipt import Receipt
 from regauge.cli.bars import Event
 from regauge.cli.bars import progress as bars
+from regauge.elastic.subnet import Subnet
 from regauge.engine.recovery import Asked
 from regauge.engine.recovery import recover as _recover
 from regauge.engine.recovery_cost import Planned, planned
 from regauge.engine.recovery_text import Amounts
+from regauge.engine.subnets import Subnets
+from regauge.engine.subnets import subnets as _subnets
 from regauge.engine.training import train as _train
 from regauge.engine.training_cost import Planned as PlannedTraining
 from regauge.engine.training_cost import planned as planned_training
@@ -128,3 +131,23 @@ def watching(name: str, progress: Watcher | None, quiet: bool) -> Iterator[Watch
 def seconds(time: str | float | None) -> float | None:
     """`20m` or seconds → seconds."""
     return amounts.length(time, f"time={time!r}") if isinstance(time, str) else time
+
+
+def subnets(
+    artifact: str | Path,
+    subnet: str | Subnet | Sequence[str | Subnet] = (),
+    *,
+    eval: Where | None = None,
+    seed: int = 0,
+    progress: Watcher | None = None,
+    quiet: bool = False,
+) -> Subnets:
+    """Members of a family side by side, with size, speed and quality.
+
+    Args:
+        subnet: which; none: every choice by itself, the smallest of all together, and those that have a name.
+        eval: text for quality; None: the model samples its own where nothing in it is rounded, else no quality.
+    """
+    asked = [subnet] if isinstance(subnet, str | Subnet) else subnet
+    with watching("measure", progress, quiet) as watch:
+        return _subnets(artifact, asked, eval=eval, seed=seed, progress=watch)

@@ -1,21 +1,21 @@
 """Evolutionary search with a predictor: many candidates are guessed, few are measured.
 
-Whatever has genes can be searched: a candidate is a tuple of choices, a place each. A ridge regression over indicators
-of the choices, fitted to what was measured, predicts the logarithm of the loss; a population evolves by it (mutation,
+Whatever has genes can be searched: a candidate is a tuple of choices, a place each. A ridge regression over choices,
+fitted to what was measured, predicts the logarithm of the loss; a population evolves by it (mutation,
 crossover, the best stay), the most promising are measured, and the regression is fitted anew. What is returned was
 measured, never only predicted.
 
 Reference: the second half of Once-for-All (1908.09791), whose predictor is a network of accuracy and whose latency is a
 table; here tens of measured members are the data, so the regression is linear.
 
-Legend: N candidates that were measured, P indicators.
+Legend: N candidates that were measured, P places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +117,7 @@ class Measured:
 
 
 class Predictor:
-    """Ridge regression of the logarithm of a loss on indicators of the choices, and how many are not whole, squared."""
+    """Ridge regression of the logarithm of a loss on how far each place is from whole, and on their mean, squared."""
 
     def __init__(self, choices: Sequence[int], losses: Mapping[Genes, float]) -> None:
         self.choices = tuple(choices)
@@ -141,12 +141,10 @@ class Predictor:
         return found
 
     def _seen(self, several: Sequence[Genes]) -> Floats:
-        columns: list[Any] = []
-        genes_NG = np.array(several, dtype=np.int64)
-        for place, count in enumerate(self.choices):
-            columns += [genes_NG[:, place] >= choice for choice in range(1, count)]
-        share_N = (genes_NG > 0).mean(1)
-        return np.stack([*columns, share_N**2], 1).astype(np.float64)
+        open_ = np.array([count > 1 for count in self.choices])
+        most_P = np.array(self.choices, dtype=np.float64)[open_] - 1
+        smaller_NP: Floats = np.array(several, dtype=np.float64)[:, open_] / most_P
+        return np.concatenate([smaller_NP, smaller_NP.mean(1, keepdims=True) ** 2], 1)
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,8 @@ def _generations(
     effort: Effort,
     rng: np.random.Generator,
 ) -> list[Genes]:
-    """Candidates by predicted loss, the best first, those that were measured among them."""
+    """Candidates that were not measured, by predicted loss, the best first; in turn one from anywhere and one near to
+    the best that was measured, so that what the regression has wrong is soon seen."""
     known = sorted(
         (genes for genes in measured.losses if space.legal(genes) and space.cost(genes) <= limit),
         key=lambda genes: measured.losses[genes],
@@ -225,7 +224,13 @@ def _generations(
             child = _child(space, parents, limit, rng)
             if child is not None:
                 people.append(child)
-    return _ranked(people, predictor)
+    far = _ranked(people, predictor)
+    if not known:
+        return far
+    near = [_child(space, known[:1], limit, rng) for _ in range(effort.population)]
+    close = _ranked([one for one in near if one is not None and one not in measured.losses], predictor)
+    far = [one for one in far if one not in measured.losses]
+    return [one for pair in zip_longest(far, close) for one in pair if one is not None]
 
 
 def _child(space: Space, parents: Sequence[Genes], limit: float, rng: np.random.Generator) -> Genes | None:

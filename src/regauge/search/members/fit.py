@@ -26,6 +26,7 @@ from regauge.search.evolution import Genes
 from regauge.search.fit import move
 from regauge.search.kept import Folder
 from regauge.search.members.build import Built, Goal, built
+from regauge.search.members.gaining import gained
 from regauge.search.members.record import Chosen, MemberRecord, finish, name_of
 from regauge.search.members.timing import Pace, pace_of
 from regauge.search.members.trials import TOKENS as BATCH
@@ -53,7 +54,7 @@ def fit_members(model: str | Path, out: str | Path, wanted: Wanted, progress: Wa
         clock.say("open")
         source = host_of(model).open(model, wanted.revision)
         predicting(source)
-        sizes = Sizes(wanted.tokens or TOKENS, 2048, 12288)
+        sizes = Sizes(wanted.tokens or TOKENS, 4096, 12288)
         texts = prepare(reader(source, wanted.seed, wanted.length), wanted.calibration, wanted.eval, sizes, wanted.seed)
         original = host_of(source.path).outputs
         vocabulary = source.anatomy.site("embed").shape[0]
@@ -64,7 +65,7 @@ def fit_members(model: str | Path, out: str | Path, wanted: Wanted, progress: Wa
             try:
                 pace = pace_of(source) if any(one.resource != "memory" for one in budgets) else None
                 best, notes, tried = _ways(source, budgets, wanted, texts, (room, trials, pace, clock))
-                chosen = _chosen(source, best, wanted, texts, [*texts.notes, *notes])
+                chosen = _chosen(source, best, wanted, texts, trials, [*texts.notes, *notes])
                 chosen = chosen.model_copy(update={"tried": tried})
                 named = {one.name: Subnet.parse(one.subnet) for one in chosen.members[1:]}
                 finish(best.folder, replace(best.members.family, members=named), chosen)
@@ -116,11 +117,12 @@ def _ways(
     return min(kept, key=lambda one: one[0])[1], notes, tried
 
 
-def _chosen(source: Source, best: Built, wanted: Wanted, texts: Texts, notes: list[str]) -> Chosen:
+def _chosen(source: Source, best: Built, wanted: Wanted, texts: Texts, trials: Trials, notes: list[str]) -> Chosen:
     """A member for each goal, measured."""
     picks = [best.whole, *(_pick(best, goal, wanted, notes) for goal in best.goals)]
     subnets = [best.members.subnet(genes) for genes in picks]
     names = ["full", *(name_of(goal.budget) for goal in best.goals)]
+    notes += gained(best, subnets[1:], texts.windows_NT, trials)
     inputs = [{"input_ids": batch.ids_BT} for batch in texts.evaluation.batches(BATCH)]
     original = host_of(source.path).outputs(source.path, inputs)
     figures = quality(texts.evaluation, original, [member(best.model, one) for one in subnets], wanted.seed)

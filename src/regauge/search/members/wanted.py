@@ -12,7 +12,7 @@ from regauge.search.evolution import Effort
 from regauge.search.members.record import name_of
 from regauge.text.corpora import Where
 
-METHODS = ("", "gptq-w8", "gptq-w4g64")
+METHODS = ("", "gptq-w8", "gptq-w4g64", "gptq-w3g64")
 """Ways of storing weights that are tried, the largest first; "": as the source has them."""
 TOKENS = 16384
 FIRST = Effort(evaluations=16, first=8, rounds=2)

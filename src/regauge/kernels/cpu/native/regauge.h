@@ -76,7 +76,7 @@ RG_API int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads);  // codes
 RG_API int rg_decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t *index, void *out, int dtype, int threads);
 
 // ---- products --------------------------------------------------------------------------------------------------
-// y (tokens, rows) = x (tokens, columns) W^T. Few tokens: weights are read once for at most 4 of them.
+// y (tokens, rows) = x (tokens, columns) W^T. Few tokens: weights are read once for at most 4 of them, 8 on AVX-512.
 RG_API int rg_linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dtype, int activations, int threads);
 // Blocked, for many tokens: 8-bit activations. `token_steps`: NULL, or a ready step a token whose integers are in `x`
 // (signed bytes) as the caller rounded them.
