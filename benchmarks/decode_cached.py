@@ -34,24 +34,24 @@ WINDOW, TOKENS = 128, 32
 KINDS = ("empty", "bf16", "8 bits", "4 bits", "2 bits")
 
 
-def site(rows: int, columns: int) -> Site:
+def site(rows: int, columns: int, activations: str) -> Site:
     """A matrix of 4 bits in groups of 32."""
     codes = torch.randint(0, 16, (rows, columns), dtype=torch.uint8)
     steps = torch.full((rows, columns // 32), 0.4 * columns**-0.5, dtype=torch.float16)
-    return Site(pack(codes, 4, Value(offset=8), 32, steps))
+    return Site(pack(codes, 4, Value(offset=8), 32, steps), activations=activations)
 
 
-def program(shape: Shape) -> Program:
+def program(shape: Shape, activations: str = "int16") -> Program:
     """The model without its embedding."""
     hidden, size = shape.hidden, shape.head
     norms = {name: Norm("rms", hidden, 1e-5, torch.ones(hidden)) for name in ("attn_norm", "mlp_norm")}
     integers = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": size, "rotary": size}
     matrices = shape.matrices()
     blocks = [
-        Block(norms, {name: site(*rows) for name, rows in matrices.items()}, (), integers, size**-0.5)
+        Block(norms, {name: site(*rows, activations) for name, rows in matrices.items()}, (), integers, size**-0.5)
         for _ in range(shape.layers)
     ]
-    return Program(blocks, norms["attn_norm"], site(shape.vocabulary, hidden), hidden, 1, 0.0)
+    return Program(blocks, norms["attn_norm"], site(shape.vocabulary, hidden, activations), hidden, 1, 0.0)
 
 
 def window(shape: Shape, rows: int) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class Judge(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(channels, 16, 5, stride=2, padding=2)
         self.second = nn.Conv2d(16, 32, 3, stride=2, padding=1)
-        self.third = nn.Linear(32 * -((-side // 4) ** 2), 64)
+        self.third = nn.Linear(32 * ((side + 3) // 4) ** 2, 64)
         self.last = nn.Linear(64, 10)
 
     def features(self, images: Tensor) -> Tensor:
@@ -165,7 +165,8 @@ def main() -> None:
     train, labels = images_of(said.data, config.image_size)
     test, test_labels = images_of(said.test or said.data, config.image_size, "test")
     judge = judge_of(train, labels, said.judge_steps, 0)
-    real = torch.cat([judge.features(some) for some in train[:10000].split(500)])
+    known, _ = _some(train, labels, 10000, 0)
+    real = torch.cat([judge.features(some) for some in known.split(500)])
     bench = Bench(judge, real, said.count, said.seeds, Taste(1.5, 0, 0.96))
     rows = [bench.of_images("real test images", lambda seed: _some(test, test_labels, said.count, seed))]
     codec = models["full"].vae

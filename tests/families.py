@@ -27,7 +27,7 @@ WEIGHTS = {
     "plain": "",
     "int8": f"weights: {{blocks.*: {ROW % ('int8', 'channel', 'bf16')}}}\n",
     "int4": f"weights: {{blocks.*: {ROW % ('int4', 'group:16', 'f16')}, embed: {ROW % ('int8', 'channel', 'bf16')}}}\n",
-    "asym": f"weights: {{blocks.*: {ROW % ('int3-asym', 'group:16', 'f32')}}}\n",
+    "asym": f"weights: {{blocks.*: {ROW % ('int4-asym', 'group:16', 'f32')}}}\n",
     "mixed": f"weights: {{blocks.*.attn.*: {ROW % ('int6', 'group:16', 'f16')}}}\n",
     "w8a8": f"weights: {{blocks.*: {ROW % ('int8', 'channel', 'bf16')}}}\n"
     "inputs: {blocks.*: {grid: int8, grain: token}}\n",

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from regauge import cache, errors
     from regauge.api import apply, compare, dry_run, fit, measure, pick, report, sample
     from regauge.artifact.receipt import Receipt
-    from regauge.cli.training import recover
+    from regauge.cli.training import recover, subnets, train
     from regauge.elastic.subnet import Subnet
+    from regauge.engine.extracting import extract
     from regauge.engine.tracing import trace
     from regauge.hosts.transformers.grouping import shared_prefix
     from regauge.hosts.transformers.load import load
@@ -43,6 +44,7 @@ __all__ = [
     "dry_run",
     "errors",
     "explain",
+    "extract",
     "fit",
     "inspect",
     "load",
@@ -55,7 +57,9 @@ __all__ = [
     "sample",
     "shared_prefix",
     "stream",
+    "subnets",
     "trace",
+    "train",
     "use",
 ]
 
@@ -67,6 +71,8 @@ _HOMES = {
     "dry_run": "api",
     "Subnet": "elastic.subnet",
     "explain": "report.explanation",
+    "extract": "engine.extracting",
+    "subnets": "cli.training",
     "fit": "api",
     "inspect": "report.inspection",
     "methods": "report.methods",
@@ -78,6 +84,7 @@ _HOMES = {
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
     "trace": "engine.tracing",
+    "train": "cli.training",
     "use": "hosts.transformers.switching",
 }
 _MODULES = ("cache", "errors", "measure", "parts", "plan", "report")

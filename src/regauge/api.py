@@ -30,11 +30,15 @@ from regauge.plan.caches import Asked
 from regauge.ranking.bench import Given
 from regauge.ranking.record import Standing
 from regauge.report.build import write
-from regauge.report.pictures import Drawing, draw
+from regauge.report.drawing import draw
+from regauge.report.pictures import Drawing
 from regauge.report.ranking import write as write_ranking
 from regauge.runtime.device import computed_on
 from regauge.search.fit import fit as _fit
 from regauge.search.fit import pick as _pick
+from regauge.search.members.fit import fit_members
+from regauge.search.members.record import Chosen
+from regauge.search.members.wanted import Wanted, refuse
 from regauge.search.record import Run
 from regauge.text.corpora import Where
 
@@ -51,6 +55,7 @@ def fit(
     time: str | float | None = None,
     for_: str | None = None,
     methods: str | Sequence[str] | None = None,
+    members: bool = False,
     recover: str | float | None = None,
     tokens: int | None = None,
     length: int | None = None,
@@ -63,7 +68,7 @@ def fit(
     device: str = "cpu",
     progress: Watcher | None = None,
     quiet: bool = False,
-) -> Run:
+) -> Run | Chosen:
     """The main job: search, build, measure; the page is written beside the artifact.
 
     Args:
@@ -74,6 +79,7 @@ def fit(
         time: `5m` or seconds: it ends in this time, or refuses before any work.
         for_: `vllm`, `transformers` or `sglang` (`--for`): only what that loads is chosen from.
         methods: presets: only what these make of a matrix is chosen from; `"gptq-w4g128,rtn-w8"` or a list.
+        members: one artifact with a member for each budget: see docs/once-for-all.md.
         recover: `20m` or seconds, beyond `time`: what stays in full precision is trained towards the original.
         tokens, length: how much calibration text is read, in windows of which length.
         max_memory: `6GB` or bytes that this process may take.
@@ -83,6 +89,15 @@ def fit(
         RegaugeError: any refusal, in a sentence.
     """
     computed_on(device, "fit")
+    if members:
+        given = {"floor": floor, "cache": cache, "time": time, "for": for_, "recover": recover}
+        refuse(given | {"max-memory": max_memory, "dry-run": dry_run or None})
+        budgets = [budget] if isinstance(budget, str) else budget
+        wanted = Wanted(budgets, calibration, eval, methods or (), tokens, length, seed, revision, force)
+        with host_of(model).family(family), watching("fit", progress, quiet) as watch:
+            chosen = fit_members(model, out, wanted, watch)
+            write(out)
+        return chosen
     with host_of(model).family(family), watching("fit", progress, quiet) as watch:
         run = _fit(
             model,

@@ -78,8 +78,9 @@ def row(site: SiteReceipt) -> str:
 
 
 def briefly(name: str) -> Plan:
-    """A preset with no more steps of training than are needed to see that it trains."""
-    plan, most = load(name), FEW if name.startswith("flatquant") else STEPS
+    """A preset with no more steps of training than are needed to see that it trains; of a trained family, how it
+    begins."""
+    plan, most = replace(load(name), train={}), FEW if name.startswith("flatquant") else STEPS
     if int(str(plan.learning.get("steps", 0))) <= most:
         return plan
     return replace(plan, learning={**plan.learning, "steps": most})

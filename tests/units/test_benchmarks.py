@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -271,3 +272,17 @@ def test_suite_tells_design_from_fault(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "- STALE, nothing differs so: nobody knows (test_gone)" in told
     assert suite.report({"llama": suite.Row(same=3)}, counted, whole=False) == 0
     assert suite.report({"llama": suite.Row(same=3)}, {"llama": suite.Counter()}, whole=False) == 1  # nothing was ours
+
+
+def test_the_frechet_distance_by_hand_and_images_as_they_are_read(tmp_path: Path) -> None:
+    drawn = importlib.import_module("var")
+    one = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
+    assert drawn.frechet(one, one) == pytest.approx(0, abs=1e-9)
+    assert drawn.frechet(one, one + 3) == pytest.approx(18)
+    assert drawn.frechet(one, one * 3 - 2) == pytest.approx(2 * (3 - 1) ** 2 * 4 / 3)  # equal means
+    np.savez(tmp_path / "x.npz", x_test=np.full((2, 28, 28), 255, np.uint8), y_test=np.array([3, 4]))
+    images, labels = drawn.images_of(tmp_path / "x.npz", 16, "test")
+    assert images.shape == (2, 1, 16, 16)
+    assert images[0, 0, 0].tolist() == [-1.0] * 16
+    assert images[0, 0, 1, 1:15].tolist() == [1.0] * 14
+    assert labels.tolist() == [3, 4]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from regauge.artifact.families import read_family
-from regauge.elastic.order import influence, ranked
+from regauge.elastic.order import ranked
 from regauge.engine import apply
+from regauge.engine.ranking import influence
 from regauge.hosts import host_of
 from regauge.plan import parse
 from tests import tiny

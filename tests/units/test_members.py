@@ -309,7 +309,7 @@ def test_what_is_not_legal_is_refused(make: Make) -> None:
             ask()
     with pytest.raises(SettingError, match="no family, so it has no members"):
         rg.use(rg.load(out.parent / "model"), "depth=2")
-    with pytest.raises(SettingError, match="is no family, so it has no member"):
+    with pytest.raises(SettingError, match="is no family, so it has no members"):
         rg.load(out.parent / "model", subnet="depth=2")
     with pytest.raises(SettingError, match="subnet= is not for models in a window"):
         rg.load(out, subnet="depth=2", memory="2GB")

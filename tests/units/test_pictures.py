@@ -15,8 +15,9 @@ import regauge as rg
 from pico import pico, save
 from regauge.cli.app import app
 from regauge.errors import ModelError, SettingError
-from regauge.report.pictures import grid, numbers, png
-from var import saved
+from regauge.report.drawing import grid, png
+from regauge.report.pictures import numbers
+from toy_var import saved
 
 
 def pixels_of(data: bytes) -> torch.Tensor:

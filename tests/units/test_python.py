@@ -18,6 +18,7 @@ from regauge.errors import BudgetError
 
 ONLY_THERE = {"json", "debug", "verbose", "threads"}  # of a process; Python has its own ways
 ONLY_HERE = {"progress"}
+TRAINS = ("recover", "train")
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +26,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(pico("llama"), tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("name", ["fit", "apply", "pick", "measure", "trace", "compare", "recover", "sample"])
+@pytest.mark.parametrize(
+    "name", ["fit", "apply", "pick", "measure", "trace", "compare", "recover", "sample", "subnets", "extract", "train"]
+)
 def test_every_option_has_one_name_in_both_worlds(name: str) -> None:
     command: Any = get_command(app)
     flags = {
         opt.removeprefix("--").replace("-", "_")
-        for param in (command.commands["learn"].commands if name == "recover" else command.commands)[name].params
+        for param in (command.commands["learn"].commands if name in TRAINS else command.commands)[name].params
         for opt in param.opts
         if opt.startswith("--")
     }

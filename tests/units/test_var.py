@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from regauge.hosts.regauge.quantiser import nearest_tick
 from regauge.hosts.regauge.reference import config_of, from_reference, to_reference
 from regauge.hosts.regauge.sampling import Taste, draw
 from regauge.hosts.regauge.stages import Past, late, layers_of, mask_of
-from var import SIZES, saved, toy
+from toy_var import SIZES, saved, toy
 
 REFERENCE = os.environ.get("REGAUGE_VAR_REFERENCE", "")
 LIKELIEST = Taste(guidance=0, top_k=1)
@@ -233,3 +235,25 @@ def test_an_artifact_opens_in_regauge_alone(tmp_path: Path) -> None:
     assert type(loaded.blocks[0].attn.mat_qkv).__name__ == "PackedLinear"
     stages = ("full", "full", "depth=2")
     assert loaded.sample([0], subnet=stages).layers == plain.sample([0], subnet=stages).layers
+
+
+def test_two_threads_draw_at_two_depths() -> None:
+    model = toy()
+    stages: list[Any] = [None, ("full", "depth=3", "depth=2")]
+    alone = [model.sample([1, 2], 4, subnet=one).images for one in stages]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda number: model.sample([1, 2], 4, subnet=stages[number % 2]).images, range(8)))
+    assert not torch.equal(alone[0], alone[1])
+    assert all(torch.equal(images, alone[number % 2]) for number, images in enumerate(found))
+
+
+def test_the_script_makes_a_directory_of_two_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy()
+    transformer, tokenizer = to_reference(model.config, model.state_dict())
+    torch.save({"trainer": {"var_wo_ddp": transformer}}, tmp_path / "var.pth")
+    torch.save(tokenizer, tmp_path / "vae.pth")
+    script = Path(__file__).parents[2] / "scripts" / "convert_var.py"
+    command = [str(script), str(tmp_path / "var.pth"), str(tmp_path / "vae.pth"), "-o", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*command, "--groups", "2"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert torch.equal(rg.load(tmp_path / "out").sample([0], 1).images, model.sample([0], 1).images)

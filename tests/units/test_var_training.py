@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import runpy
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +24,7 @@ from regauge.hosts.regauge.training import (
     tokens_of,
     train,
 )
-from var import toy
+from toy_var import toy
 
 
 def pictures(count: int = 16) -> torch.Tensor:
@@ -109,3 +113,26 @@ def test_a_step_of_the_subnet_leaves_alone_what_only_late_scales_skip() -> None:
     assert losses[1] == losses[2]
     always(0, generator_of(0, 0)).backward()
     assert all(block.ffn.fc1.weight.grad.abs().sum() > 0 for block in model.blocks)
+
+
+def test_the_script_trains_every_stage_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 255, (8, 28, 28), np.uint8)
+    np.savez(tmp_path / "x.npz", x_train=images, y_train=np.arange(8, dtype=np.uint8))
+    script = Path(__file__).parents[2] / "scripts" / "train_var.py"
+    few = ["--tokenizer-steps", "2", "--steps", "2", "--variant-steps", "2", "--batch", "2", "--tokenizer-batch", "2"]
+    command = [str(script), "mnist16", "--data", str(tmp_path / "x.npz"), "-o", str(tmp_path / "out"), *few]
+    monkeypatch.setattr(sys, "argv", command)
+    losses = []
+    for _ in range(2):  # the second finds all of it done
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(script), run_name="__main__")
+        losses.append(json.loads((tmp_path / "out" / "losses.json").read_text(encoding="utf-8")))
+    assert losses[0] == losses[1]
+    assert {name: len(some) for name, some in losses[0].items()} == {
+        "tokenizer": 2,
+        "transformer": 2,
+        "variant": 2,
+        "fixed": 2,
+    }
+    assert len(list((tmp_path / "out").glob("*/model.safetensors"))) == 3

@@ -55,17 +55,29 @@ def read_family(folder: Path, anatomy: Anatomy) -> Family | None:
     return family
 
 
+def family_at(folder: Path) -> tuple[Artifact, Family]:
+    """A family as data, and what it offers.
+
+    Raises:
+        SettingError: the directory is no family.
+    """
+    if not (folder / FILE).is_file():
+        raise SettingError(
+            f"{folder} is no family, so it has no members: make one with a recipe that says 'family', such as "
+            "'regauge apply family MODEL -o OUT'"
+        )
+    artifact = opened(folder)
+    family = read_family(folder, artifact.layout.anatomy)
+    assert family is not None, "its file is there"
+    return artifact, family
+
+
 def member_at(folder: Path, asked: str | Subnet) -> tuple[Artifact, Subnet, Member]:
     """A family as data, one of its subnets as the family says it, and the anatomy of that.
 
     Raises:
         SettingError: the directory is no family, or the subnet not legal in it.
     """
-    if not (folder / FILE).is_file():
-        raise SettingError(f"{folder} is no family, so it has no member {str(asked)[:60]!r}")
-    artifact = opened(folder)
-    anatomy = artifact.layout.anatomy
-    family = read_family(folder, anatomy)
-    assert family is not None, "its file is there"
-    subnet = settled(asked, family, anatomy)
-    return artifact, subnet, member_in(subnet, family, anatomy)
+    artifact, family = family_at(folder)
+    subnet = settled(asked, family, artifact.layout.anatomy)
+    return artifact, subnet, member_in(subnet, family, artifact.layout.anatomy)

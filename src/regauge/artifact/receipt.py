@@ -112,6 +112,9 @@ class Receipt(_Record):
     searched: tuple[dict[str, object], ...] = ()  # strengths chosen by the whole model's loss, with the grid tried
     learnt: tuple[dict[str, object], ...] = ()  # a block each: sites, steps, its error before and after, why it ended
     recovered: dict[str, object] = Field(default_factory=dict)  # text, steps, KL on what was held out, before and after
+    trained: dict[str, object] = Field(
+        default_factory=dict
+    )  # a family: how, each member's error before and after, losses
     logits_error: float | None = None  # whole model after all exact moves, before rounding, relative maximum
     notes: tuple[str, ...] = ()
     bytes_bf16: int = 0  # the source, every tensor counted as bf16

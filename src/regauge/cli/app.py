@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from regauge.cli import comparing, looking, making, running
+from regauge.cli import choosing, comparing, looking, making, running
 from regauge.cli.families import family
 from regauge.cli.learning import learn
 from regauge.version import __version__
@@ -48,6 +48,8 @@ for command in (
     looking.measure,
     looking.trace,
     comparing.compare,
+    choosing.subnets,
+    choosing.extract,
     looking.report,
     running.chat,
     running.sample,

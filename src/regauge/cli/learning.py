@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from regauge.cli.options import (
     DEBUG,
@@ -14,7 +15,10 @@ from regauge.cli.options import (
     FORCE,
     JSON,
     LENGTH,
+    MODEL,
+    OUT,
     QUIET,
+    REVISION,
     SEED,
     THREADS,
     TIME,
@@ -23,7 +27,25 @@ from regauge.cli.options import (
     tell_parents,
 )
 
-learn = typer.Typer(name="learn", help="Trains: see docs/learn.md.", no_args_is_help=True, rich_markup_mode=None)
+TRAIN = "train"
+
+
+class Recipes(TyperGroup):
+    """`learn RECIPE MODEL` is `learn train RECIPE MODEL`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = [TRAIN, *args]
+        return super().resolve_command(ctx, args)
+
+
+learn = typer.Typer(
+    name="learn",
+    cls=Recipes,
+    help="Trains: `learn RECIPE MODEL -o OUT` a family, `learn recover OUT` an artifact. See docs/learn.md.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @learn.callback()
@@ -89,3 +111,62 @@ def recover(
             done = train(artifact, text, original, asked, watch)
             write(out or artifact)
     show.as_json(done) if json else tell.recovered(done, out or artifact)
+
+
+@learn.command(name=TRAIN)
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A preset that trains a family, or a recipe with family and train.")
+    ],
+    model: MODEL,
+    out: OUT,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Text to train on; a tenth of it is held out. Without it the model samples its own."
+        ),
+    ] = None,
+    time: TIME = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; without it as the recipe says, or what fits --time.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="The most tokens of text to train on.")] = None,
+    length: LENGTH = None,
+    family: FAMILY = None,
+    revision: REVISION = None,
+    seed: SEED = 0,
+    force: FORCE = False,
+    dry_run: DRY_RUN = False,
+    json: JSON = False,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
+    threads: THREADS = None,
+    debug: DEBUG = False,
+) -> None:
+    """A family made as a recipe says, its members trained together. `torchrun -m regauge learn` shares the work between
+    processes. Example: regauge learn once-for-all MODEL -o OUT --time 20m --text novels/
+    """
+    limit = seconds(time)
+    from regauge.cli import show, tell
+    from regauge.cli.bars import working
+    from regauge.engine.recovery_text import Amounts
+    from regauge.engine.training import train as raised
+    from regauge.engine.training_cost import planned
+    from regauge.engine.training_recipe import Asked
+    from regauge.hosts import host_of
+    from regauge.learn.ranks import writes
+    from regauge.report.build import write
+
+    asked = Asked(Amounts(tokens, length, steps, limit), seed, revision, force)
+    with host_of(model).family(family):
+        if dry_run:
+            plan = planned(recipe, model, text, asked)
+            show.as_json(plan) if json else tell.training_plan(plan)
+            return
+        tell_parents(out)
+        with working("learn", quiet or not writes(), verbose, threads) as watch:
+            done = raised(recipe, model, out, text, asked, watch)
+        if not writes():
+            return
+        write(out)
+    show.as_json(done) if json else tell.trained(done, out)

@@ -22,6 +22,7 @@ from regauge.cli.options import (
     JSON,
     LENGTH,
     MAX_MEMORY,
+    MEMBERS,
     METHODS,
     MODEL,
     OUT,
@@ -52,6 +53,7 @@ def fit(
     time: TIME = None,
     for_: FOR = None,
     methods: METHODS = None,
+    members: MEMBERS = False,
     recover: RECOVER = None,
     tokens: TOKENS = None,
     length: LENGTH = None,
@@ -78,8 +80,19 @@ def fit(
     from regauge.hosts import host_of
     from regauge.report.build import write
     from regauge.search.fit import fit as search
+    from regauge.search.members.fit import fit_members
+    from regauge.search.members.wanted import Wanted, refuse
 
     tell_parents(out)
+    if members:
+        given = {"floor": floor, "cache": cache, "time": time, "for": for_, "recover": recover}
+        refuse(given | {"max-memory": max_memory, "dry-run": dry_run or None})
+        wanted = Wanted(budget or (), calibration, evaluation, methods or (), tokens, length, seed, revision, force)
+        with host_of(model).family(family), working("fit", quiet, verbose, threads) as watch:
+            found = fit_members(model, out, wanted, watch)
+            write(out)
+        show.as_json(found) if json else tell.members(found, out)
+        return
     with host_of(model).family(family), working("fit", quiet, verbose, threads) as watch:
         run = search(
             model,

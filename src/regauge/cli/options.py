@@ -54,6 +54,10 @@ FOR = Annotated[
     str | None,
     typer.Option("--for", metavar="RUNTIME", help="Choose only what this loads: transformers, vllm or sglang."),
 ]
+MEMBERS = Annotated[
+    bool,
+    typer.Option("--members", help="One artifact with a member for each budget, chosen when it is loaded or runs."),
+]
 METHODS = Annotated[
     str | None,
     typer.Option(metavar="NAME,NAME", help="Choose only from what these presets make of a matrix: gptq-w4g128,rtn-w8."),

@@ -63,7 +63,8 @@ def sample(
     """Draw images of classes as a grid. Example: regauge sample OUT --against MODEL -o grid.png"""
     from regauge.cli.bars import working
     from regauge.cli.show import line
-    from regauge.report.pictures import Drawing, draw, numbers
+    from regauge.report.drawing import draw
+    from regauge.report.pictures import Drawing, numbers
 
     drawing = Drawing(numbers(labels), rows, seed, guidance, top_k, top_p, tuple(subnet or ()))
     with working("sample", quiet=True, threads=threads):

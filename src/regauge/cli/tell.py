@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from regauge.artifact.receipt import Receipt, StoreReceipt, TapReceipt
     from regauge.engine.estimate import DryRun, SitePlan
     from regauge.engine.recovery_cost import Planned
+    from regauge.engine.training_cost import Planned as Training
     from regauge.measure.compare import Comparison
     from regauge.measure.cost import Costs
     from regauge.report.words import Words
+    from regauge.search.members.record import Chosen
     from regauge.search.record import Run
 
 
@@ -60,6 +62,31 @@ def last(said: Sequence[Words]) -> None:
         line(f"{one.about:<13}{one.said}")
 
 
+def members(found: Chosen, out: Path) -> None:
+    """What a search over members found."""
+    line(f"{where(out)}: one family, weights {found.weights or 'as the source has them'}")
+    rows = [
+        [
+            one.name,
+            told(one.bytes),
+            f"{one.ratio:.3f}x",
+            f"{one.quality.kl.value:.4f}",
+            f"{one.quality.perplexity.value:.2f}",
+            *(f"{ratio:.2f}x" for ratio in one.speeds.values()),
+        ]
+        for one in found.members
+    ]
+    table(["member", "bytes", "of bf16", "KL", "perplexity", *found.members[0].speeds], rows)
+    for one in found.members:
+        line(f"  {one.name}: {one.subnet or 'all of it'}")
+    line(f"  {found.measured} members measured on the search text; figures are of the evaluation text")
+    for note in found.notes:
+        line(f"  note: {note}")
+    last_name = found.members[-1].name
+    line()
+    line(f'{"loads in":<13}rg.load("{where(out)}"), and with rg.use(model, "{last_name}") that member')
+
+
 def recovered(done: Receipt, out: Path) -> None:
     """What a recovery did."""
     told_of: dict[str, Any] = dict(done.recovered)
@@ -72,6 +99,24 @@ def recovered(done: Receipt, out: Path) -> None:
         line(f"  note: {note}")
     peak = f", peak memory {told(done.peak_bytes)} (anonymous)" if done.peak_bytes > 0 else ""
     line(f"  {told(done.bytes_after)} stored, {span(done.seconds)}{peak}")
+
+
+def trained(done: Receipt, out: Path) -> None:
+    """What a training did: each member before and after."""
+    told_of: dict[str, Any] = dict(done.trained)
+    line(f"{where(out)}: {told_of['unit']} on {told_of['held_out']:,} tokens held out of {told_of['text']}")
+    for name, found in told_of["members"].items():
+        line(f"  {name:<28} {found['before']:.4f} → {found['after']:.4f}")
+    line(f"  {told_of['steps']:,} steps, {told_of['tokens']:,} tokens of text; {told_of['ended']}")
+    peak = f", peak memory {told(done.peak_bytes)} (anonymous)" if done.peak_bytes > 0 else ""
+    line(f"  {told(done.bytes_after)} stored, {span(done.seconds)}{peak}")
+
+
+def training_plan(plan: Training) -> None:
+    """What a training would do, and what it would cost. Estimates are called so."""
+    line(f"{plan.recipe} on {plan.model}: nothing is written")
+    line(f"  members drawn of {plan.choices}; {plan.steps:,} steps of {plan.batch:,} tokens, {plan.passes:.1f} each")
+    line(f"  about {span(plan.seconds)} on this machine, {told(plan.memory)} of memory, {told(plan.disk)} of disk")
 
 
 def recovery_plan(plan: Planned) -> None:

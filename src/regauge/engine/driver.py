@@ -20,12 +20,12 @@ from regauge.artifact.codec.taps import written
 from regauge.artifact.receipt import MoveReceipt, SelectReceipt, SiteReceipt
 from regauge.artifact.staging import STATES, Staging
 from regauge.elastic.family import unranked
-from regauge.elastic.order import influence
 from regauge.engine.block import Moved, full_precision, site_receipts
 from regauge.engine.certify import Prover
 from regauge.engine.inner import inner_of
 from regauge.engine.job import Job
 from regauge.engine.learning import Learnt, room
+from regauge.engine.ranking import influence
 from regauge.engine.taps import settle
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass

@@ -25,6 +25,8 @@ from regauge.artifact.config import CARRIED, artifact_files
 from regauge.artifact.cutting import FILE, cut_block, cut_json, layout_of
 from regauge.artifact.families import member_at
 from regauge.artifact.folder import RECIPE, read_receipt
+from regauge.artifact.gains import FILE as GAINS
+from regauge.artifact.gains import taken_out
 from regauge.artifact.ownership import refuse_out
 from regauge.artifact.reader import Artifact, Block
 from regauge.artifact.receipt import Receipt, SiteReceipt
@@ -64,11 +66,11 @@ class Extracted(BaseModel):
         return f"{self.subnet}: {told(self.bytes_whole)} → {told(self.bytes)} at {self.out}; {stock}"
 
 
-def extract(path: str | Path, subnet: str | Subnet, out: str | Path, *, force: bool = False) -> Extracted:
+def extract(artifact: str | Path, subnet: str | Subnet, out: str | Path, *, force: bool = False) -> Extracted:
     """Writes a member of a family as a model of its own.
 
     Args:
-        path: an artifact that a recipe with `family` made.
+        artifact: a directory that a recipe with `family` made.
         subnet: `depth=6,ffn=0.5`, a `Subnet`, the name of a member, or `full`.
         out: the directory to make. It must not exist, unless `force`.
 
@@ -77,32 +79,33 @@ def extract(path: str | Path, subnet: str | Subnet, out: str | Path, *, force: b
         ArtifactError: the family cannot be read.
         OutputError: `out` cannot be written.
     """
-    host, out = host_of(path), Path(out).expanduser().absolute()
-    folder = host.folder(str(path))
-    artifact, legal, member = member_at(folder, subnet)
+    host, out = host_of(artifact), Path(out).expanduser().absolute()
+    folder = host.folder(str(artifact))
+    whole, legal, member = member_at(folder, subnet)
     refuse_out(out, force, CARRIED)
     sizes = host.sized(folder, member)
-    own = layout_of(artifact.layout, member, sizes.sized, sizes.unsaid)
-    chosen = choose(own, REGAUGE if artifact.wire.name == REGAUGE else None)
+    own = layout_of(whole.layout, member, sizes.sized, sizes.unsaid)
+    chosen = choose(own, REGAUGE if whole.wire.name == REGAUGE else None)
     identity = {"family": str(folder), "subnet": str(legal), "wire": chosen.wire.name, "versions": versions()}
     with Staging(out, identity, force=force) as staging:
-        total = _write(artifact, member, chosen.wire, staging)
-        receipt = _receipt(artifact, member, chosen.wire, legal, total)
+        total = _write(whole, member, chosen.wire, staging)
+        receipt = _receipt(whole, member, chosen.wire, legal, total)
         recipe = read_text(folder / RECIPE, ArtifactError) if (folder / RECIPE).exists() else ""
         more = sizes.fewer if chosen.wire.name == REGAUGE else sizes.sized
         files = artifact_files(folder, chosen.wire, staging.index(), recipe, text_of(receipt), more)
         files[FILE] = cut_json(legal, own)
         files[CARD] = card(receipt, folder, json.loads(str(files["config.json"])))
+        if (gains := taken_out(folder, str(legal), member)) is not None:
+            files[GAINS] = gains
         files |= {name: folder / name for name in BESIDE if (folder / name).is_file()}
         staging.finish(files)
-    whole = sum(path.stat().st_size for path in artifact.shards)
     unsaid = "; ".join(chosen.refusals) if chosen.wire.name == REGAUGE else ""
     return Extracted(
         subnet=str(legal),
         out=str(out),
         wire=chosen.wire.name,
         unsaid=unsaid or sizes.unsaid * (chosen.wire.name == REGAUGE),
-        bytes_whole=whole,
+        bytes_whole=sum(path.stat().st_size for path in whole.shards),
         bytes=total,
         blocks=member.blocks,
     )

@@ -72,7 +72,6 @@ class Job:
         needs: site → statistics that its rounder and compensator need; sites that need none are absent.
         shaping: what is pruned, if anything is; `gauge` is then the anatomy before that.
         learnt: site → what is trained there by the error of its block; most have nothing.
-        family: what may be chosen of the artifact when it runs.
         at_once: how many matrices are rounded at the same time; None: as many as there are threads.
         finished: block → what training at the scope of the model left of it; None: of what lies outside the blocks.
     """
@@ -210,6 +209,9 @@ def prepare(
     """
     told = refusals or Refusals()
     known = len(told.errors)
+    if plan.train:
+        why = f"recipe {plan.name!r} trains what it makes: use `regauge learn train {plan.name} MODEL -o OUT`"
+        told.errors.append(RecipeError(why))
     whole, recasts = told.attempt(lambda: _recast(plan, source.anatomy), (source.anatomy, tuple[Recast, ...]()))
     shaping = told.attempt(lambda: shaping_of(plan, whole), None)
     anatomy = whole if shaping is None else shaping.pruned(whole)

@@ -122,30 +122,49 @@ def write(
             if codes or block is None:  # new terms lie beside the codes
                 tensors |= {key: changed[block].pop(key) for key in list(changed[block]) if ".low-rank." in key}
         staging.write(path.name, tensors)
-    index: Any = staging.index()
-    after = int(index["metadata"]["total_size"])
-    receipt = found.receipt.model_copy(
-        update={
-            "recovered": dict(told),
-            "bytes_after": after,
-            "ratio": after / found.receipt.bytes_bf16,
-            **{name: log[name] for name in ("seconds", "peak_bytes", "machine", "command")},
-        }
-    )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if quantisation := found.wire.config():
         config["quantization_config"] = quantisation
+    receipt = found.receipt.model_copy(update={"recovered": dict(told)})
+    return finish(folder, receipt, found.source, config, staging, log)
+
+
+def finish(
+    folder: Path,
+    receipt: Receipt,
+    source: Source,
+    config: Mapping[str, Any],
+    staging: Staging,
+    log: Mapping[str, Any],
+) -> Receipt:
+    """The small files of an artifact that is written anew; its shards are there, and the output is in its place then.
+
+    Args:
+        folder: the artifact as it was.
+        source: what it was made of.
+        config: its config.json.
+    """
+    index = staging.index()
+    metadata: Any = index["metadata"]
+    after = int(metadata["total_size"])
+    receipt = receipt.model_copy(
+        update={
+            "bytes_after": after,
+            "ratio": after / receipt.bytes_bf16,
+            **{name: log[name] for name in ("seconds", "peak_bytes", "machine", "command")},
+        }
+    )
     extra: dict[str, bytes | str | Path] = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path not in artifact.shards
+        if path.is_file() and path.name not in staging.shards
     }
     for name in (LISTED, PAGE):
         extra.pop(name, None)
     extra |= {
         "config.json": json.dumps(config, indent=2, sort_keys=True) + "\n",
         RECEIPT: text_of(receipt),
-        CARD: card(receipt, found.source.path, config),
+        CARD: card(receipt, source.path, config),
         RUN_LOG: json.dumps(dict(log), indent=1) + "\n",
     }
     if INDEX in extra:

@@ -24,20 +24,19 @@ from regauge.hosts.heads import Attend
 from regauge.hosts.latent import LatentSizes
 from regauge.hosts.loaded import Sized, Ways
 from regauge.hosts.states import States
+from regauge.hosts.teaching import Trainee
 from regauge.measure.products import Product
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
 
-Inputs = Sequence[Tensor | Mapping[str, Any]]
-"""Batches: token ids (B, T), pixels (B, C, H, W), or the keyword arguments of the model's forward."""
+Inputs = Sequence[Tensor | Mapping[str, Any]]  # token ids (B, T), pixels (B, C, H, W), or arguments of the forward
 Watch = Mapping[str, Callable[[Tensor], None]]
 """Site → is shown its inputs (tokens, I), padding left out."""
 Change = Mapping[str, Callable[[Tensor], Tensor]]
 """Site → replaces its input (…, I) or output (…, O)."""
 Rows = Callable[[Tensor | slice], Tensor]
 """Which rows of a matrix, a slice or indices (R,) → those rows (R, I)."""
-Tick = Callable[[int, int], None]
-"""Is told (done, total)."""
+Tick = Callable[[int, int], None]  # is told (done, total)
 
 
 @runtime_checkable
@@ -234,11 +233,13 @@ class Host(Protocol):
     ) -> tuple[Tensor, str]:
         """(N, T) token ids that the model draws from itself, and how they begin."""
 
-    def tokenizer(self, folder: Path) -> Any:
-        """The tokenizer of a model's directory."""
+    def tokenizer(self, folder: Path) -> Any: ...  # of a model's directory
 
     def load(self, path: str | Path, **options: Any) -> Any:
         """A model of an artifact or a plain checkpoint, as `regauge.load` gives it."""
+
+    def trainee(self, path: str | Path) -> Trainee:
+        """A family of an artifact's directory, ready to be trained."""
 
     def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
         """An artifact opened through the library's own door, as the class of that name."""

@@ -50,6 +50,8 @@ class State:
         first, least: the error where training began, and the least so far.
         waited: readings of the text since the least was found.
         ended: why it is over, a key of `ENDED`; 0 while it is not.
+        losses: of every step that was taken.
+        looks: (step, error) of every look at the error.
     """
 
     step: int
@@ -60,11 +62,16 @@ class State:
     least: float
     waited: int = 0
     ended: int = GOES_ON
+    losses: tuple[float, ...] = ()
+    looks: tuple[tuple[int, float], ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, by flat names; `State.of` is the inverse to the bit."""
         numbers = [self.step, self.first, self.least, self.waited, self.ended]
         found = {"numbers": torch.tensor(numbers, dtype=torch.float64, device="cpu")}
+        found |= {
+            name: torch.tensor(getattr(self, name), dtype=torch.float64, device="cpu") for name in ("losses", "looks")
+        }
         for room in _ROOMS:
             found |= {f"{room}/{name}": value for name, value in getattr(self, room).items()}
         return found
@@ -77,9 +84,10 @@ class State:
             room, slash, name = key.partition("/")
             if slash:
                 rooms[room][name] = value
-        return State(
-            int(step), rooms["parameters"], rooms["optimiser"], rooms["best"], first, least, int(waited), int(ended)
-        )
+        looks = tuple((int(at), error) for at, error in tensors["looks"].tolist())
+        held = rooms["parameters"], rooms["optimiser"], rooms["best"]
+        losses = tuple(tensors["losses"].tolist())
+        return State(int(step), *held, first, least, int(waited), int(ended), losses, looks)
 
 
 _ROOMS = ("parameters", "optimiser", "best")
@@ -102,10 +110,30 @@ class Watch:
     tick: Callable[[int, int], None] = field(default=_nothing)
 
 
+@dataclass(frozen=True)
+class At:
+    """Where a loop is: the step, and the batch that it reads."""
+
+    step: int
+    batch: int
+
+
+Gradients = Callable[[Parameters, At], tuple[Tensor, Parameters]]
+"""The loss of a step and its gradient in each parameter."""
+
+
 def train(
-    problem: Problem, settings: Settings, seed: int = 0, watch: Watch | None = None, state: State | None = None
+    problem: Problem,
+    settings: Settings,
+    seed: int = 0,
+    watch: Watch | None = None,
+    state: State | None = None,
+    by: Gradients | None = None,
 ) -> State:
     """Trains to the end, from the beginning or from a kept state.
+
+    Args:
+        by: computes the gradient of a step; None: through `problem.loss`.
 
     Raises:
         RegaugeError: what `watch.tick` raised (a time limit); the state was kept before.
@@ -115,7 +143,7 @@ def train(
         state = state or _begin(problem, settings)
         kept = time.monotonic()
         while not state.ended:
-            state = _step(problem, settings, seed, state)
+            state = _step(problem, settings, seed, state, by)
             if time.monotonic() - kept >= EVERY:
                 watch.keep(state)
                 kept = time.monotonic()
@@ -131,15 +159,18 @@ def _begin(problem: Problem, settings: Settings) -> State:
     parameters = {name: value.detach().clone() for name, value in problem.init().items()}
     error = _error(problem, parameters)
     state = OPTIMISERS[settings.optimiser].init(parameters)
-    return State(0, parameters, state, parameters, error, error, ended=GOES_ON if math.isfinite(error) else NOT_FINITE)
+    ended = GOES_ON if math.isfinite(error) else NOT_FINITE
+    return State(0, parameters, state, parameters, error, error, ended=ended, looks=((0, error),))
 
 
-def _step(problem: Problem, settings: Settings, seed: int, state: State) -> State:
+def _step(problem: Problem, settings: Settings, seed: int, state: State, by: Gradients | None) -> State:
     reading, place = divmod(state.step, problem.batches)
     progress = state.step / settings.steps
-    gradients = _gradients(problem, state.parameters, int(order(seed, reading, problem.batches)[place]), progress)
-    if gradients is None:
+    at = At(state.step, int(order(seed, reading, problem.batches)[place]))
+    loss, gradients = by(state.parameters, at) if by else _gradients(problem, state.parameters, at.batch, progress)
+    if not bool(loss.isfinite()) or not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
         return replace(state, ended=NOT_FINITE)
+    state = replace(state, losses=(*state.losses, float(loss)))
     factor = settings.factor(progress)
     rates = {name: (1 / settings.steps if rate is None else rate) * factor for name, rate in problem.rates.items()}
     with torch.no_grad():
@@ -149,6 +180,7 @@ def _step(problem: Problem, settings: Settings, seed: int, state: State) -> Stat
     if state.step % (settings.every or problem.batches) and not last:
         return state
     error = _error(problem, parameters)
+    state = replace(state, looks=(*state.looks, (state.step, error)))
     if error < state.least:
         state = replace(state, best=parameters, least=error, waited=0)
     elif not math.isfinite(error):
@@ -173,17 +205,16 @@ def _error(problem: Problem, parameters: Parameters) -> float:
         return problem.error(parameters)
 
 
-def _gradients(problem: Problem, parameters: Parameters, batch: int, progress: float) -> dict[str, Tensor] | None:
-    """The gradient of one batch's loss in each parameter, 0 where it has none; None where anything is not finite."""
+def _gradients(
+    problem: Problem, parameters: Parameters, batch: int, progress: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of one batch and its gradient in each parameter, 0 where it has none."""
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     loss = problem.loss(leaves, batch, progress)
-    if not bool(loss.isfinite()):
-        return None
-    if not loss.requires_grad:  # no parameter has a part in it
-        return {name: torch.zeros_like(value) for name, value in leaves.items()}
+    if not bool(loss.isfinite()) or not loss.requires_grad:  # nothing to learn, or no parameter has a part in it
+        return loss.detach(), {name: torch.zeros_like(value) for name, value in leaves.items()}
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    gradients = {
+    return loss.detach(), {
         name: torch.zeros_like(value) if gradient is None else gradient
         for (name, value), gradient in zip(leaves.items(), found, strict=True)
     }
-    return gradients if all(bool(gradient.isfinite().all()) for gradient in gradients.values()) else None

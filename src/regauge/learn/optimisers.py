@@ -82,5 +82,25 @@ class Sign:
         }, {}
 
 
-OPTIMISERS: Mapping[str, Optimiser] = {"adamw": AdamW(), "sign": Sign()}
+@dataclass(frozen=True)
+class Momentum:
+    """Nesterov's accelerated gradient, as `torch.optim.SGD(nesterov=True)` computes it."""
+
+    share: float = 0.9
+
+    def init(self, parameters: Parameters) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(value) for name, value in parameters.items()}
+
+    def __call__(
+        self, parameters: Parameters, gradients: Parameters, state: State, rates: Mapping[str, float]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        after = {name: self.share * state[name] + gradients[name] for name in parameters}
+        moved = {
+            name: torch.add(value, gradients[name] + self.share * after[name], alpha=-rates[name])
+            for name, value in parameters.items()
+        }
+        return moved, after
+
+
+OPTIMISERS: Mapping[str, Optimiser] = {"adamw": AdamW(), "momentum": Momentum(), "sign": Sign()}
 """Name in a recipe → optimiser. The names are also in `settings.py`, which imports no torch; a test compares them."""

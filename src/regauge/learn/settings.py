@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 ERROR, DISTRIBUTION = LOSSES = ("error", "distribution")
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "warmed", "stable")
+WARM, DECAY = 0.05, 0.2
+"""Shares of the steps in which a rate rises (`warmed`, `stable`), and falls (`stable`)."""
 BLOCK, MODEL = SCOPES = ("block", "model")
 
 
@@ -18,7 +20,8 @@ class Settings:
         steps: of the optimiser, for each block.
         batch: tokens of one step (a window at least).
         optimiser: by name (`learn/optimisers.py`).
-        schedule: of the learning rates: `constant`, or from 1 to 0 as `linear` or `cosine`.
+        schedule: of the learning rates: `constant`, or from 1 to 0 as `linear` or `cosine`; `warmed` is a cosine whose
+            first twentieth rises instead, `stable` rises as long, stays, and falls in the last fifth (2405.18392).
         patience: passes over the text without a new best before a block is left; 0 for never.
         every: steps between two looks at the error; 0: one after each pass over the text. Patience counts looks then.
         loss: what a step lowers: the block's `error`, or beside it how its states and attention maps are distributed
@@ -63,9 +66,11 @@ class Settings:
             "constant": 1.0,
             "linear": 1.0 - progress,
             "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+            "warmed": min(1.0, (progress + 1 / self.steps) / WARM) * 0.5 * (1.0 + math.cos(math.pi * progress)),
+            "stable": min(1.0, (progress + 1 / self.steps) / WARM, (1.0 - progress) / DECAY),
         }[self.schedule]
 
 
-OPTIMISERS = ("adamw", "sign")
+OPTIMISERS = ("adamw", "momentum", "sign")
 KEYS: Mapping[str, type] = {field.name: type(field.default) for field in fields(Settings)}
 """What `learning:` may hold, and of which kind it is."""

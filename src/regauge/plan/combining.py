@@ -35,6 +35,9 @@ def combined(plans: Sequence[Plan]) -> Plan:
         raise RecipeError(
             f"{name}: two of them are families of other members; write one recipe with the choices of both"
         )
+    trained = [plan.train for plan in plans if plan.train]
+    if any(train != trained[0] for train in trained):
+        raise RecipeError(f"{name}: two of them train a family otherwise; write one recipe that says how")
     sizes = [plan.calibration for plan in plans if plan.calibration]
     return Plan(
         name=name,
@@ -48,6 +51,7 @@ def combined(plans: Sequence[Plan]) -> Plan:
         learning=learning,
         products=max(plan.products for plan in plans),
         family=families[0] if families else None,
+        train=trained[0] if trained else {},
     )
 
 

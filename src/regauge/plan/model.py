@@ -36,6 +36,7 @@ class Plan:
         calibration: `tokens` and `length` of the text that the method reads, where it reads any.
         products: `integer` where every product of matrices must be one of integers; "" where nothing is promised.
         learning: how parts that are learnt are trained, where the recipe says so (`learn/settings.py`).
+        train: how a family is trained, where it is (`learn/training.py`).
         family: what may be chosen of the artifact when it runs; None: it is one model.
     """
 
@@ -50,6 +51,7 @@ class Plan:
     learning: Mapping[str, int | str] = field(default_factory=dict)
     products: str = ""
     family: Family | None = None
+    train: Mapping[str, int | float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         strange = [place for place in self.places if place not in PLACES]

@@ -87,6 +87,8 @@ def dump(plan: Plan) -> str:
         lines.append(f"rewrites: [{', '.join(_spelt(REWRITE, spec) for spec in plan.rewrites)}]")
     if plan.family is not None:
         lines.append(f"family: {_flow(told(plan.family))}")
+    if plan.train:
+        lines.append(f"train: {_row({key: _scalar(value) for key, value in plan.train.items()})}")
     for place, rules in plan.places.items():
         lines.append(f"{place}:")
         lines += [f"  {_scalar(rule.select, block=True)}: {_point(rule)}" for rule in rules]
@@ -116,6 +118,7 @@ def digest(plan: Plan) -> str:
     meaning |= {"learning": dict(sorted(plan.learning.items()))} if plan.learning else {}
     meaning |= {"products": plan.products} if plan.products else {}
     meaning |= {"family": told(plan.family)} if plan.family is not None else {}
+    meaning |= {"train": dict(sorted(plan.train.items()))} if plan.train else {}
     meaning |= {place: _meaning(plan, place) for place in plan.places if place != WEIGHTS}
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
@@ -138,6 +141,8 @@ def diff(a: Plan, b: Plan) -> tuple[str, ...]:
     if a.family != b.family:
         said = [_flow(told(plan.family)) if plan.family is not None else "none" for plan in (a, b)]
         lines.append(f"family: {' → '.join(said)}")
+    if dict(a.train) != dict(b.train):
+        lines.append(f"train: {dict(a.train)} → {dict(b.train)}")
     for place in dict.fromkeys([*a.places, *b.places]):
         rows = [{rule.select: _told(rule.point) for rule in plan.of(place)} for plan in (a, b)]
         told = []

@@ -15,6 +15,7 @@ A recipe is one YAML mapping, read strictly:
     cache:
       "*": {keys: int2-asym/time:32, values: int2-asym/group:32}
     family: {depth: [8, 6], ffn: [1, 0.5]}
+    train: {sampler: sandwich:2, distiller: kl}
 
 One section a place. The older key `rules` reads as `weights`, and the older coordinate `activations: int8` of a rule as
 a rule of `inputs` for the taps that its sites read.
@@ -35,6 +36,8 @@ from regauge.elastic.family import Family, family_of
 from regauge.errors import RecipeError
 from regauge.learn.settings import KEYS as LEARNING
 from regauge.learn.settings import Settings
+from regauge.learn.training import KEYS as TRAINING
+from regauge.learn.training import Training, value_of
 from regauge.parts import AXES, FORMAT, FORMATS, INPUTS, PLACES, REWRITES, WEIGHTS, WORD, Axis, Option, Point, Spec
 from regauge.plan.model import PROMISES, Plan, Rule
 from regauge.plan.nodes import Node, PlacedError, keys, read
@@ -45,7 +48,7 @@ OLDER = "rules"
 ACTIVATIONS = "activations"
 """What a point on `inputs` was called: a coordinate of the weights with the name of a grid."""
 REWRITE = "rewrite"
-HEAD = ("name", "title", "cite", "differs", "row", "calibration", "learning", "products", "rewrites", "family")
+HEAD = ("name", "title", "cite", "differs", "row", "calibration", "learning", "products", "rewrites", "family", "train")
 KEYS = (*HEAD, *PLACES, OLDER)
 FULL = "full"
 ALIKE = re.compile(r"\*|blocks\.(\*|\d+|\?|\[[^\]]*\]|\{[\d,]*\})(\.\*)?")
@@ -73,6 +76,9 @@ def parse(recipe: str | Mapping[str, object], where: str = "recipe", trusted: bo
         for node in (found["rewrites"].items("rewrites") if "rewrites" in found else ())
     )
     family = _family(found["family"]) if "family" in found else None
+    train = _train(found["train"]) if "train" in found else {}
+    if train and family is None:
+        raise found["train"].error("what is trained is a family: say 'family' too")
     if not any(rules.values()) and not rewrites and family is None:
         raise root.error(f"a recipe needs 'rewrites', a 'family' or rules for a place ({', '.join(PLACES)})")
     calibration = keys(found["calibration"], ("tokens", "length"), "calibration") if "calibration" in found else {}
@@ -87,6 +93,7 @@ def parse(recipe: str | Mapping[str, object], where: str = "recipe", trusted: bo
         calibration={key: node.count(key) for key, node in calibration.items()},
         learning=_learning(found["learning"]) if "learning" in found else {},
         family=family,
+        train=train,
         **texts,
     )
 
@@ -98,6 +105,20 @@ def _family(node: Node) -> Family:
         return family_of(_plain(node))
     except ValueError as error:
         raise node.error(str(error)) from error
+
+
+def _train(node: Node) -> dict[str, int | float | str]:
+    """What `train:` says, each value of the kind that it must be."""
+    found: dict[str, int | float | str] = {}
+    for key, value in keys(node, tuple(TRAINING), "train").items():
+        try:
+            found[key] = value_of(key, value.scalar(key))
+            Training(**{key: found[key]})  # type: ignore[arg-type]  # of its kind
+        except ValueError as error:
+            raise value.error(str(error)) from error
+    if not found:
+        raise node.error(f"train says nothing; write one of {', '.join(TRAINING)}")
+    return found
 
 
 def _plain(node: Node) -> Any:

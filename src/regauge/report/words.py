@@ -51,7 +51,7 @@ def of_run(run: Run, receipt: Receipt, out: str) -> tuple[Words, ...]:
     lines += _stores(run)
     lines += _even(run)
     lines += _loads(receipt, out)
-    return (*lines, *_next(receipt, out, _others(run, out)))
+    return (*lines, *_next(_met(receipt, out, run.source), _others(run, out)))
 
 
 def of_receipt(receipt: Receipt, out: str) -> tuple[Words, ...]:
@@ -64,7 +64,10 @@ def of_receipt(receipt: Receipt, out: str) -> tuple[Words, ...]:
         said = f"{' and '.join(whole)}, {100 * share:.0f} % of it; --{whole[0]} int8 halves it"
         lines.append(Words("left whole", said))
     lines += _loads(receipt, out)
-    return (*lines, *_next(receipt, out, [f"regauge measure {_typed(receipt.source)} {_typed(out)}"]))
+    return (
+        *lines,
+        *_next(_met(receipt, out, receipt.source), [f"regauge measure {_typed(receipt.source)} {_typed(out)}"]),
+    )
 
 
 def _size(after: int, before: int) -> Words:
@@ -214,9 +217,13 @@ def pick(out: str, index: int) -> str:
     return f"regauge pick {_typed(out)} {index} -o {_typed(f'{out}-{index}')}"
 
 
-def _next(receipt: Receipt, out: str, more: list[str]) -> list[Words]:
-    meets = "sample" if ours(receipt.family) else "chat"
-    lines = [f"regauge {meets} {_typed(out)} --against {_typed(receipt.source)}", *more]
+def _met(receipt: Receipt, out: str, source: str) -> str:
+    """The line by which a person meets a model beside its original."""
+    return f"regauge {'sample' if ours(receipt.family) else 'chat'} {_typed(out)} --against {_typed(source)}"
+
+
+def _next(first: str, more: list[str]) -> list[Words]:
+    lines = [first, *more]
     return [Words("next" if place == 0 else "", said, said.split("   #")[0]) for place, said in enumerate(lines)]
 
 

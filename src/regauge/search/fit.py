@@ -163,7 +163,7 @@ def search(desk: Desk, target: Path, force: bool, recover: float | None = None) 
     run = assemble(desk, found)
     record.write(run, found.built.folder)
     desk.folder.save(DONE, True)
-    _move(found.built.folder, target, force)
+    move(found.built.folder, target, force)
     return run
 
 
@@ -271,7 +271,7 @@ def _within(found: Run, budget: str | None) -> int:
     return min(fits, key=lambda index: (found.points[index].kl_predicted, sizes[index]))
 
 
-def _move(folder: Path, target: Path, force: bool) -> None:
+def move(folder: Path, target: Path, force: bool) -> None:
     """The finished artifact into its place by one rename; an old one is put aside first and removed after."""
     old = replaced(target)
     refuse_out(target, force, CARRIED)

@@ -32,6 +32,7 @@ OURS = (
     "options-*.sha256",
     "states",
     "build",
+    "family-*",
     "build.partial",
     "build.replaced",
     f"{RECOVERED}*",

@@ -105,12 +105,12 @@ def profile(subject: Subject, groups: Sequence[SiteGroup], turns: int) -> Timing
     known = dict(before)
     for shape in sorted({site.shape for group in groups for site in group.sites if site.tap is not None})[-1:]:
         probe = (shape, Option(FULL, None), *ways["decode"], whole)
-        known = dict(believed(known, _key(*probe), _timer(*probe)))
+        known = dict(believed(known, key_of(*probe), _timer(*probe)))
     found: Costs = {
         resource: {
             group.name: {
                 option.name: sum(
-                    1000 * cost(_key(site.shape, option, *way, whole), known, _timer(site.shape, option, *way, whole))
+                    1000 * cost(key_of(site.shape, option, *way, whole), known, _timer(site.shape, option, *way, whole))
                     for site in group.sites
                     if site.tap is not None or subject.anatomy.tied
                 )
@@ -139,7 +139,7 @@ def source_ms(source: Source, turns: int) -> tuple[dict[str, float], dict[str, f
     return own, base, ways.native
 
 
-def _key(shape: tuple[int, int], option: Option, tokens: int, native: bool, whole: int) -> str:
+def key_of(shape: tuple[int, int], option: Option, tokens: int, native: bool, whole: int) -> str:
     how = "step" if native else "modules"
     return f"bf16:{how}:{level()}.{ABI}:{shape[0]}x{shape[1]}:{option.name}:{tokens}:{whole >> 20}MiB"
 

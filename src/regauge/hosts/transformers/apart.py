@@ -15,6 +15,7 @@ from regauge.anatomy.model import Anatomy
 from regauge.artifact.codec.base import Wire, full_parameters
 from regauge.artifact.cutting import cut_block, layout_of
 from regauge.artifact.families import member_at
+from regauge.artifact.gains import of_member, read_gains
 from regauge.elastic.subnet import Subnet
 from regauge.errors import ArtifactError, ModelError
 from regauge.hosts.loaded import Sized
@@ -23,6 +24,7 @@ from regauge.hosts.transformers.caching import planned
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, config_of, read_raw
 from regauge.hosts.transformers.experts import plain_experts
 from regauge.hosts.transformers.finishing import finish, keeping, running_at
+from regauge.hosts.transformers.gaining import give
 from regauge.hosts.transformers.marking import Alone
 from regauge.hosts.transformers.members import thin_config
 from regauge.hosts.transformers.overflow import watch
@@ -68,6 +70,8 @@ def load_member(
     lost = [*sorted(missing), *(key for key, tensor in model.state_dict().items() if tensor.is_meta)]
     if lost:
         raise ArtifactError(f"the artifact lacks {lost[0]} ({len(lost)} in all); build or fetch it again.")
+    gains = read_gains(folder, member.whole).get(str(subnet), {})
+    give(model, own.anatomy, of_member(gains, member))
     finish(model, folder, wire.name if own.quantised else None)
     points = of_points(folder.name, own.cache, own.anatomy) if own.cache else None
     kept = planned(subnet.cache or cache, own.anatomy, points)

@@ -6,14 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.caches import read_cache
+from regauge.artifact.gains import read_gains
 from regauge.cache.scheme import CachePlan
 from regauge.documents import read_json
+from regauge.elastic.subnet import FULL
 from regauge.errors import ArtifactError
 from regauge.hosts.transformers.absorbing import absorb
 from regauge.hosts.transformers.caching import keep, planned
 from regauge.hosts.transformers.configs import FOREIGN, first_line
+from regauge.hosts.transformers.drafting import draftable
+from regauge.hosts.transformers.gaining import give
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.switching import offer
 from regauge.parts import Point
@@ -30,12 +36,15 @@ def kept_by(folder: Path, anatomy: Anatomy, points: Mapping[str, Point], cache: 
 
 def keeping(model: Any, folder: Path | None, anatomy: Anatomy, kept: CachePlan | None, at: Placed) -> Any:
     """A plain model with its plan, by which it decodes as an artifact does: packed caches are read natively then."""
+    if folder is not None:
+        give(model, anatomy, read_gains(folder, anatomy).get(FULL, {}))
     if kept is not None and not kept.plain and at.kind == CPU:
         plug(model, anatomy)
     keep(model, anatomy, kept, at.kind == CUDA)
     absorb(model)
     if folder is not None:
         offer(model, folder, anatomy)
+    draftable(model)
     return model
 
 
@@ -64,9 +73,16 @@ def finish(model: Any, folder: Path, method: str | None) -> None:
     model.eval().requires_grad_(False)
 
 
-def running_at(model: Any, anatomy: Anatomy, kept: CachePlan | None, at: Placed) -> Any:
-    """An artifact's model where it is to run, decoding natively where it can."""
+def running_at(
+    model: Any, anatomy: Anatomy, kept: CachePlan | None, at: Placed, gains: Mapping[str, Tensor] | None = None
+) -> Any:
+    """An artifact's model where it is to run, decoding natively where it can.
+
+    Args:
+        gains: site → what its outputs are multiplied by, in a member that was taken out of a family.
+    """
     model = model.to(at.where)
+    give(model, anatomy, gains or {})
     if at.kind == CPU:
         plug(model, anatomy)
     keep(model, anatomy, kept, at.kind == CUDA)

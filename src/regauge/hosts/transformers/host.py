@@ -24,6 +24,7 @@ from regauge.hosts import base
 from regauge.hosts.latent import LatentSizes
 from regauge.hosts.loaded import Sized, Ways
 from regauge.hosts.precise import precise
+from regauge.hosts.teaching import Trainee
 from regauge.hosts.transformers import (
     apart,
     attending,
@@ -40,6 +41,7 @@ from regauge.hosts.transformers import (
     stream,
     tables,
     tracing,
+    trainee,
     ways,
 )
 from regauge.hosts.transformers.coded import method
@@ -132,6 +134,9 @@ class TransformersHost:
 
     def load(self, path: str | Path, **options: Any) -> Any:
         return load.load(path, **options)
+
+    def trainee(self, path: str | Path) -> Trainee:
+        return trainee.trainee(path)
 
     def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
         return door.from_pretrained(auto, path, **options)

@@ -21,13 +21,15 @@ from regauge.artifact import files
 from regauge.artifact.codec.base import Wire
 from regauge.artifact.cutting import read_cut, with_cut
 from regauge.artifact.folder import shards, wire_of
-from regauge.elastic.subnet import Subnet
+from regauge.artifact.gains import read_gains
+from regauge.elastic.subnet import FULL, Subnet
 from regauge.errors import ArtifactError, ModelError, SettingError, nearest
 from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.apart import load_member
 from regauge.hosts.transformers.checkpoint import finite
 from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, coded_by, config_of, first_line, read_raw
+from regauge.hosts.transformers.drafting import draftable
 from regauge.hosts.transformers.experts import plain_experts
 from regauge.hosts.transformers.finishing import finish, keeping, kept_by, running_at
 from regauge.hosts.transformers.forms import form_modules
@@ -167,8 +169,10 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     if taken is not None and not wire.layout.quantised:  # as the family that it was taken out of
         model = keeping(model.to(at.where), folder, wire.layout.anatomy, kept, at)
     else:
-        model = running_at(model, wire.layout.anatomy, kept, at)
+        own = read_gains(folder, wire.layout.anatomy).get(FULL)
+        model = running_at(model, wire.layout.anatomy, kept, at, own)
         offer(model, folder, wire.layout.anatomy)
+        draftable(model)
     if dtype is torch.float16:
         watch(model)
     return model

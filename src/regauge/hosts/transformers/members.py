@@ -9,7 +9,7 @@ matrices that lose inputs. A member has a native step of its own, a few kilobyte
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,7 @@ from regauge.cache.scheme import CachePlan
 from regauge.errors import SettingError
 from regauge.formats.prefixes import Nested
 from regauge.hosts.transformers.caching import planned
+from regauge.hosts.transformers.gaining import give
 from regauge.hosts.transformers.owned import Owned
 from regauge.hosts.transformers.plug import NativeStep
 from regauge.hosts.transformers.resize import tell_shape, tell_sizes
@@ -33,11 +34,12 @@ SEVERAL = "layer"
 """What the names of a config's lists that have an entry a block have in common."""
 
 
-def view(model: Any, member: Member, plan: CachePlan | None) -> Any:
+def view(model: Any, member: Member, plan: CachePlan | None, gains: Mapping[str, Tensor] | None = None) -> Any:
     """A member of a loaded model, over its memory.
 
     Args:
         plan: what the member keeps of the past, of its own blocks.
+        gains: its own site → what its outputs are multiplied by.
 
     Raises:
         SettingError: the model holds something in a way that has no first part.
@@ -50,6 +52,7 @@ def view(model: Any, member: Member, plan: CachePlan | None) -> Any:
     if member.bits is not None:
         _fewer_bits(tree, member)
     _cut(tree, member)
+    give(tree, member.anatomy, gains or {})
     tell_sizes(tree, member.anatomy)
     for name, value in vars(model).items():
         if isinstance(value, Owned):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regauge.errors import ModelError, SettingError
 from regauge.hosts.transformers.caching import fresh
+from regauge.hosts.transformers.drafting import REQUEST, streamed
 from regauge.hosts.transformers.source import read_tokenizer
 
 
@@ -28,7 +29,8 @@ def stream(
         for piece in rg.stream(model, "def mean(values):", max_new_tokens=64, text=True):
             print(piece, end="", flush=True)
 
-    Nothing of `generate` runs in between: no logits processors, no stopping criteria but `stop`.
+    Nothing of `generate` runs in between: no logits processors, no stopping criteria but `stop`. With
+    `model.generation_config.drafts = "lookup"` several tokens are guessed for one step, and are the same.
 
     Args:
         model: of `rg.load`.
@@ -51,7 +53,12 @@ def stream(
     most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or ids.shape[1]
     if ids.shape[1] > most:
         raise SettingError(f"the prompt has {ids.shape[1]} tokens and the model reads {most} at once; shorten it")
-    found = _loop(model, ids, max_new_tokens, choose or _largest, frozenset(ends))
+    choose = choose or _largest
+    drafts = getattr(model.generation_config, REQUEST, None)
+    if drafts is None:
+        found = _loop(model, ids, max_new_tokens, choose, frozenset(ends))
+    else:
+        found = _until(streamed(model, ids, fresh(model), drafts, choose, max_new_tokens), frozenset(ends))
     return pieces(found, _tokenizer(model, "leave text out")) if text else found
 
 
@@ -98,6 +105,13 @@ def _loop(
             return
         yield token
         ids = torch.tensor([[token]], dtype=torch.int64, device=ids.device)
+
+
+def _until(tokens: Iterator[int], ends: frozenset[int]) -> Iterator[int]:
+    for token in tokens:
+        if token in ends:
+            return
+        yield token
 
 
 def _ids(model: Any, prompt: str | Sequence[int] | Tensor) -> Tensor:

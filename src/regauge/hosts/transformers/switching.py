@@ -27,11 +27,13 @@ from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.cutting import read_cut
 from regauge.artifact.families import read_family
+from regauge.artifact.gains import of_member, read_gains
 from regauge.elastic.family import Family
 from regauge.elastic.legal import member_in, settled
 from regauge.elastic.subnet import Subnet
 from regauge.errors import SettingError
 from regauge.hosts.transformers.caching import fresh
+from regauge.hosts.transformers.gaining import fitted
 from regauge.hosts.transformers.marking import WHOLE, Alone, Marked, running
 from regauge.hosts.transformers.members import cached, view
 from regauge.hosts.transformers.owned import Owned, method, own
@@ -51,10 +53,12 @@ class Members:
     Attributes:
         family: what may be chosen.
         anatomy: of the whole.
+        gains: subnet → site of the whole → what the member multiplies its outputs by.
     """
 
     def __init__(self, model: Any, family: Family, anatomy: Anatomy) -> None:
         self.family, self.anatomy = family, anatomy
+        self.gains: dict[str, dict[str, Tensor]] = {}
         self.of: weakref.ref[Any] | None = weakref.ref(model)
         self.forget()
 
@@ -65,7 +69,7 @@ class Members:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"family": self.family, "anatomy": self.anatomy, "of": None}
+        return {"family": self.family, "anatomy": self.anatomy, "gains": self.gains, "of": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -98,6 +102,28 @@ class Members:
         if model is None:
             raise SettingError("the model of these members is gone, or was copied and not run yet: call it once")
         return self.tree(self.settled(asked), model) or model
+
+    def fit(self, asked: str | Subnet, model: Any, ids_BT: Tensor) -> dict[str, Tensor]:
+        """Gains of a member by a text, which it has from now on: site of the whole → a number for each output.
+
+        Raises:
+            SettingError: it is not legal, or a matrix is held in a way that has no multiplier a row.
+        """
+        legal = self.settled(asked)
+        self.forget_gains(legal)
+        tree = self.tree(legal, model)
+        found = {} if tree is None else fitted(model, tree, self.cut(legal), ids_BT)
+        with self._lock:
+            self._made.pop(legal, None)
+            self.gains[str(legal)] = found
+            self.tree(legal, model)
+        return found
+
+    def forget_gains(self, subnet: Subnet) -> None:
+        """Takes gains from a legal member, which is built anew when it runs next."""
+        with self._lock:
+            self.gains.pop(str(subnet), None)
+            self._made.pop(subnet, None)
 
     def settled(self, asked: str | Subnet) -> Subnet:
         """A subnet as this family says it.
@@ -133,7 +159,7 @@ class Members:
                 return found
             member = self.cut(subnet)
             plan = cached(member, subnet.cache, getattr(model, "regauge_cache", None))
-            found = view(model, member, plan)
+            found = view(model, member, plan, of_member(self.gains.get(str(subnet), {}), member))
             for name in ("generate", "_apply"):
                 vars(found).pop(name, None)
             before: Switched = vars(found)["forward"].function
@@ -172,6 +198,7 @@ def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
     family = read_family(folder, anatomy)
     if family is not None and getattr(model, "regauge_window", None) is None:
         switchable(model, family, anatomy)
+        model.regauge.gains = read_gains(folder, anatomy)
 
 
 def switchable(model: Any, family: Family, anatomy: Anatomy) -> None:

@@ -20,7 +20,7 @@ from regauge.formats.base import LOW, Codes, Format, Step
 from regauge.formats.planes import LEVELS, level, level_format, level_step
 from regauge.formats.prefixes import Nested
 from regauge.formats.readings import Reading
-from regauge.kernels.cpu.matrix import META, Matrix
+from regauge.kernels.cpu.matrix import META, PANEL, Matrix
 from regauge.runtime.matrices import gradients
 from regauge.runtime.matrices.choose import Choice, choose, way_of
 from regauge.runtime.matrices.native import at_level, beside
@@ -162,6 +162,27 @@ class PackedMatrix(nn.Module):
         new.way = way_of(choice)
         for name in self.held:
             new.register_buffer(name, self._buffers[name])
+        return new
+
+    def scaled(self, gain_O: Tensor) -> PackedMatrix:
+        """The same matrix with each row times a number: the codes are shared, a multiplier a row is its own.
+
+        Raises:
+            ModelError: this way of holding a matrix, or of adding to it, has no multiplier a row.
+        """
+        if self.native is None:
+            raise ModelError(f"a matrix that is held as {self.way.name} has no multiplier a row")
+        new = PackedMatrix.__new__(PackedMatrix)
+        nn.Module.__init__(new)
+        vars(new).update({name: value for name, value in vars(self).items() if not name.startswith("_")})
+        rows, known = self.shape[0], self._buffers.get("row_scale")
+        own = torch.ones(-(-rows // PANEL) * PANEL, dtype=torch.float32) if known is None else known.clone()
+        own[:rows] *= gain_O.to(own)
+        for name in self.held:
+            new.register_buffer(name, self._buffers[name])
+        new.register_buffer("row_scale", own)
+        new.held = tuple(new._buffers)
+        new.terms = nn.ModuleList(term.scaled(gain_O) for term in self.added)
         return new
 
     def _bytes(self) -> Mapping[str, Tensor]:

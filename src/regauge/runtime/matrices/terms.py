@@ -68,6 +68,14 @@ class HeldTerm(nn.Module):
         """
         raise ModelError(f"a {self.kind} term beside the codes of a matrix has no first rows and inputs")
 
+    def scaled(self, gain_O: Tensor) -> HeldTerm:
+        """Each row of it times a number.
+
+        Raises:
+            ModelError: its kind cannot be multiplied so.
+        """
+        raise ModelError(f"a {self.kind} term beside the codes of a matrix has no multiplier a row")
+
 
 class HeldLowRank(HeldTerm):
     """A low-rank term.
@@ -126,6 +134,13 @@ class HeldLowRank(HeldTerm):
         new.kind, new.groups, new.rows = self.kind, self.groups, self.rows
         left = torch.cat([across(lows_ON.float()), self.left[:, self.groups :]], 1)
         new.register_buffer("left", left.contiguous())
+
+    def scaled(self, gain_O: Tensor) -> HeldLowRank:
+        """Each row of it times a number: a left factor of its own."""
+        new = HeldLowRank.__new__(HeldLowRank)
+        nn.Module.__init__(new)
+        new.kind, new.groups, new.rows = self.kind, self.groups, self.rows
+        new.register_buffer("left", self.left * across(gain_O.to(self.left)[:, None]))
         new.register_buffer("right", self.right)
         return new
 

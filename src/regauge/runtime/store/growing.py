@@ -21,6 +21,8 @@ ROOM = 256
 """Tokens of room are made in multiples of this."""
 LEAST = 16
 """And behind a window of a quarter of it, but of so many at least: what one call of the native step brings."""
+CHUNK = 256
+"""Rows that attention of the native step adds up at a time; new ones come to the last."""
 _stamps = itertools.count(1)
 
 
@@ -162,6 +164,20 @@ class Growing:
         self.keys_BHTD = self.values_BHTD = None
         self.length = self.room = self.origin = 0
         self.stamp = new_stamp()
+
+    def together(self, most: int) -> int:
+        """How many tokens, of `most`, may come at once so that each reads, bit for bit, what it would read alone: none
+        comes to another chunk of rows than the first, and nothing is sealed before the last. Windows that slide are not
+        counted on: there the last bits of sums depend on where a window begins."""
+        most = min(most, CHUNK - (self.rows - 1) % CHUNK) if self.rows else most
+        found, sealed = 1, self._sealed(self.length)
+        while found < most and self._sealed(self.length + found) == sealed:
+            found += 1
+        return found
+
+    def _sealed(self, seen: int) -> int:
+        """How many of so many lie otherwise than in rows: none."""
+        return 0
 
     def keep(self, length: int) -> None:
         """Takes the last tokens back, so that `length` have been seen. No memory moves.

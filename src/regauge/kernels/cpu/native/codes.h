@@ -1,6 +1,5 @@
 // Where codes lie, and how a block of them becomes steps of 64 bytes.
 #pragma once
-#include "planes.h"
 #include "regauge.h"
 #include "trellis_codes.h"
 #include "vector.h"
@@ -12,9 +11,10 @@ namespace {
 // lie otherwise, so that most codes come out by a
 // mask alone: bytes A, B, C hold codes 0 1, 2 3 and 4 5 in their low six bits; the top two of A and of B are the low
 // bits of codes 6 and 7, whose high bits are the top two of C.
-constexpr int block_steps(int bits) { return bits & 1 || bits >= NESTED ? 8 : bits & 2 ? 4 : bits & 4 ? 2 : 1; }
+constexpr int block_steps(int bits) { return bits & 1 ? 8 : bits & 2 ? 4 : bits & 4 ? 2 : 1; }
 constexpr int unit_of(int bits) { return 4 * block_steps(bits); }  // inputs a block
 constexpr int block_bytes(int bits) { return block_steps(bits) * STEP * bits / 8; }
+
 // By how many bits a code may stay shifted left, in a product that puts it right at the end of a group.
 template <int B>
 constexpr int raised(int i) {
@@ -116,16 +116,10 @@ constexpr int step_bytes(int kind) {
   return kind == RG_STEP_NONE ? 0 : kind == RG_STEP_F32 ? 4 : kind == RG_STEP_F16 || kind == RG_STEP_BF16 ? 2 : 1;
 }
 
-// Whether the bits of a matrix lie apart from each other; its codes as kernels know them.
-inline bool nested(const rg_matrix &m) { return m.value == RG_INT && m.bias; }
-inline int kind_of(const rg_matrix &m) { return nested(m) ? NESTED + m.bits : m.bits; }
-constexpr int FEWEST = 2;  // bits of a matrix in planes
-
-// Sizes of a matrix's panels. `record`: bytes from a group to the next; of a matrix in planes from its steps to the next
-// group's.
+// Sizes of a matrix's panels.
 struct Layout {
   int groups, padded, steps_bytes, zeros_bytes, codes_bytes, record;
-  size_t panel, first = 0, pairs = 0, singles = 0, apart = 0;  // in planes: steps of this level, planes, from one to the next
+  size_t panel;
   int64_t panels;
   explicit Layout(const rg_matrix &m)
       : groups((m.columns + m.group - 1) / m.group),
@@ -135,29 +129,8 @@ struct Layout {
         codes_bytes(PANEL * m.group * m.bits / 8),
         record(steps_bytes + zeros_bytes + codes_bytes),
         panel(m.stride ? static_cast<size_t>(m.stride) : static_cast<size_t>(record) * groups),
-        panels((m.rows + PANEL - 1) / PANEL) {
-    if (!nested(m)) return;
-    const size_t whole = static_cast<size_t>(m.bias), steps = static_cast<size_t>(steps_bytes) * whole;
-    record = steps_bytes;
-    first = steps * static_cast<size_t>(m.bits - FEWEST);
-    pairs = steps * static_cast<size_t>(m.mantissa - FEWEST + 1);
-    apart = whole * static_cast<size_t>(m.group) * PANEL / 8;
-    singles = pairs + 2 * apart;
-    panel = pairs + apart * static_cast<size_t>(m.mantissa);
-  }
-  RG_INLINE const uint8_t *steps(const uint8_t *panel_, int g) const { return panel_ + first + static_cast<size_t>(g) * static_cast<size_t>(record); }
+        panels((m.rows + PANEL - 1) / PANEL) {}
 };
-
-// The codes of a group, of a matrix that is not in planes or of one that is.
-template <int B>
-RG_INLINE auto codes_of(const Layout &l, const rg_matrix &m, const uint8_t *panel, int g) {
-  if constexpr (B >= NESTED) {
-    const size_t single = static_cast<size_t>(g) * static_cast<size_t>(m.group) * PANEL / 8;
-    return Planes{panel + l.pairs + 2 * single, panel + l.singles + single, l.apart};
-  } else {
-    return l.steps(panel, g) + l.steps_bytes + l.zeros_bytes;
-  }
-}
 
 // The greatest sizes: sums of a group of 8-bit products stay below 2^31, and bytes of a panel's group are an int.
 constexpr int MOST_COLUMNS = 1 << 26, MOST_ROWS = 1 << 30, MOST_GROUP = 1 << 16;
@@ -170,11 +143,6 @@ inline bool sound(const rg_matrix &m) {
   if (m.offset < -256 || m.offset > 256) return false;
   if (m.value == RG_TABLE && (m.bits > 4 || !m.table)) return false;
   if (m.value == RG_TRELLIS && !sound_trellis_matrix(m)) return false;
-  if (m.value == RG_INT && (m.bias || m.mantissa)) {  // in planes
-    if (m.bits < FEWEST || m.mantissa < m.bits || m.mantissa > 8 || m.step != RG_STEP_F16 || m.zero || m.group % unit_of(NESTED)) return false;
-    if (m.bias < 1 || m.bias > MOST_COLUMNS || Layout(m).groups > m.bias || static_cast<int64_t>(m.bias) * m.group > MOST_COLUMNS) return false;
-    return !m.stride || m.stride == static_cast<int64_t>(Layout(m).panel);
-  }
   if (m.value == RG_FLOAT && (m.bits < 2 || m.mantissa < 0 || m.mantissa >= m.bits || m.bias < -1000 || m.bias > 1000)) return false;
   return !m.stride || m.stride >= static_cast<int64_t>(Layout(m).record) * Layout(m).groups;
 }

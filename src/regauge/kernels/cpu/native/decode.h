@@ -5,11 +5,11 @@
 namespace {
 
 // The 64-byte steps of a group: out has group / 4 of them.
-template <int B, class Codes>
-inline void spread(Codes codes, int group, uint8_t *out) {
+template <int B>
+inline void spread(const uint8_t *codes, int group, uint8_t *out) {
   for (int b = 0; b < group / unit_of(B); ++b) {
     each_step<B>(codes, [&](int i, Bytes code) __attribute__((always_inline)) { store_bytes(out + i * STEP, code); });
-    next_block(codes, block_bytes(B));
+    codes += block_bytes(B);
     out += block_steps(B) * STEP;
   }
 }
@@ -27,23 +27,8 @@ inline void spread_codes(int bits, const uint8_t *codes, int group, uint8_t *out
   }
 }
 
-inline void spread_planes(int bits, const Planes &codes, int group, uint8_t *out) {
-  switch (bits) {
-    case 2: return spread<NESTED + 2>(codes, group, out);
-    case 3: return spread<NESTED + 3>(codes, group, out);
-    case 4: return spread<NESTED + 4>(codes, group, out);
-    case 5: return spread<NESTED + 5>(codes, group, out);
-    case 6: return spread<NESTED + 6>(codes, group, out);
-    case 7: return spread<NESTED + 7>(codes, group, out);
-    default: return spread<NESTED + 8>(codes, group, out);
-  }
-}
-
-// The codes of a group, each in a byte.
-inline void spread_codes(const rg_matrix &m, const Layout &l, const uint8_t *panel, int g, uint8_t *out) {
-  const uint8_t *codes = l.steps(panel, g) + l.steps_bytes + l.zeros_bytes;
-  if (nested(m)) spread_planes(m.bits, codes_of<NESTED>(l, m, panel, g), m.group, out);
-  else if (m.value == RG_TRELLIS) rg::trellises().spread(m, codes, m.group, out);
+inline void spread_codes(const rg_matrix &m, const uint8_t *codes, uint8_t *out) {
+  if (m.value == RG_TRELLIS) rg::trellises().spread(m, codes, m.group, out);
   else spread_codes(m.bits, codes, m.group, out);
 }
 
@@ -109,15 +94,14 @@ inline int decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t
       const int64_t panel_number = first / PANEL;
       const int begin = static_cast<int>(first % PANEL);
       const int count = index ? 1 : static_cast<int>((top + PANEL < stop ? top + PANEL : stop) - first);
-      const uint8_t *panel = m->panels + l.panel * static_cast<size_t>(panel_number);
-      for (int g = 0; g < l.groups; ++g) {
-        const uint8_t *at = l.steps(panel, g);
+      const uint8_t *at = m->panels + l.panel * static_cast<size_t>(panel_number);
+      for (int g = 0; g < l.groups; ++g, at += l.record) {
         alignas(64) float scale[PANEL], zero[PANEL];
         Floats by = load_steps(at, m->step);
         if (m->row_scale) by = by * load_floats(m->row_scale + panel_number * PANEL);
         store_floats(scale, by);
         store_floats(zero, m->zero ? load_zeros(at + l.steps_bytes, m->bits) : zero_floats());
-        spread_codes(*m, l, panel, g, steps);
+        spread_codes(*m, at + l.steps_bytes + l.zeros_bytes, steps);
         const int left = m->columns - g * m->group, width = left < m->group ? left : m->group;
         for (int r = 0; r < count; ++r)
           decode_row(*m, steps, begin + r, width, values, zero[begin + r], scale[begin + r],
@@ -134,11 +118,12 @@ inline int decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t
 template <int B>
 inline void integer_panel(const rg_matrix &m, const Layout &l, const uint8_t *panel, const int32_t *x, int32_t sum, int32_t *out) {
   Ints acc = set_ints(-m.offset * sum);
-  for (int g = 0; g < l.groups; ++g) {
-    auto codes = codes_of<B>(l, m, panel, g);
+  const uint8_t *at = panel;
+  for (int g = 0; g < l.groups; ++g, at += l.record) {
+    const uint8_t *codes = at + l.steps_bytes + l.zeros_bytes;
     for (int b = 0; b < m.group / unit_of(B); ++b) {
-      each_step<B>(codes, [&](int i, Bytes code) __attribute__((always_inline)) { acc = dot4<(bits_of(B) < 8)>(acc, code, x + i); });
-      next_block(codes, block_bytes(B));
+      each_step<B>(codes, [&](int i, Bytes code) __attribute__((always_inline)) { acc = dot4<(B < 8)>(acc, code, x + i); });
+      codes += block_bytes(B);
       x += block_steps(B);
     }
   }
@@ -166,14 +151,7 @@ inline int integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tok
       while (share.take(thread, team.threads, l.panels, panels_at_once(l, team.threads), start, stop)) {
         for (int64_t p = start; p < stop; ++p) {
           const uint8_t *panel = m->panels + l.panel * static_cast<size_t>(p);
-          switch (kind_of(*m)) {
-            case NESTED + 2: integer_panel<NESTED + 2>(*m, l, panel, words, sum, out); break;
-            case NESTED + 3: integer_panel<NESTED + 3>(*m, l, panel, words, sum, out); break;
-            case NESTED + 4: integer_panel<NESTED + 4>(*m, l, panel, words, sum, out); break;
-            case NESTED + 5: integer_panel<NESTED + 5>(*m, l, panel, words, sum, out); break;
-            case NESTED + 6: integer_panel<NESTED + 6>(*m, l, panel, words, sum, out); break;
-            case NESTED + 7: integer_panel<NESTED + 7>(*m, l, panel, words, sum, out); break;
-            case NESTED + 8: integer_panel<NESTED + 8>(*m, l, panel, words, sum, out); break;
+          switch (m->bits) {
             case 1: integer_panel<1>(*m, l, panel, words, sum, out); break;
             case 2: integer_panel<2>(*m, l, panel, words, sum, out); break;
             case 3: integer_panel<3>(*m, l, panel, words, sum, out); break;

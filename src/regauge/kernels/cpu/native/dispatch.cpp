@@ -5,7 +5,6 @@
 #include <chrono>
 #include <cstring>
 
-#include "apart.h"
 #include "codes.h"
 #include "gram.h"
 #include "kernels.h"
@@ -134,14 +133,11 @@ double rg_bandwidth(int threads, size_t bytes, double seconds) {
   return best;
 }
 
-int rg_has_planes(void) { return 1; }
-
 size_t rg_panel_bytes(const rg_matrix *m) { return m && sound(*m) ? Layout(*m).panel : 0; }
 
 int rg_pack(const rg_matrix *m, const uint8_t *codes, const void *steps, const uint8_t *zeros, uint8_t *panels, int threads) {
   if (!m || !sound(*m) || !codes || !panels || (m->zero && !zeros) || (m->step != RG_STEP_NONE && !steps)) return RG_UNSOUND;
   const Layout l(*m);
-  if (nested(*m)) return m->bits == m->mantissa && m->bias == l.groups && !m->stride ? pack_planes(*m, l, codes, static_cast<const uint8_t *>(steps), panels, threads) : RG_UNSOUND;
   const int size = step_bytes(m->step);
   rg::Share share;
   rg::parallel(threads, [&](int thread, rg::Team &team) {
@@ -186,16 +182,10 @@ int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads) {
       const uint8_t *at = m->panels + l.panel * static_cast<size_t>(start / PANEL);
       for (int g = 0; g < l.groups; ++g, at += l.record) {
         const int left = m->columns - g * m->group, count = left < m->group ? left : m->group;
-        uint8_t *out = codes + static_cast<size_t>(start) * m->columns + static_cast<size_t>(g) * m->group;
-        if (nested(*m)) {
-          const Planes planes = codes_of<NESTED>(l, *m, m->panels + l.panel * static_cast<size_t>(start / PANEL), g);
-          for (int i = 0; i < count; ++i) out[i] = static_cast<uint8_t>(get_planes(planes, m->bits, i, r));
-          continue;
-        }
         for (int i = 0; i < count; ++i) {
           const uint8_t *group = at + l.steps_bytes + l.zeros_bytes, *block = group + i / unit * block_bytes(m->bits);
           const unsigned code = m->value == RG_TRELLIS ? get_trellis(TrellisKind(*m), group, r, i) : get_code(block, m->bits, i % unit / 4, r * 4 + i % 4);
-          out[i] = static_cast<uint8_t>(code);
+          codes[static_cast<size_t>(start) * m->columns + static_cast<size_t>(g) * m->group + i] = static_cast<uint8_t>(code);
         }
       }
     }

@@ -22,15 +22,14 @@ template <int B, int MR, int VALUE>
 inline void panel_floats(const rg_matrix &m, const Layout &l, const float *table, const uint8_t *panel,
                          const float *const *x, const float *const *sums, Floats (&out)[MR]) {
   const int blocks = m.group / unit_of(B);
-  const Ints size_mask = set_ints((1 << (bits_of(B) - 1)) - 1), sign_mask = set_ints(1 << (bits_of(B) - 1));
+  const Ints size_mask = set_ints((1 << (B - 1)) - 1), sign_mask = set_ints(1 << (B - 1));
   const Floats offset = set_floats(static_cast<float>(m.offset));
   const int up = 23 - m.mantissa;
   const Floats up_again = set_floats(std::ldexp(1.0f, 127 - m.bias));  // before any sum: down there floats lose their bits
   for (int r = 0; r < MR; ++r) out[r] = zero_floats();
   int at = 0;
   for (int g = 0; g < l.groups; ++g) {
-    const uint8_t *begin = l.steps(panel, g);
-    auto codes = codes_of<B>(l, m, panel, g);
+    const uint8_t *codes = panel + l.steps_bytes + l.zeros_bytes;
     Floats sum[MR];
     for (int r = 0; r < MR; ++r) sum[r] = zero_floats();
     for (int b = 0; b < blocks; ++b) {
@@ -40,18 +39,19 @@ inline void panel_floats(const rg_matrix &m, const Layout &l, const float *table
           Floats w;
           if constexpr (VALUE == RG_INT) w = to_floats(c) - offset;
           else if constexpr (VALUE == RG_TABLE) w = look_up_floats(table, c);
-          else w = as_floats(shifted_left(c & size_mask, up) | shifted_left(c & sign_mask, 32 - bits_of(B))) * up_again;
+          else w = as_floats(shifted_left(c & size_mask, up) | shifted_left(c & sign_mask, 32 - B)) * up_again;
           for (int r = 0; r < MR; ++r) sum[r] = fma(w, set_floats(x[r][at + 4 * i + k]), sum[r]);
         }
       });
-      next_block(codes, block_bytes(B));
+      codes += block_bytes(B);
       at += unit_of(B);
     }
-    const Floats step = load_steps(begin, m.step);
+    const Floats step = load_steps(panel, m.step);
     for (int r = 0; r < MR; ++r) {
-      if (m.zero) sum[r] = sum[r] - load_zeros(begin + l.steps_bytes, bits_of(B)) * set_floats(sums[r][g]);
+      if (m.zero) sum[r] = sum[r] - load_zeros(panel + l.steps_bytes, B) * set_floats(sums[r][g]);
       out[r] = fma(sum[r], step, out[r]);
     }
+    panel += l.record;
   }
 }
 

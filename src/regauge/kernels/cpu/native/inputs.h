@@ -47,7 +47,7 @@ struct Site {
 
 // One activation of some tokens as its tap gives it, ready for every site that reads it.
 struct Prepared {
-  int activations[DISTINCT], group[DISTINCT];
+  int activations[DISTINCT], group[DISTINCT], offset[DISTINCT];
   bool unrounded[DISTINCT];
   Inputs in[DISTINCT][BUNCHES];
   int kinds = 0;
@@ -93,18 +93,25 @@ struct Prepared {
   int of(const Site &s) {
     const Ready &a = s.ready;
     for (int i = 0; i < kinds; ++i)
-      if (activations[i] == a.activations && group[i] == a.m->group && unrounded[i] == s.unrounded) return i;
+      if (activations[i] == a.activations && group[i] == a.m->group && offset[i] == a.m->offset && unrounded[i] == s.unrounded) return i;
     const int slot = kinds++;
     group[slot] = a.m->group;
     activations[slot] = a.activations;
+    offset[slot] = a.m->offset;
     unrounded[slot] = s.unrounded;
-    const size_t each = (inputs_bytes(a.l) + 63) / 64 * 64;
+    const size_t each = inputs_bytes(a.l);
     const bool codes = !s.unrounded && a.activations != RG_FLOAT32 && nests(*tap, a.m->group);
     for (int t = 0; t < tokens; ++t, used += each) {
       Inputs &to = in[slot][t / FEW];
       if (!codes) prepare(seen(t, s.unrounded), *a.m, a.l, a.activations, memory + used, to, t % FEW);
       else if (wide(*tap)) to.rounded[t % FEW] = round_by<true>(*tap, x + static_cast<size_t>(t) * row, columns, a.m->group, a.l, memory + used);
       else to.rounded[t % FEW] = round_by<false>(*tap, x + static_cast<size_t>(t) * row, columns, a.m->group, a.l, memory + used);
+      if (a.activations != RG_FLOAT32) centre(to.rounded[t % FEW], a.l, a.m->offset);
+    }
+    const int last = tokens % FEW;
+    if (evened(last) != last) {
+      even_out(in[slot][tokens / FEW], last, memory + used - static_cast<size_t>(last) * each, each);
+      used += each;
     }
     return slot;
   }

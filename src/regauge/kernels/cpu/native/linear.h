@@ -1,96 +1,9 @@
 // Products for a few tokens: who rounds, who multiplies, where results go.
 #pragma once
-#include "floats.h"
-#include "pool.h"
-#include "taps.h"
+#include "tokens.h"
 #include "trellis_levels.h"
 
 namespace {
-
-// Memory of the calling thread that grows and stays; WHICH: of several in use at once. Under a sanitiser it is as long as
-// what was asked for, each time anew, so that one byte too many is seen.
-template <int WHICH = 0>
-inline uint8_t *scratch(size_t bytes) {
-  struct Buffer {
-    uint8_t *data = nullptr;
-    size_t size = 0;
-    ~Buffer() { __builtin_free(data); }
-  };
-  static thread_local Buffer buffer;
-#if defined(RG_EXACT)
-  constexpr bool exact = true;
-#else
-  constexpr bool exact = false;
-#endif
-  if (exact || buffer.size < bytes) {
-    __builtin_free(buffer.data);
-    if (!exact) bytes += bytes / 2;
-    buffer.data = static_cast<uint8_t *>(__builtin_malloc(bytes));
-    buffer.size = buffer.data ? bytes : 0;
-  }
-  return buffer.data;
-}
-
-RG_INLINE void load_row(const void *x, int64_t at, int count, int dtype, float *out) {
-  int i = 0;
-  if (dtype == RG_F32) {
-    std::memcpy(out, static_cast<const float *>(x) + at, static_cast<size_t>(count) * 4);
-    return;
-  }
-  const uint16_t *half = static_cast<const uint16_t *>(x) + at;
-  for (; i + PANEL <= count; i += PANEL) store_floats(out + i, dtype == RG_BF16 ? load_bf16(half + i) : load_half(half + i));
-  for (; i < count; ++i) out[i] = dtype == RG_BF16 ? bf16_to_float(half[i]) : half_to_float(half[i]);
-}
-
-RG_INLINE void store_row(void *y, int64_t at, int count, int dtype, const float *values) {
-  int i = 0;
-  if (dtype == RG_F32) {
-    std::memcpy(static_cast<float *>(y) + at, values, static_cast<size_t>(count) * 4);
-    return;
-  }
-  uint16_t *half = static_cast<uint16_t *>(y) + at;
-  for (; i + PANEL <= count; i += PANEL) {
-    if (dtype == RG_BF16) store_bf16(half + i, load_floats(values + i));
-    else store_half(half + i, load_floats(values + i));
-  }
-  for (; i < count; ++i) half[i] = dtype == RG_BF16 ? float_to_bf16(values[i]) : float_to_half(values[i]);
-}
-
-// A few tokens ready to be multiplied by one matrix, or by several of the same columns and group.
-struct Inputs {
-  Rounded rounded[FEW];
-  const float *floats[FEW];  // unrounded, `padded` long
-  const float *sums[FEW];    // of each group, of the unrounded
-};
-
-inline size_t inputs_bytes(const Layout &l) {
-  return rounded_bytes(l) + static_cast<size_t>(l.padded) * 4 + static_cast<size_t>(l.groups) * 4 + 256;
-}
-
-// Rounds one token into `memory` (inputs_bytes). `x` has `columns` floats.
-inline void prepare(const float *x, const rg_matrix &m, const Layout &l, int activations, uint8_t *memory, Inputs &in, int slot) {
-  if (activations >= RG_TOKEN) {
-    rg_tap token{};
-    token.format = RG_DYNAMIC, token.bits = activations - RG_TOKEN;
-    in.rounded[slot] = round_by<false>(token, x, m.columns, m.group, l, memory);
-  } else if (activations == RG_INT8) in.rounded[slot] = round_token<false>(x, m.columns, m.group, l, memory);
-  else if (activations == RG_INT16) in.rounded[slot] = round_token<true>(x, m.columns, m.group, l, memory);
-  else {
-    float *copy = reinterpret_cast<float *>(aligned(memory)), *sums = copy + l.padded;
-    std::memcpy(copy, x, static_cast<size_t>(m.columns) * 4);
-    std::memset(copy + m.columns, 0, static_cast<size_t>(l.padded - m.columns) * 4);
-    for (int g = 0; g < l.groups; ++g) {
-      Floats sum = zero_floats();
-      float rest = 0;
-      int i = 0;
-      for (; i + PANEL <= m.group; i += PANEL) sum = sum + load_floats(copy + g * m.group + i);
-      for (; i < m.group; ++i) rest += copy[g * m.group + i];
-      sums[g] = total(sum) + rest;
-    }
-    in.floats[slot] = copy;
-    in.sums[slot] = sums;
-  }
-}
 
 // From row to row of a matrix in full precision.
 inline size_t full_row_bytes(const rg_matrix &m) {
@@ -120,19 +33,25 @@ struct Ready {
     if (m->value == RG_FLOAT) activations = RG_FLOAT32;
     kind = activations == RG_FLOAT32 ? 3 + m->value : m->value == RG_INT ? 0 : integers.wide ? 2 : 1;  // not of a trellis
   }
+
+  // Whether it is of integers with steps kept in a usual way, so that a group's end is short.
+  bool usual() const { return kind == 0 && m->group <= LONGEST && (m->step == RG_STEP_F16 || (m->step == RG_STEP_NONE && !m->zero)); }
 };
 
 template <int B, int MR, bool TWO>
 inline void one_panel_of_integers(const Ready &a, const uint8_t *panel, const Rounded *x, Floats (&out)[MR]) {
   const rg_matrix &m = *a.m;
-  if constexpr (MR == 1)
-    if (a.kind == 0 && m.group <= LONGEST) {
-      if constexpr (B >= NESTED) return panel_product<B, MR, TWO, 0, HALF_STEPS>(m, a.l, nullptr, panel, x, out);
-      else if (m.step == RG_STEP_F16 && m.zero) return panel_product<B, MR, TWO, 0, HALF_STEPS_AND_ZEROS>(m, a.l, nullptr, panel, x, out);
-      if (m.step == RG_STEP_F16) return panel_product<B, MR, TWO, 0, HALF_STEPS>(m, a.l, nullptr, panel, x, out);
-      if (m.step == RG_STEP_NONE && !m.zero) return panel_product<B, MR, TWO, 0, NO_STEPS>(m, a.l, nullptr, panel, x, out);
+  if constexpr (MR == 1) {
+    if (a.usual()) {
+      if (m.step == RG_STEP_NONE) return panel_product<B, MR, TWO, 0, NO_STEPS>(m, a.l, nullptr, panel, x, out);
+      if (m.zero) return panel_product<B, MR, TWO, 0, HALF_STEPS_AND_ZEROS>(m, a.l, nullptr, panel, x, out);
+      return panel_product<B, MR, TWO, 0, HALF_STEPS>(m, a.l, nullptr, panel, x, out);
     }
-  if (a.kind == 0) return panel_product<B, MR, TWO, 0>(m, a.l, nullptr, panel, x, out);
+  } else if (MR > 4 || a.usual()) {
+    return panel_product<B, MR, TWO, 0, USUAL_STEPS>(m, a.l, nullptr, panel, x, out);
+  }
+  if constexpr (MR > 4) return;
+  else if (a.kind == 0) return panel_product<B, MR, TWO, 0>(m, a.l, nullptr, panel, x, out);
   if constexpr (B <= 4) {
     if (a.kind == 1) return panel_product<B, MR, TWO, 1>(m, a.l, &a.integers, panel, x, out);
     return panel_product<B, MR, TWO, 2>(m, a.l, &a.integers, panel, x, out);
@@ -146,36 +65,36 @@ inline void one_panel(const Ready &a, const uint8_t *panel, const Inputs &in, in
     one_panel_of_integers<B, MR, true>(a, panel, in.rounded + first, out);
   } else if (a.activations != RG_FLOAT32) {
     one_panel_of_integers<B, MR, false>(a, panel, in.rounded + first, out);
-  } else {
+  } else if constexpr (MR <= 4) {
     const float *const *floats = in.floats + first, *const *sums = in.sums + first;
-    if (B >= NESTED || a.kind == 3 + RG_INT) return panel_floats<B, MR, RG_INT>(m, a.l, a.table, panel, floats, sums, out);
+    if (a.kind == 3 + RG_INT) return panel_floats<B, MR, RG_INT>(m, a.l, a.table, panel, floats, sums, out);
     if constexpr (B <= 4)
       if (a.kind == 3 + RG_TABLE) return panel_floats<B, MR, RG_TABLE>(m, a.l, a.table, panel, floats, sums, out);
-    if constexpr (B < NESTED) return panel_floats<B, MR, RG_FLOAT>(m, a.l, a.table, panel, floats, sums, out);
+    return panel_floats<B, MR, RG_FLOAT>(m, a.l, a.table, panel, floats, sums, out);
   }
 }
 
-// Rows of one panel for `count` <= FEW tokens: out[t * 16 ... ], scaled.
+// Rows of a panel for MR tokens from `first` on: out[t * 16 ... ], scaled.
+template <int B, int MR>
+inline void tokens_of(const Ready &a, const uint8_t *panel, const Inputs &in, int first, Floats scale, float *out) {
+  Floats sum[MR];
+  one_panel<B, MR>(a, panel, in, first, sum);
+  for (int r = 0; r < MR; ++r) store_floats(out + (first + r) * PANEL, sum[r] * scale);
+}
+
+// Rows of one panel for `count` <= FEW tokens; `out` has room for as many as kernels are compiled for.
 template <int B>
 inline void panel_of(const Ready &a, const uint8_t *panel, const Inputs &in, int count, int64_t number, float *out) {
+  count = evened(count);
+  const Floats scale = a.m->row_scale ? load_floats(a.m->row_scale + number * PANEL) : set_floats(1.0f);
+  if constexpr (FEW == 8) {
+    if (count == 8 && a.usual()) return tokens_of<B, 8>(a, panel, in, 0, scale, out);
+    if (count == 6 && a.usual()) return tokens_of<B, 6>(a, panel, in, 0, scale, out);
+  }
   int t = 0;
-  Floats scale = a.m->row_scale ? load_floats(a.m->row_scale + number * PANEL) : set_floats(1.0f);
-  if (count == 4) {
-    Floats sum[4];
-    one_panel<B, 4>(a, panel, in, 0, sum);
-    for (int r = 0; r < 4; ++r) store_floats(out + r * PANEL, sum[r] * scale);
-    return;
-  }
-  for (; t + 2 <= count; t += 2) {
-    Floats sum[2];
-    one_panel<B, 2>(a, panel, in, t, sum);
-    for (int r = 0; r < 2; ++r) store_floats(out + (t + r) * PANEL, sum[r] * scale);
-  }
-  if (t < count) {
-    Floats sum[1];
-    one_panel<B, 1>(a, panel, in, t, sum);
-    store_floats(out + t * PANEL, sum[0] * scale);
-  }
+  for (; t + 4 <= count; t += 4) tokens_of<B, 4>(a, panel, in, t, scale, out);
+  if (t + 2 <= count) tokens_of<B, 2>(a, panel, in, t, scale, out);
+  else if (t < count) tokens_of<B, 1>(a, panel, in, t, scale, out);
 }
 
 // Sixteen rows of a matrix that is not packed: four sums a row, so that additions do not wait for each other.
@@ -225,12 +144,18 @@ inline void full_rows(const rg_matrix &m, int64_t number, const Inputs &in, int 
 
 // Sixteen rows of a trellis, whose kernels are compiled apart.
 inline void trellis_values(const Ready &a, const uint8_t *panel, const Inputs &in, int count, int64_t number, float *out) {
-  if (a.activations == RG_FLOAT32) {
-    rg::trellises().floats(*a.m, panel, in.floats, count, out);
-  } else {
-    rg::TrellisInput x[FEW];
-    for (int t = 0; t < count; ++t) x[t] = {in.rounded[t].high, in.rounded[t].low, in.rounded[t].sum_high, in.rounded[t].sum_low, in.rounded[t].step};
-    rg::trellises().product(*a.m, panel, x, count, a.activations == RG_INT16, out);
+  for (int t = 0; t < count; t += 4) {
+    const int some = count - t < 4 ? count - t : 4;
+    if (a.activations == RG_FLOAT32) {
+      rg::trellises().floats(*a.m, panel, in.floats + t, some, out + t * PANEL);
+    } else {
+      rg::TrellisInput x[4];
+      for (int r = 0; r < some; ++r) {
+        const Rounded &one = in.rounded[t + r];
+        x[r] = {one.high, one.low, one.sum_high, one.sum_low, one.step};
+      }
+      rg::trellises().product(*a.m, panel, x, some, a.activations == RG_INT16, out + t * PANEL);
+    }
   }
   if (!a.m->row_scale) return;
   const Floats scale = load_floats(a.m->row_scale + number * PANEL);
@@ -241,13 +166,15 @@ inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int c
   if (a.m->value == RG_FULL) return full_rows(*a.m, number, in, count, out);
   const uint8_t *panel = a.m->panels + a.l.panel * static_cast<size_t>(number);
   if (a.m->value == RG_TRELLIS) return trellis_values(a, panel, in, count, number, out);
-  const auto of = [&](auto kind) { panel_of<decltype(kind)::value>(a, panel, in, count, number, out); };
-  switch (kind_of(*a.m)) {
-    case NESTED + 2: return of(Constant<NESTED + 2>{}); case NESTED + 3: return of(Constant<NESTED + 3>{}); case NESTED + 4: return of(Constant<NESTED + 4>{});
-    case NESTED + 5: return of(Constant<NESTED + 5>{}); case NESTED + 6: return of(Constant<NESTED + 6>{}); case NESTED + 7: return of(Constant<NESTED + 7>{});
-    case NESTED + 8: return of(Constant<NESTED + 8>{});
-    case 1: return of(Constant<1>{}); case 2: return of(Constant<2>{}); case 3: return of(Constant<3>{}); case 4: return of(Constant<4>{});
-    case 5: return of(Constant<5>{}); case 6: return of(Constant<6>{}); case 7: return of(Constant<7>{}); default: return of(Constant<8>{});
+  switch (a.m->bits) {
+    case 1: return panel_of<1>(a, panel, in, count, number, out);
+    case 2: return panel_of<2>(a, panel, in, count, number, out);
+    case 3: return panel_of<3>(a, panel, in, count, number, out);
+    case 4: return panel_of<4>(a, panel, in, count, number, out);
+    case 5: return panel_of<5>(a, panel, in, count, number, out);
+    case 6: return panel_of<6>(a, panel, in, count, number, out);
+    case 7: return panel_of<7>(a, panel, in, count, number, out);
+    default: return panel_of<8>(a, panel, in, count, number, out);
   }
 }
 
@@ -269,8 +196,9 @@ inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, in
   const Ready a(*m, activations);
   threads = worth(threads, a.l.panel * static_cast<size_t>(a.l.panels));
   const size_t each = inputs_bytes(a.l), row = (static_cast<size_t>(m->columns) * 4 + 127) / 64 * 64;
-  uint8_t *memory = scratch(FEW * each + FEW * row + 64);
+  uint8_t *memory = scratch(FEW * each + FEW * row + 128);
   if (!memory) return RG_NO_MEMORY;
+  memory = aligned(memory);
   for (int64_t first = 0; first < tokens; first += FEW) {
     const int count = static_cast<int>(tokens - first < FEW ? tokens - first : FEW);
     Inputs in;
@@ -280,8 +208,13 @@ inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, in
         float *floats = reinterpret_cast<float *>(aligned(memory + FEW * each + static_cast<size_t>(t) * row));
         load_row(x, (first + t) * m->columns, m->columns, dtype, floats);
         prepare(floats, *m, a.l, a.activations, memory + static_cast<size_t>(t) * each, in, t);
+        if (a.activations != RG_FLOAT32) centre(in.rounded[t], a.l, m->offset);
       }
       team.barrier();
+      if (evened(count) != count) {
+        if (thread == 0) even_out(in, count, memory, each);
+        team.barrier();
+      }
       alignas(64) float out[FEW * PANEL];
       int64_t start, stop;
       while (share.take(thread, team.threads, a.l.panels, panels_at_once(a.l, team.threads), start, stop)) {

@@ -15,18 +15,24 @@ constexpr bool UNSHIFTED = true;
 #else
 constexpr bool UNSHIFTED = false;  // sums of two products of 16 bits, or signed bytes: codes must stay small
 #endif
-constexpr int FEW = 4;  // tokens that share one reading of the weights
+// Tokens that share one reading of the weights: as many as have their sums in registers.
+#if defined(RG_WIDE)
+constexpr int FEW = 8;
+#else
+constexpr int FEW = 4;
+#endif
 
 // One token, rounded. Arrays have `padded` bytes and `groups` entries.
 struct Rounded {
   const int32_t *high, *low;          // four bytes a word; `low` only with 16 bits
   const int32_t *sum_high, *sum_low;  // sums of a group
   const float *step, *sum;            // step of a group; sum of the rounded integers, as a float
+  float *centred;                     // the sum times the offset of codes, which is taken from their products
 };
 
 // Scratch for `tokens` rounded tokens: bytes needed.
 inline size_t rounded_bytes(const Layout &l) {
-  return static_cast<size_t>(l.padded) * 2 + static_cast<size_t>(l.groups) * 16 + 64 * 6;
+  return static_cast<size_t>(l.padded) * 2 + static_cast<size_t>(l.groups) * 20 + 64 * 6;
 }
 
 RG_INLINE uint8_t *aligned(uint8_t *p) {
@@ -94,8 +100,29 @@ inline Rounded round_token(const float *x, int columns, int group, const Layout 
     step[g] = (reach > 1e-30f ? reach / TOP : 0.0f) + nothing;
     sum[g] = (TWO ? 256.0f : 1.0f) * static_cast<float>(sum_high[g]) + static_cast<float>(sum_low[g]);
   }
-  return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum};
+  return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum, sum + l.groups};
 }
+
+// Tells a rounded token the offset of the codes that it will meet.
+inline void centre(const Rounded &x, const Layout &l, int offset) {
+  for (int g = 0; g < l.groups; ++g) x.centred[g] = static_cast<float>(offset) * x.sum[g];
+}
+
+// Where one thing of each token of a bunch lies: tokens are equally far apart, so that few registers hold all places.
+struct Places {
+  const char *first, *fifth;
+  ptrdiff_t apart, thrice;
+  Places(const void *of_first, ptrdiff_t bytes) : first(static_cast<const char *>(of_first)), fifth(first + 4 * bytes), apart(bytes), thrice(3 * bytes) {
+    asm("" : "+r"(fifth), "+r"(thrice));  // or the compiler keeps a register a token
+  }
+  template <class T>
+  RG_INLINE const T *of(int token) const {
+    const char *p = token < 4 ? first : fifth;
+    const int i = token % 4;
+    return reinterpret_cast<const T *>(i == 0 ? p : i == 1 ? p + apart : i == 2 ? p + 2 * apart : p + thrice);
+  }
+  RG_INLINE void go_on(int bytes) { first += bytes, fifth += bytes; }
+};
 
 // What a table of at most 16 values looks like in integers: value = scale * (256 high + low - offset).
 struct IntegerTable {
@@ -138,58 +165,68 @@ struct Constant {
 
 // How the steps of groups are kept: any way, asked at every group; or one of the usual ways, known beforehand, because a
 // short group's end is as long as its products: 16-bit floats, with zero points and without, or none, but of the row.
-enum { ANY_STEPS, HALF_STEPS, HALF_STEPS_AND_ZEROS, NO_STEPS };
+// Several tokens ask which of the usual ways once for all of them (USUAL_STEPS), and compute each as it is computed alone,
+// so that a text comes out the same, bit for bit, whatever number of its tokens is read at a time.
+enum { ANY_STEPS, HALF_STEPS, HALF_STEPS_AND_ZEROS, NO_STEPS, USUAL_STEPS };
 
-// 16 rows times MR tokens. TWO: 16-bit activations. TABLE: 0 codes are integers, 1 a byte each, 2 two bytes each.
+constexpr int AHEAD = 4096;  // bytes, that several tokens are asked for before they are read
+
+// 16 rows times MR tokens, which are rounded into equal pieces of one memory. TWO: 16-bit activations. TABLE: 0 codes are integers, 1 a byte each, 2 two bytes each.
 template <int B, int MR, bool TWO, int TABLE, int KEPT = ANY_STEPS>
 inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTable *table, const uint8_t *panel,
                           const Rounded *x, Floats (&out)[MR]) {
   // Sums side by side: a dot product takes four cycles and two can start in each, so one sum alone would wait for itself.
   // With a product of unsigned bytes that cannot overflow, codes of one token stay where they lie in their bytes, and
   // each place has sums of its own, which are shifted down once a group.
-  constexpr bool RAISED = UNSHIFTED && MR == 1 && TABLE == 0 && B <= 4;  // not in planes, whose bits lie in several places
+  constexpr bool RAISED = UNSHIFTED && MR == 1 && TABLE == 0 && B <= 4;
   constexpr int PLACES = !RAISED ? 1 : B == 3 ? 2 : 8 / B;
   constexpr int WANTED = TABLE > 1 ? 1 : TWO ? 2 / MR : 4 / MR;  // 16-bit activations bring two sums of their own
   constexpr int CHAINS = WANTED < PLACES ? PLACES : WANTED < 1 ? 1 : WANTED;
   constexpr int UNROLLED = block_steps(B) < CHAINS ? CHAINS / block_steps(B) : 1;
-  constexpr bool SMALL = bits_of(B) < 8 && TABLE == 0;
+  constexpr bool SMALL = B < 8 && TABLE == 0;
   ByteTable high_table{}, low_table{};
   if constexpr (TABLE > 0) low_table = byte_table(table->low);
   if constexpr (TABLE > 1) high_table = byte_table(table->high);
   const int offset = TABLE ? table->offset : m.offset, blocks = m.group / unit_of(B);
-  const int groups = l.groups, steps_bytes = l.steps_bytes;
+  const int groups = l.groups, steps_bytes = l.steps_bytes, head = l.steps_bytes + l.zeros_bytes, record = l.record;
   const Floats centre = set_floats(static_cast<float>(offset));
   Floats all[MR];
   for (int r = 0; r < MR; ++r) all[r] = zero_floats();
-  int word = 0;
+  const ptrdiff_t apart = MR > 1 ? reinterpret_cast<const char *>(x[1].high) - reinterpret_cast<const char *>(x[0].high) : 0;
+  constexpr bool CENTRED = KEPT == USUAL_STEPS && !TWO;  // sums of products are exact as floats, and so is the difference
+  Places highs(x->high, apart), lows(TWO ? x->low : x->high, apart), steps(x->step, apart), sums(CENTRED && !m.zero ? x->centred : x->sum, apart);
   for (int g = 0; g < groups; ++g) {
-    const uint8_t *at = l.steps(panel, g);
-    auto codes = codes_of<B>(l, m, panel, g);
+    const uint8_t *codes = panel + head;
     Ints high[MR][CHAINS], low[MR][CHAINS], top_high[MR], top_low[MR];  // top_*: with the table's high byte
     for (int r = 0; r < MR; ++r) {
       for (int c = 0; c < CHAINS; ++c) high[r][c] = low[r][c] = zero_ints();
       if constexpr (KEPT == ANY_STEPS) {  // in integers, as a group may be longer than floats are exact for
-        high[r][0] = set_ints(-offset * x[r].sum_high[g]);
-        if constexpr (TWO) low[r][0] = set_ints(-offset * x[r].sum_low[g]);
+        const auto of = [&](const int32_t *sum) { return *reinterpret_cast<const int32_t *>(reinterpret_cast<const char *>(sum + g) + r * apart); };
+        high[r][0] = set_ints(-offset * of(x->sum_high));
+        if constexpr (TWO) low[r][0] = set_ints(-offset * of(x->sum_low));
       }
       top_high[r] = top_low[r] = zero_ints();
     }
     const auto block = [&](auto first) __attribute__((always_inline)) {
+      // One token's loop is so short that a core sees far ahead; that of several asks for what will be read.
+      if constexpr (MR > 1)
+        for (int k = 0; k < block_bytes(B); k += 64) prefetch(codes + k + AHEAD);
       each_step<B, RAISED>(codes, [&](int i, Bytes code) __attribute__((always_inline)) {
         const Bytes lower = TABLE ? look_up(low_table, code) : code;
         const int c = RAISED && B == 3 ? (raised<B>(i) ? CHAINS / 2 : 0) + i / 2 % (CHAINS / 2) : (first.value + i) % CHAINS;
         for (int r = 0; r < MR; ++r) {
-          high[r][c] = dot4<SMALL>(high[r][c], lower, x[r].high + word + i);
-          if constexpr (TWO) low[r][c] = dot4<SMALL>(low[r][c], lower, x[r].low + word + i);
+          high[r][c] = dot4<SMALL>(high[r][c], lower, highs.of<int32_t>(r) + i);
+          if constexpr (TWO) low[r][c] = dot4<SMALL>(low[r][c], lower, lows.of<int32_t>(r) + i);
           if constexpr (TABLE > 1) {
             const Bytes upper = look_up(high_table, code);
-            top_high[r] = dot4<false>(top_high[r], upper, x[r].high + word + i);
-            if constexpr (TWO) top_low[r] = dot4<false>(top_low[r], upper, x[r].low + word + i);
+            top_high[r] = dot4<false>(top_high[r], upper, highs.of<int32_t>(r) + i);
+            if constexpr (TWO) top_low[r] = dot4<false>(top_low[r], upper, lows.of<int32_t>(r) + i);
           }
         }
       });
-      next_block(codes, block_bytes(B));
-      word += block_steps(B);
+      codes += block_bytes(B);
+      highs.go_on(4 * block_steps(B));
+      if constexpr (TWO) lows.go_on(4 * block_steps(B));
     };
     int b = 0;
     if constexpr (UNROLLED == 4)
@@ -197,9 +234,10 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
     if constexpr (UNROLLED == 2)
       for (; b + 2 <= blocks; b += 2) block(Constant<0>{}), block(Constant<block_steps(B)>{});
     for (; b < blocks; ++b) block(Constant<0>{});
-    const bool zeroed = KEPT == HALF_STEPS_AND_ZEROS || (KEPT == ANY_STEPS && m.zero);
-    const Floats step = KEPT == ANY_STEPS ? load_steps(at, m.step) : KEPT == NO_STEPS ? set_floats(1.0f) : load_half(at);
-    const Floats zeros = zeroed ? load_zeros(at + steps_bytes, bits_of(B)) : centre;
+    const bool asked = KEPT == ANY_STEPS || KEPT == USUAL_STEPS, zeroed = KEPT == HALF_STEPS_AND_ZEROS || (asked && m.zero);
+    const bool none = KEPT == NO_STEPS || (KEPT == USUAL_STEPS && m.step == RG_STEP_NONE);
+    const Floats step = KEPT == ANY_STEPS ? load_steps(panel, m.step) : none ? set_floats(1.0f) : load_half(panel);
+    const Floats zeros = zeroed ? load_zeros(panel + steps_bytes, B) : centre;
     for (int r = 0; r < MR; ++r) {
       for (int c = 1; c < CHAINS; ++c) {
         const int up = !RAISED ? 0 : B == 3 ? c / (CHAINS / 2) * 3 : raised<B>(c % PLACES);
@@ -213,10 +251,15 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
         if constexpr (TABLE > 1) rest = fma(set_floats(256.0f), to_floats(top_low[r]), rest);
         whole = fma(set_floats(256.0f), whole, rest);
       }
-      if (KEPT != ANY_STEPS || zeroed) whole = whole - zeros * set_floats(x[r].sum[g]);
-      const Floats by = set_floats(x[r].step[g]);
+      const Floats taken = set_floats(*sums.of<float>(r));
+      if (CENTRED && !zeroed) whole = whole - taken;
+      else if (KEPT != ANY_STEPS || zeroed) whole = whole - zeros * taken;
+      const Floats by = set_floats(*steps.of<float>(r));
       all[r] = fma(whole, KEPT == NO_STEPS ? by : step * by, all[r]);
     }
+    panel += record;
+    steps.go_on(4);
+    sums.go_on(4);
   }
   for (int r = 0; r < MR; ++r) out[r] = TABLE > 0 ? all[r] * set_floats(table->scale) : all[r];
 }

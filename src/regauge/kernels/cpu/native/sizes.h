@@ -32,7 +32,7 @@ struct Sizes {
     if (!(by >= RG_INT8 && by <= RG_FLOAT32) && !(by >= RG_TOKEN + 2 && by <= RG_TOKEN + 8)) return false;
     const Layout l(s.matrix);
     weights += whole ? static_cast<size_t>(s.matrix.rows) * s.matrix.columns * 2 : l.panel * static_cast<size_t>(l.panels);
-    const size_t each = (inputs_bytes(l) + 63) / 64 * 64;
+    const size_t each = inputs_bytes(l);
     most = each > most ? each : most;
     worked = worked || !plain(t);
     channels = at_least(channels, columns);
@@ -116,7 +116,7 @@ struct Sizes {
     for (int i = 0; i < p.block_count; ++i) pieces(p.blocks[i]);
     if (!site(p.head, p.head_in, p.hidden)) return RG_UNSOUND;
     const size_t n = static_cast<size_t>(count);
-    prepared_bytes = most * DISTINCT * n * static_cast<size_t>(pairs) + 64;
+    prepared_bytes = most * DISTINCT * (n + 1) * static_cast<size_t>(pairs) + 64;
     const size_t states = (2 * n + 1) * static_cast<size_t>(p.hidden) + 3 * PANEL;
     const size_t work = worked ? n * 3 * Prepared::work_row(channels) : 0;
     private_bytes = (states + work + 2 * rank) * 4 + bench_bytes() + prepared_bytes + 3 * 64;

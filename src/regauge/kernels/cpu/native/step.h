@@ -4,7 +4,7 @@
 // less than waiting for each other. Threads meet four times a block: after q k v, attention, o, and the hidden layer, and
 // once more before a product with a low-rank term; what lies between is shared out by panels, or by key-value heads.
 //
-// Floor: every packed byte once for each four tokens, and the cache once a token.
+// Floor: every packed byte once for each four tokens (eight on AVX-512), and the cache once a token.
 #pragma once
 #include <new>
 

@@ -162,7 +162,7 @@ inline Rounded round_by(const rg_tap &t, const float *x, int columns, int group,
     step[g] = c.step + c.nothing;
     sum[g] = (TWO ? 256.0f : 1.0f) * static_cast<float>(highs) + static_cast<float>(lows);
   }
-  return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum};
+  return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum, sum + l.groups};
 }
 
 // What the codes of a token stand for.

@@ -1,0 +1,77 @@
+"""Commands about families: their members, measured, and one of them written by itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from regauge.cli.options import DEBUG, EVAL, FORCE, JSON, OUT, QUIET, SEED, THREADS, VERBOSE, tell_parents
+
+if TYPE_CHECKING:
+    from regauge.engine.subnets import Subnets
+
+ARTIFACT = Annotated[str, typer.Argument(metavar="OUT", help="A family: what a recipe with 'family' made.")]
+
+
+def subnets(
+    artifact: ARTIFACT,
+    subnet: Annotated[
+        list[str] | None,
+        typer.Option(metavar="depth=6,ffn=0.5", help="A member to measure, may be repeated; else those worth a look."),
+    ] = None,
+    evaluation: EVAL = None,
+    seed: SEED = 0,
+    json: JSON = False,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
+    threads: THREADS = None,
+    debug: DEBUG = False,
+) -> None:
+    """Members of a family side by side, with size, speed and quality. Example: regauge subnets OUT --eval held-out/"""
+    from regauge.cli import show
+    from regauge.cli.bars import working
+    from regauge.engine.subnets import subnets as measure
+
+    with working("measure", quiet, verbose, threads) as watch:
+        found = measure(artifact, subnet or (), eval=evaluation, seed=seed, progress=watch)
+    show.as_json(found) if json else _tell(found)
+
+
+def extract(
+    artifact: ARTIFACT,
+    out: OUT,
+    subnet: Annotated[str, typer.Option(metavar="depth=6,ffn=0.5", help="Which member, or its name.")],
+    force: FORCE = False,
+    json: JSON = False,
+    threads: THREADS = None,
+    debug: DEBUG = False,
+) -> None:
+    """A member of a family as a model of its own. Example: regauge extract OUT --subnet depth=6 -o SMALL"""
+    from regauge.cli import show
+    from regauge.cli.bars import working
+    from regauge.engine.extracting import extract as write
+
+    tell_parents(out)
+    with working("apply", True, False, threads):
+        done = write(artifact, subnet, out, force=force)
+    show.as_json(done) if json else show.line(str(done))
+
+
+def _tell(found: Subnets) -> None:
+    """A row a member, the whole first."""
+    from regauge.amounts import told
+    from regauge.cli import show
+
+    offers = "; ".join(f"{name} {', '.join(some)}" for name, some in found.offers.items())
+    show.line(f"{found.path} offers {offers}" + f" ({found.layers} blocks)" * ("depth" in found.offers))
+    heads = ["subnet", "name", "size", "decode tokens/s", "prefill tokens/s"]
+    heads += ["perplexity", "KL to the whole"] if found.text else []
+    rows = []
+    for one in found.members:
+        row = [one.subnet, one.name, told(one.bytes), f"{one.decode.median:.0f}", f"{one.prefill.median:.0f}"]
+        if one.quality is not None:
+            row += [f"{one.quality.perplexity.value:.2f}", f"{one.quality.kl.value:.3f}"]
+        rows.append(row)
+    show.table(heads, rows)
+    show.line(f"quality on {found.text}" if found.text else "give --eval TEXT for quality")

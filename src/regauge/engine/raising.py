@@ -1,0 +1,188 @@
+"""A family that is trained: what `learn/loop.py` solves for it, a step at a time.
+
+A step draws members, runs each on the same batch, and adds the gradients up in the family's memory. Each is taught by
+the model as it was, by the largest of its step, or by the one before it in size. The error that decides is the mean
+cross-entropy (of an encoder: the distance from the model as it was) of the members named and the whole, on text that is
+held out. Cost: a step is a forward and a backward pass of every member that it draws, and a forward of the teacher.
+
+Legend: B windows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from regauge.anatomy.model import Anatomy
+from regauge.elastic.dimensions import BY_NAME, units
+from regauge.elastic.family import Family
+from regauge.elastic.subnet import Subnet
+from regauge.hosts.teaching import Taught, Trainee
+from regauge.learn.base import Parameters, Rates
+from regauge.learn.distillers import DISTILLERS, Read, labels
+from regauge.learn.loop import At
+from regauge.learn.ranks import ALONE, Ranks
+from regauge.learn.samplers import WHOLE, Choice, Drawn, Space, Turn
+from regauge.learn.training import EACH, LARGER, ORIGINAL, Training
+
+DRAWN = ("depth", "ffn", "heads", "width")
+"""Dimensions that training draws from."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some windows; the mask is None where all of them are full."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor | None = None
+
+    def part(self, ranks: Ranks) -> Batch:
+        """The rows that one process computes."""
+        return Batch(ranks.part(self.ids_BT), None if self.mask_BT is None else ranks.part(self.mask_BT))
+
+
+@dataclass(frozen=True, eq=False)
+class Raising:
+    """The training of one family.
+
+    Attributes:
+        recipe: how it is trained.
+        steps: that will be taken.
+        text, aside: batches to train on, and held out.
+        watched: members beside the whole whose error decides.
+    """
+
+    trainee: Trainee
+    teacher: Taught
+    recipe: Training
+    steps: int
+    text: Sequence[Batch]
+    aside: Sequence[Batch]
+    watched: tuple[Subnet, ...]
+    seed: int = 0
+    ranks: Ranks = ALONE
+    _heard: dict[int, Read] = field(default_factory=dict)
+
+    @cached_property
+    def space(self) -> Space:
+        return space_of(self.trainee.family, self.trainee.anatomy, self.recipe.layers == EACH)
+
+    @property
+    def rates(self) -> Rates:
+        return dict.fromkeys(self.trainee.parameters, self.recipe.rate)
+
+    @property
+    def batches(self) -> int:
+        return len(self.text)
+
+    @cached_property
+    def causal(self) -> bool:
+        """Whether the model has a next token to learn; else it gives embeddings."""
+        return self.trainee.anatomy.causal
+
+    def init(self) -> Parameters:
+        return {key: value.clone() for key, value in self.trainee.parameters.items()}
+
+    def loss(self, parameters: Parameters, batch: int, progress: float) -> Tensor:
+        """The loss of one batch, without its gradient: `gradients` gives both."""
+        return self.gradients(parameters, At(round(progress * self.steps), batch))[0]
+
+    def gradients(self, parameters: Parameters, at: At) -> tuple[Tensor, Parameters]:
+        """The loss of a step and its gradient, over all processes."""
+        trainee, whole = self.trainee, self.text[at.batch]
+        trainee.put(parameters)
+        drawn = self.recipe.draws(self.space, Turn(at.step, self.steps, self.seed, at.batch))
+        batch = whole.part(self.ranks)
+        loss = torch.zeros((), dtype=torch.float32, device="cpu")
+        if len(batch.ids_BT):
+            share = len(batch.ids_BT) / len(whole.ids_BT) / sum(one.weight for one in drawn)
+            with trainee.backward():
+                self._pass(drawn, batch, share, loss)
+        self.ranks.add([*trainee.gradients.values(), loss])
+        self._clip()
+        return loss, trainee.gradients
+
+    def _pass(self, drawn: Sequence[Drawn], batch: Batch, share: float, loss: Tensor) -> None:
+        """Runs every member forward and backward, one after another."""
+        recipe = self.recipe
+        distiller = DISTILLERS[recipe.distiller]
+        teacher = self.teacher.read(batch.ids_BT, batch.mask_BT) if recipe.teacher == ORIGINAL else None
+        for one in drawn:
+            read = self.trainee.read(one.subnet, batch.ids_BT, batch.mask_BT)
+            if teacher is None:
+                own = labels(read, batch.ids_BT)
+            else:
+                own = distiller(read, teacher)
+                if recipe.labels:
+                    own = own + recipe.labels * labels(read, batch.ids_BT)
+            torch.autograd.backward(one.weight * share * own)
+            loss += one.weight * share * own.detach()
+            if teacher is None or recipe.teacher == LARGER:
+                teacher = read.detached
+
+    def _clip(self) -> None:
+        most = self.recipe.clip
+        if not most:
+            return
+        found = list(self.trainee.gradients.values())
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in found]))
+        for one in found:
+            one.mul_(torch.clamp(most / (norm + 1e-12), max=1.0))
+
+    def error(self, parameters: Parameters) -> float:
+        found = self.errors(parameters)
+        return sum(found.values()) / len(found)
+
+    def errors(self, parameters: Parameters) -> dict[str, float]:
+        """The error of each member that is watched, on the text held out."""
+        self.trainee.put(parameters)
+        sums = torch.zeros(len(self.watched) + 1, 2, dtype=torch.float64, device="cpu")
+        with torch.no_grad():
+            for index, batch in enumerate(self.aside):
+                if index % self.ranks.count != self.ranks.own:
+                    continue
+                for row, subnet in zip(sums, (Subnet(), *self.watched), strict=True):
+                    read = self.trainee.read(subnet, batch.ids_BT, batch.mask_BT)
+                    row += torch.tensor([len(batch.ids_BT) * self._error(read, index), len(batch.ids_BT)])
+        self.ranks.add([sums])
+        names = [str(one) for one in (Subnet(), *self.watched)]
+        return {name: float(total / count) for name, (total, count) in zip(names, sums, strict=True)}
+
+    def _error(self, read: Read, index: int) -> float:
+        batch = self.aside[index]
+        if self.causal:
+            return float(labels(read, batch.ids_BT))
+        if index not in self._heard:
+            self._heard[index] = self.teacher.read(batch.ids_BT, batch.mask_BT)
+        return float(DISTILLERS[self.recipe.distiller](read, self._heard[index]))
+
+
+def space_of(family: Family, anatomy: Anatomy, each: bool = False) -> Space:
+    """What there is to draw from a family, as a model has it."""
+    found: dict[str, tuple[Choice, ...]] = {}
+    for name in DRAWN:
+        if family.choices(name):
+            some = {_share(name, value, family, anatomy): value for value in family.choices(name)}
+            rest = [Choice(some[share], share) for share in sorted(some, reverse=True) if share < 1]
+            found[name] = (WHOLE, *rest)
+    return Space(found, anatomy.blocks, each)
+
+
+def _share(name: str, value: int | float | str, family: Family, anatomy: Anatomy) -> float:
+    """Which share of the whole a choice is."""
+    if name == "depth":
+        return _count(value, anatomy.blocks) / anatomy.blocks
+    every = range(anatomy.blocks)
+    sizes: Mapping[str, int] = BY_NAME[name].kept(value, every, family, anatomy)
+    if not sizes:
+        return 1.0
+    return sum(count / anatomy.stream(stream).size for stream, count in sizes.items()) / len(sizes)
+
+
+def _count(value: int | float | str, whole: int) -> float:
+    assert not isinstance(value, str), "depths are numbers"
+    return value if isinstance(value, int) else units(value, whole, 1)

@@ -1,0 +1,173 @@
+"""The members of a family, measured beside each other: `regauge subnets OUT`.
+
+Every member is run where it will run, over the family's memory. Size is of its tensors by their formats, which is what
+`extract` writes; speed is interleaved over all members; quality is against the whole. Cost: one pass of the text for
+each member, and some thirty tokens a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from regauge.amounts import told
+from regauge.anatomy.model import Anatomy
+from regauge.artifact.codec.base import Layout, decoder
+from regauge.artifact.cutting import layout_of
+from regauge.artifact.families import family_at
+from regauge.elastic.family import Family
+from regauge.elastic.legal import member_in, settled
+from regauge.elastic.subnet import Subnet
+from regauge.engine.measuring import text_of
+from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
+from regauge.hosts import host_of
+from regauge.measure.cost import Speed, prompt_of, speeds
+from regauge.measure.quality import Quality, compare_many, summarise
+from regauge.text.corpora import Where
+from regauge.text.windows import Windows
+
+MOST, TOGETHER = 32, 4096
+"""Members that are measured at once, and tokens of a batch."""
+
+
+class MemberFigures(BaseModel):
+    """What was measured of one member.
+
+    Attributes:
+        subnet: as the family says it; `name`: what the family calls it, or "".
+        blocks: which blocks of the whole run.
+        bytes: of its tensors, by their formats.
+        quality: against the whole; None where there was no text.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    subnet: str
+    name: str = ""
+    blocks: tuple[int, ...]
+    bytes: int
+    decode: Speed
+    prefill: Speed
+    quality: Quality | None = None
+
+
+class Subnets(BaseModel):
+    """A family's members side by side, the whole first.
+
+    Attributes:
+        offers: dimension → its choices beside the whole.
+        text: what quality was measured on, in words.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    offers: dict[str, tuple[str, ...]]
+    layers: str
+    text: str
+    members: tuple[MemberFigures, ...]
+
+    def __str__(self) -> str:
+        first = self.members[0]
+        rows = (f"{one.subnet}: {told(one.bytes)}, {one.decode.median:.0f} tokens/s" for one in self.members)
+        return "\n".join([f"{self.path}: {told(first.bytes)} as a whole", *rows])
+
+
+def subnets(
+    path: str | Path,
+    subnet: Sequence[str | Subnet] = (),
+    *,
+    eval: Where | None = None,
+    rounds: int = 5,
+    seed: int = 0,
+    progress: Watcher | None = None,
+) -> Subnets:
+    """Measures members of a family.
+
+    Args:
+        path: an artifact that a recipe with `family` made.
+        subnet: which; none: every choice by itself, the smallest of all together, and those that have a name.
+        eval: text for quality; None: the model samples its own where nothing in it is rounded, else no quality.
+        rounds: of timing.
+
+    Raises:
+        SettingError: the directory is no family, or a subnet not legal in it; the sentence names the nearest that is.
+    """
+    clock, host = Clock(progress or nobody), host_of(path)
+    folder = host.folder(str(path))
+    artifact, family = family_at(folder)
+    layout = artifact.layout
+    found = list(_asked(subnet, family, layout.anatomy))
+    facts = host.facts(path)
+    with quiet_torch(), host.unsaid():
+        windows = text_of(path, eval, facts, seed) if eval is not None or not host.packed(path) else None
+        model = host.load(path)
+        models = {str(one): model.regauge.member(one) for one in found}
+        clock.say("subnets", f"{len(found)} members")
+        timed = speeds(models, prompt_of(facts.vocabulary, facts.most), rounds)
+        quality = {} if windows is None else _quality(windows, models, seed)
+    names = {settled(one, family, layout.anatomy): name for name, one in family.members.items()}
+    members = tuple(
+        MemberFigures(
+            subnet=str(one),
+            name=names.get(one, ""),
+            blocks=(cut := member_in(one, family, layout.anatomy)).blocks,
+            bytes=bytes_of(layout_of(layout, cut)),
+            decode=timed["decode"][str(one)],
+            prefill=timed["prefill"][str(one)],
+            quality=quality.get(str(one)),
+        )
+        for one in found
+    )
+    return Subnets(
+        path=str(path),
+        offers={name: tuple(map(str, family.choices(name))) for name in family.offered},
+        layers=family.layers,
+        text="" if windows is None else windows.description,
+        members=members,
+    )
+
+
+def _asked(asked: Sequence[str | Subnet], family: Family, anatomy: Anatomy) -> Iterator[Subnet]:
+    """The whole, and the members that are asked for or worth a look, each once."""
+    wanted: list[str | Subnet] = [Subnet(), *asked]
+    if not asked:
+        alone = [name for name in family.offered if name not in ("bits", "experts")]
+        wanted += [Subnet(**{name: one}) for name in alone for one in family.choices(name)]  # type: ignore[arg-type]  # of its kind
+        sizes = [name for name in alone if name != "cache"]
+        wanted.append(Subnet(**{name: min(family.choices(name), key=float) for name in sizes}))  # type: ignore[arg-type]  # of its kind
+        wanted += family.members.values()
+    yield from list(dict.fromkeys(settled(one, family, anatomy) for one in wanted))[:MOST]
+
+
+def _quality(windows: Windows, models: dict[str, Any], seed: int) -> dict[str, Quality]:
+    """Member → its figures against the whole, which is the first."""
+
+    def read(model: Any) -> Iterator[Tensor]:
+        with torch.no_grad():
+            for batch in windows.batches(TOGETHER):
+                yield model(input_ids=batch.ids_BT, use_cache=False).logits.float()
+
+    whole = next(iter(models.values()))
+    scores = compare_many(windows, read(whole), [read(one) for one in models.values()], TOGETHER)
+    return dict(zip(models, map(partial(summarise, seed=seed), scores), strict=True))
+
+
+def bytes_of(layout: Layout) -> int:
+    """Bytes of the tensors of an artifact, by their formats; a tied head is the embedding's."""
+    total, size = 0, layout.dtype.itemsize
+    for site in layout.anatomy.sites:
+        if site.name == "head" and layout.anatomy.tied:
+            continue
+        point = layout.quantised.get(site.name)
+        total += site.shape[0] * site.shape[1] * size if point is None else decoder(point).bytes(site.shape)
+        total += site.shape[0] * size * (site.bias is not None)
+    for norm in layout.anatomy.norms:
+        total += norm.size * size * ((norm.gain is not None) + (norm.bias is not None))
+    return total

@@ -1,0 +1,266 @@
+"""`learn train`: a family made as its recipe says, and its members trained together on the user's text.
+
+    receipt = train("once-for-all", "path/or/hub-id", "OUT", text="novels/")
+
+The family is made first, without training (`apply`: exact moves that sort streams, so that prefixes are the best), and
+lies beside what is in the making. Then the loop trains it. The best of all looks at windows that are never trained
+on is kept, the family as it was among them. A run that was killed goes on from the last kept state and ends with the
+same bytes; where a time is given the pace is measured first, and a resumed run keeps the number of steps.
+
+`torchrun --nproc-per-node 2 -m regauge learn train …` shares every batch between processes of one machine; the first
+makes the family, keeps the state and writes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regauge.artifact.config import CARRIED
+from regauge.artifact.ownership import refuse_out
+from regauge.artifact.receipt import Receipt
+from regauge.artifact.staging import STATES, Staging
+from regauge.elastic.legal import settled
+from regauge.engine.api import apply
+from regauge.engine.raised import rounded, stored, thinned, write
+from regauge.engine.raising import Batch, Raising
+from regauge.engine.receipts import command_line, log_of, versions
+from regauge.engine.recovery_text import LOOKS, SPARE, Material
+from regauge.engine.training_recipe import Asked, read_recipe
+from regauge.engine.training_text import Reading, opened, reading
+from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
+from regauge.errors import BudgetError, ModelError, RecipeError
+from regauge.hosts import host_of
+from regauge.hosts.base import Source
+from regauge.learn.distillers import OF_LOGITS
+from regauge.learn.loop import ENDED, At, State, Watch
+from regauge.learn.loop import train as loop
+from regauge.learn.ranks import ALONE, Ranks, ranks
+from regauge.learn.training import Training
+from regauge.plan import Plan, digest
+from regauge.text.corpora import Where
+
+LOOP, PLANNED, FAMILY = "training", "training", "family"
+OVER = "the time was over"
+TIMED = 3
+"""Steps that are timed, since members differ in size."""
+
+
+class _Over(BudgetError):
+    """The time is over; what was learnt so far is kept and written."""
+
+
+def train(
+    recipe: str | Path | Plan,
+    model: str | Path,
+    out: str | Path,
+    text: Where | None = None,
+    asked: Asked | None = None,
+    progress: Watcher | None = None,
+) -> Receipt:
+    """Makes a family and trains it.
+
+    Args:
+        recipe: with `family` and `train`.
+        text: to train on and to hold some out of; None: the model samples its own.
+
+    Raises:
+        RegaugeError: any refusal, before any work; what was learnt stays for the next run.
+    """
+    asked, clock, began = asked or Asked(), Clock(progress or nobody), time.monotonic()
+    with ranks() as group, quiet_torch(), PeakMemory() as memory:
+        if not group.first:
+            return _follow(group, clock)
+        clock.say("open")
+        plan, training = read_recipe(recipe, asked.amounts)
+        source = host_of(model).open(model, asked.revision)
+        if not source.anatomy.causal and training.distiller in OF_LOGITS:
+            raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
+        target = Path(out).expanduser().absolute()
+        refuse_out(target, asked.force, CARRIED)
+        if why := host_of(source.path).why_not_fed(source):
+            raise ModelError(f"training reads text through the model, and {why}.")
+        read = opened(source, text, asked.amounts, asked.seed)
+        with Staging(target, _identity(plan, source, read, asked, group), force=asked.force) as staging:
+            threads = staging.notes.get("threads")
+            staging.note("threads", torch.get_num_threads() if threads is None else threads)
+            with quiet_torch(threads if isinstance(threads, int) else None):
+                base = _made(plan, model, staging, (text, asked), clock)
+                work = _Work(source, base, training, asked, group, staging, clock, began)
+                told, learnt = work.run(reading(read, source, training.batch, staging, clock))
+                log = log_of(clock, memory, asked.command or command_line())
+                receipt = write(base, source, learnt, staging, told, log)
+        group.same(receipt.model_dump())
+        clock.say("finish", f"{target} is written")
+    return receipt
+
+
+def _made(plan: Plan, model: str | Path, staging: Staging, given: tuple[Where | None, Asked], clock: Clock) -> Path:
+    """The family without training, beside what is in the making."""
+    base = staging.root / STATES / FAMILY
+    if not base.exists():
+        base.parent.mkdir(parents=True, exist_ok=True)
+        text, asked = given
+        watch = clock.within(FAMILY)
+        bare = replace(plan, train={})
+        apply(bare, model, base, calibration=text, seed=asked.seed, revision=asked.revision, progress=watch)
+    return base
+
+
+def _follow(group: Ranks, clock: Clock) -> Receipt:
+    """What every process but the first does: its part of each batch."""
+    lesson = group.same(None)
+    trainee = host_of(lesson.base).trainee(lesson.base)
+    problem = _problem(trainee, lesson, group)
+    settings = lesson.training.settings(lesson.steps, lesson.every)
+
+    def tick(done: int, total: int) -> None:
+        if done < total and group.any(False):
+            raise _Over(OVER)
+
+    try:
+        loop(problem, settings, lesson.seed, Watch(tick=tick), lesson.state, problem.gradients)
+    except _Over:
+        clock.say("finish", OVER)
+    return Receipt.model_validate(group.same(None))
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """What every process is told."""
+
+    base: Path
+    training: Training
+    steps: int
+    every: int
+    text: tuple[Batch, ...]
+    aside: tuple[Batch, ...]
+    seed: int
+    state: State | None
+
+
+def _problem(trainee: Any, lesson: _Lesson, group: Ranks) -> Raising:
+    family, anatomy = trainee.family, trainee.anatomy
+    problem = Raising(
+        trainee, trainee.original(), lesson.training, lesson.steps, lesson.text, lesson.aside, (), lesson.seed, group
+    )
+    named = list(family.members.values()) or [problem.space.smallest]
+    watched = dict.fromkeys(settled(one, family, anatomy) for one in named)
+    return replace(problem, watched=tuple(one for one in watched if not one.full))
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One training under way, in the process that writes."""
+
+    source: Source
+    base: Path
+    training: Training
+    asked: Asked
+    group: Ranks
+    staging: Staging
+    clock: Clock
+    began: float
+    _last: list[State] = field(default_factory=list)
+
+    def run(self, read: Reading) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
+        """What the receipt is told, and what was learnt."""
+        amounts, training = self.asked.amounts, self.training
+        trainee = host_of(self.base).trainee(self.base)
+        tokens = amounts.tokens or training.steps * training.batch
+        text = read.text(tokens, self.staging, self.clock)
+        lesson = _Lesson(self.base, training, training.steps, 1, text, read.aside, self.asked.seed, None)
+        planned: Any = self.staging.notes.get(PLANNED)
+        if not isinstance(planned, int):
+            planned = self._planned(_problem(trainee, lesson, ALONE))
+            self.staging.note(PLANNED, planned)
+        kept = self.staging.kept(LOOP)
+        state = None if kept is None else State.of(kept)
+        lesson = replace(lesson, steps=planned, every=math.ceil(planned / LOOKS), state=state)
+        problem = _problem(trainee, lesson, self.group)
+        self.group.same(lesson)
+        first = problem.init()
+        state, ended = self._trained(problem, lesson)
+        alone = replace(problem, ranks=ALONE)
+        learnt = rounded(state.best, stored(self.base))
+        after, before = alone.errors(learnt), alone.errors(first)
+        told = {
+            "text": read.description,
+            "tokens": sum(one.ids_BT.numel() for one in text),
+            "held_out": sum(one.ids_BT.numel() for one in read.aside),
+            "how": asdict(training) | {"steps": planned},
+            "processes": self.group.count,
+            "steps": state.step,
+            "members": {name: {"before": before[name], "after": after[name]} for name in after},
+            "unit": "nats a token" if problem.causal else "squared distance of embeddings",
+            "losses": thinned(state.losses),
+            "looks": [list(look) for look in state.looks],
+            "ended": ended,
+        }
+        return {"trained": told}, learnt
+
+    def _planned(self, problem: Raising) -> int:
+        """How many steps: as the recipe or the user says, or as there is time for."""
+        limit, training = self.asked.amounts.time, self.training
+        if limit is None or self.asked.amounts.steps is not None:
+            return training.steps
+        self.clock.say("text", "steps are timed")
+        start = problem.init()
+        began = time.perf_counter()
+        with torch.no_grad():
+            problem.error(start)
+        look = time.perf_counter() - began
+        with torch.enable_grad():
+            problem.gradients(start, At(0, 0))
+            began = time.perf_counter()
+            for turn in range(TIMED):
+                problem.gradients(start, At((turn + 1) * problem.steps // (TIMED + 1), turn % problem.batches))
+        step = (time.perf_counter() - began) / TIMED / self.group.count
+        left = limit - (time.monotonic() - self.began)
+        found = int((left * SPARE - (LOOKS + 3) * look) / step)
+        if found < 1:
+            raise BudgetError(
+                f"the time of {limit:.0f} s does not suffice: a step takes {step:.1f} s and a look at text held out "
+                f"{look:.1f} s; give it more time or a shorter --length."
+            )
+        return found
+
+    def _trained(self, problem: Raising, lesson: _Lesson) -> tuple[State, str]:
+        self.clock.start(LOOP, lesson.steps, 0 if lesson.state is None else lesson.state.step)
+
+        def keep(state: State) -> None:
+            self._last[:] = [state]
+            self.staging.keep(LOOP, state.tensors())
+
+        settings = lesson.training.settings(lesson.steps, lesson.every)
+        try:
+            watch = Watch(keep=keep, tick=self._tick)
+            state = loop(problem, settings, lesson.seed, watch, lesson.state, problem.gradients)
+        except _Over:
+            return self._last[0], OVER
+        return state, ENDED[state.ended]
+
+    def _tick(self, done: int, total: int) -> None:
+        self.clock.show(LOOP, done, total)
+        limit = self.asked.amounts.time
+        over = limit is not None and time.monotonic() - self.began > limit
+        if done < total and self.group.any(over):
+            raise _Over(OVER)
+
+
+def _identity(plan: Plan, source: Source, read: Material, asked: Asked, group: Ranks) -> dict[str, object]:
+    return {
+        "plan": digest(plan),
+        "source": source.digest(),
+        "text": read.identity,
+        "asked": asked.amounts.told,
+        "seed": asked.seed,
+        "processes": group.count,
+        "versions": versions(),
+    }

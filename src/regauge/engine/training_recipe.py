@@ -1,0 +1,48 @@
+"""What is asked of a training, and the recipe that says how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from regauge.engine.job import plan_of
+from regauge.engine.recovery_text import Amounts
+from regauge.errors import RecipeError
+from regauge.learn.training import Training, training_of
+from regauge.plan import Plan
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a training beside recipe, model and text.
+
+    Attributes:
+        amounts: steps, tokens, length of a window and time, where the user says them.
+        force: replace an `out` that exists.
+    """
+
+    amounts: Amounts = field(default_factory=Amounts)
+    seed: int = 0
+    revision: str | None = None
+    force: bool = False
+    command: str = ""
+
+
+def read_recipe(recipe: str | Path | Plan, amounts: Amounts) -> tuple[Plan, Training]:
+    """A recipe with how it trains, in the user's amounts.
+
+    Raises:
+        RecipeError: it says nothing of a training, or rounds weights.
+    """
+    plan = plan_of(recipe)
+    if not plan.train or plan.family is None:
+        raise RecipeError(
+            f"recipe {plan.name!r} trains no family: it needs 'family' and 'train'; `regauge methods` lists such"
+        )
+    if plan.places:
+        raise RecipeError(
+            f"recipe {plan.name!r} says what becomes of {', '.join(plan.places)}, and a family is trained in full "
+            "precision: train first, and compress the trained family with another recipe"
+        )
+    training = training_of(plan.train)
+    return plan, training if amounts.steps is None else replace(training, steps=amounts.steps)

@@ -1,0 +1,137 @@
+"""A loaded family while it is trained: its numbers in float32, and every member over them.
+
+A member's parameters are views of the family's, and so are their gradients: a backward pass through a member adds to
+the family's gradient in place, and nothing is copied between members.
+
+Legend: B windows, T tokens.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regauge.anatomy.members import first
+from regauge.anatomy.model import Anatomy
+from regauge.elastic.family import Family
+from regauge.elastic.subnet import Subnet
+from regauge.errors import ModelError
+from regauge.hosts.transformers.load import load
+from regauge.hosts.transformers.switching import Members, members_of
+from regauge.learn.distillers import Read
+
+LAYOUT = "grad and param do not obey the gradient layout contract"
+"""What torch says of a gradient that is a view; it adds to it all the same."""
+
+
+class Trainee:
+    """A family that is trained, as `hosts.base.Trainee`.
+
+    Attributes:
+        parameters: key → the family's numbers; what a member computes with.
+        gradients: key → what backward passes have added up.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._members: Members = members_of(model)
+        self.parameters: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(True)
+            parameter.grad = torch.zeros_like(parameter)
+            self.parameters[key], self.gradients[key] = parameter.detach(), parameter.grad
+        self._of = {id(one): key for key, one in model.named_parameters(remove_duplicate=False)}
+
+    @property
+    def family(self) -> Family:
+        return self._members.family
+
+    @property
+    def anatomy(self) -> Anatomy:
+        return self._members.anatomy
+
+    def put(self, parameters: Mapping[str, Tensor]) -> None:
+        """Takes these numbers, and forgets every gradient."""
+        for key, value in parameters.items():
+            self.parameters[key].copy_(value)
+            self.gradients[key].zero_()
+
+    def read(self, subnet: Subnet, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
+        """What a member makes of some text; its backward pass adds to the family's gradients."""
+        tree = self._model if subnet.full else self._tree(subnet)
+        return _read(tree(**_said(tree, ids_BT, mask_BT)), mask_BT)
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """While it lasts, torch does not remark on gradients that are views."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=LAYOUT)
+            yield
+
+    def original(self) -> Original:
+        """The whole as it is now, apart: a teacher that stays."""
+        return Original(self._model, self.parameters)
+
+    def _tree(self, subnet: Subnet) -> Any:
+        tree = self._members.tree(self._members.settled(subnet), self._model)
+        if getattr(tree, "regauge_trained", None) is not self:
+            keys = self._members.cut(self._members.settled(subnet)).key
+            for key, parameter in tree.named_parameters(remove_duplicate=False):
+                if id(parameter) not in self._of:
+                    parameter.requires_grad_(True)
+                    parameter.grad = first(self._gradient(keys(key)), parameter.shape)
+            tree.regauge_trained = self
+        return tree
+
+    def _gradient(self, key: str) -> Tensor:
+        """The gradient of a parameter by any of its names."""
+        found: Tensor = self._model.get_parameter(key).grad
+        return found
+
+
+class Original:
+    """A model that teaches and is not trained."""
+
+    def __init__(self, model: Any, parameters: Mapping[str, Tensor]) -> None:
+        self._model = model
+        self._parameters = {key: value.clone() for key, value in parameters.items()}
+
+    def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
+        with torch.no_grad():
+            said = _said(self._model, ids_BT, mask_BT)
+            out = torch.func.functional_call(self._model, self._parameters, (), said, tie_weights=True)
+        return _read(out, mask_BT)
+
+
+def trainee(path: str | Path) -> Trainee:
+    """A family of an artifact's directory, ready to be trained.
+
+    Raises:
+        ModelError: matrices of it are in codes, which stay.
+        SettingError: it is no family.
+    """
+    model: Any = load(path, dtype=torch.float32)
+    if any(name.endswith("matrix") or "packed" in name for name, _ in model.named_modules()):
+        raise ModelError("a family is trained in full precision, and matrices of this one are in codes")
+    model.eval()
+    return Trainee(model)
+
+
+def _said(tree: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
+    said: dict[str, Any] = {"input_ids": ids_BT, "output_hidden_states": True}
+    if mask_BT is not None:
+        said["attention_mask"] = mask_BT
+    if tree.can_generate():
+        said["use_cache"] = False
+    return said
+
+
+def _read(out: Any, mask_BT: Tensor | None) -> Read:
+    return Read(out.hidden_states[-1], getattr(out, "logits", None), mask_BT)

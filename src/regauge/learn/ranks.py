@@ -1,0 +1,130 @@
+"""Several processes that train one model on one text: each a part of every batch, gradients added up between them.
+
+`torchrun --nproc-per-node 2 -m regauge learn …` starts them; without it there is one. Every process draws the same
+members and holds the same numbers, and the first alone writes. What one process cannot do, all report: a lost worker
+is an error in one sentence, and the run goes on from what was kept when it is started again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regauge.errors import BudgetError
+
+PATIENCE = 1800.0  # seconds that a process waits for another: the first makes the family that the others read
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class LostError(BudgetError):
+    """Another process of this training is gone."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a training.
+
+    Attributes:
+        own: the number of this one; count: how many there are.
+    """
+
+    own: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.own == 0
+
+    def part(self, rows: Tensor) -> Tensor:
+        """The rows of a batch that this process computes."""
+        return rows[self.own :: self.count]
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Adds tensors up over all processes, in place."""
+        if self.count == 1:
+            return
+        flat = torch.cat([one.reshape(-1) for one in tensors])
+        with told():
+            torch.distributed.all_reduce(flat)
+        for one, piece in zip(tensors, torch.split(flat, [one.numel() for one in tensors]), strict=True):
+            one.copy_(piece.view(one.shape))
+
+    def any(self, found: bool) -> bool:
+        """Whether it is so in any process."""
+        if self.count == 1:
+            return found
+        flag = torch.tensor([float(found)], dtype=torch.float32, device="cpu")
+        self.add([flag])
+        return bool(flag.item() > 0)
+
+    def same(self, value: Any) -> Any:
+        """What the first process has."""
+        if self.count == 1:
+            return value
+        held = [value if self.first else None]
+        with told():
+            torch.distributed.broadcast_object_list(held)
+        return held[0]
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Says in a sentence that another process is gone.
+
+    Raises:
+        LostError: it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # what torch.distributed raises, by whatever name
+        raise LostError(
+            "another process of this training has ended, so this one stops; what was kept stays, and the same command "
+            "goes on from there"
+        ) from error
+
+
+def writes() -> bool:
+    """Whether this process is the one that writes, as torchrun numbers them."""
+    return os.environ.get("RANK", "0") == "0" or not all(os.environ.get(name) for name in VARIABLES)
+
+
+@contextmanager
+def ranks() -> Iterator[Ranks]:
+    """The processes that torchrun started, joined to each other; this one alone where it did not.
+
+    Raises:
+        LostError: another one did not come, or this one was stopped because another is gone.
+    """
+    found = [os.environ.get(name) for name in VARIABLES]
+    if not all(found) or int(str(found[1])) < 2:
+        yield ALONE
+        return
+    before = signal.signal(signal.SIGTERM, _stopped)
+    try:
+        with told():
+            torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))
+        try:
+            yield Ranks(int(str(found[0])), int(str(found[1])))
+        finally:
+            torch.distributed.destroy_process_group()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stopped(*_: object) -> None:
+    raise LostError(
+        "this training was stopped by whoever started its processes, as when one of them is gone; what was kept stays, "
+        "and the same command goes on from there"
+    )

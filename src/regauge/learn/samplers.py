@@ -1,0 +1,308 @@
+"""Which members of a family one step trains: a sampler is a pure function of the choices and of the turn.
+
+The largest member comes first. Nothing here is a state: what a step draws follows from the seed and its number, so a
+run that goes on after a crash, and every process of several, draws the same. Imports no torch.
+
+Legend: D blocks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from regauge.elastic.subnet import Subnet
+from regauge.errors import nearest
+
+PER_BLOCK = ("ffn", "heads")
+"""Dimensions of which each block may have a value of its own."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value of a dimension and its share of the whole; `None` is the whole."""
+
+    value: Any
+    share: float
+
+
+WHOLE = Choice(None, 1.0)
+
+
+@dataclass(frozen=True)
+class Space:
+    """What there is to choose from.
+
+    Attributes:
+        choices: dimension → its choices, the whole first, the smallest last.
+        blocks: of the whole.
+        each: whether each block of a member has a width of its own.
+    """
+
+    choices: Mapping[str, tuple[Choice, ...]]
+    blocks: int
+    each: bool = False
+
+    def member(self, picked: Mapping[str, Choice | Sequence[Choice]]) -> Subnet:
+        """The member of some choices; a dimension that is not named is whole."""
+        found: dict[str, Any] = {}
+        for name, one in picked.items():
+            if isinstance(one, Choice):
+                found[name] = one.value
+            elif any(choice.value is not None for choice in one):
+                found[name] = tuple(self.said(name, choice) for choice in one)
+        return Subnet(**found)
+
+    def said(self, name: str, choice: Choice) -> Any:
+        """A choice as one of several says it, where the whole has to be said too."""
+        return 1.0 if choice.value is None else choice.value
+
+    @property
+    def smallest(self) -> Subnet:
+        return self.member({name: some[-1] for name, some in self.choices.items()})
+
+    def random(self, chance: random.Random, dims: Mapping[str, Sequence[Choice]] | None = None) -> Subnet:
+        """A member by lot, of the choices given or of all."""
+        dims = self.choices if dims is None else dims
+        picked: dict[str, Choice | Sequence[Choice]] = {name: chance.choice(list(some)) for name, some in dims.items()}
+        if self.each:
+            for name in PER_BLOCK:
+                if name in dims:
+                    picked[name] = [chance.choice(list(dims[name])) for _ in range(self.depth(picked))]
+        return self.member(picked)
+
+    def depth(self, picked: Mapping[str, Choice | Sequence[Choice]]) -> int:
+        """Blocks of a member."""
+        one = picked.get("depth", WHOLE)
+        assert isinstance(one, Choice), "depth is one number"
+        return max(1, round(one.share * self.blocks))
+
+    def size(self, subnet: Subnet) -> float:
+        """About which share of the whole's products a member has: the product of its shares, a mean over blocks."""
+        size = 1.0
+        for name, some in self.choices.items():
+            value = getattr(subnet, name)
+            shares = {choice.value: choice.share for choice in some} | {1.0: 1.0}
+            values = value if isinstance(value, tuple) else (value,)
+            size *= sum(shares[one] for one in values) / len(values)
+        return size
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Where a training is: a step of how many, and the seed that every draw follows from."""
+
+    step: int
+    steps: int
+    seed: int = 0
+    batch: int = 0
+
+    @property
+    def progress(self) -> float:
+        return self.step / self.steps
+
+    @property
+    def chance(self) -> random.Random:
+        """The lots of this step."""
+        return random.Random(f"{self.seed} {self.step}")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A member that a step trains, and the weight of its loss."""
+
+    subnet: Subnet
+    weight: float = 1.0
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Which members a step trains, the largest first."""
+
+    def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]: ...
+
+
+FULL = Drawn(Subnet())
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Members by lot, each choice of each dimension as likely as another."""
+
+    count: int = 1
+
+    def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
+        chance = turn.chance
+        return _sorted(space, [Drawn(space.random(chance)) for _ in range(self.count)])
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """The largest, some by lot, the smallest: the ends bound what lies between (arXiv 1903.05134)."""
+
+    count: int = 2
+
+    def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
+        chance = turn.chance
+        between = [Drawn(space.random(chance)) for _ in range(self.count)]
+        return (FULL, *_sorted(space, between), Drawn(space.smallest))
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """One dimension after another, each opened choice by choice, those before it staying open (arXiv 1908.09791).
+
+    The first part of the steps trains the largest alone; then every dimension has a part as long, in the family's
+    order. `count` members a step, by lot.
+    """
+
+    count: int = 2
+
+    def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
+        phases = [(name, upto) for name, some in space.choices.items() for upto in range(2, len(some) + 1)]
+        phase = min(int(turn.progress * (len(phases) + 1)), len(phases))
+        if not phase:
+            return (FULL,)
+        opened = dict(phases[:phase])
+        dims = {name: some[: opened.get(name, 1)] for name, some in space.choices.items()}
+        chance = turn.chance
+        return _sorted(space, [Drawn(space.random(chance, dims)) for _ in range(self.count)])
+
+
+@dataclass(frozen=True)
+class Shrinking:
+    """The largest alone until it is half trained, then a sandwich whose members' weight grows from ε to 1
+    (arXiv 2407.06167).
+
+    Attributes:
+        start: the share of the steps before any member is drawn; ramp: the share in which its weight grows.
+    """
+
+    count: int = 2
+    start: float = 0.5
+    ramp: float = 0.25
+    epsilon: float = 0.01
+
+    def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
+        if turn.progress < self.start:
+            return (FULL,)
+        weight = min(1.0, self.epsilon + (1 - self.epsilon) * (turn.progress - self.start) / self.ramp)
+        drawn = Sandwich(self.count)(space, turn)
+        return tuple(one if one.subnet.full else Drawn(one.subnet, weight) for one in drawn)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """One member a step, or the largest: how often follows three phases, both together (a member with the chance
+    `rare`), a transition, members only (arXiv 2511.16546). `count` is of nothing but 1."""
+
+    count: int = 1
+    rare: float = 0.2
+    joint: float = 1 / 6
+    transition: float = 1 / 2
+
+    def often(self, progress: float) -> float:
+        """The chance of a member."""
+        rising = (progress - self.joint) / self.transition
+        return self.rare + (1 - self.rare) * min(max(rising, 0.0), 1.0)
+
+    def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
+        chance = turn.chance
+        if chance.random() >= self.often(turn.progress):
+            return (FULL,)
+        members = [_without_full(space, chance) for _ in range(self.count)]
+        return _sorted(space, [Drawn(one) for one in members])
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """Every size as often as another (arXiv 2405.20202): where each block draws for itself nearly all members are of
+    middling size, so a size is drawn first and then a member near it."""
+
+    count: int = 2
+
+    def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
+        chance = turn.chance
+        return _sorted(space, [Drawn(self._near(space, chance)) for _ in range(self.count)])
+
+    def _near(self, space: Space, chance: random.Random) -> Subnet:
+        picked: dict[str, Choice | Sequence[Choice]] = {}
+        level = chance.random()
+        for name, some in space.choices.items():
+            if space.each and name in PER_BLOCK:
+                picked[name] = [_leaning(some, level, chance) for _ in range(space.depth(picked))]
+            else:
+                picked[name] = _leaning(some, level, chance)
+        return space.member(picked)
+
+
+@dataclass(frozen=True)
+class Exits:
+    """Every depth each step, weighted by its share of the whole: the deeper the more (arXiv 2503.03008)."""
+
+    count: int = 1
+
+    def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
+        some = space.choices.get("depth", (WHOLE,))
+        return tuple(Drawn(space.member({"depth": one}), one.share) for one in some)
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """The smallest member and no other: the null of every family, a model trained alone."""
+
+    count: int = 1
+
+    def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
+        return (Drawn(space.smallest),)
+
+
+def _sorted(space: Space, drawn: Sequence[Drawn]) -> tuple[Drawn, ...]:
+    return tuple(sorted(drawn, key=lambda one: -space.size(one.subnet)))
+
+
+def _without_full(space: Space, chance: random.Random) -> Subnet:
+    """A member by lot that is not the whole, if there is one."""
+    for _ in range(64):
+        found = space.random(chance)
+        if not found.full:
+            return found
+    return space.smallest
+
+
+def _leaning(some: Sequence[Choice], level: float, chance: random.Random) -> Choice:
+    """A choice whose place in the list is `level` on average."""
+    place = level * (len(some) - 1)
+    low = int(place)
+    return some[min(low + (chance.random() < place - low), len(some) - 1)]
+
+
+SAMPLERS: Mapping[str, Callable[..., Sampler]] = {
+    "balanced": Balanced,
+    "exits": Exits,
+    "phases": Phases,
+    "progressive": Progressive,
+    "sandwich": Sandwich,
+    "shrinking": Shrinking,
+    "smallest": Smallest,
+    "uniform": Uniform,
+}
+"""Name in a recipe → sampler; the number behind a colon is how many members a step draws by lot."""
+
+
+def sampler_of(text: str) -> Sampler:
+    """`sandwich:2` → the sampler.
+
+    Raises:
+        ValueError: there is none of this name, or the number is none.
+    """
+    name, colon, number = text.partition(":")
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler is one of {', '.join(SAMPLERS)}, not {name[:40]!r}{nearest(name, SAMPLERS)}")
+    if not colon:
+        return SAMPLERS[name]()
+    if not number.isdecimal() or not 0 < int(number) <= 64:
+        raise ValueError(f"a sampler draws 1 to 64 members a step, not {number[:40]!r}")
+    return SAMPLERS[name](int(number))

@@ -1,0 +1,109 @@
+"""How a family is trained: what a recipe says under `train:`. Imports no torch.
+
+    train: {sampler: sandwich:2, distiller: kl, teacher: original, steps: 400, rate: 3e-4, schedule: warmed}
+
+Five questions with an answer each: which members a step trains (`samplers.py`), what they are taught by and how that is
+measured (`distillers.py`), how the learning rate runs and what steps (`settings.py`). A published way of training is
+one answer to each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from regauge.errors import nearest
+from regauge.learn.samplers import SAMPLERS, Sampler, sampler_of
+from regauge.learn.settings import Settings
+
+DISTILLERS = ("none", "kl", "alpha", "features", "relations", "embedding")
+ORIGINAL, LARGEST, LARGER = TEACHERS = ("original", "largest", "larger")
+ALIKE, EACH = LAYERS = ("alike", "each")
+RATES = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a family is trained.
+
+    Attributes:
+        sampler: which members a step trains, `name` or `name:number`.
+        distiller: how far a member is from its teacher.
+        teacher: the model as it was (`original`), the largest member of the same step (`largest`), or of each member
+            the one before it in size (`larger`); the largest learns from the text alone in the last two.
+        labels: weight of the cross-entropy with the text, beside a teacher.
+        layers: whether a member drawn at random has the same width in all blocks (`alike`) or one for each (`each`).
+        steps, batch: of the optimiser, and tokens of each.
+        rate: the learning rate at its highest.
+        optimiser, schedule: by name (`settings.py`).
+        clip: the most that the norm of a gradient may be; 0: as it is.
+    """
+
+    sampler: str = "sandwich:2"
+    distiller: str = "kl"
+    teacher: str = ORIGINAL
+    labels: float = 0.0
+    layers: str = ALIKE
+    steps: int = 400
+    batch: int = 2048
+    rate: float = 3e-4
+    optimiser: str = "adamw"
+    schedule: str = "warmed"
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        sampler_of(self.sampler)
+        for value, known, what in (
+            (self.distiller, DISTILLERS, "distiller"),
+            (self.teacher, TEACHERS, "teacher"),
+            (self.layers, LAYERS, "layers"),
+        ):
+            if value not in known:
+                raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}{nearest(str(value), known)}")
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"a learning rate lies above 0 and is 1 at most, not {self.rate}")
+        if not (0 <= self.labels <= 1e6 and 0 <= self.clip <= 1e6):
+            raise ValueError("labels and clip are 0 or more")
+        self.settings(self.steps)
+
+    def settings(self, steps: int, every: int = 0) -> Settings:
+        """What the loop is told."""
+        return Settings(steps, self.batch, self.optimiser, self.schedule, patience=0, every=every)
+
+    @property
+    def draws(self) -> Sampler:
+        """Which members a step trains."""
+        return sampler_of(self.sampler)
+
+
+KEYS: Mapping[str, type] = {field.name: type(field.default) for field in fields(Training)}
+"""What `train:` may hold, and of which kind it is."""
+
+
+def training_of(raw: Mapping[str, object]) -> Training:
+    """What a recipe says, each value of its kind.
+
+    Raises:
+        ValueError: it is none, in a sentence.
+    """
+    return Training(**{key: value_of(key, value) for key, value in raw.items()})  # type: ignore[arg-type]  # checked
+
+
+def value_of(key: str, value: object) -> str | int | float:
+    """A value of the kind that a key takes.
+
+    Raises:
+        ValueError: it is of another.
+    """
+    kind = KEYS[key]
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is int and type(value) is int:
+        return value
+    if kind is float and type(value) in (int, float):
+        return float(value)  # type: ignore[arg-type]  # one of these
+    what = {str: "a name", int: "a whole number", float: "a number"}[kind]
+    raise ValueError(f"{key} is {what}, not {str(value)[:40]!r}")
+
+
+__all__ = ["DISTILLERS", "KEYS", "SAMPLERS", "TEACHERS", "Training", "training_of", "value_of"]

@@ -1,0 +1,176 @@
+"""Members as genes, and what each takes: bytes by the formats, milliseconds by products timed on this machine.
+
+A gene is a place's choice, 0 the whole: whether each block stays, its share of neurons, its groups of heads, and the
+channels of the residual once for all blocks. What a member takes is the sum of what its blocks take, so a table with an
+entry for each choice of a block answers for every member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from regauge.anatomy.members import member_of
+from regauge.anatomy.model import Anatomy, Site
+from regauge.artifact.codec.base import Layout, decoder
+from regauge.artifact.files import weight_bytes
+from regauge.elastic.dimensions import BY_NAME
+from regauge.elastic.family import Family
+from regauge.elastic.legal import cut_of, settled
+from regauge.elastic.subnet import Amount, Subnet
+from regauge.search.evolution import Genes, Space
+
+INNER = ("ffn", "heads")
+"""Dimensions that are chosen block by block; `width` is chosen once."""
+Weigh = Callable[[Site], float]
+"""What a site takes, in whatever unit; its shape is the member's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """The members of a family as genes.
+
+    Attributes:
+        menus: dimension → its choices, the whole (None) first, the others from the largest to the smallest.
+        counts: how many blocks a member may have.
+    """
+
+    family: Family
+    anatomy: Anatomy
+    menus: Mapping[str, tuple[Amount | None, ...]]
+    counts: frozenset[int]
+
+    @staticmethod
+    def of(family: Family, anatomy: Anatomy) -> Members:
+        """Those of an artifact's family."""
+        menus: dict[str, tuple[Amount | None, ...]] = {}
+        for name in (*INNER, "width"):
+            dimension, found = BY_NAME[name], dict[int, Amount | None]()
+            for value in (None, *family.choices(name)):
+                if value is None or settled(Subnet(**{name: value}), family, anatomy).full:  # type: ignore[arg-type]  # a choice of that dimension
+                    continue
+                kept = dimension.kept(value, range(anatomy.blocks), family, anatomy)
+                found.setdefault(-sum(kept.values()), value)  # type: ignore[arg-type]  # no dimension of words
+            if found:
+                menus[name] = (None, *(found[size] for size in sorted(found)))
+        legal = [settled(Subnet(depth=value), family, anatomy) for value in family.depth]
+        counts = {len(cut_of(subnet, family, anatomy).blocks) for subnet in legal} | {anatomy.blocks}
+        return Members(family, anatomy, menus, frozenset(counts))
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """How many choices there are at each place: blocks, then each inner dimension block by block, then width."""
+        blocks = self.anatomy.blocks
+        found = [2 if len(self.counts) > 1 else 1] * blocks
+        for name in INNER:
+            found += [len(self.menus.get(name, (None,)))] * blocks
+        return (*found, len(self.menus.get("width", (None,))))
+
+    def kept(self, genes: Genes) -> tuple[int, ...]:
+        """The blocks that stay."""
+        return tuple(block for block in range(self.anatomy.blocks) if not genes[block])
+
+    def legal(self, genes: Genes) -> bool:
+        return len(self.kept(genes)) in self.counts
+
+    def space(self, table: Table) -> Space:
+        """What a search may choose, by what it takes."""
+        return Space(self.choices, table, self.legal)
+
+    def subnet(self, genes: Genes) -> Subnet:
+        """The member, as its family says it."""
+        blocks, kept = self.anatomy.blocks, self.kept(genes)
+        said: dict[str, Any] = {} if len(kept) == blocks else {"depth": kept if len(kept) > 1 else len(kept)}
+        for number, name in enumerate(INNER, 1):
+            menu = self.menus.get(name)
+            if menu is not None:
+                picks = [menu[genes[number * blocks + block]] for block in kept]
+                whole: Amount = 1.0 if name == "ffn" else self._groups(name)
+                said[name] = tuple(whole if pick is None else pick for pick in picks)
+        if "width" in self.menus and genes[-1]:
+            said["width"] = self.menus["width"][genes[-1]]
+        said = {
+            name: value[0] if isinstance(value, tuple) and len(value) == 1 else value for name, value in said.items()
+        }
+        return settled(Subnet(**said), self.family, self.anatomy)
+
+    def _groups(self, name: str) -> int:
+        streams = BY_NAME[name].streams(self.anatomy, range(self.anatomy.blocks))
+        return int(max(stream.size for some in streams.values() for stream in some))
+
+    def alike(self) -> Iterator[Genes]:
+        """Members that choose the same in every block: each count of blocks, by the family's rule, with each choice."""
+        blocks = self.anatomy.blocks
+        menus = [range(len(self.menus.get(name, (None,)))) for name in (*INNER, "width")]
+        for count in sorted(self.counts, reverse=True):
+            stay = set(range(blocks)) if count == blocks else set(self.family.blocks(count, blocks))
+            gone = tuple(int(block not in stay) for block in range(blocks))
+            for *inner, width in product(*menus):
+                yield (*gone, *(pick for pick in inner for _ in range(blocks)), width)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What members take of one resource.
+
+    Attributes:
+        of: (block, choice of neurons, of heads, of width) → what the block takes.
+        outside: choice of width → what lies outside the blocks takes.
+    """
+
+    members: Members
+    of: Mapping[tuple[int, int, int, int], float]
+    outside: tuple[float, ...]
+
+    @staticmethod
+    def made(members: Members, weigh: Weigh) -> Table:
+        """A table of a resource that is a sum over sites.
+
+        Args:
+            weigh: what a site takes, as a member has it; its name is the whole's.
+        """
+        family, anatomy = members.family, members.anatomy
+        every, found, outer = range(anatomy.blocks), dict[tuple[int, int, int, int], float](), list[float]()
+        menus = [members.menus.get(name, (None,)) for name in (*INNER, "width")]
+        for picks in product(*(range(len(menu)) for menu in menus)):
+            kept: dict[str, int] = {}
+            for name, menu, pick in zip((*INNER, "width"), menus, picks, strict=True):
+                if menu[pick] is not None:
+                    kept |= BY_NAME[name].kept(menu[pick], every, family, anatomy)
+            cut = member_of(anatomy, tuple(every), kept).anatomy
+            for number in every:
+                found[number, picks[0], picks[1], picks[2]] = sum(weigh(site) for site in cut.in_block(number))
+            if not any(picks[:2]):
+                outer.append(sum(weigh(site) for site in cut.in_block(None)))
+        return Table(members, found, tuple(outer))
+
+    @staticmethod
+    def of_bytes(members: Members, weigh: Weigh, folder: Path) -> Table:
+        """Bytes of members, what a family has beside its matrices counted whole."""
+        found = Table.made(members, weigh)
+        beside = weight_bytes(folder) - found((0,) * len(members.choices))
+        return replace(found, outside=tuple(one + beside for one in found.outside))
+
+    def __call__(self, genes: Genes) -> float:
+        blocks, width = self.members.anatomy.blocks, genes[-1]
+        stay = self.members.kept(genes)
+        return self.outside[width] + sum(
+            self.of[block, genes[blocks + block], genes[2 * blocks + block], width] for block in stay
+        )
+
+
+def stored(layout: Layout) -> Weigh:
+    """Bytes of a site in the files of a member; what is beside the sites (norms, biases) is not counted here."""
+
+    def bytes_of(site: Site) -> float:
+        if site.name == "head" and layout.anatomy.tied:
+            return 0.0
+        point = layout.quantised.get(site.name)
+        full = layout.dtype.itemsize * site.shape[0] * site.shape[1]
+        bias = layout.dtype.itemsize * site.shape[0] if site.bias is not None else 0
+        return float(bias + (full if point is None else decoder(point).bytes(site.shape)))
+
+    return bytes_of
