@@ -134,6 +134,8 @@ class HeldLowRank(HeldTerm):
         new.kind, new.groups, new.rows = self.kind, self.groups, self.rows
         left = torch.cat([across(lows_ON.float()), self.left[:, self.groups :]], 1)
         new.register_buffer("left", left.contiguous())
+        new.register_buffer("right", self.right)
+        return new
 
     def scaled(self, gain_O: Tensor) -> HeldLowRank:
         """Each row of it times a number: a left factor of its own."""
