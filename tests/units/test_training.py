@@ -245,7 +245,10 @@ def test_the_command_trains_and_tells(model: Path, tmp_path: Path, capsys: pytes
     said = capsys.readouterr().out
     assert "nats a token" in said
     assert "depth=2,ffn=0.5" in said
-    assert (out / "regauge/report.html").exists()
+    page = (out / "regauge/report.html").read_text(encoding="utf-8")
+    assert 'id="losses"' in page
+    assert page.count("<polyline") == 2
+    assert "Members that were trained" in page
 
 
 def test_shares_of_a_space_are_what_a_model_comes_to() -> None:

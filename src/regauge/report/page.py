@@ -60,6 +60,14 @@ def _heats(view: View) -> list[Chart]:
     return found
 
 
+def _curve(view: View) -> Chart | None:
+    caption = (
+        "The line is the error on text never trained on, by which the best was kept; dotted, in a range of its "
+        "own, is the loss of each step, of whichever members it drew."
+    )
+    return Chart("losses", "Training", caption, view.curve) if view.curve else None
+
+
 def notes(said: tuple[str, ...]) -> tuple[Note, ...]:
     """One note for one thing: those that differ only in figures (a block, a count) stand behind the first of them."""
     grouped: dict[str, list[str]] = {}
@@ -73,7 +81,12 @@ def render(view: View) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string((files("regauge.report") / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(
-        view=view, frontier=_frontier(view), heats=_heats(view), notes=notes(view.notes), glossary=WORDS
+        view=view,
+        frontier=_frontier(view),
+        curve=_curve(view),
+        heats=_heats(view),
+        notes=notes(view.notes),
+        glossary=WORDS,
     )
 
 

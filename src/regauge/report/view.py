@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from regauge.amounts import told
 from regauge.artifact.loading import CAUSAL, ways
 from regauge.artifact.receipt import Receipt, SiteReceipt
 from regauge.plan.select import pattern
 from regauge.report import words
+from regauge.report.curves import losses
 from regauge.report.words import Words
 
 Row = tuple[str, ...]
@@ -71,6 +73,7 @@ class View:
         first: tables that stand before the pictures of sites; `tables` stand after them.
         picture: what a model of images drew, as a page takes it.
         dots: what the dots of the chart are, where they are not those of a search.
+        curve: of a training, as `curves` draws it.
     """
 
     title: str
@@ -86,6 +89,7 @@ class View:
     command: str = ""
     facts: tuple[Row, ...] = field(default_factory=tuple)
     dots: str = ""
+    curve: str = ""
 
 
 def certificates(receipt: Receipt) -> Table:
@@ -210,8 +214,25 @@ def of_receipt(receipt: Receipt, out: str = OUT, auto: str = CAUSAL) -> View:
         points=(),
         sites=receipt.sites,
         first=(loads(receipt, out, auto), spent(receipt)),
-        tables=(certificates(receipt), exceptions(receipt)),
+        tables=(*raised(receipt), certificates(receipt), exceptions(receipt)),
         notes=tuple(dict.fromkeys(notes)),
         command=receipt.command,
         facts=facts(receipt),
+        curve=curve(receipt),
     )
+
+
+def raised(receipt: Receipt) -> tuple[Table, ...]:
+    """Members of a family before and after they were trained."""
+    told: dict[str, Any] = dict(receipt.trained)
+    if not told:
+        return ()
+    rows = tuple((name, f"{one['before']:.4f}", f"{one['after']:.4f}") for name, one in told["members"].items())
+    caption = f"{told['unit']} on {told['held_out']:,} tokens held out; {told['steps']:,} steps, {told['ended']}."
+    return (Table("Members that were trained", caption, ("member", "before", "after"), rows),)
+
+
+def curve(receipt: Receipt) -> str:
+    """The losses of a training; "" where there was none."""
+    told: dict[str, Any] = dict(receipt.trained)
+    return losses(int(told["steps"]), told["losses"], told["looks"]) if told else ""
