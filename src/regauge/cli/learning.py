@@ -91,7 +91,7 @@ def recover(
     20m --text novels/
     """
     limit = seconds(time)
-    from regauge.cli import show, tell
+    from regauge.cli import show, tell, tell_training
     from regauge.cli.bars import working
     from regauge.engine.recovery import Asked
     from regauge.engine.recovery import recover as train
@@ -104,7 +104,7 @@ def recover(
     with host_of(original or str(artifact)).family(family):
         if dry_run:
             plan = planned(artifact, text, original, asked)
-            show.as_json(plan) if json else tell.recovery_plan(plan)
+            show.as_json(plan) if json else tell_training.recovery_plan(plan)
             return
         tell_parents(out or artifact)
         with working("recover", quiet, verbose, threads) as watch:

@@ -13,7 +13,6 @@ from regauge.plan.select import pattern
 if TYPE_CHECKING:
     from regauge.artifact.receipt import Receipt, StoreReceipt, TapReceipt
     from regauge.engine.estimate import DryRun, SitePlan
-    from regauge.engine.recovery_cost import Planned
     from regauge.measure.compare import Comparison
     from regauge.measure.cost import Costs
     from regauge.report.words import Words
@@ -98,15 +97,6 @@ def recovered(done: Receipt, out: Path) -> None:
         line(f"  note: {note}")
     peak = f", peak memory {told(done.peak_bytes)} (anonymous)" if done.peak_bytes > 0 else ""
     line(f"  {told(done.bytes_after)} stored, {span(done.seconds)}{peak}")
-
-
-def recovery_plan(plan: Planned) -> None:
-    """What a recovery would do, and what it would cost. Estimates are called so."""
-    line(f"{plan.artifact} towards {plan.original}: nothing is written")
-    line(f"  {plan.parameters:,} numbers are trained; {plan.steps:,} steps of {plan.batch:,} tokens at most")
-    line(f"  about {span(plan.seconds)} on this machine, {told(plan.memory)} of memory, {told(plan.disk)} of disk")
-    for note in plan.notes:
-        line(f"  note: {note}")
 
 
 def dry_run(plan: DryRun) -> None:

@@ -1,4 +1,4 @@
-"""What the command that trains a family says, in lines."""
+"""What the commands that train say, in lines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from regauge.cli.show import line, span, where
 
 if TYPE_CHECKING:
     from regauge.artifact.receipt import Receipt
+    from regauge.engine.recovery_cost import Planned
     from regauge.engine.training_cost import Planned as Training
 
 
@@ -29,3 +30,12 @@ def training_plan(plan: Training) -> None:
     line(f"{plan.recipe} on {plan.model}: nothing is written")
     line(f"  members drawn of {plan.choices}; {plan.steps:,} steps of {plan.batch:,} tokens, {plan.passes:.1f} each")
     line(f"  about {span(plan.seconds)} on this machine, {told(plan.memory)} of memory, {told(plan.disk)} of disk")
+
+
+def recovery_plan(plan: Planned) -> None:
+    """What a recovery would do, and what it would cost. Estimates are called so."""
+    line(f"{plan.artifact} towards {plan.original}: nothing is written")
+    line(f"  {plan.parameters:,} numbers are trained; {plan.steps:,} steps of {plan.batch:,} tokens at most")
+    line(f"  about {span(plan.seconds)} on this machine, {told(plan.memory)} of memory, {told(plan.disk)} of disk")
+    for note in plan.notes:
+        line(f"  note: {note}")
