@@ -13,9 +13,7 @@ from regauge.learn.distillers import DISTILLERS, Alpha, Divergence, Embedding, F
 from regauge.learn.optimisers import Momentum
 from regauge.learn.samplers import (
     SAMPLERS,
-    WHOLE,
     Balanced,
-    Choice,
     Drawn,
     Exits,
     Phases,
@@ -23,11 +21,10 @@ from regauge.learn.samplers import (
     Sandwich,
     Shrinking,
     Smallest,
-    Space,
-    Turn,
     Uniform,
 )
 from regauge.learn.settings import Settings
+from regauge.learn.space import WHOLE, Choice, Space, Turn
 from regauge.learn.training import DISTILLERS as NAMED
 
 SPACE = Space(

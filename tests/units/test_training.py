@@ -113,7 +113,7 @@ def test_gradients_of_members_add_up_in_the_memory_of_the_family() -> None:
 
 
 def problem_turn() -> Any:
-    from regauge.learn.samplers import Turn
+    from regauge.learn.space import Turn
 
     return Turn(0, 4, 0, 0)
 

@@ -91,7 +91,7 @@ def recover(
     20m --text novels/
     """
     limit = seconds(time)
-    from regauge.cli import show, tell
+    from regauge.cli import show, tell, tell_training
     from regauge.cli.bars import working
     from regauge.engine.recovery import Asked
     from regauge.engine.recovery import recover as train
@@ -104,7 +104,7 @@ def recover(
     with host_of(original or str(artifact)).family(family):
         if dry_run:
             plan = planned(artifact, text, original, asked)
-            show.as_json(plan) if json else tell.recovery_plan(plan)
+            show.as_json(plan) if json else tell_training.recovery_plan(plan)
             return
         tell_parents(out or artifact)
         with working("recover", quiet, verbose, threads) as watch:
@@ -147,7 +147,7 @@ def train(
     processes. Example: regauge learn once-for-all MODEL -o OUT --time 20m --text novels/
     """
     limit = seconds(time)
-    from regauge.cli import show, tell
+    from regauge.cli import show, tell_training
     from regauge.cli.bars import working
     from regauge.engine.recovery_text import Amounts
     from regauge.engine.training import train as raised
@@ -161,7 +161,7 @@ def train(
     with host_of(model).family(family):
         if dry_run:
             plan = planned(recipe, model, text, asked)
-            show.as_json(plan) if json else tell.training_plan(plan)
+            show.as_json(plan) if json else tell_training.training_plan(plan)
             return
         tell_parents(out)
         with working("learn", quiet or not writes(), verbose, threads) as watch:
@@ -169,4 +169,4 @@ def train(
         if not writes():
             return
         write(out)
-    show.as_json(done) if json else tell.trained(done, out)
+    show.as_json(done) if json else tell_training.trained(done, out)

@@ -26,7 +26,8 @@ from regauge.learn.base import Parameters, Rates
 from regauge.learn.distillers import DISTILLERS, Read, labels
 from regauge.learn.loop import At
 from regauge.learn.ranks import ALONE, Ranks
-from regauge.learn.samplers import WHOLE, Choice, Drawn, Space, Turn
+from regauge.learn.samplers import Drawn
+from regauge.learn.space import WHOLE, Choice, Space, Turn
 from regauge.learn.training import EACH, LARGER, ORIGINAL, Training
 
 DRAWN = ("depth", "ffn", "heads", "width")

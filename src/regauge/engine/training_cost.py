@@ -18,7 +18,7 @@ from regauge.engine.watchdog import quiet_torch
 from regauge.errors import BudgetError, RecipeError
 from regauge.hosts import host_of
 from regauge.kernels.cpu.machine import anonymous_bytes
-from regauge.learn.samplers import Turn
+from regauge.learn.space import Turn
 from regauge.learn.training import EACH, ORIGINAL
 from regauge.plan import Plan
 from regauge.text.corpora import Where
