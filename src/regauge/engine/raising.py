@@ -25,8 +25,8 @@ from regauge.hosts.teaching import Taught, Trainee
 from regauge.learn.base import Parameters, Rates
 from regauge.learn.distillers import DISTILLERS, Read, labels
 from regauge.learn.loop import At
+from regauge.learn.lots import Drawn
 from regauge.learn.ranks import ALONE, Ranks
-from regauge.learn.samplers import Drawn
 from regauge.learn.space import WHOLE, Choice, Space, Turn
 from regauge.learn.training import EACH, LARGER, ORIGINAL, Training
 
