@@ -148,7 +148,9 @@ class Raising:
                     continue
                 for row, subnet in zip(sums, (Subnet(), *self.watched), strict=True):
                     read = self.trainee.read(subnet, batch.ids_BT, batch.mask_BT)
-                    row += torch.tensor([len(batch.ids_BT) * self._error(read, index), len(batch.ids_BT)])
+                    row += torch.tensor(
+                        [len(batch.ids_BT) * self._error(read, index), len(batch.ids_BT)], dtype=row.dtype, device="cpu"
+                    )
         self.ranks.add([sums])
         names = [str(one) for one in (Subnet(), *self.watched)]
         return {name: float(total / count) for name, (total, count) in zip(names, sums, strict=True)}
