@@ -23,6 +23,8 @@ ANOTHER_ORDER = ".decode"
 """Attention of the native step adds up by pieces of time since it reads packed caches, and some of these were decoded
 by transformers' modules then: sums run in another order now, and inputs on an edge between two codes fall otherwise."""
 
+SAME_MAKER = "GenuineIntel"
+"""Whose CPU kept the logits: torch's own products add up in another order on another maker's."""
 MISREAD = "w4g32-fused-compressed.decode"
 """The step of then turned another share of each head than the model's own code does: what was kept is wrong by 2.0."""
 
@@ -50,8 +52,17 @@ def test_logits_are_those_of_then(kernels: str, tmp_path: Path) -> None:
             # a small float that falls to the other side of a tie is another by an eighth
             near = 6e-3 if name.startswith("zeroquant-fp") else 3e-3
             assert (found[name] - logits).norm() < near * logits.norm(), name
-        else:
+        elif maker() == SAME_MAKER:
             assert torch.equal(found[name], logits), f"{name}: {(found[name] - logits).abs().max()}"
+        else:
+            assert (found[name] - logits).norm() < 1e-5 * logits.norm(), name
+
+
+def maker() -> str:
+    """Who made this CPU, as Linux tells it."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 @pytest.mark.parametrize("name", NAMES)
