@@ -19,7 +19,7 @@ from regauge.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from regauge import cache, errors
-    from regauge.api import apply, compare, dry_run, fit, measure, pick, report, sample
+    from regauge.api import apply, compare, dry_run, fit, measure, pick, report
     from regauge.artifact.receipt import Receipt
     from regauge.cli.training import recover, subnets, train
     from regauge.elastic.subnet import Subnet
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from regauge.hosts.transformers.stream import stream
     from regauge.hosts.transformers.switching import refill, use
     from regauge.plan import Plan
+    from regauge.report.drawing import sample
     from regauge.report.explanation import explain
     from regauge.report.inspection import inspect
     from regauge.report.methods import methods
@@ -80,7 +81,7 @@ _HOMES = {
     "pick": "api",
     "recover": "cli.training",
     "refill": "hosts.transformers.switching",
-    "sample": "api",
+    "sample": "report.drawing",
     "shared_prefix": "hosts.transformers.grouping",
     "stream": "hosts.transformers.stream",
     "trace": "engine.tracing",

@@ -30,8 +30,6 @@ from regauge.plan.caches import Asked
 from regauge.ranking.bench import Given
 from regauge.ranking.record import Standing
 from regauge.report.build import write
-from regauge.report.drawing import draw
-from regauge.report.pictures import Drawing
 from regauge.report.ranking import write as write_ranking
 from regauge.runtime.device import computed_on
 from regauge.search.fit import fit as _fit
@@ -280,31 +278,6 @@ def compare(
 def report(run: str | Path, out: str | Path | None = None) -> Path:
     """One self-contained page of a run; where it was written."""
     return write(run, out)
-
-
-def sample(
-    model: str | Path,
-    out: str | Path | None = None,
-    *,
-    against: str | Path | None = None,
-    labels: Sequence[int] = (),
-    rows: int = 2,
-    guidance: float = 1.5,
-    top_k: int = 0,
-    top_p: float = 0.0,
-    subnet: str | Sequence[str] = (),
-    seed: int = 0,
-) -> Path:
-    """Images of classes as a grid, a column each class; where it was written.
-
-    Args:
-        out: a .png; None: where the artifact's report shows it.
-        against: draws the same, in rows above.
-        subnet: what runs, for all scales or one for each.
-    """
-    stages = (subnet,) if isinstance(subnet, str) else tuple(subnet)
-    drawing = Drawing(tuple(labels), rows, seed, guidance, top_k, top_p, stages)
-    return draw(model, out, drawing, against)
 
 
 def _bytes(memory: str | int | None) -> int | None:

@@ -10,11 +10,11 @@ import torch
 
 from regauge.elastic.subnet import Subnet
 from regauge.learn.distillers import DISTILLERS, Alpha, Divergence, Embedding, Features, Read, Relations
+from regauge.learn.lots import Drawn
 from regauge.learn.optimisers import Momentum
 from regauge.learn.samplers import (
     SAMPLERS,
     Balanced,
-    Drawn,
     Exits,
     Phases,
     Progressive,

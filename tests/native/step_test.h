@@ -74,7 +74,7 @@ struct Network {
     }
     t.format = between(RG_PLAIN, RG_STATIC);
     t.bits = between(5, 8), t.asymmetric = coin(), t.group = coin() ? 0 : between(1, columns);
-    t.step = static_cast<float>(between(3, 40)) * 1.0371e-3f, t.zero = t.asymmetric ? static_cast<float>(between(0, (1 << t.bits) - 1)) : 0.0f;
+    t.step = t.format == RG_DYNAMIC ? 0.01f * static_cast<float>(between(50, 100)) : static_cast<float>(between(3, 40)) * 1.0371e-3f, t.zero = t.asymmetric ? static_cast<float>(between(0, (1 << t.bits) - 1)) : 0.0f;
     if (t.format == RG_STATIC && t.group && coin()) {
       while (columns % t.group) --t.group;
       const size_t groups = static_cast<size_t>(columns / t.group);
@@ -208,6 +208,8 @@ struct Network {
       double least = 0, most = 0, step = t.steps ? t.steps[begin / span] : t.step, zero = t.steps ? (t.zeros ? t.zeros[begin / span] : 0) : t.zero;
       for (size_t i = begin; i < end; ++i) least = std::min(least, moved[i]), most = std::max(most, moved[i]);
       if (t.format == RG_DYNAMIC) {
+        const float share = t.step > 0 && t.step < 1 ? t.step : 1.0f;  // of the range; codes saturate beyond
+        least = static_cast<float>(least) * share, most = static_cast<float>(most) * share;
         const float reach = static_cast<float>(std::max(most, -least)), width = static_cast<float>(most) - static_cast<float>(least);
         step = std::max(t.asymmetric ? width / static_cast<float>(high - low) : reach / static_cast<float>((high - low) / 2), 1.2930e-26f);
         zero = t.asymmetric ? std::min(std::max<double>(std::nearbyint(static_cast<float>(low) - static_cast<float>(least) / static_cast<float>(step)), low), high) : 0;
@@ -400,7 +402,7 @@ void check_tap(const Case &c) {
   rg_tap tap{};
   tap.format = between(RG_PLAIN, RG_STATIC), tap.bits = between(2, 8), tap.asymmetric = coin();
   tap.group = between(0, 2) == 0 ? 0 : coin() ? c.m.group * between(1, 3) : between(1, columns);
-  tap.step = static_cast<float>(between(3, 40)) * 1.0371e-3f, tap.zero = tap.asymmetric ? static_cast<float>(between(0, (1 << tap.bits) - 1)) : 0.0f;
+  tap.step = tap.format == RG_DYNAMIC ? 0.01f * static_cast<float>(between(50, 100)) : static_cast<float>(between(3, 40)) * 1.0371e-3f, tap.zero = tap.asymmetric ? static_cast<float>(between(0, (1 << tap.bits) - 1)) : 0.0f;
   rg_program program{};
   program.hidden = columns, program.head.matrix = c.m, program.head_in = tap;
   program.head.activations = coin() ? RG_FLOAT32 : RG_INT16;

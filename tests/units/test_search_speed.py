@@ -24,9 +24,9 @@ def test_costs_are_kept_by_the_kernels_that_gave_them(monkeypatch: pytest.Monkey
     keys = set()
     for level in ("vnni", "avx2", library.REFERENCE):
         monkeypatch.setattr(profile, "level", lambda level=level: level)
-        keys |= {profile._key((64, 64), Option("full", None), 1, native, 1 << 20) for native in (True, False)}
+        keys |= {profile.key_of((64, 64), Option("full", None), 1, native, 1 << 20) for native in (True, False)}
     monkeypatch.setattr(profile, "ABI", library.ABI + 1)
-    keys.add(profile._key((64, 64), Option("full", None), 1, True, 1 << 20))
+    keys.add(profile.key_of((64, 64), Option("full", None), 1, True, 1 << 20))
     assert len(keys) == 7
 
 

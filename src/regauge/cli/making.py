@@ -75,7 +75,7 @@ def fit(
 
     computed_on(device, "fit")
     from regauge.artifact.folder import read_receipt
-    from regauge.cli import show, tell
+    from regauge.cli import chosen, show, tell
     from regauge.cli.bars import working
     from regauge.hosts import host_of
     from regauge.report.build import write
@@ -91,7 +91,7 @@ def fit(
         with host_of(model).family(family), working("fit", quiet, verbose, threads) as watch:
             found = fit_members(model, out, wanted, watch)
             write(out)
-        show.as_json(found) if json else tell.members(found, out)
+        show.as_json(found) if json else chosen.members(found, out)
         return
     with host_of(model).family(family), working("fit", quiet, verbose, threads) as watch:
         run = search(

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from regauge.measure.compare import Comparison
     from regauge.measure.cost import Costs
     from regauge.report.words import Words
-    from regauge.search.members.record import Chosen
     from regauge.search.record import Run
 
 
@@ -58,31 +57,6 @@ def last(said: Sequence[Words]) -> None:
     line()
     for one in said:
         line(f"{one.about:<13}{one.said}")
-
-
-def members(found: Chosen, out: Path) -> None:
-    """What a search over members found."""
-    line(f"{where(out)}: one family, weights {found.weights or 'as the source has them'}")
-    rows = [
-        [
-            one.name,
-            told(one.bytes),
-            f"{one.ratio:.3f}x",
-            f"{one.quality.kl.value:.4f}",
-            f"{one.quality.perplexity.value:.2f}",
-            *(f"{ratio:.2f}x" for ratio in one.speeds.values()),
-        ]
-        for one in found.members
-    ]
-    table(["member", "bytes", "of bf16", "KL", "perplexity", *found.members[0].speeds], rows)
-    for one in found.members:
-        line(f"  {one.name}: {one.subnet or 'all of it'}")
-    line(f"  {found.measured} members measured on the search text; figures are of the evaluation text")
-    for note in found.notes:
-        line(f"  note: {note}")
-    last_name = found.members[-1].name
-    line()
-    line(f'{"loads in":<13}rg.load("{where(out)}"), and with rg.use(model, "{last_name}") that member')
 
 
 def recovered(done: Receipt, out: Path) -> None:

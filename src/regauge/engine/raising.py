@@ -25,8 +25,8 @@ from regauge.hosts.teaching import Taught, Trainee
 from regauge.learn.base import Parameters, Rates
 from regauge.learn.distillers import DISTILLERS, Read, labels
 from regauge.learn.loop import At
+from regauge.learn.lots import Drawn
 from regauge.learn.ranks import ALONE, Ranks
-from regauge.learn.samplers import Drawn
 from regauge.learn.space import WHOLE, Choice, Space, Turn
 from regauge.learn.training import EACH, LARGER, ORIGINAL, Training
 
@@ -148,7 +148,9 @@ class Raising:
                     continue
                 for row, subnet in zip(sums, (Subnet(), *self.watched), strict=True):
                     read = self.trainee.read(subnet, batch.ids_BT, batch.mask_BT)
-                    row += torch.tensor([len(batch.ids_BT) * self._error(read, index), len(batch.ids_BT)])
+                    row += torch.tensor(
+                        [len(batch.ids_BT) * self._error(read, index), len(batch.ids_BT)], dtype=row.dtype, device="cpu"
+                    )
         self.ranks.add([sums])
         names = [str(one) for one in (Subnet(), *self.watched)]
         return {name: float(total / count) for name, (total, count) in zip(names, sums, strict=True)}

@@ -66,7 +66,11 @@ class Float16Levels:
         return groups * (2 + self.count)
 
     def store(self, scale_G1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return Float16().store(scale_G1)
+        stored_G1, fields = Float16().store(scale_G1)
+        if self.count:  # no change, until a rounder fits them: what is counted by `bytes` is there with every rounder
+            size = (scale_G1.numel() * self.count,)
+            fields |= {LEVELS: torch.full(size, MIDDLE * 17, dtype=torch.uint8, device=scale_G1.device)}
+        return stored_G1, fields
 
     def load(self, fields: Mapping[str, Tensor]) -> Tensor:
         found, bytes_ = fields["scale"], fields.get(LEVELS)

@@ -15,15 +15,8 @@ from typing import Protocol, runtime_checkable
 
 from regauge.elastic.subnet import Subnet
 from regauge.errors import nearest
+from regauge.learn.lots import Drawn, leaning, ordered, without_full
 from regauge.learn.space import PER_BLOCK, WHOLE, Choice, Space, Turn
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A member that a step trains, and the weight of its loss."""
-
-    subnet: Subnet
-    weight: float = 1.0
 
 
 @runtime_checkable
@@ -44,7 +37,7 @@ class Uniform:
 
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
         chance = turn.chance
-        return _sorted(space, [Drawn(space.random(chance)) for _ in range(self.count)])
+        return ordered(space, [Drawn(space.random(chance)) for _ in range(self.count)])
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class Sandwich:
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
         chance = turn.chance
         between = [Drawn(space.random(chance)) for _ in range(self.count)]
-        return (FULL, *_sorted(space, between), Drawn(space.smallest))
+        return (FULL, *ordered(space, between), Drawn(space.smallest))
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class Progressive:
         opened = dict(phases[:phase])
         dims = {name: some[: opened.get(name, 1)] for name, some in space.choices.items()}
         chance = turn.chance
-        return _sorted(space, [Drawn(space.random(chance, dims)) for _ in range(self.count)])
+        return ordered(space, [Drawn(space.random(chance, dims)) for _ in range(self.count)])
 
 
 @dataclass(frozen=True)
@@ -121,8 +114,8 @@ class Phases:
         chance = turn.chance
         if chance.random() >= self.often(turn.progress):
             return (FULL,)
-        members = [_without_full(space, chance) for _ in range(self.count)]
-        return _sorted(space, [Drawn(one) for one in members])
+        members = [without_full(space, chance) for _ in range(self.count)]
+        return ordered(space, [Drawn(one) for one in members])
 
 
 @dataclass(frozen=True)
@@ -134,16 +127,16 @@ class Balanced:
 
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
         chance = turn.chance
-        return _sorted(space, [Drawn(self._near(space, chance)) for _ in range(self.count)])
+        return ordered(space, [Drawn(self._near(space, chance)) for _ in range(self.count)])
 
     def _near(self, space: Space, chance: random.Random) -> Subnet:
         picked: dict[str, Choice | Sequence[Choice]] = {}
         level = chance.random()
         for name, some in space.choices.items():
             if space.each and name in PER_BLOCK:
-                picked[name] = [_leaning(some, level, chance) for _ in range(space.depth(picked))]
+                picked[name] = [leaning(some, level, chance) for _ in range(space.depth(picked))]
             else:
-                picked[name] = _leaning(some, level, chance)
+                picked[name] = leaning(some, level, chance)
         return space.member(picked)
 
 
@@ -166,26 +159,6 @@ class Smallest:
 
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
         return (Drawn(space.smallest),)
-
-
-def _sorted(space: Space, drawn: Sequence[Drawn]) -> tuple[Drawn, ...]:
-    return tuple(sorted(drawn, key=lambda one: -space.size(one.subnet)))
-
-
-def _without_full(space: Space, chance: random.Random) -> Subnet:
-    """A member by lot that is not the whole, if there is one."""
-    for _ in range(64):
-        found = space.random(chance)
-        if not found.full:
-            return found
-    return space.smallest
-
-
-def _leaning(some: Sequence[Choice], level: float, chance: random.Random) -> Choice:
-    """A choice whose place in the list is `level` on average."""
-    place = level * (len(some) - 1)
-    low = int(place)
-    return some[min(low + (chance.random() < place - low), len(some) - 1)]
 
 
 SAMPLERS: Mapping[str, Callable[..., Sampler]] = {

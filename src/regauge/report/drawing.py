@@ -24,6 +24,29 @@ GAP, ZOOMED = 2, 56
 """Pixels between two images; the side below which images are shown larger."""
 
 
+def sample(
+    model: str | Path,
+    out: str | Path | None = None,
+    *,
+    against: str | Path | None = None,
+    labels: Sequence[int] = (),
+    rows: int = 2,
+    guidance: float = 1.5,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    subnet: str | Sequence[str] = (),
+    seed: int = 0,
+) -> Path:
+    """Images of classes as a grid, a column each class; where it was written.
+
+    Args:
+        out: a .png; None: where the artifact's report shows it. `against`: draws the same, in rows above.
+        subnet: what runs, for all scales or one for each.
+    """
+    stages = (subnet,) if isinstance(subnet, str) else tuple(subnet)
+    return draw(model, out, Drawing(tuple(labels), rows, seed, guidance, top_k, top_p, stages), against)
+
+
 def draw(model: str | Path, out: str | Path | None, drawing: Drawing, against: str | Path | None = None) -> Path:
     """Writes a grid of what a model draws, a column each class; rows of `against`, drawn alike, stand above.
 

@@ -191,6 +191,7 @@ def _refitted(w_OI: Tensor, codes_OI: Tensor, fmt: Format, step: Step, bits: int
     h_II = hessian_II / hessian_II.diagonal().mean()
     ones_NN = h_II.view(groups, span, groups, span).sum((1, 3))
     found = []
+    whole = (torch.zeros(1, dtype=torch.float64, device=w_OI.device),) * 2
     some = max(1, ROOM // (groups * columns))
     for start in range(0, rows, some):
         part = slice(start, start + some)
@@ -209,8 +210,14 @@ def _refitted(w_OI: Tensor, codes_OI: Tensor, fmt: Format, step: Step, bits: int
         a[:, :, 1, :, 1] = (ones_NN * v_RN[:, :, None] * v_RN[:, None]).double()
         hl_RNS = (left_RI @ h_II).view(count, groups, span)
         b = torch.stack([(hl_RNS * u_RNS).sum(2), hl_RNS.sum(2) * v_RN], 2).double().flatten(1)
-        found.append(_integers(a.reshape(count, 2 * groups, 2 * groups), b))
-    counts_RN2 = torch.cat(found).view(rows, groups, 2) + MIDDLE
+        a = a.reshape(count, 2 * groups, 2 * groups)
+        if scale_G1.numel() == 1:  # one group for all rows, whose errors are added up
+            whole = whole[0] + a.sum(0, keepdim=True), whole[1] + b.sum(0, keepdim=True)
+        else:
+            found.append(_integers(a, b))
+    if not found:
+        found.append(_integers(*whole))
+    counts_RN2 = torch.cat(found).view(-1, groups, 2) + MIDDLE
     return (counts_RN2[:, :, 0] * 16 + counts_RN2[:, :, 1]).to(torch.uint8).reshape(-1, 1)
 
 

@@ -254,23 +254,22 @@ def initialise(model: Any, seed: int) -> None:
     """Sets the transformer's weights as it begins to be trained: small, branches smaller the deeper the model, and the
     class nearly without effect. The caller's random state is left as it was."""
     width, depth = model.config.hidden_size, model.config.num_hidden_layers
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name, module in model.named_modules():
-            if name.startswith("vae"):
-                continue
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=math.sqrt(1 / width / 3))
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-        for block in model.blocks:
-            block.attn.proj.weight /= math.sqrt(2 * depth)
-            block.ffn.fc2.weight /= math.sqrt(2 * depth)
-            gains = block.ada_gss[0, 0] if model.config.shared_aln else block.ada_lin[1].weight.view(6, -1)
-            gains[:2] *= 1e-5
-            gains[2:] *= 0.5
-        model.head_nm.ada_lin[1].weight *= 0.5
-        model.head.weight *= 0.02
+    drawn = torch.Generator().manual_seed(seed)
+    for name, module in model.named_modules():
+        if name.startswith("vae"):
+            continue
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=math.sqrt(1 / width / 3), generator=drawn)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+    for block in model.blocks:
+        block.attn.proj.weight /= math.sqrt(2 * depth)
+        block.ffn.fc2.weight /= math.sqrt(2 * depth)
+        gains = block.ada_gss[0, 0] if model.config.shared_aln else block.ada_lin[1].weight.view(6, -1)
+        gains[:2] *= 1e-5
+        gains[2:] *= 0.5
+    model.head_nm.ada_lin[1].weight *= 0.5
+    model.head.weight *= 0.02
 
 
 def freeze_key_bias(model: Any) -> None:

@@ -176,7 +176,9 @@ class TransformersHost:
         if "embed" not in {site.name for site in anatomy.sites}:
             raise ModelError(f"{path} reads no tokens, and what is traced is a pass over some.")
         drawn = torch.Generator().manual_seed(seed)
-        ids_BT = torch.randint(anatomy.site("embed").shape[0], (1, tokens), generator=drawn, device="cpu")
+        ids_BT = torch.randint(
+            anatomy.site("embed").shape[0], (1, tokens), generator=drawn, dtype=torch.int64, device="cpu"
+        )
         return tracing.traced(load.load(path, dtype=torch.float32), anatomy, ids_BT)
 
     def unsaid(self) -> AbstractContextManager[None]:

@@ -30,6 +30,20 @@ LAYOUT = "grad and param do not obey the gradient layout contract"
 """What torch says of a gradient that is a view; it adds to it all the same."""
 
 
+class Original:
+    """A model that teaches and is not trained."""
+
+    def __init__(self, model: Any, parameters: Mapping[str, Tensor]) -> None:
+        self._model = model
+        self._parameters = {key: value.clone() for key, value in parameters.items()}
+
+    def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
+        with torch.no_grad():
+            said = _said(self._model, ids_BT, mask_BT)
+            out = torch.func.functional_call(self._model, self._parameters, (), said, tie_weights=True)
+        return _read(out, mask_BT)
+
+
 class Trainee:
     """A family that is trained, as `hosts.base.Trainee`.
 
@@ -94,20 +108,6 @@ class Trainee:
         """The gradient of a parameter by any of its names."""
         found: Tensor = self._model.get_parameter(key).grad
         return found
-
-
-class Original:
-    """A model that teaches and is not trained."""
-
-    def __init__(self, model: Any, parameters: Mapping[str, Tensor]) -> None:
-        self._model = model
-        self._parameters = {key: value.clone() for key, value in parameters.items()}
-
-    def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
-        with torch.no_grad():
-            said = _said(self._model, ids_BT, mask_BT)
-            out = torch.func.functional_call(self._model, self._parameters, (), said, tie_weights=True)
-        return _read(out, mask_BT)
 
 
 def trainee(path: str | Path) -> Trainee:

@@ -94,11 +94,7 @@ class Matrix:
         return self.meta[2]
 
     def prefix(self, rows: int, columns: int) -> Matrix:
-        """The first rows and inputs, as a view of the same panels.
-
-        Raises:
-            ValueError: there are not so many.
-        """
+        """The first rows and inputs, as a view of the same panels. A ValueError: there are not so many."""
         if not (0 < rows <= self.shape[0] and 0 < columns <= self.shape[1]):
             raise ValueError(
                 f"the first {rows} x {columns} of a matrix of {self.shape[0]} x {self.shape[1]} do not exist"

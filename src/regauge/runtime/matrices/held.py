@@ -165,18 +165,16 @@ class PackedMatrix(nn.Module):
         return new
 
     def scaled(self, gain_O: Tensor) -> PackedMatrix:
-        """The same matrix with each row times a number: the codes are shared, a multiplier a row is its own.
-
-        Raises:
-            ModelError: this way of holding a matrix, or of adding to it, has no multiplier a row.
-        """
+        """The same matrix with each row times a number: the codes are shared, a multiplier a row is its own, and a
+        ModelError says where a way of holding has none."""
         if self.native is None:
             raise ModelError(f"a matrix that is held as {self.way.name} has no multiplier a row")
         new = PackedMatrix.__new__(PackedMatrix)
         nn.Module.__init__(new)
         vars(new).update({name: value for name, value in vars(self).items() if not name.startswith("_")})
         rows, known = self.shape[0], self._buffers.get("row_scale")
-        own = torch.ones(-(-rows // PANEL) * PANEL, dtype=torch.float32) if known is None else known.clone()
+        ones = torch.ones(-(-rows // PANEL) * PANEL, dtype=torch.float32, device="cpu")
+        own = ones if known is None else known.clone()
         own[:rows] *= gain_O.to(own)
         for name in self.held:
             new.register_buffer(name, self._buffers[name])

@@ -183,7 +183,7 @@ typedef struct rg_tap {
   int32_t asymmetric;         // codes 0 ... 2^bits - 1 and a zero point, instead of signed ones
   int32_t value;              // RG_INT; RG_FLOAT: a code is a small float, up to `top`, the least normal one `tiny`
   int32_t mantissa;           // of RG_FLOAT
-  float step, zero;           // STATIC: value = step * (code - zero)
+  float step, zero;           // STATIC: value = step * (code - zero). DYNAMIC: a step below 1 is the share of the range
   float top, tiny;            // of RG_FLOAT
 } rg_tap;
 
