@@ -317,7 +317,8 @@ def test_a_loss_that_is_not_finite_is_a_note_and_the_best_stays(
     whole = loop._gradients
 
     def broken(problem: Any, parameters: Any, batch: int, progress: float) -> Any:
-        return None if progress >= 0.5 else whole(problem, parameters, batch, progress)
+        loss, gradients = whole(problem, parameters, batch, progress)
+        return (loss * float("nan") if progress >= 0.5 else loss), gradients
 
     monkeypatch.setattr(loop, "_gradients", broken)
     receipt = made(model, tmp_path / "out", recipe())

@@ -161,7 +161,7 @@ def test_what_cannot_be_is_refused_before_any_work(model: Path, text: Path, tmp_
     for reading, why in ((STATIC, "were not tried"), (HADAMARD, "no transform_config: it would leave hadamard out")):
         with pytest.raises(RefusedError, match=why):
             apply(recipe(reading), model, tmp_path / "out", calibration=text, wire="compressed-tensors", **READ)
-    outside = parse(f'name: x\nweights: {{"blocks.*": {W8}, head: {W8}}}\ninputs: {{head.in: {STATIC}}}\n')
-    with pytest.raises(RecipeError, match=r"head\.in is read outside the blocks"):
+    outside = parse(f'name: x\nweights: {{"blocks.*": {W8}, head: {W8}}}\ninputs: {{head.in: {HADAMARD}}}\n')
+    with pytest.raises(RecipeError, match=r"head\.in is read outside the blocks, where activations have no transform"):
         apply(outside, model, tmp_path / "out", calibration=text, **READ)
     assert not (tmp_path / "out").exists()
