@@ -22,7 +22,7 @@ from tests.pico import pico, save
 pytestmark = pytest.mark.gpu
 SETTINGS = {
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "head_dim": 16,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
