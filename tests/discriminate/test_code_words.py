@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regauge import parts
 from regauge.formats.base import Codes, Format
-from regauge.formats.codewords import CodeWords, packed, unpacked
+from regauge.formats.codewords import CodeWords
 from regauge.formats.grids import Int
 from regauge.formats.runs import refusal
 from regauge.parts import WEIGHTS
@@ -50,7 +50,7 @@ def test_words_are_those_of_the_list_and_come_back_from_what_is_stored(name: str
     if grid.even:
         assert bool(((found.view(-1, 8) < 0).sum(1) % 2 == 0).all())
     codes = grid.encode(found)
-    assert torch.equal(unpacked(grid, packed(grid, codes, grid.bits), grid.bits, 64), codes)
+    assert torch.equal(grid.read(grid.stored(codes), 64), codes)
     assert bool(grid.snap(torch.full((1, 8), 1e9)).isfinite().all())
 
 

@@ -14,7 +14,6 @@ from regauge.engine import apply, dry_run
 from regauge.engine.extracting import extract
 from regauge.errors import SettingError
 from regauge.formats.base import Codes, Format
-from regauge.formats.codewords import packed, unpacked
 from regauge.formats.grains import Channel, Group
 from regauge.formats.planes import LEVELS, Float16Levels, level
 from regauge.formats.prefixes import Nested
@@ -53,17 +52,17 @@ def coded(rows: int = 40, columns: int = 160, fmt: Format = FMT) -> Codes:
 
 def test_a_level_is_the_first_bits_and_planes_keep_them() -> None:
     codes = coded()
-    stored = packed(FMT.grid, codes.codes_OI, 8)
+    stored = FMT.grid.stored(codes.codes_OI)
     assert stored.shape == (8, 40, 20)
-    assert torch.equal(unpacked(FMT.grid, stored, 8, 160), codes.codes_OI)
+    assert torch.equal(FMT.grid.read(stored, 160), codes.codes_OI)
     for bits in BITS:
         found, fmt = level(codes, FMT, bits)
-        assert torch.equal(unpacked(FMT.grid, stored[:bits], bits, 160), found.codes_OI)
+        assert torch.equal(FMT.grid.read(stored[:bits], 160), found.codes_OI)
         assert (fmt.grid.bits, fmt.grid.symmetric, fmt.scale.name) == (bits, False, "f16-low")
     with pytest.raises(ValueError, match="no level of 1 bits"):
         level(codes, FMT, 1)
     with pytest.raises(ValueError, match="planes of bytes"):
-        unpacked(FMT.grid, stored.int(), 8, 160)
+        FMT.grid.read(stored.int(), 160)
 
 
 def test_values_of_a_level_are_the_middles_of_cells() -> None:

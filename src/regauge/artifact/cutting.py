@@ -26,7 +26,6 @@ from regauge.elastic.subnet import Subnet
 from regauge.errors import ArtifactError, SettingError
 from regauge.formats.base import Codes, Format, Term
 from regauge.formats.planes import level
-from regauge.formats.prefixes import Nested
 from regauge.formats.terms import KINDS, LOW_RANK
 from regauge.parts import Point, Spec
 
@@ -86,7 +85,7 @@ def layout_of(whole: Layout, member: Member, config: Mapping[str, object] | None
     def coded(name: str, point: Point | None) -> Point | None:
         """The point of a member's site: an ordinary one of fewer bits where it has levels and the member says one."""
         bits = member.bits_of(sites[name])
-        if point is None or bits is None or not isinstance(decoder(point).grid, Nested):
+        if point is None or bits is None or decoder(point).grid.coarsest is None:
             return point
         return point.but(grid=Spec(f"int{bits}-asym"), scale=Spec("f16-low"), rounder=None)
 
@@ -125,7 +124,7 @@ def cut_block(block: Block, whole: Layout, own: Layout, member: Member) -> Block
             fmt = decoder(whole.quantised[name])
             codes[new] = cut_codes(found, fmt, shapes[new], name)
             bits = member.bits_of(own.anatomy.site(new))
-            if bits is not None and isinstance(fmt.grid, Nested):
+            if bits is not None and fmt.grid.coarsest is not None:
                 codes[new], _ = level(codes[new], fmt, bits)
     taps = {site.tap: site.shape[1] for site in whole.anatomy.sites if site.tap is not None}
     mine = {site.tap: site.shape[1] for site in own.anatomy.sites if site.tap is not None}

@@ -21,7 +21,7 @@ from regauge.elastic.legal import cut_of, reasons, settled
 from regauge.elastic.subnet import Subnet
 from regauge.engine.refusals import Refusals
 from regauge.errors import MoveError, RecipeError, SettingError
-from regauge.formats.prefixes import FEWEST, Nested
+from regauge.formats.prefixes import FEWEST
 from regauge.plan.resolution import Resolution
 
 
@@ -90,7 +90,7 @@ def _span(site: Site, layout: Layout) -> int:
 
 def _of_bits(family: Family, layout: Layout) -> list[str]:
     """Why weights cannot be read at the bits that a family offers, a sentence each."""
-    grids = [grid for point in layout.quantised.values() if isinstance(grid := decoder(point).grid, Nested)]
+    grids = [grid for point in layout.quantised.values() if (grid := decoder(point).grid).coarsest is not None]
     if family.bits and not grids:
         return ["bits: no weights hold several precisions: give them grid: nested:8"]
     most = min((grid.bits for grid in grids), default=8)

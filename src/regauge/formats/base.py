@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from regauge.formats.chunks import chunks
-from regauge.formats.codewords import nearest, row_bytes
+from regauge.formats.grid import Grid as Grid
 from regauge.formats.lows import LOW as LOW
 from regauge.formats.lows import Low as Low
 from regauge.formats.numbers import ends as ends
 from regauge.formats.numbers import lowest as lowest
 from regauge.formats.numbers import reach as reach
-from regauge.kernels.cpu.sweep import Range, Stored, Values
-from regauge.kernels.cpu.trellis import Shape
+from regauge.kernels.cpu.sweep import Range, Stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,45 +37,6 @@ class Step:
     scale_G1: Tensor
     zero_G1: Tensor | None
     fields: Mapping[str, Tensor]
-
-
-@runtime_checkable
-class Grid(Protocol):
-    """Which numbers exist. Idempotent. Monotone where `run` is 1; else whole runs along the last axis go together."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...  # integer, float or table: what decides which kernels multiply it
-    @property
-    def bits(self) -> int: ...  # stored bits an element
-    @property
-    def run(self) -> int: ...  # neighbouring elements that are rounded together; 1: each alone
-    @property
-    def paths(self) -> Shape | None: ...  # where run > 1: what the kernels must know to round such runs
-    @property
-    def symmetric(self) -> bool: ...  # True: no zero point is stored
-    @property
-    def offset(self) -> int: ...  # of integers: value = code - offset
-    @property
-    def cast(self) -> torch.dtype | None: ...  # torch's dtype of the same bytes, where there is one
-    @property
-    def low(self) -> float: ...  # least grid value
-    @property
-    def high(self) -> float: ...  # greatest grid value
-    @property
-    def table(self) -> Tensor: ...  # the values, float32, by code (of runs: by entry); NaN for one never written
-    @property
-    def kernel(self) -> Values | None: ...  # what the C++ kernels must know to round to it; None: torch rounds
-
-    def snap(self, z: Tensor) -> Tensor:
-        """The nearest grid value, same shape and dtype; saturates outside [low, high]."""
-
-    def encode(self, z: Tensor) -> Tensor:
-        """Codes 0 … 2^bits − 1, uint8, of values that are on the grid."""
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Grid values, float32, of codes."""
 
 
 @runtime_checkable
@@ -235,7 +195,7 @@ class Format:
             z_GK = x_GK[part].float() / step.scale_G1[part]
             if step.zero_G1 is not None:
                 z_GK += step.zero_G1[part]
-            near_GK = nearest(self.grid, z_GK, None if weight_GK is None else weight_GK[part])
+            near_GK = self.grid.near(z_GK, None if weight_GK is None else weight_GK[part])
             codes_GK[part] = self.grid.encode(near_GK)
         return Codes(self.grain.join(codes_GK, w_OI), step)
 
@@ -259,7 +219,7 @@ class Format:
     def bytes(self, shape: tuple[int, int]) -> int:
         """Bytes stored for a matrix of shape (O, I): packed rows, steps and zero points."""
         groups, _ = self.grain.groups(shape)
-        packed = shape[0] * row_bytes(self.grid, shape[1], self.grid.bits)
+        packed = shape[0] * self.grid.row_bytes(shape[1])
         return packed + self.scale.bytes(groups, shape[0]) + self.zero_bytes(groups, shape[0])
 
 

@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from regauge.formats.grid import Packed
 from regauge.formats.magnitudes import LISTS, SIZES
-from regauge.formats.prefixes import Nested
 from regauge.kernels.cpu.sweep import Values
 from regauge.kernels.reference import pack, packed_bytes, unpack
 
@@ -26,7 +26,7 @@ AT_ONCE = 1 << 13
 
 
 @dataclass(frozen=True)
-class CodeWords:
+class CodeWords(Packed):
     """GGUF's IQ2 and IQ3 types: rows of a list of magnitudes, and a sign for each weight.
 
     Of all words that magnitudes and signs could make only those of the list exist, so a word costs the bits of a place
@@ -52,7 +52,7 @@ class CodeWords:
     kernel: ClassVar[Values | None] = None
 
     @property
-    def bits(self) -> int:
+    def bits(self) -> int:  # type: ignore[override]  # read alone: which list it is says it
         """Of a code in memory; on disk a weight has `row_bytes`."""
         return 3 if len(SIZES[self.name]) == 3 else 4
 
@@ -195,35 +195,6 @@ class CodeWords:
 
 
 _EIGHT = torch.arange(RUN, dtype=torch.int64, device="cpu")
-
-
-def nearest(grid: object, z: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Grid values nearest to z; of words those whose error counts least."""
-    if isinstance(grid, CodeWords) and weight is not None:
-        return grid.near(z, weight)
-    found: Tensor = grid.snap(z)  # type: ignore[attr-defined]  # a grid
-    return found
-
-
-def row_bytes(grid: object, columns: int, bits: int) -> int:
-    """Bytes of a packed row of codes."""
-    return grid.row_bytes(columns) if isinstance(grid, CodeWords) else packed_bytes(columns, bits)
-
-
-def width(grid: object) -> int:
-    """Bits of a weight's code on disk, to the nearest whole number."""
-    bits: float = grid.bits  # type: ignore[attr-defined]  # a grid
-    return round(grid.row_bytes(1024) / 128 if isinstance(grid, CodeWords) else bits)
-
-
-def packed(grid: object, codes_OI: Tensor, bits: int) -> Tensor:
-    """Codes as they are stored."""
-    return grid.stored(codes_OI) if isinstance(grid, CodeWords | Nested) else pack(codes_OI, bits)
-
-
-def unpacked(grid: object, packed_OB: Tensor, bits: int, columns: int) -> Tensor:
-    """Codes of what is stored."""
-    return grid.read(packed_OB, columns) if isinstance(grid, CodeWords | Nested) else unpack(packed_OB, bits, columns)
 
 
 @lru_cache

@@ -10,16 +10,16 @@ import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from regauge.formats.grid import Single
 from regauge.kernels.cpu.sweep import FLOATS, INTEGERS, LIST, Values
 
 
 @dataclass(frozen=True)
-class Int:
+class Int(Single):
     """Integers. Symmetric: −2^(b−1) … 2^(b−1) − 1. Asymmetric: 0 … 2^b − 1 with a zero point.
 
     Ties go to the even integer, as `torch.round` and compressed-tensors do. Code = z − low.
@@ -27,8 +27,6 @@ class Int:
 
     bits: int
     symmetric: bool = True
-    run: ClassVar[int] = 1
-    paths: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
@@ -77,7 +75,7 @@ class Int:
 
 
 @dataclass(frozen=True)
-class Float:
+class Float(Single):
     """Small floats with sign, exponent and mantissa, subnormals included, no infinity: e4m3, e5m2, e3m2, e2m3, e2m1.
 
     Ties go to the even mantissa. e4m3 is torch's `float8_e4m3fn` and e5m2 its `float8_e5m2`, bit for bit, after
@@ -96,8 +94,6 @@ class Float:
     top: float
     tiny: float
     cast: torch.dtype | None = None
-    run: ClassVar[int] = 1
-    paths: ClassVar[None] = None
 
     @property
     def kind(self) -> str:
@@ -201,14 +197,12 @@ def E2M1() -> Float:
 
 
 @dataclass(frozen=True)
-class CodeBook:
+class CodeBook(Single):
     """A sorted list of values; a code is the place in it. A tie goes to the lesser value."""
 
     name: str
     bits: int
     values: tuple[float, ...]
-    run: ClassVar[int] = 1
-    paths: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if list(self.values) != sorted(set(self.values)) or not 2 <= len(self.values) <= 1 << self.bits:

@@ -16,16 +16,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from regauge.formats.grid import Single
 from regauge.kernels.cpu.sweep import Values
 
 
 @dataclass(frozen=True)
-class Powers:
+class Powers(Single):
     """1, 1/b, 1/b², …, and 0.
 
     Attributes:
@@ -34,8 +34,6 @@ class Powers:
 
     bits: int = 4
     root: int = 1
-    run: ClassVar[int] = 1
-    paths: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:

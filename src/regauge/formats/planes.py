@@ -21,7 +21,7 @@ from regauge.formats.base import Codes, Format, Step
 from regauge.formats.grids import Int
 from regauge.formats.lows import FloatLow, Low
 from regauge.formats.nested import Float16Low
-from regauge.formats.prefixes import FEWEST, Nested
+from regauge.formats.prefixes import FEWEST
 from regauge.formats.scales import Float16
 
 LEVELS = "levels"
@@ -119,7 +119,7 @@ def level(codes: Codes, fmt: Format, bits: int) -> tuple[Codes, Format]:
     Raises:
         ValueError: it has no such level.
     """
-    if not isinstance(fmt.grid, Nested) or not FEWEST <= bits <= fmt.grid.bits:
+    if fmt.grid.coarsest is None or not fmt.grid.coarsest <= bits <= fmt.grid.bits:
         raise ValueError(f"codes of {fmt.grid.name} have no level of {bits} bits")
     if bits == fmt.grid.bits:
         step = fmt.load({name: tensor for name, tensor in codes.step.fields.items() if name != LEVELS})

@@ -6,6 +6,7 @@ Legend: O output channels, I input channels, P planes, B bytes of a row's bits.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Nested(Int):
 
     bits: int = 8
     symmetric: bool = field(default=False, init=False)
+    coarsest: ClassVar[int | None] = FEWEST
 
     def __post_init__(self) -> None:
         if not FEWEST < self.bits <= 8:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from regauge.formats.base import Grid, Ranger, Scale, Step, ends, reach
 from regauge.formats.chunks import chunks
-from regauge.formats.codewords import nearest
 from regauge.formats.laying import even, middle, over, stored, uneven
 from regauge.kernels.cpu import sweep
 from regauge.kernels.cpu.checks import DTYPES
@@ -250,7 +249,7 @@ def _codes(x: Tensor, part: slice, step: Step, grid: Grid, weight_GK: Tensor | N
     """Grid values of some groups, less the zero point."""
     z = x / step.scale_G1[part]
     if step.zero_G1 is None:
-        return nearest(grid, z, None if weight_GK is None else weight_GK[part])
+        return grid.near(z, None if weight_GK is None else weight_GK[part])
     return grid.snap(z.add_(step.zero_G1[part])).sub_(step.zero_G1[part])
 
 

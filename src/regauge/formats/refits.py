@@ -14,7 +14,6 @@ from torch import Tensor
 
 from regauge.formats.base import Grid, Scale, Step, ends
 from regauge.formats.chunks import chunks
-from regauge.formats.codewords import nearest
 from regauge.formats.laying import even, placed, stored, uneven
 from regauge.formats.rangers import MinMax, Search, better, squared_error
 from regauge.kernels.cpu.sweep import Range
@@ -114,7 +113,7 @@ def _slope(x_GK: Tensor, raw_G1: Tensor, weight_GK: Tensor | None, grid: Grid, s
     fitted_G1 = raw_G1.clone()
     for part in chunks(x_GK):
         x = x_GK[part].float()
-        z = nearest(grid, x / raw_G1[part], None if weight_GK is None else weight_GK[part])
+        z = grid.near(x / raw_G1[part], None if weight_GK is None else weight_GK[part])
         counted = z if weight_GK is None else z * weight_GK[part]
         step = (counted * x).sum(1, keepdim=True) / (counted * z).sum(1, keepdim=True)
         fine = step.isfinite() & (step * raw_G1[part] > 0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.codebooks import BOOKS, Book
+from regauge.formats.grid import Packed
 from regauge.kernels.cpu import trellis
 from regauge.kernels.cpu.sweep import Values
 
@@ -22,7 +23,7 @@ WINDOWS = {2: 7, 3: 5, 4: 7}
 
 
 @dataclass(frozen=True)
-class Trellis:
+class Trellis(Packed):
     """A trained code book of 128 values read by windows that overlap (bitshift trellis: QTIP, arXiv 2406.11235).
 
     A weight brings `bits` bits of its own: `plain` of them, the high ones, are read by it alone; the others lie in a

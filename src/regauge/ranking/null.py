@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from regauge import parts
-from regauge.formats.codewords import width
 from regauge.parts import CACHE, INPUTS, SHAPE, WEIGHTS, Point, Spec
 from regauge.plan import Plan, Rule, digest
 
@@ -31,7 +30,7 @@ def null(plan: Plan) -> Plan | None:
 
 
 def _nearest(point: Point) -> Point:
-    bits = width(parts.build("grid", point.spec("grid")))
+    bits = parts.build("grid", point.spec("grid")).width
     grid, ranger = ("int8", "absmax") if bits == 8 else (f"int{bits}-asym", "minmax")
     scale = point["scale"] if point.name("scale") in PLAIN_STEPS else Spec("bf16")
     rest = {"ranger": Spec(ranger), "scale": scale, "rounder": Spec("nearest"), "compensator": None}

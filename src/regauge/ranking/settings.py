@@ -9,7 +9,6 @@ from functools import cache
 
 from regauge import parts
 from regauge.errors import RecipeError, nearest
-from regauge.formats.codewords import width
 from regauge.parts import ATTENTION, CACHE, INPUTS, SHAPE, WEIGHTS
 from regauge.plan import Plan, load, patterns, presets
 from regauge.plan.combining import BETWEEN
@@ -56,7 +55,7 @@ class Entry:
 def setting_of(plan: Plan) -> Setting | None:
     """The setting of a recipe; None where it rounds no weights, rounds them to several numbers of bits, or also prunes
     or changes attention."""
-    weights = {width(parts.format_of(r.point).grid) for r in plan.of(WEIGHTS) if r.point is not None}
+    weights = {parts.format_of(r.point).grid.width for r in plan.of(WEIGHTS) if r.point is not None}
     inputs = {_bits(rule.point) for rule in plan.of(INPUTS) if rule.point is not None} or {FULL}
     kept = {bit for rule in plan.of(CACHE) if rule.point is not None for bit in bits_of(rule.point)} or {FULL}
     if len(weights) != 1 or len(inputs) != 1 or len(kept) != 1 or plan.of(SHAPE) or plan.of(ATTENTION):

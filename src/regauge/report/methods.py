@@ -18,7 +18,6 @@ from regauge import parts
 from regauge.artifact.codec.base import REGAUGE as OURS
 from regauge.artifact.codec.targets import TARGETS, target_of
 from regauge.errors import RecipeError, nearest
-from regauge.formats.codewords import width
 from regauge.parts import CACHE, TABLE, WEIGHTS
 from regauge.plan import Plan, load, patterns
 from regauge.plan.keeping import bits_of, told
@@ -110,7 +109,7 @@ def _fits(name: str, bits: int | None, loads_in: str | None) -> bool:
     if not points and load(name).of(CACHE):
         kept = [rule.point for rule in load(name).of(CACHE) if rule.point is not None]
         return loads_in in (None, OURS) and (bits is None or bits in {bit for point in kept for bit in bits_of(point)})
-    if bits is not None and {width(parts.format_of(point).grid) for point in points} != {bits}:
+    if bits is not None and {parts.format_of(point).grid.width for point in points} != {bits}:
         return False
     target = TARGETS[loads_in or OURS]
     return target.wire is None or (bool(points) and _stock(name) and not any(map(target.kernel, points)))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regauge.formats.base import Codes, Format, Step
 from regauge.formats.planes import LEVELS, MIDDLE, SHIFT, STRETCH, Float16Levels, cells
-from regauge.formats.prefixes import FEWEST, Nested
+from regauge.formats.prefixes import FEWEST
 from regauge.rounding.base import Stats
 from regauge.rounding.feedback import factor, shared
 
@@ -69,7 +69,7 @@ class Levels:
         return len(self._weights(fmt.grid.bits))
 
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
-        if not isinstance(fmt.grid, Nested):
+        if fmt.grid.coarsest is None:
             raise ValueError(f"codes of {fmt.grid.name} have no levels to be grown")
         hessian_II = stats["hessian"].to(w_OI.device, torch.float32)
         dead_I = ~(hessian_II.diagonal() > 0)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Grid
-from regauge.formats.codewords import nearest
 from regauge.kernels.cpu import trellis
 
 PART = 4
@@ -66,7 +65,7 @@ def _listed(w_RB: Tensor, target_RB: Tensor, feedback_BB: Tensor, scale_RN: Tens
         turned_CC = (factor_CC * feedback_BB[own, own].diagonal()).float()
         weight_C = turned_CC.square().sum(1)
         weight_C = weight_C / weight_C.mean().clamp(min=torch.finfo(torch.float32).tiny)
-        found_RC = nearest(grid, z_RC, weight_C)
+        found_RC = grid.near(z_RC, weight_C)
         codes_RB[:, own] = grid.encode(found_RC)
         w_RB[:, own] -= found_RC.to(w_RB.dtype) * scale_R1
         target_RB[:, own.stop :] += w_RB[:, own] @ feedback_BB[own, own.stop :]

@@ -22,7 +22,6 @@ from regauge.artifact.codec.base import REGAUGE, Layout, decoder, full_parameter
 from regauge.artifact.header import header
 from regauge.errors import ArtifactError, nearest
 from regauge.formats.base import Codes, Format, Term
-from regauge.formats.codewords import packed, unpacked
 from regauge.formats.terms import KINDS, LOW_RANK, NAMES
 from regauge.kernels.reference import pack, unpack
 from regauge.parts import Point
@@ -56,7 +55,7 @@ class Packed:
         for name, found in codes.items():
             fmt = decoder(quantised[name])
             narrow = _narrow(fmt)
-            out[f"{name}.codes"] = packed(fmt.grid, found.codes_OI, fmt.grid.bits)
+            out[f"{name}.codes"] = fmt.grid.stored(found.codes_OI)
             for part, tensor in found.step.fields.items():
                 kept = pack(tensor.reshape(1, -1), narrow[part]) if part in narrow else tensor.contiguous()
                 out[f"{name}.{part}"] = kept
@@ -86,11 +85,11 @@ class Packed:
                 continue
             fmt = decoder(choice)
             own = {key.removeprefix(f"{name}."): rest.pop(key) for key in list(rest) if _belongs(key, name)}
-            (rows, columns), bits = shapes[name], fmt.grid.bits
+            rows, columns = shapes[name]
             groups, _ = fmt.grain.groups((rows, columns))
             try:
                 terms = _terms(name, choice, (rows, columns), _taken(rest, name, self._prefixes))
-                codes_OI = unpacked(fmt.grid, own.pop("codes"), bits, columns)
+                codes_OI = fmt.grid.read(own.pop("codes"), columns)
                 own |= {
                     part: unpack(own[part], width, groups).reshape(-1, 1)
                     for part, width in _narrow(fmt).items()

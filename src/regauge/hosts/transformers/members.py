@@ -21,7 +21,6 @@ from regauge.anatomy.sizes import parameter_shapes
 from regauge.anatomy.storage import rows_of
 from regauge.cache.scheme import CachePlan
 from regauge.errors import SettingError
-from regauge.formats.prefixes import Nested
 from regauge.hosts.transformers.caching import planned
 from regauge.hosts.transformers.gaining import give
 from regauge.hosts.transformers.owned import Owned
@@ -178,7 +177,7 @@ def _fewer_bits(tree: Any, member: Member) -> None:
 def _levelled(owner: Any, name: str, bits: int) -> bool:
     """Puts a matrix at a level in its place, if it has any: a matrix is there once for all of its sites."""
     matrix = owner[name] if isinstance(owner, nn.ModuleDict) else owner._modules[name]
-    if not isinstance(matrix, PackedMatrix) or not isinstance(matrix.format.grid, Nested):
+    if not isinstance(matrix, PackedMatrix) or matrix.format.grid.coarsest is None:
         return False
     owner._modules[name] = matrix.level(min(bits, matrix.format.grid.bits))
     return True

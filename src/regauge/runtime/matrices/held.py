@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from regauge.errors import ModelError
 from regauge.formats.base import LOW, Codes, Format, Step
 from regauge.formats.planes import LEVELS, level, level_format, level_step
-from regauge.formats.prefixes import Nested
 from regauge.formats.readings import Reading
 from regauge.kernels.cpu.matrix import META, PANEL, Matrix
 from regauge.runtime.matrices import gradients
@@ -77,7 +76,7 @@ class PackedMatrix(nn.Module):
         for name, tensor in way_of(self.choice, allocate).hold(codes).items():
             self.register_buffer(name, tensor)
         self.held = tuple(self._buffers)
-        if isinstance(fmt.grid, Nested):
+        if fmt.grid.coarsest is not None:
             for name in LEVELLED:
                 self.register_buffer(f"level_{name}", codes.step.fields.get(name))
         lows_ON = None if self.meta is None else beside(codes, fmt)
@@ -118,7 +117,7 @@ class PackedMatrix(nn.Module):
             ModelError: it has no such level.
         """
         grid = self.format.grid
-        if not isinstance(grid, Nested) or not 2 <= bits <= grid.bits:
+        if grid.coarsest is None or not grid.coarsest <= bits <= grid.bits:
             raise ModelError(f"a matrix of {grid.name} codes cannot be read at {bits} bits")
         if bits == grid.bits:
             return self

@@ -21,7 +21,7 @@ from torch import Tensor
 from regauge.formats.base import LOW, Codes, Format, Grid
 from regauge.formats.nested import SUPER
 from regauge.formats.planes import LEVELS, level_step
-from regauge.formats.prefixes import FEWEST, Nested
+from regauge.formats.prefixes import FEWEST
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.interface import has
 from regauge.kernels.cpu.layout import Value, group_of, meta_of, unit
@@ -102,7 +102,7 @@ def meta_of_codes(codes: Codes, fmt: Format, whole: int | None = None) -> Meta:
 
 def _apart(value: Value, fmt: Format, shape: tuple[int, int], group: int, columns: int) -> Value:
     """What codes stand for, with their bits apart where they may be read at fewer and the kernels know that."""
-    fits = isinstance(fmt.grid, Nested) and fmt.grain.span(shape) < shape[1] and not group % unit(1)
+    fits = fmt.grid.coarsest is not None and fmt.grain.span(shape) < shape[1] and not group % unit(1)
     if not fits or fmt.scale.low is None or not has("rg_has_planes"):
         return value
     return replace(value, mantissa=fmt.grid.bits, bias=-(-columns // group))
