@@ -87,10 +87,10 @@ def fit(
         RegaugeError: any refusal, in a sentence.
     """
     computed_on(device, "fit")
+    budgets = [budget] if isinstance(budget, str) else budget
     if members:
         given = {"floor": floor, "cache": cache, "time": time, "for": for_, "recover": recover}
         refuse(given | {"max-memory": max_memory, "dry-run": dry_run or None})
-        budgets = [budget] if isinstance(budget, str) else budget
         wanted = Wanted(budgets, calibration, eval, methods or (), tokens, length, seed, revision, force)
         with host_of(model).family(family), watching("fit", progress, quiet) as watch:
             chosen = fit_members(model, out, wanted, watch)
@@ -100,7 +100,7 @@ def fit(
         run = _fit(
             model,
             out,
-            [budget] if isinstance(budget, str) else budget,
+            budgets,
             floor,
             calibration,
             eval,
