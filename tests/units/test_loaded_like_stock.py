@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 import regauge as rg
 from artifacts import make
@@ -135,6 +136,20 @@ def test_a_model_is_pickled_copied_and_freed(name: str, tmp_path: Path) -> None:
 
 
 @native
+def test_what_load_returns_generates_though_nothing_keeps_it(tmp_path: Path) -> None:
+    path = save(pico("llama"), tmp_path / "source")
+    out = make(path, tmp_path / "out", lambda site: FORMS["int8"], prefer="regauge").path
+    ids, how = torch.tensor([[3, 1, 4]]), {"max_new_tokens": 3, "do_sample": False}
+    model = rg.load(out)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert isinstance(model, LlamaForCausalLM)
+    wanted = model.generate(ids, **how)
+    assert rg.load(out).generate(ids, **how).equal(wanted)
+    assert copy.deepcopy(model).generate(ids, **how).equal(wanted)
+    assert pickle.loads(pickle.dumps(model)).generate(ids, **how).equal(wanted)
+    assert inspect.signature(model.generate) == inspect.signature(pico("llama").generate)
+
+
 def test_a_forward_outlives_no_model(tmp_path: Path) -> None:
     model = loaded(tmp_path)
     forward = model.forward

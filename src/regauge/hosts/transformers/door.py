@@ -14,6 +14,7 @@ from regauge.artifact.config import CLASSES, WEIGHTS
 from regauge.errors import SettingError
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.load import load
+from regauge.hosts.transformers.owned import stock
 
 FETCHING = frozenset(
     [
@@ -112,7 +113,7 @@ def _check_class(auto: str, model: Any) -> None:
 
     if auto == "AutoModel":
         return
-    found = type(model)
+    found = stock(model)
     fits = [name for name in CLASSES if found in _classes(getattr(transformers, name), model)]
     if auto not in fits:
         instead = f"open it with {fits[0]}, or " if fits else ""

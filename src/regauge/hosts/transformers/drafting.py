@@ -17,7 +17,7 @@ from torch import Tensor
 from regauge.errors import SettingError
 from regauge.hosts.transformers.cachedtext import CachedText
 from regauge.hosts.transformers.caching import lets_go
-from regauge.hosts.transformers.owned import Owned, method, own
+from regauge.hosts.transformers.owned import before, method, own
 from regauge.hosts.transformers.selfdrafts import MemberDrafts
 from regauge.hosts.transformers.switching import Members
 from regauge.runtime.drafts.lookup import Lookup
@@ -41,8 +41,7 @@ def draftable(model: Any) -> None:
         return
     model.regauge_drafts = Costs()
     setattr(model.generation_config, REQUEST, None)
-    before = vars(model).get("generate")
-    own(model, "generate", Drafting(before.function if isinstance(before, Owned) else None))
+    own(model, "generate", Drafting(before(model, "generate")))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from regauge.errors import ModelError, UnknownArchitecture, nearest
+from regauge.hosts.transformers.owned import stock
 from regauge.hosts.transformers.tables import table_for
 
 
@@ -126,7 +127,7 @@ def body_prefix(model: Any) -> str:
     from transformers import AutoModel
 
     table = table_for(model.config)
-    whole = model.base_model is model or AutoModel._model_mapping.get(type(model.config), None) is type(model)
+    whole = model.base_model is model or AutoModel._model_mapping.get(type(model.config), None) is stock(model)
     base = "" if whole else f"{model.base_model_prefix}."
     return f"{base}{table.body}." if table.body else base
 

@@ -36,7 +36,7 @@ from regauge.hosts.transformers.caching import fresh
 from regauge.hosts.transformers.gaining import fitted
 from regauge.hosts.transformers.marking import WHOLE, Alone, Marked, running
 from regauge.hosts.transformers.members import cached, view
-from regauge.hosts.transformers.owned import Owned, method, own
+from regauge.hosts.transformers.owned import before, disown, method, own
 
 REQUEST = "subnet"
 """The attribute of a generation config that names the member which one request is answered by."""
@@ -161,9 +161,9 @@ class Members:
             plan = cached(member, subnet.cache, getattr(model, "regauge_cache", None))
             found = view(model, member, plan, of_member(self.gains.get(str(subnet), {}), member))
             for name in ("generate", "_apply"):
-                vars(found).pop(name, None)
-            before: Switched = vars(found)["forward"].function
-            own(found, "forward", Marked(subnet, before.whole.before))
+                disown(found, name)
+            switched: Any = before(found, "forward")
+            own(found, "forward", Marked(subnet, switched.whole.before))
             self._made[subnet] = found
             while len(self._made) > MOST:
                 self._made.popitem(last=False)
@@ -204,8 +204,7 @@ def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
 def switchable(model: Any, family: Family, anatomy: Anatomy) -> None:
     """Lets a loaded model run as any member of its family."""
     model.regauge = Members(model, family, anatomy)
-    before = vars(model).get("forward")
-    own(model, "forward", Switched(Marked(WHOLE, before.function if isinstance(before, Owned) else None)))
+    own(model, "forward", Switched(Marked(WHOLE, before(model, "forward"))))
     own(model, "_apply", _apply)
     if model.can_generate():
         setattr(model.generation_config, REQUEST, None)
