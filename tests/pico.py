@@ -15,6 +15,14 @@ from torch import Tensor
 LM: dict[str, Any] = {"num_hidden_layers": 2, "vocab_size": 53, "max_position_embeddings": 64}
 GQA = {"hidden_size": 29, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 37} | LM
 MHA = {"num_attention_heads": 3, "intermediate_size": 37} | LM
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "head_dim": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Sizes that groups of 16 divide, for what is trained."""
 EVEN = GQA | {"hidden_size": 42, "head_dim": 10}  # these configs insist on hidden being a multiple of heads
 GEMMA = EVEN | {"query_pre_attn_scalar": 7, "sliding_window": 5, "tie_word_embeddings": True}
 SPECIAL = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}

@@ -22,16 +22,9 @@ from regauge.artifact.receipt import Receipt
 from regauge.engine import apply
 from regauge.hosts.transformers.source import read_tokenizer
 from regauge.plan import parse
-from tests.pico import pico, save
+from tests.pico import SMALL, pico, save
 from tests.words import save_tokenizer, text
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "head_dim": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 READ: dict[str, Any] = {"calibration": [text(3000)], "tokens": 512, "length": 32}
 LEARNT, STATIC = "'learnt-static:0.1'", "static"
 CLIP, WHOLE = "'learnt-clip:0.1'", "minmax"
@@ -41,7 +34,7 @@ LOUD, UNREAD = 5, 9
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    planted: Any = pico("llama", **SIZES)
+    planted: Any = pico("llama", **SMALL)
     with torch.no_grad():
         for layer in planted.model.layers:
             for norm in (layer.input_layernorm, layer.post_attention_layernorm):

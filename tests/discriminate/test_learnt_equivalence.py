@@ -25,17 +25,10 @@ from regauge.learn.base import Trial
 from regauge.plan import parse
 from regauge.rewrites import LearntEquivalence
 from regauge.text.calibration import Calibration
-from tests.pico import pico, save
+from tests.pico import SMALL, pico, save
 from tests.words import save_tokenizer, text
 
 ALL = "norm+value+ffn+qk"
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "head_dim": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 READ: dict[str, Any] = {"calibration": [text(2000)], "tokens": 512, "length": 32}
 POINTS = (
     "weights:\n  blocks.*: {grid: int4, grain: channel, ranger: 'learnt-clip:0.05', scale: bf16}\n"
@@ -46,7 +39,7 @@ POINTS = (
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
-    model = save_tokenizer(save(pico("llama", **SIZES), folder / "model"))
+    model = save_tokenizer(save(pico("llama", **SMALL), folder / "model"))
     apply(parse("name: planted\nrewrites: ['plant-outliers:16']\n"), model, folder / "out")
     return folder / "out"
 

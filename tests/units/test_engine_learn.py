@@ -29,17 +29,10 @@ from regauge.learn import loop
 from regauge.plan import Plan, dump, parse
 from regauge.rewrites.smoothing import GRID
 from regauge.text.calibration import Calibration
-from tests.pico import pico, save
+from tests.pico import SMALL, pico, save
 from tests.words import save_tokenizer, text
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "head_dim": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 READ: dict[str, Any] = {"calibration": [text(2000)], "tokens": 256, "length": 32}
 POINT = "grid: int2-asym, grain: group:16, ranger: {ranger}, scale: bf16, rounder: {rounder}"
 
@@ -59,7 +52,7 @@ def recipe(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(save(pico("llama", **SIZES), tmp_path_factory.mktemp("learn") / "model"))
+    return save_tokenizer(save(pico("llama", **SMALL), tmp_path_factory.mktemp("learn") / "model"))
 
 
 def made(model: Path, out: Path, plan: Plan, **options: Any) -> Receipt:
@@ -372,7 +365,7 @@ def test_pruning_and_choosing_by_block_do_not_go_together(model: Path, tmp_path:
 )
 def test_killed_while_it_learns_it_ends_with_the_same_bytes(how: str, tmp_path: Path) -> None:
     """SIGKILL at random moments of a run that spends nearly all its time in the loop."""
-    folder = save_tokenizer(save(pico("llama", **SIZES), tmp_path / "model"))
+    folder = save_tokenizer(save(pico("llama", **SMALL), tmp_path / "model"))
     (tmp_path / "text.txt").write_text(text(2000), encoding="utf-8")
     (tmp_path / "taught.yaml").write_text(
         f"name: taught\nlearning: {{steps: 60, batch: 64, patience: 0{', optimiser: sign' * ('offset' in how)}}}\n"

@@ -26,16 +26,9 @@ from regauge.hosts.transformers.source import read_tokenizer
 from regauge.plan import dump, parse
 from regauge.text.calibration import draw
 from regauge.text.corpora import corpus
-from tests.pico import pico, save
+from tests.pico import SMALL, pico, save
 from tests.words import save_tokenizer, text
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "head_dim": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 TEXT = [text(2000)]
 READ: dict[str, Any] = {"calibration": TEXT, "tokens": 320, "length": 32}
 STATIC = "{grid: int6-asym, grain: tensor, ranger: 'learnt-static:0.02', scale: f32}"
@@ -56,7 +49,7 @@ def recipe(weights: str = "", inputs: str = "", head: str = STATIC, steps: int =
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(save(pico("llama-tied", **SIZES), tmp_path_factory.mktemp("whole") / "model"))
+    return save_tokenizer(save(pico("llama-tied", **SMALL), tmp_path_factory.mktemp("whole") / "model"))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +97,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(model: Path, made: Pat
 
 
 def test_a_model_without_a_head_learns_what_it_gives(tmp_path: Path) -> None:
-    model = save_tokenizer(save(pico("llama-headless", **SIZES), tmp_path / "model"))
+    model = save_tokenizer(save(pico("llama-headless", **SMALL), tmp_path / "model"))
     plan = parse(
         "name: headless\nlearning: {scope: model, steps: 8, batch: 64, patience: 0}\n"
         f"weights:\n  blocks.*: {CLIPPED}\ninputs:\n  blocks.*: {STATIC}\n"

@@ -28,6 +28,7 @@ from regauge.cli.options import (
 )
 
 TRAIN = "train"
+MOST = Annotated[int | None, typer.Option("--tokens", min=1, help="The most tokens of text to train on.")]
 
 
 class Recipes(TyperGroup):
@@ -72,7 +73,7 @@ def recover(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps; without it 256, or what fits --time.")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="The most tokens of text to train on.")] = None,
+    tokens: MOST = None,
     length: LENGTH = None,
     rank: Annotated[
         int, typer.Option(min=0, help="Add low-rank terms of this rank to every matrix of the blocks.")
@@ -130,7 +131,7 @@ def train(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps; without it as the recipe says, or what fits --time.")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="The most tokens of text to train on.")] = None,
+    tokens: MOST = None,
     length: LENGTH = None,
     family: FAMILY = None,
     revision: REVISION = None,

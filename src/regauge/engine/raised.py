@@ -25,7 +25,7 @@ POINTS = 256
 
 def stored(folder: Path) -> dict[str, torch.dtype]:
     """Key → in which dtype a family of plain tensors stores it."""
-    return {key: one.dtype for path in sorted(folder.glob(SHARDS)) for key, one in files.read(path).items()}
+    return {key: dtype for path in sorted(folder.glob(SHARDS)) for key, (dtype, *_) in files.header(path).items()}
 
 
 def rounded(parameters: Parameters, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:

@@ -18,8 +18,19 @@ from regauge.kernels.cpu.sweep import Range
 BOTTOM, TOP = "bottom", "top"
 
 
+class Trained:
+    """What rangers have in common that are trained by the error of a block: a learning rate, and no kernel."""
+
+    rate: float | None
+    needs: ClassVar[frozenset[str]] = frozenset({OBJECTIVE})
+    kernel: ClassVar[Range | None] = None
+
+    def __post_init__(self) -> None:
+        checked_rate(self.rate)
+
+
 @dataclass(frozen=True)
-class LearntClip:
+class LearntClip(Trained):
     """Learnable weight clipping (OmniQuant, arXiv 2308.13137, equation 2; its `--lwc`).
 
     The range of a group is [sigmoid(β) · min, sigmoid(γ) · max]; γ and β are trained by the error of the block's output
@@ -38,18 +49,10 @@ class LearntClip:
 
     rate: float = 0.01
     start: float = 4.0
-    needs: ClassVar[frozenset[str]] = frozenset({OBJECTIVE})
-
-    def __post_init__(self) -> None:
-        checked_rate(self.rate)
 
     @property
     def name(self) -> str:
         return "learnt-clip"
-
-    @property
-    def kernel(self) -> Range | None:
-        return None
 
     @property
     def rates(self) -> Mapping[str, float]:
@@ -73,7 +76,7 @@ class LearntClip:
 
 
 @dataclass(frozen=True)
-class LearntShare:
+class LearntShare(Trained):
     """Learnt shares of the range (AutoRound, arXiv 2309.05516, its alpha and beta).
 
     The range of a group is [α · min, β · max], 0 ≤ α, β ≤ 1, both 1 at first: before any training it is `minmax`. On a
@@ -88,18 +91,10 @@ class LearntShare:
     """
 
     rate: float | None = None
-    needs: ClassVar[frozenset[str]] = frozenset({OBJECTIVE})
-
-    def __post_init__(self) -> None:
-        checked_rate(self.rate)
 
     @property
     def name(self) -> str:
         return "learnt-share"
-
-    @property
-    def kernel(self) -> Range | None:
-        return None
 
     @property
     def rates(self) -> Mapping[str, float | None]:

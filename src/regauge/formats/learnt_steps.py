@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import JOINED, Format, Grid, Scale, Step
-from regauge.formats.learnt import checked_rate, passed
+from regauge.formats.learnt import Trained, passed
 from regauge.formats.rangers import Static
-from regauge.kernels.cpu.sweep import Range
 
 SCALE, ZERO = "scale", "zero"
 
 
 @dataclass(frozen=True)
-class LearntStatic:
+class LearntStatic(Trained):
     """A step that is known before the call, trained from the range that calibration saw (MobileQuant, arXiv 2408.13933,
     its scale and offset of activations).
 
@@ -39,16 +38,9 @@ class LearntStatic:
     rate: float = 0.003
     needs: ClassVar[frozenset[str]] = frozenset({"minimum", "maximum", JOINED})
 
-    def __post_init__(self) -> None:
-        checked_rate(self.rate)
-
     @property
     def name(self) -> str:
         return "learnt-static"
-
-    @property
-    def kernel(self) -> Range | None:
-        return None
 
     @property
     def rates(self) -> Mapping[str, float]:

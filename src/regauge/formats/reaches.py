@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from regauge.formats.base import OBJECTIVE, Grid, Scale, Step, ends
-from regauge.formats.learnt import checked_rate
+from regauge.formats.base import Grid, Scale, Step, ends
+from regauge.formats.learnt import Trained
 from regauge.formats.rangers import Dynamic
 from regauge.kernels.cpu.sweep import Range
 
@@ -45,7 +45,7 @@ class Clipped:
 
 
 @dataclass(frozen=True)
-class LearntReach:
+class LearntReach(Trained):
     """A learnt clip of an input (FlatQuant, arXiv 2410.09426): each token's range times sigmoid(c), c one number for
     all tokens of a tap, trained by the error of the block's output with whatever else is learnt there. It begins at 4,
     a share of 0.982, as published.
@@ -61,18 +61,10 @@ class LearntReach:
 
     rate: float = 0.05
     start: float = 4.0
-    needs: ClassVar[frozenset[str]] = frozenset({OBJECTIVE})
-
-    def __post_init__(self) -> None:
-        checked_rate(self.rate)
 
     @property
     def name(self) -> str:
         return "learnt-reach"
-
-    @property
-    def kernel(self) -> Range | None:
-        return None
 
     @property
     def rates(self) -> Mapping[str, float | None]:
