@@ -50,6 +50,8 @@ ROWS = {
     "sandwich, labels alone": {"sampler": "sandwich:2", "distiller": "none", "labels": 1.0},
     "balanced": {"sampler": "balanced:2"},
     "uniform": {"sampler": "uniform:2"},
+    "named": {"sampler": "named"},
+    "named, labels too": {"sampler": "named", "labels": 0.5},
 }
 
 
