@@ -37,6 +37,10 @@ def test_members_are_measured_beside_the_whole(out: Path, tmp_path: Path, capsys
     assert small["quality"]["kl"]["value"] > 0.01
     assert min(one[what]["median"] for one in found["members"] for what in ("decode", "prefill")) > 0
     assert found["offers"]["depth"] == ["3", "2"]
+    assert whole["drafts"] is None
+    assert small["drafts"]["right"] == small["quality"]["agreement"]["value"]
+    assert list(found["steps"]) == ["1", "2", "4", "8"]
+    assert found["steps"]["1"] == 1.0
     drawn = page.read_text(encoding="utf-8")
     assert drawn.count('<g class="dot uniform">') == 2
     assert f"<title>small: {told(small['bytes'])}, KL {small['quality']['kl']['value']:.5f} in memory</title>" in drawn

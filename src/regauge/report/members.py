@@ -12,7 +12,9 @@ from regauge.report.words import Words
 
 CAPTION = (
     "Each member runs over the family's memory. Size is what `regauge extract` writes; speeds are interleaved over all "
-    "members on this machine; KL is to the whole, nats a token, with its 95 % interval over documents."
+    "members on this machine; KL is to the whole, nats a token, with its 95 % interval over documents. As a draft: how "
+    "many times as many tokens a second its guesses promise (`drafts=` of generate), by how often they are right on "
+    "this text and what steps of one and more tokens took here."
 )
 DOTS = "Each dot is a member, its KL to the whole: lower and further left is better; lines are 95 % intervals."
 NO_TEXT = "give --eval TEXT for quality"
@@ -21,7 +23,7 @@ NO_TEXT = "give --eval TEXT for quality"
 def table(found: Subnets) -> Table:
     """A row a member; without text no columns of quality."""
     header = ("subnet", "name", "size", "decode tokens/s", "prefill tokens/s")
-    quality = ("perplexity", "KL to the whole") if found.text else ()
+    quality = ("perplexity", "KL to the whole", "same next token", "as a draft") if found.text else ()
     return Table("Members", CAPTION, header + quality, tuple(map(_row, found.members)))
 
 
@@ -29,7 +31,15 @@ def _row(one: MemberFigures) -> tuple[str, ...]:
     row = (one.subnet, one.name, told(one.bytes), f"{one.decode.median:.0f}", f"{one.prefill.median:.0f}")
     if one.quality is None:
         return row
-    return (*row, f"{one.quality.perplexity.value:.2f}", figures.spread(one.quality.kl, 3, one.quality.drawn))
+    kl = figures.spread(one.quality.kl, 3, one.quality.drawn)
+    return (*row, f"{one.quality.perplexity.value:.2f}", kl, f"{100 * one.quality.agreement.value:.1f} %", _draft(one))
+
+
+def _draft(one: MemberFigures) -> str:
+    """What it is worth as a draft of the whole."""
+    if one.drafts is None:
+        return ""
+    return f"{one.drafts.gain:.2f}x, {one.drafts.guesses} guesses" if one.drafts.guesses else "no gain"
 
 
 def offers(found: Subnets) -> str:
