@@ -46,8 +46,13 @@ def fitted(plan: CachePlan) -> tuple[CachePlan, str]:
             return block
         policy = block.policy
         told = f"{MANY} of {LENGTH // 2} tokens stay, not {policy.budget.keep:g}"
-        trigger = Trigger("at", MANY + block.scheme.tokens) if policy.trigger.kind == "at" else policy.trigger
-        return replace(block, policy=replace(policy, budget=replace(policy.budget, keep=MANY), trigger=trigger))
+        scheme = block.scheme
+        if scheme.window > MANY // 2:  # what stays has to hold the window, sinks and a block that fills
+            scheme = replace(scheme, window=MANY // 4)
+            told += f", behind a window of {scheme.window}, not {block.scheme.window}"
+        trigger = Trigger("at", MANY + scheme.tokens) if policy.trigger.kind == "at" else policy.trigger
+        budget = replace(policy.budget, keep=MANY)
+        return replace(block, scheme=scheme, policy=replace(policy, budget=budget, trigger=trigger))
 
     return replace(plan, blocks=tuple(one(block) for block in plan.blocks)), told
 
