@@ -27,6 +27,7 @@ _ARGUMENTS = {
     "rg_decode": (_POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT, _INT),
     "rg_linear": (_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT, _INT),
     "rg_gemm": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
+    "rg_coded": (_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
     "rg_has_gram": (),
     "rg_has_planes": (),
     "rg_gram": (_POINTER, _LONG, _LONG, _POINTER, _INT),

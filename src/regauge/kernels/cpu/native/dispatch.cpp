@@ -208,7 +208,17 @@ int rg_linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dt
 
 int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const float *token_steps, void *y, int64_t tokens, int dtype, int threads) {
   if (!readable(m) || tokens < 0 || (tokens && ((!x && !xq) || !y)) || !sound_dtype(dtype)) return RG_UNSOUND;
-  return kernels().gemm(m, x, xq, token_steps, y, tokens, dtype, threads);
+  const rg_codes codes{xq, token_steps, nullptr, 0, 0};
+  return kernels().gemm(m, x, xq ? &codes : nullptr, y, tokens, dtype, threads);
+}
+
+int rg_coded(const rg_matrix *m, const rg_codes *codes, void *y, int64_t tokens, int dtype, int threads) {
+  if (!readable(m) || !codes || tokens < 0 || (tokens && (!codes->codes || !y)) || !sound_dtype(dtype)) return RG_UNSOUND;
+  if (codes->group < 0 || (codes->group && (m->columns % codes->group || codes->group % m->group))) return RG_UNSOUND;
+  const int64_t entries = (codes->shared ? 1 : tokens) * (codes->group ? m->columns / codes->group : 1);
+  for (int64_t i = 0; codes->zeros && i < entries; ++i)
+    if (codes->zeros[i] < -128 || codes->zeros[i] > 127) return RG_UNSOUND;
+  return kernels().coded(m, codes, y, tokens, dtype, threads);
 }
 
 int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads) {

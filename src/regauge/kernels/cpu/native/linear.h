@@ -192,8 +192,10 @@ inline int worth(int threads, size_t bytes) {
   return most < static_cast<size_t>(threads) ? static_cast<int>(most) : threads;
 }
 
-inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dtype, int activations, int threads) {
-  const Ready a(*m, activations);
+// Products of a few tokens at a time. with(token, floats, memory, in, slot) makes a token ready.
+template <class With>
+inline int few_tokens(const Ready &a, void *y, int64_t tokens, int dtype, int threads, With &&with) {
+  const rg_matrix *m = a.m;
   threads = worth(threads, a.l.panel * static_cast<size_t>(a.l.panels));
   const size_t each = inputs_bytes(a.l), row = (static_cast<size_t>(m->columns) * 4 + 127) / 64 * 64;
   uint8_t *memory = scratch(FEW * each + FEW * row + 128);
@@ -206,8 +208,7 @@ inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, in
     rg::parallel(threads, [&](int thread, rg::Team &team) {
       for (int t = thread; t < count; t += team.threads) {
         float *floats = reinterpret_cast<float *>(aligned(memory + FEW * each + static_cast<size_t>(t) * row));
-        load_row(x, (first + t) * m->columns, m->columns, dtype, floats);
-        prepare(floats, *m, a.l, a.activations, memory + static_cast<size_t>(t) * each, in, t);
+        with(first + t, floats, memory + static_cast<size_t>(t) * each, in, t);
         if (a.activations != RG_FLOAT32) centre(in.rounded[t], a.l, m->offset);
       }
       team.barrier();
@@ -227,6 +228,14 @@ inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, in
     });
   }
   return RG_DONE;
+}
+
+inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dtype, int activations, int threads) {
+  const Ready a(*m, activations);
+  return few_tokens(a, y, tokens, dtype, threads, [&](int64_t token, float *floats, uint8_t *memory, Inputs &in, int slot) {
+    load_row(x, token * m->columns, m->columns, dtype, floats);
+    prepare(floats, *m, a.l, a.activations, memory, in, slot);
+  });
 }
 
 }  // namespace

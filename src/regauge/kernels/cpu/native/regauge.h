@@ -81,6 +81,17 @@ RG_API int rg_linear(const rg_matrix *m, const void *x, void *y, int64_t tokens,
 // Blocked, for many tokens: 8-bit activations. `token_steps`: NULL, or a ready step a token whose integers are in `x`
 // (signed bytes) as the caller rounded them.
 RG_API int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const float *token_steps, void *y, int64_t tokens, int dtype, int threads);
+// Tokens that are codes already: value = step * (code - zero), `group` channels behind each other sharing both.
+typedef struct rg_codes {
+  const int8_t *codes;   // (tokens, columns)
+  const float *steps;    // (tokens, columns / group); NULL: 1
+  const int32_t *zeros;  // as steps, -128 ... 127; NULL: 0
+  int32_t group;         // 0: all channels
+  int32_t shared;        // 1: `zeros` is one row, of every token
+} rg_codes;
+// y (tokens, rows) of such tokens, for any number of them; sums of integers are exact. Unsound where a group of the matrix
+// has more than one step of theirs.
+RG_API int rg_coded(const rg_matrix *m, const rg_codes *codes, void *y, int64_t tokens, int dtype, int threads);
 // Exact: y (tokens, rows) int32 = sum over columns of (code - offset) * x. Unsound where 32 bits could overflow.
 RG_API int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads);
 // out (columns, columns) float32 += x^T x of `tokens` rows of bfloat16, in blocks of 32 x 32 on and above the diagonal; the

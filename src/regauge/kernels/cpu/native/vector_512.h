@@ -31,6 +31,7 @@ RG_INLINE Ints zero_ints() { return {_mm512_setzero_si512()}; }
 RG_INLINE Ints set_ints(int32_t x) { return {_mm512_set1_epi32(x)}; }
 RG_INLINE Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 RG_INLINE Ints operator-(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+RG_INLINE Ints operator*(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 RG_INLINE void store_ints(int32_t *p, Ints a) { _mm512_storeu_si512(p, a.v); }
 // a + the dot product of each four bytes of `codes` (unsigned) with the four of `x` (signed). SMALL: codes < 128.
 template <bool SMALL>

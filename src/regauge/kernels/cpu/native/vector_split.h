@@ -61,6 +61,7 @@ RG_INLINE Ints zero_ints() { return {}; }
 RG_INLINE Ints set_ints(int32_t x) { Ints r; RG_EACH r.v[i] = NativeInts{} + x; return r; }
 RG_INLINE Ints operator+(Ints a, Ints b) { RG_EACH a.v[i] += b.v[i]; return a; }
 RG_INLINE Ints operator-(Ints a, Ints b) { RG_EACH a.v[i] -= b.v[i]; return a; }
+RG_INLINE Ints operator*(Ints a, Ints b) { RG_EACH a.v[i] *= b.v[i]; return a; }
 RG_INLINE Ints operator&(Ints a, Ints b) { RG_EACH a.v[i] &= b.v[i]; return a; }
 RG_INLINE Ints operator|(Ints a, Ints b) { RG_EACH a.v[i] |= b.v[i]; return a; }
 RG_INLINE void store_ints(int32_t *p, Ints a) { RG_EACH std::memcpy(p + i * LANES, &a.v[i], WIDTH); }
