@@ -30,7 +30,7 @@ from regauge.formats.prefixes import Nested
 from regauge.formats.rangers import MinMax
 from regauge.kernels.cpu import matrix
 from regauge.measure.quality import summarise
-from regauge.plan import load, parse
+from regauge.plan import Plan, load, parse
 from regauge.runtime.matrices.held import PackedMatrix
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,10 +55,10 @@ def quality(given: argparse.Namespace, scratch: Path) -> None:
     """A row for each number of bits, and the bytes of both files of 8."""
     held = HeldOut(given.model, given.eval, given.length, given.read)
 
-    def made(recipe: object, name: str) -> Path:
+    def made(recipe: Plan, name: str) -> Path:
         apply(
             recipe, given.model, scratch / name, calibration=given.calibration, tokens=given.tokens, length=given.length
-        )  # type: ignore[arg-type]
+        )
         return scratch / name
 
     nested = made(load(given.recipe), "nested")

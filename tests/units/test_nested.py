@@ -121,10 +121,12 @@ def test_panels_hold_every_level_once_and_a_level_reads_its_own_planes() -> None
 
 @PLANES
 def test_groups_too_long_for_planes_are_packed_anew() -> None:
-    fmt = replace(FMT, grain=Group(320))
-    codes = coded(48, 640, fmt)
+    fmt = replace(FMT, grain=Group(352))
+    codes = coded(48, 704, fmt)
     whole = PackedMatrix(codes, fmt, torch.float32)
-    x_TI = torch.randn(2, 640, generator=torch.Generator().manual_seed(4))
+    assert whole.meta is not None
+    assert dict(zip(matrix.META, whole.meta, strict=True))["bias"] == 0
+    x_TI = torch.randn(2, 704, generator=torch.Generator().manual_seed(4))
     found, fewer = level(codes, fmt, 3)
     assert torch.equal(whole.level(3)(x_TI), PackedMatrix(found, fewer, torch.float32)(x_TI))
 
