@@ -25,7 +25,7 @@ from regauge.formats.prefixes import FEWEST
 from regauge.formats.readings import Reading
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.interface import has
-from regauge.kernels.cpu.layout import Value, group_of, meta_of, unit
+from regauge.kernels.cpu.layout import MOST_APART, Value, group_of, meta_of, unit
 from regauge.runtime.matrices import operators
 from regauge.runtime.matrices.codes import alone, codes_of
 from regauge.runtime.matrices.multiply import Held, Way
@@ -105,7 +105,7 @@ def meta_of_codes(codes: Codes, fmt: Format, whole: int | None = None) -> Meta:
 def _apart(value: Value, fmt: Format, shape: tuple[int, int], group: int, columns: int) -> Value:
     """What codes stand for, with their bits apart where they may be read at fewer and the kernels know that."""
     fits = fmt.grid.coarsest is not None and fmt.grain.span(shape) < shape[1] and not group % unit(1)
-    if not fits or fmt.scale.low is None or not has("rg_has_planes"):
+    if not fits or group > MOST_APART or fmt.scale.low is None or not has("rg_has_planes"):
         return value
     return replace(value, mantissa=fmt.grid.bits, bias=-(-columns // group))
 

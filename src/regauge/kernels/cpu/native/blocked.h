@@ -167,13 +167,14 @@ inline int gemm(const rg_matrix *given, const void *x, const rg_codes *ready, vo
           for (int g = 0; g < l.groups; ++g) step[2 * g + 1] = zero[2 * g + 1] = zero_floats();
           continue;
         }
-        const uint8_t *at = m.panels + stored.panel * static_cast<size_t>(p);
-        for (int g = 0; g < stored.groups; ++g, at += stored.record) {
+        const uint8_t *panel = m.panels + stored.hop * static_cast<size_t>(p);
+        for (int g = 0; g < stored.groups; ++g) {
+          const uint8_t *at = stored.steps(panel, g);
           if (!whole || g == 0) {
             step[2 * g + h] = load_steps(at, m.step);
             if (m.zero) zero[2 * g + h] = load_zeros(at + stored.steps_bytes, m.bits);
           }
-          spread_codes(*given, at + stored.steps_bytes + stored.zeros_bytes, one);
+          spread_codes(*given, stored, panel, g, one);
           uint8_t *to = codes + (static_cast<size_t>(g) * (given->group / 4) * 2 + h) * STEP;
           if (m.value == RG_TABLE) {
             const ByteTable table = byte_table(integers.low);
