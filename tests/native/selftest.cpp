@@ -367,6 +367,7 @@ void check_callers() {
 }  // namespace
 
 #include "attend_test.h"
+#include "planes_test.h"
 #include "step_test.h"
 #include "sweep_test.h"
 
@@ -379,6 +380,7 @@ void check_all(int bits) {
   check_tap(c);
   check_step();
   check_attention(bits);
+  check_planes();
   check_feedback();
   check_ranges();
 }

@@ -33,7 +33,7 @@ ALSO = {
     "runtime/capabilities.py": {"ask"},
     "runtime/matrices/choose.py": {"choose"},
     "runtime/matrices/held.py": {"__init__"},
-    "runtime/matrices/operators.py": {"_rows", "_rows_shape"},
+    "runtime/matrices/operators.py": {"_codes", "_codes_shape", "_rows", "_rows_shape"},
     "hosts/transformers/placing.py": {"place", "put_in"},
     "hosts/transformers/attending.py": {"_attended", "exact"},  # transformers calls attention so
     "hosts/transformers/inside.py": {"attention"},  # as above

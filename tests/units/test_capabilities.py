@@ -25,8 +25,8 @@ from regauge.formats.rangers import Dynamic
 from regauge.formats.readings import Reading, dynamic
 from regauge.formats.runs import refusal
 from regauge.formats.scales import Float32
+from regauge.kernels.cpu import coded, trellis
 from regauge.kernels.cpu import matrix as kernels
-from regauge.kernels.cpu import trellis
 from regauge.kernels.cpu.library import available
 from regauge.parts.points import INPUTS, WEIGHTS
 from regauge.parts.table import TABLE
@@ -35,7 +35,7 @@ from regauge.runtime import capabilities
 from regauge.runtime.capabilities import DECODED, ask
 from regauge.runtime.matrices import choose, int4, lookup, multiply, operators
 from regauge.runtime.matrices.modules import PackedMatrix
-from regauge.runtime.rows import CPU, CUDA, INT4, NATIVE, PATHS, ROWS, Read, Row
+from regauge.runtime.rows import CODED, CPU, CUDA, INT4, NATIVE, PATHS, ROWS, Read, Row
 from regauge.runtime.step.sites import site_of, tap_of
 from tests.pico import pico, save
 from tests.words import save_tokenizer
@@ -115,6 +115,8 @@ def test_every_row_multiplies_what_it_claims(row: Row) -> None:
         pytest.skip("the C++ kernels were not built here")
     if row.library == PATHS and not trellis.here():
         pytest.skip("the C++ kernels that are here have no trellises")
+    if row.library == CODED and not coded.here():
+        pytest.skip("the C++ kernels that are here take no ready codes")
     if row.library == INT4 and not int4.usable():
         pytest.skip("this torch lays int4 out in a way that we cannot read")
     taken = list(cases(row))
@@ -234,8 +236,15 @@ def test_what_a_row_asks_of_a_shape() -> None:
 def test_inputs_that_no_kernel_reads() -> None:
     fmt = formatted("int8", "channel")
     for read in (Read(Int(8), static=True), Read(Int(8), grain="tensor"), Read(Int(8), transform="hadamard")):
-        for device in (CPU, CUDA):
-            assert not ask(fmt, SHAPE, read, device=device).native
+        assert str(ask(fmt, SHAPE, read)) == "native (panels)"
+        assert not ask(fmt, SHAPE, read, device=CUDA).native
+    assert not ask(fmt, SHAPE, Read(E4M3(), static=True)).native
+    assert not ask(formatted("nf4", "group:32"), SHAPE, Read(Int(8), "tensor", static=True)).native
+    wide = formatted("int4", "group:96")
+    assert ask(wide, SHAPE, Read(Int(8), "group:96", static=True)).native
+    assert ask(wide, SHAPE, Read(Int(8), "group:32", static=True)).why == (
+        "inputs are rounded before a product of floats: panels sums 96 inputs as integers, and 32 of these share a step"
+    )
 
 
 def test_what_a_grid_is() -> None:
@@ -285,22 +294,22 @@ def test_every_preset_by_hand() -> None:
     assert {name: how for name, how in found.items() if how != ("native", "native")} == {
         "fp8": ("simulated", "native"),
         "quarot-w4a8": ("native", "simulated"),  # but for the tap that is turned first
-        "flexq-w6a6": ("simulated", "simulated"),
+        "flexq-w6a6": ("native", "simulated"),
         "gptq-q3-k": ("simulated", "native"),  # panels take 32 codes of three bits at a time
         "q3-k": ("simulated", "native"),
-        "flatquant-w4a4kv4": ("simulated", "simulated"),
+        "flatquant-w4a4kv4": ("native", "simulated"),
         "zeroquant-fp-m1": ("simulated", "simulated"),
-        "repquant-w6a6": ("simulated", "simulated"),  # a stored step with a zero point
+        "repquant-w6a6": ("native", "simulated"),  # a stored step with a zero point
         # zero points of weights are for the CPU's kernels alone.
         "abq-llm-w2a4": ("native", "simulated"),
         **dict.fromkeys(("rtn-w6a6", "smoothquant-w6a6", "quarot-w6a6", "omniquant-w6a6"), ("native", "simulated")),
         **dict.fromkeys(("rtn-w4a4kv4", "smoothquant-w4a4kv4", "quarot-w4a4kv4"), ("native", "simulated")),
-        "smoothquant-static": ("simulated", "simulated"),  # on a CPU native in the step
+        "smoothquant-static": ("native", "simulated"),
         "zeroquant-fp": ("simulated", "simulated"),
         "trellis-w2": ("native", "simulated"),
         # panels take 32 codes of three bits at a time, which those of two bits a weight have in memory.
         **dict.fromkeys(("iq2-xs", "iq2-s", "gptq-iq2-xs", "gptq-iq2-s"), ("simulated", "native")),
-        "outlier-suppression-plus": ("simulated", "simulated"),  # a stored step with a zero point
+        "outlier-suppression-plus": ("native", "simulated"),  # a stored step with a zero point
     }
 
 
@@ -321,22 +330,21 @@ def test_the_step_rounds_inputs_to_integers_beside_every_grid() -> None:
 
 
 def test_what_the_step_alone_rounds_is_said() -> None:
-    """Zero points, stored steps, groups and transforms of inputs: simulated by modules, and native in the step."""
+    """Small floats and steps of less than a group of the panels are simulated by modules, and native in the step."""
     fmt = formatted("int4", "group:32")
-    more = (
+    both = (
         Read(Int(8, symmetric=False)),
         Read(Int(8), "tensor", static=True),
-        Read(Int(8), "group:1", static=True),
         Read(Int(4), "group:32"),
-        Read(E4M3()),
         Read(Int(8), transform="hadamard"),
     )
-    for read in more:
-        assert not ask(fmt, SHAPE, read).native
+    alone = (Read(Int(8), "group:1", static=True), Read(Int(8), "group:8"), Read(E4M3()))
+    for read in (*both, *alone):
+        assert ask(fmt, SHAPE, read).native == (read in both)
         assert str(ask(fmt, SHAPE, read, step=True)) == "native (step)"
     assert ask(fmt, SHAPE, Read(Int(8), "tensor"), step=True).why.endswith("step takes no dynamic steps of a tensor")
     assert not ask(fmt, SHAPE, Read(Log2()), step=True).native
-    weights, inputs = parts.point("weights", grid="int4", grain="group:32"), parts.point("inputs", grid="int8-asym")
+    weights, inputs = parts.point("weights", grid="int4", grain="group:32"), parts.point("inputs", grid="fp8")
     told = capabilities.runs(weights, inputs, SHAPE)
     assert told[CPU].startswith("simulated (inputs are")
     assert told[CPU].endswith("); native in the step of one token")

@@ -89,13 +89,46 @@ def test_a_level_of_panels_is_the_ordinary_matrix_to_the_bit(dtype: torch.dtype)
         assert one._buffers["panels"] is whole._buffers["panels"]
         assert one.native is not None
         assert torch.equal(matrix.unpack(one.native), found.codes_OI)
-        for tokens in (1, 2, 3, 4, 23):
+        for tokens in (1, 2, 3, 4, 6, 8, 23):
             assert torch.equal(one(x_TI[:tokens]), other(x_TI[:tokens])), (bits, tokens)
         assert torch.equal(one.rows(3, 19), other.rows(3, 19))
         part = x_TI[:2, :96].contiguous()
         assert torch.equal(one.prefix(17, 96)(part), other.prefix(17, 96)(part)), bits
+        assert torch.equal(one.prefix(33, 128).prefix(17, 96)(part), other.prefix(17, 96)(part)), bits
     assert whole.native is not None
     assert torch.equal(matrix.unpack(whole.native), codes.codes_OI)
+
+
+@PLANES
+def test_panels_hold_every_level_once_and_a_level_reads_its_own_planes() -> None:
+    codes = coded(320, 1280)
+    whole = PackedMatrix(codes, FMT, torch.float32)
+    alone = PackedMatrix(*level(codes, FMT, 8), torch.float32)
+    assert whole.native is not None
+    assert alone.native is not None
+    steps = 6 * 320 * 1280 // 32 * 2  # of six more levels
+    assert alone.native.nbytes + steps <= whole.native.nbytes < 1.01 * (alone.native.nbytes + steps)
+    x_TI = torch.randn(4, 1280, generator=torch.Generator().manual_seed(5))
+    two = whole.level(2)
+    want = two(x_TI)
+    # Steps of seven levels and two planes of eight come first: what lies behind them is no concern of two bits.
+    panels = whole._buffers["panels"]
+    assert panels is not None
+    panels[7 * 320 * 1280 // 32 * 2 + 320 * 1280 // 4 + 64 * 9 :] = 255
+    assert torch.equal(two(x_TI), want)
+    assert not torch.equal(whole.level(3)(x_TI), PackedMatrix(*level(codes, FMT, 3), torch.float32)(x_TI))
+
+
+@PLANES
+def test_groups_too_long_for_planes_are_packed_anew() -> None:
+    fmt = replace(FMT, grain=Group(352))
+    codes = coded(48, 704, fmt)
+    whole = PackedMatrix(codes, fmt, torch.float32)
+    assert whole.meta is not None
+    assert dict(zip(matrix.META, whole.meta, strict=True))["bias"] == 0
+    x_TI = torch.randn(2, 704, generator=torch.Generator().manual_seed(4))
+    found, fewer = level(codes, fmt, 3)
+    assert torch.equal(whole.level(3)(x_TI), PackedMatrix(found, fewer, torch.float32)(x_TI))
 
 
 @KERNELS

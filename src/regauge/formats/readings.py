@@ -96,7 +96,10 @@ class Reading:
 
     def codes(self, x_TI: Tensor) -> Rounded:
         """Each value to its nearest grid value, after the transform; works in float32 whatever the dtype."""
-        x_TI = self.prepared(x_TI).float()
+        return self.rounded(self.prepared(x_TI).float())
+
+    def rounded(self, x_TI: Tensor) -> Rounded:
+        """`codes` of float32 values that went through the transform."""
         step = self.format.fit(x_TI) if self.step is None else self._repeated(self.step, x_TI)
         return Rounded(self.format.grid.snap(self.format.scaled(x_TI, step)), step, self.format)
 

@@ -1,6 +1,6 @@
 """What the runtime multiplies natively: one table, which the loader, `explain`, receipts and the search ask.
 
-A product is *native* where a kernel reads the packed codes, and rounds the inputs itself where a recipe rounds them.
+A product is *native* where a kernel reads the packed codes, and multiplies integers where a recipe rounds the inputs.
 Everything else is *simulated*: weights are decoded to floats a block of rows at a time, or inputs go through their
 codes and back before a product of floats. Results are the same to rounding; simulated ones gain memory and no speed.
 
@@ -24,13 +24,13 @@ from torch import Tensor
 from regauge import parts
 from regauge.errors import SettingError, nearest
 from regauge.formats.base import Format, Grid
-from regauge.kernels.cpu import trellis
+from regauge.kernels.cpu import coded, trellis
 from regauge.kernels.cpu.interface import PANEL
 from regauge.kernels.cpu.layout import group_of
 from regauge.kernels.cpu.library import available
 from regauge.parts import Point
 from regauge.runtime.matrices import int4
-from regauge.runtime.rows import CPU, DEVICES, INT4, NATIVE, PATHS, ROWS, TORCH, Read, Row
+from regauge.runtime.rows import CODED, CPU, DEVICES, INT4, NATIVE, PATHS, ROWS, TORCH, Read, Row
 
 DECODED = "decoded"
 """The way of every format that no kernel reads."""
@@ -85,7 +85,8 @@ def ask(
     """
     if device not in DEVICES:
         raise SettingError(f"the runtime has no kernels for {device!r}{nearest(device, DEVICES)}")
-    rows = sorted((row for row in ROWS if row.device == device and step >= row.taps), key=lambda row: not row.taps)
+    those = (row for row in ROWS if row.device == device and step >= row.taps and not (step and row.coded))
+    rows = sorted(those, key=lambda row: not row.taps)
     fits, why = _first(rows, fmt, shape, inputs, dtype, here)
     if fits is not None:
         return Answer(fits.kernel, rounds=inputs is not None)
@@ -170,19 +171,30 @@ def _bits(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
 def _inputs(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
     if inputs is None:
         return ""
-    grid, grain = inputs.grid, inputs.grain.partition(":")[0]
-    if inputs.transform != "identity" and not row.taps:
+    grid, grain, more = inputs.grid, inputs.grain.partition(":")[0], row.taps or row.coded
+    if inputs.transform != "identity" and not more:
         return f"{row.kernel} does not apply {inputs.transform}"
-    if not row.taps and inputs.clipped:
+    if inputs.clipped and not more:
         return f"{row.kernel} takes whole ranges of inputs, and these are clipped"
-    if not row.taps and (inputs.static or grain != "token"):
+    if (inputs.static or grain != "token") and not more:
         return f"{row.kernel} takes inputs with a step of their own a token"
     if row.taps and grain not in (("token", "tensor", "group") if inputs.static else ("token", "group")):
         return f"{row.kernel} takes no {'stored' if inputs.static else 'dynamic'} steps of a {inputs.grain}"
-    fits = grid.kind == row.inputs and grid.bits in row.input_bits and (grid.symmetric or row.taps)
+    fits = grid.kind == row.inputs and grid.bits in row.input_bits and (grid.symmetric or more)
     if fits and (row.input_like is None or is_like(grid, row.input_like)):
         return ""
     return f"{row.kernel} does not round inputs to {grid.name} beside weights of {fmt.grid.name}"
+
+
+def _shared(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
+    if inputs is None or not row.coded:
+        return ""
+    count = inputs.grain.partition(":")[2]
+    span = int(count) if count else shape[1]
+    size = group_of(shape[1], fmt.grid.bits, fmt.grain.span(shape), fmt.grid.run)
+    if span >= shape[1] or (size and not span % size and not shape[1] % span):
+        return ""
+    return f"{row.kernel} sums {size} inputs as integers, and {span} of these share a step"
 
 
 def _zeros(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
@@ -221,7 +233,7 @@ def _shape(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
     return ""
 
 
-CHECKS: tuple[Check, ...] = (_kind, _bits, _zeros, _whole, _inputs, _grain, _shape)
+CHECKS: tuple[Check, ...] = (_kind, _bits, _zeros, _whole, _inputs, _shared, _grain, _shape)
 
 
 def installed(library: str) -> bool:
@@ -232,6 +244,8 @@ def installed(library: str) -> bool:
         return int4.usable()
     if library == PATHS:
         return trellis.here()
+    if library == CODED:
+        return coded.here()
     return library == TORCH or importlib.util.find_spec(library) is not None
 
 

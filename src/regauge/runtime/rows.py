@@ -61,6 +61,7 @@ class Row:
         dtypes: of the inputs and of the result.
         taps: whether inputs may also have zero points, stored steps, groups of channels and a transform: the native
             step rounds them itself, one token a sequence; with more tokens it is not native.
+        coded: whether they may, where whole groups of a panel share a step: the kernel takes them as ready codes.
     """
 
     device: str
@@ -83,6 +84,7 @@ class Row:
     input_like: torch.dtype | None = None
     dtypes: tuple[torch.dtype, ...] = FLOATS
     taps: bool = False
+    coded: bool = False
 
 
 EVERY, TRELLISES = tuple(range(1, 9)), (2, 3, 4)
@@ -94,10 +96,11 @@ FLOATING = (4, 6, 8)
 """Bits of small floats."""
 NATIVE, TRITON, TORCH, INT4 = "the library of C++ kernels", "triton", "torch", "a torch whose int4 layout is known"
 PATHS = "a library of C++ kernels that has trellises"
+CODED = "a library of C++ kernels that takes ready codes"
 MOST = (1 << 17) - 1
 """Inputs whose products of bytes 32 bits surely hold."""
 
-_PANELS, _STEP = (CPU, "panels", NATIVE), (CPU, "step", NATIVE)
+_PANELS, _STEP, _CODED = (CPU, "panels", NATIVE), (CPU, "step", NATIVE), (CPU, "panels", CODED)
 ROWS: tuple[Row, ...] = (
     Row(*_PANELS, "integer", EVERY, zeros=True, group=UNITS, panels=True),
     Row(*_PANELS, "float", EVERY, group=UNITS, panels=True),
@@ -107,6 +110,13 @@ ROWS: tuple[Row, ...] = (
     Row(CPU, "panels", PATHS, "trellis", TRELLISES, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
     Row(*_PANELS, "float", (2, 3, 4), whole=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
     Row(*_PANELS, "table", (1, 2, 3, 4), whole=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES),
+    Row(*_CODED, "integer", EVERY, zeros=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES,
+        coded=True),
+    Row(*_CODED, "trellis", TRELLISES, group=UNITS, panels=True, inputs="integer", input_bits=BYTES, coded=True),
+    Row(*_CODED, "float", (2, 3, 4), whole=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES,
+        coded=True),
+    Row(*_CODED, "table", (1, 2, 3, 4), whole=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES,
+        coded=True),
     Row(*_STEP, "integer", EVERY, zeros=True, group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
     Row(*_STEP, "float", EVERY, group=UNITS, panels=True, inputs="integer", input_bits=BYTES, taps=True),
     Row(CPU, "step", PATHS, "trellis", TRELLISES, group=UNITS, panels=True, inputs="integer", input_bits=BYTES,

@@ -43,9 +43,10 @@ FACTORS: Mapping[str, tuple[int, int]] = {
     "aten::_weight_int4pack_mm_for_cpu": (0, 1),
     "regauge::packed_linear": (0, 1),
     "regauge::packed_integers": (0, 1),
+    "regauge::packed_codes": (0, 3),
 }
 """Operators that multiply matrices → the places of their two factors."""
-BYTES = ("aten::_int_mm", "regauge::packed_integers")
+BYTES = ("aten::_int_mm", "regauge::packed_integers", "regauge::packed_codes")
 """Those that multiply bytes and sum in 32 bits."""
 FUSED = "aten::_scaled_dot_product"
 CLOSE = 1e-3  # of a step: what is on a grid lies no farther from it after one rounding to float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ _ARGUMENTS = {
     "rg_decode": (_POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT, _INT),
     "rg_linear": (_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT, _INT),
     "rg_gemm": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
+    "rg_coded": (_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
     "rg_has_gram": (),
     "rg_has_planes": (),
     "rg_gram": (_POINTER, _LONG, _LONG, _POINTER, _INT),
@@ -57,7 +59,7 @@ def struct_of(
     """The C view of a packed matrix; its tensors must outlive it.
 
     Args:
-        stride: bytes from panel to panel; 0: as its columns say.
+        stride: bytes from panel to panel, in planes panels of the whole; 0: as its columns, and rows, say.
 
     Raises:
         ValueError: there is no such matrix, or its tensors are too small for it.
@@ -79,9 +81,15 @@ def struct_of(
     if not size or not whole:
         told = ", ".join(f"{name} {number}" for name, number in zip(META, meta, strict=True))
         raise ValueError(f"the kernels have no matrix of {told}")
-    if panels.numel() < (-(-rows // PANEL) - 1) * size + whole:
+    said, count = dict(zip(META, meta, strict=True)), -(-rows // PANEL)
+    if panels.numel() < (size * (stride or count) if planes(said) else (count - 1) * size + whole):
         raise ValueError(f"{panels.numel()} bytes of panels are too few for {rows} x {meta[1]} of {bits} bits")
     return struct
+
+
+def planes(said: Mapping[str, int]) -> bool:
+    """Whether the bits of a matrix with such integers lie apart."""
+    return not said["value"] and said["bias"] > 0
 
 
 def has(name: str) -> bool:

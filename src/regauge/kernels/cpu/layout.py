@@ -17,6 +17,8 @@ from regauge.kernels.cpu.interface import PANEL, Struct, kernels
 STEPS = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.uint8: 4, torch.float8_e4m3fn: 5}
 MOST_GROUP = 1 << 16
 """Inputs a group, whose sums of products then fit 32 bits."""
+MOST_APART = 256
+"""Inputs a group of a matrix whose bits lie apart."""
 INT, TABLE, FLOAT, FULL, TRELLIS = 0, 1, 2, 3, 4
 """What a code stands for: see `rg_value_kind`."""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from regauge.kernels.cpu import checks
 from regauge.kernels.cpu.checks import DTYPES, number
-from regauge.kernels.cpu.interface import META, PANEL, Struct, kernels, struct_of
+from regauge.kernels.cpu.interface import META, PANEL, Struct, kernels, planes, struct_of
 from regauge.kernels.cpu.layout import (
     FLOAT,
     FULL,
@@ -72,7 +72,7 @@ class Matrix:
         row_scale_O: float32, a multiplier a row, padded with ones to whole panels; None: 1.
         table: float32 (2^bits,) of `Value.TABLE`, of a trellis 129 numbers; None otherwise.
         meta: the integers of `META`.
-        stride: bytes from panel to panel where this is the first rows and inputs of a larger matrix; 0: it is whole.
+        stride: of a larger matrix's first rows and inputs, bytes from panel to panel (in planes its panels); 0: whole.
     """
 
     panels: Tensor
@@ -99,7 +99,9 @@ class Matrix:
             raise ValueError(
                 f"the first {rows} x {columns} of a matrix of {self.shape[0]} x {self.shape[1]} do not exist"
             )
-        stride = int(kernels().rg_panel_bytes(ctypes.byref(self.struct)))
+        apart = planes(dict(zip(META, self.meta, strict=True)))
+        whole = -(-self.shape[0] // PANEL) if apart else int(kernels().rg_panel_bytes(ctypes.byref(self.struct)))
+        stride = self.stride or whole
         return Matrix(self.panels, self.row_scale_O, self.table, (rows, columns, *self.meta[2:]), stride)
 
     @property

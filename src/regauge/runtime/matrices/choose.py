@@ -13,6 +13,7 @@ from regauge.formats.base import Codes, Format
 from regauge.formats.readings import Reading
 from regauge.runtime.capabilities import DECODED, Answer, ask
 from regauge.runtime.matrices import int4, triton
+from regauge.runtime.matrices.codes import alone
 from regauge.runtime.matrices.multiply import Way, quantised_inputs, way
 from regauge.runtime.matrices.native import NAME, Meta, meta_of_codes, panels
 from regauge.runtime.rows import CPU, CUDA, DEVICES, Read
@@ -48,7 +49,7 @@ class Choice:
     @property
     def differentiable(self) -> bool:
         """Whether torch knows the gradient of the product: the operators of panels tell it."""
-        return self.meta is not None and (self.reading is None or self.rounds)
+        return self.meta is not None and (self.reading is None or (self.rounds and alone(self.reading)))
 
     @property
     def told(self) -> str:
@@ -99,8 +100,7 @@ def way_of(choice: Choice, allocate: Callable[[int], Tensor] | None = None) -> W
     fmt, shape, reading = choice.format, choice.shape, choice.reading
     rounds = reading if choice.rounds else None
     if choice.meta is not None:
-        grid = None if rounds is None else rounds.format.grid
-        found = panels(fmt, choice.meta, grid, choice.activations, allocate, choice.whole)
+        found = panels(fmt, choice.meta, rounds, choice.activations, allocate, choice.whole)
     elif choice.kind == CUDA and choice.kernel != DECODED:
         found = triton.way(choice.kernel, fmt, shape, rounds)
     else:

@@ -22,10 +22,12 @@ from regauge.formats.base import LOW, Codes, Format, Grid
 from regauge.formats.nested import SUPER
 from regauge.formats.planes import LEVELS, level_step
 from regauge.formats.prefixes import FEWEST
+from regauge.formats.readings import Reading
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.interface import has
-from regauge.kernels.cpu.layout import Value, group_of, meta_of, unit
+from regauge.kernels.cpu.layout import MOST_APART, Value, group_of, meta_of, unit
 from regauge.runtime.matrices import operators
+from regauge.runtime.matrices.codes import alone, codes_of
 from regauge.runtime.matrices.multiply import Held, Way
 
 NAME = "panels"
@@ -103,7 +105,7 @@ def meta_of_codes(codes: Codes, fmt: Format, whole: int | None = None) -> Meta:
 def _apart(value: Value, fmt: Format, shape: tuple[int, int], group: int, columns: int) -> Value:
     """What codes stand for, with their bits apart where they may be read at fewer and the kernels know that."""
     fits = fmt.grid.coarsest is not None and fmt.grain.span(shape) < shape[1] and not group % unit(1)
-    if not fits or fmt.scale.low is None or not has("rg_has_planes"):
+    if not fits or group > MOST_APART or fmt.scale.low is None or not has("rg_has_planes"):
         return value
     return replace(value, mantissa=fmt.grid.bits, bias=-(-columns // group))
 
@@ -111,7 +113,7 @@ def _apart(value: Value, fmt: Format, shape: tuple[int, int], group: int, column
 def panels(
     fmt: Format,
     meta: Meta,
-    inputs: Grid | None = None,
+    inputs: Reading | None = None,
     activations: str | None = None,
     allocate: Callable[[int], Tensor] | None = None,
     whole: int | None = None,
@@ -119,7 +121,7 @@ def panels(
     """The way of a matrix in panels.
 
     Args:
-        inputs: grid of inputs that the kernels round, a step a token.
+        inputs: how inputs are read that the kernels take as codes.
         activations: a name of `matrix.ACTIVATIONS`; None: as `operators.few` says.
         allocate: memory for the panels.
         whole: as `meta_of_codes` says.
@@ -197,7 +199,7 @@ def beside(codes: Codes, fmt: Format) -> Tensor | None:
     return low_G1.expand(rows, 1) if low_G1.numel() == 1 else low_G1.reshape(rows, -1)
 
 
-def _way(meta: Meta, hold: Callable[[Codes], Held], inputs: Grid | None, activations: int) -> Way:
+def _way(meta: Meta, hold: Callable[[Codes], Held], inputs: Reading | None, activations: int) -> Way:
     arguments = list(meta)
 
     def rows(held: Mapping[str, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -211,9 +213,14 @@ def _way(meta: Meta, hold: Callable[[Codes], Held], inputs: Grid | None, activat
 
     if inputs is None:
         return Way(NAME, hold, rows, take, product, device="cpu")
-    bits = inputs.bits
+    bits = inputs.bits or 0
 
     def integers(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
         return operators.integers(x_TI, held, arguments, bits)
 
-    return Way(f"{NAME}, {inputs.name} inputs", hold, rows, take, integers, device="cpu")
+    def coded(x_TI: Tensor, held: Mapping[str, Tensor]) -> Tensor:
+        if not len(x_TI):
+            return x_TI.new_empty(0, meta[0])
+        return operators.codes(codes_of(inputs, x_TI), held, arguments, x_TI.dtype)
+
+    return Way(f"{NAME}, {inputs.name} inputs", hold, rows, take, integers if alone(inputs) else coded, device="cpu")

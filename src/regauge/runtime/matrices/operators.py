@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regauge.kernels.cpu import matrix
+from regauge.kernels.cpu import coded, matrix
+from regauge.kernels.cpu.coded import Tokens
 from regauge.kernels.cpu.interface import Struct, struct_of
 from regauge.kernels.cpu.library import level
 from regauge.runtime.capabilities import whole
@@ -39,6 +40,7 @@ _library: Any = torch.library.Library("regauge", "FRAGMENT")  # type: ignore[no-
 _MATRIX = "Tensor panels, Tensor? row_scale, Tensor? table, int[] meta"
 _library.define(f"packed_linear(Tensor x, {_MATRIX}, int activations) -> Tensor")
 _library.define(f"packed_integers(Tensor x, {_MATRIX}, int bits) -> Tensor")
+_library.define(f"packed_codes(Tensor z, Tensor scale, Tensor? zero, {_MATRIX}, int dtype) -> Tensor")
 _library.define(f"packed_rows({_MATRIX}, SymInt start, SymInt stop, int dtype) -> Tensor")
 _library.define(f"packed_take(Tensor index, {_MATRIX}, int dtype) -> Tensor")
 
@@ -116,6 +118,33 @@ def _integers(
     return matrix.blocked_integers_of(z_TI, scale_T1.view(-1), struct, x_TI.dtype)
 
 
+def _codes(
+    z_TI: Tensor,
+    scale_TG: Tensor,
+    zero_NG: Tensor | None,
+    panels: Tensor,
+    row_scale: Tensor | None,
+    table: Tensor | None,
+    meta: Sequence[int],
+    dtype: int,
+) -> Tensor:
+    struct = view(panels, row_scale, table, meta)
+    return coded.linear_of(coded.Tokens(z_TI, scale_TG, zero_NG), struct, NUMBERED[dtype])
+
+
+def _codes_shape(
+    z_TI: Tensor,
+    scale_TG: Tensor,
+    zero_NG: Tensor | None,
+    panels: Tensor,
+    row_scale: Tensor | None,
+    table: Tensor | None,
+    meta: Sequence[int],
+    dtype: int,
+) -> Tensor:
+    return panels.new_empty(z_TI.shape[0], meta[0], dtype=NUMBERED[dtype])
+
+
 def _rows(
     panels: Tensor,
     row_scale: Tensor | None,
@@ -176,6 +205,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 for _name, _compute, _shape in (
     ("packed_linear", _linear, _linear_shape),
     ("packed_integers", _integers, _linear_shape),
+    ("packed_codes", _codes, _codes_shape),
     ("packed_rows", _rows, _rows_shape),
     ("packed_take", _take, _take_shape),
 ):
@@ -208,6 +238,14 @@ def integers(x_TI: Tensor, held: Held, meta: list[int], bits: int) -> Tensor:
     product = _integers if plain(x_TI) else torch.ops.regauge.packed_integers
     found: Tensor = product(x_TI, held["panels"], held.get("row_scale"), held.get("table"), meta, bits)
     return found
+
+
+def codes(x: Tokens, held: Held, meta: list[int], dtype: torch.dtype) -> Tensor:
+    """x Wᵀ (T, O) of tokens that are codes already; sums of integers are exact."""
+    product = _codes if plain(x.z_TI) else torch.ops.regauge.packed_codes
+    tensors = held["panels"], held.get("row_scale"), held.get("table")
+    found: Tensor = product(x.z_TI, x.scale_TG, x.zero_NG, *tensors, meta, matrix.DTYPES[held_in(dtype)])
+    return found.to(dtype)
 
 
 def rows(held: Held, meta: list[int], start: int, stop: int, dtype: torch.dtype) -> Tensor:

@@ -1,5 +1,6 @@
 // Where codes lie, and how a block of them becomes steps of 64 bytes.
 #pragma once
+#include "planes.h"
 #include "regauge.h"
 #include "trellis_codes.h"
 #include "vector.h"
@@ -11,7 +12,7 @@ namespace {
 // lie otherwise, so that most codes come out by a
 // mask alone: bytes A, B, C hold codes 0 1, 2 3 and 4 5 in their low six bits; the top two of A and of B are the low
 // bits of codes 6 and 7, whose high bits are the top two of C.
-constexpr int block_steps(int bits) { return bits & 1 ? 8 : bits & 2 ? 4 : bits & 4 ? 2 : 1; }
+constexpr int block_steps(int bits) { return bits & 1 || bits > PUT_SMALL ? 8 : bits & 2 ? 4 : bits & 4 ? 2 : 1; }
 constexpr int unit_of(int bits) { return 4 * block_steps(bits); }  // inputs a block
 constexpr int block_bytes(int bits) { return block_steps(bits) * STEP * bits / 8; }
 
@@ -116,20 +117,58 @@ constexpr int step_bytes(int kind) {
   return kind == RG_STEP_NONE ? 0 : kind == RG_STEP_F32 ? 4 : kind == RG_STEP_F16 || kind == RG_STEP_BF16 ? 2 : 1;
 }
 
-// Sizes of a matrix's panels.
+// Whether the bits of a matrix lie apart from each other (planes.h); its codes as kernels know them.
+inline bool nested(const rg_matrix &m) { return m.value == RG_INT && m.bias; }
+inline int kind_of(const rg_matrix &m) { return nested(m) ? NESTED + m.bits : m.bits; }
+constexpr int FEWEST = 2;     // bits of a matrix in planes
+constexpr int LONGEST = 256;  // inputs a group, up to which its sums of 8-bit products are exact as floats
+
+// Sizes of a matrix's panels. `record`: bytes from the steps of a group to the next's; `read`: bytes of a panel that a
+// product reads. In planes nothing of a panel lies together but what is of one plane: `panel` is a panel's share of all, and
+// what is called a panel is the steps of the fewest bits, from which all else is found.
 struct Layout {
-  int groups, padded, steps_bytes, zeros_bytes, codes_bytes, record;
-  size_t panel;
+  const uint8_t *panels_at;
+  int groups, padded, group, steps_bytes, zeros_bytes, codes_bytes, record;
+  size_t panel, read, hop;  // hop: from panel to panel
+  size_t first = 0, pairs = 0, singles = 0, apart = 0;  // in planes: where they are; from a plane to the next
   int64_t panels;
   explicit Layout(const rg_matrix &m)
-      : groups((m.columns + m.group - 1) / m.group),
+      : panels_at(m.panels),
+        groups((m.columns + m.group - 1) / m.group),
         padded(groups * m.group),
+        group(m.group),
         steps_bytes(PANEL * step_bytes(m.step)),
         zeros_bytes(m.zero ? PANEL * m.bits / 8 : 0),
         codes_bytes(PANEL * m.group * m.bits / 8),
         record(steps_bytes + zeros_bytes + codes_bytes),
         panel(m.stride ? static_cast<size_t>(m.stride) : static_cast<size_t>(record) * groups),
-        panels((m.rows + PANEL - 1) / PANEL) {}
+        read(panel),
+        hop(panel),
+        panels((m.rows + PANEL - 1) / PANEL) {
+    if (!nested(m)) return;
+    const size_t all = static_cast<size_t>(m.stride ? m.stride : panels), steps = static_cast<size_t>(steps_bytes) * static_cast<size_t>(m.bias) * all;
+    const size_t plane = static_cast<size_t>(PANEL / 8) * static_cast<size_t>(m.group) * static_cast<size_t>(m.bias) * all;
+    record = steps_bytes;
+    hop = static_cast<size_t>(steps_bytes) * static_cast<size_t>(m.bias);
+    first = steps * static_cast<size_t>(m.bits - FEWEST);
+    pairs = (steps * static_cast<size_t>(m.mantissa - FEWEST + 1) + 63) / 64 * 64;
+    apart = plane + SKEW;
+    singles = pairs + 2 * plane + SKEW;
+    panel = (singles + apart * static_cast<size_t>(m.mantissa - FEWEST) + all - 1) / all;
+    read = hop + plane * static_cast<size_t>(m.bits) / all;
+  }
+  RG_INLINE const uint8_t *steps(const uint8_t *of_panel, int g) const { return of_panel + first + static_cast<size_t>(g) * static_cast<size_t>(record); }
+  // The codes of a group, of a matrix that is not in planes or (B >= NESTED) of one that is.
+  template <int B>
+  RG_INLINE auto codes(const uint8_t *of_panel, int g) const {
+    if constexpr (B >= NESTED) {
+      const size_t steps_before = static_cast<size_t>(of_panel - panels_at) + static_cast<size_t>(g) * static_cast<size_t>(record);
+      const size_t single = steps_before / static_cast<size_t>(record) * static_cast<size_t>(PANEL / 8 * group);
+      return Planes{panels_at + pairs + 2 * single, panels_at + singles + single, apart};
+    } else {
+      return steps(of_panel, g) + steps_bytes + zeros_bytes;
+    }
+  }
 };
 
 // The greatest sizes: sums of a group of 8-bit products stay below 2^31, and bytes of a panel's group are an int.
@@ -143,6 +182,11 @@ inline bool sound(const rg_matrix &m) {
   if (m.offset < -256 || m.offset > 256) return false;
   if (m.value == RG_TABLE && (m.bits > 4 || !m.table)) return false;
   if (m.value == RG_TRELLIS && !sound_trellis_matrix(m)) return false;
+  if (m.value == RG_INT && (m.bias || m.mantissa)) {  // in planes
+    if (m.bits < FEWEST || m.mantissa < m.bits || m.mantissa > 8 || m.step != RG_STEP_F16 || m.zero || m.group % PLANES_UNIT || m.group > LONGEST) return false;
+    if (m.bias < 1 || m.bias > MOST_COLUMNS || Layout(m).groups > m.bias || static_cast<int64_t>(m.bias) * m.group > MOST_COLUMNS) return false;
+    return !m.stride || (m.stride >= Layout(m).panels && m.stride <= MOST_ROWS / PANEL);
+  }
   if (m.value == RG_FLOAT && (m.bits < 2 || m.mantissa < 0 || m.mantissa >= m.bits || m.bias < -1000 || m.bias > 1000)) return false;
   return !m.stride || m.stride >= static_cast<int64_t>(Layout(m).record) * Layout(m).groups;
 }

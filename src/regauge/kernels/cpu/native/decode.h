@@ -27,7 +27,13 @@ inline void spread_codes(int bits, const uint8_t *codes, int group, uint8_t *out
   }
 }
 
-inline void spread_codes(const rg_matrix &m, const uint8_t *codes, uint8_t *out) {
+// The codes of a group, each in a byte.
+inline void spread_codes(const rg_matrix &m, const Layout &l, const uint8_t *panel, int g, uint8_t *out) {
+  if (nested(m)) {
+    Planes planes = l.codes<NESTED>(panel, g);
+    return put_codes(m.bits, planes, m.group, out);
+  }
+  const uint8_t *codes = l.codes<0>(panel, g);
   if (m.value == RG_TRELLIS) rg::trellises().spread(m, codes, m.group, out);
   else spread_codes(m.bits, codes, m.group, out);
 }
@@ -94,14 +100,15 @@ inline int decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t
       const int64_t panel_number = first / PANEL;
       const int begin = static_cast<int>(first % PANEL);
       const int count = index ? 1 : static_cast<int>((top + PANEL < stop ? top + PANEL : stop) - first);
-      const uint8_t *at = m->panels + l.panel * static_cast<size_t>(panel_number);
-      for (int g = 0; g < l.groups; ++g, at += l.record) {
+      const uint8_t *panel = m->panels + l.hop * static_cast<size_t>(panel_number);
+      for (int g = 0; g < l.groups; ++g) {
+        const uint8_t *at = l.steps(panel, g);
         alignas(64) float scale[PANEL], zero[PANEL];
         Floats by = load_steps(at, m->step);
         if (m->row_scale) by = by * load_floats(m->row_scale + panel_number * PANEL);
         store_floats(scale, by);
         store_floats(zero, m->zero ? load_zeros(at + l.steps_bytes, m->bits) : zero_floats());
-        spread_codes(*m, at + l.steps_bytes + l.zeros_bytes, steps);
+        spread_codes(*m, l, panel, g, steps);
         const int left = m->columns - g * m->group, width = left < m->group ? left : m->group;
         for (int r = 0; r < count; ++r)
           decode_row(*m, steps, begin + r, width, values, zero[begin + r], scale[begin + r],
@@ -118,12 +125,11 @@ inline int decode(const rg_matrix *m, int64_t start, int64_t stop, const int64_t
 template <int B>
 inline void integer_panel(const rg_matrix &m, const Layout &l, const uint8_t *panel, const int32_t *x, int32_t sum, int32_t *out) {
   Ints acc = set_ints(-m.offset * sum);
-  const uint8_t *at = panel;
-  for (int g = 0; g < l.groups; ++g, at += l.record) {
-    const uint8_t *codes = at + l.steps_bytes + l.zeros_bytes;
+  for (int g = 0; g < l.groups; ++g) {
+    auto codes = l.codes<B>(panel, g);
     for (int b = 0; b < m.group / unit_of(B); ++b) {
-      each_step<B>(codes, [&](int i, Bytes code) __attribute__((always_inline)) { acc = dot4<(B < 8)>(acc, code, x + i); });
-      codes += block_bytes(B);
+      each_step<B>(codes, [&](int i, Bytes code) __attribute__((always_inline)) { acc = dot4<(bits_of(B) < 8)>(acc, code, x + i); });
+      next_block(codes, block_bytes(B));
       x += block_steps(B);
     }
   }
@@ -132,7 +138,7 @@ inline void integer_panel(const rg_matrix &m, const Layout &l, const uint8_t *pa
 
 inline int integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads) {
   const Layout l(*m);
-  threads = worth(threads, l.panel * static_cast<size_t>(l.panels));
+  threads = worth(threads, l.read * static_cast<size_t>(l.panels));
   const int64_t top = static_cast<int64_t>(l.padded) * ((1 << m->bits) - 1) * 128;
   if (m->value != RG_INT || top > INT32_MAX / 2) return RG_UNSOUND;
   uint8_t *memory = scratch(static_cast<size_t>(l.padded) + 128);
@@ -150,8 +156,15 @@ inline int integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tok
       int64_t start, stop;
       while (share.take(thread, team.threads, l.panels, panels_at_once(l, team.threads), start, stop)) {
         for (int64_t p = start; p < stop; ++p) {
-          const uint8_t *panel = m->panels + l.panel * static_cast<size_t>(p);
-          switch (m->bits) {
+          const uint8_t *panel = m->panels + l.hop * static_cast<size_t>(p);
+          switch (kind_of(*m)) {
+            case NESTED + 2: integer_panel<NESTED + 2>(*m, l, panel, words, sum, out); break;
+            case NESTED + 3: integer_panel<NESTED + 3>(*m, l, panel, words, sum, out); break;
+            case NESTED + 4: integer_panel<NESTED + 4>(*m, l, panel, words, sum, out); break;
+            case NESTED + 5: integer_panel<NESTED + 5>(*m, l, panel, words, sum, out); break;
+            case NESTED + 6: integer_panel<NESTED + 6>(*m, l, panel, words, sum, out); break;
+            case NESTED + 7: integer_panel<NESTED + 7>(*m, l, panel, words, sum, out); break;
+            case NESTED + 8: integer_panel<NESTED + 8>(*m, l, panel, words, sum, out); break;
             case 1: integer_panel<1>(*m, l, panel, words, sum, out); break;
             case 2: integer_panel<2>(*m, l, panel, words, sum, out); break;
             case 3: integer_panel<3>(*m, l, panel, words, sum, out); break;

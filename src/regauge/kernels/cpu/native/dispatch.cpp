@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "apart.h"
 #include "codes.h"
 #include "gram.h"
 #include "kernels.h"
@@ -89,6 +90,7 @@ void ask_for_huge_pages(void *memory, size_t bytes) {
 extern "C" {
 
 int rg_abi(void) { return 8; }
+int rg_has_planes(void) { return 1; }
 const char *rg_level(void) { return level().name; }
 
 int rg_set_level(const char *name) {
@@ -138,6 +140,7 @@ size_t rg_panel_bytes(const rg_matrix *m) { return m && sound(*m) ? Layout(*m).p
 int rg_pack(const rg_matrix *m, const uint8_t *codes, const void *steps, const uint8_t *zeros, uint8_t *panels, int threads) {
   if (!m || !sound(*m) || !codes || !panels || (m->zero && !zeros) || (m->step != RG_STEP_NONE && !steps)) return RG_UNSOUND;
   const Layout l(*m);
+  if (nested(*m)) return m->bits == m->mantissa && m->bias == l.groups && !m->stride ? pack_planes(*m, codes, static_cast<const uint8_t *>(steps), panels, threads) : RG_UNSOUND;
   const int size = step_bytes(m->step);
   rg::Share share;
   rg::parallel(threads, [&](int thread, rg::Team &team) {
@@ -179,9 +182,15 @@ int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads) {
     int64_t start, stop;
     while (share.take(thread, team.threads, m->rows, 1, start, stop)) {
       const int r = static_cast<int>(start % PANEL), unit = unit_of(m->bits);
-      const uint8_t *at = m->panels + l.panel * static_cast<size_t>(start / PANEL);
+      const uint8_t *at = m->panels + l.hop * static_cast<size_t>(start / PANEL);
       for (int g = 0; g < l.groups; ++g, at += l.record) {
         const int left = m->columns - g * m->group, count = left < m->group ? left : m->group;
+        if (nested(*m)) {
+          const Planes planes = l.codes<NESTED>(m->panels + l.hop * static_cast<size_t>(start / PANEL), g);
+          uint8_t *out = codes + static_cast<size_t>(start) * m->columns + static_cast<size_t>(g) * m->group;
+          for (int i = 0; i < count; ++i) out[i] = static_cast<uint8_t>(get_planes(planes, m->bits, i, r));
+          continue;
+        }
         for (int i = 0; i < count; ++i) {
           const uint8_t *group = at + l.steps_bytes + l.zeros_bytes, *block = group + i / unit * block_bytes(m->bits);
           const unsigned code = m->value == RG_TRELLIS ? get_trellis(TrellisKind(*m), group, r, i) : get_code(block, m->bits, i % unit / 4, r * 4 + i % 4);
@@ -208,7 +217,17 @@ int rg_linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dt
 
 int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const float *token_steps, void *y, int64_t tokens, int dtype, int threads) {
   if (!readable(m) || tokens < 0 || (tokens && ((!x && !xq) || !y)) || !sound_dtype(dtype)) return RG_UNSOUND;
-  return kernels().gemm(m, x, xq, token_steps, y, tokens, dtype, threads);
+  const rg_codes codes{xq, token_steps, nullptr, 0, 0};
+  return kernels().gemm(m, x, xq ? &codes : nullptr, y, tokens, dtype, threads);
+}
+
+int rg_coded(const rg_matrix *m, const rg_codes *codes, void *y, int64_t tokens, int dtype, int threads) {
+  if (!readable(m) || !codes || tokens < 0 || (tokens && (!codes->codes || !y)) || !sound_dtype(dtype)) return RG_UNSOUND;
+  if (codes->group < 0 || (codes->group && (m->columns % codes->group || codes->group % m->group))) return RG_UNSOUND;
+  const int64_t entries = (codes->shared ? 1 : tokens) * (codes->group ? m->columns / codes->group : 1);
+  for (int64_t i = 0; codes->zeros && i < entries; ++i)
+    if (codes->zeros[i] < -128 || codes->zeros[i] > 127) return RG_UNSOUND;
+  return kernels().coded(m, codes, y, tokens, dtype, threads);
 }
 
 int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads) {

@@ -8,7 +8,8 @@ constexpr int64_t MOST_COLUMNS = int64_t{1} << 20;  // of what is rounded: a til
 
 struct Kernels {
   int (*linear)(const rg_matrix *, const void *, void *, int64_t, int, int, int);
-  int (*gemm)(const rg_matrix *, const void *, const int8_t *, const float *, void *, int64_t, int, int);
+  int (*gemm)(const rg_matrix *, const void *, const rg_codes *, void *, int64_t, int, int);
+  int (*coded)(const rg_matrix *, const rg_codes *, void *, int64_t, int, int);
   int (*decode)(const rg_matrix *, int64_t, int64_t, const int64_t *, void *, int, int);
   int (*integers)(const rg_matrix *, const int8_t *, int32_t *, int64_t, int);
   int (*step)(const rg_program *, const rg_call *, int);

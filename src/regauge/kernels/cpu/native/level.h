@@ -27,5 +27,5 @@ inline uint64_t read_all(const uint8_t *p, size_t bytes) {
 }  // namespace
 
 namespace rg {
-const Kernels RG_LEVEL = {linear, gemm, decode, integers, step, attend, range, feedback, read_all};
+const Kernels RG_LEVEL = {linear, gemm, coded, decode, integers, step, attend, range, feedback, read_all};
 }

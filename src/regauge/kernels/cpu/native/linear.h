@@ -10,8 +10,6 @@ inline size_t full_row_bytes(const rg_matrix &m) {
   return m.stride ? static_cast<size_t>(m.stride) : static_cast<size_t>(m.columns) * (m.bits == RG_F32 ? 4 : 2);
 }
 
-constexpr int LONGEST = 256;  // inputs a group, up to which its sums of 8-bit products are exact as floats
-
 // A matrix with what the choice of its kernel needs.
 struct Ready {
   const rg_matrix *m;
@@ -23,7 +21,7 @@ struct Ready {
 
   Ready(const rg_matrix &matrix, int wanted) : m(&matrix), l(matrix), activations(wanted) {
     if (m->value == RG_FULL) {
-      l.panel = PANEL * full_row_bytes(*m);
+      l.panel = l.read = l.hop = PANEL * full_row_bytes(*m);
       activations = RG_FLOAT32;
     }
     if (m->value == RG_TABLE) {
@@ -41,7 +39,9 @@ struct Ready {
 template <int B, int MR, bool TWO>
 inline void one_panel_of_integers(const Ready &a, const uint8_t *panel, const Rounded *x, Floats (&out)[MR]) {
   const rg_matrix &m = *a.m;
-  if constexpr (MR == 1) {
+  if constexpr (B >= NESTED) {
+    return panel_product<B, MR, TWO, 0, MR == 1 ? HALF_STEPS : USUAL_STEPS>(m, a.l, nullptr, panel, x, out);
+  } else if constexpr (MR == 1) {
     if (a.usual()) {
       if (m.step == RG_STEP_NONE) return panel_product<B, MR, TWO, 0, NO_STEPS>(m, a.l, nullptr, panel, x, out);
       if (m.zero) return panel_product<B, MR, TWO, 0, HALF_STEPS_AND_ZEROS>(m, a.l, nullptr, panel, x, out);
@@ -50,7 +50,7 @@ inline void one_panel_of_integers(const Ready &a, const uint8_t *panel, const Ro
   } else if (MR > 4 || a.usual()) {
     return panel_product<B, MR, TWO, 0, USUAL_STEPS>(m, a.l, nullptr, panel, x, out);
   }
-  if constexpr (MR > 4) return;
+  if constexpr (MR > 4 || B >= NESTED) return;
   else if (a.kind == 0) return panel_product<B, MR, TWO, 0>(m, a.l, nullptr, panel, x, out);
   if constexpr (B <= 4) {
     if (a.kind == 1) return panel_product<B, MR, TWO, 1>(m, a.l, &a.integers, panel, x, out);
@@ -65,6 +65,8 @@ inline void one_panel(const Ready &a, const uint8_t *panel, const Inputs &in, in
     one_panel_of_integers<B, MR, true>(a, panel, in.rounded + first, out);
   } else if (a.activations != RG_FLOAT32) {
     one_panel_of_integers<B, MR, false>(a, panel, in.rounded + first, out);
+  } else if constexpr (B >= NESTED && MR <= 4) {
+    return panel_floats<PUT, MR, RG_INT>(m, a.l, a.table, panel, in.floats + first, in.sums + first, out);
   } else if constexpr (MR <= 4) {
     const float *const *floats = in.floats + first, *const *sums = in.sums + first;
     if (a.kind == 3 + RG_INT) return panel_floats<B, MR, RG_INT>(m, a.l, a.table, panel, floats, sums, out);
@@ -77,8 +79,9 @@ inline void one_panel(const Ready &a, const uint8_t *panel, const Inputs &in, in
 // Rows of a panel for MR tokens from `first` on: out[t * 16 ... ], scaled.
 template <int B, int MR>
 inline void tokens_of(const Ready &a, const uint8_t *panel, const Inputs &in, int first, Floats scale, float *out) {
+  constexpr int KIND = B < NESTED || MR == 1 ? B : B == NESTED + 8 ? PUT : PUT_SMALL;
   Floats sum[MR];
-  one_panel<B, MR>(a, panel, in, first, sum);
+  one_panel<KIND, MR>(a, panel, in, first, sum);
   for (int r = 0; r < MR; ++r) store_floats(out + (first + r) * PANEL, sum[r] * scale);
 }
 
@@ -164,9 +167,16 @@ inline void trellis_values(const Ready &a, const uint8_t *panel, const Inputs &i
 
 inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int count, float *out) {
   if (a.m->value == RG_FULL) return full_rows(*a.m, number, in, count, out);
-  const uint8_t *panel = a.m->panels + a.l.panel * static_cast<size_t>(number);
+  const uint8_t *panel = a.m->panels + a.l.hop * static_cast<size_t>(number);
   if (a.m->value == RG_TRELLIS) return trellis_values(a, panel, in, count, number, out);
-  switch (a.m->bits) {
+  switch (kind_of(*a.m)) {
+    case NESTED + 2: return panel_of<NESTED + 2>(a, panel, in, count, number, out);
+    case NESTED + 3: return panel_of<NESTED + 3>(a, panel, in, count, number, out);
+    case NESTED + 4: return panel_of<NESTED + 4>(a, panel, in, count, number, out);
+    case NESTED + 5: return panel_of<NESTED + 5>(a, panel, in, count, number, out);
+    case NESTED + 6: return panel_of<NESTED + 6>(a, panel, in, count, number, out);
+    case NESTED + 7: return panel_of<NESTED + 7>(a, panel, in, count, number, out);
+    case NESTED + 8: return panel_of<NESTED + 8>(a, panel, in, count, number, out);
     case 1: return panel_of<1>(a, panel, in, count, number, out);
     case 2: return panel_of<2>(a, panel, in, count, number, out);
     case 3: return panel_of<3>(a, panel, in, count, number, out);
@@ -180,7 +190,7 @@ inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int c
 
 // Panels a thread takes at a time: enough bytes to read on without a gap, few enough to even out.
 inline int64_t panels_at_once(const Layout &l, int threads) {
-  const int64_t by_bytes = 1 + static_cast<int64_t>(262144 / (l.panel + 1));
+  const int64_t by_bytes = 1 + static_cast<int64_t>(262144 / (l.read + 1));
   const int64_t even = (l.panels + 2 * threads - 1) / (2 * threads);
   return by_bytes < even ? by_bytes : even > 0 ? even : 1;
 }
@@ -192,9 +202,11 @@ inline int worth(int threads, size_t bytes) {
   return most < static_cast<size_t>(threads) ? static_cast<int>(most) : threads;
 }
 
-inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dtype, int activations, int threads) {
-  const Ready a(*m, activations);
-  threads = worth(threads, a.l.panel * static_cast<size_t>(a.l.panels));
+// Products of a few tokens at a time. with(token, floats, memory, in, slot) makes a token ready.
+template <class With>
+inline int few_tokens(const Ready &a, void *y, int64_t tokens, int dtype, int threads, With &&with) {
+  const rg_matrix *m = a.m;
+  threads = worth(threads, a.l.read * static_cast<size_t>(a.l.panels));
   const size_t each = inputs_bytes(a.l), row = (static_cast<size_t>(m->columns) * 4 + 127) / 64 * 64;
   uint8_t *memory = scratch(FEW * each + FEW * row + 128);
   if (!memory) return RG_NO_MEMORY;
@@ -206,8 +218,7 @@ inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, in
     rg::parallel(threads, [&](int thread, rg::Team &team) {
       for (int t = thread; t < count; t += team.threads) {
         float *floats = reinterpret_cast<float *>(aligned(memory + FEW * each + static_cast<size_t>(t) * row));
-        load_row(x, (first + t) * m->columns, m->columns, dtype, floats);
-        prepare(floats, *m, a.l, a.activations, memory + static_cast<size_t>(t) * each, in, t);
+        with(first + t, floats, memory + static_cast<size_t>(t) * each, in, t);
         if (a.activations != RG_FLOAT32) centre(in.rounded[t], a.l, m->offset);
       }
       team.barrier();
@@ -227,6 +238,14 @@ inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, in
     });
   }
   return RG_DONE;
+}
+
+inline int linear(const rg_matrix *m, const void *x, void *y, int64_t tokens, int dtype, int activations, int threads) {
+  const Ready a(*m, activations);
+  return few_tokens(a, y, tokens, dtype, threads, [&](int64_t token, float *floats, uint8_t *memory, Inputs &in, int slot) {
+    load_row(x, token * m->columns, m->columns, dtype, floats);
+    prepare(floats, *m, a.l, a.activations, memory, in, slot);
+  });
 }
 
 }  // namespace

@@ -182,12 +182,13 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
   constexpr int PLACES = !RAISED ? 1 : B == 3 ? 2 : 8 / B;
   constexpr int WANTED = TABLE > 1 ? 1 : TWO ? 2 / MR : 4 / MR;  // 16-bit activations bring two sums of their own
   constexpr int CHAINS = WANTED < PLACES ? PLACES : WANTED < 1 ? 1 : WANTED;
-  constexpr int UNROLLED = block_steps(B) < CHAINS ? CHAINS / block_steps(B) : 1;
-  constexpr bool SMALL = B < 8 && TABLE == 0;
+  constexpr int D = read_as(B);
+  constexpr int UNROLLED = block_steps(D) < CHAINS ? CHAINS / block_steps(D) : 1;
+  constexpr bool SMALL = bits_of(B) < 8 && TABLE == 0;
   ByteTable high_table{}, low_table{};
   if constexpr (TABLE > 0) low_table = byte_table(table->low);
   if constexpr (TABLE > 1) high_table = byte_table(table->high);
-  const int offset = TABLE ? table->offset : m.offset, blocks = m.group / unit_of(B);
+  const int offset = TABLE ? table->offset : m.offset, blocks = m.group / unit_of(D);
   const int groups = l.groups, steps_bytes = l.steps_bytes, head = l.steps_bytes + l.zeros_bytes, record = l.record;
   const Floats centre = set_floats(static_cast<float>(offset));
   Floats all[MR];
@@ -195,8 +196,21 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
   const ptrdiff_t apart = MR > 1 ? reinterpret_cast<const char *>(x[1].high) - reinterpret_cast<const char *>(x[0].high) : 0;
   constexpr bool CENTRED = KEPT == USUAL_STEPS && !TWO;  // sums of products are exact as floats, and so is the difference
   Places highs(x->high, apart), lows(TWO ? x->low : x->high, apart), steps(x->step, apart), sums(CENTRED && !m.zero ? x->centred : x->sum, apart);
+  Planes planes{};
+  if constexpr (B >= NESTED) planes = l.codes<B>(panel, 0);
+  alignas(64) uint8_t bytes[put_together(B) ? LONGEST * PANEL : 1];
+  panel += l.first;
   for (int g = 0; g < groups; ++g) {
-    const uint8_t *codes = panel + head;
+    auto codes = [&] {
+      if constexpr (put_together(B)) {
+        put_codes(m.bits, planes, m.group, bytes);
+        return static_cast<const uint8_t *>(bytes);
+      } else if constexpr (B >= NESTED) {
+        return planes;
+      } else {
+        return panel + head;
+      }
+    }();
     Ints high[MR][CHAINS], low[MR][CHAINS], top_high[MR], top_low[MR];  // top_*: with the table's high byte
     for (int r = 0; r < MR; ++r) {
       for (int c = 0; c < CHAINS; ++c) high[r][c] = low[r][c] = zero_ints();
@@ -209,9 +223,9 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
     }
     const auto block = [&](auto first) __attribute__((always_inline)) {
       // One token's loop is so short that a core sees far ahead; that of several asks for what will be read.
-      if constexpr (MR > 1)
+      if constexpr (MR > 1 && B < NESTED)
         for (int k = 0; k < block_bytes(B); k += 64) prefetch(codes + k + AHEAD);
-      each_step<B, RAISED>(codes, [&](int i, Bytes code) __attribute__((always_inline)) {
+      each_step<D, RAISED>(codes, [&](int i, Bytes code) __attribute__((always_inline)) {
         const Bytes lower = TABLE ? look_up(low_table, code) : code;
         const int c = RAISED && B == 3 ? (raised<B>(i) ? CHAINS / 2 : 0) + i / 2 % (CHAINS / 2) : (first.value + i) % CHAINS;
         for (int r = 0; r < MR; ++r) {
@@ -224,20 +238,21 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
           }
         }
       });
-      codes += block_bytes(B);
-      highs.go_on(4 * block_steps(B));
-      if constexpr (TWO) lows.go_on(4 * block_steps(B));
+      next_block(codes, block_bytes(D));
+      highs.go_on(4 * block_steps(D));
+      if constexpr (TWO) lows.go_on(4 * block_steps(D));
     };
     int b = 0;
     if constexpr (UNROLLED == 4)
       for (; b + 4 <= blocks; b += 4) block(Constant<0>{}), block(Constant<1>{}), block(Constant<2>{}), block(Constant<3>{});
     if constexpr (UNROLLED == 2)
-      for (; b + 2 <= blocks; b += 2) block(Constant<0>{}), block(Constant<block_steps(B)>{});
+      for (; b + 2 <= blocks; b += 2) block(Constant<0>{}), block(Constant<block_steps(D)>{});
     for (; b < blocks; ++b) block(Constant<0>{});
+    if constexpr (B > PUT_SMALL) planes = codes;
     const bool asked = KEPT == ANY_STEPS || KEPT == USUAL_STEPS, zeroed = KEPT == HALF_STEPS_AND_ZEROS || (asked && m.zero);
     const bool none = KEPT == NO_STEPS || (KEPT == USUAL_STEPS && m.step == RG_STEP_NONE);
     const Floats step = KEPT == ANY_STEPS ? load_steps(panel, m.step) : none ? set_floats(1.0f) : load_half(panel);
-    const Floats zeros = zeroed ? load_zeros(panel + steps_bytes, B) : centre;
+    const Floats zeros = zeroed ? load_zeros(panel + steps_bytes, bits_of(B)) : centre;
     for (int r = 0; r < MR; ++r) {
       for (int c = 1; c < CHAINS; ++c) {
         const int up = !RAISED ? 0 : B == 3 ? c / (CHAINS / 2) * 3 : raised<B>(c % PLACES);

@@ -6,7 +6,8 @@
 // 2, 4 and 8 steps into 64 bytes. Planes come highest first: 5, 6 and 7 bits are their top 4, then the next 2 or 1, so
 // that fewer bits of a matrix are its first planes (3 and 8 bits are one plane: codes.h). Rows are padded to 16, inputs
 // to whole groups (codes and activations of 0).
-//
+// In planes (`bias` of RG_INT) a matrix can be read at fewer bits: steps of all groups for each level, 2 bits first, then the
+// codes' top two bits, then plane by plane the others.
 // w = step * (value(code) - zero) * row_scale.   Nothing here throws; a function that can refuse answers an rg_answer.
 // What cannot be seen from here is the caller's to check: that memory is as long as the shapes say.
 #pragma once
@@ -55,21 +56,21 @@ typedef struct rg_matrix {
   int32_t zero;            // 1: every group has zero points
   int32_t value;           // rg_value_kind
   int32_t offset;          // RG_INT: what is taken from a code; RG_TRELLIS: 128
-  int32_t mantissa;        // RG_FLOAT: bits of mantissa
-  int32_t bias;            // RG_FLOAT: value = (1 + fraction) * 2^(exponent - bias)
+  int32_t mantissa;        // RG_FLOAT: bits of mantissa; RG_INT in planes: bits that there are
+  int32_t bias;            // RG_FLOAT: value = (1 + fraction) * 2^(exponent - bias); RG_INT: 0, or in planes the whole's groups
   int64_t stride;          // bytes from panel to panel, of RG_FULL from row to row; 0: as `columns` say. With it `rows` and
                            // `columns` may be the first ones of a larger matrix
 } rg_matrix;
 
 // ---- the machine -----------------------------------------------------------------------------------------------
-RG_API int rg_abi(void);
+RG_API int rg_abi(void), rg_has_planes(void);  // 1: a matrix may be in planes
 RG_API const char *rg_level(void);              // portable, avx2, avx512, vnni, neon
 RG_API int rg_set_level(const char *name);      // 0; 1 unknown name; 2 this CPU lacks it
 RG_API double rg_bandwidth(int threads, size_t bytes, double seconds);  // bytes a second, read once in order; <= 0: no memory
 
 // ---- layout ----------------------------------------------------------------------------------------------------
 RG_API size_t rg_panel_bytes(const rg_matrix *m);  // of one panel; 0: there is no such matrix
-// codes (rows, columns) bytes; steps: (rows, groups) of the stored kind; zeros (rows, groups) bytes or NULL.
+// codes (rows, columns) bytes; steps: (rows, groups) of the stored kind, in planes (levels, rows, groups); zeros (rows, groups) bytes or NULL.
 RG_API int rg_pack(const rg_matrix *m, const uint8_t *codes, const void *steps, const uint8_t *zeros, uint8_t *panels, int threads);
 RG_API int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads);  // codes (rows, columns) again
 // Decoded rows [start, stop) or, where `index` is given, rows index[start ... stop): out (stop - start, columns).
@@ -81,6 +82,17 @@ RG_API int rg_linear(const rg_matrix *m, const void *x, void *y, int64_t tokens,
 // Blocked, for many tokens: 8-bit activations. `token_steps`: NULL, or a ready step a token whose integers are in `x`
 // (signed bytes) as the caller rounded them.
 RG_API int rg_gemm(const rg_matrix *m, const void *x, const int8_t *xq, const float *token_steps, void *y, int64_t tokens, int dtype, int threads);
+// Tokens that are codes already: value = step * (code - zero), `group` channels behind each other sharing both.
+typedef struct rg_codes {
+  const int8_t *codes;   // (tokens, columns)
+  const float *steps;    // (tokens, columns / group); NULL: 1
+  const int32_t *zeros;  // as steps, -128 ... 127; NULL: 0
+  int32_t group;         // 0: all channels
+  int32_t shared;        // 1: `zeros` is one row, of every token
+} rg_codes;
+// y (tokens, rows) of such tokens, for any number of them; sums of integers are exact. Unsound where a group of the matrix
+// has more than one step of theirs.
+RG_API int rg_coded(const rg_matrix *m, const rg_codes *codes, void *y, int64_t tokens, int dtype, int threads);
 // Exact: y (tokens, rows) int32 = sum over columns of (code - offset) * x. Unsound where 32 bits could overflow.
 RG_API int rg_integers(const rg_matrix *m, const int8_t *x, int32_t *y, int64_t tokens, int threads);
 // out (columns, columns) float32 += x^T x of `tokens` rows of bfloat16, in blocks of 32 x 32 on and above the diagonal; the

@@ -31,7 +31,7 @@ struct Sizes {
     const int by = s.activations;
     if (!(by >= RG_INT8 && by <= RG_FLOAT32) && !(by >= RG_TOKEN + 2 && by <= RG_TOKEN + 8)) return false;
     const Layout l(s.matrix);
-    weights += whole ? static_cast<size_t>(s.matrix.rows) * s.matrix.columns * 2 : l.panel * static_cast<size_t>(l.panels);
+    weights += whole ? static_cast<size_t>(s.matrix.rows) * s.matrix.columns * 2 : l.read * static_cast<size_t>(l.panels);
     const size_t each = inputs_bytes(l);
     most = each > most ? each : most;
     worked = worked || !plain(t);

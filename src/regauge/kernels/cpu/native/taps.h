@@ -165,6 +165,48 @@ inline Rounded round_by(const rg_tap &t, const float *x, int columns, int group,
   return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum, sum + l.groups};
 }
 
+// The entry of the step that some token's channels from `begin` on share.
+inline size_t entry_of(const rg_codes &c, int64_t token, int columns, int begin) {
+  return c.group ? static_cast<size_t>(token) * static_cast<size_t>(columns / c.group) + static_cast<size_t>(begin / c.group) : static_cast<size_t>(token);
+}
+
+// The zero point of some token's channels from `begin` on.
+inline int32_t zero_of(const rg_codes &c, int64_t token, int columns, int begin) {
+  return c.zeros ? c.zeros[entry_of(c, c.shared ? 0 : token, columns, begin)] : 0;
+}
+
+// A token of ready codes as panels read it. TWO: codes less a zero point, in two bytes.
+template <bool TWO>
+inline Rounded ready_token(const rg_codes &c, int64_t token, int columns, int group, const Layout &l, uint8_t *scratch) {
+  uint8_t *at = aligned(scratch);
+  int8_t *high = reinterpret_cast<int8_t *>(at);
+  at += (l.padded + 63) / 64 * 64;
+  int8_t *low = reinterpret_cast<int8_t *>(at);
+  if (TWO) at += (l.padded + 63) / 64 * 64;
+  int32_t *sum_high = reinterpret_cast<int32_t *>(at), *sum_low = sum_high + l.groups;
+  float *step = reinterpret_cast<float *>(sum_low + l.groups), *sum = step + l.groups;
+  const int8_t *from = c.codes + token * columns;
+  for (int g = 0; g < l.groups; ++g) {
+    const int begin = g * group;
+    const int32_t zero = TWO ? zero_of(c, token, columns, begin) : 0;
+    int32_t highs = 0, lows = 0;
+    for (int i = begin; i < begin + group; ++i) {
+      const int32_t q = i < columns ? from[i] - zero : 0, h = TWO ? (q + 128) >> 8 : q;
+      high[i] = static_cast<int8_t>(h);
+      highs += h;
+      if (TWO) {
+        low[i] = static_cast<int8_t>(q - h * 256);
+        lows += q - h * 256;
+      }
+    }
+    sum_high[g] = highs;
+    sum_low[g] = lows;
+    step[g] = c.steps ? c.steps[entry_of(c, token, columns, begin)] : 1.0f;
+    sum[g] = (TWO ? 256.0f : 1.0f) * static_cast<float>(highs) + static_cast<float>(lows);
+  }
+  return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum, sum + l.groups};
+}
+
 // What the codes of a token stand for.
 inline void simulated(const rg_tap &t, const float *x, int columns, float *out) {
   const int span = span_of(t, columns);

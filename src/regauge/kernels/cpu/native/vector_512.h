@@ -13,6 +13,10 @@ RG_INLINE void store_bytes(uint8_t *p, Bytes a) { _mm512_storeu_si512(p, a.v); }
 RG_INLINE Bytes set_bytes(int byte) { return {_mm512_set1_epi8(static_cast<char>(byte))}; }
 RG_INLINE Bytes operator&(Bytes a, Bytes b) { return {_mm512_and_si512(a.v, b.v)}; }
 RG_INLINE Bytes operator|(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
+// code | (bits & mask).
+RG_INLINE Bytes with_bits(Bytes code, Bytes bits, Bytes mask) { return {_mm512_ternarylogic_epi64(code.v, bits.v, mask.v, 0xf8)}; }
+// mask ? a : b, bit by bit.
+RG_INLINE Bytes picked(Bytes mask, Bytes a, Bytes b) { return {_mm512_ternarylogic_epi64(mask.v, a.v, b.v, 0xca)}; }
 // Shifts of 16-bit lanes by a constant, left where negative; the caller masks what crosses into a neighbour.
 template <int N>
 RG_INLINE Bytes shifted(Bytes a) {
@@ -31,6 +35,7 @@ RG_INLINE Ints zero_ints() { return {_mm512_setzero_si512()}; }
 RG_INLINE Ints set_ints(int32_t x) { return {_mm512_set1_epi32(x)}; }
 RG_INLINE Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 RG_INLINE Ints operator-(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+RG_INLINE Ints operator*(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 RG_INLINE void store_ints(int32_t *p, Ints a) { _mm512_storeu_si512(p, a.v); }
 // a + the dot product of each four bytes of `codes` (unsigned) with the four of `x` (signed). SMALL: codes < 128.
 template <bool SMALL>

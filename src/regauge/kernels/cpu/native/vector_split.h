@@ -34,6 +34,8 @@ RG_INLINE void store_bytes(uint8_t *p, Bytes a) { RG_EACH std::memcpy(p + i * WI
 RG_INLINE Bytes set_bytes(int byte) { Bytes r; RG_EACH r.v[i] = NativeBytes{} + static_cast<uint8_t>(byte); return r; }
 RG_INLINE Bytes operator&(Bytes a, Bytes b) { RG_EACH a.v[i] &= b.v[i]; return a; }
 RG_INLINE Bytes operator|(Bytes a, Bytes b) { RG_EACH a.v[i] |= b.v[i]; return a; }
+RG_INLINE Bytes with_bits(Bytes code, Bytes bits, Bytes mask) { return code | (bits & mask); }
+RG_INLINE Bytes picked(Bytes mask, Bytes a, Bytes b) { RG_EACH a.v[i] = (a.v[i] & mask.v[i]) | (b.v[i] & ~mask.v[i]); return a; }
 template <int N>
 RG_INLINE Bytes shifted(Bytes a) {
   if constexpr (N > 0) RG_EACH a.v[i] = (NativeBytes)((NativeWords)a.v[i] >> N);
@@ -61,6 +63,7 @@ RG_INLINE Ints zero_ints() { return {}; }
 RG_INLINE Ints set_ints(int32_t x) { Ints r; RG_EACH r.v[i] = NativeInts{} + x; return r; }
 RG_INLINE Ints operator+(Ints a, Ints b) { RG_EACH a.v[i] += b.v[i]; return a; }
 RG_INLINE Ints operator-(Ints a, Ints b) { RG_EACH a.v[i] -= b.v[i]; return a; }
+RG_INLINE Ints operator*(Ints a, Ints b) { RG_EACH a.v[i] *= b.v[i]; return a; }
 RG_INLINE Ints operator&(Ints a, Ints b) { RG_EACH a.v[i] &= b.v[i]; return a; }
 RG_INLINE Ints operator|(Ints a, Ints b) { RG_EACH a.v[i] |= b.v[i]; return a; }
 RG_INLINE void store_ints(int32_t *p, Ints a) { RG_EACH std::memcpy(p + i * LANES, &a.v[i], WIDTH); }
