@@ -5,9 +5,9 @@
     python benchmarks/four_bits.py --presets mine.yaml quarot-w4a4kv4
 
 All are held against the model itself on the second half of the same held-out windows, read behind the cache.
-A line a preset and form: KL to the original in nats a token with its 95 % interval over documents, by how much it differs
-from that of the first, paired, and seconds of CPU. The planted form is the model with the outliers of a large one,
-the same function (`rewrites/planting.py`).
+A line a preset and form: KL to the original in nats a token with its 95 % interval over documents, by how much it is
+more than that of the first, paired, and seconds of CPU. The planted form is the same function with the outliers of a
+large model (`rewrites/planting.py`).
 """
 
 from __future__ import annotations
