@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,23 @@ class HeldOut:
     """A model beside what is made of it, on windows of one text.
 
     Attributes:
-        windows: of `length` tokens.
+        windows: of `length` tokens; `halved`: their second halves are scored, behind the cache.
     """
 
-    def __init__(self, model: Path, text: Path, length: int, tokens: int) -> None:
+    def __init__(self, model: Path, text: Path, length: int, tokens: int, halved: bool = False) -> None:
         self.host = host_of(model)
         tokenizer = self.host.tokenizer(self.host.folder(str(model)))
         read = corpus(text)
         whole = cut(pieces(read), tokenizer, length, description=read.description, before=frame(tokenizer)[0])
-        self.windows = whole.take(tokens, 0)
-        self._inputs = [{"input_ids": batch.ids_BT} for batch in self.windows.batches(BATCH)]
+        self.windows, self._most = replace(whole.take(tokens, 0), halved=halved), 1 if halved else BATCH
+        self._inputs = [{"input_ids": batch.ids_BT} for batch in self.windows.batches(self._most)]
         self._original = self.host.outputs(model, self._inputs)
         told = f"{self.windows.predicted:,} held-out tokens of {self.windows.documents} documents"
         print(f"{model.name}, {told}; nats a token")
 
     def scores(self, artifact: Path) -> Scores:
         """Of what was made of the model, a token."""
-        return compare(self.windows, self._original(), self.host.outputs(artifact, self._inputs)(), BATCH)
+        return compare(self.windows, self._original(), self.host.outputs(artifact, self._inputs)(), self._most)
 
 
 def windows(tokenizer: Any, folder: Path, count: int, length: int) -> list[Tensor]:
