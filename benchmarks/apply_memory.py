@@ -2,6 +2,7 @@
 
     python benchmarks/apply_memory.py                 # writes the model to a temporary directory first
     python benchmarks/apply_memory.py --model DIR --tokens 8192
+    python benchmarks/apply_memory.py --recipe autoround-w4g64 --steps 4  # more steps hold no more
 
 GPTQ runs in a child process inside a memory cgroup of 2.5 GB where one can be made (v1 or v2, below our own), so that
 it would be killed if it held more; mapped weight files count there only while the kernel has no better use for the
@@ -31,8 +32,14 @@ ANONYMOUS = 2_000_000_000  # bytes of anonymous memory where there is no cgroup
 CPU = 10.0  # seconds of RTN for 100M parameters
 CHILD = """
 import json, sys
+from dataclasses import replace
 from regauge.engine import apply
+from regauge.plan import load
 recipe, model, out, tokens, length = sys.argv[1:6]
+recipe, _, steps = recipe.partition(":")
+if steps:
+    recipe = load(recipe)
+    recipe = replace(recipe, learning={**recipe.learning, "steps": int(steps)})
 text = {"calibration": sys.argv[6], "tokens": int(tokens), "length": int(length)} if len(sys.argv) > 6 else {}
 receipt = apply(recipe, model, out, **text)
 print(json.dumps({"peak": receipt.peak_bytes, "bf16": receipt.bytes_bf16, "ratio": receipt.ratio,
@@ -133,6 +140,7 @@ def main() -> int:
     words.add_argument("--model", type=Path, help="a model directory; without it one is written")
     words.add_argument("--size", default="1.1b", help="of the model that is written")
     words.add_argument("--recipe", default="gptq-w4g128")
+    words.add_argument("--steps", type=int, help="of what the recipe learns, of each block; without it as it says")
     words.add_argument("--tokens", type=int, default=8192)
     words.add_argument("--length", type=int, default=512)
     given = words.parse_args()
@@ -148,7 +156,8 @@ def main() -> int:
             (text / f"{source.parent.name}-{source.name}.txt").write_text(source.read_text())
         with cgroup(LIMIT) as inside:
             reading = [str(given.tokens), str(given.length), str(text)]
-            gptq = run(given.recipe, model, folder / "gptq", reading, inside)
+            recipe = f"{given.recipe}:{given.steps}" if given.steps else given.recipe
+            gptq = run(recipe, model, folder / "gptq", reading, inside)
         rtn = run("rtn-w4g128", model, folder / "rtn", ["0", "0"], None)
     where = f"inside a memory cgroup of {LIMIT / 1e9:.1f} GB" if inside else "no memory cgroup could be made"
     print(f"{gptq.parameters / 1e6:,.0f}M parameters in bf16, {gptq.parameters * 2 / 1e9:.2f} GB; {where}")

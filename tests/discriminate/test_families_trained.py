@@ -16,6 +16,7 @@ from regauge.learn.samplers import (
     SAMPLERS,
     Balanced,
     Exits,
+    Named,
     Phases,
     Progressive,
     Sandwich,
@@ -90,6 +91,17 @@ def test_phases_move_from_the_whole_to_members() -> None:
     share = [sum(not step[0].subnet.full for step in part) for part in (drawn(sampler)[:60], drawn(sampler)[270:])]
     assert share[0] < 25
     assert share[1] == 130
+
+
+def test_named_spends_every_pass_on_a_member_with_a_name_each_as_often() -> None:
+    """Members by lot spend most passes on sizes between; here 300 passes are 100 of each."""
+    named = {Subnet(depth=6): 0.75, Subnet(depth=4, ffn=0.5): 0.25}
+    space = Space(SPACE.choices, 8, named=named)
+    for count in (1, 2):
+        found = Counter(one.subnet for step in drawn(Named(count), space, 300 // count) for one in step)
+        assert found == {Subnet(): 100, **dict.fromkeys(named, 100)}
+    by_lot = Counter(one.subnet for step in drawn(Uniform(1), space, 300) for one in step)
+    assert sum(by_lot[one] for one in (Subnet(), *named)) < 150
 
 
 def test_balanced_draws_every_size_and_uniform_by_block_draws_the_middle() -> None:

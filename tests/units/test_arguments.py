@@ -17,7 +17,7 @@ PUBLIC = {
     "cli/choosing.py": {"subnets", "extract"},
     "cli/comparing.py": {"compare"},
     "cli/learning.py": {"recover", "train"},
-    "cli/training.py": {"recover", "train"},
+    "cli/training.py": {"recover", "train", "subnets"},
     "cli/running.py": {"chat", "sample", "serve"},
     "engine/api.py": {"apply", "dry_run"},
     "engine/measuring.py": {"measure"},

@@ -23,6 +23,7 @@ from regauge.runtime.drafts.lookup import Lookup
 from regauge.runtime.drafts.loop import drafted
 from regauge.runtime.drafts.pace import PROBE, Costs, Pace
 from regauge.runtime.drafts.source import Draft
+from regauge.runtime.drafts.worth import best
 from units.test_step import loaded
 
 native = pytest.mark.skipif(not available(), reason="the C++ kernels were not built here")
@@ -142,6 +143,15 @@ def test_nothing_is_drafted_before_a_step_was_timed_nor_where_it_does_not_pay() 
         cheap.came(3)
         cheap.came(3)
     assert cheap.length(8, 7, True) == 3
+
+
+def test_how_many_guesses_are_worth_it() -> None:
+    """A second guess in a step that costs half a token more: 1 + 0.8 + 0.64 for 1.5 and two guesses of a tenth."""
+    times = {1: 1.0, 2: 1.2, 3: 1.5, 4: 3.0}
+    length, gain = best(0.8, 0.8, times.__getitem__, 0.1, most=3)
+    assert (length, gain) == (2, pytest.approx(2.44 / 1.7))
+    assert best(0.8, 0.8, times.__getitem__, 0.6, most=3) == (0, 1.0)
+    assert best(0.1, 0.1, times.__getitem__, 0.0, most=3) == (0, 1.0)
 
 
 def test_guesses_that_cost_something_are_tried_again_now_and_then() -> None:

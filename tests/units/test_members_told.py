@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import regauge as rg
+from regauge.amounts import told
 from regauge.cli import main
 from regauge.errors import SettingError
 from tests import tiny
@@ -21,7 +22,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_members_are_measured_beside_the_whole(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = str(tiny.text(tmp_path, 3000))
+    page = tmp_path / "members.html"
     asked = ["subnets", str(out), "--subnet", "depth=2", "--subnet", "small", "--eval", text, "--quiet"]
+    asked += ["--page", str(page)]
     assert main([*asked, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["subnet"] for one in found["members"]] == ["full", "depth=2", "depth=2,ffn=0.5"]
@@ -34,17 +37,33 @@ def test_members_are_measured_beside_the_whole(out: Path, tmp_path: Path, capsys
     assert small["quality"]["kl"]["value"] > 0.01
     assert min(one[what]["median"] for one in found["members"] for what in ("decode", "prefill")) > 0
     assert found["offers"]["depth"] == ["3", "2"]
+    assert whole["drafts"] is None
+    assert small["drafts"]["right"] == small["quality"]["agreement"]["value"]
+    assert list(found["steps"]) == ["1", "2", "4", "8"]
+    assert found["steps"]["1"] == 1.0
+    drawn = page.read_text(encoding="utf-8")
+    assert drawn.count('<g class="dot uniform">') == 2
+    assert f"<title>small: {told(small['bytes'])}, KL {small['quality']['kl']['value']:.5f} in memory</title>" in drawn
     assert rg.extract(out, "small", tmp_path / "small").bytes == pytest.approx(small["bytes"], rel=0.02)
 
 
 def test_what_is_worth_a_look(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without text there is no quality of an artifact in codes, and every choice is there by itself."""
     assert main(["subnets", str(out), "--quiet"]) == 0
-    told = capsys.readouterr().out
+    said = capsys.readouterr().out
     for subnet in ("full", "depth=3", "ffn=0.75", "heads=1", "width=48", "cache=kv8", "small"):
-        assert subnet in told
-    assert "give --eval TEXT for quality" in told
-    assert "perplexity" not in told
+        assert subnet in said
+    assert "give --eval TEXT for quality" in said
+    assert "perplexity" not in said
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    where = tmp_path / "file" / "members.html"
+    assert main(["subnets", str(out), "--subnet", "small", "--quiet", "--page", str(where)]) != 0
+    assert "the report could not be written to" in capsys.readouterr().err
 
 
 def test_one_member_is_written(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

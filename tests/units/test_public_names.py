@@ -183,6 +183,7 @@ FLAGS = {
         "--debug",
         "--eval",
         "--json",
+        "--page",
         "--quiet",
         "--seed",
         "--subnet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +22,9 @@ def subnets(
         typer.Option(metavar="depth=6,ffn=0.5", help="A member to measure, may be repeated; else those worth a look."),
     ] = None,
     evaluation: EVAL = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", metavar="FILE", help="Write them as a page too, plotted.")
+    ] = None,
     seed: SEED = 0,
     json: JSON = False,
     quiet: QUIET = False,
@@ -32,10 +36,17 @@ def subnets(
     from regauge.cli import show
     from regauge.cli.bars import working
     from regauge.engine.subnets import subnets as measure
+    from regauge.report.members import write
 
     with working("measure", quiet, verbose, threads) as watch:
         found = measure(artifact, subnet or (), eval=evaluation, seed=seed, progress=watch)
-    show.as_json(found) if json else _tell(found)
+    written = None if page is None else write(found, page.expanduser())
+    if json:
+        show.as_json(found)
+        return
+    _tell(found)
+    if written is not None:
+        show.line(f"the page: {show.where(written)}")
 
 
 def extract(
@@ -60,18 +71,10 @@ def extract(
 
 def _tell(found: Subnets) -> None:
     """A row a member, the whole first."""
-    from regauge.amounts import told
     from regauge.cli import show
+    from regauge.report import members
 
-    offers = "; ".join(f"{name} {', '.join(some)}" for name, some in found.offers.items())
-    show.line(f"{found.path} offers {offers}" + f" ({found.layers} blocks)" * ("depth" in found.offers))
-    heads = ["subnet", "name", "size", "decode tokens/s", "prefill tokens/s"]
-    heads += ["perplexity", "KL to the whole"] if found.text else []
-    rows = []
-    for one in found.members:
-        row = [one.subnet, one.name, told(one.bytes), f"{one.decode.median:.0f}", f"{one.prefill.median:.0f}"]
-        if one.quality is not None:
-            row += [f"{one.quality.perplexity.value:.2f}", f"{one.quality.kl.value:.3f}"]
-        rows.append(row)
-    show.table(heads, rows)
-    show.line(f"quality on {found.text}" if found.text else "give --eval TEXT for quality")
+    show.line(f"{found.path} offers {members.offers(found)}")
+    table = members.table(found)
+    show.table(list(table.header), [list(row) for row in table.rows])
+    show.line(f"quality on {found.text}" if found.text else members.NO_TEXT)

@@ -32,6 +32,7 @@ from regauge.hosts import host_of
 from regauge.learn.ranks import writes
 from regauge.plan import Plan
 from regauge.report.build import write
+from regauge.report.members import write as write_page
 from regauge.text.corpora import Where
 
 Watcher = Callable[[Event], None]
@@ -138,6 +139,7 @@ def subnets(
     subnet: str | Subnet | Sequence[str | Subnet] = (),
     *,
     eval: Where | None = None,
+    page: str | Path | None = None,
     seed: int = 0,
     progress: Watcher | None = None,
     quiet: bool = False,
@@ -147,7 +149,11 @@ def subnets(
     Args:
         subnet: which; none: every choice by itself, the smallest of all together, and those that have a name.
         eval: text for quality; None: the model samples its own where nothing in it is rounded, else no quality.
+        page: a file to write them to as a page, plotted.
     """
     asked = [subnet] if isinstance(subnet, str | Subnet) else subnet
     with watching("measure", progress, quiet) as watch:
-        return _subnets(artifact, asked, eval=eval, seed=seed, progress=watch)
+        found = _subnets(artifact, asked, eval=eval, seed=seed, progress=watch)
+    if page is not None:
+        write_page(found, Path(page))
+    return found

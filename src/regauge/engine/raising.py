@@ -172,7 +172,22 @@ def space_of(family: Family, anatomy: Anatomy, each: bool = False) -> Space:
             some = {_share(name, value, family, anatomy): value for value in family.choices(name)}
             rest = [Choice(some[share], share) for share in sorted(some, reverse=True) if share < 1]
             found[name] = (WHOLE, *rest)
-    return Space(found, anatomy.blocks, each)
+    named = {one: size for one in family.members.values() if (size := _size(one, family, anatomy)) is not None}
+    return Space(found, anatomy.blocks, each, named)
+
+
+def _size(subnet: Subnet, family: Family, anatomy: Anatomy) -> float | None:
+    """About which share of the whole's products a member has; None where it says what training does not draw."""
+    size = 1.0
+    for name, value in subnet.said():
+        if name not in DRAWN:
+            return None
+        if name == "depth" and isinstance(value, tuple):
+            size *= len(value) / anatomy.blocks
+            continue
+        some = value if isinstance(value, tuple) else (value,)
+        size *= sum(_share(name, one, family, anatomy) for one in some) / len(some)
+    return None if subnet.full else size
 
 
 def _share(name: str, value: int | float | str, family: Family, anatomy: Anatomy) -> float:

@@ -7,12 +7,13 @@ each member, and some thirty tokens a round.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy import interp
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -27,13 +28,30 @@ from regauge.elastic.subnet import Subnet
 from regauge.engine.measuring import text_of
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.hosts import host_of
-from regauge.measure.cost import Speed, prompt_of, speeds
+from regauge.measure.cost import Speed, prompt_of, speeds, steps
 from regauge.measure.quality import Quality, compare_many, summarise
+from regauge.runtime.drafts.worth import best
 from regauge.text.corpora import Where
 from regauge.text.windows import Windows
 
 MOST, TOGETHER = 32, 4096
 """Members that are measured at once, and tokens of a batch."""
+
+
+class Drafts(BaseModel):
+    """What a member is worth that drafts for the whole (`drafts="depth=4"`), greedily.
+
+    Attributes:
+        right: how often its likeliest token is the whole's.
+        guesses: how many a step promise the most tokens a second; 0: it is not worth it.
+        gain: how many times as many tokens a second that would be, by what steps and guesses took here.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    right: float
+    guesses: int
+    gain: float
 
 
 class MemberFigures(BaseModel):
@@ -44,6 +62,7 @@ class MemberFigures(BaseModel):
         blocks: which blocks of the whole run.
         bytes: of its tensors, by their formats.
         quality: against the whole; None where there was no text.
+        drafts: None of the whole, of a member with a cache of its own kind, and where there was no text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +74,7 @@ class MemberFigures(BaseModel):
     decode: Speed
     prefill: Speed
     quality: Quality | None = None
+    drafts: Drafts | None = None
 
 
 class Subnets(BaseModel):
@@ -63,6 +83,7 @@ class Subnets(BaseModel):
     Attributes:
         offers: dimension → its choices beside the whole.
         text: what quality was measured on, in words.
+        steps: how many tokens a step of the whole reads → its time in times of a step of one; empty without text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,6 +93,7 @@ class Subnets(BaseModel):
     layers: str
     text: str
     members: tuple[MemberFigures, ...]
+    steps: dict[int, float] = {}
 
     def __str__(self) -> str:
         first = self.members[0]
@@ -112,6 +134,8 @@ def subnets(
         clock.say("subnets", f"{len(found)} members")
         timed = speeds(models, prompt_of(facts.vocabulary, facts.most), rounds)
         quality = {} if windows is None else _quality(windows, models, seed)
+        together = {} if windows is None else steps(model, prompt_of(facts.vocabulary, facts.most), rounds)
+    rates = {name: found.median for name, found in timed["decode"].items()}
     names = {settled(one, family, layout.anatomy): name for name, one in family.members.items()}
     members = tuple(
         MemberFigures(
@@ -122,6 +146,7 @@ def subnets(
             decode=timed["decode"][str(one)],
             prefill=timed["prefill"][str(one)],
             quality=quality.get(str(one)),
+            drafts=_drafts(one, quality.get(str(one)), together, rates),
         )
         for one in found
     )
@@ -131,7 +156,20 @@ def subnets(
         layers=family.layers,
         text="" if windows is None else windows.description,
         members=members,
+        steps=together,
     )
+
+
+def _drafts(
+    subnet: Subnet, quality: Quality | None, together: Mapping[int, float], rates: Mapping[str, float]
+) -> Drafts | None:
+    """What a member's guesses are worth, in steps of the whole."""
+    if quality is None or subnet.full or subnet.cache is not None:
+        return None
+    right, places, times = quality.agreement.value, list(together), list(together.values())
+    guess = rates[str(Subnet())] / rates[str(subnet)]
+    guesses, gain = best(right, right, lambda tokens: float(interp(tokens, places, times)), guess)
+    return Drafts(right=right, guesses=guesses, gain=gain)
 
 
 def _asked(asked: Sequence[str | Subnet], family: Family, anatomy: Anatomy) -> Iterator[Subnet]:

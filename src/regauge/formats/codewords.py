@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regauge.formats.grid import Packed
 from regauge.formats.magnitudes import LISTS, SIZES
+from regauge.kernels.cpu import lists
 from regauge.kernels.cpu.sweep import Values
 from regauge.kernels.reference import pack, packed_bytes, unpack
 
@@ -23,6 +24,8 @@ RUN = 8
 """Weights of a word: those that share the sign bits of a byte."""
 AT_ONCE = 1 << 13
 """Words whose distances to all rows are held together."""
+MOST = 1e4
+"""What no magnitude reaches, and squares do not overflow."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,14 @@ class CodeWords(Packed):
         found[self._keys(self.places)] = torch.arange(len(self.places), dtype=torch.int64, device="cpu")
         return found
 
+    @cached_property
+    def _list(self) -> lists.Words:
+        """As the kernels take it."""
+        raw = torch.tensor(list(base64.b85decode(LISTS[self.name])), dtype=torch.uint8, device="cpu")
+        return lists.Words(
+            raw.view(torch.int16), self.table[len(SIZES[self.name]) :].clone(), self.rows.shape[1], self.even
+        )
+
     @property
     def _wide(self) -> int:
         """Bits of a place in the list."""
@@ -108,8 +119,12 @@ class CodeWords(Packed):
         Raises:
             ValueError: z is not whole words long.
         """
-        z_WR = self._words(z).float().nan_to_num().clamp(-1e4, 1e4)
         weight_WR = None if weight is None else self._words(weight.expand(z.shape)).float()
+        z_WR = self._words(z).float()
+        quick_WR = lists.near(z_WR, weight_WR, self._list)
+        if quick_WR is not None:
+            return quick_WR.view(z.shape).to(z.dtype)
+        z_WR = z_WR.nan_to_num(posinf=MOST, neginf=-MOST).clamp(-MOST, MOST)
         found_WR = torch.empty_like(z_WR)
         for start in range(0, len(z_WR), AT_ONCE):
             part = slice(start, start + AT_ONCE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from regauge.elastic.subnet import Subnet
@@ -152,6 +152,24 @@ class Exits:
 
 
 @dataclass(frozen=True)
+class Named:
+    """The members that the family calls by a name, and the whole: each once before any comes again, in an order by lot.
+
+    Nothing is spent on sizes that nobody asked for. Without names: the whole and the smallest.
+    """
+
+    count: int = 1
+
+    def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
+        every = [Subnet(), *(space.named or (space.smallest,))]
+        places = range(turn.step * self.count, (turn.step + 1) * self.count)
+        return ordered(space, [Drawn(self._round(every, turn, at // len(every))[at % len(every)]) for at in places])
+
+    def _round(self, every: list[Subnet], turn: Turn, number: int) -> list[Subnet]:
+        return replace(turn, step=number).chance.sample(every, len(every))
+
+
+@dataclass(frozen=True)
 class Smallest:
     """The smallest member and no other: the null of every family, a model trained alone."""
 
@@ -164,6 +182,7 @@ class Smallest:
 SAMPLERS: Mapping[str, Callable[..., Sampler]] = {
     "balanced": Balanced,
     "exits": Exits,
+    "named": Named,
     "phases": Phases,
     "progressive": Progressive,
     "sandwich": Sandwich,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from regauge.elastic.subnet import Subnet
@@ -32,11 +32,13 @@ class Space:
         choices: dimension → its choices, the whole first, the smallest last.
         blocks: of the whole.
         each: whether each block of a member has a width of its own.
+        named: members that the family calls by a name, and about which share of the whole's products each has.
     """
 
     choices: Mapping[str, tuple[Choice, ...]]
     blocks: int
     each: bool = False
+    named: Mapping[Subnet, float] = field(default_factory=dict)
 
     def member(self, picked: Mapping[str, Choice | Sequence[Choice]]) -> Subnet:
         """The member of some choices; a dimension that is not named is whole."""
@@ -74,6 +76,8 @@ class Space:
 
     def size(self, subnet: Subnet) -> float:
         """About which share of the whole's products a member has: the product of its shares, a mean over blocks."""
+        if subnet in self.named:
+            return self.named[subnet]
         size = 1.0
         for name, some in self.choices.items():
             value = getattr(subnet, name)

@@ -32,6 +32,7 @@ Speeds = Mapping[str, Mapping[str, "Speed"]]
 """`decode` and `prefill` → model → speed."""
 
 DECODE, PREFILL, PROMPT = 24, 256, 16  # tokens timed, tokens of a prefill, tokens before decoding
+TOGETHER = (1, 2, 4, 8)  # tokens of a step that checks guesses
 ORIGINAL, RUNTIME, COMPRESSED = "original", "runtime", "compressed"
 """The source by its library's own modules; the source as an artifact is run; the artifact."""
 
@@ -149,6 +150,20 @@ def decode_rate(model: Model, prompt_BT: Tensor, tokens: int = 32) -> Thunk:
     return run
 
 
+def steps_rate(model: Model, prompt_BT: Tensor, each: int, steps: int = 6) -> Thunk:
+    """Steps a second that read `each` tokens behind the prompt and what the steps before them read."""
+
+    def run() -> float:
+        with torch.inference_mode():
+            out = model(input_ids=prompt_BT, use_cache=True)
+            start = time.perf_counter()
+            for _ in range(steps):
+                out = model(input_ids=prompt_BT[:, :each], past_key_values=out.past_key_values, use_cache=True)
+            return steps / (time.perf_counter() - start)
+
+    return run
+
+
 def prefill_rate(model: Model, prompt_BT: Tensor) -> Thunk:
     """Prompt tokens a second through one forward pass that fills a cache and gives the last token's logits."""
 
@@ -176,6 +191,12 @@ def speeds(models: Mapping[str, Model], prompt_BT: Tensor, rounds: int) -> dict[
         "decode": interleave({name: decode_rate(model, short, DECODE) for name, model in models.items()}, rounds),
         "prefill": interleave({name: prefill_rate(model, prompt_BT) for name, model in models.items()}, rounds),
     }
+
+
+def steps(model: Model, prompt_BT: Tensor, rounds: int) -> dict[int, float]:
+    """How many tokens a step reads → its time in times of a step of one; medians of interleaved rounds."""
+    timed = interleave({str(each): steps_rate(model, prompt_BT[:, :PROMPT], each) for each in TOGETHER}, rounds)
+    return {each: timed[str(TOGETHER[0])].median / timed[str(each)].median for each in TOGETHER}
 
 
 def cache_bytes(cache: Any) -> int:  # any cache object of the host

@@ -147,7 +147,7 @@ def _grid(across: tuple[float, float], down: tuple[float, float]) -> list[str]:
     middle = (HEIGHT - BOTTOM + TOP) / 2
     found.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}">bytes stored, MB</text>')
     turned = f'transform="rotate(-90 14 {middle})"'
-    found.append(f'<text class="axis" x="14" y="{middle}" {turned}>KL to the original, nats a token</text>')
+    found.append(f'<text class="axis" x="14" y="{middle}" {turned}>KL, nats a token</text>')
     return found
 
 

@@ -34,6 +34,7 @@ _ARGUMENTS = {
     "rg_feedback": (_POINTER, _INT),
     "rg_trellis_round": (_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT),
     "rg_trellis_feedback": (_POINTER, _POINTER, _INT),
+    "rg_lists_near": (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _INT),
     "rg_attend": (_POINTER, _INT),
     "rg_integers": (_POINTER, _POINTER, _POINTER, _LONG, _INT),
 }

@@ -15,8 +15,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from regauge.runtime.drafts.pace import MOST, Pace
+from regauge.runtime.drafts.pace import Pace
 from regauge.runtime.drafts.source import Source
+from regauge.runtime.drafts.worth import MOST
 
 
 @runtime_checkable

@@ -1,9 +1,7 @@
 """How many tokens to draft: as many as promise the most tokens a second, by what was right and by what steps took.
 
-A step that reads n tokens takes c(n) seconds, measured as steps come. Drafts of g tokens whose first is right with
-probability p and each further one with q give 1 + p + p·q + … + p·q^(g-1) tokens a step. The g with the most tokens a
-second is taken, and 0 where none is better than not to draft. Guesses that cost nothing are compared with the text even
-where they were not tried, so a text that begins to repeat itself is noticed.
+A step that reads n tokens takes c(n) seconds, measured as steps come. Guesses that cost nothing are compared with the
+text even where they were not tried, so a text that begins to repeat itself is noticed.
 """
 
 from __future__ import annotations
@@ -12,11 +10,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from regauge.runtime.drafts.source import Draft
+from regauge.runtime.drafts.worth import MOST, best
 
-MOST = 7
-"""Tokens that are drafted at once: with the one before them they are eight, which share one reading of the weights."""
-GAIN = 1.03
-"""Drafts are tried where they promise so much more than none."""
 WORTH = 6.0
 """Observations that what is believed beforehand counts for."""
 MEMORY = 64.0
@@ -116,13 +111,7 @@ class Pace:
         if not costs.seconds[0] or most < 1:
             return 0
         first, further = self._first[matched].value, self._further[matched].value
-        best, found, tokens, chance = GAIN / costs.of(1), 0, 1.0, first
-        for guesses in range(1, min(most, MOST) + 1):
-            tokens += chance
-            chance *= further
-            rate = tokens / (costs.of(guesses + 1) + (0.0 if free else guesses * costs.guess))
-            if rate > best:
-                best, found = rate, guesses
+        found, _ = best(first, further, costs.of, 0.0 if free else costs.guess, most)
         self._idle = 0 if found or free else self._idle + 1
         if self._idle >= PROBE:
             self._idle, found = 0, min(2, most)

@@ -157,6 +157,18 @@ typedef struct rg_trellis_sweep {
 
 RG_API int rg_trellis_feedback(const rg_trellis *t, const rg_trellis_sweep *sweep, int threads);
 
+// A list of code words (lists.h): `count` rows of `piece` magnitudes, 8 or 4, each row a number of 16 bits that are the places
+// of its magnitudes among `kinds` sizes, the first weight's lowest. EVEN: of eight weights an even number is negative.
+typedef struct rg_list {
+  const uint16_t *rows;
+  const float *sizes;
+  int32_t count, kinds, piece, even;
+} rg_list;
+
+// The nearest words of z (words, 8), their values: each square counted by `weight` ((words, 8) with a pitch of 8, one row of
+// 8 for all with a pitch of 0, or NULL). What is no number counts as 0.
+RG_API int rg_lists_near(const rg_list *l, const float *z, const float *weight, int64_t pitch, int64_t words, float *values, int threads);
+
 // ---- decode steps of a whole transformer -------------------------------------------------------------------------
 enum rg_norm_kind { RG_NO_NORM = 0, RG_RMS = 1, RG_LAYER = 2 };
 enum rg_activation { RG_SILU = 0, RG_GELU = 1, RG_GELU_TANH = 2, RG_RELU = 3, RG_RELU2 = 4, RG_QUICK_GELU = 5 };

@@ -10,7 +10,7 @@
 // With feedback, what the errors of a part of a word owe is paid by the rest of the same word: the rest is solved again, from
 // the state that was reached, to the state at the seam.
 #pragma once
-#include "ranges.h"
+#include "lists.h"
 #include "trellis_product.h"
 
 namespace {
@@ -236,5 +236,5 @@ inline int trellis_sweep(const rg_trellis &t, const rg_trellis_sweep &s, int thr
 }  // namespace
 
 namespace rg {
-const Trellises RG_TRELLIS = {trellis, trellis_sweep, trellis_product, trellis_floats, trellis_spread};
+const Trellises RG_TRELLIS = {trellis, trellis_sweep, trellis_product, trellis_floats, trellis_spread, lists};
 }

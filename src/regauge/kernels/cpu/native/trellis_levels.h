@@ -1,4 +1,4 @@
-// The levels of the trellis functions: each a source file, compiled for one kind of CPU. The other kernels call them a panel
+// The levels of the functions of words, trellises and lists: each a source file, compiled for one kind of CPU. The other kernels call them a panel
 // at a time.
 #pragma once
 #include "regauge.h"
@@ -20,6 +20,8 @@ struct Trellises {
   void (*floats)(const rg_matrix &, const uint8_t *, const float *const *, int, float *);
   // Values of a group, 128 more than the table's whole numbers, in steps of 16 rows x 4 inputs.
   void (*spread)(const rg_matrix &, const uint8_t *, int, uint8_t *);
+  // Words of a list (lists.h).
+  int (*lists)(const rg_list &, const float *, const float *, int64_t, int64_t, float *, int);
 };
 
 extern const Trellises trellis_portable, trellis_avx2, trellis_avx512, trellis_vbmi;

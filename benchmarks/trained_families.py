@@ -1,0 +1,179 @@
+"""Families that are trained, beside their members trained alone, at equal passes over text.
+
+    python benchmarks/trained_families.py                         # every row, the bundled code model
+    python benchmarks/trained_families.py --rows sandwich --passes 600
+
+A pass is one member, forward and backward, on one batch. A family has `--passes` of them, divided as its sampler says;
+each member alone has an equal share, a quarter: the whole, three quarters, a half and a quarter of the products of its
+blocks. All begin with the same trained model, its neurons sorted in the same way, and all but the rows that say
+otherwise are taught by that model as it was (KL). Perplexity is measured on modules of the standard library that
+neither the model nor any training saw; the gap of two rows is paired over the same windows, with its standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import regauge as rg
+from regauge.elastic.family import Family
+from regauge.elastic.subnet import Subnet
+from regauge.engine import apply
+from regauge.engine.raising import space_of
+from regauge.engine.recovery_text import Amounts
+from regauge.engine.training import train
+from regauge.engine.training_recipe import Asked
+from regauge.hosts.transformers.source import Source, read_tokenizer
+from regauge.learn.samplers import Turn
+from regauge.learn.training import training_of
+from regauge.plan import Plan, parse
+from regauge.text.windows import cut
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "bundled" / "code-llama-5m"
+MEMBERS = {"3/4": "depth=5,ffn=0.8", "1/2": "depth=4,ffn=0.6", "1/4": "depth=2,ffn=0.6"}
+CHOICES = Family(depth=(5, 4, 2), ffn=(0.8, 0.6), members={name: Subnet.parse(text) for name, text in MEMBERS.items()})
+ROWS = {
+    "sandwich": {"sampler": "sandwich:2"},
+    "once-for-all": {"sampler": "progressive:2"},
+    "deps": {"sampler": "shrinking:2", "teacher": "largest"},
+    "todm": {"sampler": "sandwich:2", "distiller": "alpha", "teacher": "largest"},
+    "sandwich, labels alone": {"sampler": "sandwich:2", "distiller": "none", "labels": 1.0},
+    "balanced": {"sampler": "balanced:2"},
+    "uniform": {"sampler": "uniform:2"},
+    "named": {"sampler": "named"},
+    "named, labels too": {"sampler": "named", "labels": 0.5},
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What every row shares."""
+
+    text: Path
+    batch: int
+    length: int
+    rate: float
+    seed: int
+
+
+def plan(name: str, how: dict[str, object], family: Family, given: Given, steps: int) -> Plan:
+    """The recipe of a row."""
+    row = parse(f"name: {name.replace(', ', '-').replace(' ', '-')}\nfamily: {{depth: [1]}}\n")
+    shared = {"batch": given.batch, "rate": given.rate, "steps": steps}
+    return replace(row, family=family, train={**shared, **how}, calibration={"tokens": 16384, "length": given.length})
+
+
+def steps_for(how: dict[str, object], family: Family, passes: int) -> int:
+    """Steps of a sampler that come to so many passes."""
+    draws, space = training_of(how).draws, space_of(family, Source.open(MODEL).anatomy)
+    each = sum(len(draws(space, Turn(turn, 200))) for turn in range(200)) / 200
+    return round(passes / each)
+
+
+def losses(out: Path, members: Sequence[str], given: Given, tokens: int) -> dict[str, list[float]]:
+    """Mean loss of each held-out window, nats a token, of each member of a family."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted((given.text / "heldout").glob("**/*"))]
+    windows = cut(texts, read_tokenizer(out), given.length, description="heldout").take(tokens)
+    model, found = rg.load(out, dtype=torch.float32), dict[str, list[float]]()
+    for name in members:
+        found[name] = []
+        for batch in windows.batches(given.length):
+            with rg.use(model, name), torch.no_grad():
+                logits = model(input_ids=batch.ids_BT, use_cache=False).logits.float()
+            loss = torch.nn.functional.cross_entropy(logits[0, :-1], batch.ids_BT[0, 1:])
+            found[name].append(float(loss))
+    return found
+
+
+def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[str, list[float]]:
+    """One row: what is trained, and its losses by member."""
+    everyone = ["full", *MEMBERS.values()]
+    if name == "untrained":
+        apply(replace(plan(name, {}, CHOICES, given, 1), train={}), MODEL, out, calibration=given.text / "train")
+        return losses(out, everyone, given, tokens)
+    if name.startswith("alone"):
+        member = Subnet.parse(MEMBERS[name.removeprefix("alone ")])
+        family = Family(depth=(member.depth,), ffn=(member.ffn,))  # type: ignore[arg-type]  # both are said
+        how: dict[str, object] = {"sampler": "smallest"}
+        steps, found = passes // 4, [str(member)]
+    else:
+        how, family, found = dict(ROWS[name]), CHOICES, everyone
+        steps = steps_for(how, family, passes)
+    asked = Asked(Amounts(length=given.length), given.seed)
+    train(plan(name, how, family, given, steps), MODEL, out, given.text / "train", asked)
+    return losses(out, found, given, tokens)
+
+
+def told(values: Sequence[float], other: Sequence[float] | None = None) -> str:
+    """Perplexity, and its change against another row on the same windows, in percent."""
+    mean = torch.tensor(values).mean().item()
+    if other is None:
+        return f"{math.exp(mean):.2f}"
+    gap = torch.tensor(values) - torch.tensor(other)
+    error = (gap.std() / len(gap) ** 0.5).item()
+    return f"{math.exp(mean):.2f} ({100 * math.expm1(gap.mean().item()):+.1f} ± {100 * error:.1f} %)"
+
+
+def table(found: dict[str, dict[str, list[float]]]) -> str:
+    """The rows as text; behind each the gap to its null: the whole to the untrained whole, members to those alone."""
+    lines = ["| row | whole | 3/4 | 1/2 | 1/4 |", "|---|---|---|---|---|"]
+    alone = {one: found[f"alone {name}"][one] for name, one in MEMBERS.items() if f"alone {name}" in found}
+    if alone:
+        lines.append(
+            f"| each alone | | {' | '.join(told(alone[one]) if one in alone else '' for one in MEMBERS.values())} |"
+        )
+    for name, row in found.items():
+        if name.startswith("alone"):
+            continue
+        null = {"full": found["untrained"]["full"], **alone} if "untrained" in found and name != "untrained" else {}
+        cells = [told(row[one], null.get(one)) for one in ("full", *MEMBERS.values())]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    rows = ["untrained", *(f"alone {name}" for name in MEMBERS), *ROWS]
+    parser.add_argument("--rows", nargs="+", default=rows, choices=rows)
+    parser.add_argument("--passes", type=int, default=600, help="of each family")
+    parser.add_argument("--batch", type=int, default=1024, help="tokens of a pass")
+    parser.add_argument("--length", type=int, default=256, help="of a window")
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--scored", type=int, default=16384, help="tokens that perplexity is measured on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--keep", type=Path, default=ROOT / "out" / "families.json", help="figures, kept and gone on with"
+    )
+    given = parser.parse_args(arguments)
+    given.keep.parent.mkdir(parents=True, exist_ok=True)
+    asked = {name: getattr(given, name) for name in ("passes", "batch", "length", "rate", "scored", "seed")}
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "text"
+        subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / "stdlib_text.py"), str(text)], check=True, stdout=sys.stderr
+        )
+        shared = Given(text, given.batch, given.length, given.rate, given.seed)
+        for name in given.rows:
+            kept = json.loads(given.keep.read_text()) if given.keep.exists() else {}
+            kept = kept if kept.get("asked") == asked else {"asked": asked, "rows": {}}
+            if name not in kept["rows"]:
+                found = row(name, given.passes, shared, Path(folder) / name.replace("/", "-"), given.scored)
+                kept = json.loads(given.keep.read_text()) if given.keep.exists() and kept["rows"] else kept
+                kept["rows"][name] = found
+                given.keep.write_text(json.dumps(kept))
+            print(table(kept["rows"]), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
