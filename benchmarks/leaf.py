@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rg.apply(parse("name: before\nfamily: {depth: [0.5]}\n"), folder, path)
             else:
                 told = train("leaf", folder, path, text, asked).trained
-                print(f"{told['steps']} steps: {told['members']}", flush=True)
+                assert told is not None, "a training says how it went"
+                print(f"{told.steps} steps: {told.members}", flush=True)
             student = embeddings(path, [*left, *right], "depth=0.5")
             rows[f"student {name}, both"] = spearman(student[:half], student[half:], score)
             rows[f"student {name}, documents by the teacher"] = spearman(student[:half], teacher[half:], score)

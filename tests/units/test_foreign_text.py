@@ -40,34 +40,6 @@ MARKED_UP = "{0}[red]{0}[/] [/nothing] [link=file:{0}]:smile:{0}\x1b[2J\x1b]0;{0
 CUT = ("hash", "sha256")  # the page shows the first of their characters
 
 
-@dataclasses.dataclass(frozen=True)
-class Error:
-    """Of one member, before and after."""
-
-    before: float
-    after: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """What a receipt keeps of a family's training, which its own type leaves open."""
-
-    text: str
-    tokens: int
-    held_out: int
-    how: dict[str, object]
-    processes: int
-    steps: int
-    members: dict[str, Error]
-    unit: str
-    losses: tuple[float, ...]
-    looks: tuple[tuple[int, float], ...]
-    ended: str
-
-
-OPEN = {"Receipt.trained": Trained}  # field → the type of what is kept there
-
-
 class Fill:
     """Builds a record of any type with every field set, each string one of its own."""
 
@@ -83,8 +55,6 @@ class Fill:
     def of(self, kind: Any, field: str = "") -> Any:
         if field in self.fixed:
             return self.fixed[field]
-        if field in OPEN:
-            return dataclasses.asdict(self.of(OPEN[field]))
         origin, args = get_origin(kind), get_args(kind)
         if kind is str or kind is object or kind is Any:
             return self.say(field)

@@ -73,11 +73,12 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def test_a_family_is_better_on_text_that_it_never_saw(model: Path, tmp_path: Path) -> None:
-    told: Any = train(plan(), model, tmp_path / "out", TEXT, FEW).trained
-    small = told["members"]["depth=2,ffn=0.5"]
-    assert small["after"] < small["before"]
-    assert len(told["losses"]) == told["steps"] == 6
-    assert [at for at, _ in told["looks"]] == [0, 1, 2, 3, 4, 5, 6]
+    told = train(plan(), model, tmp_path / "out", TEXT, FEW).trained
+    assert told is not None
+    small = told.members["depth=2,ffn=0.5"]
+    assert small.after < small.before
+    assert len(told.losses) == told.steps == 6
+    assert [at for at, _ in told.looks] == [0, 1, 2, 3, 4, 5, 6]
     family = rg.load(tmp_path / "out", dtype=torch.float32)
     with rg.use(family, "depth=2,ffn=0.5"), torch.no_grad():
         assert family(torch.zeros(1, 3, dtype=torch.int64)).logits.isfinite().all()
@@ -270,9 +271,9 @@ def test_an_encoder_learns_to_embed_as_it_did(tmp_path: Path) -> None:
         [lines, *TEXT],
         Asked(Amounts(tokens=1024, length=16, steps=6)),
     )
-    told: Any = made.trained
-    assert told["unit"] == "squared distance of embeddings"
-    assert told["members"]["depth=2"]["after"] < told["members"]["depth=2"]["before"]
+    assert made.trained is not None
+    assert made.trained.unit == "squared distance of embeddings"
+    assert made.trained.members["depth=2"].after < made.trained.members["depth=2"].before
     assert host_of(tmp_path / "out").trainee(tmp_path / "out").family.depth == (2,)
     with pytest.raises(RecipeError, match="trains on next tokens"):
         train(parse("name: f\nfamily: {depth: [2]}\ntrain: {steps: 2}\n"), model, tmp_path / "kl", [lines, *TEXT], FEW)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from regauge.amounts import told
 from regauge.artifact import short
@@ -90,6 +90,38 @@ class SelectReceipt(_Record):
     proof: str = "measured"
 
 
+class Errors(_Record):
+    """The error of one member on text held out, before it was trained and after."""
+
+    before: float
+    after: float
+
+
+class TrainedReceipt(_Record):
+    """How a family was trained.
+
+    Attributes:
+        text: in words; `tokens` of it were read, `held_out` others were scored.
+        how: the recipe's `train`.
+        members: as the family says them; the whole is `full`. Errors are in `unit`.
+        losses: of steps, evenly thinned.
+        looks: step → mean error on what was held out.
+        ended: why, in words.
+    """
+
+    text: str
+    tokens: int
+    held_out: int
+    how: dict[str, object]
+    processes: int
+    steps: int = Field(ge=0)
+    members: dict[str, Errors]
+    unit: str
+    losses: tuple[float, ...]
+    looks: tuple[tuple[int, float], ...] = Field(min_length=1)
+    ended: str
+
+
 class Receipt(_Record):
     """Everything that `apply` did."""
 
@@ -112,9 +144,7 @@ class Receipt(_Record):
     searched: tuple[dict[str, object], ...] = ()  # strengths chosen by the whole model's loss, with the grid tried
     learnt: tuple[dict[str, object], ...] = ()  # a block each: sites, steps, its error before and after, why it ended
     recovered: dict[str, object] = Field(default_factory=dict)  # text, steps, KL on what was held out, before and after
-    trained: dict[str, object] = Field(
-        default_factory=dict
-    )  # a family: how, each member's error before and after, losses
+    trained: TrainedReceipt | None = None
     logits_error: float | None = None  # whole model after all exact moves, before rounding, relative maximum
     notes: tuple[str, ...] = ()
     bytes_bf16: int = 0  # the source, every tensor counted as bf16
@@ -124,6 +154,12 @@ class Receipt(_Record):
     peak_bytes: int = 0  # peak anonymous resident bytes
     versions: dict[str, str] = Field(default_factory=dict)
     machine: dict[str, object] = Field(default_factory=dict)
+
+    @field_validator("trained", mode="before")
+    @classmethod
+    def _untrained(cls, found: object) -> object:
+        """Receipts of before say of what was not trained that nothing is there to say."""
+        return None if found == {} else found
 
     def __str__(self) -> str:
         return short.text(*self._short())

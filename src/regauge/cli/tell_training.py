@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from regauge.amounts import told
 from regauge.cli.show import line, span, where
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 def trained(done: Receipt, out: Path) -> None:
     """What a training did: each member before and after."""
-    told_of: dict[str, Any] = dict(done.trained)
-    line(f"{where(out)}: {told_of['unit']} on {told_of['held_out']:,} tokens held out of {told_of['text']}")
-    for name, found in told_of["members"].items():
-        line(f"  {name:<28} {found['before']:.4f} → {found['after']:.4f}")
-    line(f"  {told_of['steps']:,} steps, {told_of['tokens']:,} tokens of text; {told_of['ended']}")
+    found = done.trained
+    assert found is not None, "this receipt is of a training"
+    line(f"{where(out)}: {found.unit} on {found.held_out:,} tokens held out of {found.text}")
+    for name, one in found.members.items():
+        line(f"  {name:<28} {one.before:.4f} → {one.after:.4f}")
+    line(f"  {found.steps:,} steps, {found.tokens:,} tokens of text; {found.ended}")
     peak = f", peak memory {told(done.peak_bytes)} (anonymous)" if done.peak_bytes > 0 else ""
     line(f"  {told(done.bytes_after)} stored, {span(done.seconds)}{peak}")
 

@@ -24,7 +24,7 @@ import torch
 
 from regauge.artifact.config import CARRIED
 from regauge.artifact.ownership import refuse_out
-from regauge.artifact.receipt import Receipt
+from regauge.artifact.receipt import Receipt, TrainedReceipt
 from regauge.artifact.staging import STATES, Staging
 from regauge.elastic.legal import settled
 from regauge.engine.api import apply
@@ -203,7 +203,7 @@ class _Work:
             "looks": [list(look) for look in state.looks],
             "ended": ended,
         }
-        return {"trained": told}, learnt
+        return {"trained": TrainedReceipt.model_validate(told)}, learnt
 
     def _planned(self, problem: Raising) -> int:
         """How many steps: as the recipe or the user says, or as there is time for."""

@@ -30,8 +30,8 @@ class LearntKronecker:
     is no worse on the calibration text than that; or at the identity.
 
     Differs: both matrices are trained as they are and inverted, where the released code's default has them as U diag Vᵀ
-    with U and V by Cayley's map, begun at random; no scale a channel beside them (a rewrite folds one: `smooth`), and
-    no learnt clipping of the input.
+    with U and V by Cayley's map, begun at random; scales a channel and the clip of the input are parts of their
+    own (`learnt-equivalence`, `learnt-reach`).
     Cost: I (a + b) products a token while the model runs; in training two small inverses and a pass over the weights.
 
     Attributes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from regauge.amounts import told
 from regauge.artifact.loading import CAUSAL, ways
@@ -224,15 +223,15 @@ def of_receipt(receipt: Receipt, out: str = OUT, auto: str = CAUSAL) -> View:
 
 def raised(receipt: Receipt) -> tuple[Table, ...]:
     """Members of a family before and after they were trained."""
-    told: dict[str, Any] = dict(receipt.trained)
-    if not told:
+    found = receipt.trained
+    if found is None:
         return ()
-    rows = tuple((name, f"{one['before']:.4f}", f"{one['after']:.4f}") for name, one in told["members"].items())
-    caption = f"{told['unit']} on {told['held_out']:,} tokens held out; {told['steps']:,} steps, {told['ended']}."
+    rows = tuple((name, f"{one.before:.4f}", f"{one.after:.4f}") for name, one in found.members.items())
+    caption = f"{found.unit} on {found.held_out:,} tokens held out; {found.steps:,} steps, {found.ended}."
     return (Table("Members that were trained", caption, ("member", "before", "after"), rows),)
 
 
 def curve(receipt: Receipt) -> str:
     """The losses of a training; "" where there was none."""
-    told: dict[str, Any] = dict(receipt.trained)
-    return losses(int(told["steps"]), told["losses"], told["looks"]) if told else ""
+    found = receipt.trained
+    return "" if found is None else losses(found.steps, found.losses, found.looks)
