@@ -145,7 +145,7 @@ def test_explain_a_preset() -> None:
 def test_explain_a_part_and_a_name_of_both() -> None:
     assert "damp = 0.01" in explain("gptq")
     told = explain("gptq-ordered")
-    assert "used by  gptq-w{2-8}g{32,64,128}" in told
+    assert "used by  flatquant-w4a4kv4, gptq-w{2-8}g{32,64,128}" in told
     both = explain("nf4")
     assert "nf4: NormalFloat4" in both
     assert "nf4 (grid):" in both

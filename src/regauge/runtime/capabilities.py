@@ -243,9 +243,9 @@ def installed(library: str) -> bool:
     if library == INT4:
         return int4.usable()
     if library == PATHS:
-        return trellis.here()
+        return available() and trellis.here()
     if library == CODED:
-        return coded.here()
+        return available() and coded.here()
     return library == TORCH or importlib.util.find_spec(library) is not None
 
 
