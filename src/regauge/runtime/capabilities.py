@@ -189,8 +189,8 @@ def _inputs(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
 def _shared(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
     if inputs is None or not row.coded:
         return ""
-    count = inputs.grain.partition(":")[2]
-    span = int(count) if count else shape[1]
+    counts = [one.partition(":")[2] for one in inputs.grain.split(" else ")]  # the first that divides is taken
+    span = next((int(count) for count in counts if count and not shape[1] % int(count)), shape[1])
     size = group_of(shape[1], fmt.grid.bits, fmt.grain.span(shape), fmt.grid.run)
     if span >= shape[1] or (size and not span % size and not shape[1] % span):
         return ""
