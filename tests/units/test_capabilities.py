@@ -336,9 +336,15 @@ def test_what_the_step_alone_rounds_is_said() -> None:
         Read(Int(8, symmetric=False)),
         Read(Int(8), "tensor", static=True),
         Read(Int(4), "group:32"),
+        Read(Int(4), "group:7 else group:32 else token"),
         Read(Int(8), transform="hadamard"),
     )
-    alone = (Read(Int(8), "group:1", static=True), Read(Int(8), "group:8"), Read(E4M3()))
+    alone = (
+        Read(Int(8), "group:1", static=True),
+        Read(Int(8), "group:8"),
+        Read(Int(8), "group:8 else token"),
+        Read(E4M3()),
+    )
     for read in (*both, *alone):
         assert ask(fmt, SHAPE, read).native == (read in both)
         assert str(ask(fmt, SHAPE, read, step=True)) == "native (step)"
@@ -348,4 +354,7 @@ def test_what_the_step_alone_rounds_is_said() -> None:
     told = capabilities.runs(weights, inputs, SHAPE)
     assert told[CPU].startswith("simulated (inputs are")
     assert told[CPU].endswith("); native in the step of one token")
+    for grain, native in (("group:8", False), ("group:7 else group:32 else token", True)):
+        reading = parts.point("inputs", grid="int8", grain=grain)
+        assert capabilities.runs(weights, reading, SHAPE)[CPU].startswith("native" if native else "simulated")
     assert "step" not in told[CUDA].rpartition(")")[2]

@@ -105,7 +105,8 @@ def read_of(reading: Point | None) -> Read | None:
     grid: Grid = parts.build("grid", reading.spec("grid"))
     ranger = reading.name("ranger")
     static, clipped = ranger not in ("", "dynamic", "learnt-reach"), ranger == "learnt-reach"
-    return Read(grid, reading.name("grain") or "token", static, reading.name("transform") or "identity", clipped)
+    grain = parts.build("grain", reading.spec("grain")).name if reading.name("grain") else "token"
+    return Read(grid, grain, static, reading.name("transform") or "identity", clipped)
 
 
 def runs(choice: Point, reading: Point | None, shape: Shape) -> dict[str, str]:
@@ -189,8 +190,7 @@ def _inputs(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
 def _shared(row: Row, fmt: Format, shape: Shape, inputs: Read | None) -> str:
     if inputs is None or not row.coded:
         return ""
-    counts = [one.partition(":")[2] for one in inputs.grain.split(" else ")]  # the first that divides is taken
-    span = next((int(count) for count in counts if count and not shape[1] % int(count)), shape[1])
+    span = parts.build("grain", parts.read("grain", inputs.grain)).span(shape)
     size = group_of(shape[1], fmt.grid.bits, fmt.grain.span(shape), fmt.grid.run)
     if span >= shape[1] or (size and not span % size and not shape[1] % span):
         return ""
