@@ -23,7 +23,7 @@ from common.heldout import HeldOut
 import regauge as rg
 from regauge.measure.machine import machine
 from regauge.measure.quality import Scores, paired, summarise
-from regauge.plan import Plan, load, parse
+from regauge.plan import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("flatquant-w4a4kv4", "quarot-w4a4kv4", "smoothquant-w4a4kv4", "rtn-w4a4kv4")
@@ -31,16 +31,11 @@ LENGTH, CALIBRATED = 256, 512
 HEAD = "| preset | form | KL | less the first | CPU s |\n|---|---|---|---|---|"
 
 
-def recipe(name: str) -> Plan:
-    """A preset by name, or a file."""
-    return parse(Path(name).read_text(encoding="utf-8")) if name.endswith(".yaml") else load(name)
-
-
-def made(plan: Plan, model: Path, held: HeldOut, given: argparse.Namespace) -> tuple[Scores, float]:
+def made(recipe: str, model: Path, held: HeldOut, given: argparse.Namespace) -> tuple[Scores, float]:
     """How far the artifact is from the model itself, and the seconds that making it took."""
     with tempfile.TemporaryDirectory() as scratch:
         out, began = Path(scratch) / "out", time.process_time()
-        rg.apply(plan, model, out, calibration=str(given.calibration), tokens=given.tokens, length=CALIBRATED)
+        rg.apply(recipe, model, out, calibration=str(given.calibration), tokens=given.tokens, length=CALIBRATED)
         return held.scores(out), time.process_time() - began
 
 
@@ -65,7 +60,7 @@ def main() -> int:
                 rg.apply(plan, given.model, model, calibration=str(given.calibration), tokens=given.tokens)
             first: Scores | None = None
             for name in given.presets:
-                scores, seconds = made(recipe(name), model, held, given)
+                scores, seconds = made(name, model, held, given)
                 kl, gap = summarise(scores).kl, "" if first is None else paired(scores, first, 0).difference
                 less = gap and f"{gap.value:+.5f} [{gap.low:+.5f}, {gap.high:+.5f}]"
                 told = f"{kl.value:.5f} [{kl.low:.5f}, {kl.high:.5f}]"

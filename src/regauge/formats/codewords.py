@@ -74,10 +74,15 @@ class CodeWords(Packed):
         return torch.cat([-sizes.flip(0), sizes])
 
     @cached_property
+    def keys(self) -> Tensor:
+        """(L,), int16: the rows as their 16 bits, the first weight's place lowest."""
+        raw = torch.tensor(list(base64.b85decode(LISTS[self.name])), dtype=torch.uint8, device="cpu")
+        return raw.view(torch.int16)
+
+    @cached_property
     def places(self) -> Tensor:
         """(L, C), int64: the place of each weight's magnitude among the sizes."""
-        raw = torch.tensor(list(base64.b85decode(LISTS[self.name])), dtype=torch.int64, device="cpu").view(-1, 2)
-        row_L = raw[:, 0] | raw[:, 1] << 8
+        row_L = self.keys.long() & 0xFFFF
         width = 2 if len(SIZES[self.name]) == 3 else 4
         return row_L[:, None] >> torch.arange(0, 16, width, dtype=torch.int64, device="cpu") & (1 << width) - 1
 
@@ -96,10 +101,7 @@ class CodeWords(Packed):
     @cached_property
     def _list(self) -> lists.Words:
         """As the kernels take it."""
-        raw = torch.tensor(list(base64.b85decode(LISTS[self.name])), dtype=torch.uint8, device="cpu")
-        return lists.Words(
-            raw.view(torch.int16), self.table[len(SIZES[self.name]) :].clone(), self.rows.shape[1], self.even
-        )
+        return lists.Words(self.keys, self.table[len(SIZES[self.name]) :], self.rows.shape[1], self.even)
 
     @property
     def _wide(self) -> int:

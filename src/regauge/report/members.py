@@ -7,7 +7,7 @@ from pathlib import Path
 from regauge.amounts import told
 from regauge.engine.subnets import MemberFigures, Subnets
 from regauge.report import figures, page
-from regauge.report.view import Point, Table, View
+from regauge.report.view import Table, View, uniform
 from regauge.report.words import Words
 
 CAPTION = (
@@ -57,13 +57,7 @@ def view(found: Subnets) -> View:
         Words("fastest", f"{quick.subnet}: {quick.decode.median / whole.decode.median:.2f} times the whole's decode"),
     )
     points = tuple(
-        Point(
-            label=one.name or one.subnet,
-            kind="uniform",
-            bytes=one.bytes,
-            measured=one.quality.kl.value,
-            interval=(one.quality.kl.low, one.quality.kl.high),
-        )
+        uniform(one.name or one.subnet, one.bytes, one.quality.kl)
         for one in found.members[1:]
         if one.quality is not None
     )

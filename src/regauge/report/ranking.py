@@ -8,7 +8,7 @@ from regauge.amounts import figure
 from regauge.amounts import told as amount
 from regauge.ranking.record import Ranking, Row, Standing
 from regauge.report import figures, page
-from regauge.report.view import Point, Table, View
+from regauge.report.view import Table, View, uniform
 from regauge.report.words import Words
 
 PAGE = "ranking.html"
@@ -80,13 +80,7 @@ def view(found: Standing) -> View:
         for at, one in sorted(best.items(), key=lambda pair: [row.result.setting for row in found.rows].index(pair[0]))
     )
     points = tuple(
-        Point(
-            label=f"{row.result.setting} {row.result.method}",
-            kind="uniform",
-            bytes=row.result.bytes,
-            measured=row.result.quality.kl.value,
-            interval=(row.result.quality.kl.low, row.result.quality.kl.high),
-        )
+        uniform(f"{row.result.setting} {row.result.method}", row.result.bytes, row.result.quality.kl)
         for row in found.rows
     )
     places = tuple(_places(one) for one in found.rankings)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from regauge.amounts import told
 from regauge.artifact.loading import CAUSAL, ways
 from regauge.artifact.receipt import Receipt, SiteReceipt
+from regauge.measure.bootstrap import Interval
 from regauge.plan.select import pattern
 from regauge.report import words
 from regauge.report.curves import losses
@@ -34,6 +35,11 @@ class Point:
     measured: float | None = None
     interval: tuple[float, float] | None = None
     chosen: bool = False
+
+
+def uniform(label: str, size: int, kl: Interval) -> Point:
+    """What chose the same everywhere, as it was measured."""
+    return Point(label, "uniform", size, measured=kl.value, interval=(kl.low, kl.high))
 
 
 @dataclass(frozen=True)
