@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from regauge.amounts import told
 from regauge.artifact import short
@@ -144,7 +146,7 @@ class Receipt(_Record):
     searched: tuple[dict[str, object], ...] = ()  # strengths chosen by the whole model's loss, with the grid tried
     learnt: tuple[dict[str, object], ...] = ()  # a block each: sites, steps, its error before and after, why it ended
     recovered: dict[str, object] = Field(default_factory=dict)  # text, steps, KL on what was held out, before and after
-    trained: TrainedReceipt | None = None
+    trained: Annotated[TrainedReceipt | None, BeforeValidator(lambda found: None if found == {} else found)] = None
     logits_error: float | None = None  # whole model after all exact moves, before rounding, relative maximum
     notes: tuple[str, ...] = ()
     bytes_bf16: int = 0  # the source, every tensor counted as bf16
@@ -154,12 +156,6 @@ class Receipt(_Record):
     peak_bytes: int = 0  # peak anonymous resident bytes
     versions: dict[str, str] = Field(default_factory=dict)
     machine: dict[str, object] = Field(default_factory=dict)
-
-    @field_validator("trained", mode="before")
-    @classmethod
-    def _untrained(cls, found: object) -> object:
-        """Receipts of before say of what was not trained that nothing is there to say."""
-        return None if found == {} else found
 
     def __str__(self) -> str:
         return short.text(*self._short())
