@@ -39,16 +39,31 @@ RG_INLINE uint8_t *aligned(uint8_t *p) {
   return reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(p) + 63) & ~static_cast<uintptr_t>(63));
 }
 
+// Where a token's bytes, sums and steps lie in scratch.
+struct TokenRoom {
+  int8_t *high, *low;
+  int32_t *sum_high, *sum_low;
+  float *step, *sum, *centred;
+  TokenRoom(const Layout &l, uint8_t *scratch, bool two) {
+    uint8_t *at = aligned(scratch);
+    high = reinterpret_cast<int8_t *>(at);
+    at += (l.padded + 63) / 64 * 64;
+    low = reinterpret_cast<int8_t *>(at);
+    if (two) at += (l.padded + 63) / 64 * 64;
+    sum_high = reinterpret_cast<int32_t *>(at);
+    sum_low = sum_high + l.groups;
+    step = reinterpret_cast<float *>(sum_low + l.groups);
+    sum = step + l.groups;
+    centred = sum + l.groups;
+  }
+  Rounded rounded() const { return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum, centred}; }
+};
+
 // Rounds one token. `x` has `columns` floats; everything up to `padded` becomes 0.
 template <bool TWO>
 inline Rounded round_token(const float *x, int columns, int group, const Layout &l, uint8_t *scratch) {
-  uint8_t *at = aligned(scratch);
-  int8_t *high = reinterpret_cast<int8_t *>(at);
-  at += (l.padded + 63) / 64 * 64;
-  int8_t *low = reinterpret_cast<int8_t *>(at);
-  if (TWO) at += (l.padded + 63) / 64 * 64;
-  int32_t *sum_high = reinterpret_cast<int32_t *>(at), *sum_low = sum_high + l.groups;
-  float *step = reinterpret_cast<float *>(sum_low + l.groups), *sum = step + l.groups;
+  const TokenRoom room(l, scratch, TWO);
+  int8_t *const high = room.high, *const low = room.low;
   constexpr float TOP = TWO ? 32639.0f : 127.0f;
   for (int g = 0; g < l.groups; ++g) {
     const int begin = g * group, count = columns - begin < group ? columns - begin : group;
@@ -95,12 +110,12 @@ inline Rounded round_token(const float *x, int columns, int group, const Layout 
         tail_low += q - h * 256;
       }
     }
-    sum_high[g] = total(highs) + tail_high;
-    sum_low[g] = total(lows) + tail_low;
-    step[g] = (reach > 1e-30f ? reach / TOP : 0.0f) + nothing;
-    sum[g] = (TWO ? 256.0f : 1.0f) * static_cast<float>(sum_high[g]) + static_cast<float>(sum_low[g]);
+    room.sum_high[g] = total(highs) + tail_high;
+    room.sum_low[g] = total(lows) + tail_low;
+    room.step[g] = (reach > 1e-30f ? reach / TOP : 0.0f) + nothing;
+    room.sum[g] = (TWO ? 256.0f : 1.0f) * static_cast<float>(room.sum_high[g]) + static_cast<float>(room.sum_low[g]);
   }
-  return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum, sum + l.groups};
+  return room.rounded();
 }
 
 // Tells a rounded token the offset of the codes that it will meet.

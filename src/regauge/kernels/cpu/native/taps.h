@@ -131,38 +131,37 @@ inline bool nests(const rg_tap &t, int group) {
   return t.value == RG_INT && ((t.format == RG_STATIC && !t.steps) || !t.group || t.group % group == 0);
 }
 
+// A group's codes as panels read them, its sums and its step: code(i) for each of its channels. TWO: codes in two bytes.
+template <bool TWO, class F>
+inline void put_group(const TokenRoom &room, int g, int group, float step, F &&code) {
+  int32_t highs = 0, lows = 0;
+  for (int i = g * group; i < (g + 1) * group; ++i) {
+    const int32_t q = code(i), h = TWO ? (q + 128) >> 8 : q;
+    room.high[i] = static_cast<int8_t>(h);
+    highs += h;
+    if (TWO) {
+      room.low[i] = static_cast<int8_t>(q - h * 256);
+      lows += q - h * 256;
+    }
+  }
+  room.sum_high[g] = highs;
+  room.sum_low[g] = lows;
+  room.step[g] = step;
+  room.sum[g] = (TWO ? 256.0f : 1.0f) * static_cast<float>(highs) + static_cast<float>(lows);
+}
+
 // One token in the codes of its tap, as panels read it. TWO: codes in two bytes.
 template <bool TWO>
 inline Rounded round_by(const rg_tap &t, const float *x, int columns, int group, const Layout &l, uint8_t *scratch) {
-  uint8_t *at = aligned(scratch);
-  int8_t *high = reinterpret_cast<int8_t *>(at);
-  at += (l.padded + 63) / 64 * 64;
-  int8_t *low = reinterpret_cast<int8_t *>(at);
-  if (TWO) at += (l.padded + 63) / 64 * 64;
-  int32_t *sum_high = reinterpret_cast<int32_t *>(at), *sum_low = sum_high + l.groups;
-  float *step = reinterpret_cast<float *>(sum_low + l.groups), *sum = step + l.groups;
+  const TokenRoom room(l, scratch, TWO);
   const int span = span_of(t, columns);
   Coding c{};
   for (int g = 0; g < l.groups; ++g) {
     const int begin = g * group, stop = columns - begin < group ? columns : begin + group;
     if (begin % span == 0) c = coding(t, x + begin, begin, columns - begin < span ? columns - begin : span);
-    int32_t highs = 0, lows = 0;
-    for (int i = begin; i < begin + group; ++i) {
-      const float z = i < stop ? c.of(x[i]) : 0.0f;
-      const int32_t q = static_cast<int32_t>(z), h = TWO ? (q + 128) >> 8 : q;
-      high[i] = static_cast<int8_t>(h);
-      highs += h;
-      if (TWO) {
-        low[i] = static_cast<int8_t>(q - h * 256);
-        lows += q - h * 256;
-      }
-    }
-    sum_high[g] = highs;
-    sum_low[g] = lows;
-    step[g] = c.step + c.nothing;
-    sum[g] = (TWO ? 256.0f : 1.0f) * static_cast<float>(highs) + static_cast<float>(lows);
+    put_group<TWO>(room, g, group, c.step + c.nothing, [&](int i) { return i < stop ? static_cast<int32_t>(c.of(x[i])) : 0; });
   }
-  return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum, sum + l.groups};
+  return room.rounded();
 }
 
 // The entry of the step that some token's channels from `begin` on share.
@@ -178,33 +177,15 @@ inline int32_t zero_of(const rg_codes &c, int64_t token, int columns, int begin)
 // A token of ready codes as panels read it. TWO: codes less a zero point, in two bytes.
 template <bool TWO>
 inline Rounded ready_token(const rg_codes &c, int64_t token, int columns, int group, const Layout &l, uint8_t *scratch) {
-  uint8_t *at = aligned(scratch);
-  int8_t *high = reinterpret_cast<int8_t *>(at);
-  at += (l.padded + 63) / 64 * 64;
-  int8_t *low = reinterpret_cast<int8_t *>(at);
-  if (TWO) at += (l.padded + 63) / 64 * 64;
-  int32_t *sum_high = reinterpret_cast<int32_t *>(at), *sum_low = sum_high + l.groups;
-  float *step = reinterpret_cast<float *>(sum_low + l.groups), *sum = step + l.groups;
+  const TokenRoom room(l, scratch, TWO);
   const int8_t *from = c.codes + token * columns;
   for (int g = 0; g < l.groups; ++g) {
     const int begin = g * group;
     const int32_t zero = TWO ? zero_of(c, token, columns, begin) : 0;
-    int32_t highs = 0, lows = 0;
-    for (int i = begin; i < begin + group; ++i) {
-      const int32_t q = i < columns ? from[i] - zero : 0, h = TWO ? (q + 128) >> 8 : q;
-      high[i] = static_cast<int8_t>(h);
-      highs += h;
-      if (TWO) {
-        low[i] = static_cast<int8_t>(q - h * 256);
-        lows += q - h * 256;
-      }
-    }
-    sum_high[g] = highs;
-    sum_low[g] = lows;
-    step[g] = c.steps ? c.steps[entry_of(c, token, columns, begin)] : 1.0f;
-    sum[g] = (TWO ? 256.0f : 1.0f) * static_cast<float>(highs) + static_cast<float>(lows);
+    const float step = c.steps ? c.steps[entry_of(c, token, columns, begin)] : 1.0f;
+    put_group<TWO>(room, g, group, step, [&](int i) { return i < columns ? from[i] - zero : 0; });
   }
-  return {reinterpret_cast<const int32_t *>(high), reinterpret_cast<const int32_t *>(low), sum_high, sum_low, step, sum, sum + l.groups};
+  return room.rounded();
 }
 
 // What the codes of a token stand for.

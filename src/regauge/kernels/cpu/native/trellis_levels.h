@@ -1,5 +1,5 @@
-// The levels of the functions of words, trellises and lists: each a source file, compiled for one kind of CPU. The other kernels call them a panel
-// at a time.
+// The levels of the functions of words, trellises and lists: each a source file, compiled for one kind of CPU. The other
+// kernels call those of trellises a panel at a time.
 #pragma once
 #include "regauge.h"
 
