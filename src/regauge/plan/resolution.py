@@ -155,6 +155,12 @@ def _level(won: Mapping[str, Match], choices: dict[str, Point | None], fallbacks
                 fallbacks[name] = f"{parts.spell('grain', least)} as elsewhere, so that one format says all"
 
 
+CONVOLVED = (
+    "a convolution reads it, whose places share pixels, and no kernel rounds those: leave the tap full, and round the "
+    "weights alone"
+)
+
+
 def _inputs(
     anatomy: Anatomy,
     won: Mapping[str, Match],
@@ -176,6 +182,8 @@ def _inputs(
             if why:
                 grouped.setdefault(why, []).append(tap)
             continue
+        if readers[tap][0].window:
+            grouped.setdefault(CONVOLVED, []).append(tap)
         shape = (1, readers[tap][0].shape[1])
         found[tap], why = _grain(one.point, shape)
         if why:

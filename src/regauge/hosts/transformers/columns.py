@@ -76,7 +76,7 @@ class Attributes(_Columns):
 class NormColumns(_Columns):
     """Kind, epsilon (an attribute of the config, or the number) and what the module adds to its stored gain."""
 
-    kind: Literal["rms", "layer"]
+    kind: Literal["rms", "layer", "batch"]
     eps: str | float
     offset: float = 0.0
 
@@ -88,7 +88,7 @@ class NormRow(_Columns):
     at: str
     beside: str | None = None
     when: When = Field(default_factory=dict)
-    kind: Literal["rms", "layer"] | None = None
+    kind: Literal["rms", "layer", "batch"] | None = None
     eps: str | float | None = None
     offset: float | None = None
 

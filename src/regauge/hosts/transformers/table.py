@@ -197,6 +197,7 @@ class _Reader:
             module=module,
             expert=slot.index,
             heads=heads.of(kind),
+            window=shape[2] * shape[3] if block is not None and len(shape) == 4 else 0,
         )
         table = kind in TABLES or "Embedding" in self.modules[module]
         return replace(site, tap=None if table else _tap(site, name))
@@ -226,12 +227,14 @@ class _Reader:
                 eps=float(eps if isinstance(eps, float) else lookup(self.config, eps, 1e-6)),
                 block=block,
                 source_kind=row.kind or columns.kind,
+                mean=Slot(f"{path}.mean") if f"{path}.mean" in self.shapes else None,
+                var=Slot(f"{path}.var") if f"{path}.var" in self.shapes else None,
             )
         ]
 
     def _outside(self, sites: list[Site], norms: list[Norm]) -> tuple[list[str], list[str]]:
         """Keys that no row describes: outside the blocks, and in them; an error where the table does not say so."""
-        slots = [s for site in sites for s in (site.weight, site.bias)] + [s for n in norms for s in (n.gain, n.bias)]
+        slots = [s for site in sites for s in (site.weight, site.bias)] + [s for n in norms for s in n.slots.values()]
         described = {slot.key for slot in slots if slot is not None}
         outside: list[str] = []
         kept: list[str] = []
