@@ -3,9 +3,9 @@
     python scripts/train_resnet.py --data cifar10-train-20k.npz -o out/resnet20               # 16, 32, 64 channels
     python scripts/train_resnet.py --data cifar10-train-20k.npz -o out/narrow --widths 8,16,32 --kernel 5 --epochs 8
 
-Every tenth image is held out; the others are mirrored and moved by up to four pixels. SGD with momentum, the rate a cosine
-behind a warm-up. Batch norms are given their statistics by an exact mean at the end. A run is a function of seed and step;
-it keeps its state every minute, and one that was stopped goes on to the same losses.
+Every tenth image is held out; the others are mirrored and moved by up to four pixels. SGD with momentum, the rate a
+cosine behind a warm-up. Batch norms are given their statistics by an exact mean at the end. A run is a function of seed
+and step; it keeps its state every minute, and one that was stopped goes on to the same losses.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from regauge.hosts.regauge.configuration_resnet import deep
 from regauge.hosts.regauge.modeling_resnet import ResNetForImageClassification, recalibrate
+from regauge.learn.pictures import moved
 
 SCALE = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HELD_OUT, EDGE, WARM, DECAY = 10, 4, 0.1, 5e-4
@@ -56,19 +57,11 @@ def scaled(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def moved(x: Tensor, drawn: torch.Generator) -> Tensor:
-    """Images mirrored by chance and moved, each by its own number of pixels."""
-    side, edge = x.shape[-1], functional.pad(x, (EDGE,) * 4)
-    at = torch.randint(0, 2 * EDGE + 1, (len(x), 2), generator=drawn).tolist()
-    cut = torch.stack([edge[n, :, i : i + side, j : j + side] for n, (i, j) in enumerate(at)])
-    mirror = torch.rand(len(x), 1, 1, 1, generator=drawn) < 0.5
-    return torch.where(mirror, cut.flip(3), cut)
-
-
 def accuracy(model: ResNetForImageClassification, x: Tensor, y: Tensor) -> float:
     with torch.no_grad():
         right = [
-            (model(pixel_values=scaled(a)).logits.argmax(1) == b).sum() for a, b in zip(x.split(500), y.split(500))
+            (model(pixel_values=scaled(a)).logits.argmax(1) == b).sum()
+            for a, b in zip(x.split(500), y.split(500), strict=True)
         ]
     return 100 * float(sum(right)) / len(x)
 
@@ -114,7 +107,7 @@ def main() -> None:
         warm = min(1.0, (step + 1) / (WARM * steps))
         for group in optimiser.param_groups:
             group["lr"] = said.rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
-        loss = functional.cross_entropy(model(pixel_values=moved(scaled(x[rows]), drawn)).logits, y[rows])
+        loss = functional.cross_entropy(model(pixel_values=moved(scaled(x[rows]), EDGE, drawn)).logits, y[rows])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

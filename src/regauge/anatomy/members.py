@@ -187,6 +187,7 @@ def _thinned(anatomy: Anatomy, blocks: tuple[int, ...], paths: tuple[str, ...]) 
 
     plumbing = anatomy.plumbing
     sliding = tuple(new[block] for block in plumbing.sliding if block in new)
+    stays = tuple(new[block] for block in plumbing.stays if block in new)
     cached = plumbing.cached * len(blocks) // max(anatomy.blocks, 1)
     return with_streams(
         replace(
@@ -194,6 +195,6 @@ def _thinned(anatomy: Anatomy, blocks: tuple[int, ...], paths: tuple[str, ...]) 
             blocks=len(blocks),
             sites=tuple(site(one) for one in anatomy.sites if one.block is None or one.block in new),
             norms=tuple(norm(one) for one in anatomy.norms if one.block is None or one.block in new),
-            plumbing=replace(plumbing, sliding=sliding, cached=cached),
+            plumbing=replace(plumbing, sliding=sliding, cached=cached, stays=stays),
         )
     )

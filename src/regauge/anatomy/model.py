@@ -28,8 +28,8 @@ class Slot:
         key: parameter name in the transformers module, e.g. `model.layers.0.self_attn.q_proj.weight`.
         index: expert of a stacked parameter (leading axis), or None.
         transposed: stored as (I, O), as Conv1D does. Applied after `index`, before `heads` and `rows`.
-        heads: (count, parts, which) where parts are interleaved a head at a time (gpt_neox: (H, 3, 0..2)); the axis 0
-            is viewed as (count, parts, size) and `which` is taken, with `span - 1` after it (falcon's queries).
+        heads: (count, parts, which) where parts are interleaved a head at a time (gpt_neox: (H, 3, 0..2)); axis 0 is
+            viewed as (count, parts, size) and `which` is taken, with `span - 1` after it (falcon's queries).
         rows: [start, stop) along axis 0 where parts are stacked one after another (phi3 qkv), or None for all.
     """
 
@@ -157,6 +157,7 @@ class Plumbing:
         stops: moves that the family does not admit for reasons of its own.
         cached: numbers that a token leaves in caches beside keys and values: of attention taken as it is, and copies.
         sliding: blocks that keep a window of the past, or what others keep, and grow by no token.
+        stays: blocks that cannot be left out, for the states change their size there.
     """
 
     arrangement: str = "pre"
@@ -167,15 +168,14 @@ class Plumbing:
     stops: tuple[Stop, ...] = ()
     cached: int = 0
     sliding: tuple[int, ...] = ()
+    stays: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Port:
-    """A run of channels of a canonical tensor that a stream writes or reads: [start, start + size) along `axis`.
-
-    The gain and bias of a norm have one axis, 0. A bias of a writing site is a port of its own (axis 0).
-    One channel of the stream covers `width` neighbours of the tensor (a head covers its `head_dim` rows).
-    """
+    """A run of channels of a canonical tensor that a stream writes or reads: [start, start + size) along `axis`. Gains
+    and biases have one axis, 0; a bias of a writing site is a port of its own. A channel of the stream covers `width`
+    neighbours of the tensor (a head covers its `head_dim` rows)."""
 
     tensor: str
     axis: int
@@ -189,13 +189,13 @@ class Stream:
 
     Attributes:
         name: `residual`, `blocks.3.attn.in`, `blocks.3.mlp.in`, `head.in`, `blocks.3.value.1` (KV head 1),
-            `blocks.3.qk.1`, `blocks.3.qk` (the gains of q/k norms that heads share), `blocks.3.heads` (KV groups),
+            `blocks.3.qk.1`, `blocks.3.qk` (gains of q/k norms that heads share), `blocks.3.heads` (KV groups),
             `blocks.3.ffn`, `blocks.3.moe.5.ffn`, `blocks.3.mlp.up.out` (what a batch norm reads).
         kind: `residual norm batch value qk heads ffn`.
         size: channels.
         writers, readers: every port. A move multiplies writers by M and readers by its inverse transpose.
-        through: ports that act channel by channel between writers and readers: the gains and biases of norms in the
-            residual, the gate of a gated unit. Only `permute` and `select` touch them.
+        through: ports that act channel by channel in between: gains and biases of norms in the residual, the gate of a
+            gated unit. Only `permute` and `select` touch them.
         admits: move kind → "" where allowed, or the condition on its value (`nonzero`, `positive`, `pairs`, `free`:
             see `moves.py`); kinds absent from here are refused.
         stops: move kind → why it is refused, in a sentence.

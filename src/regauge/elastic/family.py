@@ -16,9 +16,10 @@ from regauge.elastic.order import ORDERS
 from regauge.elastic.subnet import NAMES, PARTLY, Amount, Subnet
 from regauge.errors import SettingError, nearest
 
-EQUIDISTANT, EXITS, RANKED = "equidistant", "exits", "ranked"
-LAYERS = (EQUIDISTANT, EXITS, RANKED)
-"""Which blocks a count of them means: spread over the whole, the first ones, or the most important ones."""
+EQUIDISTANT, EXITS, RANKED, STAGES = "equidistant", "exits", "ranked", "stages"
+LAYERS = (EQUIDISTANT, EXITS, RANKED, STAGES)
+"""Which blocks a count of them means: spread over the whole, the first ones, the most important ones, or the first ones
+of each stage, of a model whose states change their size between stages."""
 
 
 @dataclass(frozen=True)

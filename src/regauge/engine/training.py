@@ -32,6 +32,7 @@ from regauge.engine.raised import rounded, stored, thinned, write
 from regauge.engine.raising import Batch, Raising
 from regauge.engine.receipts import command_line, log_of, versions
 from regauge.engine.recovery_text import LOOKS, SPARE, Material
+from regauge.engine.training_images import Pictures, pictures, statistics
 from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import Reading, opened, reading
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
@@ -80,20 +81,28 @@ def train(
         clock.say("open")
         plan, training = read_recipe(recipe, asked.amounts)
         source = host_of(model).open(model, asked.revision)
-        if not source.anatomy.causal and training.distiller in OF_LOGITS:
+        seen = _classifies(source)
+        if not source.anatomy.causal and not seen and training.distiller in OF_LOGITS:
             raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
+        if seen and training.distiller not in OF_LOGITS:
+            raise RecipeError(
+                f"recipe {plan.name!r} compares states of tokens ({training.distiller}), and {source.anatomy.family} "
+                f"gives classes of images: distiller is one of {', '.join(OF_LOGITS)} for it."
+            )
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)
         if why := host_of(source.path).why_not_fed(source):
             raise ModelError(f"training reads text through the model, and {why}.")
-        read = opened(source, text, asked.amounts, asked.seed)
+        read = pictures(source, text, training.batch) if seen else opened(source, text, asked.amounts, asked.seed)
         with Staging(target, _identity(plan, source, read, asked, group), force=asked.force) as staging:
             threads = staging.notes.get("threads")
             staging.note("threads", torch.get_num_threads() if threads is None else threads)
             with quiet_torch(threads if isinstance(threads, int) else None):
                 base = _made(plan, model, staging, (text, asked), clock)
                 work = _Work(source, base, training, asked, group, staging, clock, began)
-                told, learnt = work.run(reading(read, source, training.batch, staging, clock))
+                told, learnt = work.run(
+                    read if isinstance(read, Pictures) else reading(read, source, training.batch, staging, clock)
+                )
                 log = log_of(clock, memory, asked.command or command_line())
                 receipt = write(base, source, learnt, staging, told, log)
         group.same(receipt.model_dump())
@@ -169,7 +178,7 @@ class _Work:
     began: float
     _last: list[State] = field(default_factory=list)
 
-    def run(self, read: Reading) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
+    def run(self, read: Reading | Pictures) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
         """What the receipt is told, and what was learnt."""
         amounts, training = self.asked.amounts, self.training
         trainee = host_of(self.base).trainee(self.base)
@@ -190,15 +199,16 @@ class _Work:
         alone = replace(problem, ranks=ALONE)
         learnt = rounded(state.best, stored(self.base))
         after, before = alone.errors(learnt), alone.errors(first)
+        learnt |= statistics(trainee, problem, learnt, text, self.base)
         told = {
             "text": read.description,
-            "tokens": sum(one.ids_BT.numel() for one in text),
-            "held_out": sum(one.ids_BT.numel() for one in read.aside),
+            "tokens": sum(one.size for one in text),
+            "held_out": sum(one.size for one in read.aside),
             "how": asdict(training) | {"steps": planned},
             "processes": self.group.count,
             "steps": state.step,
             "members": {name: {"before": before[name], "after": after[name]} for name in after},
-            "unit": "nats a token" if problem.causal else "squared distance of embeddings",
+            "unit": problem.unit,
             "losses": thinned(state.losses),
             "looks": [list(look) for look in state.looks],
             "ended": ended,
@@ -254,7 +264,13 @@ class _Work:
             raise _Over(OVER)
 
 
-def _identity(plan: Plan, source: Source, read: Material, asked: Asked, group: Ranks) -> dict[str, object]:
+def _classifies(source: Source) -> bool:
+    """Whether a model gives classes of images."""
+    head = any(site.name == "head" for site in source.anatomy.sites)
+    return head and host_of(source.path).medium(source) == "images"
+
+
+def _identity(plan: Plan, source: Source, read: Material | Pictures, asked: Asked, group: Ranks) -> dict[str, object]:
     return {
         "plan": digest(plan),
         "source": source.digest(),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from regauge.anatomy.model import Anatomy
+from regauge.anatomy.model import Anatomy, Weights
 from regauge.elastic.family import Family
 from regauge.elastic.subnet import Subnet
 from regauge.learn.distillers import Read
@@ -43,6 +43,12 @@ class Trainee(Protocol):
 
     def backward(self) -> AbstractContextManager[None]:
         """Around backward passes."""
+
+    def statistics(
+        self, subnets: Sequence[Subnet], batches: Sequence[Tensor]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Weights]]:
+        """Statistics of batch norms taken anew on some images: of the whole by the module's key, and of each member by
+        canonical tensor. Nothing where there are no batch norms."""
 
     def original(self) -> Taught:
         """The whole as it is now, apart."""

@@ -48,6 +48,13 @@ class ResNetConfig(PreTrainedConfig):  # type: ignore[misc]
             raise ValueError(why)
         super().__post_init__(**kwargs)
 
+    @property
+    def resizing(self) -> tuple[int, ...]:
+        """Blocks that give other numbers of channels or pixels than they read."""
+        before = [self.stem_width, *self.layer_widths[:-1]]
+        steps = zip(before, self.layer_widths, self.layer_strides, strict=True)
+        return tuple(number for number, (was, now, stride) in enumerate(steps) if was != now or stride != 1)
+
 
 LISTS = ("layer_widths", "layer_neurons", "layer_strides", "layer_kernels")
 

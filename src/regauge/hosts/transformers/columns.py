@@ -58,6 +58,7 @@ class Attributes(_Columns):
         repeats: settings with which keys and values are kept once for each head of queries.
         context: the most tokens that are read at once; unreached: the last of its positions that no token has, where
             the first ones are set apart (RoBERTa's, up to that of padding).
+        stays: numbers of the blocks that change the size of the states.
     """
 
     hidden: str | list[str] = "hidden_size"
@@ -71,6 +72,7 @@ class Attributes(_Columns):
     repeats: When = Field(default_factory=dict)
     context: str = "max_position_embeddings"
     unreached: str | None = None
+    stays: str | None = None
 
 
 class NormColumns(_Columns):

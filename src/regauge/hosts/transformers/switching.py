@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,11 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.members import Member
-from regauge.anatomy.model import Anatomy
+from regauge.anatomy.model import Anatomy, Weights
 from regauge.artifact.cutting import read_cut
 from regauge.artifact.families import read_family
 from regauge.artifact.gains import of_member, read_gains
+from regauge.artifact.statistics import read_statistics
 from regauge.elastic.family import Family
 from regauge.elastic.legal import member_in, settled
 from regauge.elastic.subnet import Subnet
@@ -36,6 +38,7 @@ from regauge.hosts.transformers.caching import fresh
 from regauge.hosts.transformers.gaining import fitted
 from regauge.hosts.transformers.marking import WHOLE, Alone, Marked, running
 from regauge.hosts.transformers.members import cached, view
+from regauge.hosts.transformers.norming import put_statistics, taken_anew
 from regauge.hosts.transformers.owned import before, disown, method, own
 
 REQUEST = "subnet"
@@ -54,11 +57,13 @@ class Members:
         family: what may be chosen.
         anatomy: of the whole.
         gains: subnet → site of the whole → what the member multiplies its outputs by.
+        statistics: subnet → tensor of the whole → what the member's batch norms have in its place.
     """
 
     def __init__(self, model: Any, family: Family, anatomy: Anatomy) -> None:
         self.family, self.anatomy = family, anatomy
         self.gains: dict[str, dict[str, Tensor]] = {}
+        self.statistics: dict[str, Weights] = {}
         self.of: weakref.ref[Any] | None = weakref.ref(model)
         self.forget()
 
@@ -69,7 +74,8 @@ class Members:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"family": self.family, "anatomy": self.anatomy, "gains": self.gains, "of": None}
+        kept = ("family", "anatomy", "gains", "statistics")
+        return {name: getattr(self, name) for name in kept} | {"of": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -93,22 +99,16 @@ class Members:
             return tuple(self._made)
 
     def member(self, asked: str | Subnet) -> Any:
-        """A member as a model of its own, over the memory of this one: what runs inside `use`.
-
-        Raises:
-            SettingError: it is not legal, or the model holds something in a way that has no first part.
-        """
+        """A member as a model of its own, over the memory of this one: what runs inside `use`; or the SettingError that
+        it is not legal, or the model holds something in a way that has no first part."""
         model = None if self.of is None else self.of()
         if model is None:
             raise SettingError("the model of these members is gone, or was copied and not run yet: call it once")
         return self.tree(self.settled(asked), model) or model
 
     def fit(self, asked: str | Subnet, model: Any, ids_BT: Tensor) -> dict[str, Tensor]:
-        """Gains of a member by a text, which it has from now on: site of the whole → a number for each output.
-
-        Raises:
-            SettingError: it is not legal, or a matrix is held in a way that has no multiplier a row.
-        """
+        """Gains of a member by a text, which it has from now on: site of the whole → a number for each output; or the
+        SettingError that it is not legal, or a matrix is held in a way that has no multiplier a row."""
         legal = self.settled(asked)
         self.forget_gains(legal)
         tree = self.tree(legal, model)
@@ -117,6 +117,17 @@ class Members:
             self._made.pop(legal, None)
             self.gains[str(legal)] = found
             self.tree(legal, model)
+        return found
+
+    def recalibrate(self, asked: str | Subnet, model: Any, batches: Iterable[Tensor]) -> Weights:
+        """Statistics of a member's batch norms by some images, which it has from now on, by the whole's names; or the
+        SettingError that it is not legal, has no batch norms, or there are no images."""
+        legal = self.settled(asked)
+        tree = self.tree(legal, model)
+        found = taken_anew(model if tree is None else tree, self.cut(legal), batches)
+        if tree is not None:
+            with self._lock:
+                self.statistics[str(legal)] = found
         return found
 
     def forget_gains(self, subnet: Subnet) -> None:
@@ -160,6 +171,7 @@ class Members:
             member = self.cut(subnet)
             plan = cached(member, subnet.cache, getattr(model, "regauge_cache", None))
             found = view(model, member, plan, of_member(self.gains.get(str(subnet), {}), member))
+            put_statistics(found, member, self.statistics.get(str(subnet), {}))
             for name in ("generate", "_apply"):
                 disown(found, name)
             switched: Any = before(found, "forward")
@@ -199,6 +211,7 @@ def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
     if family is not None and getattr(model, "regauge_window", None) is None:
         switchable(model, family, anatomy)
         model.regauge.gains = read_gains(folder, anatomy)
+        model.regauge.statistics = read_statistics(folder, anatomy)
 
 
 def switchable(model: Any, family: Family, anatomy: Anatomy) -> None:

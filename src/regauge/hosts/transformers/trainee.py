@@ -9,7 +9,7 @@ Legend: B windows, T tokens.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.members import first
-from regauge.anatomy.model import Anatomy
+from regauge.anatomy.model import Anatomy, Weights
 from regauge.elastic.family import Family
 from regauge.elastic.subnet import Subnet
 from regauge.errors import ModelError
 from regauge.hosts.transformers.load import load
+from regauge.hosts.transformers.norming import by_batch
 from regauge.hosts.transformers.switching import Members, members_of
 from regauge.learn.distillers import Read
 
@@ -89,6 +90,19 @@ class Trainee:
             warnings.filterwarnings("ignore", message=LAYOUT)
             yield
 
+    def statistics(
+        self, subnets: Sequence[Subnet], batches: Sequence[Tensor]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Weights]]:
+        """Statistics of batch norms taken anew on some images: of the whole by the module's key, and of each member by
+        canonical tensor. Nothing where there are no batch norms."""
+        members = self._members
+        if not any(norm.kind == "batch" and norm.mean is not None for norm in self.anatomy.norms):
+            return {}, {}
+        found = {str(one): members.recalibrate(one, self._model, batches) for one in subnets}
+        slots = {f"{norm.name}.{word}": slot for norm in self.anatomy.norms for word, slot in norm.slots.items()}
+        whole = members.recalibrate(Subnet(), self._model, batches)
+        return {slots[name].key: tensor for name, tensor in whole.items()}, found
+
     def original(self) -> Original:
         """The whole as it is now, apart: a teacher that stays."""
         return Original(self._model, self.parameters)
@@ -120,12 +134,12 @@ def trainee(path: str | Path) -> Trainee:
     model: Any = load(path, dtype=torch.float32)
     if any(name.endswith("matrix") or "packed" in name for name, _ in model.named_modules()):
         raise ModelError("a family is trained in full precision, and matrices of this one are in codes")
-    model.eval()
+    by_batch(model.eval())
     return Trainee(model)
 
 
 def _said(tree: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
-    said: dict[str, Any] = {"input_ids": ids_BT, "output_hidden_states": True}
+    said: dict[str, Any] = {tree.main_input_name: ids_BT, "output_hidden_states": True}
     if mask_BT is not None:
         said["attention_mask"] = mask_BT
     if tree.can_generate():
