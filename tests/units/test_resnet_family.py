@@ -17,6 +17,8 @@ from regauge.engine import apply
 from regauge.engine.extracting import extract
 from regauge.engine.recovery_text import Amounts
 from regauge.engine.training import train
+from regauge.engine.training_cost import planned
+from regauge.engine.training_images import places
 from regauge.engine.training_recipe import Asked
 from regauge.errors import ArtifactError, RecipeError, RegaugeError, SettingError, TextError
 from regauge.hosts.transformers.source import Source
@@ -175,3 +177,14 @@ def test_a_family_needs_a_stage_rule(tmp_path: Path) -> None:
     with pytest.raises(RegaugeError, match="layers: stages keeps the first blocks"):
         apply(parse("name: even\nfamily: {depth: [2]}\n"), saved(tmp_path / "m"), tmp_path / "out",
               calibration=images(tmp_path / "x.npz"))  # fmt: skip
+
+
+def test_what_a_training_would_take_is_counted_by_places(tmp_path: Path) -> None:
+    """An image of 8 pixels: 64 places in the first stage, 16 in the second."""
+    source = Source.open(saved(tmp_path / "m"))
+    assert [places(source, source.anatomy.site(f"blocks.{block}.mlp.up")) for block in (0, 2, 3)] == [64, 16, 16]
+    assert places(source, source.anatomy.site("head")) == 1
+    found = planned(recipe(TRAIN), tmp_path / "m", images(tmp_path / "x.npz"))
+    assert (found.batch, found.passes, found.choices) == (8, 3.0, "depth (3), ffn (2)")
+    with pytest.raises(TextError, match="give --text a file of them"):
+        planned(recipe(TRAIN), tmp_path / "m")

@@ -32,7 +32,7 @@ from regauge.engine.raised import rounded, stored, thinned, write
 from regauge.engine.raising import Batch, Raising
 from regauge.engine.receipts import command_line, log_of, versions
 from regauge.engine.recovery_text import LOOKS, SPARE, Material
-from regauge.engine.training_images import Pictures, pictures, statistics
+from regauge.engine.training_images import Pictures, classifies, pictures, statistics
 from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import Reading, opened, reading
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
@@ -81,7 +81,7 @@ def train(
         clock.say("open")
         plan, training = read_recipe(recipe, asked.amounts)
         source = host_of(model).open(model, asked.revision)
-        seen = _classifies(source)
+        seen = classifies(source)
         if not source.anatomy.causal and not seen and training.distiller in OF_LOGITS:
             raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
         if seen and training.distiller not in OF_LOGITS:
@@ -262,12 +262,6 @@ class _Work:
         over = limit is not None and time.monotonic() - self.began > limit
         if done < total and self.group.any(over):
             raise _Over(OVER)
-
-
-def _classifies(source: Source) -> bool:
-    """Whether a model gives classes of images."""
-    head = any(site.name == "head" for site in source.anatomy.sites)
-    return head and host_of(source.path).medium(source) == "images"
 
 
 def _identity(plan: Plan, source: Source, read: Material | Pictures, asked: Asked, group: Ranks) -> dict[str, object]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regauge.anatomy.model import Site
 from regauge.artifact.staging import Staging
 from regauge.artifact.statistics import FILE, statistics_bytes
 from regauge.engine.raised import rounded, stored
@@ -31,6 +32,20 @@ LOOKED_AT, TOGETHER, CALIBRATED = 1000, 250, 16
 """Images held out that a look asks, and of them at once: batch norms compute with the statistics of these. Batches by
 which they get those that are stored."""
 WANTED = "an .npz with 'x' (N, H, W, C) of uint8 and 'y' (N), classes counted from 0, is needed"
+
+
+def classifies(source: Source) -> bool:
+    """Whether a model gives classes of images."""
+    head = any(site.name == "head" for site in source.anatomy.sites)
+    return head and host_of(source.path).medium(source) == "images"
+
+
+def places(source: Source, site: Site) -> int:
+    """How often a matrix is used on one input: once, or for each place of the image of a convolution's stage."""
+    if not site.window or site.block is None:
+        return 1
+    before = sum(block <= site.block for block in source.anatomy.plumbing.stays)
+    return max(1, host_of(source.path).image_shape(source)[1] >> before) ** 2
 
 
 @dataclass(frozen=True, eq=False)
