@@ -6,7 +6,9 @@ text even where they were not tried, so a text that begins to repeat itself is n
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from regauge.runtime.drafts.source import Draft
@@ -34,6 +36,7 @@ class Costs:
         seconds: of a step of so many tokens, from 1 on; 0: not measured.
         guess: seconds of one guessed token.
         steps, drafted, accepted: how many there were, for whoever wants to know.
+        clock: tells the time, in seconds.
     """
 
     seconds: list[float] = field(default_factory=lambda: [0.0] * (MOST + 1))
@@ -41,6 +44,7 @@ class Costs:
     steps: int = 0
     drafted: int = 0
     accepted: int = 0
+    clock: Callable[[], float] = field(default=time.perf_counter, repr=False, compare=False)
 
     def took(self, tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long."""
