@@ -354,7 +354,9 @@ def test_what_drafts_cannot_serve_is_refused(more: dict[str, Any], said: str, tm
 
 
 @native
-@pytest.mark.parametrize("more", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}, {"use_cache": False}])
+@pytest.mark.parametrize(
+    "more", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}, {"use_cache": False}]
+)
 def test_drafts_that_an_artifact_prefers_give_way(more: dict[str, Any], tmp_path: Path) -> None:
     """What `fit` wrote into the generation settings never makes a call fail, nor its text another."""
     model = loaded(tmp_path, "llama")
