@@ -55,14 +55,13 @@ def family(folder: Path, idle: bool) -> Any:
 
 def choice(model: Any, steps: tuple[float, ...], guess: float, names: tuple[str, ...] = (MEMBER,)) -> Drafting:
     rounds = [Together(steps, {MEMBER: guess})]
-    return weighed(model, {MEMBER: model.regauge.member(MEMBER)}, windows().halves(), rounds, None, names)
+    return weighed(model, {MEMBER: model.regauge.member(MEMBER)}, windows().halves(), rounds, 64, names)
 
 
 def test_a_passage_is_replayed_by_the_loop_that_decodes() -> None:
-    """Ten tokens behind two, of which a model guesses every third wrong: by hand, with two guesses a step at the most.
-
-    A step of one token (nothing was timed before is not so here), then as the pace decides: what is counted is what
-    the clock was told.
+    """Ten tokens behind two. All guesses right: a step for each token that was not guessed. All wrong, where a step
+    costs as many times one as it reads: the fourth tries two, and so takes three and two guesses. A text that repeats
+    itself costs its steps alone.
     """
     ids = (3, 8, *range(10, 20))
     right = [*ids[1:], 0]
@@ -71,7 +70,7 @@ def test_a_passage_is_replayed_by_the_loop_that_decodes() -> None:
     assert always.accepted == always.drafted == always.tokens - always.steps
     assert always.taken == pytest.approx(always.steps + 0.25 * always.drafted)
     never = replayed(Passage(ids, 2), Times(STEEP, 1.0), [9] * 12)
-    assert (never.accepted, never.drafted, never.taken) == (0, 0, 9.0)
+    assert (never.accepted, never.drafted, never.taken) == (0, 2, 8.0 + 3.0 + 2.0)
     looked = replayed(Passage((5, 6, 7, 8) * 6, 8), Times(FLAT))
     assert (looked.tokens, looked.accepted) == (15, looked.drafted)
     assert looked.taken == looked.steps < 4
@@ -98,9 +97,10 @@ def test_a_draft_that_surely_pays_is_chosen_and_a_dear_one_is_not(tmp_path: Path
     assert dear.drafts == "none"
     assert dear.ways[0].gain.value < 1.03
     assert "drafts are used where 1.03x is sure" in dear.why
-    other = choice(family(tmp_path / "busy", False), FLAT, 0.5)
+    other = choice(family(tmp_path / "busy", False), FLAT, 0.3)
     assert other.ways[0].accepted < 0.6
     assert other.drafts == "none"
+    assert choice(model, FLAT, 0.3).drafts == MEMBER
 
 
 @native

@@ -21,7 +21,7 @@ from regauge.hosts.transformers.switching import switchable
 from regauge.kernels.cpu.library import available
 from regauge.runtime.drafts.lookup import Lookup
 from regauge.runtime.drafts.loop import drafted
-from regauge.runtime.drafts.pace import PROBE, Costs, Pace
+from regauge.runtime.drafts.pace import Costs, Pace
 from regauge.runtime.drafts.source import Draft
 from regauge.runtime.drafts.worth import best
 from units.test_step import loaded
@@ -156,8 +156,9 @@ def test_how_many_guesses_are_worth_it() -> None:
 
 def test_guesses_that_cost_something_are_tried_again_now_and_then() -> None:
     pace = Pace(Costs(seconds=[1.0, *[9.0] * 7], guess=1.0))
-    lengths = [pace.length(0, 7, False) for _ in range(PROBE)]
-    assert lengths == [0] * (PROBE - 1) + [2]
+    lengths = [pace.length(0, 7, False) for _ in range(252)]
+    assert [step + 1 for step, length in enumerate(lengths) if length] == [4, 12, 28, 60, 124, 188, 252]
+    assert set(lengths) == {0, 2}
 
 
 def test_a_pause_of_the_machine_is_no_cost() -> None:

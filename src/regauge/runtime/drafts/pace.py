@@ -23,8 +23,9 @@ OPTIMISM = 0.04
 FADE = 0.01
 """How much of what a step took is forgotten with each step of another length: what was measured in a bad moment is
 tried again."""
-PROBE = 64
-"""Steps after which guesses that cost something are tried again where they did not pay."""
+PROBES = 4, 64
+"""Steps after which guesses that cost something are tried again where they did not pay: at first, and at the most, for
+each time doubles them."""
 
 
 @dataclass
@@ -107,7 +108,7 @@ class Pace:
         self._first = [Rate(belief) for belief in sure]
         self._further = [Rate(0.5 + belief / 2) for belief in sure]
         self._open: deque[tuple[Draft, int]] = deque(maxlen=MOST)  # guesses, and how many of them came true
-        self._idle = 0
+        self._idle, self._patience = 0, PROBES[0]
 
     def length(self, matched: int, most: int, free: bool) -> int:
         """How many of `most` guesses to try."""
@@ -117,8 +118,8 @@ class Pace:
         first, further = self._first[matched].value, self._further[matched].value
         found, _ = best(first, further, costs.of, 0.0 if free else costs.guess, most)
         self._idle = 0 if found or free else self._idle + 1
-        if self._idle >= PROBE:
-            self._idle, found = 0, min(2, most)
+        if self._idle >= self._patience:
+            self._idle, self._patience, found = 0, min(2 * self._patience, PROBES[1]), min(2, most)
         return found
 
     def tried(self, draft: Draft) -> None:
