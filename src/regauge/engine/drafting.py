@@ -133,8 +133,9 @@ def weighed(
     ways, first = list[Way](), dict[str, float]()
     for name in wanted:
         likely = [None if name == LOOKUP else likeliest(members[name], some) for some in sets]
-        times = [Times(one.steps, one.guesses.get(name)) for one in rounds]
-        chosen, told = (replays(some, times, found) for some, found in zip(sets, likely, strict=True))
+        chosen, told = (
+            replays(some, _times(rounds, name, len(some)), found) for some, found in zip(sets, likely, strict=True)
+        )
         first[name] = sum(one.plain for one in chosen) / sum(one.taken for one in chosen)
         ways.append(_way(name, told))
     best = max(ways, key=lambda way: first[way.drafts])
@@ -195,21 +196,26 @@ def likeliest(model: Any, some: Sequence[Passage]) -> list[list[int]]:
 
 
 def replays(some: Sequence[Passage], times: Sequence[Times], likely: Sequence[Sequence[int]] | None) -> list[Replayed]:
-    """Each text by the times of one round, the rounds in turn."""
-    return [
-        replayed(one, times[place % len(times)], None if likely is None else likely[place])
-        for place, one in enumerate(some)
-    ]
+    """Each text by its own times."""
+    return [replayed(one, times[place], None if likely is None else likely[place]) for place, one in enumerate(some)]
+
+
+def _times(rounds: Sequence[Together], name: str, count: int) -> list[Times]:
+    """So many times what steps and guesses take: medians of as many rounds as there are, drawn with replacement."""
+    draws = np.random.default_rng(0).integers(0, len(rounds), (count, len(rounds)))
+    found = []
+    for drawn in draws:
+        some = [rounds[turn] for turn in drawn]
+        steps = np.median([one.steps for one in some], 0)
+        guesses = [one.guesses[name] for one in some if name in one.guesses]
+        found.append(Times(tuple(map(float, steps)), float(np.median(guesses)) if guesses else None))
+    return found
 
 
 def _way(name: str, told: Sequence[Replayed]) -> Way:
     drafted, steps = sum(one.drafted for one in told), sum(one.steps for one in told)
     accepted = sum(one.accepted for one in told)
-    one = [one.plain / one.tokens for one in told]  # texts count by their tokens, whatever a step took in their round
-    plain, taken = (
-        np.array([getattr(text, what) / unit for text, unit in zip(told, one, strict=True)])
-        for what in ("plain", "taken")
-    )
+    plain, taken = (np.array([getattr(text, what) for text in told]) for what in ("plain", "taken"))
     return Way(
         drafts=name,
         accepted=accepted / max(1, drafted),

@@ -29,7 +29,7 @@ class Together:
     guesses: Mapping[str, float]
 
 
-def steps_rate(model: Model, prompt_BT: Tensor, each: int, steps: int = 6) -> Thunk:
+def steps_rate(model: Model, prompt_BT: Tensor, each: int, steps: int = 12) -> Thunk:
     """Steps a second that read `each` tokens behind the prompt and what the steps before them read."""
 
     def run() -> float:

@@ -56,7 +56,7 @@ class Replayed:
 
     Attributes:
         tokens: that were written behind the first of them.
-        plain: what they take one by one; `taken`: with drafts.
+        plain: what these take one by one; `taken`: with drafts.
         steps, drafted, accepted: how many there were.
     """
 
