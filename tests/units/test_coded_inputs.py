@@ -238,12 +238,28 @@ def test_a_prompt_of_a_static_model_goes_through_the_kernels(made: Path, monkeyp
     assert float((found - simulated).norm() / simulated.norm()) < 1e-5
 
 
-def test_a_trace_of_it_says_native(made: Path) -> None:
-    runs = {
-        one.name: one for one in rg.trace(made).products if one.name.startswith("blocks.") and "attn.s" not in one.name
-    }
-    assert {name.rpartition(".")[2] for name in runs} >= {"q", "k", "v", "o", "gate", "up"}
-    assert {one.runs for name, one in runs.items() if not name.endswith("down")} == {"native"}
+def test_a_trace_of_it_says_native_and_of_a_transform_that_it_is_none(made: Path) -> None:
+    """A turned input's site multiplies integers too; what turns it is a product of its own, and one of floats."""
+    found = {one.name: one for one in rg.trace(made).products if one.name.startswith("blocks.")}
+    runs = {name: one.runs for name, one in found.items() if "attn.s" not in name}
+    turned = {name for name in runs if name.endswith(".transform")}
+    assert turned == {f"blocks.{block}.mlp.down.transform" for block in (0, 1)}
+    assert {runs[name] for name in turned} == {"float"}
+    assert {name.rpartition(".")[2] for name in runs.keys() - turned} == {"q", "k", "v", "o", "gate", "up", "down"}
+    assert {runs[name] for name in runs.keys() - turned} == {"native"}
+    assert found["blocks.1.mlp.down"].times == 1
+    assert found["blocks.1.mlp.down"].inputs == "hadamard, int8, static"
+    assert "turned by floats" in found["blocks.1.mlp.down.transform"].why
+
+
+def test_a_recipe_that_promises_integers_turns_no_input(made: Path, tmp_path: Path) -> None:
+    plan = parse(
+        f"name: turned\nproducts: integer\nweights: {{'{{blocks.*,embed,head}}': {W8}}}\ninputs:\n"
+        "  blocks.* | *.{queries,keys,values,probabilities} | head.in: {grid: int8, grain: tensor, ranger: static}\n"
+        "  blocks.*.mlp.hidden: {transform: hadamard, grid: int8, grain: tensor, ranger: static}\n"
+    )
+    with pytest.raises(RecipeError, match=r"turned in floats before it is rounded: blocks.0.mlp.hidden"):
+        apply(plan, made.parent / "model", tmp_path / "out", calibration=tiny.text(tmp_path, 6000))
 
 
 def test_a_static_step_outside_the_blocks_is_refused(tmp_path: Path) -> None:
