@@ -172,9 +172,8 @@ def space_of(family: Family, anatomy: Anatomy, each: bool = False, bits: Sequenc
         bits: those whose adapters are trained, the most first: members differ in nothing else then.
     """
     if bits:
-        some = tuple(Choice(one, one / bits[0]) for one in bits)
-        named = {one: _mean(one.bits) / bits[0] for one in family.members.values() if tuple(one.said()) and _level(one)}
-        return Space({"bits": some}, anatomy.blocks, each, named)
+        levels = {one: _mean(one.bits) / bits[0] for one in family.members.values() if _level(one)}
+        return Space({"bits": tuple(Choice(one, one / bits[0]) for one in bits)}, anatomy.blocks, each, levels)
     found: dict[str, tuple[Choice, ...]] = {}
     for name in DRAWN:
         if family.choices(name):
