@@ -19,10 +19,12 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from regauge.cache.scheme import CachePlan
 from regauge.errors import SettingError
 from regauge.hosts.regauge.configuration_var import VarConfig
+from regauge.hosts.regauge.pasts import Past, check
 from regauge.hosts.regauge.sampling import Sampled, Taste, sample
-from regauge.hosts.regauge.stages import Layers, Past, Stages, layers_of, mask_of
+from regauge.hosts.regauge.stages import Layers, Stages, layers_of, mask_of
 from regauge.hosts.regauge.tokenizer import Tokenizer
 
 LOUDEST = math.log(100)  # of the learnt scale of attention's scores
@@ -55,7 +57,9 @@ class Attention(nn.Module):
             q = functional.normalize(q, dim=-1) * self.scale_mul_1H11.clamp(max=LOUDEST).exp()
             k = functional.normalize(k, dim=-1)
         if past is not None:
-            k, v = past.append(self.index, k, v)
+            read = past.append(self.index, q, k, v)
+            k, v = read.keys_BHTD, read.values_BHTD
+            mask_LL = None if read.held_BHT is None else read.held_BHT.unsqueeze(2)
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=self.scale)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
@@ -146,6 +150,7 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
     _no_split_modules = ("Block",)
     _supports_sdpa = True
     taste = Taste
+    regauge_cache: CachePlan | None = None  # what is kept of earlier scales; None: everything
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__(config)
@@ -163,6 +168,15 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
         self.head_nm = HeadNorm(config)
         self.head = nn.Linear(width, config.vocab_size)
         self.post_init()
+
+    def keep_by(self, plan: CachePlan) -> None:
+        """Lets images be drawn with what a plan keeps of earlier scales.
+
+        Raises:
+            SettingError: it asks for what a cache of scales cannot keep.
+        """
+        check(plan)
+        self.regauge_cache = plan
 
     def layers(self, stages: Stages = None) -> Layers:
         """The layers that run on each scale of a subnet, or of one for each scale."""
@@ -248,6 +262,7 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
         seed: int = 0,
         taste: Taste = Taste(),  # noqa: B008 (frozen)
         subnet: Stages = None,
+        cache: CachePlan | None = None,
     ) -> Sampled:
         """Draws an image of each class.
 
@@ -256,11 +271,13 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
             seed: the same seed and labels give the same images.
             taste: guidance, and which tokens may be drawn.
             subnet: what runs on the scales: one for all, or one for each; None: the full model.
+            cache: what is kept of earlier scales; None: as the model was loaded.
 
         Raises:
             SettingError: a class or a subnet is none of the model's.
         """
-        return sample(self, torch.as_tensor(labels, dtype=torch.int64, device=self.device), seed, taste, subnet)
+        labels_B = torch.as_tensor(labels, dtype=torch.int64, device=self.device)
+        return sample(self, labels_B, seed, taste, subnet, cache or self.regauge_cache)
 
 
 def _like(shape: tuple[int, ...]) -> Tensor:

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regauge.cache.scheme import CachePlan
 from regauge.errors import SettingError
-from regauge.hosts.regauge.stages import Layers, Past, Stages
+from regauge.hosts.regauge.pasts import Past
+from regauge.hosts.regauge.stages import Layers, Stages
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Sampled:
     seconds: tuple[float, ...]
 
 
-def sample(model: Any, labels_B: Tensor, seed: int, taste: Taste, subnet: Stages) -> Sampled:
+def sample(
+    model: Any, labels_B: Tensor, seed: int, taste: Taste, subnet: Stages, plan: CachePlan | None = None
+) -> Sampled:
     """See `VarForImageGeneration.sample`."""
     config, count = model.config, len(labels_B)
     _check(labels_B, config.num_classes)
@@ -70,7 +74,8 @@ def sample(model: Any, labels_B: Tensor, seed: int, taste: Taste, subnet: Stages
     labels = torch.cat([labels_B, none_B]) if taste.guidance else labels_B
     cond_BC, cond = model.condition(labels)
     made = [block.modulation(cond) for block in model.blocks]
-    past, places = Past(layers), torch.split(model.places(), config.areas, 1)
+    past = Past(layers, plan, model.blocks[0].attn.scale)
+    places = torch.split(model.places(), config.areas, 1)
     x_BLC, total_BZhw = model.start(cond_BC) + places[0], None
     tokens, held, seconds = [], [], []
     for scale, some in enumerate(layers):
