@@ -8,6 +8,11 @@ each member alone has an equal share, a quarter: the whole, three quarters, a ha
 blocks. All begin with the same trained model, its neurons sorted in the same way, and all but the rows that say
 otherwise are taught by that model as it was (KL). Perplexity is measured on modules of the standard library that
 neither the model nor any training saw; the gap of two rows is paired over the same windows, with its standard error.
+
+    python benchmarks/trained_families.py --rows codes quantllm "quantllm, shared" "quantllm, uniform" --passes 400
+
+Rows of other families have a table each, beside their own nulls. Of one file of 8, 4, 3 and 2 bits: adapters for each
+width (`quantllm`), one for all of them (`shared`), every block's width drawn by itself (`uniform`), none (`codes`).
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +58,37 @@ ROWS = {
     "named": {"sampler": "named"},
     "named, labels too": {"sampler": "named", "labels": 0.5},
 }
+BITS = {f"{bits} bits": f"bits={bits}" for bits in (4, 3, 2)}
+CODED = Family(bits=(4, 3, 2), members={name: Subnet.parse(text) for name, text in BITS.items()})
+CODES = (
+    "name: codes\nweights:\n  blocks.*: {grid: nested:8, grain: group:128 else group:64 else group:32, ranger: minmax, "
+    "scale: f16-levels:5, rounder: gptq-levels}\n"
+)
+ADAPTED: dict[str, dict[str, object]] = {
+    "quantllm": {"sampler": "balanced:1"},
+    "quantllm, shared": {"sampler": "balanced:1", "adapters": "shared"},
+    "quantllm, uniform": {"sampler": "uniform:1"},
+}
+BESIDE: dict[str, object] = {"layers": "each", "rank": 8}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are told together.
+
+    Attributes:
+        members: heading → subnet. untrained: the row that every other one is held against.
+    """
+
+    members: Mapping[str, str]
+    untrained: str
+    rows: tuple[str, ...]
+
+
+TABLES = (
+    Table(MEMBERS, "untrained", ("untrained", *(f"alone {name}" for name in MEMBERS), *ROWS)),
+    Table(BITS, "codes", ("codes", *ADAPTED)),
+)
 
 
 @dataclass(frozen=True)
@@ -68,14 +104,15 @@ class Given:
 
 def plan(name: str, how: dict[str, object], family: Family, given: Given, steps: int) -> Plan:
     """The recipe of a row."""
-    row = parse(f"name: {name.replace(', ', '-').replace(' ', '-')}\nfamily: {{depth: [1]}}\n")
+    named = f"name: {name.replace(', ', '-').replace(' ', '-')}\nfamily: {{depth: [1]}}\n"
+    row = parse(CODES.replace("name: codes\n", named) if family is CODED else named)
     shared = {"batch": given.batch, "rate": given.rate, "steps": steps}
     return replace(row, family=family, train={**shared, **how}, calibration={"tokens": 16384, "length": given.length})
 
 
 def steps_for(how: dict[str, object], family: Family, passes: int) -> int:
     """Steps of a sampler that come to so many passes."""
-    draws, space = training_of(how).draws, space_of(family, Source.open(MODEL).anatomy)
+    draws, space = training_of(how).draws, space_of(family, Source.open(MODEL).anatomy, bits=family.bits)
     each = sum(len(draws(space, Turn(turn, 200))) for turn in range(200)) / 200
     return round(passes / each)
 
@@ -98,14 +135,18 @@ def losses(out: Path, members: Sequence[str], given: Given, tokens: int) -> dict
 def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[str, list[float]]:
     """One row: what is trained, and its losses by member."""
     everyone = ["full", *MEMBERS.values()]
-    if name == "untrained":
-        apply(replace(plan(name, {}, CHOICES, given, 1), train={}), MODEL, out, calibration=given.text / "train")
-        return losses(out, everyone, given, tokens)
+    if name in ("untrained", "codes"):
+        family, found = (CHOICES, everyone) if name == "untrained" else (CODED, ["full", *BITS.values()])
+        apply(replace(plan(name, {}, family, given, 1), train={}), MODEL, out, calibration=given.text / "train")
+        return losses(out, found, given, tokens)
     if name.startswith("alone"):
         member = Subnet.parse(MEMBERS[name.removeprefix("alone ")])
         family = Family(depth=(member.depth,), ffn=(member.ffn,))  # type: ignore[arg-type]  # both are said
         how: dict[str, object] = {"sampler": "smallest"}
         steps, found = passes // 4, [str(member)]
+    elif name in ADAPTED:
+        how, family, found = ADAPTED[name] | BESIDE, CODED, ["full", *BITS.values()]
+        steps = steps_for(how, family, passes)
     else:
         how, family, found = dict(ROWS[name]), CHOICES, everyone
         steps = steps_for(how, family, passes)
@@ -125,25 +166,36 @@ def told(values: Sequence[float], other: Sequence[float] | None = None) -> str:
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
-    """The rows as text; behind each the gap to its null: the whole to the untrained whole, members to those alone."""
-    lines = ["| row | whole | 3/4 | 1/2 | 1/4 |", "|---|---|---|---|---|"]
-    alone = {one: found[f"alone {name}"][one] for name, one in MEMBERS.items() if f"alone {name}" in found}
+    """The rows as text; behind each the gap to its null: the whole to the untrained whole, members to those alone, or
+    where no member is trained alone to the untrained ones."""
+    return "\n\n".join(one for kind in TABLES if (one := _table(kind, found)))
+
+
+def _table(kind: Table, found: dict[str, dict[str, list[float]]]) -> str:
+    members, rows = kind.members, {name: found[name] for name in kind.rows if name in found}
+    if not rows:
+        return ""
+    lines = [f"| row | whole | {' | '.join(members)} |", "|---" * (len(members) + 2) + "|"]
+    alone = {one: rows[f"alone {name}"][one] for name, one in members.items() if f"alone {name}" in rows}
     if alone:
         lines.append(
-            f"| each alone | | {' | '.join(told(alone[one]) if one in alone else '' for one in MEMBERS.values())} |"
+            f"| each alone | | {' | '.join(told(alone[one]) if one in alone else '' for one in members.values())} |"
         )
-    for name, row in found.items():
+    before = rows.get(kind.untrained, {})
+    null = {**before, **alone} if kind.members is BITS else {"full": before["full"], **alone} if before else {}
+    for name, row in rows.items():
         if name.startswith("alone"):
             continue
-        null = {"full": found["untrained"]["full"], **alone} if "untrained" in found and name != "untrained" else {}
-        cells = [told(row[one], null.get(one)) for one in ("full", *MEMBERS.values())]
+        cells = [
+            told(row[one], null.get(one) if name != kind.untrained else None) for one in ("full", *members.values())
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    rows = ["untrained", *(f"alone {name}" for name in MEMBERS), *ROWS]
+    rows = [name for kind in TABLES for name in kind.rows]
     parser.add_argument("--rows", nargs="+", default=rows, choices=rows)
     parser.add_argument("--passes", type=int, default=600, help="of each family")
     parser.add_argument("--batch", type=int, default=1024, help="tokens of a pass")

@@ -22,7 +22,10 @@ from typing import Any
 
 import torch
 
+from regauge.artifact.adapters import FILE as ADAPTERS
+from regauge.artifact.adapters import adapters_bytes
 from regauge.artifact.config import CARRIED
+from regauge.artifact.disk import put
 from regauge.artifact.ownership import refuse_out
 from regauge.artifact.receipt import Receipt, TrainedReceipt
 from regauge.artifact.staging import STATES, Staging
@@ -38,16 +41,19 @@ from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_to
 from regauge.errors import BudgetError, ModelError, RecipeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
+from regauge.hosts.teaching import Beside, Trainee
 from regauge.learn.distillers import OF_LOGITS
 from regauge.learn.loop import ENDED, At, State, Watch
 from regauge.learn.loop import train as loop
 from regauge.learn.ranks import ALONE, Ranks, ranks
-from regauge.learn.training import Training
+from regauge.learn.training import SHARED, Training
 from regauge.plan import Plan, digest
 from regauge.text.corpora import Where
 
 LOOP, PLANNED, FAMILY = "training", "training", "family"
 OVER = "the time was over"
+HALF = torch.float16
+"""In what adapters are stored: small numbers, of which none is much smaller than another."""
 TIMED = 3
 """Steps that are timed, since members differ in size."""
 
@@ -116,8 +122,7 @@ def _made(plan: Plan, model: str | Path, staging: Staging, given: tuple[Where | 
 def _follow(group: Ranks, clock: Clock) -> Receipt:
     """What every process but the first does: its part of each batch."""
     lesson = group.same(None)
-    trainee = host_of(lesson.base).trainee(lesson.base)
-    problem = _problem(trainee, lesson, group)
+    problem = _problem(_trainee(lesson), lesson, group)
     settings = lesson.training.settings(lesson.steps, lesson.every)
 
     def tick(done: int, total: int) -> None:
@@ -136,6 +141,7 @@ class _Lesson:
     """What every process is told."""
 
     base: Path
+    source: Path
     training: Training
     steps: int
     every: int
@@ -145,7 +151,15 @@ class _Lesson:
     state: State | None
 
 
-def _problem(trainee: Any, lesson: _Lesson, group: Ranks) -> Raising:
+def _trainee(lesson: _Lesson) -> Trainee:
+    """The family as it is trained: its weights, or adapters beside them."""
+    host, training = host_of(lesson.base), lesson.training
+    if not training.rank:
+        return host.trainee(lesson.base)
+    return host.adapting(lesson.base, lesson.source, Beside(training.rank, training.adapters == SHARED, lesson.seed))
+
+
+def _problem(trainee: Trainee, lesson: _Lesson, group: Ranks) -> Raising:
     family, anatomy = trainee.family, trainee.anatomy
     problem = Raising(
         trainee, trainee.original(), lesson.training, lesson.steps, lesson.text, lesson.aside, (), lesson.seed, group
@@ -172,10 +186,11 @@ class _Work:
     def run(self, read: Reading) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
         """What the receipt is told, and what was learnt."""
         amounts, training = self.asked.amounts, self.training
-        trainee = host_of(self.base).trainee(self.base)
         tokens = amounts.tokens or training.steps * training.batch
         text = read.text(tokens, self.staging, self.clock)
-        lesson = _Lesson(self.base, training, training.steps, 1, text, read.aside, self.asked.seed, None)
+        where = self.base, self.source.path
+        lesson = _Lesson(*where, training, training.steps, 1, text, read.aside, self.asked.seed, None)
+        trainee = _trainee(lesson)
         planned: Any = self.staging.notes.get(PLANNED)
         if not isinstance(planned, int):
             planned = self._planned(_problem(trainee, lesson, ALONE))
@@ -188,7 +203,7 @@ class _Work:
         first = problem.init()
         state, ended = self._trained(problem, lesson)
         alone = replace(problem, ranks=ALONE)
-        learnt = rounded(state.best, stored(self.base))
+        learnt = rounded(state.best, dict.fromkeys(state.best, HALF) if training.rank else stored(self.base))
         after, before = alone.errors(learnt), alone.errors(first)
         told = {
             "text": read.description,
@@ -203,6 +218,8 @@ class _Work:
             "looks": [list(look) for look in state.looks],
             "ended": ended,
         }
+        if beside := trainee.stored(learnt):
+            put(self.base / ADAPTERS, adapters_bytes({key: one.to(HALF) for key, one in beside.items()}))
         return {"trained": TrainedReceipt.model_validate(told)}, learnt
 
     def _planned(self, problem: Raising) -> int:

@@ -68,9 +68,10 @@ def planned(
         assert family is not None, "a recipe that trains has one"
         if why := reasons(family, anatomy):
             raise RecipeError(f"this model cannot be such a family: {'; '.join(why)}")
-        space = space_of(family, anatomy, training.layers == EACH)
+        bits = sorted(family.bits, reverse=True) if training.rank else ()
+        space = space_of(family, anatomy, training.layers == EACH, bits)
         sizes = [
-            [space.size(one.subnet) for one in training.draws(space, Turn(turn, SAMPLED, asked.seed))]
+            [1.0 if bits else space.size(one.subnet) for one in training.draws(space, Turn(turn, SAMPLED, asked.seed))]
             for turn in range(SAMPLED)
         ]
         blocks = sum(math.prod(site.shape) for site in anatomy.sites if site.block is not None)

@@ -19,7 +19,9 @@ from regauge.learn.settings import Settings
 DISTILLERS = ("none", "kl", "alpha", "features", "relations", "embedding")
 ORIGINAL, LARGEST, LARGER = TEACHERS = ("original", "largest", "larger")
 ALIKE, EACH = LAYERS = ("alike", "each")
-RATES = (0.0, 1.0)
+SHARED = "shared"
+ADAPTERS = (EACH, SHARED)
+MOST_RANK = 1024
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Training:
         rate: the learning rate at its highest.
         optimiser, schedule: by name (`settings.py`).
         clip: the most that the norm of a gradient may be; 0: as it is.
+        rank: of low-rank terms beside weights that hold several precisions, whose codes stay (arXiv 2405.20202); 0: the
+            weights themselves are trained.
+        adapters: whether `each` precision has terms of its own, or all have one (`shared`).
     """
 
     sampler: str = "sandwich:2"
@@ -50,6 +55,8 @@ class Training:
     optimiser: str = "adamw"
     schedule: str = "warmed"
     clip: float = 1.0
+    rank: int = 0
+    adapters: str = EACH
 
     def __post_init__(self) -> None:
         sampler_of(self.sampler)
@@ -57,6 +64,7 @@ class Training:
             (self.distiller, DISTILLERS, "distiller"),
             (self.teacher, TEACHERS, "teacher"),
             (self.layers, LAYERS, "layers"),
+            (self.adapters, ADAPTERS, "adapters"),
         ):
             if value not in known:
                 raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}{nearest(str(value), known)}")
@@ -64,6 +72,10 @@ class Training:
             raise ValueError(f"a learning rate lies above 0 and is 1 at most, not {self.rate}")
         if not (0 <= self.labels <= 1e6 and 0 <= self.clip <= 1e6):
             raise ValueError("labels and clip are 0 or more")
+        if not 0 <= self.rank <= MOST_RANK:
+            raise ValueError(f"the rank of adapters is 0 (none) to {MOST_RANK}, not {self.rank}")
+        if self.rank and self.teacher != ORIGINAL:
+            raise ValueError(f"adapters are taught by the model as it was, so teacher is {ORIGINAL}")
         self.settings(self.steps)
 
     def settings(self, steps: int, every: int = 0) -> Settings:

@@ -118,6 +118,10 @@ def _train(node: Node) -> dict[str, int | float | str]:
             raise value.error(str(error)) from error
     if not found:
         raise node.error(f"train says nothing; write one of {', '.join(TRAINING)}")
+    try:
+        Training(**found)  # type: ignore[arg-type]  # each of its kind
+    except ValueError as error:
+        raise node.error(str(error)) from error
     return found
 
 

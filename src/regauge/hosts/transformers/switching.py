@@ -25,6 +25,7 @@ from torch import Tensor
 
 from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.adapters import Adapters, read_adapters
 from regauge.artifact.cutting import read_cut
 from regauge.artifact.families import read_family
 from regauge.artifact.gains import of_member, read_gains
@@ -54,11 +55,13 @@ class Members:
         family: what may be chosen.
         anatomy: of the whole.
         gains: subnet → site of the whole → what the member multiplies its outputs by.
+        adapters: bits → site of the whole → what is added to weights that are read at those bits.
     """
 
     def __init__(self, model: Any, family: Family, anatomy: Anatomy) -> None:
         self.family, self.anatomy = family, anatomy
         self.gains: dict[str, dict[str, Tensor]] = {}
+        self.adapters: Adapters = {}
         self.of: weakref.ref[Any] | None = weakref.ref(model)
         self.forget()
 
@@ -69,7 +72,8 @@ class Members:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"family": self.family, "anatomy": self.anatomy, "gains": self.gains, "of": None}
+        kept = {"family": self.family, "anatomy": self.anatomy, "gains": self.gains, "adapters": self.adapters}
+        return kept | {"of": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -159,7 +163,8 @@ class Members:
                 return found
             member = self.cut(subnet)
             plan = cached(member, subnet.cache, getattr(model, "regauge_cache", None))
-            found = view(model, member, plan, of_member(self.gains.get(str(subnet), {}), member))
+            gains = of_member(self.gains.get(str(subnet), {}), member)
+            found = view(model, member, plan, gains, self.adapters)
             for name in ("generate", "_apply"):
                 disown(found, name)
             switched: Any = before(found, "forward")
@@ -198,7 +203,7 @@ def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
     family = read_family(folder, anatomy)
     if family is not None and getattr(model, "regauge_window", None) is None:
         switchable(model, family, anatomy)
-        model.regauge.gains = read_gains(folder, anatomy)
+        model.regauge.gains, model.regauge.adapters = read_gains(folder, anatomy), read_adapters(folder, anatomy)
 
 
 def switchable(model: Any, family: Family, anatomy: Anatomy) -> None:

@@ -39,9 +39,9 @@ class Original:
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         with torch.no_grad():
-            said = _said(self._model, ids_BT, mask_BT)
-            out = torch.func.functional_call(self._model, self._parameters, (), said, tie_weights=True)
-        return _read(out, mask_BT)
+            given = said(self._model, ids_BT, mask_BT)
+            out = torch.func.functional_call(self._model, self._parameters, (), given, tie_weights=True)
+        return read_of(out, mask_BT)
 
 
 class Trainee:
@@ -64,6 +64,11 @@ class Trainee:
         self._of = {id(one): key for key, one in model.named_parameters(remove_duplicate=False)}
 
     @property
+    def bits(self) -> tuple[int, ...]:
+        """Nothing of it is in codes."""
+        return ()
+
+    @property
     def family(self) -> Family:
         return self._members.family
 
@@ -80,7 +85,7 @@ class Trainee:
     def read(self, subnet: Subnet, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         """What a member makes of some text; its backward pass adds to the family's gradients."""
         tree = self._model if subnet.full else self._tree(subnet)
-        return _read(tree(**_said(tree, ids_BT, mask_BT)), mask_BT)
+        return read_of(tree(**said(tree, ids_BT, mask_BT)), mask_BT)
 
     @contextmanager
     def backward(self) -> Iterator[None]:
@@ -88,6 +93,10 @@ class Trainee:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=LAYOUT)
             yield
+
+    def stored(self, learnt: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Nothing lies beside the tensors."""
+        return {}
 
     def original(self) -> Original:
         """The whole as it is now, apart: a teacher that stays."""
@@ -124,14 +133,16 @@ def trainee(path: str | Path) -> Trainee:
     return Trainee(model)
 
 
-def _said(tree: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
-    said: dict[str, Any] = {"input_ids": ids_BT, "output_hidden_states": True}
+def said(tree: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
+    """What a model is called with on some text while it is trained."""
+    found: dict[str, Any] = {"input_ids": ids_BT, "output_hidden_states": True}
     if mask_BT is not None:
-        said["attention_mask"] = mask_BT
+        found["attention_mask"] = mask_BT
     if tree.can_generate():
-        said["use_cache"] = False
-    return said
+        found["use_cache"] = False
+    return found
 
 
-def _read(out: Any, mask_BT: Tensor | None) -> Read:
+def read_of(out: Any, mask_BT: Tensor | None) -> Read:
+    """What a model made of it."""
     return Read(out.hidden_states[-1], getattr(out, "logits", None), mask_BT)
