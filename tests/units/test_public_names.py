@@ -218,6 +218,7 @@ FLAGS = {
     "sample": [
         "OUT",
         "--against",
+        "--cache",
         "--debug",
         "--guidance",
         "--labels",
