@@ -117,6 +117,24 @@ class RoutedReceipt(_Record):
     by_lot: float
 
 
+class GatedReceipt(_Record):
+    """What gates do with tokens held out. Losses are nats a token.
+
+    Attributes:
+        budget: the mean share of neurons that was asked for; `compute`: the one that tokens ran through.
+        shares: share of neurons → of the tokens that ran through it, over all blocks.
+        alone: what is lost if all tokens run through one share.
+        gated: what is lost as gates choose; by_lot: through gates that were not trained, at the same budget.
+    """
+
+    budget: float
+    compute: float
+    shares: dict[str, float]
+    alone: dict[str, float]
+    gated: float
+    by_lot: float
+
+
 class TrainedReceipt(_Record):
     """How a family was trained.
 
@@ -127,7 +145,7 @@ class TrainedReceipt(_Record):
         losses: of steps, evenly thinned.
         looks: step → mean error on what was held out.
         ended: why, in words.
-        routed: what a router makes of it, where it has one.
+        routed, gated: what a router and gates make of it, where it has them.
     """
 
     text: str
@@ -142,6 +160,7 @@ class TrainedReceipt(_Record):
     looks: tuple[tuple[int, float], ...] = Field(min_length=1)
     ended: str
     routed: RoutedReceipt | None = None
+    gated: GatedReceipt | None = None
 
 
 class Receipt(_Record):
