@@ -13,6 +13,8 @@ neither the model nor any training saw; the gap of two rows is paired over the s
 
 Rows of other families have a table each, beside their own nulls. Of one file of 8, 4, 3 and 2 bits: adapters for each
 width (`quantllm`), one for all of them (`shared`), every block's width drawn by itself (`uniform`), none (`codes`).
+Of a router (`aptp`): what is lost behind the first quarter of each window as it chooses, beside as many windows for
+each member by lot, and all for one member.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from regauge.elastic.subnet import Subnet
 from regauge.engine import apply
 from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import Amounts
+from regauge.engine.routing import PROMPT
 from regauge.engine.training import train
 from regauge.engine.training_recipe import Asked
 from regauge.hosts.transformers.source import Source, read_tokenizer
@@ -72,6 +75,10 @@ ADAPTED: dict[str, dict[str, object]] = {
 BESIDE: dict[str, object] = {"layers": "each", "rank": 8}
 
 
+ROUTED: dict[str, dict[str, object]] = {"aptp": {"sampler": "named", "route": 0.6}}
+CHOSEN = "chosen"
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows that are told together.
@@ -88,6 +95,7 @@ class Table:
 TABLES = (
     Table(MEMBERS, "untrained", ("untrained", *(f"alone {name}" for name in MEMBERS), *ROWS)),
     Table(BITS, "codes", ("codes", *ADAPTED)),
+    Table(MEMBERS, "", tuple(ROUTED)),
 )
 
 
@@ -132,6 +140,26 @@ def losses(out: Path, members: Sequence[str], given: Given, tokens: int) -> dict
     return found
 
 
+def prompts(out: Path, given: Given, tokens: int) -> dict[str, list[float]]:
+    """What each member loses behind the prompt of each held-out window, and the number of the one that is chosen."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted((given.text / "heldout").glob("**/*"))]
+    windows = cut(texts, read_tokenizer(out), given.length, description="heldout").take(tokens)
+    model, prompt = rg.load(out, dtype=torch.float32), given.length // PROMPT
+    router = model.regauge.router
+    found: dict[str, list[float]] = {str(one): [] for one in router.subnets} | {CHOSEN: []}
+    for batch in windows.batches(given.length):
+        ids_BT = batch.ids_BT
+        with torch.no_grad():
+            scores_BK = router(model.get_input_embeddings()(ids_BT[:, :prompt]))
+            found[CHOSEN].append(float(scores_BK[0].argmax()))
+            for one in router.subnets:
+                with rg.use(model, one):
+                    logits = model(input_ids=ids_BT, use_cache=False).logits.float()
+                loss = torch.nn.functional.cross_entropy(logits[0, prompt - 1 : -1], ids_BT[0, prompt:])
+                found[str(one)].append(float(loss))
+    return found
+
+
 def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[str, list[float]]:
     """One row: what is trained, and its losses by member."""
     everyone = ["full", *MEMBERS.values()]
@@ -144,6 +172,9 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
         family = Family(depth=(member.depth,), ffn=(member.ffn,))  # type: ignore[arg-type]  # both are said
         how: dict[str, object] = {"sampler": "smallest"}
         steps, found = passes // 4, [str(member)]
+    elif name in ROUTED:
+        how, family, found = ROUTED[name], CHOICES, everyone
+        steps = passes
     elif name in ADAPTED:
         how, family, found = ADAPTED[name] | BESIDE, CODED, ["full", *BITS.values()]
         steps = steps_for(how, family, passes)
@@ -152,7 +183,7 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
         steps = steps_for(how, family, passes)
     asked = Asked(Amounts(length=given.length), given.seed)
     train(plan(name, how, family, given, steps), MODEL, out, given.text / "train", asked)
-    return losses(out, found, given, tokens)
+    return prompts(out, given, tokens) if name in ROUTED else losses(out, found, given, tokens)
 
 
 def told(values: Sequence[float], other: Sequence[float] | None = None) -> str:
@@ -175,6 +206,8 @@ def _table(kind: Table, found: dict[str, dict[str, list[float]]]) -> str:
     members, rows = kind.members, {name: found[name] for name in kind.rows if name in found}
     if not rows:
         return ""
+    if not kind.untrained:
+        return "\n\n".join(routes(name, row) for name, row in rows.items())
     lines = [f"| row | whole | {' | '.join(members)} |", "|---" * (len(members) + 2) + "|"]
     alone = {one: rows[f"alone {name}"][one] for name, one in members.items() if f"alone {name}" in rows}
     if alone:
@@ -191,6 +224,27 @@ def _table(kind: Table, found: dict[str, dict[str, list[float]]]) -> str:
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def routes(name: str, row: dict[str, list[float]]) -> str:
+    """What a router does: perplexity as it chooses against the same shares by lot, and each member for all."""
+    chosen_B = torch.tensor(row[CHOSEN]).long()
+    members = [one for one in row if one != CHOSEN]
+    lost_BK = torch.tensor([row[one] for one in members]).T
+    costs = {"full": 1.0, **{str(one): size for one, size in _costs().items()}}
+    share_K = torch.bincount(chosen_B, minlength=len(members)) / len(chosen_B)
+    compute = sum(costs[one] * float(share) for one, share in zip(members, share_K, strict=True))
+    routed, by_lot = lost_BK.gather(1, chosen_B[:, None])[:, 0], lost_BK @ share_K
+    lines = ["| row | of the products | perplexity behind the prompt |", "|---|---|---|"]
+    shares = ", ".join(f"{100 * float(share):.0f} % {one}" for one, share in zip(members, share_K, strict=True))
+    lines.append(f"| {name}: {shares} | {compute:.2f} | {told(routed.tolist(), by_lot.tolist())} |")
+    lines.append(f"| by lot | {compute:.2f} | {told(by_lot.tolist())} |")
+    lines += [f"| {one} alone | {costs[one]:.2f} | {told(row[one])} |" for one in members]
+    return "\n".join(lines)
+
+
+def _costs() -> Mapping[Subnet, float]:
+    return space_of(CHOICES, Source.open(MODEL).anatomy).named
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

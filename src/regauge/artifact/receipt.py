@@ -99,6 +99,24 @@ class Errors(_Record):
     after: float
 
 
+class RoutedReceipt(_Record):
+    """What a router does with prompts held out. Losses are nats a token of what follows a prompt.
+
+    Attributes:
+        budget: the mean share of the whole's products that was asked for; `compute`: the one that prompts had.
+        shares: member → its share of the prompts; alone: what it loses if all prompts are its own.
+        routed: what is lost as the router chooses; by_lot: with the same shares, by lot.
+    """
+
+    budget: float
+    compute: float
+    prompts: int
+    shares: dict[str, float]
+    alone: dict[str, float]
+    routed: float
+    by_lot: float
+
+
 class TrainedReceipt(_Record):
     """How a family was trained.
 
@@ -109,6 +127,7 @@ class TrainedReceipt(_Record):
         losses: of steps, evenly thinned.
         looks: step → mean error on what was held out.
         ended: why, in words.
+        routed: what a router makes of it, where it has one.
     """
 
     text: str
@@ -122,6 +141,7 @@ class TrainedReceipt(_Record):
     losses: tuple[float, ...]
     looks: tuple[tuple[int, float], ...] = Field(min_length=1)
     ended: str
+    routed: RoutedReceipt | None = None
 
 
 class Receipt(_Record):

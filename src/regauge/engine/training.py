@@ -29,12 +29,14 @@ from regauge.artifact.disk import put
 from regauge.artifact.ownership import refuse_out
 from regauge.artifact.receipt import Receipt, TrainedReceipt
 from regauge.artifact.staging import STATES, Staging
+from regauge.elastic.family import Family
 from regauge.elastic.legal import settled
 from regauge.engine.api import apply
 from regauge.engine.raised import rounded, stored, thinned, write
 from regauge.engine.raising import Batch, Raising
 from regauge.engine.receipts import command_line, log_of, versions
 from regauge.engine.recovery_text import LOOKS, SPARE, Material
+from regauge.engine.routing import refuse_route, routed
 from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import Reading, opened, reading
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
@@ -88,6 +90,7 @@ def train(
         source = host_of(model).open(model, asked.revision)
         if not source.anatomy.causal and training.distiller in OF_LOGITS:
             raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
+        refuse_route(training, plan.family or Family(), source.anatomy)
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)
         if why := host_of(source.path).why_not_fed(source):
@@ -220,6 +223,8 @@ class _Work:
         }
         if beside := trainee.stored(learnt):
             put(self.base / ADAPTERS, adapters_bytes({key: one.to(HALF) for key, one in beside.items()}))
+        if training.route:
+            told["routed"] = routed(alone, learnt, training.route, self.base)
         return {"trained": TrainedReceipt.model_validate(told)}, learnt
 
     def _planned(self, problem: Raising) -> int:

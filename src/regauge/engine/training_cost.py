@@ -12,6 +12,7 @@ from regauge.engine.duration import speed
 from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
+from regauge.engine.routing import refuse_route
 from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import opened
 from regauge.engine.watchdog import quiet_torch
@@ -68,6 +69,7 @@ def planned(
         assert family is not None, "a recipe that trains has one"
         if why := reasons(family, anatomy):
             raise RecipeError(f"this model cannot be such a family: {'; '.join(why)}")
+        refuse_route(training, family, anatomy)
         bits = sorted(family.bits, reverse=True) if training.rank else ()
         space = space_of(family, anatomy, training.layers == EACH, bits)
         sizes = [

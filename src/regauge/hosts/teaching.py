@@ -58,6 +58,9 @@ class Trainee(Protocol):
     def read(self, subnet: Subnet, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         """What a member makes of some text; its backward pass adds to the family's gradients."""
 
+    def embedded(self, ids_BT: Tensor) -> Tensor:
+        """(B, T, D), without a gradient: what tells a router of a text."""
+
     def backward(self) -> AbstractContextManager[None]:
         """Around backward passes."""
 

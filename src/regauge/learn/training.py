@@ -41,6 +41,8 @@ class Training:
         clip: the most that the norm of a gradient may be; 0: as it is.
         rank: of low-rank terms beside weights that hold several precisions, whose codes stay (arXiv 2405.20202); 0: the
             weights themselves are trained.
+        route: the mean share of the whole's products that a router, trained last, may send prompts to members for
+            (arXiv 2406.12042); 0: no router.
         adapters: whether `each` precision has terms of its own, or all have one (`shared`).
     """
 
@@ -57,6 +59,7 @@ class Training:
     clip: float = 1.0
     rank: int = 0
     adapters: str = EACH
+    route: float = 0.0
 
     def __post_init__(self) -> None:
         sampler_of(self.sampler)
@@ -76,6 +79,8 @@ class Training:
             raise ValueError(f"the rank of adapters is 0 (none) to {MOST_RANK}, not {self.rank}")
         if self.rank and self.teacher != ORIGINAL:
             raise ValueError(f"adapters are taught by the model as it was, so teacher is {ORIGINAL}")
+        if not 0 <= self.route < 1:
+            raise ValueError(f"a router's mean share of the whole lies between 0 (no router) and 1, not {self.route}")
         self.settings(self.steps)
 
     def settings(self, steps: int, every: int = 0) -> Settings:

@@ -29,6 +29,7 @@ from regauge.artifact.adapters import Adapters, read_adapters
 from regauge.artifact.cutting import read_cut
 from regauge.artifact.families import read_family
 from regauge.artifact.gains import of_member, read_gains
+from regauge.artifact.router import Router, read_router
 from regauge.elastic.family import Family
 from regauge.elastic.legal import member_in, settled
 from regauge.elastic.subnet import Subnet
@@ -38,6 +39,7 @@ from regauge.hosts.transformers.gaining import fitted
 from regauge.hosts.transformers.marking import WHOLE, Alone, Marked, running
 from regauge.hosts.transformers.members import cached, view
 from regauge.hosts.transformers.owned import before, disown, method, own
+from regauge.hosts.transformers.routed import ROUTE, routed
 
 REQUEST = "subnet"
 """The attribute of a generation config that names the member which one request is answered by."""
@@ -56,12 +58,14 @@ class Members:
         anatomy: of the whole.
         gains: subnet → site of the whole → what the member multiplies its outputs by.
         adapters: bits → site of the whole → what is added to weights that are read at those bits.
+        router: chooses a member for a prompt; None: there is none.
     """
 
     def __init__(self, model: Any, family: Family, anatomy: Anatomy) -> None:
         self.family, self.anatomy = family, anatomy
         self.gains: dict[str, dict[str, Tensor]] = {}
         self.adapters: Adapters = {}
+        self.router: Router | None = None
         self.of: weakref.ref[Any] | None = weakref.ref(model)
         self.forget()
 
@@ -72,8 +76,8 @@ class Members:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"family": self.family, "anatomy": self.anatomy, "gains": self.gains, "adapters": self.adapters}
-        return kept | {"of": None}
+        kept = ("family", "anatomy", "gains", "adapters", "router")
+        return {name: getattr(self, name) for name in kept} | {"of": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -204,6 +208,7 @@ def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
     if family is not None and getattr(model, "regauge_window", None) is None:
         switchable(model, family, anatomy)
         model.regauge.gains, model.regauge.adapters = read_gains(folder, anatomy), read_adapters(folder, anatomy)
+        model.regauge.router = read_router(folder, family, anatomy)
 
 
 def switchable(model: Any, family: Family, anatomy: Anatomy) -> None:
@@ -276,12 +281,14 @@ def refill(model: Any, ids: Tensor, subnet: str | Subnet = WHOLE, mask: Tensor |
 
 
 def _generate(model: Any, *args: Any, subnet: str | Subnet | None = None, **kwargs: Any) -> Any:
-    """`generate` of the member that a request names, or else of the one that runs."""
+    """`generate` of the member that a request names, that the router chooses for it, or else of the one that runs."""
     config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
     asked = getattr(config, REQUEST, None) if subnet is None else subnet
     if asked is None:
         tree = running(model)
         return method(tree, "generate")(*args, **kwargs)
+    if asked == ROUTE:
+        asked = routed(model, model.regauge.router, args, kwargs)
     with use(model, asked):
         return method(running(model), "generate")(*args, **kwargs)
 

@@ -87,6 +87,12 @@ class Trainee:
         tree = self._model if subnet.full else self._tree(subnet)
         return read_of(tree(**said(tree, ids_BT, mask_BT)), mask_BT)
 
+    def embedded(self, ids_BT: Tensor) -> Tensor:
+        """The whole's embeddings of a text."""
+        with torch.no_grad():
+            found: Tensor = self._model.get_input_embeddings()(ids_BT)
+        return found
+
     @contextmanager
     def backward(self) -> Iterator[None]:
         """While it lasts, torch does not remark on gradients that are views."""
