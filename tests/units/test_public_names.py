@@ -219,6 +219,7 @@ FLAGS = {
     "sample": [
         "OUT",
         "--against",
+        "--cache",
         "--debug",
         "--guidance",
         "--labels",

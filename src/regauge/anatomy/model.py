@@ -153,6 +153,7 @@ class Plumbing:
         stops: moves that the family does not admit for reasons of its own.
         cached: numbers that a token leaves in caches beside keys and values: of attention taken as it is, and copies.
         sliding: blocks that keep a window of the past alone, or what others keep, and grow by no token.
+        scales: tokens come scale by scale, all of one at once, and keys and values of earlier scales are kept.
     """
 
     arrangement: str = "pre"
@@ -163,6 +164,7 @@ class Plumbing:
     stops: tuple[Stop, ...] = ()
     cached: int = 0
     sliding: tuple[int, ...] = ()
+    scales: bool = False
 
 
 @dataclass(frozen=True)

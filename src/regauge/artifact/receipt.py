@@ -99,6 +99,42 @@ class Errors(_Record):
     after: float
 
 
+class RoutedReceipt(_Record):
+    """What a router does with prompts held out. Losses are nats a token of what follows a prompt.
+
+    Attributes:
+        budget: the mean share of the whole's products that was asked for; `compute`: the one that prompts had.
+        shares: member → its share of the prompts; alone: what it loses if all prompts are its own.
+        routed: what is lost as the router chooses; by_lot: with the same shares, by lot.
+    """
+
+    budget: float
+    compute: float
+    prompts: int
+    shares: dict[str, float]
+    alone: dict[str, float]
+    routed: float
+    by_lot: float
+
+
+class GatedReceipt(_Record):
+    """What gates do with tokens held out. Losses are nats a token.
+
+    Attributes:
+        budget: the mean share of neurons that was asked for; `compute`: the one that tokens ran through.
+        shares: share of neurons → of the tokens that ran through it, over all blocks.
+        alone: what is lost if all tokens run through one share.
+        gated: what is lost as gates choose; by_lot: through gates that were not trained, at the same budget.
+    """
+
+    budget: float
+    compute: float
+    shares: dict[str, float]
+    alone: dict[str, float]
+    gated: float
+    by_lot: float
+
+
 class TrainedReceipt(_Record):
     """How a family was trained.
 
@@ -109,6 +145,7 @@ class TrainedReceipt(_Record):
         losses: of steps, evenly thinned.
         looks: step → mean error on what was held out.
         ended: why, in words.
+        routed, gated: what a router and gates make of it, where it has them.
     """
 
     text: str
@@ -122,6 +159,8 @@ class TrainedReceipt(_Record):
     losses: tuple[float, ...]
     looks: tuple[tuple[int, float], ...] = Field(min_length=1)
     ended: str
+    routed: RoutedReceipt | None = None
+    gated: GatedReceipt | None = None
 
 
 class DraftsReceipt(_Record):

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from regauge.amounts import told
 from regauge.anatomy.members import Member
 from regauge.anatomy.storage import outer_names
+from regauge.artifact.adapters import Adapters, read_adapters
 from regauge.artifact.card import CARD, card
 from regauge.artifact.codec.base import REGAUGE, Layout, Wire, decoder
 from regauge.artifact.codec.choose import choose
@@ -85,11 +86,12 @@ def extract(artifact: str | Path, subnet: str | Subnet, out: str | Path, *, forc
     whole, legal, member = member_at(folder, subnet)
     refuse_out(out, force, CARRIED)
     sizes = host.sized(folder, member)
-    own = layout_of(whole.layout, member, sizes.sized, sizes.unsaid)
+    adapters = read_adapters(folder, member.whole)
+    own = layout_of(whole.layout, member, sizes.sized, sizes.unsaid, adapters)
     chosen = choose(own, REGAUGE if whole.wire.name == REGAUGE else None)
     identity = {"family": str(folder), "subnet": str(legal), "wire": chosen.wire.name, "versions": versions()}
     with Staging(out, identity, force=force) as staging:
-        total = _write(whole, member, chosen.wire, staging)
+        total = _write(whole, member, chosen.wire, staging, adapters)
         receipt = _receipt(whole, member, chosen.wire, legal, total)
         recipe = read_text(folder / RECIPE, ArtifactError) if (folder / RECIPE).exists() else ""
         more = sizes.fewer if chosen.wire.name == REGAUGE else sizes.sized
@@ -114,15 +116,15 @@ def extract(artifact: str | Path, subnet: str | Subnet, out: str | Path, *, forc
     )
 
 
-def _write(artifact: Artifact, member: Member, wire: Wire, staging: Staging) -> int:
+def _write(artifact: Artifact, member: Member, wire: Wire, staging: Staging, adapters: Adapters) -> int:
     """Every shard; bytes of their tensors."""
     own, total = wire.layout, len(member.blocks) + 2
     first, _ = outer_names(own.anatomy)
-    outer = cut_block(artifact.block(None), artifact.layout, own, member)
+    outer = cut_block(artifact.block(None), artifact.layout, own, member, adapters)
     ends = _part(outer, first, True), _part(outer, first, False)
     written = staging.write(wire.shard(0, total), wire.pack(ends[0].weights, ends[0].codes))
     for index, old in enumerate(member.blocks):
-        block = cut_block(artifact.block(old), artifact.layout, own, member)
+        block = cut_block(artifact.block(old), artifact.layout, own, member, adapters)
         written += staging.write(wire.shard(index + 1, total), _packed(wire, block))
     return written + staging.write(wire.shard(total - 1, total), _packed(wire, ends[1]))
 

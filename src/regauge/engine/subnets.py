@@ -18,6 +18,7 @@ from torch import Tensor
 
 from regauge.amounts import told
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.adapters import read_adapters
 from regauge.artifact.codec.base import Layout, decoder
 from regauge.artifact.cutting import layout_of
 from regauge.artifact.families import family_at
@@ -32,6 +33,7 @@ from regauge.measure.cost import Speed, prompt_of, speeds
 from regauge.measure.quality import Quality, compare_many, summarise
 from regauge.measure.several import together
 from regauge.measure.subject import Facts
+from regauge.parts import Point, compensator_of, foreign
 from regauge.runtime.drafts.worth import MOST as MOST_GUESSES
 from regauge.text.corpora import Where
 from regauge.text.windows import Windows
@@ -111,7 +113,7 @@ def subnets(
     clock, host = Clock(progress or nobody), host_of(path)
     folder = host.folder(str(path))
     artifact, family = family_at(folder)
-    layout = artifact.layout
+    layout, adapters = artifact.layout, read_adapters(folder, artifact.layout.anatomy)
     found = list(_asked(subnet, family, layout.anatomy))
     facts = host.facts(path)
     with quiet_torch(), host.unsaid():
@@ -129,7 +131,7 @@ def subnets(
             subnet=str(one),
             name=names.get(one, ""),
             blocks=(cut := member_in(one, family, layout.anatomy)).blocks,
-            bytes=bytes_of(layout_of(layout, cut)),
+            bytes=bytes_of(layout_of(layout, cut, adapters=adapters)),
             decode=timed["decode"][str(one)],
             prefill=timed["prefill"][str(one)],
             quality=quality.get(str(one)),
@@ -188,8 +190,15 @@ def bytes_of(layout: Layout) -> int:
         if site.name == "head" and layout.anatomy.tied:
             continue
         point = layout.quantised.get(site.name)
-        total += site.shape[0] * site.shape[1] * size if point is None else decoder(point).bytes(site.shape)
+        total += site.shape[0] * site.shape[1] * size if point is None else _stored(point, site.shape)
         total += site.shape[0] * size * (site.bias is not None)
     for norm in layout.anatomy.norms:
         total += norm.size * size * ((norm.gain is not None) + (norm.bias is not None))
     return total
+
+
+def _stored(point: Point, shape: tuple[int, int]) -> int:
+    """Bytes of a matrix in codes, with what is added to it."""
+    spec = point["compensator"]
+    more = 0 if spec is None or foreign(spec.part) else compensator_of(point).bytes(shape)  # type: ignore[union-attr]  # it is said
+    return decoder(point).bytes(shape) + more

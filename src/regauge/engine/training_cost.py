@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict
 
 from regauge.elastic.legal import reasons
 from regauge.engine.duration import speed
+from regauge.engine.gating import refuse_gates
 from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
+from regauge.engine.routing import refuse_route
 from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import opened
 from regauge.engine.watchdog import quiet_torch
@@ -68,9 +70,12 @@ def planned(
         assert family is not None, "a recipe that trains has one"
         if why := reasons(family, anatomy):
             raise RecipeError(f"this model cannot be such a family: {'; '.join(why)}")
-        space = space_of(family, anatomy, training.layers == EACH)
+        refuse_route(training, family, anatomy)
+        refuse_gates(training, family, anatomy)
+        bits = sorted(family.bits, reverse=True) if training.rank else ()
+        space = space_of(family, anatomy, training.layers == EACH, bits)
         sizes = [
-            [space.size(one.subnet) for one in training.draws(space, Turn(turn, SAMPLED, asked.seed))]
+            [1.0 if bits else space.size(one.subnet) for one in training.draws(space, Turn(turn, SAMPLED, asked.seed))]
             for turn in range(SAMPLED)
         ]
         blocks = sum(math.prod(site.shape) for site in anatomy.sites if site.block is not None)

@@ -61,40 +61,6 @@ def _layers(subnet: Subnet, depth: int) -> tuple[int, ...]:
     return Family().blocks(kept, depth)
 
 
-class Past:
-    """Keys and values of the scales so far, for each layer that a scale to come still runs.
-
-    Args:
-        layers: of each scale.
-    """
-
-    def __init__(self, layers: Layers) -> None:
-        self.layers = layers
-        self._held: dict[int, tuple[Tensor, Tensor]] = {}
-        self.most = 0
-
-    def begin(self, scale: int) -> None:
-        """Frees what no scale from this one on reads."""
-        wanted = {layer for some in self.layers[scale:] for layer in some}
-        for layer in [layer for layer in self._held if layer not in wanted]:
-            del self._held[layer]
-
-    def append(self, layer: int, keys_BHTD: Tensor, values_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, with those of a new scale behind them."""
-        held = self._held.get(layer)
-        new = (keys_BHTD, values_BHTD)
-        if held is not None:
-            new = (torch.cat([held[0], keys_BHTD], 2), torch.cat([held[1], values_BHTD], 2))
-        self._held[layer] = new
-        self.most = max(self.most, self.bytes)
-        return new
-
-    @property
-    def bytes(self) -> int:
-        """Of what is held now."""
-        return sum(tensor.numel() * tensor.element_size() for pair in self._held.values() for tensor in pair)
-
-
 def mask_of(areas: Sequence[int], device: torch.device) -> Tensor:
     """Who reads whom while all scales are taught at once: (T, T), each token its own scale and those before."""
     scale_T = torch.arange(len(areas), dtype=torch.int64, device=device).repeat_interleave(

@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,19 @@ from regauge.anatomy.model import Anatomy
 from regauge.artifact.cutting import read_cut
 from regauge.artifact.families import read_family
 from regauge.artifact.gains import of_member, read_gains
+from regauge.artifact.gates import widths
+from regauge.artifact.learnt import Learnt, read_learnt
 from regauge.elastic.family import Family
 from regauge.elastic.legal import member_in, settled
-from regauge.elastic.subnet import Subnet
+from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import SettingError
 from regauge.hosts.transformers.caching import fresh
 from regauge.hosts.transformers.gaining import fitted
+from regauge.hosts.transformers.gated import gate
 from regauge.hosts.transformers.marking import WHOLE, Alone, Marked, running
 from regauge.hosts.transformers.members import cached, view
 from regauge.hosts.transformers.owned import before, disown, method, own
+from regauge.hosts.transformers.routed import ROUTE, routed
 
 REQUEST = "subnet"
 """The attribute of a generation config that names the member which one request is answered by."""
@@ -54,11 +58,13 @@ class Members:
         family: what may be chosen.
         anatomy: of the whole.
         gains: subnet → site of the whole → what the member multiplies its outputs by.
+        learnt: what was trained beside the tensors.
     """
 
     def __init__(self, model: Any, family: Family, anatomy: Anatomy) -> None:
         self.family, self.anatomy = family, anatomy
         self.gains: dict[str, dict[str, Tensor]] = {}
+        self.learnt = Learnt()
         self.of: weakref.ref[Any] | None = weakref.ref(model)
         self.forget()
 
@@ -69,7 +75,8 @@ class Members:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"family": self.family, "anatomy": self.anatomy, "gains": self.gains, "of": None}
+        kept = ("family", "anatomy", "gains", "learnt")
+        return {name: getattr(self, name) for name in kept} | {"of": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -159,11 +166,15 @@ class Members:
                 return found
             member = self.cut(subnet)
             plan = cached(member, subnet.cache, getattr(model, "regauge_cache", None))
-            found = view(model, member, plan, of_member(self.gains.get(str(subnet), {}), member))
+            gains = of_member(self.gains.get(str(subnet), {}), member)
+            found = view(model, member, plan, gains, self.learnt.adapters)
             for name in ("generate", "_apply"):
                 disown(found, name)
             switched: Any = before(found, "forward")
-            own(found, "forward", Marked(subnet, switched.whole.before))
+            if subnet.ffn == TOKEN:
+                narrower = [self.tree(replace(subnet, ffn=share), model) for share in widths(self.family)[1:]]
+                gate(found, member, narrower, self.learnt.gates)
+            own(found, "forward", Marked(subnet, None if subnet.ffn == TOKEN else switched.whole.before))
             self._made[subnet] = found
             while len(self._made) > MOST:
                 self._made.popitem(last=False)
@@ -198,7 +209,7 @@ def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
     family = read_family(folder, anatomy)
     if family is not None and getattr(model, "regauge_window", None) is None:
         switchable(model, family, anatomy)
-        model.regauge.gains = read_gains(folder, anatomy)
+        model.regauge.gains, model.regauge.learnt = read_gains(folder, anatomy), read_learnt(folder, family, anatomy)
 
 
 def switchable(model: Any, family: Family, anatomy: Anatomy) -> None:
@@ -271,12 +282,14 @@ def refill(model: Any, ids: Tensor, subnet: str | Subnet = WHOLE, mask: Tensor |
 
 
 def _generate(model: Any, *args: Any, subnet: str | Subnet | None = None, **kwargs: Any) -> Any:
-    """`generate` of the member that a request names, or else of the one that runs."""
+    """`generate` of the member that a request names, that the router chooses for it, or else of the one that runs."""
     config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
     asked = getattr(config, REQUEST, None) if subnet is None else subnet
     if asked is None:
         tree = running(model)
         return method(tree, "generate")(*args, **kwargs)
+    if asked == ROUTE:
+        asked = routed(model, model.regauge.learnt.router, args, kwargs)
     with use(model, asked):
         return method(running(model), "generate")(*args, **kwargs)
 

@@ -78,6 +78,7 @@ class _Reader:
             fixed=_why_fixed(outside, bool(head), table.body),
             cached=self._cached(sites),
             sliding=sliding_blocks(self.whole, len(self.paths)) if table.causal else (),
+            scales=table.scales,
             stops=tuple(
                 Stop(tuple(row.streams), row.why, tuple(row.moves))
                 for row in table.stops
