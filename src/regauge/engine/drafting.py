@@ -166,7 +166,7 @@ def run(
     if found.drafts == NONE:
         return found
     prompts = _prompts(windows, most, RUN)
-    pairs = beside(model, [prompt[None] for prompt in prompts], NEW, found.drafts, turns, clock)
+    pairs = beside(model, [prompt[None] for prompt in prompts], _new(prompts, most), found.drafts, turns, clock)
     plain, drafted = (np.array([getattr(pair, name) for pair in pairs]) for name in ("plain", "drafted"))
     gain = ratio(plain, drafted, Draws.make(len(pairs)))
     if not all(pair.same for pair in pairs):
@@ -190,7 +190,7 @@ def passages(model: Any, windows: Windows, most: int | None) -> list[Passage]:
     if not len(prompts):
         return []
     length = prompts.shape[1]
-    found = written_on(model, prompts, NEW if most is None else min(NEW, most - length))
+    found = written_on(model, prompts, _new(prompts, most))
     return [
         Passage((*given, *more), length)
         for given, more in zip(prompts.tolist(), found, strict=True)
@@ -235,6 +235,11 @@ def _way(name: str, told: Sequence[Replayed]) -> Way:
         tokens=1 + accepted / max(1, steps),
         gain=ratio(plain, taken, Draws.make(len(told))),
     )
+
+
+def _new(prompts: Tensor, most: int | None) -> int:
+    """Tokens that are written behind them."""
+    return NEW if most is None else min(NEW, most - prompts.shape[1])
 
 
 def _prompts(windows: Windows, most: int | None, count: int) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from regauge.measure.cost import PROMPT, Model, Thunk, in_turn
 
+STEPS = 12
+"""Of one timing, at the most."""
 Seconds = Callable[[], float]
 
 
@@ -31,7 +33,7 @@ class Together:
     guesses: Mapping[str, float]
 
 
-def steps_rate(model: Model, prompt_BT: Tensor, each: int, clock: Seconds, steps: int = 12) -> Thunk:
+def steps_rate(model: Model, prompt_BT: Tensor, each: int, clock: Seconds, steps: int) -> Thunk:
     """Steps a second that read `each` tokens behind the prompt and what the steps before them read."""
 
     def run() -> float:
@@ -60,8 +62,11 @@ def together(
     """
     short = prompt_BT[:, :PROMPT]
     each = [str(tokens) for tokens in range(1, most + 1)]
-    runs = {tokens: steps_rate(model, short, int(tokens), clock) for tokens in each}
-    runs |= {f"={name}": steps_rate(member, short, 1, clock) for name, member in members.items()}
+    room = 2 * prompt_BT.shape[1] - PROMPT  # that a model reads behind them, which reads twice the prompt at once
+    runs = {
+        tokens: steps_rate(model, short, int(tokens), clock, max(1, min(STEPS, room // int(tokens)))) for tokens in each
+    }
+    runs |= {f"={name}": steps_rate(member, short, 1, clock, STEPS) for name, member in members.items()}
     rates = in_turn(runs, rounds)
     return [
         Together(
