@@ -280,23 +280,23 @@ class Anatomy:
         own = sum(one.cached for one in self.attentions if one is not None)
         return own + self.plumbing.cached if self.causal else 0
 
+    @property
+    def gives_logits(self) -> bool:
+        """Whether the model says how likely the next tokens are: of a text, or of an image's next scale."""
+        return self.causal or self.plumbing.scales
+
     def in_block(self, block: int | None) -> Iterator[Site]:
         return iter(self._by_block.get(block, ()))
 
     def slots(self, block: int | None) -> dict[str, Slot]:
         """Canonical tensor name → slot, for one block (None: embeddings, last norm and head)."""
-        found: dict[str, Slot] = {}
+        found: dict[str, Slot | None] = {}
         for site in self.in_block(block):
-            found[f"{site.name}.weight"] = site.weight
-            if site.bias is not None:
-                found[f"{site.name}.bias"] = site.bias
+            found |= {f"{site.name}.weight": site.weight, f"{site.name}.bias": site.bias}
         for norm in self.norms:
             if norm.block == block:
-                if norm.gain is not None:
-                    found[f"{norm.name}.gain"] = norm.gain
-                if norm.bias is not None:
-                    found[f"{norm.name}.bias"] = norm.bias
-        return found
+                found |= {f"{norm.name}.gain": norm.gain, f"{norm.name}.bias": norm.bias}
+        return {name: slot for name, slot in found.items() if slot is not None}
 
     def with_(self, **changes: object) -> Anatomy:
         return replace(self, **changes)  # type: ignore[arg-type]  # dataclasses.replace is untyped by field

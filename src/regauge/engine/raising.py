@@ -83,7 +83,7 @@ class Raising:
     @cached_property
     def causal(self) -> bool:
         """Whether the model has a next token to learn; else it gives embeddings."""
-        return self.trainee.anatomy.causal
+        return self.trainee.anatomy.gives_logits
 
     def init(self) -> Parameters:
         return {key: value.clone() for key, value in self.trainee.parameters.items()}

@@ -82,8 +82,7 @@ def _taps(anatomy: Anatomy) -> tuple[Spot, ...]:
 
 
 def _stores(anatomy: Anatomy) -> tuple[Spot, ...]:
-    keeps = anatomy.causal or anatomy.plumbing.scales
-    kept = {site.block for site in anatomy.sites if site.kind == "k"} if keeps else set()
+    kept = {site.block for site in anatomy.sites if site.kind == "k"} if anatomy.gives_logits else set()
     return tuple(Spot(f"blocks.{block}.cache", "cache") for block in range(anatomy.blocks) if block in kept)
 
 
