@@ -280,11 +280,6 @@ class Anatomy:
         own = sum(one.cached for one in self.attentions if one is not None)
         return own + self.plumbing.cached if self.causal else 0
 
-    @property
-    def gives_logits(self) -> bool:
-        """Whether the model says how likely the next tokens are: of a text, or of an image's next scale."""
-        return self.causal or self.plumbing.scales
-
     def in_block(self, block: int | None) -> Iterator[Site]:
         return iter(self._by_block.get(block, ()))
 

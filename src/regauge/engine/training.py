@@ -89,12 +89,12 @@ def train(
         clock.say("open")
         plan, training = read_recipe(recipe, asked.amounts)
         source = host_of(model).open(model, asked.revision)
-        if not source.anatomy.gives_logits and training.distiller in OF_LOGITS:
+        scales = source.anatomy.plumbing.scales
+        if not (source.anatomy.causal or scales) and training.distiller in OF_LOGITS:
             raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
         refuse_route(training, plan.family or Family(), source.anatomy)
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)
-        scales = source.anatomy.plumbing.scales
         if (why := host_of(source.path).why_not_fed(source)) and not scales:
             raise ModelError(f"training reads text through the model, and {why}.")
         read = opened(source, text, asked.amounts, asked.seed)
