@@ -32,6 +32,7 @@ from regauge.artifact.staging import STATES, Staging
 from regauge.elastic.family import Family
 from regauge.elastic.legal import settled
 from regauge.engine.api import apply
+from regauge.engine.gating import gated, refuse_gates
 from regauge.engine.raised import rounded, stored, thinned, write
 from regauge.engine.raising import Batch, Raising
 from regauge.engine.receipts import command_line, log_of, versions
@@ -92,7 +93,8 @@ def train(
         scales = source.anatomy.plumbing.scales
         if not (source.anatomy.causal or scales) and training.distiller in OF_LOGITS:
             raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
-        refuse_route(training, plan.family or Family(), source.anatomy)
+        for refuse in (refuse_route, refuse_gates):
+            refuse(training, plan.family or Family(), source.anatomy)
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)
         if (why := host_of(source.path).why_not_fed(source)) and not scales:
@@ -227,6 +229,8 @@ class _Work:
             put(self.base / ADAPTERS, adapters_bytes({key: one.to(HALF) for key, one in beside.items()}))
         if training.route:
             told["routed"] = routed(alone, learnt, training.route, self.base)
+        if training.gates:
+            told["gated"] = gated(alone, learnt, training.gates, self.base)
         return {"trained": TrainedReceipt.model_validate(told)}, learnt
 
     def _planned(self, problem: Raising) -> int:

@@ -9,8 +9,9 @@ Legend: B windows, T tokens.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from torch import Tensor
 from regauge.anatomy.members import first
 from regauge.anatomy.model import Anatomy
 from regauge.elastic.family import Family
-from regauge.elastic.subnet import Subnet
+from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import ModelError
 from regauge.hosts.regauge.lessons import Lessons, ids_of_images
+from regauge.hosts.transformers.gated import counted, layers_of, missed
 from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.switching import Members, members_of
 from regauge.learn.distillers import Read
@@ -93,6 +95,26 @@ class Trainee:
         with torch.no_grad():
             found: Tensor = self._model.get_input_embeddings()(ids_BT)
         return found
+
+    def narrowed(self, ids_BT: Tensor, shares: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        """What each share of each feed-forward layer misses, a token."""
+        members = self._members
+        trees = [members.tree(members.settled(Subnet(ffn=share)), self._model) for share in shares]
+        with torch.no_grad():
+            paths = layers_of(self.anatomy, members.cut(Subnet()).paths)
+            return missed(self._model, [self._model if one is None else one for one in trees], paths, ids_BT)
+
+    def gated(self, gates: Mapping[int, Tensor], ids_BT: Tensor) -> tuple[Read, Tensor]:
+        """What the family makes of a text through gates, and what tokens ran through."""
+        members = self._members
+        if members.learnt.gates is not gates:
+            members.learnt = replace(members.learnt, gates=gates)
+            members.forget()
+        with torch.no_grad():
+            tree = members.tree(members.settled(Subnet(ffn=TOKEN)), self._model)
+            with counted(tree) as ran:
+                read = read_of(tree(**said(tree, ids_BT, None)), None)
+        return read, torch.stack(ran)
 
     @contextmanager
     def backward(self) -> Iterator[None]:
