@@ -14,7 +14,8 @@ neither the model nor any training saw; the gap of two rows is paired over the s
 Rows of other families have a table each, beside their own nulls. Of one file of 8, 4, 3 and 2 bits: adapters for each
 width (`quantllm`), one for all of them (`shared`), every block's width drawn by itself (`uniform`), none (`codes`).
 Of a router (`aptp`): what is lost behind the first quarter of each window as it chooses, beside as many windows for
-each member by lot, and all for one member.
+each member by lot, and all for one member. Of gates (`adaptive-computation`): as each token's gate chooses its neurons,
+beside one share for all tokens, and gates that were not trained.
 """
 
 from __future__ import annotations
@@ -77,6 +78,12 @@ BESIDE: dict[str, object] = {"layers": "each", "rank": 8}
 
 ROUTED: dict[str, dict[str, object]] = {"aptp": {"sampler": "named", "route": 0.6}}
 CHOSEN = "chosen"
+WIDE = {"0.75": "ffn=0.75", "0.5": "ffn=0.5", "0.25": "ffn=0.25", "by token": "ffn=token"}
+GATED: dict[str, dict[str, object]] = {
+    "adaptive-computation": {"sampler": "sandwich:2", "layers": "each", "gates": 0.5}
+}
+TOLD = ("compute", "gated", "by lot")
+"""Of the receipt: the mean share of neurons, and losses on what the training held out."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ TABLES = (
     Table(MEMBERS, "untrained", ("untrained", *(f"alone {name}" for name in MEMBERS), *ROWS)),
     Table(BITS, "codes", ("codes", *ADAPTED)),
     Table(MEMBERS, "", tuple(ROUTED)),
+    Table(WIDE, "", tuple(GATED)),
 )
 
 
@@ -145,7 +153,7 @@ def prompts(out: Path, given: Given, tokens: int) -> dict[str, list[float]]:
     texts = [path.read_text(encoding="utf-8") for path in sorted((given.text / "heldout").glob("**/*"))]
     windows = cut(texts, read_tokenizer(out), given.length, description="heldout").take(tokens)
     model, prompt = rg.load(out, dtype=torch.float32), given.length // PROMPT
-    router = model.regauge.router
+    router = model.regauge.learnt.router
     found: dict[str, list[float]] = {str(one): [] for one in router.subnets} | {CHOSEN: []}
     for batch in windows.batches(given.length):
         ids_BT = batch.ids_BT
@@ -172,6 +180,9 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
         family = Family(depth=(member.depth,), ffn=(member.ffn,))  # type: ignore[arg-type]  # both are said
         how: dict[str, object] = {"sampler": "smallest"}
         steps, found = passes // 4, [str(member)]
+    elif name in GATED:
+        how, family, found = GATED[name], Family(ffn=(0.75, 0.5, 0.25)), ["full", *WIDE.values()]
+        steps = steps_for(how, family, passes)
     elif name in ROUTED:
         how, family, found = ROUTED[name], CHOICES, everyone
         steps = passes
@@ -182,7 +193,13 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
         how, family, found = dict(ROWS[name]), CHOICES, everyone
         steps = steps_for(how, family, passes)
     asked = Asked(Amounts(length=given.length), given.seed)
-    train(plan(name, how, family, given, steps), MODEL, out, given.text / "train", asked)
+    done = train(plan(name, how, family, given, steps), MODEL, out, given.text / "train", asked)
+    if name in GATED:
+        assert done.trained is not None, "it was trained"
+        assert done.trained.gated is not None, "it has gates"
+        some = done.trained.gated
+        figures = {one: [value] for one, value in zip(TOLD, (some.compute, some.gated, some.by_lot), strict=True)}
+        return losses(out, found, given, tokens) | figures
     return prompts(out, given, tokens) if name in ROUTED else losses(out, found, given, tokens)
 
 
@@ -207,7 +224,7 @@ def _table(kind: Table, found: dict[str, dict[str, list[float]]]) -> str:
     if not rows:
         return ""
     if not kind.untrained:
-        return "\n\n".join(routes(name, row) for name, row in rows.items())
+        return "\n\n".join((gates if name in GATED else routes)(name, row) for name, row in rows.items())
     lines = [f"| row | whole | {' | '.join(members)} |", "|---" * (len(members) + 2) + "|"]
     alone = {one: rows[f"alone {name}"][one] for name, one in members.items() if f"alone {name}" in rows}
     if alone:
@@ -240,6 +257,19 @@ def routes(name: str, row: dict[str, list[float]]) -> str:
     lines.append(f"| {name}: {shares} | {compute:.2f} | {told(routed.tolist(), by_lot.tolist())} |")
     lines.append(f"| by lot | {compute:.2f} | {told(by_lot.tolist())} |")
     lines += [f"| {one} alone | {costs[one]:.2f} | {told(row[one])} |" for one in members]
+    return "\n".join(lines)
+
+
+def gates(name: str, row: dict[str, list[float]]) -> str:
+    """What gates do: perplexity as tokens choose against half of the neurons for all, and each share for all."""
+    lines = ["| row | of the neurons | perplexity |", "|---|---|---|"]
+    lines.append(f"| {name} | {row['compute'][0]:.2f} | {told(row['ffn=token'], row['ffn=0.5'])} |")
+    for one in ("full", *WIDE.values()):
+        if one != "ffn=token":
+            share = 1.0 if one == "full" else float(one.partition("=")[2])
+            lines.append(f"| {one} for all | {share:.2f} | {told(row[one])} |")
+    by_lot = math.exp(row["by lot"][0] - row["gated"][0]) - 1
+    lines.append(f"| gates not trained (other text) | {row['compute'][0]:.2f} | {100 * by_lot:+.1f} % of the gates' |")
     return "\n".join(lines)
 
 

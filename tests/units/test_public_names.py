@@ -49,6 +49,7 @@ FLAGS = {
         "--calibration",
         "--debug",
         "--device",
+        "--drafts",
         "--dry-run",
         "--eval",
         "--family",

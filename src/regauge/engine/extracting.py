@@ -29,6 +29,7 @@ from regauge.artifact.folder import RECIPE, read_receipt
 from regauge.artifact.gains import FILE as GAINS
 from regauge.artifact.gains import taken_out
 from regauge.artifact.ownership import refuse_out
+from regauge.artifact.preferring import SETTINGS, unprefer
 from regauge.artifact.reader import Artifact, Block
 from regauge.artifact.receipt import Receipt, SiteReceipt
 from regauge.artifact.staging import Staging
@@ -97,6 +98,8 @@ def extract(artifact: str | Path, subnet: str | Subnet, out: str | Path, *, forc
         files = artifact_files(folder, chosen.wire, staging.index(), recipe, text_of(receipt), more)
         files[FILE] = cut_json(legal, own)
         files[CARD] = card(receipt, folder, json.loads(str(files["config.json"])))
+        if SETTINGS in files:
+            files[SETTINGS] = unprefer(read_text(folder / SETTINGS, ArtifactError))
         if (gains := taken_out(folder, str(legal), member)) is not None:
             files[GAINS] = gains
         files |= {name: folder / name for name in BESIDE if (folder / name).is_file()}
@@ -158,6 +161,7 @@ def _receipt(artifact: Artifact, member: Member, wire: Wire, subnet: Subnet, tot
         "sites": sites,
         "taps": taps,
         "caches": caches,
+        "drafts": None,
         "notes": (note, *whole.notes),
         "bytes_after": total,
         "ratio": total / max(whole.bytes_bf16, 1),

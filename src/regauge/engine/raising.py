@@ -82,8 +82,8 @@ class Raising:
 
     @cached_property
     def causal(self) -> bool:
-        """Whether the model has a next token to learn; else it gives embeddings."""
-        return self.trainee.anatomy.causal
+        """Whether the model has a next token to learn, of a text or of an image; else it gives embeddings."""
+        return self.trainee.anatomy.causal or self.trainee.anatomy.plumbing.scales
 
     def init(self) -> Parameters:
         return {key: value.clone() for key, value in self.trainee.parameters.items()}
@@ -198,7 +198,7 @@ def _size(subnet: Subnet, family: Family, anatomy: Anatomy) -> float | None:
     """About which share of the whole's products a member has; None where it says what training does not draw."""
     size = 1.0
     for name, value in subnet.said():
-        if name not in DRAWN:
+        if name not in DRAWN or isinstance(value, str):
             return None
         if name == "depth" and isinstance(value, tuple):
             size *= len(value) / anatomy.blocks

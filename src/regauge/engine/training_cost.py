@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from regauge.elastic.legal import reasons
 from regauge.engine.duration import speed
+from regauge.engine.gating import refuse_gates
 from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
@@ -70,6 +71,7 @@ def planned(
         if why := reasons(family, anatomy):
             raise RecipeError(f"this model cannot be such a family: {'; '.join(why)}")
         refuse_route(training, family, anatomy)
+        refuse_gates(training, family, anatomy)
         bits = sorted(family.bits, reverse=True) if training.rank else ()
         space = space_of(family, anatomy, training.layers == EACH, bits)
         sizes = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -60,6 +60,14 @@ class Trainee(Protocol):
 
     def embedded(self, ids_BT: Tensor) -> Tensor:
         """(B, T, D), without a gradient: what tells a router of a text."""
+
+    def narrowed(self, ids_BT: Tensor, shares: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        """For each block what its feed-forward layer reads (T, D), and by how much what each share of its neurons gives
+        misses what the whole gives (T, K): a squared distance, 1 for the mean square of what the whole gives."""
+
+    def gated(self, gates: Mapping[int, Tensor], ids_BT: Tensor) -> tuple[Read, Tensor]:
+        """What the family makes of some text where gates choose neurons for each token, without a gradient; and how
+        many tokens of each block ran through each share (blocks, K)."""
 
     def backward(self) -> AbstractContextManager[None]:
         """Around backward passes."""

@@ -76,10 +76,10 @@ class Basis:
     axes_DR: Tensor
 
     @staticmethod
-    def of(told_BD: Tensor) -> Basis:
+    def of(told_BD: Tensor, most: int = NUMBERS) -> Basis:
         mean_D = told_BD.mean(0)
         _, sizes, axes = torch.linalg.svd(told_BD - mean_D, full_matrices=False)
-        count = min(NUMBERS, max(1, len(told_BD) // 8), int((sizes > 1e-6 * sizes[0]).sum()) or 1)
+        count = min(most, max(1, len(told_BD) // 8), int((sizes > 1e-6 * sizes[0]).sum()) or 1)
         wide_R = (sizes[:count] / math.sqrt(max(len(told_BD) - 1, 1))).clamp_min(1e-12)
         return Basis(mean_D, axes[:count].T / wide_R)
 

@@ -43,6 +43,8 @@ class Training:
             weights themselves are trained.
         route: the mean share of the whole's products that a router, trained last, may send prompts to members for
             (arXiv 2406.12042); 0: no router.
+        gates: the mean share of its neurons that gates, trained last, let a token through in each feed-forward layer
+            (arXiv 2312.10193); 0: no gates.
         adapters: whether `each` precision has terms of its own, or all have one (`shared`).
     """
 
@@ -59,6 +61,7 @@ class Training:
     clip: float = 1.0
     rank: int = 0
     adapters: str = EACH
+    gates: float = 0.0
     route: float = 0.0
 
     def __post_init__(self) -> None:
@@ -79,8 +82,9 @@ class Training:
             raise ValueError(f"the rank of adapters is 0 (none) to {MOST_RANK}, not {self.rank}")
         if self.rank and self.teacher != ORIGINAL:
             raise ValueError(f"adapters are taught by the model as it was, so teacher is {ORIGINAL}")
-        if not 0 <= self.route < 1:
-            raise ValueError(f"a router's mean share of the whole lies between 0 (no router) and 1, not {self.route}")
+        for share, what in ((self.route, "router"), (self.gates, "gates")):
+            if not 0 <= share < 1:
+                raise ValueError(f"the mean share of the whole lies between 0 (no {what}) and 1, not {share}")
         self.settings(self.steps)
 
     def settings(self, steps: int, every: int = 0) -> Settings:

@@ -9,7 +9,7 @@ Legend: B windows, T tokens, O output channels, I input channels, R rank.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from regauge.learn.distillers import Read
 from regauge.runtime.matrices.held import PackedMatrix
 from regauge.runtime.matrices.terms import HeldTerm
 
+GATED = "gates are trained where weights are, and not beside adapters: leave rank or gates out"
 ALL = 0
 """Where bits stand in a parameter's name: those of adapters that every precision shares."""
 
@@ -95,6 +96,20 @@ class Adapting:
         with torch.no_grad():
             found: Tensor = self._model.get_input_embeddings()(ids_BT)
         return found
+
+    def narrowed(self, ids_BT: Tensor, shares: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        """
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(GATED)
+
+    def gated(self, gates: Mapping[int, Tensor], ids_BT: Tensor) -> tuple[Read, Tensor]:
+        """
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(GATED)
 
     @contextmanager
     def backward(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,18 @@ from torch import Tensor
 
 from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
-from regauge.artifact.adapters import Adapters, read_adapters
 from regauge.artifact.cutting import read_cut
 from regauge.artifact.families import read_family
 from regauge.artifact.gains import of_member, read_gains
-from regauge.artifact.router import Router, read_router
+from regauge.artifact.gates import widths
+from regauge.artifact.learnt import Learnt, read_learnt
 from regauge.elastic.family import Family
 from regauge.elastic.legal import member_in, settled
-from regauge.elastic.subnet import Subnet
+from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import SettingError
 from regauge.hosts.transformers.caching import fresh
 from regauge.hosts.transformers.gaining import fitted
+from regauge.hosts.transformers.gated import gate
 from regauge.hosts.transformers.marking import WHOLE, Alone, Marked, running
 from regauge.hosts.transformers.members import cached, view
 from regauge.hosts.transformers.owned import before, disown, method, own
@@ -57,15 +58,13 @@ class Members:
         family: what may be chosen.
         anatomy: of the whole.
         gains: subnet → site of the whole → what the member multiplies its outputs by.
-        adapters: bits → site of the whole → what is added to weights that are read at those bits.
-        router: chooses a member for a prompt; None: there is none.
+        learnt: what was trained beside the tensors.
     """
 
     def __init__(self, model: Any, family: Family, anatomy: Anatomy) -> None:
         self.family, self.anatomy = family, anatomy
         self.gains: dict[str, dict[str, Tensor]] = {}
-        self.adapters: Adapters = {}
-        self.router: Router | None = None
+        self.learnt = Learnt()
         self.of: weakref.ref[Any] | None = weakref.ref(model)
         self.forget()
 
@@ -76,7 +75,7 @@ class Members:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("family", "anatomy", "gains", "adapters", "router")
+        kept = ("family", "anatomy", "gains", "learnt")
         return {name: getattr(self, name) for name in kept} | {"of": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -168,11 +167,14 @@ class Members:
             member = self.cut(subnet)
             plan = cached(member, subnet.cache, getattr(model, "regauge_cache", None))
             gains = of_member(self.gains.get(str(subnet), {}), member)
-            found = view(model, member, plan, gains, self.adapters)
+            found = view(model, member, plan, gains, self.learnt.adapters)
             for name in ("generate", "_apply"):
                 disown(found, name)
             switched: Any = before(found, "forward")
-            own(found, "forward", Marked(subnet, switched.whole.before))
+            if subnet.ffn == TOKEN:
+                narrower = [self.tree(replace(subnet, ffn=share), model) for share in widths(self.family)[1:]]
+                gate(found, member, narrower, self.learnt.gates)
+            own(found, "forward", Marked(subnet, None if subnet.ffn == TOKEN else switched.whole.before))
             self._made[subnet] = found
             while len(self._made) > MOST:
                 self._made.popitem(last=False)
@@ -207,8 +209,7 @@ def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
     family = read_family(folder, anatomy)
     if family is not None and getattr(model, "regauge_window", None) is None:
         switchable(model, family, anatomy)
-        model.regauge.gains, model.regauge.adapters = read_gains(folder, anatomy), read_adapters(folder, anatomy)
-        model.regauge.router = read_router(folder, family, anatomy)
+        model.regauge.gains, model.regauge.learnt = read_gains(folder, anatomy), read_learnt(folder, family, anatomy)
 
 
 def switchable(model: Any, family: Family, anatomy: Anatomy) -> None:
@@ -288,7 +289,7 @@ def _generate(model: Any, *args: Any, subnet: str | Subnet | None = None, **kwar
         tree = running(model)
         return method(tree, "generate")(*args, **kwargs)
     if asked == ROUTE:
-        asked = routed(model, model.regauge.router, args, kwargs)
+        asked = routed(model, model.regauge.learnt.router, args, kwargs)
     with use(model, asked):
         return method(running(model), "generate")(*args, **kwargs)
 

@@ -9,8 +9,9 @@ Legend: B windows, T tokens.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from torch import Tensor
 from regauge.anatomy.members import first
 from regauge.anatomy.model import Anatomy
 from regauge.elastic.family import Family
-from regauge.elastic.subnet import Subnet
+from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import ModelError
+from regauge.hosts.regauge.lessons import Lessons, ids_of_images
+from regauge.hosts.transformers.gated import counted, layers_of, missed
 from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.switching import Members, members_of
 from regauge.learn.distillers import Read
@@ -93,6 +96,26 @@ class Trainee:
             found: Tensor = self._model.get_input_embeddings()(ids_BT)
         return found
 
+    def narrowed(self, ids_BT: Tensor, shares: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        """What each share of each feed-forward layer misses, a token."""
+        members = self._members
+        trees = [members.tree(members.settled(Subnet(ffn=share)), self._model) for share in shares]
+        with torch.no_grad():
+            paths = layers_of(self.anatomy, members.cut(Subnet()).paths)
+            return missed(self._model, [self._model if one is None else one for one in trees], paths, ids_BT)
+
+    def gated(self, gates: Mapping[int, Tensor], ids_BT: Tensor) -> tuple[Read, Tensor]:
+        """What the family makes of a text through gates, and what tokens ran through."""
+        members = self._members
+        if members.learnt.gates is not gates:
+            members.learnt = replace(members.learnt, gates=gates)
+            members.forget()
+        with torch.no_grad():
+            tree = members.tree(members.settled(Subnet(ffn=TOKEN)), self._model)
+            with counted(tree) as ran:
+                read = read_of(tree(**said(tree, ids_BT, None)), None)
+        return read, torch.stack(ran)
+
     @contextmanager
     def backward(self) -> Iterator[None]:
         """While it lasts, torch does not remark on gradients that are views."""
@@ -125,7 +148,7 @@ class Trainee:
         return found
 
 
-def trainee(path: str | Path) -> Trainee:
+def trainee(path: str | Path) -> Trainee | Lessons:
     """A family of an artifact's directory, ready to be trained.
 
     Raises:
@@ -136,7 +159,13 @@ def trainee(path: str | Path) -> Trainee:
     if any(name.endswith("matrix") or "packed" in name for name, _ in model.named_modules()):
         raise ModelError("a family is trained in full precision, and matrices of this one are in codes")
     model.eval()
-    return Trainee(model)
+    members = members_of(model)
+    return Lessons(model, members.family, members.anatomy) if members.anatomy.plumbing.scales else Trainee(model)
+
+
+def coded(folder: Path, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
+    """(N, T): class and tokens of images, as a model that draws by scales reads them."""
+    return ids_of_images(load(folder, dtype=torch.float32), x_NChw, y_N, seed)
 
 
 def said(tree: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
