@@ -94,7 +94,7 @@ HAD: Mapping[str, Standing] = {
         ("arXiv:2211.17192",),
         "generate(drafts=MEMBER)",
         "The text is that of greedy decoding, token for token, and with sampling of its distribution; how many are\n"
-        "guessed follows from what is right and what it costs here: `regauge subnets OUT --eval TEXT` tells.",
+        "guessed follows from what is right and what it costs here: `fit --drafts` and `regauge subnets --eval` tell.",
         ("tests/units/test_drafts.py::test_drafts_make_the_tokens_of_greedy_decoding",),
     ),
 }
