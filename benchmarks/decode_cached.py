@@ -43,6 +43,12 @@ def site(rows: int, columns: int, activations: str) -> Site:
 
 def program(shape: Shape, activations: str = "int16") -> Program:
     """The model without its embedding."""
+    blocks, norm, head = pieces(shape, activations)
+    return Program(blocks, norm, head, shape.hidden, 1, 0.0)
+
+
+def pieces(shape: Shape, activations: str) -> tuple[list[Block], Norm, Site]:
+    """Its blocks, its last norm, its head."""
     hidden, size = shape.hidden, shape.head
     norms = {name: Norm("rms", hidden, 1e-5, torch.ones(hidden)) for name in ("attn_norm", "mlp_norm")}
     integers = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": size, "rotary": size}
@@ -51,7 +57,7 @@ def program(shape: Shape, activations: str = "int16") -> Program:
         Block(norms, {name: site(*rows, activations) for name, rows in matrices.items()}, (), integers, size**-0.5)
         for _ in range(shape.layers)
     ]
-    return Program(blocks, norms["attn_norm"], site(shape.vocabulary, hidden, activations), hidden, 1, 0.0)
+    return blocks, norms["attn_norm"], site(shape.vocabulary, hidden, activations)
 
 
 def window(shape: Shape, rows: int) -> tuple[Tensor, Tensor]:

@@ -63,11 +63,11 @@ def main() -> None:
         for subnet in said.subnet:
             members = model.regauge
             legal = str(members.settled(subnet))
-            kept = members.statistics.pop(legal, None)
+            kept = members.learnt.statistics.pop(legal, None)
             members.forget()
             told(f"{path.name} {subnet}, statistics of the whole", right(members.member(subnet), x, y), len(x))
             if kept is not None:
-                members.statistics[legal] = kept
+                members.learnt.statistics[legal] = kept
                 members.forget()
                 told(f"{path.name} {subnet}, its own", right(members.member(subnet), x, y), len(x))
             if said.images is not None:

@@ -8,6 +8,14 @@ each member alone has an equal share, a quarter: the whole, three quarters, a ha
 blocks. All begin with the same trained model, its neurons sorted in the same way, and all but the rows that say
 otherwise are taught by that model as it was (KL). Perplexity is measured on modules of the standard library that
 neither the model nor any training saw; the gap of two rows is paired over the same windows, with its standard error.
+
+    python benchmarks/trained_families.py --rows codes quantllm "quantllm, shared" "quantllm, uniform" --passes 400
+
+Rows of other families have a table each, beside their own nulls. Of one file of 8, 4, 3 and 2 bits: adapters for each
+width (`quantllm`), one for all of them (`shared`), every block's width drawn by itself (`uniform`), none (`codes`).
+Of a router (`aptp`): what is lost behind the first quarter of each window as it chooses, beside as many windows for
+each member by lot, and all for one member. Of gates (`adaptive-computation`): as each token's gate chooses its neurons,
+beside one share for all tokens, and gates that were not trained.
 """
 
 from __future__ import annotations
@@ -18,7 +26,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +38,7 @@ from regauge.elastic.subnet import Subnet
 from regauge.engine import apply
 from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import Amounts
+from regauge.engine.routing import PROMPT
 from regauge.engine.training import train
 from regauge.engine.training_recipe import Asked
 from regauge.hosts.transformers.source import Source, read_tokenizer
@@ -53,6 +62,49 @@ ROWS = {
     "named": {"sampler": "named"},
     "named, labels too": {"sampler": "named", "labels": 0.5},
 }
+BITS = {f"{bits} bits": f"bits={bits}" for bits in (4, 3, 2)}
+CODED = Family(bits=(4, 3, 2), members={name: Subnet.parse(text) for name, text in BITS.items()})
+CODES = (
+    "name: codes\nweights:\n  blocks.*: {grid: nested:8, grain: group:128 else group:64 else group:32, ranger: minmax, "
+    "scale: f16-levels:5, rounder: gptq-levels}\n"
+)
+ADAPTED: dict[str, dict[str, object]] = {
+    "quantllm": {"sampler": "balanced:1"},
+    "quantllm, shared": {"sampler": "balanced:1", "adapters": "shared"},
+    "quantllm, uniform": {"sampler": "uniform:1"},
+}
+BESIDE: dict[str, object] = {"layers": "each", "rank": 8}
+
+
+ROUTED: dict[str, dict[str, object]] = {"aptp": {"sampler": "named", "route": 0.6}}
+CHOSEN = "chosen"
+WIDE = {"0.75": "ffn=0.75", "0.5": "ffn=0.5", "0.25": "ffn=0.25", "by token": "ffn=token"}
+GATED: dict[str, dict[str, object]] = {
+    "adaptive-computation": {"sampler": "sandwich:2", "layers": "each", "gates": 0.5}
+}
+TOLD = ("compute", "gated", "by lot")
+"""Of the receipt: the mean share of neurons, and losses on what the training held out."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are told together.
+
+    Attributes:
+        members: heading → subnet. untrained: the row that every other one is held against.
+    """
+
+    members: Mapping[str, str]
+    untrained: str
+    rows: tuple[str, ...]
+
+
+TABLES = (
+    Table(MEMBERS, "untrained", ("untrained", *(f"alone {name}" for name in MEMBERS), *ROWS)),
+    Table(BITS, "codes", ("codes", *ADAPTED)),
+    Table(MEMBERS, "", tuple(ROUTED)),
+    Table(WIDE, "", tuple(GATED)),
+)
 
 
 @dataclass(frozen=True)
@@ -68,14 +120,15 @@ class Given:
 
 def plan(name: str, how: dict[str, object], family: Family, given: Given, steps: int) -> Plan:
     """The recipe of a row."""
-    row = parse(f"name: {name.replace(', ', '-').replace(' ', '-')}\nfamily: {{depth: [1]}}\n")
+    named = f"name: {name.replace(', ', '-').replace(' ', '-')}\nfamily: {{depth: [1]}}\n"
+    row = parse(CODES.replace("name: codes\n", named) if family is CODED else named)
     shared = {"batch": given.batch, "rate": given.rate, "steps": steps}
     return replace(row, family=family, train={**shared, **how}, calibration={"tokens": 16384, "length": given.length})
 
 
 def steps_for(how: dict[str, object], family: Family, passes: int) -> int:
     """Steps of a sampler that come to so many passes."""
-    draws, space = training_of(how).draws, space_of(family, Source.open(MODEL).anatomy)
+    draws, space = training_of(how).draws, space_of(family, Source.open(MODEL).anatomy, bits=family.bits)
     each = sum(len(draws(space, Turn(turn, 200))) for turn in range(200)) / 200
     return round(passes / each)
 
@@ -95,23 +148,59 @@ def losses(out: Path, members: Sequence[str], given: Given, tokens: int) -> dict
     return found
 
 
+def prompts(out: Path, given: Given, tokens: int) -> dict[str, list[float]]:
+    """What each member loses behind the prompt of each held-out window, and the number of the one that is chosen."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted((given.text / "heldout").glob("**/*"))]
+    windows = cut(texts, read_tokenizer(out), given.length, description="heldout").take(tokens)
+    model, prompt = rg.load(out, dtype=torch.float32), given.length // PROMPT
+    router = model.regauge.learnt.router
+    found: dict[str, list[float]] = {str(one): [] for one in router.subnets} | {CHOSEN: []}
+    for batch in windows.batches(given.length):
+        ids_BT = batch.ids_BT
+        with torch.no_grad():
+            scores_BK = router(model.get_input_embeddings()(ids_BT[:, :prompt]))
+            found[CHOSEN].append(float(scores_BK[0].argmax()))
+            for one in router.subnets:
+                with rg.use(model, one):
+                    logits = model(input_ids=ids_BT, use_cache=False).logits.float()
+                loss = torch.nn.functional.cross_entropy(logits[0, prompt - 1 : -1], ids_BT[0, prompt:])
+                found[str(one)].append(float(loss))
+    return found
+
+
 def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[str, list[float]]:
     """One row: what is trained, and its losses by member."""
     everyone = ["full", *MEMBERS.values()]
-    if name == "untrained":
-        apply(replace(plan(name, {}, CHOICES, given, 1), train={}), MODEL, out, calibration=given.text / "train")
-        return losses(out, everyone, given, tokens)
+    if name in ("untrained", "codes"):
+        family, found = (CHOICES, everyone) if name == "untrained" else (CODED, ["full", *BITS.values()])
+        apply(replace(plan(name, {}, family, given, 1), train={}), MODEL, out, calibration=given.text / "train")
+        return losses(out, found, given, tokens)
     if name.startswith("alone"):
         member = Subnet.parse(MEMBERS[name.removeprefix("alone ")])
         family = Family(depth=(member.depth,), ffn=(member.ffn,))  # type: ignore[arg-type]  # both are said
         how: dict[str, object] = {"sampler": "smallest"}
         steps, found = passes // 4, [str(member)]
+    elif name in GATED:
+        how, family, found = GATED[name], Family(ffn=(0.75, 0.5, 0.25)), ["full", *WIDE.values()]
+        steps = steps_for(how, family, passes)
+    elif name in ROUTED:
+        how, family, found = ROUTED[name], CHOICES, everyone
+        steps = passes
+    elif name in ADAPTED:
+        how, family, found = ADAPTED[name] | BESIDE, CODED, ["full", *BITS.values()]
+        steps = steps_for(how, family, passes)
     else:
         how, family, found = dict(ROWS[name]), CHOICES, everyone
         steps = steps_for(how, family, passes)
     asked = Asked(Amounts(length=given.length), given.seed)
-    train(plan(name, how, family, given, steps), MODEL, out, given.text / "train", asked)
-    return losses(out, found, given, tokens)
+    done = train(plan(name, how, family, given, steps), MODEL, out, given.text / "train", asked)
+    if name in GATED:
+        assert done.trained is not None, "it was trained"
+        assert done.trained.gated is not None, "it has gates"
+        some = done.trained.gated
+        figures = {one: [value] for one, value in zip(TOLD, (some.compute, some.gated, some.by_lot), strict=True)}
+        return losses(out, found, given, tokens) | figures
+    return prompts(out, given, tokens) if name in ROUTED else losses(out, found, given, tokens)
 
 
 def told(values: Sequence[float], other: Sequence[float] | None = None) -> str:
@@ -125,25 +214,72 @@ def told(values: Sequence[float], other: Sequence[float] | None = None) -> str:
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
-    """The rows as text; behind each the gap to its null: the whole to the untrained whole, members to those alone."""
-    lines = ["| row | whole | 3/4 | 1/2 | 1/4 |", "|---|---|---|---|---|"]
-    alone = {one: found[f"alone {name}"][one] for name, one in MEMBERS.items() if f"alone {name}" in found}
+    """The rows as text; behind each the gap to its null: the whole to the untrained whole, members to those alone, or
+    where no member is trained alone to the untrained ones."""
+    return "\n\n".join(one for kind in TABLES if (one := _table(kind, found)))
+
+
+def _table(kind: Table, found: dict[str, dict[str, list[float]]]) -> str:
+    members, rows = kind.members, {name: found[name] for name in kind.rows if name in found}
+    if not rows:
+        return ""
+    if not kind.untrained:
+        return "\n\n".join((gates if name in GATED else routes)(name, row) for name, row in rows.items())
+    lines = [f"| row | whole | {' | '.join(members)} |", "|---" * (len(members) + 2) + "|"]
+    alone = {one: rows[f"alone {name}"][one] for name, one in members.items() if f"alone {name}" in rows}
     if alone:
         lines.append(
-            f"| each alone | | {' | '.join(told(alone[one]) if one in alone else '' for one in MEMBERS.values())} |"
+            f"| each alone | | {' | '.join(told(alone[one]) if one in alone else '' for one in members.values())} |"
         )
-    for name, row in found.items():
+    before = rows.get(kind.untrained, {})
+    null = {**before, **alone} if kind.members is BITS else {"full": before["full"], **alone} if before else {}
+    for name, row in rows.items():
         if name.startswith("alone"):
             continue
-        null = {"full": found["untrained"]["full"], **alone} if "untrained" in found and name != "untrained" else {}
-        cells = [told(row[one], null.get(one)) for one in ("full", *MEMBERS.values())]
+        cells = [
+            told(row[one], null.get(one) if name != kind.untrained else None) for one in ("full", *members.values())
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def routes(name: str, row: dict[str, list[float]]) -> str:
+    """What a router does: perplexity as it chooses against the same shares by lot, and each member for all."""
+    chosen_B = torch.tensor(row[CHOSEN]).long()
+    members = [one for one in row if one != CHOSEN]
+    lost_BK = torch.tensor([row[one] for one in members]).T
+    costs = {"full": 1.0, **{str(one): size for one, size in _costs().items()}}
+    share_K = torch.bincount(chosen_B, minlength=len(members)) / len(chosen_B)
+    compute = sum(costs[one] * float(share) for one, share in zip(members, share_K, strict=True))
+    routed, by_lot = lost_BK.gather(1, chosen_B[:, None])[:, 0], lost_BK @ share_K
+    lines = ["| row | of the products | perplexity behind the prompt |", "|---|---|---|"]
+    shares = ", ".join(f"{100 * float(share):.0f} % {one}" for one, share in zip(members, share_K, strict=True))
+    lines.append(f"| {name}: {shares} | {compute:.2f} | {told(routed.tolist(), by_lot.tolist())} |")
+    lines.append(f"| by lot | {compute:.2f} | {told(by_lot.tolist())} |")
+    lines += [f"| {one} alone | {costs[one]:.2f} | {told(row[one])} |" for one in members]
+    return "\n".join(lines)
+
+
+def gates(name: str, row: dict[str, list[float]]) -> str:
+    """What gates do: perplexity as tokens choose against half of the neurons for all, and each share for all."""
+    lines = ["| row | of the neurons | perplexity |", "|---|---|---|"]
+    lines.append(f"| {name} | {row['compute'][0]:.2f} | {told(row['ffn=token'], row['ffn=0.5'])} |")
+    for one in ("full", *WIDE.values()):
+        if one != "ffn=token":
+            share = 1.0 if one == "full" else float(one.partition("=")[2])
+            lines.append(f"| {one} for all | {share:.2f} | {told(row[one])} |")
+    by_lot = math.exp(row["by lot"][0] - row["gated"][0]) - 1
+    lines.append(f"| gates not trained (other text) | {row['compute'][0]:.2f} | {100 * by_lot:+.1f} % of the gates' |")
+    return "\n".join(lines)
+
+
+def _costs() -> Mapping[Subnet, float]:
+    return space_of(CHOICES, Source.open(MODEL).anatomy).named
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    rows = ["untrained", *(f"alone {name}" for name in MEMBERS), *ROWS]
+    rows = [name for kind in TABLES for name in kind.rows]
     parser.add_argument("--rows", nargs="+", default=rows, choices=rows)
     parser.add_argument("--passes", type=int, default=600, help="of each family")
     parser.add_argument("--batch", type=int, default=1024, help="tokens of a pass")

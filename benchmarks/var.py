@@ -2,12 +2,15 @@
 
     python scripts/train_var.py mnist16 --data mnist.npz -o out/var/mnist16
     python benchmarks/var.py out/var/mnist16 --data mnist.npz
+    python benchmarks/var.py out/var/mnist --data mnist.npz --rivals
 
 A classifier is trained on real images and asked what was drawn; the Fréchet distance is that of its features to those
 of real training images (Gaussians fitted to both). Beside drawn images stand: real test images; test images through
 the tokenizer; and, as a control, test images whose tokens were shuffled among them, place by place, so that each place
 has the right tokens and no image holds together. Means over seeds, ± standard deviation of them.
-Time is of one thread's CPU, turn by turn, medians; bytes are of keys and values at their most.
+Time is of one thread's CPU, medians; bytes are of keys and values at their most. `--rivals` sets rules of a cache and
+of tokens beside VARiant, drawing in turn from the same noise: agreement is the share of tokens that are those of the
+model as it is, at full depth.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +33,18 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from train_var import CONFIGS, EARLY, LATE, images_of  # noqa: E402
 
+from regauge.hosts import host_of  # noqa: E402
+from regauge.hosts.regauge.heads import by_kinds, by_layers  # noqa: E402
 from regauge.hosts.regauge.sampling import Taste  # noqa: E402
 from regauge.hosts.regauge.stages import Stages, late  # noqa: E402
 from regauge.hosts.transformers.load import load  # noqa: E402
+from regauge.plan import parse  # noqa: E402
+from regauge.plan.passing import passing  # noqa: E402
+from regauge.plan.resolution import resolve  # noqa: E402
 
 BATCH = 100
+NAMES = ("full", "variant", "variant-1", "fixed", "fixed-1")
+HEADS = ("images", "accuracy, %", "Fréchet distance", "CPU ms an image", "cache bytes an image")
 
 
 class Judge(nn.Module):
@@ -91,6 +101,7 @@ class Row:
     distance: Sequence[float]
     milliseconds: float | None = None
     bytes: int | None = None
+    agreement: float | None = None
 
     def cells(self) -> list[str]:
         return [
@@ -99,6 +110,7 @@ class Row:
             _told(self.distance, 2),
             "" if self.milliseconds is None else f"{self.milliseconds:.2f}",
             "" if self.bytes is None else f"{self.bytes:,}",
+            *([] if self.agreement is None else [f"{100 * self.agreement:.1f}"]),
         ]
 
 
@@ -146,6 +158,86 @@ class Bench:
         row = self.of_images(name, make)
         return Row(name, row.accuracy, row.distance, 1000 * statistics.median(seconds), most)
 
+    def of_rivals(self, rivals: Sequence[Rival]) -> list[Row]:
+        """Images of several ways to draw, in turn, from the same noise; the first is what others agree with."""
+        found = [Drawn() for _ in rivals]
+        labels = torch.arange(self.count) % rivals[0].model.config.num_classes
+        for seed in range(self.seeds):
+            features: list[list[Tensor]] = [[] for _ in rivals]
+            for number, some in enumerate(labels.split(BATCH)):
+                made = []
+                for rival, kept, each in zip(rivals, features, found, strict=True):
+                    began = time.process_time()
+                    made.append(rival.model.sample(some, (seed << 16) + number, self.taste, rival.subnet))
+                    each.seconds.append((time.process_time() - began) / len(some))
+                    each.most = made[-1].most_cache_bytes // len(some)
+                    each.alike.append(float((made[-1].tokens == made[0].tokens).float().mean()))
+                    kept.append(self.judge.features(made[-1].images * 2 - 1))
+            for kept, each in zip(features, found, strict=True):
+                each.add(self, torch.cat(kept), labels)
+        return [each.row(rival.name) for rival, each in zip(rivals, found, strict=True)]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to draw."""
+
+    name: str
+    model: Any
+    subnet: Stages = None
+
+
+@dataclass
+class Drawn:
+    """What one way to draw gave so far."""
+
+    accuracy: list[float] = field(default_factory=list)
+    distance: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    alike: list[float] = field(default_factory=list)
+    most: int = 0
+
+    def add(self, bench: Bench, features: Tensor, labels: Tensor) -> None:
+        """A seed's images."""
+        self.accuracy.append(100 * float((bench.judge.last(features).argmax(1) == labels).float().mean()))
+        self.distance.append(frechet(bench.real, features))
+
+    def row(self, name: str) -> Row:
+        milliseconds = 1000 * statistics.median(self.seconds)
+        return Row(name, self.accuracy, self.distance, milliseconds, self.most, statistics.mean(self.alike))
+
+
+def rivals_of(trained: Path, keep: float, half: Stages) -> list[Rival]:
+    """VARiant, rules of a cache and rules of tokens, on what scripts/train_var.py wrote."""
+    folder = trained / "full"
+    model: Any = load(folder)
+    labels = [label % model.config.num_classes for label in range(50)]  # as many as HACK samples
+    anatomy = host_of(folder).open(folder).anatomy
+    read = {"part": "window-attention", "queries": 16, "pool": 1}
+    even = {"budget": f"uniform:{keep:g}", "disposal": "drop"}
+    caches = {
+        "by lot": {"score": "by-lot", **even},
+        "by attention": {"score": read, **even},
+        "heads by kind (HACK)": by_kinds(model, labels, keep),
+        "layers by their past (ScaleKV's kind)": by_layers(model, labels, keep),
+    }
+    found = [Rival("full depth", model), Rival("half depth late, no step on it", model, half)]
+    found += [
+        Rival(f"{name}, half depth late", load(trained / name), half)
+        for name in ("variant", "fixed")
+        if (trained / name).is_dir()
+    ]
+    found += [Rival(f"cache of {keep:g}: {name}", load(folder, cache=rule)) for name, rule in caches.items()]
+    behind = f"blocks.{{{','.join(str(block) for block in range(1, anatomy.blocks - 1))}}}.residual"
+    for share in (0.5, 0.25):
+        for name, score in (("detail (FastVAR's kind)", "detail"), ("lattice", "lattice")):
+            rule = {"score": score, "schedule": f"late:{share:g}", "disposal": "earlier-scale"}
+            fewer: Any = load(folder)
+            points = resolve(parse({"name": name, "tokens": {behind: rule}}), anatomy).at("tokens")
+            fewer.pass_by(passing(points, anatomy))
+            found.append(Rival(f"{share:g} of the last scale's tokens: {name}", fewer))
+    return found
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -154,12 +246,12 @@ def main() -> None:
     parser.add_argument("--test", type=Path, help="real test images, where --data holds none")
     parser.add_argument("--count", type=int, default=1000, help="images a seed")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rivals", action="store_true", help="rules of a cache and of tokens beside VARiant")
+    parser.add_argument("--keep", type=float, default=0.5, help="share of the tokens that rules of a cache keep")
     parser.add_argument("--judge-steps", type=int, default=1500)
     said = parser.parse_args()
     torch.set_num_threads(1)
-    models = {
-        name: load(said.trained / name) for name in ("full", "variant", "fixed") if (said.trained / name).is_dir()
-    }
+    models = {name: load(said.trained / name) for name in NAMES if (said.trained / name).is_dir()}
     config = models["full"].config
     assert any(one["image_size"] == config.image_size for one in CONFIGS.values())
     train, labels = images_of(said.data, config.image_size)
@@ -182,13 +274,19 @@ def main() -> None:
         return torch.cat([codec.decode(part) for part in parts]), classes
 
     with torch.no_grad():
+        half = late(len(config.areas), EARLY, LATE)
+        if said.rivals:
+            show([*HEADS, "agreement, %"], bench.of_rivals(rivals_of(said.trained, said.keep, half)))
+            return
         rows.append(bench.of_images("through the tokenizer", lambda seed: rebuilt(seed, False)))
         rows.append(bench.of_images("control: tokens shuffled", lambda seed: rebuilt(seed, True)))
-        half = late(len(config.areas), EARLY, LATE)
         for name, model in models.items():
             rows.append(bench.of_model(f"{name}, full depth", model, None))
             rows.append(bench.of_model(f"{name}, half depth late", model, half))
-    heads = ["images", "accuracy, %", "Fréchet distance", "CPU ms an image", "cache bytes an image"]
+    show(list(HEADS), rows)
+
+
+def show(heads: list[str], rows: Sequence[Row]) -> None:
     for line in (heads, ["---"] * len(heads), *(row.cells() for row in rows)):
         print("| " + " | ".join(line) + " |")
 

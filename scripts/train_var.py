@@ -5,13 +5,14 @@
     python scripts/train_var.py cifar10 --data cifar10-train-20k.npz -o out/var/cifar10
 
 Four stages, each in a file of its own from which a stopped run goes on: the tokenizer; the transformer (`full/`, a
-checkpoint); from it VARiant's phases (`variant/`), and as long with the share of subnets fixed (`fixed/`). The losses
-lie beside them, `losses.json`.
+checkpoint); from it VARiant's phases (`variant/`), and as long with the share of subnets fixed (`fixed/`); `--draws 2`
+trains both once more with other draws (`variant-1/`, `fixed-1/`). The losses lie beside them, `losses.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -67,7 +68,7 @@ FIXED = Phases(1.0, 1.0, 0.5)
 
 @dataclass(frozen=True)
 class Lengths:
-    """Steps of each stage, and images a step; `few`: those of the tokenizer."""
+    """Steps of each stage, and images a step; `few`: those of the tokenizer; `draws`: how often subnets are trained."""
 
     tokenizer: int
     transformer: int
@@ -75,6 +76,7 @@ class Lengths:
     few: int
     batch: int
     seed: int
+    draws: int = 1
 
 
 class Progress:
@@ -128,7 +130,8 @@ def main() -> None:
     images, labels = images_of(said.data, CONFIGS[said.name]["image_size"])
     images, labels = mirrored(images, said.name), labels.repeat(2 if said.name == "cifar10" else 1)
     model = VarForImageGeneration(VarConfig(**COMMON, **CONFIGS[said.name]))
-    lengths = Lengths(said.tokenizer_steps, said.steps, said.variant_steps, said.tokenizer_batch, said.batch, said.seed)
+    steps = (said.tokenizer_steps, said.steps, said.variant_steps)
+    lengths = Lengths(*steps, said.tokenizer_batch, said.batch, said.seed, said.draws)
     losses = dict(stages(model, images, labels, lengths, said.out))
     (said.out / "losses.json").write_text(json.dumps(losses) + "\n", encoding="utf-8")
 
@@ -154,9 +157,10 @@ def stages(
     model.save_pretrained(out / "full")
     whole = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     subnet = late(len(model.config.areas), EARLY, LATE)
-    for name, phases in (("variant", Phases()), ("fixed", FIXED)):
+    for draw, (name, phases) in itertools.product(range(lengths.draws), (("variant", Phases()), ("fixed", FIXED))):
+        name += f"-{draw}" if draw else ""
         model.load_state_dict(whole)
-        course = Course(lengths.variant, size, 1e-3, warm=50, seed=lengths.seed + 2)
+        course = Course(lengths.variant, size, 1e-3, warm=50, seed=lengths.seed + 2 + draw)
         told = Progress(name, course.steps, size)
         loss = TransformerLoss(model, tokens, labels, size, subnet, phases, course.steps)
         yield name, train(model, loss, course, out / f"{name}.state", told).losses
@@ -181,6 +185,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--variant-steps", type=int, default=400)
     parser.add_argument("--tokenizer-batch", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--draws", type=int, default=1, help="how often subnets are trained")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()

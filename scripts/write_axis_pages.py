@@ -42,7 +42,9 @@ def places() -> str:
     """Markdown of every place with its axes."""
     lines = ["# Places", "", PLACES_LEAD, ""]
     for place in PLACES.values():
-        acts = "" if place.acts else " Nothing acts on them yet: such a recipe is read, resolved and then refused."
+        refused = "such a recipe is read, resolved and then refused."
+        alone = f" They act in models that draw images scale by scale alone; of others {refused}"
+        acts = "" if place.acts else alone if place.scales else f" Nothing acts on them yet: {refused}"
         lines += [f"## `{place.name}`", "", f"Of {place.of[1]}, such as `{place.like}`.{acts}", ""]
         lines += ["| axis | decides | where nothing is said | parts |", "|---|---|---|---|"]
         for axis in place.axes:

@@ -55,6 +55,7 @@ def fit(
     methods: str | Sequence[str] | None = None,
     members: bool = False,
     recover: str | float | None = None,
+    drafts: str | None = None,
     tokens: int | None = None,
     length: int | None = None,
     max_memory: str | int | None = None,
@@ -79,6 +80,7 @@ def fit(
         methods: presets: only what these make of a matrix is chosen from; `"gptq-w4g128,rtn-w8"` or a list.
         members: one artifact with a member for each budget: see docs/once-for-all.md.
         recover: `20m` or seconds, beyond `time`: what stays in full precision is trained towards the original.
+        drafts: `any`, `none`, `lookup` or a member: what may draft; `any` where a budget is of decode.
         tokens, length: how much calibration text is read, in windows of which length.
         max_memory: `6GB` or bytes that this process may take.
         family: a file of your own that describes the architecture; see docs/families.md.
@@ -91,7 +93,7 @@ def fit(
     if members:
         given = {"floor": floor, "cache": cache, "time": time, "for": for_, "recover": recover}
         refuse(given | {"max-memory": max_memory, "dry-run": dry_run or None})
-        wanted = Wanted(budgets, calibration, eval, methods or (), tokens, length, seed, revision, force)
+        wanted = Wanted(budgets, calibration, eval, methods or (), tokens, length, seed, revision, force, drafts)
         with host_of(model).family(family), watching("fit", progress, quiet) as watch:
             chosen = fit_members(model, out, wanted, watch)
             write(out)
@@ -116,6 +118,7 @@ def fit(
             dry_run=dry_run,
             cache=cache,
             recover=seconds(recover),
+            drafts=drafts,
             progress=watch,
         )
         if not dry_run:

@@ -213,3 +213,21 @@ def test_momentum_is_torchs() -> None:
         torchs.step()
         ours, state = Momentum()(ours, {"w": gradient}, state, {"w": 0.1})
         torch.testing.assert_close(ours["w"], theirs.detach())
+
+
+def test_widths_are_drawn_flat_where_each_block_by_itself_would_make_a_bell() -> None:
+    """Mean bits of members whose blocks differ: of five equal ranges the balanced sampler fills all about alike."""
+    space = Space({"bits": tuple(Choice(bits, bits / 4) for bits in (4, 3, 2))}, 24, each=True)
+
+    def shares(sampler: Balanced | Uniform) -> list[float]:
+        found: Counter[int] = Counter()
+        for (one,) in drawn(sampler, space, count=2000):
+            bits = one.subnet.bits
+            values = bits if isinstance(bits, tuple) else (bits or 0,)
+            found[min(int((sum(values) / len(values) - 2) / 2 * 5), 4)] += 1
+        return [found[at] / 2000 for at in range(5)]
+
+    flat, bell = shares(Balanced(1)), shares(Uniform(1))
+    assert max(abs(one - 0.2) for one in flat) < 0.03
+    assert bell[2] > 0.7
+    assert bell[0] + bell[4] < 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import regauge as rg
 from regauge.engine import apply
-from regauge.plan import load, parse
+from regauge.plan import dump, load, parse
 from tests import tiny
 from tests.artifacts import outputs
 from tests.pico import pico
@@ -51,6 +52,17 @@ def test_a_hadamard_before_down_is_worth_it_at_four_bits(outliers: Path, text: P
         )
         found[name] = error(plan, outliers, text, tmp_path / name)
     assert found["hadamard"] < 0.8 * found["identity"]
+
+
+def test_what_down_reads_is_what_two_more_bits_are_for(outliers: Path, text: Path, tmp_path: Path) -> None:
+    """FlexQ against itself with 6 bits everywhere: what it spends above them goes where neurons fire high."""
+    mixed = load("flexq-w6a6")
+    assert [rule.select for rule in mixed.of("inputs")] == ["blocks.*", "blocks.*.mlp.hidden"]
+    even = replace(mixed, places={**mixed.places, "inputs": mixed.of("inputs")[:1]})
+    other = parse(dump(mixed).replace("blocks.*.mlp.hidden", "blocks.*.mlp.in"))
+    found = [error(plan, outliers, text, tmp_path / str(at)) for at, plan in enumerate((mixed, even, other))]
+    assert found[0] < 0.8 * found[1]
+    assert found[0] < 0.8 * found[2]
 
 
 def test_the_preset_keeps_what_its_hadamard_saves(outliers: Path, text: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from regauge.formats.readings import dynamic
 from regauge.formats.scales import Float32
 from regauge.kernels.reference import pack, packed_bytes, unpack
 from regauge.parts import INPUTS
+from regauge.parts.scales import WORDS
 
 GRIDS = sorted(name for name in parts.TABLE["grid"] if parts.build("grid", parts.read("grid", name)).run == 1)
 """Those that round numbers one by one; runs of them have laws of their own in `test_runs.py`."""
@@ -48,8 +50,7 @@ TRIPLES = [
 ]
 """With every ranger that can stand beside them."""
 ZEROLESS = {"iq4": 1.0}
-"""Grids whose table, fixed by a file format, has no 0, and the value next to it: 0 decodes to that many steps. A group
-of zeros is not kept by them, and where a ranger or scale gives it the step 1, it comes back as ones."""
+"""Grids whose table, fixed by a file format, has no 0, and the value next to it: 0 decodes to that many steps."""
 SHAPE = (11, 91)  # 91 = 7 · 13
 
 
@@ -272,6 +273,42 @@ def test_degenerate_groups_get_finite_positive_steps_and_weights(ranger: str, gr
         assert torch.equal(w_hat_OI[0], zeros_I) or len(part_OI) == 1
     codes = fmt.encode(torch.zeros(1, 8))
     assert torch.equal(fmt.decode(codes), (codes.step.scale_G1 * ZEROLESS.get(grid, 0.0)).expand(1, 8))
+
+
+SHARED = [name for name in SCALES if scale_of(name).loose or scale_of(name).shared]
+"""Under a level that groups have together; zeros alone have a test above."""
+KEPT = 6.2e-5
+"""A little more than the least step that float16 keeps whole."""
+
+
+@pytest.mark.parametrize("ranger", RANGERS)
+def test_groups_of_zeros_come_back_as_zeros_and_cost_their_neighbours_nothing(ranger: str) -> None:
+    """Or, where the grid has no 0, as the least that can be said: under a level that groups share, a step no longer
+    than theirs."""
+    pairs = [
+        (grid, scale) for known, grid, scale in TRIPLES if known == ranger and (scale in SHARED or grid in ZEROLESS)
+    ]
+    if ranger in ("absmax", "minmax", "search", "least-squares"):  # what grids of lists are fitted by
+        pairs += [("iq4", scale) for scale in SCALES if "f16-l" not in scale]
+        pairs += [(grid, scale) for grid in WORDS for scale in ("f16", "super:6")]
+    made = ranger_of(ranger)
+    made = replace(made, steps=3) if ranger in ("search", "least-squares") else made  # type: ignore[type-var, call-arg]  # these have it
+    for grid, scale in pairs:
+        fmt = Format(grid_of(grid), grain_of("group:8"), made, scale_of(scale))
+        least = float(fmt.grid.table.abs().nan_to_num(1.0).min()) if fmt.grid.symmetric else 0.0
+        w_OI = draws(3, 3, 64) * 1e-3
+        others_I = torch.ones(64, dtype=torch.bool)
+        others_I[24:32] = False
+        before_OI = fmt.decode(fmt.encode(w_OI.clone())) if scale in SHARED else None
+        w_OI[1, ~others_I] = 0.0
+        codes = fmt.encode(w_OI)
+        w_hat_OI = fmt.decode(codes)
+        if before_OI is not None:  # else no neighbour is asked
+            was, now = ((one[1] - w_OI[1])[others_I].norm() for one in (before_OI, w_hat_OI))
+            assert now <= 1.5 * was, (grid, scale)
+        zeros_I = w_hat_OI[1, ~others_I].abs()
+        assert zeros_I.max() <= least * codes.step.scale_G1.abs().min() * (1 + 1e-6), (grid, scale)
+        assert fmt.decode(fmt.encode(torch.zeros(2, 16))).abs().max() <= least * KEPT, (grid, scale)
 
 
 @pytest.mark.parametrize(("grid", "scale"), PAIRS)

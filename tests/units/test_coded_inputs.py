@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from regauge.engine import apply
 from regauge.errors import RecipeError
 from regauge.formats.base import Codes, Format
 from regauge.formats.readings import Reading, fit
+from regauge.formats.terms import LowRank
+from regauge.formats.transforms import Crossed
 from regauge.kernels.cpu import coded
 from regauge.kernels.cpu.coded import Tokens
 from regauge.plan import parse
@@ -40,10 +43,15 @@ WORDS = {
     "turned static": {"transform": "hadamard", "grid": "int8-asym", "grain": "tensor", "ranger": "static"},
     "diagonal static": {"transform": "diagonal", "grid": "int8-asym", "grain": "tensor", "ranger": "static"},
 }
+PAIR = {"left": torch.randn(12, 12, generator=random(10)), "right": torch.randn(16, 16, generator=random(11))}
+"""Factors of a learnt transform: neither of them orthogonal."""
 
 
 def reading_of(name: str, columns: int = SHAPE[1]) -> Reading:
     """A reading whose range is from -1.7 to 3.1, where it is static."""
+    if name.startswith("kronecker"):
+        plain = reading_of("static asym" if "static" in name else "asym")
+        return replace(plain, transform=Crossed(PAIR["left"], PAIR["right"]))
     point = parts.point("inputs", **WORDS[name])
     ends = {"minimum": torch.full((columns,), -1.7), "maximum": torch.linspace(1, 3.1, columns)}
     maker = parts.maker_of(point)
@@ -178,13 +186,26 @@ def test_other_dtypes_are_rounded_in_float32(dtype: torch.dtype) -> None:
     assert float((found.double() - wanted).norm() / wanted.norm()) < (4e-3 if dtype != torch.float64 else 1e-6)
 
 
-def test_the_gradient_of_the_input_is_through_the_decoded_weights() -> None:
-    fmt, codes = weights()
-    packed = PackedMatrix(codes, fmt, torch.float32, reading=reading_of("static asym"))
-    x_TI = torch.randn(20, SHAPE[1], generator=random(5)).requires_grad_()
-    packed(x_TI).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
-    assert x_TI.grad is not None
-    torch.testing.assert_close(x_TI.grad, fmt.decode(codes).sum(0).expand(20, -1), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("name", [*WORDS, "kronecker", "kronecker static"])
+@pytest.mark.parametrize("grid", ["int4-asym", "nf4"])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_the_gradient_of_the_input_is_through_the_decoded_weights_and_the_transform(
+    name: str, grid: str, rank: int
+) -> None:
+    """As autograd has it of x A Wᵀ, what lies beside the codes included: kernels that take codes, simulated inputs."""
+    fmt, codes = weights(grid)
+    left, right = torch.randn(SHAPE[0], rank, generator=random(6)), torch.randn(rank, SHAPE[1], generator=random(7))
+    codes = replace(codes, terms=(LowRank(left, right),) if rank else ())
+    reading = reading_of(name)
+    packed = PackedMatrix(codes, fmt, torch.float32, reading=reading)
+    x_TI, dy_TO = (torch.randn(20, width, generator=random(5)) for width in (SHAPE[1], SHAPE[0]))
+    given, alike = x_TI.clone().requires_grad_(), x_TI.double().requires_grad_()
+    packed(given).backward(dy_TO)  # type: ignore[no-untyped-call]  # torch's own
+    w_OI = (fmt.decode(codes) + left @ right).double()
+    (reading.transform.forward(alike) @ w_OI.T).backward(dy_TO.double())
+    assert given.grad is not None
+    assert alike.grad is not None
+    torch.testing.assert_close(given.grad.double(), alike.grad, rtol=1e-4, atol=1e-4)
 
 
 W8 = "{grid: int8, grain: channel, ranger: absmax, scale: f32, rounder: nearest}"
@@ -217,12 +238,28 @@ def test_a_prompt_of_a_static_model_goes_through_the_kernels(made: Path, monkeyp
     assert float((found - simulated).norm() / simulated.norm()) < 1e-5
 
 
-def test_a_trace_of_it_says_native(made: Path) -> None:
-    runs = {
-        one.name: one for one in rg.trace(made).products if one.name.startswith("blocks.") and "attn.s" not in one.name
-    }
-    assert {name.rpartition(".")[2] for name in runs} >= {"q", "k", "v", "o", "gate", "up"}
-    assert {one.runs for name, one in runs.items() if not name.endswith("down")} == {"native"}
+def test_a_trace_of_it_says_native_and_of_a_transform_that_it_is_none(made: Path) -> None:
+    """A turned input's site multiplies integers too; what turns it is a product of its own, and one of floats."""
+    found = {one.name: one for one in rg.trace(made).products if one.name.startswith("blocks.")}
+    runs = {name: one.runs for name, one in found.items() if "attn.s" not in name}
+    turned = {name for name in runs if name.endswith(".transform")}
+    assert turned == {f"blocks.{block}.mlp.down.transform" for block in (0, 1)}
+    assert {runs[name] for name in turned} == {"float"}
+    assert {name.rpartition(".")[2] for name in runs.keys() - turned} == {"q", "k", "v", "o", "gate", "up", "down"}
+    assert {runs[name] for name in runs.keys() - turned} == {"native"}
+    assert found["blocks.1.mlp.down"].times == 1
+    assert found["blocks.1.mlp.down"].inputs == "hadamard, int8, static"
+    assert "turned by floats" in found["blocks.1.mlp.down.transform"].why
+
+
+def test_a_recipe_that_promises_integers_turns_no_input(made: Path, tmp_path: Path) -> None:
+    plan = parse(
+        f"name: turned\nproducts: integer\nweights: {{'{{blocks.*,embed,head}}': {W8}}}\ninputs:\n"
+        "  blocks.* | *.{queries,keys,values,probabilities} | head.in: {grid: int8, grain: tensor, ranger: static}\n"
+        "  blocks.*.mlp.hidden: {transform: hadamard, grid: int8, grain: tensor, ranger: static}\n"
+    )
+    with pytest.raises(RecipeError, match=r"turned in floats before it is rounded: blocks.0.mlp.hidden"):
+        apply(plan, made.parent / "model", tmp_path / "out", calibration=tiny.text(tmp_path, 6000))
 
 
 def test_a_static_step_outside_the_blocks_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from regauge.hosts.transformers.switching import switchable
 from regauge.kernels.cpu.library import available
 from regauge.runtime.drafts.lookup import Lookup
 from regauge.runtime.drafts.loop import drafted
-from regauge.runtime.drafts.pace import PROBE, Costs, Pace
+from regauge.runtime.drafts.pace import Costs, Pace
 from regauge.runtime.drafts.source import Draft
 from regauge.runtime.drafts.worth import best
 from units.test_step import loaded
@@ -156,8 +156,9 @@ def test_how_many_guesses_are_worth_it() -> None:
 
 def test_guesses_that_cost_something_are_tried_again_now_and_then() -> None:
     pace = Pace(Costs(seconds=[1.0, *[9.0] * 7], guess=1.0))
-    lengths = [pace.length(0, 7, False) for _ in range(PROBE)]
-    assert lengths == [0] * (PROBE - 1) + [2]
+    lengths = [pace.length(0, 7, False) for _ in range(252)]
+    assert [step + 1 for step, length in enumerate(lengths) if length] == [4, 12, 28, 60, 124, 188, 252]
+    assert set(lengths) == {0, 2}
 
 
 def test_a_pause_of_the_machine_is_no_cost() -> None:
@@ -250,11 +251,12 @@ def test_sampled_tokens_have_the_distribution_of_plain_sampling(tmp_path: Path) 
     model = loaded(tmp_path, "llama", activations=None)
     eager_to_draft(model)
     kwargs = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": True, "temperature": 0.6, "top_k": 4, **MASK}
-    counts = []
-    for drafts in (None, "lookup"):
-        torch.manual_seed(7 if drafts else 8)
-        third = [int(model.generate(IDS, drafts=drafts, **kwargs)[0, IDS.shape[1] + 2]) for _ in range(600)]
-        counts.append(torch.bincount(torch.tensor(third), minlength=64) / 600)
+    at = IDS.shape[1] + 2
+    torch.manual_seed(7)
+    ours = torch.stack([model.generate(IDS, drafts="lookup", **kwargs)[0, at] for _ in range(600)])
+    torch.manual_seed(8)
+    plain = torch.cat([model.generate(IDS, num_return_sequences=60, **kwargs)[:, at] for _ in range(10)])
+    counts = [torch.bincount(third, minlength=64) / 600 for third in (plain, ours)]
     assert float((counts[0] - counts[1]).abs().sum()) / 2 < 0.12
 
 
@@ -350,3 +352,47 @@ def test_what_drafts_cannot_serve_is_refused(more: dict[str, Any], said: str, tm
     model = loaded(tmp_path, "llama")
     with pytest.raises(rg.errors.SettingError, match=said):
         model.generate(IDS, **{"drafts": "lookup", "max_new_tokens": 4, "do_sample": False, **MASK, **more})
+
+
+@native
+@pytest.mark.parametrize(
+    "more", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}, {"use_cache": False}]
+)
+def test_drafts_that_an_artifact_prefers_give_way(more: dict[str, Any], tmp_path: Path) -> None:
+    """What `fit` wrote into the generation settings never makes a call fail, nor its text another."""
+    model = loaded(tmp_path, "llama")
+    kwargs = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, **MASK, **more}
+    torch.manual_seed(3)
+    plain = model.generate(IDS, **kwargs)
+    model.generation_config.drafts = "lookup"
+    eager_to_draft(model)
+    torch.manual_seed(3)
+    assert model.generate(IDS, **kwargs).equal(plain)
+    assert model.regauge_drafts.steps == 0
+    model.generate(IDS, max_new_tokens=12, do_sample=False, **MASK)
+    assert model.regauge_drafts.drafted > 0
+
+
+@native
+def test_preferred_drafts_that_nobody_has_are_refused(tmp_path: Path) -> None:
+    """A member where there is no family, in the call as in the settings; and in a family one that it does not offer."""
+    model = loaded(tmp_path, "llama", activations=None, num_hidden_layers=4)
+    model.generation_config.drafts = "depth=2"
+    with pytest.raises(rg.errors.SettingError, match="drafts nothing: give 'lookup' or 'none', or a member"):
+        model.generate(IDS, max_new_tokens=4, **MASK)
+    with pytest.raises(rg.errors.SettingError, match="drafts nothing"):
+        draftable(model)
+    switchable(model, Family(depth=(3, 2), layers="exits"), model.regauge_anatomy)
+    model.generation_config.drafts = "depth=1"
+    with pytest.raises(rg.errors.SettingError, match="depth"):
+        draftable(model)
+    model.generation_config.drafts = "depth=2"
+    draftable(model)
+    plain = model.generate(IDS, drafts="none", max_new_tokens=9, do_sample=False, **MASK)
+    eager_to_draft(model)
+    assert model.generate(IDS, max_new_tokens=9, do_sample=False, **MASK).equal(plain)
+    assert model.regauge_drafts.drafted > 0
+    with rg.use(model, "depth=3"):  # the drafts are of the whole
+        small = model.generate(IDS, max_new_tokens=9, do_sample=False, **MASK)
+        assert list(rg.stream(model, IDS[0], 9, stop=[])) == small[0, IDS.shape[1] :].tolist()
+    assert model.generate(IDS, subnet="depth=3", max_new_tokens=9, do_sample=False, **MASK).equal(small)

@@ -38,9 +38,10 @@ def test_members_are_measured_beside_the_whole(out: Path, tmp_path: Path, capsys
     assert min(one[what]["median"] for one in found["members"] for what in ("decode", "prefill")) > 0
     assert found["offers"]["depth"] == ["3", "2"]
     assert whole["drafts"] is None
-    assert small["drafts"]["right"] == small["quality"]["agreement"]["value"]
-    assert list(found["steps"]) == ["1", "2", "4", "8"]
-    assert found["steps"]["1"] == 1.0
+    assert small["drafts"]["drafts"] == "depth=2,ffn=0.5"
+    assert [way["drafts"] for way in found["drafting"]["ways"]] == ["lookup", "depth=2", "depth=2,ffn=0.5"]
+    assert len(found["drafting"]["steps"]) == 8
+    assert found["drafting"]["steps"][0] == 1.0
     drawn = page.read_text(encoding="utf-8")
     assert drawn.count('<g class="dot uniform">') == 2
     assert f"<title>small: {told(small['bytes'])}, KL {small['quality']['kl']['value']:.5f} in memory</title>" in drawn

@@ -17,7 +17,10 @@ from regauge.cli.app import app
 from regauge.errors import RecipeError
 from regauge.parts import MEASURE, PLACES, REWRITES, TABLE, WEIGHTS
 from regauge.plan import load, patterns, presets
-from regauge.report.methods import OF_CACHE, PRESET, UNMEASURED, methods
+from regauge.report.methods import OF_CACHE, PRESET, STANDING, UNMEASURED, methods
+from regauge.report.standing import HAD
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SOME = (PRESET, OF_CACHE)
 
@@ -27,12 +30,13 @@ MEASURED = json.loads((files("regauge") / "presets" / "measured.json").read_text
 def test_every_preset_and_part_is_listed_once() -> None:
     found = methods()
     assert [name for one in found if one.kind in SOME for name in one.names] == presets()
-    listed = [(one.kind, one.name) for one in found if one.kind not in SOME]
+    assert [one.name for one in found if one.kind == STANDING] == list(HAD)
+    listed = [(one.kind, one.name) for one in found if one.kind not in (*SOME, STANDING)]
     assert listed == [(axis, name) for axis, table in TABLE.items() for name in table]
     for one in found:
         assert one.what
         assert one.places
-        assert set(one.places) <= {*PLACES, REWRITES, MEASURE, "family"}
+        assert one.kind == STANDING or set(one.places) <= {*PLACES, REWRITES, MEASURE, "family"}
         assert one.measured
     assert rg.methods("gptq") == methods("gptq")
 
@@ -41,6 +45,16 @@ def test_every_preset_has_a_row_or_says_why_not() -> None:
     for pattern in patterns():
         row = load(next(iter(pattern.points()))).row
         assert re.fullmatch(r"[a-z0-9-]+|none, .{10,}", row), f"{pattern.file}: row {row!r}"
+
+
+def test_every_method_names_the_tests_that_fail_without_its_idea() -> None:
+    """All but formats and yardsticks, which have no idea beyond their grid, and torch's own; and each test is there."""
+    plans = [load(next(iter(pattern.points()))) for pattern in patterns()]
+    for plan in plans:
+        assert plan.check or "it is a format" in plan.row or "yardstick" in plan.row, f"{plan.name} has no check"
+    for check in {check for found in (*plans, *HAD.values()) for check in found.check}:
+        file, test = check.split("::")
+        assert re.search(rf"^def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), check
 
 
 def test_rows_are_those_of_the_list(shared: Path) -> None:

@@ -47,6 +47,7 @@ CALLED_FROM_OUTSIDE = {
     "TokenizerLoss": "scripts/train_var.py",
     "TransformerLoss": "scripts/train_var.py",
     "freeze_key_bias": "scripts/train_var.py",
+    "by_layers": "benchmarks/var.py",
     "reorder": "beam search of a host whose cache is our store; transformers' layers reorder themselves",
 }
 """Why a name that no other line of src says stays."""

@@ -49,6 +49,7 @@ FLAGS = {
         "--calibration",
         "--debug",
         "--device",
+        "--drafts",
         "--dry-run",
         "--eval",
         "--family",
@@ -218,6 +219,7 @@ FLAGS = {
     "sample": [
         "OUT",
         "--against",
+        "--cache",
         "--debug",
         "--guidance",
         "--labels",

@@ -17,8 +17,8 @@ from regauge.engine import apply
 from regauge.engine.extracting import extract
 from regauge.engine.recovery_text import Amounts
 from regauge.engine.training import train
+from regauge.engine.training_classes import places
 from regauge.engine.training_cost import planned
-from regauge.engine.training_images import places
 from regauge.engine.training_recipe import Asked
 from regauge.errors import ArtifactError, RecipeError, RegaugeError, SettingError, TextError
 from regauge.hosts.transformers.source import Source
@@ -62,7 +62,7 @@ def test_the_first_blocks_of_each_stage_stay(tmp_path: Path) -> None:
 def test_a_member_taken_out_gives_the_same_bits(subnet: str, family: Path, tmp_path: Path) -> None:
     model = rg.load(family, dtype=torch.float32)
     model.regauge.recalibrate(subnet, model, [pixels(8)])
-    (family / FILE).write_bytes(statistics_bytes(model.regauge.statistics))
+    (family / FILE).write_bytes(statistics_bytes(model.regauge.learnt.statistics))
     try:
         extract(family, subnet, tmp_path / "one")
         with rg.use(model, subnet), torch.no_grad():

@@ -19,8 +19,9 @@ from regauge.search.loop import settle
 from regauge.search.loop.build import Built
 from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import _budget
+from regauge.search.loop.goal import Goal, Held, against, reached
 from regauge.search.loop.problem import Problem
-from regauge.search.loop.settle import Goal, Held, Settled, _against, reached
+from regauge.search.loop.settle import Settled
 from regauge.search.losses.shelf import Shelf
 from regauge.search.subject import Subject
 from tests.units.test_report import a_receipt
@@ -53,15 +54,31 @@ def a_desk(*budgets: str, floor: float | None = None) -> Desk:
 SPENT = {"decode": {"original": a_speed(10), "runtime": a_speed(40), "compressed": a_speed(60)}}
 
 
+def test_drafts_give_what_the_weights_lack_and_never_below_what_can_be_had() -> None:
+    """1.5 times by the weights and 1.4 by drafts keep 2 times; prefill has none; a bound stays at what is possible."""
+    budget, row = parse_one("decode=2x"), Bound("decode", 1.0, 0.0, "ms a token")
+    assert against(a_desk("decode=2x"), Goal((Held(budget, row),), {}), a_built(100, 0.1), SPENT, drafts=1.4)[0] == ""
+    missed, moved = against(
+        a_desk("decode=2x"), Goal((Held(budget, row, least=0.9),), {}), a_built(100, 0.1), SPENT, drafts=1.2
+    )
+    assert missed == "decode at 1.80x where 2x is asked"
+    assert moved.held[0].bound.limit == 0.9
+    prefill = Goal((Held(parse_one("prefill=2x"), Bound("prefill", 1.0, 0.0, "ms a token")),), {})
+    spent = {"prefill": SPENT["decode"]}
+    assert against(a_desk("prefill=2x"), prefill, a_built(100, 0.1), spent, drafts=1.4)[0].startswith(
+        "prefill at 1.50x"
+    )
+
+
 def test_a_speed_is_held_against_the_same_runtime() -> None:
     """Six times transformers and 1.5 times the same runtime: nothing that the runtime gave counts."""
     assert reached(SPENT, "decode") == 1.5
     budget = parse_one("decode=2x")
     goal = Goal((Held(budget, Bound("decode", 1.0, 0.0, "ms a token")),), {})
-    missed, moved = _against(a_desk("decode=2x"), goal, a_built(100, 0.1), SPENT)
+    missed, moved = against(a_desk("decode=2x"), goal, a_built(100, 0.1), SPENT)
     assert missed == "decode at 1.50x where 2x is asked"
     assert moved.held[0].bound.limit == pytest.approx(0.75)
-    kept, same = _against(a_desk("decode=1.5x"), Goal((Held(parse_one("decode=1.5x"), goal.held[0].bound),), {}),
+    kept, same = against(a_desk("decode=1.5x"), Goal((Held(parse_one("decode=1.5x"), goal.held[0].bound),), {}),
                           a_built(100, 0.1), SPENT)  # fmt: skip
     assert kept == ""
     assert same.held[0].bound.limit == 1.0
@@ -69,10 +86,10 @@ def test_a_speed_is_held_against_the_same_runtime() -> None:
 
 def test_the_floor_that_is_aimed_at_tightens_and_the_one_that_is_held_to_does_not() -> None:
     desk = a_desk(floor=0.1)
-    missed, tighter = _against(desk, Goal((), desk.ask.floors), a_built(100, 0.2), None)
+    missed, tighter = against(desk, Goal((), desk.ask.floors), a_built(100, 0.2), None)
     assert missed == "KL 0.2 where 0.1 is the floor"
     assert tighter.floors["kl"] == pytest.approx(0.05)
-    kept, _ = _against(desk, tighter, a_built(100, 0.09), None)  # above what was aimed at, below what was asked
+    kept, _ = against(desk, tighter, a_built(100, 0.09), None)  # above what was aimed at, below what was asked
     assert kept == ""
 
 

@@ -157,6 +157,7 @@ class Plumbing:
         stops: moves that the family does not admit for reasons of its own.
         cached: numbers that a token leaves in caches beside keys and values: of attention taken as it is, and copies.
         sliding: blocks that keep a window of the past, or what others keep, and grow by no token.
+        scales: tokens come scale by scale, all of one at once, and keys and values of earlier scales are kept.
         stays: blocks that cannot be left out, for the states change their size there.
     """
 
@@ -169,6 +170,7 @@ class Plumbing:
     cached: int = 0
     sliding: tuple[int, ...] = ()
     stays: tuple[int, ...] = ()
+    scales: bool = False
 
 
 @dataclass(frozen=True)
@@ -286,15 +288,13 @@ class Anatomy:
 
     def slots(self, block: int | None) -> dict[str, Slot]:
         """Canonical tensor name → slot, for one block (None: embeddings, last norm and head)."""
-        found: dict[str, Slot] = {}
+        found: dict[str, Slot | None] = {}
         for site in self.in_block(block):
-            found[f"{site.name}.weight"] = site.weight
-            if site.bias is not None:
-                found[f"{site.name}.bias"] = site.bias
+            found |= {f"{site.name}.weight": site.weight, f"{site.name}.bias": site.bias}
         for norm in self.norms:
             if norm.block == block:
                 found |= {f"{norm.name}.{word}": slot for word, slot in norm.slots.items()}
-        return found
+        return {name: slot for name, slot in found.items() if slot is not None}
 
     def with_(self, **changes: object) -> Anatomy:
         return replace(self, **changes)  # type: ignore[arg-type]  # dataclasses.replace is untyped by field

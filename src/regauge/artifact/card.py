@@ -131,6 +131,11 @@ def _done(receipt: Receipt) -> list[str]:
             f"Its steps, gains and biases were then trained towards the original: KL on text held out fell from "
             f"{before:.4f} to {after:.4f} nats a token. The recipe alone makes it as it was before."
         )
+    if receipt.drafts is not None:
+        said.append(
+            f"It is decoded with drafts where regauge loads it, which leave its text as it is: decode "
+            f'{_plain(str(receipt.drafts))}. `generate(..., drafts="none")` is without them.'
+        )
     whole = sum(site.choice is None for site in receipt.sites)
     return [*said, f"{whole} of {len(receipt.sites)} matrices stay in full precision."]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from regauge.anatomy.members import Member, member_of
 from regauge.anatomy.model import Anatomy
 from regauge.artifact import files
+from regauge.artifact.adapters import Adapters, adapter_of
 from regauge.artifact.caches import read_cache
 from regauge.artifact.codec.base import Layout, Wire, decoder
 from regauge.artifact.codec.compressed import CompressedTensors
@@ -74,11 +75,18 @@ def _shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     return {key: shape for some in held for key, (_, shape, *_) in some if len(shape) > 2}
 
 
-def layout_of(whole: Layout, member: Member, config: Mapping[str, object] | None = None, unsaid: str = "") -> Layout:
+def layout_of(
+    whole: Layout,
+    member: Member,
+    config: Mapping[str, object] | None = None,
+    unsaid: str = "",
+    adapters: Adapters | None = None,
+) -> Layout:
     """What the tensors of a member are.
 
     Args:
         config: what config.json says otherwise; `unsaid`: why it cannot say the sizes.
+        adapters: what is added to weights at each precision.
     """
     source = member_of(whole.source, member.blocks, {}).anatomy
 
@@ -95,7 +103,9 @@ def layout_of(whole: Layout, member: Member, config: Mapping[str, object] | None
         bits = member.bits_of(sites[name])
         if point is None or bits is None or decoder(point).grid.coarsest is None:
             return point
-        return point.but(grid=Spec(f"int{bits}-asym"), scale=Spec("f16-low"), rounder=None)
+        term = adapter_of(adapters or {}, member, sites[name])
+        more = {} if term is None else {"compensator": Spec("lorc", (("rank", term.left_OR.shape[1]),))}
+        return point.but(grid=Spec(f"int{bits}-asym"), scale=Spec("f16-low"), rounder=None, **more)
 
     cut: dict[str, int] = {}
     for site in member.anatomy.sites:
@@ -119,7 +129,12 @@ def layout_of(whole: Layout, member: Member, config: Mapping[str, object] | None
 
 
 def cut_block(
-    block: Block, whole: Layout, own: Layout, member: Member, statistics: Mapping[str, Tensor] | None = None
+    block: Block,
+    whole: Layout,
+    own: Layout,
+    member: Member,
+    adapters: Adapters | None = None,
+    statistics: Mapping[str, Tensor] | None = None,
 ) -> Block:
     """A block of the family (or what lies outside of all) as the member has it.
 
@@ -141,6 +156,9 @@ def cut_block(
             bits = member.bits_of(own.anatomy.site(new))
             if bits is not None and fmt.grid.coarsest is not None:
                 codes[new], _ = level(codes[new], fmt, bits)
+                term = adapter_of(adapters or {}, member, own.anatomy.site(new))
+                if term is not None:
+                    codes[new] = replace(codes[new], terms=(*codes[new].terms, term))
     taps = {site.tap: site.shape[1] for site in whole.anatomy.sites if site.tap is not None}
     mine = {site.tap: site.shape[1] for site in own.anatomy.sites if site.tap is not None}
     extras: dict[str, Tensor] = {}

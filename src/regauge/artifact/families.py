@@ -15,7 +15,7 @@ from regauge.artifact.reader import Artifact
 from regauge.documents import ordinary, read_json
 from regauge.elastic.family import Family, family_of, told
 from regauge.elastic.legal import member_in, reasons, settled
-from regauge.elastic.subnet import Subnet
+from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import ArtifactError, SettingError
 
 FILE = "regauge/family.json"
@@ -80,4 +80,9 @@ def member_at(folder: Path, asked: str | Subnet) -> tuple[Artifact, Subnet, Memb
     """
     artifact, family = family_at(folder)
     subnet = settled(asked, family, artifact.layout.anatomy)
+    if subnet.ffn == TOKEN:
+        raise SettingError(
+            "tokens choose their neurons in a family alone, so no member is that by itself: load the whole, and run it "
+            "with rg.use(model, 'ffn=token')"
+        )
     return artifact, subnet, member_in(subnet, family, artifact.layout.anatomy)

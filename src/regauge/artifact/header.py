@@ -23,7 +23,7 @@ from regauge.artifact.codec.taps import by_tap
 from regauge.artifact.strict import known, listed, mapped, named, typed
 from regauge.errors import ArtifactError, RecipeError, nearest
 from regauge.formats.terms import KINDS
-from regauge.parts import ATTENTION, AXES, CACHE, FORMAT, INPUTS, PLACES, WEIGHTS, Option, Point, Spec, axis_of
+from regauge.parts import ATTENTION, AXES, CACHE, FORMAT, INPUTS, PLACES, TOKENS, WEIGHTS, Option, Point, Spec, axis_of
 from regauge.plan import forms
 from regauge.plan.select import spots
 from regauge.plan.stores import stores
@@ -31,7 +31,7 @@ from regauge.plan.stores import stores
 FORMAT_VERSION = 2
 AT = "at"
 """The key that lists the names which share a point."""
-HELD = (WEIGHTS, INPUTS, CACHE, ATTENTION)
+HELD = (WEIGHTS, INPUTS, CACHE, ATTENTION, TOKENS)
 """Places whose points are needed to run a model; what pruning did stands in the sizes."""
 KEYS = ("quant_method", "format_version", "anatomy", "terms", "sizes", *PLACES)
 OLD_KEYS = ("quant_method", "format_version", "anatomy", "choices")
@@ -57,6 +57,7 @@ def header(layout: Layout) -> dict[str, object]:
         INPUTS: grouped(layout.inputs),
         **({CACHE: grouped(layout.cache)} if layout.cache else {}),
         **({ATTENTION: grouped(layout.attention)} if layout.attention else {}),
+        **({TOKENS: grouped(layout.tokens)} if layout.tokens else {}),
         "terms": terms,
         "sizes": sizes,
         "anatomy": changes(layout.source, layout.anatomy),
@@ -92,7 +93,12 @@ def _second(raw: Mapping[str, Any], source: Anatomy, dtype: torch.dtype) -> Layo
     _there(choices, {site.name for site in anatomy.sites}, source)
     _there(inputs, {site.tap for site in anatomy.sites if site.tap is not None} | inner_taps(anatomy).keys(), source)
     _terms(mapped(raw, "terms", "the header"), choices)
-    found = Layout(source, anatomy, dict(choices), dtype, inputs=inputs, cache=fitting(points.get(CACHE, {}), anatomy))
+    tokens = points.get(TOKENS, {})
+    if tokens and not anatomy.plumbing.scales:
+        raise ArtifactError(f"the header has tokens of {_first_of(tokens)!r}, and nothing acts on them yet.")
+    _there(tokens, {spot.name for spot in spots(anatomy, TOKENS)}, source)
+    kept = fitting(points.get(CACHE, {}), anatomy)
+    found = Layout(source, anatomy, dict(choices), dtype, inputs=inputs, cache=kept, tokens=tokens)
     return attending(found, points.get(ATTENTION, {}))
 
 

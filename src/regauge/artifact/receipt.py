@@ -99,6 +99,42 @@ class Errors(_Record):
     after: float
 
 
+class RoutedReceipt(_Record):
+    """What a router does with prompts held out. Losses are nats a token of what follows a prompt.
+
+    Attributes:
+        budget: the mean share of the whole's products that was asked for; `compute`: the one that prompts had.
+        shares: member → its share of the prompts; alone: what it loses if all prompts are its own.
+        routed: what is lost as the router chooses; by_lot: with the same shares, by lot.
+    """
+
+    budget: float
+    compute: float
+    prompts: int
+    shares: dict[str, float]
+    alone: dict[str, float]
+    routed: float
+    by_lot: float
+
+
+class GatedReceipt(_Record):
+    """What gates do with tokens held out. Losses are nats a token.
+
+    Attributes:
+        budget: the mean share of neurons that was asked for; `compute`: the one that tokens ran through.
+        shares: share of neurons → of the tokens that ran through it, over all blocks.
+        alone: what is lost if all tokens run through one share.
+        gated: what is lost as gates choose; by_lot: through gates that were not trained, at the same budget.
+    """
+
+    budget: float
+    compute: float
+    shares: dict[str, float]
+    alone: dict[str, float]
+    gated: float
+    by_lot: float
+
+
 class TrainedReceipt(_Record):
     """How a family was trained.
 
@@ -109,6 +145,7 @@ class TrainedReceipt(_Record):
         losses: of steps, evenly thinned.
         looks: step → mean error on what was held out.
         ended: why, in words.
+        routed, gated: what a router and gates make of it, where it has them.
     """
 
     text: str
@@ -122,6 +159,34 @@ class TrainedReceipt(_Record):
     losses: tuple[float, ...]
     looks: tuple[tuple[int, float], ...] = Field(min_length=1)
     ended: str
+    routed: RoutedReceipt | None = None
+    gated: GatedReceipt | None = None
+
+
+class DraftsReceipt(_Record):
+    """What drafts where an artifact is decoded.
+
+    Attributes:
+        drafts: as a request says it.
+        gain: times as many tokens a second as without them, through `generate`.
+        accepted: share of guesses that were right where the artifact wrote `text` on, `how` it chose its tokens.
+        weights: times the source's decoding by the same runtime without drafts, where that was measured.
+    """
+
+    drafts: str
+    gain: float
+    accepted: float
+    text: str
+    how: str
+    weights: float | None = None
+
+    def __str__(self) -> str:
+        """`1.62x: 1.45x from the weights, 1.12x from look-up (accepted 38 % of guesses on TEXT)`."""
+        name = {"lookup": "look-up"}.get(self.drafts, self.drafts)
+        said = f"{self.gain:.2f}x from {name} (accepted {100 * self.accepted:.0f} % of guesses on {self.text})"
+        if self.weights is None:
+            return said
+        return f"{self.weights * self.gain:.2f}x: {self.weights:.2f}x from the weights, {said}"
 
 
 class Receipt(_Record):
@@ -147,6 +212,7 @@ class Receipt(_Record):
     learnt: tuple[dict[str, object], ...] = ()  # a block each: sites, steps, its error before and after, why it ended
     recovered: dict[str, object] = Field(default_factory=dict)  # text, steps, KL on what was held out, before and after
     trained: Annotated[TrainedReceipt | None, BeforeValidator(lambda found: None if found == {} else found)] = None
+    drafts: DraftsReceipt | None = None
     logits_error: float | None = None  # whole model after all exact moves, before rounding, relative maximum
     notes: tuple[str, ...] = ()
     bytes_bf16: int = 0  # the source, every tensor counted as bf16

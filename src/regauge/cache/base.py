@@ -48,6 +48,7 @@ class Seen:
         mass_BHT: attention that each token has had from all queries so far, where the score asks for it.
         rotary: None where it is not known.
         text_B: tokens of each text so far, padding not counted, where some were let go before; None: as are held.
+        causal: each query reads what came before it and itself; else all, as those of one scale of an image do.
     """
 
     keys_BHTD: Tensor
@@ -60,6 +61,7 @@ class Seen:
     mass_BHT: Tensor | None = None
     rotary: Rotary | None = field(default_factory=Rotary)
     text_B: Tensor | None = None
+    causal: bool = True
 
     @property
     def older(self) -> int:
@@ -145,6 +147,10 @@ class Budget(Protocol):
 class Disposal(Protocol):
     """What becomes of the tokens that are not kept."""
 
+    @property
+    def merges(self) -> bool:
+        """Whether those that are kept change by it."""
+
     def __call__(self, keys_OD: Tensor, values_OD: Tensor, kept_O: Tensor) -> tuple[Tensor, Tensor]:
         """(keys_KD, values_KD) in the place of those kept, in their order. `kept_O` is bool."""
 
@@ -164,6 +170,6 @@ def probabilities(seen: Seen) -> Tensor:
         weight_BHGQT = (weight_BHGQT / seen.softcap).tanh() * seen.softcap
     last = seen.seen - asked + torch.arange(asked, dtype=torch.int64, device=weight_BHGQT.device)
     positions_BH1T = seen.positions_BHT.unsqueeze(2)
-    shown_BHQT = (positions_BH1T >= 0) & (positions_BH1T <= last[:, None])
+    shown_BHQT = (positions_BH1T >= 0) & ((positions_BH1T <= last[:, None]) | (not seen.causal))
     weight_BHGQT = weight_BHGQT.masked_fill(~shown_BHQT.unsqueeze(2), -torch.inf)
     return weight_BHGQT.softmax(-1).nan_to_num(0)  # a query of padding sees nothing

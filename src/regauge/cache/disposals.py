@@ -6,6 +6,7 @@ Legend: O older tokens, K kept of them, E the others, D head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch.nn.functional import normalize
 @dataclass(frozen=True)
 class Drop:
     """They are gone, and their memory with them."""
+
+    merges: ClassVar[bool] = False
 
     def __call__(self, keys_OD: Tensor, values_OD: Tensor, kept_O: Tensor) -> tuple[Tensor, Tensor]:
         return keys_OD[kept_O], values_OD[kept_O]
@@ -33,6 +36,7 @@ class MergeKept:
     """
 
     alike: float = 0.8
+    merges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not -1 <= self.alike <= 1:

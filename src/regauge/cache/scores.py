@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool1d
 
 from regauge.anatomy.values import pair_slices
 from regauge.cache.base import Rotary, Seen, probabilities
-from regauge.cache.kinds import SHARE, contextual_BH
+from regauge.cache.kinds import SHARE, check_kinds, contextual_BH, named_BH
 
 
 @dataclass(frozen=True)
@@ -171,22 +171,26 @@ class HeadKinds(_Sinks):
     Args:
         queries: of the newest tokens; the paper samples 32.
         share: of a layer's heads that are contextual.
+        kinds: of the heads of the blocks that a rule is about, where they were measured: `csc`; else as they are read.
     """
 
     sinks: int = 4
     queries: int = 32
     share: float = SHARE
+    kinds: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least("queries", self.queries, 2)
+        check_kinds(self.kinds)
 
     def __call__(self, seen: Seen) -> Tensor:
         p_BHGQT = probabilities(seen)
+        kinds_BH = named_BH(self.kinds, p_BHGQT) if self.kinds else contextual_BH(p_BHGQT, self.share)
         mean_BHT = p_BHGQT.mean((2, 3))
         newest_BHT = seen.positions_BHT.float()
         both_BHT = torch.maximum(_rank(mean_BHT), _rank(newest_BHT))
-        return torch.where(contextual_BH(p_BHGQT, self.share).unsqueeze(-1), _rank(mean_BHT), both_BHT)
+        return torch.where(kinds_BH.unsqueeze(-1), _rank(mean_BHT), both_BHT)
 
 
 def _norm(x_BHTD: Tensor) -> Tensor:

@@ -72,9 +72,13 @@ def extract(
 def _tell(found: Subnets) -> None:
     """A row a member, the whole first."""
     from regauge.cli import show
-    from regauge.report import members
+    from regauge.report import drafting, members
 
     show.line(f"{found.path} offers {members.offers(found)}")
     table = members.table(found)
     show.table(list(table.header), [list(row) for row in table.rows])
     show.line(f"quality on {found.text}" if found.text else members.NO_TEXT)
+    if found.drafting is not None:
+        for way in found.drafting.ways[:1]:
+            show.line(f"prompt look-up as a draft: {drafting.told(way)}")
+        show.line(f"best decoded with {drafting.chosen(found.drafting)}")

@@ -30,6 +30,8 @@ def members(found: Chosen, out: Path) -> None:
     for one in found.members:
         line(f"  {one.name}: {one.subnet or 'all of it'}")
     line(f"  {found.measured} members measured on the search text; figures are of the evaluation text")
+    if found.drafts is not None:
+        line(f"  drafts for the whole: {found.drafts}")
     for note in found.notes:
         line(f"  note: {note}")
     last_name = found.members[-1].name

@@ -13,6 +13,7 @@ from regauge.cli.options import (
     CALIBRATION,
     DEBUG,
     DEVICE,
+    DRAFTS,
     DRY_RUN,
     EVAL,
     FAMILY,
@@ -55,6 +56,7 @@ def fit(
     methods: METHODS = None,
     members: MEMBERS = False,
     recover: RECOVER = None,
+    drafts: DRAFTS = None,
     tokens: TOKENS = None,
     length: LENGTH = None,
     max_memory: MAX_MEMORY = None,
@@ -87,7 +89,9 @@ def fit(
     if members:
         given = {"floor": floor, "cache": cache, "time": time, "for": for_, "recover": recover}
         refuse(given | {"max-memory": max_memory, "dry-run": dry_run or None})
-        wanted = Wanted(budget or (), calibration, evaluation, methods or (), tokens, length, seed, revision, force)
+        wanted = Wanted(
+            budget or (), calibration, evaluation, methods or (), tokens, length, seed, revision, force, drafts
+        )
         with host_of(model).family(family), working("fit", quiet, verbose, threads) as watch:
             found = fit_members(model, out, wanted, watch)
             write(out)
@@ -114,6 +118,7 @@ def fit(
             dry_run=dry_run,
             cache=cache,
             recover=further,
+            drafts=drafts,
             progress=watch,
         )
         if not dry_run:

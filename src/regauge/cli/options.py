@@ -70,6 +70,13 @@ RECOVER = Annotated[
         help="Then train what stays in full precision towards the original for so long, beyond --time.",
     ),
 ]
+DRAFTS = Annotated[
+    str | None,
+    typer.Option(
+        metavar="lookup",
+        help="What may draft, with the same text: any, none, lookup or a member; any where a budget is of decode.",
+    ),
+]
 TOKENS = Annotated[int | None, typer.Option(min=1, help="Calibration tokens; without it as many as help.")]
 LENGTH = Annotated[
     int | None,

@@ -56,6 +56,7 @@ def sample(
         list[str] | None,
         typer.Option(metavar="SUBNET", help="What runs: once for all scales, or repeated, one for each (depth=8)."),
     ] = None,
+    cache: CACHE = None,
     seed: SEED = 0,
     threads: THREADS = None,
     debug: DEBUG = False,
@@ -68,7 +69,7 @@ def sample(
 
     drawing = Drawing(numbers(labels), rows, seed, guidance, top_k, top_p, tuple(subnet or ()))
     with working("sample", quiet=True, threads=threads):
-        line(str(draw(model, out, drawing, against)))
+        line(str(draw(model, out, drawing, against, cache)))
 
 
 def serve(

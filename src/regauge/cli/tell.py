@@ -175,6 +175,8 @@ def run(found: Run, out: Path, receipt: Receipt | None = None) -> None:
     for verdict in found.verdicts:
         word = "met" if verdict.met else "NOT met"
         line(f"  {word}: {verdict.text}: {figures.amount(verdict.measured, verdict.unit)} ({verdict.how})")
+    if found.drafts is not None:
+        line(f"  drafts: {found.drafts}")
     line(f"  {figures.made(found)}")
     line(f"  the page: {where(out)}/regauge/report.html")
     if receipt is not None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from regauge.anatomy.model import Anatomy, Stream
 from regauge.elastic.family import STAGES
-from regauge.elastic.subnet import Amount, Subnet
+from regauge.elastic.subnet import TOKEN, Amount, Subnet
 
 MULTIPLE = 64
 """Neurons that the usual group sizes and every panel divide."""
@@ -160,6 +160,8 @@ class Prefix:
                 yield f"{self.name} {value}: there are {sizes[0]} {self.units}"
 
     def settle(self, value: Any, family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
+        if value == TOKEN:
+            return (value, "") if family.choices(self.name) else (None, f"{self.name}={value}: this family has one")
         every = self.streams(anatomy, BY_NAME["depth"].blocks(before.depth, family, anatomy))
         values = value if isinstance(value, tuple) else (value,) * len(every)
         if len(values) != len(every):
@@ -211,7 +213,7 @@ class Prefix:
 
     def kept(self, value: Any, blocks: Sequence[int], family: Offers, anatomy: Anatomy) -> Mapping[str, int]:
         """Stream → units, of those that lose some."""
-        every = self.streams(anatomy, blocks)
+        every = self.streams(anatomy, blocks) if value != TOKEN else {}
         values = value if isinstance(value, tuple) else (value,) * len(every)
         found: dict[str, int] = {}
         for one, some in zip(values, every.values(), strict=True):

@@ -17,6 +17,8 @@ from regauge.elastic.subnet import NAMES, PARTLY, Amount, Subnet
 from regauge.errors import SettingError, nearest
 
 EQUIDISTANT, EXITS, RANKED, STAGES = "equidistant", "exits", "ranked", "stages"
+TAKEN = ("full", "route")
+"""What no member can be called: the whole, and the one that a router chooses."""
 LAYERS = (EQUIDISTANT, EXITS, RANKED, STAGES)
 """Which blocks a count of them means: spread over the whole, the first ones, the most important ones, or the first ones
 of each stage, of a model whose states change their size between stages."""
@@ -140,7 +142,7 @@ def _members(value: object) -> dict[str, Subnet]:
         raise ValueError(f"members is a mapping of names to subnets, {MOST} at most")
     found = {}
     for name, text in value.items():
-        if not isinstance(name, str) or not 0 < len(name) <= LONGEST or "=" in name or "," in name or name == "full":
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST or "=" in name or "," in name or name in TAKEN:
             raise ValueError(f"{_short(name)} is no name of a member")
         if not isinstance(text, str):
             raise ValueError(f"the member {name!r} is text such as 'depth=6,ffn=0.5', not {_short(text)}")

@@ -24,6 +24,8 @@ LONGEST = 4096
 """Blocks that a subnet speaks of at most, and characters of one value."""
 SHARES = ("ffn",)
 """Dimensions whose numbers are shares, 1 too."""
+TOKEN = "token"
+"""What `ffn` says where each token's own gate chooses its share."""
 PARTLY = ("depth", "heads", "width")
 """Dimensions whose numbers are counts, or shares where they have a point."""
 
@@ -34,7 +36,7 @@ class Subnet:
 
     Attributes:
         depth: how many blocks, their share, or which.
-        ffn: the share of each feed-forward layer's neurons.
+        ffn: the share of each feed-forward layer's neurons, or `TOKEN`.
         heads: groups of heads (of keys and values), or their share.
         width: channels of the residual, or their share.
         experts: how many experts a token goes to.
@@ -43,7 +45,7 @@ class Subnet:
     """
 
     depth: Amount | tuple[int, ...] | None = None
-    ffn: float | tuple[float, ...] | None = None
+    ffn: float | tuple[float, ...] | str | None = None
     heads: Several | None = None
     width: Amount | None = None
     experts: int | None = None
@@ -105,7 +107,7 @@ def _value(name: str, text: str) -> object:
     """
     if len(text) > LONGEST:
         raise SettingError(f"{name} of a subnet has {len(text)} characters, and {LONGEST} are the most")
-    if name == "cache":
+    if name == "cache" or (name == "ffn" and text == TOKEN):
         return text
     several = [_number(name, one) for one in text.split("/")]
     if name in ("width", "experts") and len(several) > 1:

@@ -19,6 +19,7 @@ from regauge.amounts import told
 from regauge.anatomy.members import Member
 from regauge.anatomy.model import Weights
 from regauge.anatomy.storage import outer_names
+from regauge.artifact.adapters import Adapters, read_adapters
 from regauge.artifact.card import CARD, card
 from regauge.artifact.codec.base import REGAUGE, Layout, Wire, decoder
 from regauge.artifact.codec.choose import choose
@@ -29,6 +30,7 @@ from regauge.artifact.folder import RECIPE, read_receipt
 from regauge.artifact.gains import FILE as GAINS
 from regauge.artifact.gains import taken_out
 from regauge.artifact.ownership import refuse_out
+from regauge.artifact.preferring import SETTINGS, unprefer
 from regauge.artifact.reader import Artifact, Block
 from regauge.artifact.receipt import Receipt, SiteReceipt
 from regauge.artifact.staging import Staging
@@ -88,18 +90,21 @@ def extract(artifact: str | Path, subnet: str | Subnet, out: str | Path, *, forc
     whole, legal, member = member_at(folder, subnet)
     refuse_out(out, force, CARRIED)
     sizes = host.sized(folder, member)
-    own = layout_of(whole.layout, member, sizes.sized, sizes.unsaid)
+    adapters = read_adapters(folder, member.whole)
+    own = layout_of(whole.layout, member, sizes.sized, sizes.unsaid, adapters)
     chosen = choose(own, REGAUGE if whole.wire.name == REGAUGE else None)
     identity = {"family": str(folder), "subnet": str(legal), "wire": chosen.wire.name, "versions": versions()}
     with Staging(out, identity, force=force) as staging:
-        known = read_statistics(folder, member.whole).get(str(legal), {})
-        total = _write(whole, member, chosen.wire, staging, own_statistics(known, member))
+        known = own_statistics(read_statistics(folder, member.whole).get(str(legal), {}), member)
+        total = _write(whole, member, chosen.wire, staging, (adapters, known))
         receipt = _receipt(whole, member, chosen.wire, legal, total)
         recipe = read_text(folder / RECIPE, ArtifactError) if (folder / RECIPE).exists() else ""
         more = sizes.fewer if chosen.wire.name == REGAUGE else sizes.sized
         files = artifact_files(folder, chosen.wire, staging.index(), recipe, text_of(receipt), more)
         files[FILE] = cut_json(legal, own)
         files[CARD] = card(receipt, folder, json.loads(str(files["config.json"])))
+        if SETTINGS in files:
+            files[SETTINGS] = unprefer(read_text(folder / SETTINGS, ArtifactError))
         if (gains := taken_out(folder, str(legal), member)) is not None:
             files[GAINS] = gains
         files.pop(STATISTICS, None)
@@ -117,15 +122,15 @@ def extract(artifact: str | Path, subnet: str | Subnet, out: str | Path, *, forc
     )
 
 
-def _write(artifact: Artifact, member: Member, wire: Wire, staging: Staging, known: Weights) -> int:
+def _write(artifact: Artifact, member: Member, wire: Wire, staging: Staging, learnt: tuple[Adapters, Weights]) -> int:
     """Every shard; bytes of their tensors."""
     own, total = wire.layout, len(member.blocks) + 2
     first, _ = outer_names(own.anatomy)
-    outer = cut_block(artifact.block(None), artifact.layout, own, member, known)
+    outer = cut_block(artifact.block(None), artifact.layout, own, member, *learnt)
     ends = _part(outer, first, True), _part(outer, first, False)
     written = staging.write(wire.shard(0, total), wire.pack(ends[0].weights, ends[0].codes))
     for index, old in enumerate(member.blocks):
-        block = cut_block(artifact.block(old), artifact.layout, own, member, known)
+        block = cut_block(artifact.block(old), artifact.layout, own, member, *learnt)
         written += staging.write(wire.shard(index + 1, total), _packed(wire, block))
     return written + staging.write(wire.shard(total - 1, total), _packed(wire, ends[1]))
 
@@ -162,6 +167,7 @@ def _receipt(artifact: Artifact, member: Member, wire: Wire, subnet: Subnet, tot
         "sites": sites,
         "taps": taps,
         "caches": caches,
+        "drafts": None,
         "notes": (note, *whole.notes),
         "bytes_after": total,
         "ratio": total / max(whole.bytes_bf16, 1),

@@ -92,7 +92,7 @@ class Raising:
 
     @cached_property
     def space(self) -> Space:
-        return space_of(self.trainee.family, self.trainee.anatomy, self.recipe.layers == EACH)
+        return space_of(self.trainee.family, self.trainee.anatomy, self.recipe.layers == EACH, self.trainee.bits)
 
     @property
     def rates(self) -> Rates:
@@ -105,14 +105,15 @@ class Raising:
     @cached_property
     def taught(self) -> bool:
         """Whether the data say what is right, a next token or a class; else the model gives embeddings."""
-        return self.trainee.anatomy.causal or any(one.classes_B is not None for one in self.aside)
+        anatomy = self.trainee.anatomy
+        return anatomy.causal or anatomy.plumbing.scales or any(one.classes_B is not None for one in self.aside)
 
     @property
     def unit(self) -> str:
         """What errors are counted in."""
         if not self.taught:
             return "squared distance of embeddings"
-        return "nats a token" if self.trainee.anatomy.causal else "nats an image"
+        return "nats an image" if any(one.classes_B is not None for one in self.aside) else "nats a token"
 
     def init(self) -> Parameters:
         return {key: value.clone() for key, value in self.trainee.parameters.items()}
@@ -149,7 +150,8 @@ class Raising:
                 own = distiller(read, teacher)
                 if recipe.labels:
                     own = own + recipe.labels * batch.loss(read)
-            torch.autograd.backward(one.weight * share * own)
+            if own.requires_grad:  # the whole of a family in codes has nothing that is trained
+                torch.autograd.backward(one.weight * share * own)
             loss += one.weight * share * own.detach()
             if teacher is None or recipe.teacher == LARGER:
                 teacher = read.detached
@@ -193,8 +195,15 @@ class Raising:
         return float(DISTILLERS[self.recipe.distiller](read, self._heard[index]))
 
 
-def space_of(family: Family, anatomy: Anatomy, each: bool = False) -> Space:
-    """What there is to draw from a family, as a model has it."""
+def space_of(family: Family, anatomy: Anatomy, each: bool = False, bits: Sequence[int] = ()) -> Space:
+    """What there is to draw from a family, as a model has it.
+
+    Args:
+        bits: those whose adapters are trained, the most first: members differ in nothing else then.
+    """
+    if bits:
+        levels = {one: _mean(one.bits) / bits[0] for one in family.members.values() if _level(one)}
+        return Space({"bits": tuple(Choice(one, one / bits[0]) for one in bits)}, anatomy.blocks, each, levels)
     found: dict[str, tuple[Choice, ...]] = {}
     for name in DRAWN:
         if family.choices(name):
@@ -205,11 +214,21 @@ def space_of(family: Family, anatomy: Anatomy, each: bool = False) -> Space:
     return Space(found, anatomy.blocks, each, named)
 
 
+def _level(subnet: Subnet) -> bool:
+    """Whether a member differs from the whole in its bits alone."""
+    return [name for name, _ in subnet.said()] == ["bits"]
+
+
+def _mean(bits: int | tuple[int, ...] | None) -> float:
+    some = bits if isinstance(bits, tuple) else (bits or 0,)
+    return sum(some) / len(some)
+
+
 def _size(subnet: Subnet, family: Family, anatomy: Anatomy) -> float | None:
     """About which share of the whole's products a member has; None where it says what training does not draw."""
     size = 1.0
     for name, value in subnet.said():
-        if name not in DRAWN:
+        if name not in DRAWN or isinstance(value, str):
             return None
         if name == "depth" and isinstance(value, tuple):
             size *= len(value) / anatomy.blocks

@@ -95,7 +95,7 @@ def command_line() -> str:
 
 def text_of(receipt: Receipt) -> str:
     """The receipt as its file has it: without what differs from run to run, and what it has nothing to say of."""
-    empty = [name for name in ("learnt", "caches", "recovered", "trained") if not getattr(receipt, name)]
+    empty = [name for name in ("learnt", "caches", "recovered", "trained", "drafts") if not getattr(receipt, name)]
     kept = receipt.model_dump(mode="json", exclude={*VOLATILE, *empty})
     return json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
 

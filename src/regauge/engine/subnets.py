@@ -13,45 +13,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy import interp
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from regauge.amounts import told
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.adapters import read_adapters
 from regauge.artifact.codec.base import Layout, decoder
 from regauge.artifact.cutting import layout_of
 from regauge.artifact.families import family_at
 from regauge.elastic.family import Family
 from regauge.elastic.legal import member_in, settled
 from regauge.elastic.subnet import Subnet
+from regauge.engine.drafting import Drafting, Way, weighed
 from regauge.engine.measuring import text_of
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.hosts import host_of
-from regauge.measure.cost import Speed, prompt_of, speeds, steps
+from regauge.measure.cost import Speed, prompt_of, speeds
 from regauge.measure.quality import Quality, compare_many, summarise
-from regauge.runtime.drafts.worth import best
+from regauge.measure.several import together
+from regauge.measure.subject import Facts
+from regauge.parts import Point, compensator_of, foreign
+from regauge.runtime.drafts.worth import MOST as MOST_GUESSES
 from regauge.text.corpora import Where
 from regauge.text.windows import Windows
 
 MOST, TOGETHER = 32, 4096
 """Members that are measured at once, and tokens of a batch."""
-
-
-class Drafts(BaseModel):
-    """What a member is worth that drafts for the whole (`drafts="depth=4"`), greedily.
-
-    Attributes:
-        right: how often its likeliest token is the whole's.
-        guesses: how many a step promise the most tokens a second; 0: it is not worth it.
-        gain: how many times as many tokens a second that would be, by what steps and guesses took here.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    right: float
-    guesses: int
-    gain: float
 
 
 class MemberFigures(BaseModel):
@@ -62,7 +50,8 @@ class MemberFigures(BaseModel):
         blocks: which blocks of the whole run.
         bytes: of its tensors, by their formats.
         quality: against the whole; None where there was no text.
-        drafts: None of the whole, of a member with a cache of its own kind, and where there was no text.
+        drafts: what it is worth as a draft of the whole; None of the whole, of a member with a cache of its own kind,
+            and where there was no text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,7 +63,7 @@ class MemberFigures(BaseModel):
     decode: Speed
     prefill: Speed
     quality: Quality | None = None
-    drafts: Drafts | None = None
+    drafts: Way | None = None
 
 
 class Subnets(BaseModel):
@@ -83,7 +72,7 @@ class Subnets(BaseModel):
     Attributes:
         offers: dimension → its choices beside the whole.
         text: what quality was measured on, in words.
-        steps: how many tokens a step of the whole reads → its time in times of a step of one; empty without text.
+        drafting: which drafts the whole is best decoded with; None without text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,7 +82,7 @@ class Subnets(BaseModel):
     layers: str
     text: str
     members: tuple[MemberFigures, ...]
-    steps: dict[int, float] = {}
+    drafting: Drafting | None = None
 
     def __str__(self) -> str:
         first = self.members[0]
@@ -124,7 +113,7 @@ def subnets(
     clock, host = Clock(progress or nobody), host_of(path)
     folder = host.folder(str(path))
     artifact, family = family_at(folder)
-    layout = artifact.layout
+    layout, adapters = artifact.layout, read_adapters(folder, artifact.layout.anatomy)
     found = list(_asked(subnet, family, layout.anatomy))
     facts = host.facts(path)
     with quiet_torch(), host.unsaid():
@@ -134,19 +123,19 @@ def subnets(
         clock.say("subnets", f"{len(found)} members")
         timed = speeds(models, prompt_of(facts.vocabulary, facts.most), rounds)
         quality = {} if windows is None else _quality(windows, models, seed)
-        together = {} if windows is None else steps(model, prompt_of(facts.vocabulary, facts.most), rounds)
-    rates = {name: found.median for name, found in timed["decode"].items()}
+        drafting = None if windows is None else _drafting(model, models, windows, facts, rounds)
+    worth = {} if drafting is None else {way.drafts: way for way in drafting.ways}
     names = {settled(one, family, layout.anatomy): name for name, one in family.members.items()}
     members = tuple(
         MemberFigures(
             subnet=str(one),
             name=names.get(one, ""),
             blocks=(cut := member_in(one, family, layout.anatomy)).blocks,
-            bytes=bytes_of(layout_of(layout, cut)),
+            bytes=bytes_of(layout_of(layout, cut, adapters=adapters)),
             decode=timed["decode"][str(one)],
             prefill=timed["prefill"][str(one)],
             quality=quality.get(str(one)),
-            drafts=_drafts(one, quality.get(str(one)), together, rates),
+            drafts=worth.get(str(one)),
         )
         for one in found
     )
@@ -156,20 +145,17 @@ def subnets(
         layers=family.layers,
         text="" if windows is None else windows.description,
         members=members,
-        steps=together,
+        drafting=drafting,
     )
 
 
-def _drafts(
-    subnet: Subnet, quality: Quality | None, together: Mapping[int, float], rates: Mapping[str, float]
-) -> Drafts | None:
-    """What a member's guesses are worth, in steps of the whole."""
-    if quality is None or subnet.full or subnet.cache is not None:
-        return None
-    right, places, times = quality.agreement.value, list(together), list(together.values())
-    guess = rates[str(Subnet())] / rates[str(subnet)]
-    guesses, gain = best(right, right, lambda tokens: float(interp(tokens, places, times)), guess)
-    return Drafts(right=right, guesses=guesses, gain=gain)
+def _drafting(model: Any, models: Mapping[str, Any], windows: Windows, facts: Facts, rounds: int) -> Drafting:
+    """What look-up and the members are worth that keep the past as the whole does."""
+    members = {
+        name: one for name, one in models.items() if not (subnet := Subnet.parse(name)).full and not subnet.cache
+    }
+    times = together(model, members, prompt_of(facts.vocabulary, facts.most), MOST_GUESSES + 1, rounds)
+    return weighed(model, members, windows.halves(), times, facts.most)
 
 
 def _asked(asked: Sequence[str | Subnet], family: Family, anatomy: Anatomy) -> Iterator[Subnet]:
@@ -204,8 +190,15 @@ def bytes_of(layout: Layout) -> int:
         if site.name == "head" and layout.anatomy.tied:
             continue
         point = layout.quantised.get(site.name)
-        total += site.shape[0] * site.shape[1] * size if point is None else decoder(point).bytes(site.shape)
+        total += site.shape[0] * site.shape[1] * size if point is None else _stored(point, site.shape)
         total += site.shape[0] * size * (site.bias is not None)
     for norm in layout.anatomy.norms:
         total += norm.size * size * len(norm.slots)
     return total
+
+
+def _stored(point: Point, shape: tuple[int, int]) -> int:
+    """Bytes of a matrix in codes, with what is added to it."""
+    spec = point["compensator"]
+    more = 0 if spec is None or foreign(spec.part) else compensator_of(point).bytes(shape)  # type: ignore[union-attr]  # it is said
+    return decoder(point).bytes(shape) + more

@@ -22,33 +22,43 @@ from typing import Any
 
 import torch
 
+from regauge.artifact.adapters import FILE as ADAPTERS
+from regauge.artifact.adapters import adapters_bytes
 from regauge.artifact.config import CARRIED
+from regauge.artifact.disk import put
 from regauge.artifact.ownership import refuse_out
 from regauge.artifact.receipt import Receipt, TrainedReceipt
 from regauge.artifact.staging import STATES, Staging
+from regauge.elastic.family import Family
 from regauge.elastic.legal import settled
 from regauge.engine.api import apply
+from regauge.engine.gating import gated, refuse_gates
 from regauge.engine.raised import rounded, stored, thinned, write
 from regauge.engine.raising import Batch, Raising
 from regauge.engine.receipts import command_line, log_of, versions
-from regauge.engine.recovery_text import LOOKS, SPARE, Material
-from regauge.engine.training_images import Pictures, classifies, pictures, statistics
+from regauge.engine.recovery_text import LOOKS, SPARE
+from regauge.engine.routing import refuse_route, routed
+from regauge.engine.training_classes import UNLIKE, Classed, classifies, statistics
+from regauge.engine.training_images import Pictured
 from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import Reading, opened, reading
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError, ModelError, RecipeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
+from regauge.hosts.teaching import Beside, Trainee
 from regauge.learn.distillers import OF_LOGITS
 from regauge.learn.loop import ENDED, At, State, Watch
 from regauge.learn.loop import train as loop
 from regauge.learn.ranks import ALONE, Ranks, ranks
-from regauge.learn.training import Training
+from regauge.learn.training import SHARED, Training
 from regauge.plan import Plan, digest
 from regauge.text.corpora import Where
 
 LOOP, PLANNED, FAMILY = "training", "training", "family"
 OVER = "the time was over"
+HALF = torch.float16
+"""In what adapters are stored: small numbers, of which none is much smaller than another."""
 TIMED = 3
 """Steps that are timed, since members differ in size."""
 
@@ -81,28 +91,25 @@ def train(
         clock.say("open")
         plan, training = read_recipe(recipe, asked.amounts)
         source = host_of(model).open(model, asked.revision)
-        seen = classifies(source)
-        if not source.anatomy.causal and not seen and training.distiller in OF_LOGITS:
+        scales, seen = source.anatomy.plumbing.scales, classifies(source)
+        if not (source.anatomy.causal or scales or seen) and training.distiller in OF_LOGITS:
             raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
         if seen and training.distiller not in OF_LOGITS:
-            raise RecipeError(
-                f"recipe {plan.name!r} compares states of tokens ({training.distiller}), and {source.anatomy.family} "
-                f"gives classes of images: distiller is one of {', '.join(OF_LOGITS)} for it."
-            )
+            raise RecipeError(UNLIKE.format(plan.name, training.distiller, source.anatomy.family))
+        for refuse in (refuse_route, refuse_gates):
+            refuse(training, plan.family or Family(), source.anatomy)
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)
-        if why := host_of(source.path).why_not_fed(source):
+        if (why := host_of(source.path).why_not_fed(source)) and not scales:
             raise ModelError(f"training reads text through the model, and {why}.")
-        read = pictures(source, text, training.batch) if seen else opened(source, text, asked.amounts, asked.seed)
+        read = opened(source, text, asked.amounts, asked.seed)
         with Staging(target, _identity(plan, source, read, asked, group), force=asked.force) as staging:
             threads = staging.notes.get("threads")
             staging.note("threads", torch.get_num_threads() if threads is None else threads)
             with quiet_torch(threads if isinstance(threads, int) else None):
-                base = _made(plan, model, staging, (text, asked), clock)
+                base = _made(plan, model, staging, (None if scales else text, asked), clock)
                 work = _Work(source, base, training, asked, group, staging, clock, began)
-                told, learnt = work.run(
-                    read if isinstance(read, Pictures) else reading(read, source, training.batch, staging, clock)
-                )
+                told, learnt = work.run(reading(read, source, training.batch, staging, clock))
                 log = log_of(clock, memory, asked.command or command_line())
                 receipt = write(base, source, learnt, staging, told, log)
         group.same(receipt.model_dump())
@@ -125,8 +132,7 @@ def _made(plan: Plan, model: str | Path, staging: Staging, given: tuple[Where | 
 def _follow(group: Ranks, clock: Clock) -> Receipt:
     """What every process but the first does: its part of each batch."""
     lesson = group.same(None)
-    trainee = host_of(lesson.base).trainee(lesson.base)
-    problem = _problem(trainee, lesson, group)
+    problem = _problem(_trainee(lesson), lesson, group)
     settings = lesson.training.settings(lesson.steps, lesson.every)
 
     def tick(done: int, total: int) -> None:
@@ -145,6 +151,7 @@ class _Lesson:
     """What every process is told."""
 
     base: Path
+    source: Path
     training: Training
     steps: int
     every: int
@@ -154,7 +161,15 @@ class _Lesson:
     state: State | None
 
 
-def _problem(trainee: Any, lesson: _Lesson, group: Ranks) -> Raising:
+def _trainee(lesson: _Lesson) -> Trainee:
+    """The family as it is trained: its weights, or adapters beside them."""
+    host, training = host_of(lesson.base), lesson.training
+    if not training.rank:
+        return host.trainee(lesson.base)
+    return host.adapting(lesson.base, lesson.source, Beside(training.rank, training.adapters == SHARED, lesson.seed))
+
+
+def _problem(trainee: Trainee, lesson: _Lesson, group: Ranks) -> Raising:
     family, anatomy = trainee.family, trainee.anatomy
     problem = Raising(
         trainee, trainee.original(), lesson.training, lesson.steps, lesson.text, lesson.aside, (), lesson.seed, group
@@ -178,13 +193,14 @@ class _Work:
     began: float
     _last: list[State] = field(default_factory=list)
 
-    def run(self, read: Reading | Pictures) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
+    def run(self, read: Reading | Pictured | Classed) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
         """What the receipt is told, and what was learnt."""
         amounts, training = self.asked.amounts, self.training
-        trainee = host_of(self.base).trainee(self.base)
         tokens = amounts.tokens or training.steps * training.batch
         text = read.text(tokens, self.staging, self.clock)
-        lesson = _Lesson(self.base, training, training.steps, 1, text, read.aside, self.asked.seed, None)
+        where = self.base, self.source.path
+        lesson = _Lesson(*where, training, training.steps, 1, text, read.aside, self.asked.seed, None)
+        trainee = _trainee(lesson)
         planned: Any = self.staging.notes.get(PLANNED)
         if not isinstance(planned, int):
             planned = self._planned(_problem(trainee, lesson, ALONE))
@@ -197,7 +213,7 @@ class _Work:
         first = problem.init()
         state, ended = self._trained(problem, lesson)
         alone = replace(problem, ranks=ALONE)
-        learnt = rounded(state.best, stored(self.base))
+        learnt = rounded(state.best, dict.fromkeys(state.best, HALF) if training.rank else stored(self.base))
         after, before = alone.errors(learnt), alone.errors(first)
         learnt |= statistics(trainee, problem, learnt, text, self.base)
         told = {
@@ -213,6 +229,12 @@ class _Work:
             "looks": [list(look) for look in state.looks],
             "ended": ended,
         }
+        if beside := trainee.stored(learnt):
+            put(self.base / ADAPTERS, adapters_bytes({key: one.to(HALF) for key, one in beside.items()}))
+        if training.route:
+            told["routed"] = routed(alone, learnt, training.route, self.base)
+        if training.gates:
+            told["gated"] = gated(alone, learnt, training.gates, self.base)
         return {"trained": TrainedReceipt.model_validate(told)}, learnt
 
     def _planned(self, problem: Raising) -> int:
@@ -264,7 +286,7 @@ class _Work:
             raise _Over(OVER)
 
 
-def _identity(plan: Plan, source: Source, read: Material | Pictures, asked: Asked, group: Ranks) -> dict[str, object]:
+def _identity(plan: Plan, source: Source, read: Any, asked: Asked, group: Ranks) -> dict[str, object]:
     return {
         "plan": digest(plan),
         "source": source.digest(),

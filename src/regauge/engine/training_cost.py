@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict
 
 from regauge.elastic.legal import reasons
 from regauge.engine.duration import speed
+from regauge.engine.gating import refuse_gates
 from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
-from regauge.engine.training_images import LOOKED_AT, classifies, pictures, places
+from regauge.engine.routing import refuse_route
+from regauge.engine.training_classes import LOOKED_AT, classifies, places
 from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import opened
 from regauge.engine.watchdog import quiet_torch
@@ -64,17 +66,18 @@ def planned(
     with quiet_torch():
         plan, training = read_recipe(recipe, asked.amounts)
         source = host_of(model).open(model, asked.revision)
-        if seen := classifies(source):
-            pictures(source, text, training.batch)
-        else:
-            opened(source, text, asked.amounts, asked.seed)
+        seen = classifies(source)
+        opened(source, text, asked.amounts, asked.seed)
         anatomy, family = source.anatomy, plan.family
         assert family is not None, "a recipe that trains has one"
         if why := reasons(family, anatomy):
             raise RecipeError(f"this model cannot be such a family: {'; '.join(why)}")
-        space = space_of(family, anatomy, training.layers == EACH)
+        refuse_route(training, family, anatomy)
+        refuse_gates(training, family, anatomy)
+        bits = sorted(family.bits, reverse=True) if training.rank else ()
+        space = space_of(family, anatomy, training.layers == EACH, bits)
         sizes = [
-            [space.size(one.subnet) for one in training.draws(space, Turn(turn, SAMPLED, asked.seed))]
+            [1.0 if bits else space.size(one.subnet) for one in training.draws(space, Turn(turn, SAMPLED, asked.seed))]
             for turn in range(SAMPLED)
         ]
         blocks = sum(math.prod(site.shape) * places(source, site) for site in anatomy.sites if site.block is not None)

@@ -1,9 +1,14 @@
-"""What a family of a model of images is trained on: images with their classes, of which every tenth is held out."""
+"""What a family that draws images scale by scale is trained on: an .npz of images and their classes, as tokens.
+
+A row of ids is an image's class and then its tokens, scale by scale, so that the next token's cross-entropy is the
+model's own. A tenth of the images are shown without a class, which guidance needs. A tenth are held out.
+
+Legend: N images, T ids of each: class and tokens.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,114 +16,111 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regauge.anatomy.model import Site
 from regauge.artifact.staging import Staging
-from regauge.artifact.statistics import FILE, statistics_bytes
-from regauge.engine.raised import rounded, stored
-from regauge.engine.raising import Batch, Raising
+from regauge.engine.raising import Batch
 from regauge.engine.watchdog import Clock
 from regauge.errors import TextError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
-from regauge.hosts.teaching import Trainee
-from regauge.learn.base import Parameters
-from regauge.learn.loop import order
 from regauge.text.calibration import images
 from regauge.text.corpora import Where
 
-HELD_OUT, LEAST, MOST = 10, 20, 1 << 20
-"""One image in so many is held out; images that a file has at the least; that are read at most."""
-LOOKED_AT, TOGETHER, CALIBRATED = 1000, 250, 16
-"""Images held out that a look asks, and of them at once: batch norms compute with the statistics of these. Batches by
-which they get those that are stored."""
-WANTED = "an .npz with 'x' (N, H, W, C) of uint8 and 'y' (N), classes counted from 0, is needed"
-
-
-def classifies(source: Source) -> bool:
-    """Whether a model gives classes of images."""
-    head = any(site.name == "head" for site in source.anatomy.sites)
-    return head and host_of(source.path).medium(source) == "images"
-
-
-def places(source: Source, site: Site) -> int:
-    """How often a matrix is used on one input: once, or for each place of the image of a convolution's stage."""
-    if not site.window or site.block is None:
-        return 1
-    before = sum(block <= site.block for block in source.anatomy.plumbing.stays)
-    return max(1, host_of(source.path).image_shape(source)[1] >> before) ** 2
+WANTED = "an .npz of images 'x' (N, H, W, C) of uint8 and their classes 'y' (N)"
+MIDDLE = (0.5,)
+ASIDE, MOST_ASIDE, MOST = 10, 512, 1 << 17
+"""One image of so many is held out, so many at most; and images that are read at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Labelled images, those to train on and those held out, as the model reads them.
+    """Images and classes, not in tokens yet.
 
     Attributes:
-        pixels, classes: to train on; aside: batches held out.
-        batch: images of a step.
+        source: the model that reads them.
+        x_NChw, y_N: from −1 to 1, in an order by lot.
+        aside: so many of the first are held out.
+        description, sha256: of the file.
     """
 
-    pixels: Tensor
-    classes: Tensor
-    aside: tuple[Batch, ...]
-    batch: int
+    source: Source
+    x_NChw: Tensor
+    y_N: Tensor
+    aside: int
     description: str
-    identity: dict[str, object]
+    sha256: str
+    seed: int
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {"kind": "images", "sha256": self.sha256}
+
+    def ids(self, start: int, stop: int) -> Tensor:
+        """(N, T) of some of them."""
+        host = host_of(self.source.path)
+        return host.ids_of_images(self.source, self.x_NChw[start:stop], self.y_N[start:stop], self.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictured:
+    """As `training_text.Reading`.
+
+    Attributes:
+        aside: batches held out.
+    """
+
+    pictures: Pictures
+    batch: int
+    aside: tuple[Batch, ...]
 
     def text(self, tokens: int, staging: Staging, clock: Clock) -> tuple[Batch, ...]:
-        """Batches to train on, of as many images at most, shuffled once."""
-        rows = order(0, 0, len(self.pixels))[: max(tokens, self.batch)]
-        parts = [one for one in torch.split(rows, self.batch) if len(one) == self.batch or len(rows) < self.batch]
-        return tuple(Batch(self.pixels[some], classes_B=self.classes[some]) for some in parts)
+        """Batches to train on, of `tokens` at most and one image at least."""
+        clock.say("text", "images become tokens")
+        each = self.aside[0].ids_BT.shape[1]
+        start = self.pictures.aside
+        return batched(self.pictures.ids(start, start + max(1, tokens // each)), self.batch)
+
+    @property
+    def description(self) -> str:
+        """Where it comes from."""
+        return self.pictures.description
 
 
-def pictures(source: Source, given: Where | None, batch: int) -> Pictures:
-    """Opens and splits labelled images.
+def pictures(source: Source, given: Where | None, seed: int) -> Pictures:
+    """Images and classes of a file.
 
     Raises:
-        TextError: there are none, too few, or their classes are none of the model's.
+        TextError: there is none, or it holds no such arrays.
     """
-    family = source.anatomy.family
     if not isinstance(given, str | Path) or Path(given).suffix != ".npz":
-        raise TextError(f"{family} reads images: give --text a file of them; {WANTED}.")
-    path, host = Path(given).expanduser(), host_of(source.path)
+        raise TextError(f"this model draws images scale by scale and learns from them: give --text {WANTED}.")
+    path = Path(given)
+    channels, side = host_of(source.path).image_shape(source)
+    found = images(path, MOST, side, channels, MIDDLE * channels, MIDDLE * channels)
+    y_N = _classes(path, len(found.inputs))
+    if len(y_N) < 2 * ASIDE:
+        raise TextError(f"{path} has {len(y_N)} images, too few to hold some out; give it {2 * ASIDE} or more.")
+    order = torch.randperm(len(y_N), generator=torch.Generator().manual_seed(seed))
+    aside = min(len(y_N) // ASIDE, MOST_ASIDE)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Pictures(source, found.inputs[order], y_N[order], aside, found.description, sha256, seed)
+
+
+def pictured(found: Pictures, batch: int) -> Pictured:
+    """Those held out are in tokens now."""
+    return Pictured(found, batch, batched(found.ids(0, found.aside), batch))
+
+
+def batched(ids_NT: Tensor, batch: int) -> tuple[Batch, ...]:
+    """As many rows together as have about so many ids, one at least."""
+    return tuple(Batch(some) for some in torch.split(ids_NT, max(1, batch // ids_NT.shape[1])))
+
+
+def _classes(path: Path, count: int) -> Tensor:
     try:
-        with np.load(path) as held:
-            y_N = held["y_train" if "y" not in held and "y_train" in held else "y"]
+        with np.load(path) as file:
+            y_N = file["y_train" if "y" not in file and "y_train" in file else "y"][:MOST]
     except (OSError, ValueError, KeyError) as error:
-        raise TextError(f"{path} holds no classes of images: {WANTED}.") from error
-    channels, side = host.image_shape(source)
-    x_NCHW = images(path, MOST, side, channels, *host.image_scale(source)).inputs
-    known = source.anatomy.site("head").shape[0]
-    if y_N.ndim != 1 or y_N.dtype.kind not in "iu" or len(y_N) != len(x_NCHW):
-        raise TextError(
-            f"{path}: 'y' has shape {y_N.shape} and dtype {y_N.dtype} beside {len(x_NCHW)} images; {WANTED}."
-        )
-    if len(y_N) < LEAST:
-        raise TextError(f"{path} holds {len(y_N)} images, too few to hold some out: {LEAST} at the least.")
-    if int(y_N.min()) < 0 or int(y_N.max()) >= known:
-        raise TextError(
-            f"{path} has classes {int(y_N.min())} to {int(y_N.max())}, and the model knows 0 to {known - 1}."
-        )
-    classes = torch.from_numpy(y_N.astype(np.int64))
-    held_out = torch.arange(len(classes), dtype=torch.int64, device="cpu") % HELD_OUT == HELD_OUT - 1
-    rows = held_out.nonzero().flatten()
-    rows = rows[order(0, 0, len(rows))[:LOOKED_AT]]
-    aside = tuple(Batch(x_NCHW[some], classes_B=classes[some]) for some in torch.split(rows, TOGETHER))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    told = f"{path.name} ({len(classes):,} images, every tenth held out)"
-    return Pictures(x_NCHW[~held_out], classes[~held_out], aside, batch, told, {"kind": "images", "sha256": digest})
-
-
-def statistics(
-    trainee: Trainee, problem: Raising, learnt: Parameters, text: Sequence[Batch], base: Path
-) -> dict[str, Tensor]:
-    """Statistics of batch norms of the whole by the module's key and, in a file of the family, of each named member;
-    nothing of a model that reads no images."""
-    pixels = [one.ids_BT for one in text if one.classes_B is not None][:CALIBRATED]
-    if not pixels:
-        return {}
-    trainee.put(learnt)
-    whole, members = trainee.statistics(problem.watched, pixels)
-    if members:
-        (base / FILE).write_bytes(statistics_bytes(members))
-    return rounded(dict(whole), stored(base))
+        raise TextError(f"{path} holds no classes of its images: {WANTED} is needed.") from error
+    if y_N.ndim != 1 or not np.issubdtype(y_N.dtype, np.integer) or len(y_N) != count:
+        raise TextError(f"{path}: 'y' has shape {y_N.shape} and dtype {y_N.dtype}; {count} whole numbers are needed.")
+    return torch.from_numpy(y_N.astype(np.int64))

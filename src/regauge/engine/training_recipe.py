@@ -39,10 +39,16 @@ def read_recipe(recipe: str | Path | Plan, amounts: Amounts) -> tuple[Plan, Trai
         raise RecipeError(
             f"recipe {plan.name!r} trains no family: it needs 'family' and 'train'; `regauge methods` lists such"
         )
-    if plan.places:
+    training = training_of(plan.train)
+    if plan.places and not training.rank:
         raise RecipeError(
             f"recipe {plan.name!r} says what becomes of {', '.join(plan.places)}, and a family is trained in full "
-            "precision: train first, and compress the trained family with another recipe"
+            "precision: train first, and compress the trained family with another recipe; or say train: {rank: 8}, so "
+            "that adapters are trained beside weights of several precisions"
         )
-    training = training_of(plan.train)
+    if training.rank and not plan.family.bits:
+        raise RecipeError(
+            f"recipe {plan.name!r} trains adapters of rank {training.rank} for each precision, and its family offers "
+            "one: say family: {bits: [4, 3, 2]} and weights with grid: nested:8"
+        )
     return plan, training if amounts.steps is None else replace(training, steps=amounts.steps)

@@ -7,7 +7,7 @@ from regauge.artifact.codec.base import REGAUGE, Layout
 from regauge.artifact.codec.choose import Chosen, choose
 from regauge.engine.shaping import Shaping
 from regauge.hosts.base import Source
-from regauge.parts import ATTENTION, CACHE
+from regauge.parts import ATTENTION, CACHE, TOKENS
 from regauge.plan.model import Plan
 from regauge.plan.resolution import Resolution, resolve
 
@@ -48,4 +48,5 @@ def layout_of(source: Source, anatomy: Anatomy, resolution: Resolution, shaping:
         unsaid=unsaid,
         cache=resolution.at(CACHE),
         attention=resolution.at(ATTENTION),
+        tokens=resolution.at(TOKENS),
     )

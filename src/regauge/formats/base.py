@@ -20,6 +20,7 @@ from regauge.formats.lows import Low as Low
 from regauge.formats.numbers import ends as ends
 from regauge.formats.numbers import lowest as lowest
 from regauge.formats.numbers import reach as reach
+from regauge.formats.numbers import said
 from regauge.kernels.cpu.sweep import Range, Stored
 
 
@@ -137,12 +138,15 @@ class Format:
         """The format for this matrix: a level that all its steps share is fixed by its largest magnitudes, one that
         neighbours share by the steps that the ranger would take."""
         if self.scale.loose is not None:
-            step = self.ranger(self.grain.split(w_OI), self.grid, self.scale.loose, weight_GK)
-            low_G1 = None if step.zero_G1 is None else (self.grid.low - step.zero_G1) * step.scale_G1
-            return replace(self, scale=self.scale.bind(step.scale_G1, self.grid, w_OI.shape[0], low_G1))
+            x_GK = self.grain.split(w_OI)
+            step = self.ranger(x_GK, self.grid, self.scale.loose, weight_GK)
+            # Zeros take any step, and must not raise the level of their neighbours to that of theirs, which is 1.
+            scale_G1 = torch.where(reach(x_GK) > 0, step.scale_G1, 0.0)
+            low_G1 = None if step.zero_G1 is None else (self.grid.low - step.zero_G1) * scale_G1
+            return replace(self, scale=self.scale.bind(scale_G1, self.grid, w_OI.shape[0], low_G1))
         if not self.scale.shared:
             return self
-        step_G1 = reach(self.grain.split(w_OI)) / ((self.grid.high - self.grid.low) / 2)
+        step_G1 = said(reach(self.grain.split(w_OI)) / ((self.grid.high - self.grid.low) / 2), self.grid)
         return replace(self, scale=self.scale.bind(step_G1, self.grid, w_OI.shape[0]))
 
     def together(self, matrices: Sequence[Tensor]) -> Format:

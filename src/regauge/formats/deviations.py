@@ -12,11 +12,10 @@ from torch import Tensor
 
 from regauge.formats.base import Grid, Scale, Step
 from regauge.formats.laying import middle, stored
+from regauge.formats.numbers import LEAST
 from regauge.formats.rangers import either, squared_error
 from regauge.kernels.cpu.sweep import Range
 
-LEAST = 2.0**-100
-"""Of a group of zeros: 0 would be stored as 1, and a grid without 0 would make weights of it."""
 SEEN = 512
 """Weights of a group that a search looks at, about."""
 

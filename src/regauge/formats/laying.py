@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Grid, Low, Scale, Step, lowest
+from regauge.formats.numbers import said
 
 
 def stored(raw_G1: Tensor, zero_G1: Tensor | None, grid: Grid, scale: Scale) -> Step:
@@ -41,15 +42,17 @@ def over(x: Tensor, number: float) -> Tensor:
 
 
 def even(reach_G1: Tensor, grid: Grid) -> Tensor:
-    """Raw step of the range [−a, a]: 2a over the width of the grid, which of one-sided numbers counts twice."""
+    """Raw step of the range [−a, a]: 2a over the width of the grid, which of one-sided numbers counts twice; above 0
+    where the grid has no 0."""
     low = min(grid.low, -grid.high) if grid.symmetric else grid.low
-    return over(reach_G1, (grid.high - low) / 2)
+    return said(over(reach_G1, (grid.high - low) / 2), grid)
 
 
 def uneven(low_G1: Tensor, high_G1: Tensor, grid: Grid, scale: Scale) -> Step:
     """The step of the range [low, high], which must hold 0."""
     if grid.symmetric:
-        return stored(torch.maximum(over(low_G1, grid.low), over(high_G1, grid.high)), None, grid, scale)
+        raw_G1 = torch.maximum(over(low_G1, grid.low), over(high_G1, grid.high))
+        return stored(said(raw_G1, grid), None, grid, scale)
     width = grid.high - grid.low
     raw_G1 = high_G1 / width - low_G1 / width
     if scale.low is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import OBJECTIVE, Format, Grid, Scale, Step, ends, lowest
+from regauge.formats.numbers import said
 from regauge.kernels.cpu.sweep import Range
 
 BOTTOM, TOP = "bottom", "top"
@@ -179,7 +180,7 @@ def _step(bottom_G1: Tensor, top_G1: Tensor, x_GK: Tensor, grid: Grid, scale: Sc
     low_G1 = low_G1.clamp(max=0) * bottom_G1
     high_G1 = high_G1.clamp(min=0) * top_G1
     if grid.symmetric:
-        raw_G1 = torch.maximum(low_G1 / grid.low, high_G1 / grid.high)
+        raw_G1 = said(torch.maximum(low_G1 / grid.low, high_G1 / grid.high), grid)
     else:
         raw_G1 = high_G1 / (grid.high - grid.low) - low_G1 / (grid.high - grid.low)
     scale = scale.bind(raw_G1.detach(), grid, 1)

@@ -32,6 +32,32 @@ def ends(x_GK: Tensor) -> tuple[Tensor, Tensor]:
     return low_G1.to(dtype), high_G1.to(dtype)
 
 
+@runtime_checkable
+class HasValues(Protocol):
+    """What knows its values."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def symmetric(self) -> bool: ...
+    @property
+    def table(self) -> Tensor: ...
+
+
+LEAST = 2.0**-100
+"""The step of a group of zeros on a grid without 0, before it is stored: 0 itself would be stored as 1."""
+
+
+def zeroless(grid: HasValues) -> bool:
+    """Whether nothing on the grid decodes to 0, as file formats have it."""
+    return grid.kind == "table" and grid.symmetric and not bool((grid.table == 0).any())
+
+
+def said(raw_G1: Tensor, grid: HasValues) -> Tensor:
+    """Raw steps, that of a group of zeros `LEAST` where the grid has no 0 to make zeros of any step."""
+    return torch.where(raw_G1 == 0, LEAST, raw_G1) if zeroless(grid) else raw_G1
+
+
 def lowest(low_G1: Tensor, scale_G1: Tensor, grid: HasLow) -> Tensor:
     """zero_G1 of a step that keeps the value of the grid's least number, float32."""
     return grid.low - low_G1.float() / scale_G1

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import LOW, Grid, Scale, Step, ends, lowest
+from regauge.formats.numbers import said
 from regauge.kernels.cpu import sweep
 
 
@@ -43,7 +44,7 @@ class Ends:
         low_G1, high_G1 = ends(x_GK)
         low_G1, high_G1 = low_G1.float(), high_G1.float()
         if grid.symmetric:
-            raw_G1 = torch.maximum(-low_G1, high_G1) / ((grid.high - grid.low) / 2)
+            raw_G1 = said(torch.maximum(-low_G1, high_G1) / ((grid.high - grid.low) / 2), grid)
             scale_G1, fields = scale.bind(raw_G1, grid, 1).store(raw_G1)
             return Step(scale_G1, None, fields)
         width = grid.high - grid.low

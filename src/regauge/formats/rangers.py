@@ -16,6 +16,7 @@ from torch import Tensor
 from regauge.formats.base import Grid, Ranger, Scale, Step, ends, reach
 from regauge.formats.chunks import chunks
 from regauge.formats.laying import even, middle, over, stored, uneven
+from regauge.formats.numbers import zeroless
 from regauge.kernels.cpu import sweep
 from regauge.kernels.cpu.checks import DTYPES
 
@@ -205,8 +206,8 @@ def by_kernel(
 ) -> Step | None:
     """The step of every group by the C++ kernels; None where they do not have it, so that torch computes.
 
-    That is: there is no library, another device or dtype, longer groups, numbers that are not finite, or a part without
-    a `kernel`.
+    That is: there is no library, another device or dtype, longer groups, numbers that are not finite, a grid without 0
+    (of zeros the kernels make a step of 1), or a part without a `kernel`.
 
     Args:
         scale: bound.
@@ -214,7 +215,7 @@ def by_kernel(
     if x_GK.dtype not in DTYPES or not 0 < x_GK.shape[1] <= LONGEST or not sweep.has_sweep(x_GK, weight_GK):
         return None
     values, kept = grid.kernel, scale.kernel
-    if found is None or values is None or kept is None:
+    if found is None or values is None or kept is None or zeroless(grid):
         return None
     made = sweep.fitted(x_GK, values, found, kept, None if weight_GK is None else weight_GK.float())
     if made is None:

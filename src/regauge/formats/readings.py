@@ -94,6 +94,16 @@ class Reading:
         """x after the transform, not rounded yet: float32, or as it is where there is no transform."""
         return self.transform.forward(x.float()) if self.transform.changes else x
 
+    def pulled(self, dy: Tensor) -> Tensor:
+        """dy Aᵀ, A the transform: the gradient of what came, of that of what it became (rounding passed straight
+        through)."""
+        if not self.transform.changes:
+            return dy
+        with torch.enable_grad():
+            x = torch.zeros_like(dy, dtype=torch.float32).requires_grad_()
+            (dx,) = torch.autograd.grad(self.transform.forward(x), x, dy.float())
+        return dx.to(dy.dtype)
+
     def codes(self, x_TI: Tensor) -> Rounded:
         """Each value to its nearest grid value, after the transform; works in float32 whatever the dtype."""
         return self.rounded(self.prepared(x_TI).float())

@@ -24,7 +24,7 @@ from regauge.hosts.heads import Attend
 from regauge.hosts.latent import LatentSizes
 from regauge.hosts.loaded import Sized, Ways
 from regauge.hosts.states import States
-from regauge.hosts.teaching import Trainee
+from regauge.hosts.teaching import Beside, Trainee
 from regauge.measure.products import Product
 from regauge.measure.subject import Batch, Facts, Outputs
 from regauge.plan.caches import Asked
@@ -243,6 +243,12 @@ class Host(Protocol):
 
     def trainee(self, path: str | Path) -> Trainee:
         """A family of an artifact's directory, ready to be trained."""
+
+    def ids_of_images(self, source: Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
+        """(N, T): class and tokens, scale by scale, of images from −1 to 1."""
+
+    def adapting(self, path: str | Path, original: str | Path, how: Beside) -> Trainee:
+        """A family in codes, whose adapters are trained towards the model that it was made of."""
 
     def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
         """An artifact opened through the library's own door, as the class of that name."""

@@ -1,17 +1,32 @@
-"""What the engine asks of a model library to train a family: two protocols. Legend: B windows, T tokens."""
+"""What the engine asks of a model library to train a family. Legend: B windows, T tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from regauge.anatomy.model import Anatomy, Weights
+from regauge.anatomy.model import Anatomy
 from regauge.elastic.family import Family
 from regauge.elastic.subnet import Subnet
 from regauge.learn.distillers import Read
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is trained beside codes that stay.
+
+    Attributes:
+        rank: of the low-rank terms.
+        shared: whether one term serves all precisions, which is the null of a term for each.
+    """
+
+    rank: int
+    shared: bool = False
+    seed: int = 0
 
 
 @runtime_checkable
@@ -34,6 +49,8 @@ class Trainee(Protocol):
     def family(self) -> Family: ...
     @property
     def anatomy(self) -> Anatomy: ...
+    @property
+    def bits(self) -> tuple[int, ...]: ...  # precisions whose adapters are trained, beside codes that stay; else none
 
     def put(self, parameters: Mapping[str, Tensor]) -> None:
         """Takes these numbers, and forgets every gradient."""
@@ -41,14 +58,22 @@ class Trainee(Protocol):
     def read(self, subnet: Subnet, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         """What a member makes of some text; its backward pass adds to the family's gradients."""
 
+    def embedded(self, ids_BT: Tensor) -> Tensor:
+        """(B, T, D), without a gradient: what tells a router of a text."""
+
+    def narrowed(self, ids_BT: Tensor, shares: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        """For each block what its feed-forward layer reads (T, D), and by how much what each share of its neurons gives
+        misses what the whole gives (T, K): a squared distance, 1 for the mean square of what the whole gives."""
+
+    def gated(self, gates: Mapping[int, Tensor], ids_BT: Tensor) -> tuple[Read, Tensor]:
+        """What the family makes of some text where gates choose neurons for each token, without a gradient; and how
+        many tokens of each block ran through each share (blocks, K)."""
+
     def backward(self) -> AbstractContextManager[None]:
         """Around backward passes."""
 
-    def statistics(
-        self, subnets: Sequence[Subnet], batches: Sequence[Tensor]
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Weights]]:
-        """Statistics of batch norms taken anew on some images: of the whole by the module's key, and of each member by
-        canonical tensor. Nothing where there are no batch norms."""
-
     def original(self) -> Taught:
-        """The whole as it is now, apart."""
+        """Who teaches: the whole as it is now, apart, or what a family in codes was made of."""
+
+    def stored(self, learnt: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What of it an artifact keeps beside its tensors, by name."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from regauge.elastic.subnet import Subnet
 
-PER_BLOCK = ("ffn", "heads")
+PER_BLOCK = ("bits", "ffn", "heads")
 """Dimensions of which each block may have a value of its own."""
 
 
@@ -29,7 +29,7 @@ class Space:
     """What there is to choose from.
 
     Attributes:
-        choices: dimension → its choices, the whole first, the smallest last.
+        choices: dimension → its choices, the largest first (the whole, where it can be drawn), the smallest last.
         blocks: of the whole.
         each: whether each block of a member has a width of its own.
         named: members that the family calls by a name, and about which share of the whole's products each has.

@@ -19,7 +19,9 @@ from regauge.learn.settings import Settings
 DISTILLERS = ("none", "kl", "alpha", "features", "relations", "embedding")
 ORIGINAL, LARGEST, LARGER = TEACHERS = ("original", "largest", "larger")
 ALIKE, EACH = LAYERS = ("alike", "each")
-RATES = (0.0, 1.0)
+SHARED = "shared"
+ADAPTERS = (EACH, SHARED)
+MOST_RANK = 1024
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,13 @@ class Training:
         rate: the learning rate at its highest.
         optimiser, schedule: by name (`settings.py`).
         clip: the most that the norm of a gradient may be; 0: as it is.
+        rank: of low-rank terms beside weights that hold several precisions, whose codes stay (arXiv 2405.20202); 0: the
+            weights themselves are trained.
+        route: the mean share of the whole's products that a router, trained last, may send prompts to members for
+            (arXiv 2406.12042); 0: no router.
+        gates: the mean share of its neurons that gates, trained last, let a token through in each feed-forward layer
+            (arXiv 2312.10193); 0: no gates.
+        adapters: whether `each` precision has terms of its own, or all have one (`shared`).
     """
 
     sampler: str = "sandwich:2"
@@ -52,6 +61,10 @@ class Training:
     schedule: str = "warmed"
     clip: float = 1.0
     moved: int = 0
+    rank: int = 0
+    adapters: str = EACH
+    gates: float = 0.0
+    route: float = 0.0
 
     def __post_init__(self) -> None:
         sampler_of(self.sampler)
@@ -59,6 +72,7 @@ class Training:
             (self.distiller, DISTILLERS, "distiller"),
             (self.teacher, TEACHERS, "teacher"),
             (self.layers, LAYERS, "layers"),
+            (self.adapters, ADAPTERS, "adapters"),
         ):
             if value not in known:
                 raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}{nearest(str(value), known)}")
@@ -68,6 +82,13 @@ class Training:
             raise ValueError("labels and clip are 0 or more")
         if not 0 <= self.moved <= 64:
             raise ValueError(f"images are moved by 0 to 64 pixels, not {self.moved}")
+        if not 0 <= self.rank <= MOST_RANK:
+            raise ValueError(f"the rank of adapters is 0 (none) to {MOST_RANK}, not {self.rank}")
+        if self.rank and self.teacher != ORIGINAL:
+            raise ValueError(f"adapters are taught by the model as it was, so teacher is {ORIGINAL}")
+        for share, what in ((self.route, "router"), (self.gates, "gates")):
+            if not 0 <= share < 1:
+                raise ValueError(f"the mean share of the whole lies between 0 (no {what}) and 1, not {share}")
         self.settings(self.steps)
 
     def settings(self, steps: int, every: int = 0) -> Settings:

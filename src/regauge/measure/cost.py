@@ -32,7 +32,6 @@ Speeds = Mapping[str, Mapping[str, "Speed"]]
 """`decode` and `prefill` → model → speed."""
 
 DECODE, PREFILL, PROMPT = 24, 256, 16  # tokens timed, tokens of a prefill, tokens before decoding
-TOGETHER = (1, 2, 4, 8)  # tokens of a step that checks guesses
 ORIGINAL, RUNTIME, COMPRESSED = "original", "runtime", "compressed"
 """The source by its library's own modules; the source as an artifact is run; the artifact."""
 
@@ -125,13 +124,18 @@ def gains(costs: Mapping[str, Costs]) -> dict[str, Gain]:
 
 def interleave(runs: Mapping[str, Thunk], rounds: int = 5, warm: int = 1) -> dict[str, Speed]:
     """Each run once a round, in turn; `warm` rounds first that do not count."""
+    return {name: speed(values) for name, values in in_turn(runs, rounds, warm).items()}
+
+
+def in_turn(runs: Mapping[str, Thunk], rounds: int = 5, warm: int = 1) -> dict[str, list[float]]:
+    """What each run gave, round by round."""
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(warm + rounds):
         for name, run in runs.items():
             rate = run()
             if turn >= warm:
                 rates[name].append(rate)
-    return {name: speed(values) for name, values in rates.items()}
+    return rates
 
 
 def decode_rate(model: Model, prompt_BT: Tensor, tokens: int = 32) -> Thunk:
@@ -146,20 +150,6 @@ def decode_rate(model: Model, prompt_BT: Tensor, tokens: int = 32) -> Thunk:
                 out = model(input_ids=next_B1, past_key_values=out.past_key_values, use_cache=True)
                 next_B1 = out.logits[:, -1:].argmax(-1)
             return tokens / (time.perf_counter() - start)
-
-    return run
-
-
-def steps_rate(model: Model, prompt_BT: Tensor, each: int, steps: int = 6) -> Thunk:
-    """Steps a second that read `each` tokens behind the prompt and what the steps before them read."""
-
-    def run() -> float:
-        with torch.inference_mode():
-            out = model(input_ids=prompt_BT, use_cache=True)
-            start = time.perf_counter()
-            for _ in range(steps):
-                out = model(input_ids=prompt_BT[:, :each], past_key_values=out.past_key_values, use_cache=True)
-            return steps / (time.perf_counter() - start)
 
     return run
 
@@ -191,12 +181,6 @@ def speeds(models: Mapping[str, Model], prompt_BT: Tensor, rounds: int) -> dict[
         "decode": interleave({name: decode_rate(model, short, DECODE) for name, model in models.items()}, rounds),
         "prefill": interleave({name: prefill_rate(model, prompt_BT) for name, model in models.items()}, rounds),
     }
-
-
-def steps(model: Model, prompt_BT: Tensor, rounds: int) -> dict[int, float]:
-    """How many tokens a step reads → its time in times of a step of one; medians of interleaved rounds."""
-    timed = interleave({str(each): steps_rate(model, prompt_BT[:, :PROMPT], each) for each in TOGETHER}, rounds)
-    return {each: timed[str(TOGETHER[0])].median / timed[str(each)].median for each in TOGETHER}
 
 
 def cache_bytes(cache: Any) -> int:  # any cache object of the host

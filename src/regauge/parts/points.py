@@ -51,6 +51,7 @@ class Place:
         of: what its rules are about, one and many.
         like: a selector as a recipe writes it.
         acts: whether anything acts on such a place today; where not, a recipe is read, resolved and then refused.
+        scales: whether something acts on it in models that draw images scale by scale.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Place:
     like: str
     axes: tuple[Axis, ...]
     acts: bool = False
+    scales: bool = False
 
 
 FORMAT = "format"
@@ -149,13 +151,14 @@ _DECLARED = (
             Axis("schedule", "how many stay, and from which block"),
             Axis("disposal", "what becomes of the others"),
         ),
+        scales=True,
     ),
 )
 
 PLACES: Mapping[str, Place] = {place.name: place for place in _DECLARED}
 AXES: Mapping[str, tuple[str, ...]] = {place.name: tuple(axis.name for axis in place.axes) for place in _DECLARED}
 """Place → its axes, in the order in which a point is printed."""
-WEIGHTS, INPUTS, CACHE, ATTENTION, SHAPE = "weights", "inputs", "cache", "attention", "shape"
+WEIGHTS, INPUTS, CACHE, ATTENTION, SHAPE, TOKENS = "weights", "inputs", "cache", "attention", "shape", "tokens"
 REWRITES = "rewrites"
 """Where rewrites stand in a recipe: no place, but a list of their own."""
 ARITHMETIC, MEASURE = "arithmetic", "measure"

@@ -17,6 +17,7 @@ from regauge.parts.part import Part
 from regauge.parts.points import ARITHMETIC, CACHE, INPUTS, MEASURE, WEIGHTS
 from regauge.parts.scales import MODEL, NUMBERS, SCALE_ROWS, UNEVEN
 from regauge.parts.shape import SHAPE_ROWS
+from regauge.parts.tokens import TOKEN_ROWS
 from regauge.parts.transforms import TRANSFORM_ROWS
 
 COARSE, FINE = "group:128 else group:64 else channel", "group:32"
@@ -282,7 +283,9 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
     **SHAPE_ROWS,
     **CACHE_ROWS,
     **ATTENTION_ROWS,
-    "score": {**SHAPE_ROWS["score"], **CACHE_ROWS["score"]},
+    "score": {**SHAPE_ROWS["score"], **CACHE_ROWS["score"], **TOKEN_ROWS["score"]},
+    "schedule": {**SHAPE_ROWS["schedule"], **TOKEN_ROWS["schedule"]},
+    "disposal": {**CACHE_ROWS["disposal"], **TOKEN_ROWS["disposal"]},
     "rewrite": REWRITE_ROWS,
     ARITHMETIC: {
         "l-mul": Part(

@@ -47,6 +47,7 @@ def combined(plans: Sequence[Plan]) -> Plan:
         cite=tuple(dict.fromkeys(cite for plan in plans for cite in plan.cite)),
         differs="; ".join(plan.differs for plan in plans if plan.differs),
         row="none, it is several",
+        check=tuple(dict.fromkeys(check for plan in plans for check in plan.check)),
         calibration={key: max(size[key] for size in sizes) for key in sizes[0]} if sizes else {},
         learning=learning,
         products=max(plan.products for plan in plans),

@@ -45,6 +45,8 @@ def _unlike(point: Point | None) -> str:
     """Why what is read so are not integers of one step that is known before, as a clause; "" where they are."""
     if point is None:
         return "has no reading"
+    if point.name("transform") not in ("", "identity"):
+        return "is turned in floats before it is rounded"
     fmt = parts.format_of(point)
     if fmt.grid.kind != INTEGER:
         return f"is read as {point.name('grid')}"

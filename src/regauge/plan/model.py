@@ -33,6 +33,7 @@ class Plan:
         cite: papers, `arXiv:2210.17323`.
         differs: where we differ from the publication.
         row: the row of the list of methods that it implements, or why there is none.
+        check: tests that fail where its idea is taken out, `tests/discriminate/test_x.py::test_y`.
         calibration: `tokens` and `length` of the text that the method reads, where it reads any.
         products: `integer` where every product of matrices must be one of integers; "" where nothing is promised.
         learning: how parts that are learnt are trained, where the recipe says so (`learn/settings.py`).
@@ -47,6 +48,7 @@ class Plan:
     cite: tuple[str, ...] = ()
     differs: str = ""
     row: str = ""
+    check: tuple[str, ...] = ()
     calibration: Mapping[str, int] = field(default_factory=dict)
     learning: Mapping[str, int | str] = field(default_factory=dict)
     products: str = ""

@@ -31,6 +31,7 @@ class Resolution:
         fallbacks: site or tap → which grain was taken instead, and why.
         kept: site in full precision → why.
         points: place → name → its point, of the other places; names that stay as they are are absent.
+        scales: the model draws images scale by scale.
     """
 
     choices: dict[str, Point | None]
@@ -38,6 +39,7 @@ class Resolution:
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     kept: Mapping[str, str] = field(default_factory=dict)
     points: Mapping[str, Mapping[str, Point]] = field(default_factory=dict)
+    scales: bool = False
 
     @property
     def inputs(self) -> Mapping[str, Point]:
@@ -89,7 +91,8 @@ def resolve(plan: Plan, anatomy: Anatomy, alike: bool = False) -> Resolution:
         raise _error(plan, reasons)
     notes = [*anatomy.notes, *_told(fallbacks, "fell back"), *_told(kept, "kept in full precision")]
     notes += [note for won in found.values() for one in won.values() for note in one.notes]
-    return Resolution(choices, notes, fallbacks, kept, {place: held for place, held in points.items() if held})
+    points = {place: held for place, held in points.items() if held}
+    return Resolution(choices, notes, fallbacks, kept, points, anatomy.plumbing.scales)
 
 
 def inert(plan: Plan, resolution: Resolution) -> list[str]:
@@ -100,7 +103,7 @@ def inert(plan: Plan, resolution: Resolution) -> list[str]:
     reasons |= dict.fromkeys(out_of_scope(plan, resolution.at(WEIGHTS), resolution.inputs))
     for place, declared in PLACES.items():
         held = resolution.at(place)
-        if held and not declared.acts:
+        if held and not (declared.acts or (declared.scales and resolution.scales)):
             reasons[f"nothing acts on {declared.of[1]} yet ({place} of {_names(list(held), 'of them')})"] = None
         for point in held.values():
             for name, spec in point:
@@ -155,12 +158,6 @@ def _level(won: Mapping[str, Match], choices: dict[str, Point | None], fallbacks
                 fallbacks[name] = f"{parts.spell('grain', least)} as elsewhere, so that one format says all"
 
 
-CONVOLVED = (
-    "a convolution reads it, whose places share pixels, and no kernel rounds those: leave the tap full, and round the "
-    "weights alone"
-)
-
-
 def _inputs(
     anatomy: Anatomy,
     won: Mapping[str, Match],
@@ -183,7 +180,8 @@ def _inputs(
                 grouped.setdefault(why, []).append(tap)
             continue
         if readers[tap][0].window:
-            grouped.setdefault(CONVOLVED, []).append(tap)
+            why = "a convolution reads it, whose places share pixels: leave the tap full, and round weights alone"
+            grouped.setdefault(why, []).append(tap)
         shape = (1, readers[tap][0].shape[1])
         found[tap], why = _grain(one.point, shape)
         if why:

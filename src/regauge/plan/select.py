@@ -82,7 +82,8 @@ def _taps(anatomy: Anatomy) -> tuple[Spot, ...]:
 
 
 def _stores(anatomy: Anatomy) -> tuple[Spot, ...]:
-    kept = {site.block for site in anatomy.sites if site.kind == "k"} if anatomy.causal else set()
+    keeps = anatomy.causal or anatomy.plumbing.scales
+    kept = {site.block for site in anatomy.sites if site.kind == "k"} if keeps else set()
     return tuple(Spot(f"blocks.{block}.cache", "cache") for block in range(anatomy.blocks) if block in kept)
 
 

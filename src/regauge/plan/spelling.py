@@ -77,6 +77,8 @@ def dump(plan: Plan) -> str:
         lines.append(f"differs: {_scalar(plan.differs, block=True)}")
     if plan.row:
         lines.append(f"row: {_scalar(plan.row, block=True)}")
+    if plan.check:
+        lines.append(f"check: [{', '.join(_scalar(item) for item in plan.check)}]")
     if plan.calibration:
         lines.append(f"calibration: {_row({key: str(value) for key, value in plan.calibration.items()})}")
     if plan.learning:

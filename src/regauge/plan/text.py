@@ -48,7 +48,8 @@ OLDER = "rules"
 ACTIVATIONS = "activations"
 """What a point on `inputs` was called: a coordinate of the weights with the name of a grid."""
 REWRITE = "rewrite"
-HEAD = ("name", "title", "cite", "differs", "row", "calibration", "learning", "products", "rewrites", "family", "train")
+TOLD = ("name", "title", "cite", "differs", "row", "check")
+HEAD = (*TOLD, "calibration", "learning", "products", "rewrites", "family", "train")
 KEYS = (*HEAD, *PLACES, OLDER)
 FULL = "full"
 ALIKE = re.compile(r"\*|blocks\.(\*|\d+|\?|\[[^\]]*\]|\{[\d,]*\})(\.\*)?")
@@ -89,13 +90,19 @@ def parse(recipe: str | Mapping[str, object], where: str = "recipe", trusted: bo
         name=found["name"].text("name") if "name" in found else "recipe",
         places=rules,
         rewrites=rewrites,
-        cite=tuple(node.text("cite") for node in found["cite"].items("cite")) if "cite" in found else (),
+        cite=_listed(found, "cite"),
+        check=_listed(found, "check"),
         calibration={key: node.count(key) for key, node in calibration.items()},
         learning=_learning(found["learning"]) if "learning" in found else {},
         family=family,
         train=train,
         **texts,
     )
+
+
+def _listed(found: Mapping[str, Node], key: str) -> tuple[str, ...]:
+    """The texts of a list."""
+    return tuple(node.text(key) for node in found[key].items(key)) if key in found else ()
 
 
 def _family(node: Node) -> Family:
@@ -118,6 +125,10 @@ def _train(node: Node) -> dict[str, int | float | str]:
             raise value.error(str(error)) from error
     if not found:
         raise node.error(f"train says nothing; write one of {', '.join(TRAINING)}")
+    try:
+        Training(**found)  # type: ignore[arg-type]  # each of its kind
+    except ValueError as error:
+        raise node.error(str(error)) from error
     return found
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regauge.errors import ModelError, OutputError, SettingError
 from regauge.hosts import host_of
+from regauge.plan.caches import Asked
 from regauge.report.pictures import KEPT, SIGNATURE, Drawing
 
 MOST = 1024
@@ -35,6 +36,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 0.0,
     subnet: str | Sequence[str] = (),
+    cache: Asked | None = None,
     seed: int = 0,
 ) -> Path:
     """Images of classes as a grid, a column each class; where it was written.
@@ -42,16 +44,23 @@ def sample(
     Args:
         out: a .png; None: where the artifact's report shows it. `against`: draws the same, in rows above.
         subnet: what runs, for all scales or one for each.
+        cache: what `model` keeps of earlier scales, as `load` takes it; None: as it says itself.
     """
     stages = (subnet,) if isinstance(subnet, str) else tuple(subnet)
-    return draw(model, out, Drawing(tuple(labels), rows, seed, guidance, top_k, top_p, stages), against)
+    return draw(model, out, Drawing(tuple(labels), rows, seed, guidance, top_k, top_p, stages), against, cache)
 
 
-def draw(model: str | Path, out: str | Path | None, drawing: Drawing, against: str | Path | None = None) -> Path:
+def draw(
+    model: str | Path,
+    out: str | Path | None,
+    drawing: Drawing,
+    against: str | Path | None = None,
+    cache: Asked | None = None,
+) -> Path:
     """Writes a grid of what a model draws, a column each class; rows of `against`, drawn alike, stand above.
 
     Args:
-        out: a .png; None: where the artifact's report finds it.
+        out: a .png; None: where the artifact's report finds it. `cache`: what `model` keeps of earlier scales.
 
     Raises:
         ModelError: a model draws no images.
@@ -59,7 +68,8 @@ def draw(model: str | Path, out: str | Path | None, drawing: Drawing, against: s
         OutputError: it cannot be written.
     """
     path = _place(model, out)
-    made = [_images(one, drawing) for one in ([] if against is None else [against]) + [model]]
+    made = [] if against is None else [_images(against, drawing)]
+    made.append(_images(model, drawing, cache))
     columns = made[0].shape[0] // drawing.rows
     data = png(grid(torch.cat(made), columns))
     try:
@@ -79,9 +89,9 @@ def _place(model: str | Path, out: str | Path | None) -> Path:
     return folder / KEPT
 
 
-def _images(model: str | Path, drawing: Drawing) -> Tensor:
+def _images(model: str | Path, drawing: Drawing, cache: Asked | None = None) -> Tensor:
     """(N, C, h, w) from 0 to 1, row by row."""
-    found: Any = host_of(model).load(model)
+    found: Any = host_of(model).load(model, cache=cache)
     taste = getattr(found, "taste", None)
     if taste is None:
         raise ModelError(f"{model} is a {type(found).__name__}, which draws no images")

@@ -6,6 +6,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from regauge import parts
@@ -56,17 +57,8 @@ def facts(name: str) -> list[Facts]:
         found.append(_of_plan(load(name)))
     found += [_of_part(axis, name) for axis, table in TABLE.items() if name in table]
     if name in HAD:
-        one = HAD[name]
-        found.append(
-            {
-                "kind": "row",
-                "name": name,
-                "title": one.title,
-                "what": one.what,
-                "cite": list(one.cite),
-                "text": one.text,
-            }
-        )
+        told = asdict(HAD[name])
+        found.append({"kind": "row", "name": name, **told, "cite": list(told["cite"]), "check": list(told["check"])})
     if not found:
         known = [*presets(), *HAD, *(part for table in TABLE.values() for part in table)]
         hint = nearest(name, known)
@@ -113,6 +105,7 @@ def _of_plan(plan: Plan) -> Facts:
         "cite": list(plan.cite),
         "differs": plan.differs,
         "row": plan.row,
+        "check": list(plan.check),
         "needs": [need for need in needs if need != "joined"],
         "searches": [
             f"{spec.part} tries {len(values)} values of {option}, each a pass of the whole model"
@@ -221,22 +214,26 @@ def explain(name: str | None = None) -> str:
 
 
 def _standing_text(found: Facts) -> str:
-    about = pairs({"paper": ", ".join(link(cite) for cite in listed(found["cite"])), "here": str(found["what"])})
-    return "\n".join([f"{found['name']}: {found['title']}", "", *about, "", *str(found["text"]).splitlines()])
+    about = {
+        "paper": ", ".join(link(cite) for cite in listed(found["cite"])),
+        "check": ", ".join(map(str, listed(found["check"]))),
+        "here": str(found["what"]),
+    }
+    return "\n".join([f"{found['name']}: {found['title']}", "", *pairs(about), "", *str(found["text"]).splitlines()])
 
 
 def _plan_text(found: Facts) -> str:
     lines = [f"{found['name']}: {found['title']}" if found["title"] else str(found["name"]), ""]
     told = {
         "paper": ", ".join(link(cite) for cite in listed(found["cite"])),
+        "check": ", ".join(map(str, listed(found["check"]))),
         "text": _text_needed(found),
         "differs": str(found["differs"]),
         "keeps": str(found["kept"]),
         "speed": _speed(str(found["speed"])),
     }
     lines += pairs(told)
-    rewrites = rows_of(found["rewrites"])
-    if rewrites:
+    if rewrites := rows_of(found["rewrites"]):
         lines += ["", "rewrites, in order; each keeps the function"]
         lines += columns([[row["name"], row["what"]] for row in rewrites])
     for rule in facts_of(found["rules"]):

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from regauge.amounts import told
 from regauge.engine.subnets import MemberFigures, Subnets
-from regauge.report import figures, page
+from regauge.report import drafting, figures, page
 from regauge.report.view import Table, View, uniform
 from regauge.report.words import Words
 
 CAPTION = (
     "Each member runs over the family's memory. Size is what `regauge extract` writes; speeds are interleaved over all "
     "members on this machine; KL is to the whole, nats a token, with its 95 % interval over documents. As a draft: how "
-    "many times as many tokens a second its guesses promise (`drafts=` of generate), by how often they are right on "
-    "this text and what steps of one and more tokens took here."
+    "many times as many tokens a second its guesses promise (`drafts=` of generate), by how often they are right where "
+    "the whole goes on with this text and what steps of one and more tokens took here."
 )
 DOTS = "Each dot is a member, its KL to the whole: lower and further left is better; lines are 95 % intervals."
 NO_TEXT = "give --eval TEXT for quality"
@@ -37,9 +37,7 @@ def _row(one: MemberFigures) -> tuple[str, ...]:
 
 def _draft(one: MemberFigures) -> str:
     """What it is worth as a draft of the whole."""
-    if one.drafts is None:
-        return ""
-    return f"{one.drafts.gain:.2f}x, {one.drafts.guesses} guesses" if one.drafts.guesses else "no gain"
+    return "" if one.drafts is None else drafting.told(one.drafts)
 
 
 def offers(found: Subnets) -> str:
@@ -67,7 +65,7 @@ def view(found: Subnets) -> View:
         words=words,
         points=points,
         sites=(),
-        first=(table(found),),
+        first=(table(found), *(() if found.drafting is None else (drafting.table(found.drafting),))),
         tables=(),
         notes=() if found.text else (NO_TEXT,),
         facts=(("family", found.path), ("text", found.text or "none")),

@@ -23,8 +23,9 @@ from regauge.plan import Plan, load, patterns
 from regauge.plan.keeping import bits_of, told
 from regauge.report import speeds
 from regauge.report.explanation import SHAPE, facts, spread, uses
+from regauge.report.standing import HAD
 
-PRESET, OF_CACHE = "preset", "cache preset"
+PRESET, OF_CACHE, STANDING = "preset", "cache preset", "without a recipe"
 UNMEASURED = "not measured"
 SHOWN = 3
 """Figures of a preset file that are shown; the others are in `Method.figures`."""
@@ -36,9 +37,11 @@ class Method:
 
     Attributes:
         name: as a recipe or `apply` takes it; of a preset with numbers, its pattern.
-        kind: `preset`, `cache preset` where it is about nothing else, or the axis that a part is on.
+        kind: `preset`, `cache preset` where it is about nothing else, `without a recipe` where a command or every
+            loaded model has it, or the axis that a part is on.
         what: what it does, in a line.
         row: the method of the published list that a preset implements; "" for a part, or where there is none.
+        check: the tests of this repository that fail where a preset's idea is taken out.
         paper: arXiv ids or addresses.
         places: what it acts on.
         cost: what it reads, stores and takes.
@@ -56,13 +59,14 @@ class Method:
     cost: str
     measured: str
     names: tuple[str, ...] = ()
+    check: tuple[str, ...] = ()
     figures: dict[str, Any] = field(default_factory=dict)
 
 
 def methods(
     word: str | None = None, bits: int | None = None, loads_in: str | None = None, paper: bool = False
 ) -> tuple[Method, ...]:
-    """Every preset file, then every part of each axis.
+    """Every preset file, then what needs none, then every part of each axis.
 
     Args:
         word: only rows that have it in their name, title, row, place, kind or paper.
@@ -75,7 +79,7 @@ def methods(
         RecipeError: no row is left; names the nearest.
         SettingError: there is no such runtime; names the nearest.
     """
-    found: tuple[Method, ...] = (*_presets(), *_parts())
+    found: tuple[Method, ...] = (*_presets(), *_standing(), *_parts())
     if bits is not None or loads_in is not None:
         found = tuple(one for method in found if (one := _narrowed(method, bits, loads_in)) is not None)
     if paper:
@@ -155,10 +159,28 @@ def _presets() -> tuple[Method, ...]:
                 cost=_cost(plans),
                 measured=_measured(names),
                 names=names,
+                check=plan.check,
                 figures=_figures(names),
             )
         )
     return tuple(found)
+
+
+def _standing() -> tuple[Method, ...]:
+    return tuple(
+        Method(
+            name=name,
+            kind=STANDING,
+            what=one.title,
+            row=name,
+            paper=one.cite,
+            places=(one.what,),
+            cost="no recipe",
+            measured=UNMEASURED if "benchmarks/" not in one.text else "'regauge explain' says by what",
+            check=one.check,
+        )
+        for name, one in HAD.items()
+    )
 
 
 def _cost(plans: dict[str, Plan]) -> str:

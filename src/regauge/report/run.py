@@ -11,7 +11,7 @@ from regauge.measure.bootstrap import FEW
 from regauge.measure.contexts import MOST
 from regauge.measure.cost import PROMPT, Costs, Speed
 from regauge.measure.quality import Quality
-from regauge.report import figures, words
+from regauge.report import drafting, figures, words
 from regauge.report.view import OUT, Point, Row, Sample, Table, View, loads, of_receipt, spent
 from regauge.search import record
 from regauge.search.record import Run
@@ -35,6 +35,7 @@ def of_run(run: Run, receipt: Receipt, out: str = OUT, auto: str = CAUSAL) -> Vi
             frontier(run, out),
             loads(receipt, out, auto),
             _budgets(run),
+            *(() if run.drafts is None else (drafting.table(run.drafts),)),
             *figures.tables(run),
             _contexts(run),
             _decoding(run),

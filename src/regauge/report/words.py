@@ -46,6 +46,7 @@ def of_run(run: Run, receipt: Receipt, out: str) -> tuple[Words, ...]:
     if run.quality is not None and run.original is not None:
         lines.append(Words("quality", quality(run.quality, run.original)))
     lines += _speeds(run)
+    lines += _drafts(receipt, run)
     lines += _memory(run)
     lines += _cache(receipt)
     lines += _stores(run)
@@ -130,6 +131,13 @@ def _speeds(run: Run) -> list[Words]:
     if grown:
         lines.insert(1, Words("  context", f"decoding at {grown}" + (f"; uncompressed {beside}" if beside else "")))
     return lines
+
+
+def _drafts(receipt: Receipt, run: Run) -> list[Words]:
+    """What guesses that are checked several in a step give beside the weights."""
+    if receipt.drafts is not None:
+        return [Words("drafts", f"decode {receipt.drafts}; the text is the same")]
+    return [] if run.drafts is None else [Words("drafts", f"none: {run.drafts.why}")]
 
 
 def contexts(found: Mapping[int, Speed]) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Codes, Format, Step
+from regauge.formats.numbers import zeroless
 from regauge.kernels.cpu import sweep
 from regauge.rounding.feedback import Factor
 
@@ -19,7 +20,7 @@ def swept(w_OI: Tensor, fmt: Format, step: Step | None, made: Factor, order_I: T
     """The codes by the C++ kernels; None where they do not have it, so that torch computes.
 
     That is: there is no library, another device, a sweep in float64, a part without a `kernel`, numbers that are not
-    finite, or groups that are fitted when they are reached and hold several rows.
+    finite, or groups that are fitted when they are reached and hold several rows or, on a grid without 0, may be zeros.
 
     Args:
         step: where it is known; None: each group's is fitted when its first column is reached.
@@ -56,7 +57,7 @@ def _fitting(w_OI: Tensor, fmt: Format, made: Factor) -> Codes | None:
     any_G1 = torch.ones(1, 1, dtype=torch.float32, device="cpu")
     kept = fmt.scale.bind(any_G1, fmt.grid, 1)  # a level that steps share is bound by now, the others read no steps
     values, found = fmt.grid.kernel, fmt.ranger.kernel
-    if size != span or values is None or found is None or kept.kernel is None:
+    if size != span or values is None or found is None or kept.kernel is None or zeroless(fmt.grid):
         return None
     made_of = sweep.fed_back_fitting(w_OI, made.feedback_II, values, found, kept.kernel, shape[1] // span)
     if made_of is None:

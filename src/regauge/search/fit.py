@@ -30,13 +30,14 @@ from regauge.errors import ArtifactError, BudgetError, ResumeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.search import budgets as written
-from regauge.search import menus, record
+from regauge.search import drafting, menus, record
 from regauge.search.given import absolute, spell, unspell
 from regauge.search.kept import DONE, Folder, sweep
 from regauge.search.loop.build import plan_for
 from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
 from regauge.search.loop.finish import assemble
 from regauge.search.loop.forecast import NEEDED, NOMINAL, Time, paced, steps, within
+from regauge.search.loop.goal import weights
 from regauge.search.loop.recovering import recovered
 from regauge.search.loop.room import room as space
 from regauge.search.loop.settle import settle
@@ -74,6 +75,7 @@ def fit(
     length: int | None = None,
     cache: str | None = None,
     recover: float | None = None,
+    drafts: str | None = None,
 ) -> Run:
     """Finds, builds and measures the cheapest form of a model within budgets.
 
@@ -91,6 +93,8 @@ def fit(
             has it.
         cache: a preset or recipe file of what the artifact keeps of the past; a budget at a context counts it.
         recover: seconds, beyond `time_limit`, in which the artifact is trained towards the original; None: it is not.
+        drafts: `any`, `lookup` or `none`: what may draft where the artifact is decoded; None: `any` where a budget is
+            of decoding.
 
     Raises:
         RecipeError, SettingError: there is no such method or runtime, or together they leave nothing to choose from.
@@ -100,10 +104,13 @@ def fit(
     clock, target = Clock(progress or nobody), Path(out).expanduser().absolute()
     before = min(spent, (time_limit or 0.0) / 2)
     watch = Stopwatch(time_limit, clock, began=time.monotonic() - before)
+    asked = written.parse(budgets)
+    wanted = drafting.asked(drafts, asked, calibration is not None or eval is not None)
+    drafting.alone(wanted)
     allowed = menus.parse(for_, methods)
     ask = Ask(
         model=absolute(str(model)),
-        budgets=written.parse(budgets),
+        budgets=asked,
         floors=written.parse_floor(floor),
         effort=Effort.most(),
         seed=seed,
@@ -114,6 +121,7 @@ def fit(
         menu=allowed,
         length=length,
         cache=cache,
+        drafts=wanted,
     )
     tidy(target)
     sweep(target)
@@ -142,7 +150,7 @@ def fit(
         clock.ahead(expected if recover is None else {**expected, "recover": recover})
         watch.expects(expected, {name: bare[name] for name in NEEDED})
         with watch.step("profile"):
-            timing = within_reach(subject, groups, ask.budgets, ask.effort.turns)
+            timing = within_reach(subject, groups, ask.budgets, ask.effort.turns, ask.drafting)
         with watch.step("text"):
             texts = prepare(reader(source, seed, length), calibration, eval, ask.sizes, seed)
         folder = Folder.open(room, _identity(ask, source, texts), force, time_limit)
@@ -162,6 +170,7 @@ def search(desk: Desk, target: Path, force: bool, recover: float | None = None) 
         found = recovered(desk, found, recover)
     run = assemble(desk, found)
     record.write(run, found.built.folder)
+    drafting.write(desk.subject.source, found.built.folder, found.drafts, weights(found.speeds))
     desk.folder.save(DONE, True)
     move(found.built.folder, target, force)
     return run

@@ -73,8 +73,13 @@ def timed(asked: Sequence[Budget]) -> list[str]:
     return [budget.resource for budget in asked if budget.resource != "memory"]
 
 
-def within_reach(subject: Subject, groups: Sequence[SiteGroup], asked: Sequence[Budget], turns: int) -> Timing | None:
+def within_reach(
+    subject: Subject, groups: Sequence[SiteGroup], asked: Sequence[Budget], turns: int, drafts: float = 1.0
+) -> Timing | None:
     """The machine profiled, where a speed is asked for.
+
+    Args:
+        drafts: how many times as fast decoding may be by drafts, beside the weights.
 
     Raises:
         BudgetError: not even every site at its fastest would do; says how near it would come.
@@ -85,12 +90,14 @@ def within_reach(subject: Subject, groups: Sequence[SiteGroup], asked: Sequence[
     before = timing.base
     for budget in asked:
         if budget.resource != "memory":
-            best = before[budget.resource] / timing.least(budget.resource)
-            if best < budget.amount:
+            best, more = before[budget.resource] / timing.least(budget.resource), ""
+            if budget.resource == "decode" and drafts > 1:
+                more = f"; drafts are not counted on for more than {drafts:g}x beside them"
+            if best * (drafts if more else 1.0) < budget.amount:
                 raise BudgetError(
                     f"{budget.text!r} cannot be had here: with every weight at its fastest this machine would reach "
                     f"{best:.2f}x ({timing.fixed(budget.resource):.3g} of the source's {before[budget.resource]:.3g} "
-                    "ms a token by the same runtime are spent outside the weights); ask for less."
+                    f"ms a token by the same runtime are spent outside the weights{more}); ask for less."
                 )
     return timing
 

@@ -17,6 +17,7 @@ from regauge.artifact import short
 from regauge.artifact.disk import put
 from regauge.artifact.folder import first_fault
 from regauge.documents import inside, read_json
+from regauge.engine.drafting import Drafting
 from regauge.errors import ArtifactError
 from regauge.measure.cost import Costs
 from regauge.measure.long import Long
@@ -181,6 +182,7 @@ class Run(_Record):
     original: Quality | None = None  # of the source on the same text (its KL is 0)
     long: Long | None = None  # what the artifact makes of what the source wrote, where a budget is about a context
     costs: dict[str, Costs] = Field(default_factory=dict)  # source in bf16: `original`, `runtime`; `compressed`
+    drafts: Drafting | None = None  # what may draft where it is decoded, and what that gives
     verdicts: tuple[Verdict, ...] = ()
     check: Check | None = None
     additivity: float | None = None  # median of true KL of whole allocations / sum of their single-site KLs

@@ -94,6 +94,17 @@ class Windows:
             self.description,
         )
 
+    def halves(self) -> tuple[Windows, Windows]:
+        """Two texts: every other document, or every other window of the only one."""
+        owners = range(len(self.ids)) if self.documents < 2 else self.document
+        return self._some(owners, 0), self._some(owners, 1)
+
+    def _some(self, owners: Sequence[int], odd: int) -> Windows:
+        kept = [index for index, owner in enumerate(owners) if owner % 2 == odd]
+        fields = (self.ids, self.document, self.bytes)
+        ids, document, size = (tuple(field[index] for index in kept) for field in fields)
+        return Windows(ids, document, size, self.description, self.halved)  # type: ignore[arg-type]  # as they were
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:

@@ -45,6 +45,7 @@ class Layout:
             format version 1 and checkpoints of others have such sites.
         cache: store → what it keeps of the past; absent: everything, as it comes.
         attention: block's attention → how it attends; absent: by itself, to everything.
+        tokens: residual → what the block that reads it passes by; absent: nothing.
         cut: site → the inputs that its matrix had before it was cut to a member of a family: by these its panels are
             grouped, so that a member computes alike wherever it lies.
     """
@@ -60,6 +61,7 @@ class Layout:
     unsaid: str = ""
     cache: Mapping[str, Point] = field(default_factory=dict)
     attention: Mapping[str, Point] = field(default_factory=dict)
+    tokens: Mapping[str, Point] = field(default_factory=dict)
     cut: Mapping[str, int] = field(default_factory=dict)
 
     @property

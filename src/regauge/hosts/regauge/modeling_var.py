@@ -19,112 +19,15 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from regauge.cache.scheme import CachePlan
 from regauge.errors import SettingError
+from regauge.hosts.regauge.blocks import Block, HeadNorm, Modulation, like
 from regauge.hosts.regauge.configuration_var import VarConfig
+from regauge.hosts.regauge.pasts import check
 from regauge.hosts.regauge.sampling import Sampled, Taste, sample
-from regauge.hosts.regauge.stages import Layers, Past, Stages, layers_of, mask_of
+from regauge.hosts.regauge.stages import Layers, Stages, layers_of, mask_of
 from regauge.hosts.regauge.tokenizer import Tokenizer
-
-LOUDEST = math.log(100)  # of the learnt scale of attention's scores
-
-
-class Modulation(nn.Linear):
-    """What a class makes of all blocks: (B, 1, 6, C)."""
-
-    def forward(self, cond_BC: Tensor) -> Tensor:
-        return super().forward(cond_BC).view(len(cond_BC), 1, 6, -1)
-
-
-class Attention(nn.Module):
-    """Attention over the scales so far."""
-
-    def __init__(self, config: VarConfig, index: int) -> None:
-        super().__init__()
-        self.index, self.heads = index, config.num_attention_heads
-        self.scale = 1.0 if config.attn_l2_norm else 0.25 / math.sqrt(config.hidden_size // self.heads)
-        if config.attn_l2_norm:
-            self.scale_mul_1H11 = nn.Parameter(_like((1, self.heads, 1, 1)).fill_(math.log(4)))
-        self.normed = config.attn_l2_norm
-        self.mat_qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, x_BLC: Tensor, mask_LL: Tensor | None, past: Past | None) -> Tensor:
-        made = self.mat_qkv(x_BLC)
-        q, k, v = made.view(*made.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if self.normed:
-            q = functional.normalize(q, dim=-1) * self.scale_mul_1H11.clamp(max=LOUDEST).exp()
-            k = functional.normalize(k, dim=-1)
-        if past is not None:
-            k, v = past.append(self.index, k, v)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=self.scale)
-        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return out
-
-
-class FeedForward(nn.Module):
-    """Two layers."""
-
-    def __init__(self, config: VarConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, x_BLC: Tensor) -> Tensor:
-        out: Tensor = self.fc2(functional.gelu(self.fc1(x_BLC), approximate="tanh"))
-        return out
-
-
-class Block(nn.Module):
-    """A layer; its norms have no numbers of their own, the class gives them."""
-
-    def __init__(self, config: VarConfig, index: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = _norm(config), _norm(config)
-        self.attn, self.ffn = Attention(config, index), FeedForward(config)
-        self.shared = config.shared_aln
-        if self.shared:
-            self.ada_gss = nn.Parameter(_like((1, 1, 6, config.hidden_size)).normal_(std=config.hidden_size**-0.5))
-        else:
-            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.hidden_size, 6 * config.hidden_size))
-
-    def modulation(self, cond: Tensor) -> Tensor:
-        """(B, 1, 6, C) of a class (B, C), or of what all blocks share."""
-        if self.shared:
-            added: Tensor = self.ada_gss + cond
-            return added
-        made: Tensor = self.ada_lin(cond).view(len(cond), 1, 6, -1)
-        return made
-
-    def forward(
-        self,
-        x_BLC: Tensor,
-        cond: Tensor,
-        mask_LL: Tensor | None = None,
-        past: Past | None = None,
-        modulation: Tensor | None = None,
-    ) -> Tensor:
-        """Args:
-        modulation: where the caller has made it already, which it may once an image.
-        """
-        made = self.modulation(cond) if modulation is None else modulation
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = made.unbind(2)
-        x_BLC = x_BLC + gamma1 * self.attn(self.norm1(x_BLC) * (scale1 + 1) + shift1, mask_LL, past)
-        out: Tensor = x_BLC + gamma2 * self.ffn(self.norm2(x_BLC) * (scale2 + 1) + shift2)
-        return out
-
-
-class HeadNorm(nn.Module):
-    """The norm before the head, which the class modulates too."""
-
-    def __init__(self, config: VarConfig) -> None:
-        super().__init__()
-        self.norm = _norm(config)
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.hidden_size, 2 * config.hidden_size))
-
-    def forward(self, x_BLC: Tensor, cond_BC: Tensor) -> Tensor:
-        scale, shift = self.ada_lin(cond_BC).view(len(cond_BC), 1, 2, -1).unbind(2)
-        made: Tensor = self.norm(x_BLC) * (scale + 1) + shift
-        return made
+from regauge.tokens.maps import Passing
 
 
 @dataclass
@@ -146,6 +49,8 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
     _no_split_modules = ("Block",)
     _supports_sdpa = True
     taste = Taste
+    regauge_cache: CachePlan | None = None  # what is kept of earlier scales; None: everything
+    regauge_tokens: tuple[Passing | None, ...] | None = None  # what blocks pass by; None: nothing
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__(config)
@@ -153,8 +58,8 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
         self.vae = Tokenizer(config)
         self.word_embed = nn.Linear(config.latent_channels, width)
         self.class_emb = nn.Embedding(config.num_classes + 1, width)
-        self.pos_start = nn.Parameter(_like((1, first, width)).normal_(std=_deviation(width)))
-        self.pos_1LC = nn.Parameter(_like((1, config.tokens, width)).normal_(std=_deviation(width)))
+        self.pos_start = nn.Parameter(like((1, first, width)).normal_(std=_deviation(width)))
+        self.pos_1LC = nn.Parameter(like((1, config.tokens, width)).normal_(std=_deviation(width)))
         self.lvl_embed = nn.Embedding(len(config.areas), width)
         self.shared_ada_lin = (
             nn.Sequential(nn.SiLU(), Modulation(width, 6 * width)) if config.shared_aln else nn.Identity()
@@ -163,6 +68,19 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
         self.head_nm = HeadNorm(config)
         self.head = nn.Linear(width, config.vocab_size)
         self.post_init()
+
+    def keep_by(self, plan: CachePlan) -> None:
+        """Lets images be drawn with what a plan keeps of earlier scales.
+
+        Raises:
+            SettingError: it asks for what a cache of scales cannot keep.
+        """
+        check(plan)
+        self.regauge_cache = plan
+
+    def pass_by(self, rules: tuple[Passing | None, ...]) -> None:
+        """Lets images be drawn while each block passes by what its rule says."""
+        self.regauge_tokens = rules
 
     def layers(self, stages: Stages = None) -> Layers:
         """The layers that run on each scale of a subnet, or of one for each scale."""
@@ -248,6 +166,7 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
         seed: int = 0,
         taste: Taste = Taste(),  # noqa: B008 (frozen)
         subnet: Stages = None,
+        cache: CachePlan | None = None,
     ) -> Sampled:
         """Draws an image of each class.
 
@@ -256,20 +175,13 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
             seed: the same seed and labels give the same images.
             taste: guidance, and which tokens may be drawn.
             subnet: what runs on the scales: one for all, or one for each; None: the full model.
+            cache: what is kept of earlier scales; None: as the model was loaded.
 
         Raises:
             SettingError: a class or a subnet is none of the model's.
         """
-        return sample(self, torch.as_tensor(labels, dtype=torch.int64, device=self.device), seed, taste, subnet)
-
-
-def _like(shape: tuple[int, ...]) -> Tensor:
-    """Numbers yet to be set, where modules that are being built put theirs."""
-    return torch.empty(shape, dtype=torch.get_default_dtype(), device=torch.get_default_device())
-
-
-def _norm(config: VarConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=False)
+        labels_B = torch.as_tensor(labels, dtype=torch.int64, device=self.device)
+        return sample(self, labels_B, seed, taste, subnet, cache or self.regauge_cache)
 
 
 def _deviation(width: int) -> float:

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regauge.cache.scheme import CachePlan
 from regauge.errors import SettingError
-from regauge.hosts.regauge.stages import Layers, Past, Stages
+from regauge.hosts.regauge.pasts import Past
+from regauge.hosts.regauge.stages import Layers, Stages
+from regauge.tokens.maps import Passed
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Sampled:
         images: (B, channels, side, side) from 0 to 1.
         tokens: (B, L) of all scales.
         layers: that ran on each scale.
-        cache_bytes: of keys and values after each scale.
+        cache_bytes: of keys and values after each scale, and of what tokens that were passed by are filled with.
         most_cache_bytes: the most at one time.
         seconds: of each scale, then of the decoder.
     """
@@ -60,7 +63,9 @@ class Sampled:
     seconds: tuple[float, ...]
 
 
-def sample(model: Any, labels_B: Tensor, seed: int, taste: Taste, subnet: Stages) -> Sampled:
+def sample(
+    model: Any, labels_B: Tensor, seed: int, taste: Taste, subnet: Stages, plan: CachePlan | None = None
+) -> Sampled:
     """See `VarForImageGeneration.sample`."""
     config, count = model.config, len(labels_B)
     _check(labels_B, config.num_classes)
@@ -70,15 +75,19 @@ def sample(model: Any, labels_B: Tensor, seed: int, taste: Taste, subnet: Stages
     labels = torch.cat([labels_B, none_B]) if taste.guidance else labels_B
     cond_BC, cond = model.condition(labels)
     made = [block.modulation(cond) for block in model.blocks]
-    past, places = Past(layers), torch.split(model.places(), config.areas, 1)
+    past = Past(layers, plan, model.blocks[0].attn.scale)
+    passed = None if model.regauge_tokens is None else Passed(model.regauge_tokens, len(layers))
+    places = torch.split(model.places(), config.areas, 1)
     x_BLC, total_BZhw = model.start(cond_BC) + places[0], None
     tokens, held, seconds = [], [], []
     for scale, some in enumerate(layers):
         began = time.perf_counter()
         past.begin(scale)
+        if passed is not None:
+            passed.begin(scale)
         for index in some:
-            x_BLC = model.blocks[index](x_BLC, cond, None, past, made[index])
-        held.append(past.bytes)
+            x_BLC = model.blocks[index](x_BLC, cond, None, past, made[index], passed)
+        held.append(past.bytes + (0 if passed is None else passed.bytes))
         logits = model.logits(x_BLC, cond_BC)
         if taste.guidance:
             t = taste.guidance * scale / (len(layers) - 1)
@@ -91,10 +100,11 @@ def sample(model: Any, labels_B: Tensor, seed: int, taste: Taste, subnet: Stages
             rows = model.vae.quantize.down(total_BZhw, scale + 1).to(cond_BC.dtype)
             x_BLC = (model.word_embed(rows) + places[scale + 1]).repeat(len(labels) // count, 1, 1)
         seconds.append(time.perf_counter() - began)
+    most = past.most + (0 if passed is None else passed.bytes)
     began = time.perf_counter()
     images = (model.vae.pixels(total_BZhw).clamp(-1, 1) + 1) / 2
     seconds.append(time.perf_counter() - began)
-    return Sampled(images, torch.cat(tokens, 1), layers, tuple(held), past.most, tuple(seconds))
+    return Sampled(images, torch.cat(tokens, 1), layers, tuple(held), most, tuple(seconds))
 
 
 def draw(logits_BLV: Tensor, taste: Taste, generator: torch.Generator) -> Tensor:

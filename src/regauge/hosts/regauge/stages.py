@@ -17,6 +17,8 @@ from regauge.elastic.family import Family
 from regauge.elastic.subnet import Subnet
 from regauge.errors import SettingError
 
+BRIDGE = 0.6
+"""Of all scales, those on which the whole model runs beside a subnet that is trained."""
 Layers = tuple[tuple[int, ...], ...]
 """For each scale, the layers that run on it, in their order."""
 Stages = str | Subnet | Sequence[str | Subnet] | None
@@ -41,6 +43,11 @@ def late(scales: int, early: int, subnet: str | Subnet) -> tuple[str | Subnet, .
     return ("full",) * early + (subnet,) * (scales - early)
 
 
+def bridged(scales: int, subnet: str | Subnet) -> tuple[str | Subnet, ...]:
+    """The whole model on the first scales, six of ten as VARiant has it, a subnet on the others."""
+    return late(scales, round(BRIDGE * scales), subnet)
+
+
 def _layers(subnet: Subnet, depth: int) -> tuple[int, ...]:
     """
     Raises:
@@ -59,40 +66,6 @@ def _layers(subnet: Subnet, depth: int) -> tuple[int, ...]:
         near = min(max(kept, 1), depth)
         raise SettingError(f"the model has {depth} layers, so {subnet} cannot run; the nearest is depth={near}")
     return Family().blocks(kept, depth)
-
-
-class Past:
-    """Keys and values of the scales so far, for each layer that a scale to come still runs.
-
-    Args:
-        layers: of each scale.
-    """
-
-    def __init__(self, layers: Layers) -> None:
-        self.layers = layers
-        self._held: dict[int, tuple[Tensor, Tensor]] = {}
-        self.most = 0
-
-    def begin(self, scale: int) -> None:
-        """Frees what no scale from this one on reads."""
-        wanted = {layer for some in self.layers[scale:] for layer in some}
-        for layer in [layer for layer in self._held if layer not in wanted]:
-            del self._held[layer]
-
-    def append(self, layer: int, keys_BHTD: Tensor, values_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, with those of a new scale behind them."""
-        held = self._held.get(layer)
-        new = (keys_BHTD, values_BHTD)
-        if held is not None:
-            new = (torch.cat([held[0], keys_BHTD], 2), torch.cat([held[1], values_BHTD], 2))
-        self._held[layer] = new
-        self.most = max(self.most, self.bytes)
-        return new
-
-    @property
-    def bytes(self) -> int:
-        """Of what is held now."""
-        return sum(tensor.numel() * tensor.element_size() for pair in self._held.values() for tensor in pair)
 
 
 def mask_of(areas: Sequence[int], device: torch.device) -> Tensor:

@@ -71,8 +71,8 @@ class Phases:
         first: the share of subnets in the joint phase; a share that never moves has `transition` at 1 and `joint` too.
     """
 
-    joint: float = 0.25
-    transition: float = 0.75
+    joint: float = 1 / 6
+    transition: float = 2 / 3
     first: float = 0.2
 
     def share(self, done: float) -> float:

@@ -12,6 +12,7 @@ import torch
 
 from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.adapters import read_adapters
 from regauge.artifact.codec.base import Wire, full_parameters
 from regauge.artifact.cutting import cut_block, layout_of
 from regauge.artifact.families import member_at
@@ -58,7 +59,8 @@ def load_member(
     whole = artifact.layout
     config = plain_config(folder)
     thin_config(config.get_text_config(decoder=True), member)
-    own = layout_of(whole, member)
+    adapters = read_adapters(folder, member.whole)
+    own = layout_of(whole, member, adapters=adapters)
     wire: Wire = replace(artifact.wire, layout=own)  # type: ignore[type-var]  # wires are dataclasses
     plain_experts(config, own.anatomy)
     model = build_skeleton(config, folder)
@@ -68,7 +70,7 @@ def load_member(
         own_statistics(read_statistics(folder, whole.anatomy).get(str(subnet), {}), member),
     )
     for index in (None, *member.blocks):
-        block = cut_block(artifact.block(index), whole, own, member, known)
+        block = cut_block(artifact.block(index), whole, own, member, adapters, known)
         full = full_parameters(own, block.weights) | dict(block.extras)
         missing -= put_in(model, wire, (full, block.codes), dtype, at.kind, folder, activations)
     tie(model)

@@ -38,6 +38,10 @@ def keep(model: Any, anatomy: Anatomy, plan: CachePlan | None, on_gpu: bool = Fa
         on_gpu: it runs on a GPU, where attention reads codes by a kernel of its own.
     """
     model.regauge_on_gpu = on_gpu
+    if anatomy.plumbing.scales:
+        if plan is not None:
+            model.keep_by(plan)
+        return
     if not model.can_generate():
         if plan is not None and not plan.plain:
             raise SettingError(f"a {type(model).__name__} makes no text and keeps no past: leave cache= out")

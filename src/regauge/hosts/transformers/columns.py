@@ -178,6 +178,7 @@ class Table(_Columns):
         config: names of the config's attributes; norm: what its norms have in common.
         arrangement: where the norms sit; see `anatomy.model.Plumbing`. Several where the config chooses, each with its
             settings.
+        scales: tokens come scale by scale, and keys and values of earlier ones are kept.
         rotary: left out where no channels turn.
         blocks: path of the list of blocks, from the body; several where a model has several stacks, in the order in
             which they run.
@@ -213,6 +214,7 @@ class Table(_Columns):
     activation: str | None = None
     arrangement: Arrangement | dict[Arrangement, When] = "pre"
     causal: bool = True
+    scales: bool = False
     rotary: Rotary | None = None
     head: str | None = None
     outside: list[str] = Field(default_factory=list)

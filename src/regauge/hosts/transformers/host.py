@@ -24,8 +24,9 @@ from regauge.hosts import base
 from regauge.hosts.latent import LatentSizes
 from regauge.hosts.loaded import Sized, Ways
 from regauge.hosts.precise import precise
-from regauge.hosts.teaching import Trainee
+from regauge.hosts.teaching import Beside, Trainee
 from regauge.hosts.transformers import (
+    adapting,
     apart,
     attending,
     door,
@@ -140,6 +141,12 @@ class TransformersHost:
 
     def trainee(self, path: str | Path) -> Trainee:
         return trainee.trainee(path)
+
+    def ids_of_images(self, source: base.Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
+        return trainee.coded(source.path, x_NChw, y_N, seed)
+
+    def adapting(self, path: str | Path, original: str | Path, how: Beside) -> Trainee:
+        return adapting.adapting(path, original, how)
 
     def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
         return door.from_pretrained(auto, path, **options)

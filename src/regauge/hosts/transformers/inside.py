@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from regauge.anatomy.inner import RESIDUAL, block_of, inner_taps, word_of
 from regauge.artifact.codec.base import Layout
 from regauge.artifact.codec.taps import inner_readings
-from regauge.attention.reads import attended
+from regauge.attention.reads import attended, read
 from regauge.errors import ArtifactError, ModelError
 from regauge.formats.readings import Reading
 from regauge.hosts.transformers.skeleton import block_paths
@@ -113,8 +113,8 @@ def _left(layer: Any, _: Any, output: Any) -> Any:
     if reading is None:
         return output
     if isinstance(output, tuple):
-        return (reading.simulate(output[0]), *output[1:])
-    return reading.simulate(output)
+        return (read(output[0], reading), *output[1:])
+    return read(output, reading)
 
 
 def attention(

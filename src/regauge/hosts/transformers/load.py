@@ -43,6 +43,7 @@ from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.windowed import by_block, window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
 from regauge.plan.caches import Asked
+from regauge.plan.passing import passing
 from regauge.runtime.device import Placed, on_the_cpu, placed, warn_without_triton
 from regauge.runtime.rows import CPU, CUDA
 from regauge.runtime.window.figure import Figure, check_room, read_figure
@@ -171,6 +172,8 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     else:
         own = read_gains(folder, wire.layout.anatomy).get(FULL)
         model = running_at(model, wire.layout.anatomy, kept, at, own)
+        if wire.layout.tokens:
+            model.pass_by(passing(wire.layout.tokens, wire.layout.anatomy))
         offer(model, folder, wire.layout.anatomy)
         draftable(model)
     if dtype is torch.float16:

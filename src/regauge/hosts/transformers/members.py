@@ -19,26 +19,35 @@ from regauge.anatomy.members import Member, first
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.sizes import parameter_shapes
 from regauge.anatomy.storage import rows_of
+from regauge.artifact.adapters import Adapters
 from regauge.cache.scheme import CachePlan
 from regauge.errors import SettingError
 from regauge.hosts.transformers.caching import planned
 from regauge.hosts.transformers.gaining import give
+from regauge.hosts.transformers.levels import fewer_bits
 from regauge.hosts.transformers.owned import Owned
 from regauge.hosts.transformers.plug import NativeStep
 from regauge.hosts.transformers.resize import tell_shape, tell_sizes
-from regauge.runtime.matrices.modules import PackedExperts, PackedLinear, PackedMatrix
+from regauge.runtime.matrices.modules import PackedExperts, PackedLinear
 from regauge.runtime.modules import put
 
 SEVERAL = "layer"
 """What the names of a config's lists that have an entry a block have in common."""
 
 
-def view(model: Any, member: Member, plan: CachePlan | None, gains: Mapping[str, Tensor] | None = None) -> Any:
+def view(
+    model: Any,
+    member: Member,
+    plan: CachePlan | None,
+    gains: Mapping[str, Tensor] | None = None,
+    adapters: Adapters | None = None,
+) -> Any:
     """A member of a loaded model, over its memory.
 
     Args:
         plan: what the member keeps of the past, of its own blocks.
         gains: its own site → what its outputs are multiplied by.
+        adapters: bits → site of the whole → what is added to weights that are read at those bits.
 
     Raises:
         SettingError: the model holds something in a way that has no first part.
@@ -49,7 +58,7 @@ def view(model: Any, member: Member, plan: CachePlan | None, gains: Mapping[str,
     if len(member.blocks) != member.whole.blocks:
         _thin(tree, member)
     if member.bits is not None:
-        _fewer_bits(tree, member)
+        fewer_bits(tree, member, adapters or {})
     _cut(tree, member)
     give(tree, member.anatomy, gains or {})
     tell_sizes(tree, member.anatomy)
@@ -150,37 +159,6 @@ def thin_config(config: Any, member: Member) -> None:
     for key, value in own.items():
         if SEVERAL in key and isinstance(value, list) and len(value) == member.whole.blocks:
             own[key] = [value[block] for block in member.blocks]
-
-
-def _fewer_bits(tree: Any, member: Member) -> None:
-    """Every packed matrix that has levels is read at that of its block, over the same bytes.
-
-    Raises:
-        SettingError: none has.
-    """
-    found = 0
-    for site in member.anatomy.sites:
-        module, bits = tree.get_submodule(site.module), member.bits_of(site)
-        assert bits is not None, "the member says its bits"
-        if isinstance(module, PackedExperts):
-            expert: Any = module.experts[site.expert or 0]
-            found += _levelled(expert, site.kind, bits)
-        elif isinstance(module, PackedLinear):
-            found += sum(_levelled(module.parts, str(index), bits) for index in range(len(module.parts)))
-        else:
-            names = ("matrix", f"packed_{site.weight.key.rpartition('.')[2]}")
-            found += sum(_levelled(module, name, bits) for name in names if name in module._modules)
-    if not found:
-        raise SettingError("no weights of this model hold several precisions, so it has no members of fewer bits")
-
-
-def _levelled(owner: Any, name: str, bits: int) -> bool:
-    """Puts a matrix at a level in its place, if it has any: a matrix is there once for all of its sites."""
-    matrix = owner[name] if isinstance(owner, nn.ModuleDict) else owner._modules[name]
-    if not isinstance(matrix, PackedMatrix) or matrix.format.grid.coarsest is None:
-        return False
-    owner._modules[name] = matrix.level(min(bits, matrix.format.grid.bits))
-    return True
 
 
 def _cut(tree: Any, member: Member) -> None:

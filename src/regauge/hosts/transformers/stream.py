@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regauge.errors import ModelError, SettingError
 from regauge.hosts.transformers.caching import fresh
-from regauge.hosts.transformers.drafting import REQUEST, streamed
+from regauge.hosts.transformers.drafting import preferred, streamed
 from regauge.hosts.transformers.source import read_tokenizer
 
 
@@ -54,7 +54,7 @@ def stream(
     if ids.shape[1] > most:
         raise SettingError(f"the prompt has {ids.shape[1]} tokens and the model reads {most} at once; shorten it")
     choose = choose or _largest
-    drafts = getattr(model.generation_config, REQUEST, None)
+    drafts = preferred(model)
     if drafts is None:
         found = _loop(model, ids, max_new_tokens, choose, frozenset(ends))
     else:

@@ -17,7 +17,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,20 @@ from regauge.anatomy.model import Anatomy, Weights
 from regauge.artifact.cutting import read_cut
 from regauge.artifact.families import read_family
 from regauge.artifact.gains import of_member, read_gains
-from regauge.artifact.statistics import read_statistics
+from regauge.artifact.gates import widths
+from regauge.artifact.learnt import Learnt, read_learnt
 from regauge.elastic.family import Family
 from regauge.elastic.legal import member_in, settled
-from regauge.elastic.subnet import Subnet
+from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import SettingError
 from regauge.hosts.transformers.caching import fresh
 from regauge.hosts.transformers.gaining import fitted
+from regauge.hosts.transformers.gated import gate
 from regauge.hosts.transformers.marking import WHOLE, Alone, Marked, running
 from regauge.hosts.transformers.members import cached, view
 from regauge.hosts.transformers.norming import put_statistics, taken_anew
 from regauge.hosts.transformers.owned import before, disown, method, own
+from regauge.hosts.transformers.routed import ROUTE, routed
 
 REQUEST = "subnet"
 """The attribute of a generation config that names the member which one request is answered by."""
@@ -54,16 +57,15 @@ class Members:
     """The members of one loaded model.
 
     Attributes:
-        family: what may be chosen.
-        anatomy: of the whole.
+        family: what may be chosen; anatomy: of the whole.
         gains: subnet → site of the whole → what the member multiplies its outputs by.
-        statistics: subnet → tensor of the whole → what the member's batch norms have in its place.
+        learnt: what was trained beside the tensors.
     """
 
     def __init__(self, model: Any, family: Family, anatomy: Anatomy) -> None:
         self.family, self.anatomy = family, anatomy
         self.gains: dict[str, dict[str, Tensor]] = {}
-        self.statistics: dict[str, Weights] = {}
+        self.learnt = Learnt()
         self.of: weakref.ref[Any] | None = weakref.ref(model)
         self.forget()
 
@@ -74,7 +76,7 @@ class Members:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("family", "anatomy", "gains", "statistics")
+        kept = ("family", "anatomy", "gains", "learnt")
         return {name: getattr(self, name) for name in kept} | {"of": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -120,14 +122,11 @@ class Members:
         return found
 
     def recalibrate(self, asked: str | Subnet, model: Any, batches: Iterable[Tensor]) -> Weights:
-        """Statistics of a member's batch norms by some images, which it has from now on, by the whole's names; or the
-        SettingError that it is not legal, has no batch norms, or there are no images."""
+        """Statistics of a member's batch norms by some images, which it has from now on, by the whole's names; or a
+        SettingError."""
         legal = self.settled(asked)
-        tree = self.tree(legal, model)
-        found = taken_anew(model if tree is None else tree, self.cut(legal), batches)
-        if tree is not None:
-            with self._lock:
-                self.statistics[str(legal)] = found
+        found = taken_anew(self.tree(legal, model) or model, self.cut(legal), batches)
+        self.learnt.statistics.update({} if legal.full else {str(legal): found})
         return found
 
     def forget_gains(self, subnet: Subnet) -> None:
@@ -170,12 +169,16 @@ class Members:
                 return found
             member = self.cut(subnet)
             plan = cached(member, subnet.cache, getattr(model, "regauge_cache", None))
-            found = view(model, member, plan, of_member(self.gains.get(str(subnet), {}), member))
-            put_statistics(found, member, self.statistics.get(str(subnet), {}))
+            gains = of_member(self.gains.get(str(subnet), {}), member)
+            found = view(model, member, plan, gains, self.learnt.adapters)
+            put_statistics(found, member, self.learnt.statistics.get(str(subnet), {}))
             for name in ("generate", "_apply"):
                 disown(found, name)
             switched: Any = before(found, "forward")
-            own(found, "forward", Marked(subnet, switched.whole.before))
+            if subnet.ffn == TOKEN:
+                narrower = [self.tree(replace(subnet, ffn=share), model) for share in widths(self.family)[1:]]
+                gate(found, member, narrower, self.learnt.gates)
+            own(found, "forward", Marked(subnet, None if subnet.ffn == TOKEN else switched.whole.before))
             self._made[subnet] = found
             while len(self._made) > MOST:
                 self._made.popitem(last=False)
@@ -199,19 +202,14 @@ class Switched:
 
 def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
     """Lets a loaded model run as any member that its directory offers; does nothing where it offers none. A member
-    that was taken out says which it is.
-
-    Raises:
-        ArtifactError: what the directory says of members is damaged or does not fit the model.
-    """
+    that was taken out says which it is. What the directory says of members may be damaged: an ArtifactError."""
     taken = read_cut(folder, anatomy)
     if taken is not None:
         model.regauge = Alone(taken.subnet)
     family = read_family(folder, anatomy)
     if family is not None and getattr(model, "regauge_window", None) is None:
         switchable(model, family, anatomy)
-        model.regauge.gains = read_gains(folder, anatomy)
-        model.regauge.statistics = read_statistics(folder, anatomy)
+        model.regauge.gains, model.regauge.learnt = read_gains(folder, anatomy), read_learnt(folder, family, anatomy)
 
 
 def switchable(model: Any, family: Family, anatomy: Anatomy) -> None:
@@ -284,12 +282,14 @@ def refill(model: Any, ids: Tensor, subnet: str | Subnet = WHOLE, mask: Tensor |
 
 
 def _generate(model: Any, *args: Any, subnet: str | Subnet | None = None, **kwargs: Any) -> Any:
-    """`generate` of the member that a request names, or else of the one that runs."""
+    """`generate` of the member that a request names, that the router chooses for it, or else of the one that runs."""
     config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
     asked = getattr(config, REQUEST, None) if subnet is None else subnet
     if asked is None:
         tree = running(model)
         return method(tree, "generate")(*args, **kwargs)
+    if asked == ROUTE:
+        asked = routed(model, model.regauge.learnt.router, args, kwargs)
     with use(model, asked):
         return method(running(model), "generate")(*args, **kwargs)
 

@@ -67,8 +67,7 @@ class _Reader:
                 sites += self._sites(name, row, f"{path}.", block)
             for name, norm in table.norms.items():
                 norms += self._norm(f"blocks.{block}.{name}", norm, f"{path}.", block)
-        head = list(self._sites("head", table.head, "", None)) if table.head else []
-        sites += head
+        sites += (head := list(self._sites("head", table.head, "", None)) if table.head else [])
         outside, kept = self._outside(sites, norms)
         plumbing = Plumbing(
             arrangement=self._arrangement(),
@@ -78,7 +77,8 @@ class _Reader:
             fixed=_why_fixed(outside, bool(head), table.body),
             cached=self._cached(sites),
             sliding=sliding_blocks(self.whole, len(self.paths)) if table.causal else (),
-            stays=tuple(lookup(self.config, table.config.stays, ())) if table.config.stays else (),
+            scales=table.scales,
+            stays=tuple(lookup(self.config, table.config.stays or "", ())),
             stops=tuple(
                 Stop(tuple(row.streams), row.why, tuple(row.moves))
                 for row in table.stops
@@ -284,7 +284,7 @@ def _why_fixed(outside: list[str], head: bool, body: str) -> str:
 
 
 def _notes(outside: list[str], kept: list[str], body: str) -> tuple[str, ...]:
-    """What stays as it is: of the blocks once for all of them, of other parts of the model once a part."""
+    """What stays as it is: of the blocks once, of other parts of the model once a part."""
     parts: dict[str, list[str]] = {}
     for key in outside:
         inside = key.startswith(body)

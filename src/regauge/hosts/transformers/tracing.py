@@ -63,6 +63,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
         names: id of a packed or linear module → the name of its site.
         paths: id of a module → its path.
         attending: id of a module that attends → its block.
+        turning: while an input goes through its transform, whose products are none of the site's.
     """
 
     names: Mapping[int, str]
@@ -71,6 +72,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
     stack: list[nn.Module] = field(default_factory=list)
     found: dict[str, Product] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
+    turning: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
@@ -106,6 +108,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
 
     def _of_matrix(self, matrix: PackedMatrix, op: str, x: Tensor) -> Product:
         name, reading, fmt = self.names.get(id(matrix), self._elsewhere()), matrix.reading, matrix.format
+        if self.turning and reading is not None:
+            return Product(
+                name=f"{name}.transform",
+                inputs=_float(x),
+                weights=reading.transform.name,
+                runs=FLOAT,
+                why=TURNED_WHY,
+                static=True,
+            )
         at = next(number for number, module in enumerate(self.stack) if module is matrix)
         told = partial(
             Product, name=name, weights=fmt.grid.name, inputs=_float(x) if reading is None else _named(reading)
@@ -155,6 +166,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
 
 
 FUSED_WHY = "attention is torch's own, on floats"
+TURNED_WHY = "its inputs are turned by floats before they are rounded"
 
 
 def off(x: Tensor, reading: Reading) -> str:
@@ -193,6 +205,25 @@ def _named(reading: Reading) -> str:
 
 def _float(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
+
+
+@contextmanager
+def _turning(recorder: Recorder) -> Iterator[None]:
+    """While it lasts, the recorder knows when an input goes through its transform."""
+    prepared = Reading.prepared
+
+    def told(self: Reading, x: Tensor) -> Tensor:
+        recorder.turning = True
+        try:
+            return prepared(self, x)
+        finally:
+            recorder.turning = False
+
+    Reading.prepared = told  # type: ignore[method-assign]  # put back below
+    try:
+        yield
+    finally:
+        Reading.prepared = prepared  # type: ignore[method-assign]  # as it was
 
 
 @contextmanager
@@ -247,7 +278,7 @@ def traced(model: Any, anatomy: Anatomy, ids_BT: Tensor) -> tuple[tuple[Product,
     parents = {site.block: site.module.rpartition(".")[0] for site in anatomy.sites if site.kind == "q"}
     attending = {id(model.get_submodule(path)): block for block, path in parents.items() if block is not None}
     recorder = Recorder(names, paths, attending)
-    with torch.no_grad(), _running(model, recorder.stack), recorder:
+    with torch.no_grad(), _running(model, recorder.stack), _turning(recorder), recorder:
         model(ids_BT, use_cache=False) if anatomy.causal else model(ids_BT)
     seen = {part for name in recorder.found for part in name.split(" + ")}
     wanted = [site.name for site in anatomy.sites if site.tap is not None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from torch import Tensor
 from regauge.anatomy.members import first
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.elastic.family import Family
-from regauge.elastic.subnet import Subnet
+from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import ModelError
+from regauge.hosts.regauge.lessons import Lessons, ids_of_images
+from regauge.hosts.transformers.gated import counted, layers_of, missed
 from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.norming import by_batch
 from regauge.hosts.transformers.switching import Members, members_of
@@ -40,9 +43,9 @@ class Original:
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         with torch.no_grad():
-            said = _said(self._model, ids_BT, mask_BT)
-            out = torch.func.functional_call(self._model, self._parameters, (), said, tie_weights=True)
-        return _read(out, mask_BT)
+            given = said(self._model, ids_BT, mask_BT)
+            out = torch.func.functional_call(self._model, self._parameters, (), given, tie_weights=True)
+        return read_of(out, mask_BT)
 
 
 class Trainee:
@@ -65,6 +68,11 @@ class Trainee:
         self._of = {id(one): key for key, one in model.named_parameters(remove_duplicate=False)}
 
     @property
+    def bits(self) -> tuple[int, ...]:
+        """Nothing of it is in codes."""
+        return ()
+
+    @property
     def family(self) -> Family:
         return self._members.family
 
@@ -81,7 +89,33 @@ class Trainee:
     def read(self, subnet: Subnet, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         """What a member makes of some text; its backward pass adds to the family's gradients."""
         tree = self._model if subnet.full else self._tree(subnet)
-        return _read(tree(**_said(tree, ids_BT, mask_BT)), mask_BT)
+        return read_of(tree(**said(tree, ids_BT, mask_BT)), mask_BT)
+
+    def embedded(self, ids_BT: Tensor) -> Tensor:
+        """The whole's embeddings of a text."""
+        with torch.no_grad():
+            found: Tensor = self._model.get_input_embeddings()(ids_BT)
+        return found
+
+    def narrowed(self, ids_BT: Tensor, shares: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        """What each share of each feed-forward layer misses, a token."""
+        members = self._members
+        trees = [members.tree(members.settled(Subnet(ffn=share)), self._model) for share in shares]
+        with torch.no_grad():
+            paths = layers_of(self.anatomy, members.cut(Subnet()).paths)
+            return missed(self._model, [self._model if one is None else one for one in trees], paths, ids_BT)
+
+    def gated(self, gates: Mapping[int, Tensor], ids_BT: Tensor) -> tuple[Read, Tensor]:
+        """What the family makes of a text through gates, and what tokens ran through."""
+        members = self._members
+        if members.learnt.gates is not gates:
+            members.learnt = replace(members.learnt, gates=gates)
+            members.forget()
+        with torch.no_grad():
+            tree = members.tree(members.settled(Subnet(ffn=TOKEN)), self._model)
+            with counted(tree) as ran:
+                read = read_of(tree(**said(tree, ids_BT, None)), None)
+        return read, torch.stack(ran)
 
     @contextmanager
     def backward(self) -> Iterator[None]:
@@ -102,6 +136,10 @@ class Trainee:
         slots = {f"{norm.name}.{word}": slot for norm in self.anatomy.norms for word, slot in norm.slots.items()}
         whole = members.recalibrate(Subnet(), self._model, batches)
         return {slots[name].key: tensor for name, tensor in whole.items()}, found
+
+    def stored(self, learnt: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Nothing lies beside the tensors."""
+        return {}
 
     def original(self) -> Original:
         """The whole as it is now, apart: a teacher that stays."""
@@ -124,7 +162,7 @@ class Trainee:
         return found
 
 
-def trainee(path: str | Path) -> Trainee:
+def trainee(path: str | Path) -> Trainee | Lessons:
     """A family of an artifact's directory, ready to be trained.
 
     Raises:
@@ -134,18 +172,27 @@ def trainee(path: str | Path) -> Trainee:
     model: Any = load(path, dtype=torch.float32)
     if any(name.endswith("matrix") or "packed" in name for name, _ in model.named_modules()):
         raise ModelError("a family is trained in full precision, and matrices of this one are in codes")
-    by_batch(model.eval())
-    return Trainee(model)
+    model.eval()
+    by_batch(model)
+    members = members_of(model)
+    return Lessons(model, members.family, members.anatomy) if members.anatomy.plumbing.scales else Trainee(model)
 
 
-def _said(tree: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
-    said: dict[str, Any] = {tree.main_input_name: ids_BT, "output_hidden_states": True}
+def coded(folder: Path, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
+    """(N, T): class and tokens of images, as a model that draws by scales reads them."""
+    return ids_of_images(load(folder, dtype=torch.float32), x_NChw, y_N, seed)
+
+
+def said(tree: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
+    """What a model is called with on some text while it is trained."""
+    found: dict[str, Any] = {tree.main_input_name: ids_BT, "output_hidden_states": True}
     if mask_BT is not None:
-        said["attention_mask"] = mask_BT
+        found["attention_mask"] = mask_BT
     if tree.can_generate():
-        said["use_cache"] = False
-    return said
+        found["use_cache"] = False
+    return found
 
 
-def _read(out: Any, mask_BT: Tensor | None) -> Read:
+def read_of(out: Any, mask_BT: Tensor | None) -> Read:
+    """What a model made of it."""
     return Read(out.hidden_states[-1], getattr(out, "logits", None), mask_BT)

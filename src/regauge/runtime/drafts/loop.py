@@ -9,7 +9,6 @@ Legend: Q tokens read in one step, V rows of the head.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -45,16 +44,16 @@ def drafted(
         pick: logits (V,) → the token.
         most: tokens to come.
     """
-    token, costs = pick(logits_V), pace.costs
+    token, costs, clock = pick(logits_V), pace.costs, pace.costs.clock
     pace.came(token)
     left = most - 1
     yield token
     while left > 0:
         source.extend((token,))
         asked = _guesses(target, source, pace, left)
-        start = time.perf_counter()
+        start = clock()
         logits_QV = target.step((token, *asked))
-        costs.took(1 + len(asked), time.perf_counter() - start)
+        costs.took(1 + len(asked), clock() - start)
         costs.drafted += len(asked)
         right = 0
         try:
@@ -81,9 +80,10 @@ def _guesses(target: Target, source: Source, pace: Pace, left: int) -> tuple[int
     length = pace.length(0, room, False)
     if not length:
         return ()
-    start = time.perf_counter()
+    costs = pace.costs
+    start = costs.clock()
     draft = source.propose(length)
     if draft.tokens:
-        pace.costs.guessed(len(draft.tokens), time.perf_counter() - start)
+        costs.guessed(len(draft.tokens), costs.clock() - start)
     pace.tried(draft)
     return draft.tokens

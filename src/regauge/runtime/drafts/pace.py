@@ -6,7 +6,9 @@ text even where they were not tried, so a text that begins to repeat itself is n
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from regauge.runtime.drafts.source import Draft
@@ -21,8 +23,9 @@ OPTIMISM = 0.04
 FADE = 0.01
 """How much of what a step took is forgotten with each step of another length: what was measured in a bad moment is
 tried again."""
-PROBE = 64
-"""Steps after which guesses that cost something are tried again where they did not pay."""
+PROBES = 4, 64
+"""Steps after which guesses that cost something are tried again where they did not pay: at first, and at the most, for
+each time doubles them."""
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Costs:
         seconds: of a step of so many tokens, from 1 on; 0: not measured.
         guess: seconds of one guessed token.
         steps, drafted, accepted: how many there were, for whoever wants to know.
+        clock: tells the time, in seconds.
     """
 
     seconds: list[float] = field(default_factory=lambda: [0.0] * (MOST + 1))
@@ -41,6 +45,7 @@ class Costs:
     steps: int = 0
     drafted: int = 0
     accepted: int = 0
+    clock: Callable[[], float] = field(default=time.perf_counter, repr=False, compare=False)
 
     def took(self, tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long."""
@@ -103,7 +108,7 @@ class Pace:
         self._first = [Rate(belief) for belief in sure]
         self._further = [Rate(0.5 + belief / 2) for belief in sure]
         self._open: deque[tuple[Draft, int]] = deque(maxlen=MOST)  # guesses, and how many of them came true
-        self._idle = 0
+        self._idle, self._patience = 0, PROBES[0]
 
     def length(self, matched: int, most: int, free: bool) -> int:
         """How many of `most` guesses to try."""
@@ -113,8 +118,8 @@ class Pace:
         first, further = self._first[matched].value, self._further[matched].value
         found, _ = best(first, further, costs.of, 0.0 if free else costs.guess, most)
         self._idle = 0 if found or free else self._idle + 1
-        if self._idle >= PROBE:
-            self._idle, found = 0, min(2, most)
+        if self._idle >= self._patience:
+            self._idle, self._patience, found = 0, min(2 * self._patience, PROBES[1]), min(2, most)
         return found
 
     def tried(self, draft: Draft) -> None:

@@ -1,4 +1,5 @@
-"""Gradients through packed products: dx = dy W, and rounding is passed straight through.
+"""Gradients through packed products: dx = dy W Aᵀ, A the transform of the inputs, and rounding is passed straight
+through.
 
 Only inputs have gradients: weights are codes. Legend: O output channels, I input channels, T tokens.
 """
@@ -22,13 +23,16 @@ class _Product(torch.autograd.Function):
     """A product whose kernels tell torch nothing of gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, product: Callable[[Tensor], Tensor], rows: Rows) -> Tensor:
-        ctx.rows = rows
+    def forward(
+        ctx: Any, x_TI: Tensor, product: Callable[[Tensor], Tensor], rows: Rows, reading: Reading | None
+    ) -> Tensor:
+        ctx.rows, ctx.reading = rows, reading
         return product(x_TI)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
-        return backward(gradients[0], ctx.rows), None, None
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None, None]:
+        dx_TI = backward(gradients[0], ctx.rows)
+        return dx_TI if ctx.reading is None else ctx.reading.pulled(dx_TI), None, None, None
 
 
 class _Read(torch.autograd.Function):
@@ -36,11 +40,12 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, reading: Reading) -> Tensor:
+        ctx.reading = reading
         return reading.simulate(x_TI)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        return gradients[0], None
+        return ctx.reading.pulled(gradients[0]), None
 
 
 def wanted(x: Tensor) -> bool:
@@ -48,14 +53,18 @@ def wanted(x: Tensor) -> bool:
     return x.requires_grad and torch.is_grad_enabled()
 
 
-def product(x_TI: Tensor, compute: Callable[[Tensor], Tensor], rows: Rows) -> Tensor:
-    """`compute(x_TI)`, (T, O), with the gradient of x Wᵀ."""
-    found: Tensor = _Product.apply(x_TI, compute, rows)  # type: ignore[no-untyped-call]  # torch's own
+def product(x_TI: Tensor, compute: Callable[[Tensor], Tensor], rows: Rows, reading: Reading | None = None) -> Tensor:
+    """`compute(x_TI)`, (T, O), with the gradient of x A Wᵀ.
+
+    Args:
+        reading: with which `compute` reads x, whose transform is A; None: A is the identity.
+    """
+    found: Tensor = _Product.apply(x_TI, compute, rows, reading)  # type: ignore[no-untyped-call]  # torch's own
     return found
 
 
 def read(x_TI: Tensor, reading: Reading) -> Tensor:
-    """`reading.simulate(x_TI)`, with the gradient of x."""
+    """`reading.simulate(x_TI)`, with the gradient of x A."""
     if not wanted(x_TI):
         return reading.simulate(x_TI)
     found: Tensor = _Read.apply(x_TI, reading)  # type: ignore[no-untyped-call]  # torch's own

@@ -208,7 +208,7 @@ class PackedMatrix(nn.Module):
         """x Wᵀ; any leading dimensions."""
         x_TI = x.reshape(-1, self.shape[1])
         if gradients.wanted(x_TI) and not self.choice.differentiable:
-            y_TO = gradients.product(x_TI, self._product, self._weights(x_TI.dtype))
+            y_TO = gradients.product(x_TI, self._product, self._weights(x_TI.dtype), self.reading)
         else:
             y_TO = self._product(x_TI)
         if len(self.terms):

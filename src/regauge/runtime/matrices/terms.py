@@ -137,6 +137,16 @@ class HeldLowRank(HeldTerm):
         new.register_buffer("right", self.right)
         return new
 
+    def joined(self, term: Term) -> HeldLowRank:
+        """Values of code 0 alone, with a low-rank term beside them."""
+        new = HeldLowRank.__new__(HeldLowRank)
+        nn.Module.__init__(new)
+        new.kind, new.groups, new.rows = self.kind, self.groups, self.rows
+        left = across(term.tensors["left"].to(self.left))
+        new.register_buffer("left", torch.cat([self.left, left], 1).contiguous())
+        new.register_buffer("right", term.tensors["right"].to(self.right).contiguous())
+        return new
+
     def scaled(self, gain_O: Tensor) -> HeldLowRank:
         """Each row of it times a number: a left factor of its own."""
         new = HeldLowRank.__new__(HeldLowRank)

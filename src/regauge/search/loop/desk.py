@@ -8,6 +8,7 @@ from typing import Any
 
 from regauge.engine.watchdog import Clock
 from regauge.search.budgets import Budget
+from regauge.search.drafting import AT_MOST
 from regauge.search.kept import Folder
 from regauge.search.loop.pace import Stopwatch as Stopwatch
 from regauge.search.losses.trials import STATES
@@ -139,6 +140,7 @@ class Ask:
         length: tokens of a window; None: by the model.
         notes: what was found before the search began, a sentence each.
         cache: the recipe of what the artifact keeps of the past; None: everything, as it comes.
+        drafts: what may draft where it is decoded, as `search.drafting.asked` has it.
     """
 
     model: str
@@ -152,6 +154,17 @@ class Ask:
     length: int | None = None
     notes: tuple[str, ...] = ()
     cache: str | None = None
+    drafts: tuple[str, ...] = ()
+
+    @property
+    def drafting(self) -> float:
+        """How many times as fast decoding may become by drafts, where the weights alone do not suffice."""
+        return AT_MOST if self.drafts and self.text else 1.0
+
+    @property
+    def text(self) -> bool:
+        """Whether the user gave any."""
+        return any(self.given.get(name) is not None for name in ("calibration", "eval"))
 
     @property
     def sizes(self) -> Sizes:

@@ -14,14 +14,16 @@ from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
 from regauge.measure.samples import continuations
 from regauge.search.allocation import Allocation
 from regauge.search.budgets import Budget
+from regauge.search.drafting import DECODE
 from regauge.search.loop.build import costs, score
 from regauge.search.loop.caches import by_recipe, cached, filled, noted, picked
 from regauge.search.loop.desk import TURNS, Desk
 from regauge.search.loop.forecast import FRESH, TIMED
 from regauge.search.loop.gather import even, nearest
+from regauge.search.loop.goal import reached
 from regauge.search.loop.lasting import lasting, told
 from regauge.search.loop.problem import Problem, pairs
-from regauge.search.loop.settle import Settled, reached
+from regauge.search.loop.settle import Settled
 from regauge.search.losses.trials import true_scores
 from regauge.search.options import Option, group_bytes, site_bytes
 from regauge.search.record import Point, Run, Sample, SitePick, Verdict
@@ -86,6 +88,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
         original=figures.original,
         costs=spent,
         long=long,
+        drafts=settled.drafts,
         verdicts=_verdicts(desk, settled, figures.quality),
         check=problem.check(),
         additivity=figures.additivity,
@@ -253,6 +256,9 @@ def _budget(settled: Settled, budget: Budget, cache: float, whole: int) -> Verdi
         assert settled.speeds is not None, "a speed is asked for"
         ratio = reached(settled.speeds, budget.resource)
         said = "medians of interleaved rounds against the source in bf16 by the same runtime"
+        if budget.resource == DECODE and settled.drafts is not None and settled.drafts.gain > 1:
+            said = f"{ratio:.2f}x from the weights, by {said}; {settled.drafts}"
+            ratio *= settled.drafts.gain
         return Verdict(
             text=budget.text, limit=budget.amount, measured=ratio, unit="x", met=ratio >= budget.amount, how=said
         )

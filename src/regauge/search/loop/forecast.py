@@ -169,6 +169,7 @@ def steps(
         "allocation": solved * 3 * effort.neighbours * effort.rounds + effort.search * wholes * (block_T + head_T),
         "build": 1 + made + effort.search * (block_T + head_T),
         "timing": TIMED * effort.turns * speeds,
+        "drafts": 2 * (1 + TIMED * effort.turns) * speeds,
         "evaluation": 0.5 + effort.evaluation * (block_T + head_T) * (2 + shown),
         "costs": TIMED * effort.turns + FRESH * effort.memory,
         "samples": 1.0 * effort.samples,

@@ -7,51 +7,28 @@ that the allocation sees is moved by what was missed, and the next artifact is b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from regauge.engine.drafting import Drafting
 from regauge.errors import BudgetError
-from regauge.measure.cost import COMPRESSED, RUNTIME, Speeds
+from regauge.measure.cost import COMPRESSED, Speeds
 from regauge.search.allocation import Allocation, Bound, allocate, knee, sizes, span, sweep
 from regauge.search.budgets import Budget
+from regauge.search.drafting import DECODE
 from regauge.search.loop.build import Built, build, cache_at, cache_growth, plan_for, speeds
 from regauge.search.loop.caches import cached
 from regauge.search.loop.desk import Desk
 from regauge.search.loop.forecast import variants
 from regauge.search.loop.gather import even, likely, nearest, outside, sample
+from regauge.search.loop.goal import MEMORY, Goal, Held, against, drafts_of
 from regauge.search.loop.problem import ROUGH, Problem, pairs
 from regauge.search.losses.shelf import Pair
 from regauge.search.profile import timed
 from regauge.search.record import Build
 from regauge.search.stores import whole_bytes
 
-MEMORY = "memory"
 MARGIN = 0.95  # of a floor: what the search text must show, so that other text shows it too
-
-
-@dataclass(frozen=True)
-class Held:
-    """One budget with the row that the allocation sees.
-
-    Attributes:
-        cache: bytes of the cache that count against it at its context, whatever is chosen.
-    """
-
-    budget: Budget
-    bound: Bound
-    cache: float = 0.0
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What the next allocation aims at: the budgets' rows and the floors, moved by what was missed so far."""
-
-    held: tuple[Held, ...]
-    floors: Mapping[str, float]
-
-    def bounds(self, fixed: float) -> list[Bound]:
-        """The rows, with what is spent in bytes whatever is chosen."""
-        return [replace(one.bound, fixed=fixed) if one.budget.resource == MEMORY else one.bound for one in self.held]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +43,7 @@ class Settled:
     why: str
     speeds: Speeds | None
     goal: Goal
+    drafts: Drafting | None = None
 
 
 def settle(desk: Desk, problem: Problem) -> Settled:
@@ -112,10 +90,15 @@ def settle(desk: Desk, problem: Problem) -> Settled:
         with watch.step("timing"):
             spent = speeds(source, built.folder, ask.effort.turns) if timed(ask.budgets) else None
         problem = replace(problem, fixed=problem.fixed + built.bytes - predicted)
-        missed, goal = _against(desk, goal, built, spent, _caches(desk, problem, point))
+        caches = _caches(desk, problem, point)
+        missed, moved = against(desk, goal, built, spent, caches)
+        drafts = drafts_of(desk, built, missed)
+        if drafts is not None and drafts.gain > 1:
+            missed, moved = against(desk, goal, built, spent, caches, drafts.gain)
+        goal = moved
         builds.append(_told(problem, point, built, spent, missed))
         if not missed:
-            return Settled(problem, point, _with(frontier, point), built, tuple(builds), why, spent, goal)
+            return Settled(problem, point, _with(frontier, point), built, tuple(builds), why, spent, goal, drafts)
     many = f"{len(builds)} artifacts" if len(builds) > 1 else "the best artifact that we know to make"
     raise BudgetError(f"after {many} the budgets are still missed: {missed}. Ask for less.")
 
@@ -151,7 +134,11 @@ def _held(desk: Desk, problem: Problem, budget: Budget) -> Held:
     if budget.resource != "memory":
         assert desk.timing is not None, "a speed is asked for"
         before, fixed = desk.timing.base[budget.resource], desk.timing.fixed(budget.resource)
-        return Held(budget, Bound(budget.resource, before / budget.amount, fixed, "ms a token"))
+        least = 0.0
+        if budget.resource == DECODE and desk.ask.drafting > 1:
+            least = 1.001 * desk.timing.least(budget.resource)
+        limit = max(least, before / budget.amount)
+        return Held(budget, Bound(budget.resource, limit, fixed, "ms a token"), least=least)
     cache = 0.0
     if budget.context is not None:
         cache = max(0.0, budget.context * cache_growth(source) - whole_bytes(problem.groups, budget.context))
@@ -241,40 +228,8 @@ def _smallest(problem: Problem, bounds: Sequence[Bound], floor: float, checks: i
     return best
 
 
-def reached(spent: Speeds, resource: str) -> float:
-    """How many times the speed of the uncompressed source by the same runtime."""
-    return spent[resource][COMPRESSED].median / spent[resource][RUNTIME].median
-
-
 def _caches(desk: Desk, problem: Problem, point: Allocation) -> dict[str, int]:
     return {budget.key: cached(problem, problem.picks(point), budget) for budget in desk.ask.budgets}
-
-
-def _against(
-    desk: Desk, goal: Goal, built: Built, spent: Speeds | None, cache: Mapping[str, int] | None = None
-) -> tuple[str, Goal]:
-    """What the artifact misses in words (empty: nothing), and the goal moved by it."""
-    missed: list[str] = []
-    moved: list[Held] = []
-    for one in goal.held:
-        budget, bound = one.budget, one.bound
-        if budget.resource == MEMORY:
-            size = built.bytes + (cache or {}).get(budget.key, 0)
-            if size > bound.limit:
-                missed.append(f"{size:,} bytes where {bound.limit:,.0f} are allowed")
-        else:
-            assert spent is not None, "a speed is asked for"
-            ratio = reached(spent, budget.resource)
-            if ratio < budget.amount:
-                missed.append(f"{budget.resource} at {ratio:.2f}x where {budget.amount:g}x is asked")
-                bound = replace(bound, limit=bound.limit * max(0.7, ratio / budget.amount))
-        moved.append(replace(one, bound=bound))
-    floors = dict(goal.floors)
-    asked = desk.ask.floors.get("kl")
-    if asked is not None and built.kl > asked:
-        missed.append(f"KL {built.kl:.4g} where {asked:g} is the floor")
-        floors["kl"] *= asked / built.kl
-    return "; ".join(missed), Goal(tuple(moved), floors)
 
 
 def _told(problem: Problem, point: Allocation, built: Built, spent: Speeds | None, missed: str) -> Build:

@@ -106,7 +106,7 @@ def estimate(source: Source, ask: Ask, bound: int | None = None) -> Run:
     """
     effort, groups = ask.effort, groups_of(source.anatomy, ask.menu)
     source.tokenizer()  # without one no text can be read, which the search would find out first
-    within_reach(Subject.of(source), groups, ask.budgets, TURNS)
+    within_reach(Subject.of(source), groups, ask.budgets, TURNS, ask.drafting)
     options = sum(len(group.options) for group in groups)
     singles, wholes = variants(effort)
     space = memory.room(source, groups, effort, ask.budgets, ask.length)

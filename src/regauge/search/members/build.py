@@ -125,7 +125,12 @@ def built(
 
 
 def _offering(plan: Plan, anatomy: Anatomy) -> Plan:
-    """The plan with a family of many choices, of whatever this model admits."""
+    """The plan with a family of many choices."""
+    return replace(plan, name="members", family=offered(anatomy))
+
+
+def offered(anatomy: Anatomy) -> Family:
+    """A family of many choices, of whatever this model admits."""
     blocks = anatomy.blocks
     groups = max((stream.size for stream in anatomy.streams if stream.kind == "heads"), default=0)
     offers: dict[str, Any] = {
@@ -136,4 +141,4 @@ def _offering(plan: Plan, anatomy: Anatomy) -> Plan:
     admitted = {name: some for name, some in offers.items() if some and not reasons(Family(**{name: some}), anatomy)}
     if not admitted:
         raise RegaugeError("this model has no members: no block, neuron or head of it can be left out")
-    return replace(plan, name="members", family=Family(**admitted, layers=RANKED if blocks > 1 else "equidistant"))
+    return Family(**admitted, layers=RANKED if blocks > 1 else "equidistant")

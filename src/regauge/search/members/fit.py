@@ -16,18 +16,22 @@ from pathlib import Path
 
 from regauge.artifact.config import CARRIED
 from regauge.artifact.ownership import refuse_out, search_folder, tidy
+from regauge.elastic.family import Family
+from regauge.elastic.legal import settled
 from regauge.elastic.subnet import Subnet
+from regauge.engine.drafting import LOOKUP, refused
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError, RecipeError, RegaugeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
+from regauge.search import drafting
 from regauge.search.budgets import Budget
 from regauge.search.evolution import Genes
 from regauge.search.fit import move
 from regauge.search.kept import Folder
-from regauge.search.members.build import Built, Goal, built
+from regauge.search.members.build import Built, Goal, built, offered
 from regauge.search.members.gaining import gained
-from regauge.search.members.record import Chosen, MemberRecord, finish, name_of
+from regauge.search.members.record import Chosen, MemberRecord, finish, name_of, record
 from regauge.search.members.timing import Pace, pace_of
 from regauge.search.members.trials import TOKENS as BATCH
 from regauge.search.members.trials import Trials, member, quality
@@ -48,12 +52,15 @@ def fit_members(model: str | Path, out: str | Path, wanted: Wanted, progress: Wa
     """
     clock, target = Clock(progress or nobody), Path(out).expanduser().absolute()
     budgets = asked(wanted.budgets)
+    text = wanted.calibration is not None or wanted.eval is not None
+    drafts = drafting.asked(wanted.drafts, budgets, text)
     tidy(target)
     refuse_out(target, wanted.force, CARRIED)
     with quiet_torch():
         clock.say("open")
         source = host_of(model).open(model, wanted.revision)
         predicting(source)
+        _known(drafts, budgets, source)
         sizes = Sizes(wanted.tokens or TOKENS, 4096, 12288)
         texts = prepare(reader(source, wanted.seed, wanted.length), wanted.calibration, wanted.eval, sizes, wanted.seed)
         original = host_of(source.path).outputs
@@ -68,7 +75,11 @@ def fit_members(model: str | Path, out: str | Path, wanted: Wanted, progress: Wa
                 chosen = _chosen(source, best, wanted, texts, trials, [*texts.notes, *notes])
                 chosen = chosen.model_copy(update={"tried": tried})
                 named = {one.name: Subnet.parse(one.subnet) for one in chosen.members[1:]}
-                finish(best.folder, replace(best.members.family, members=named), chosen)
+                family = replace(best.members.family, members=named)
+                finish(best.folder, family, chosen)
+                if drafts:
+                    clock.say("drafts")
+                    chosen = _drafted(source, best.folder, family, texts, (drafts, text), chosen)
             except RegaugeError:
                 folder.leave()
                 raise
@@ -148,6 +159,33 @@ def _chosen(source: Source, best: Built, wanted: Wanted, texts: Texts, trials: T
         measured=len(best.measured.losses),
         notes=tuple(notes),
     )
+
+
+def _known(drafts: Sequence[str], budgets: Sequence[Budget], source: Source) -> None:
+    """
+    Raises:
+        SettingError: what is to draft is no member that there will be; the sentence names the nearest that is.
+    """
+    for name in drafts:
+        if name not in (drafting.ANY, LOOKUP, *map(name_of, budgets)):
+            settled(name, offered(source.anatomy), source.anatomy)
+
+
+def _drafted(
+    source: Source, folder: Path, family: Family, texts: Texts, asked: tuple[tuple[str, ...], bool], chosen: Chosen
+) -> Chosen:
+    """What may draft for the whole: look-up, the members that were chosen, and the depths that are offered."""
+    wanted, text = asked
+    if not text:
+        found = refused("no text was given that would tell how often guesses are right")
+    else:
+        names = [one.name for one in chosen.members[1:] if one.subnet]
+        names += [f"depth={one}" for one in family.depth if f"depth={one}" not in {m.subnet for m in chosen.members}]
+        found = drafting.found(source, folder, texts, wanted, names)
+        drafting.write(source, folder, found, chosen.members[0].speeds.get("decode"))
+    chosen = chosen.model_copy(update={"drafts": found})
+    record(folder, chosen)
+    return chosen
 
 
 def _pick(best: Built, goal: Goal, wanted: Wanted, notes: list[str]) -> Genes:

@@ -12,6 +12,7 @@ from regauge.artifact.families import FILE as FAMILY
 from regauge.artifact.families import family_json
 from regauge.artifact.folder import RECEIPT, read_receipt
 from regauge.elastic.family import Family
+from regauge.engine.drafting import Drafting
 from regauge.engine.receipts import text_of
 from regauge.measure.quality import Quality
 from regauge.search.budgets import Budget
@@ -56,6 +57,7 @@ class Chosen(_Record):
         weights: the preset by which weights are stored; "": as the source has them.
         members: the whole first.
         measured: members whose KL was measured.
+        drafts: what may draft where the whole is decoded, and what that gives.
         tried: way of storing weights → the sum of logarithms of what its members lost on the search text.
     """
 
@@ -65,6 +67,7 @@ class Chosen(_Record):
     members: tuple[MemberRecord, ...] = ()
     measured: int = 0
     tried: dict[str, float] = Field(default_factory=dict)
+    drafts: Drafting | None = None
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -77,10 +80,15 @@ def name_of(budget: Budget) -> str:
     return budget.resource[0] + value
 
 
+def record(folder: Path, chosen: Chosen) -> None:
+    """Writes the figures."""
+    put(folder / FILE, chosen.model_dump_json(indent=1) + "\n")
+
+
 def finish(folder: Path, family: Family, chosen: Chosen) -> None:
     """Writes members and figures into a family that lies by itself; its receipt, and so its page, tells them."""
     put(folder / FAMILY, family_json(family))
-    put(folder / FILE, chosen.model_dump_json(indent=1) + "\n")
+    record(folder, chosen)
     receipt = read_receipt(folder)
     notes = (*(f"member {one}" for one in chosen.members), *receipt.notes)
     put(folder / RECEIPT, text_of(receipt.model_copy(update={"notes": notes})))

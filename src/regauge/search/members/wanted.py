@@ -25,6 +25,7 @@ class Wanted:
 
     Attributes:
         methods: presets of weights; () is `METHODS`.
+        drafts: what may draft for the whole, as of `fit`.
         first, further: how many members are measured for each budget with every way, and with the one that is taken.
     """
 
@@ -37,6 +38,7 @@ class Wanted:
     seed: int = 0
     revision: str | None = None
     force: bool = False
+    drafts: str | None = None
     first: Effort = FIRST
     further: Effort = field(default_factory=Effort)
 
