@@ -6,13 +6,20 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from regauge.errors import ModelError
-from regauge.hosts.regauge.stages import late
+import regauge as rg
+from regauge.elastic.family import Family
+from regauge.elastic.subnet import Subnet
+from regauge.engine.training_images import pictures as pictures_of
+from regauge.errors import ModelError, TextError
+from regauge.hosts import host_of
+from regauge.hosts.regauge.lessons import Lessons
+from regauge.hosts.regauge.stages import bridged, late
 from regauge.hosts.regauge.training import (
     Course,
     Phases,
@@ -24,7 +31,9 @@ from regauge.hosts.regauge.training import (
     tokens_of,
     train,
 )
-from toy_var import toy
+from regauge.hosts.transformers.table import anatomy_of
+from regauge.learn.distillers import labels as nll
+from toy_var import saved, toy
 
 
 def pictures(count: int = 16) -> torch.Tensor:
@@ -113,6 +122,68 @@ def test_a_step_of_the_subnet_leaves_alone_what_only_late_scales_skip() -> None:
     assert losses[1] == losses[2]
     always(0, generator_of(0, 0)).backward()
     assert all(block.ffn.fc1.weight.grad.abs().sum() > 0 for block in model.blocks)
+
+
+def drawn(folder: Path, **more: object) -> Path:
+    """Pictures and their classes in a file."""
+    found = {"x": ((pictures(40)[:, 0] + 1) * 127).to(torch.uint8).numpy(), "y": np.arange(40) % 4} | more
+    np.savez(folder / "pictures.npz", **found)
+    return folder / "pictures.npz"
+
+
+def test_learn_variant_trains_the_whole_and_its_half_on_late_scales(tmp_path: Path) -> None:
+    model = saved(tmp_path / "model")
+    receipt: Any = rg.train("variant", model, tmp_path / "out", text=drawn(tmp_path), steps=12)
+    told = receipt.trained
+    assert told.unit == "nats a token"
+    assert set(told.members) == {"full", "depth=2"}
+    assert all(one.after < one.before for one in told.members.values())
+    before, after = rg.load(model), rg.load(tmp_path / "out")
+    assert torch.equal(before.vae.quantize.embedding.weight, after.vae.quantize.embedding.weight)
+    assert not torch.equal(before.head.weight, after.head.weight)
+    assert after.sample([0], subnet=("full", "full", "depth=2")).layers[2] == (0, 4)
+    with pytest.raises(TextError, match="and this model draws 4 from 0 on"):
+        rg.train("variant", model, tmp_path / "wrong", text=drawn(tmp_path, y=np.arange(40) % 10))
+
+
+def test_images_to_train_on_are_checked(tmp_path: Path) -> None:
+    source = host_of(saved(tmp_path / "model")).open(tmp_path / "model")
+    with pytest.raises(TextError, match=r"give --text an \.npz of images"):
+        pictures_of(source, "docs/index.md", 0)
+    for more, message in (
+        ({"y": np.arange(39)}, r"'y' has shape \(39,\) and dtype int64; 40 whole numbers"),
+        ({"y": np.ones(40)}, "dtype float64; 40 whole numbers"),
+        ({"x": np.zeros((9, 6, 6), np.uint8), "y": np.arange(9)}, "9 images, too few"),
+    ):
+        with pytest.raises(TextError, match=message):
+            pictures_of(source, drawn(tmp_path, **more), 0)
+    np.savez(tmp_path / "none.npz", x=np.zeros((40, 6, 6), np.uint8))
+    with pytest.raises(TextError, match="holds no classes"):
+        pictures_of(source, tmp_path / "none.npz", 0)
+    found = pictures_of(source, drawn(tmp_path), 1)
+    ids = found.ids(0, 40)
+    assert ids.shape == (40, 15)
+    assert 0 < int((ids[:, 0] == 4).sum()) < 12  # a tenth of the classes is hidden
+    assert sorted(found.y_N.tolist()) == sorted(list(range(4)) * 10)
+
+
+def test_a_lesson_is_the_loss_of_the_model_itself() -> None:
+    model = toy()
+    lessons = Lessons(model, Family(), anatomy_of(model.config, model))
+    ids = torch.cat([torch.tensor([[0], [4]]), torch.arange(28).view(2, 14) % 16], 1)
+    for subnet, stages in ((Subnet(), None), (Subnet(depth=2), ("full", "full", "depth=2"))):
+        read = lessons.read(subnet, ids)
+        own = model(tokens=ids[:, 1:], labels=ids[:, 0], subnet=stages).loss
+        torch.testing.assert_close(nll(read, ids), own)
+    assert torch.equal(lessons.original().read(ids).logits_BTV, lessons.read(Subnet(), ids).logits_BTV)
+    nll(read, ids).backward()
+    keys = lessons.gradients["blocks.0.attn.mat_qkv.bias"].chunk(3)
+    assert not keys[1].any()
+    assert keys[2].any()
+    assert not any(key.startswith("vae.") for key in lessons.parameters)
+    lessons.put({key: value.clone() for key, value in lessons.parameters.items()})
+    assert not any(one.any() for one in lessons.gradients.values())
+    assert [bridged(scales, "depth=2").count("full") for scales in (2, 3, 4, 10)] == [1, 2, 2, 6]
 
 
 def test_the_script_trains_every_stage_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

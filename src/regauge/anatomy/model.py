@@ -285,18 +285,13 @@ class Anatomy:
 
     def slots(self, block: int | None) -> dict[str, Slot]:
         """Canonical tensor name → slot, for one block (None: embeddings, last norm and head)."""
-        found: dict[str, Slot] = {}
+        found: dict[str, Slot | None] = {}
         for site in self.in_block(block):
-            found[f"{site.name}.weight"] = site.weight
-            if site.bias is not None:
-                found[f"{site.name}.bias"] = site.bias
+            found |= {f"{site.name}.weight": site.weight, f"{site.name}.bias": site.bias}
         for norm in self.norms:
             if norm.block == block:
-                if norm.gain is not None:
-                    found[f"{norm.name}.gain"] = norm.gain
-                if norm.bias is not None:
-                    found[f"{norm.name}.bias"] = norm.bias
-        return found
+                found |= {f"{norm.name}.gain": norm.gain, f"{norm.name}.bias": norm.bias}
+        return {name: slot for name, slot in found.items() if slot is not None}
 
     def with_(self, **changes: object) -> Anatomy:
         return replace(self, **changes)  # type: ignore[arg-type]  # dataclasses.replace is untyped by field

@@ -82,8 +82,8 @@ class Raising:
 
     @cached_property
     def causal(self) -> bool:
-        """Whether the model has a next token to learn; else it gives embeddings."""
-        return self.trainee.anatomy.causal
+        """Whether the model has a next token to learn, of a text or of an image; else it gives embeddings."""
+        return self.trainee.anatomy.causal or self.trainee.anatomy.plumbing.scales
 
     def init(self) -> Parameters:
         return {key: value.clone() for key, value in self.trainee.parameters.items()}

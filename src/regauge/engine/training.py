@@ -38,6 +38,7 @@ from regauge.engine.raising import Batch, Raising
 from regauge.engine.receipts import command_line, log_of, versions
 from regauge.engine.recovery_text import LOOKS, SPARE, Material
 from regauge.engine.routing import refuse_route, routed
+from regauge.engine.training_images import Pictured, Pictures
 from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import Reading, opened, reading
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
@@ -89,20 +90,21 @@ def train(
         clock.say("open")
         plan, training = read_recipe(recipe, asked.amounts)
         source = host_of(model).open(model, asked.revision)
-        if not source.anatomy.causal and training.distiller in OF_LOGITS:
+        scales = source.anatomy.plumbing.scales
+        if not (source.anatomy.causal or scales) and training.distiller in OF_LOGITS:
             raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
         for refuse in (refuse_route, refuse_gates):
             refuse(training, plan.family or Family(), source.anatomy)
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)
-        if why := host_of(source.path).why_not_fed(source):
+        if (why := host_of(source.path).why_not_fed(source)) and not scales:
             raise ModelError(f"training reads text through the model, and {why}.")
         read = opened(source, text, asked.amounts, asked.seed)
         with Staging(target, _identity(plan, source, read, asked, group), force=asked.force) as staging:
             threads = staging.notes.get("threads")
             staging.note("threads", torch.get_num_threads() if threads is None else threads)
             with quiet_torch(threads if isinstance(threads, int) else None):
-                base = _made(plan, model, staging, (text, asked), clock)
+                base = _made(plan, model, staging, (None if scales else text, asked), clock)
                 work = _Work(source, base, training, asked, group, staging, clock, began)
                 told, learnt = work.run(reading(read, source, training.batch, staging, clock))
                 log = log_of(clock, memory, asked.command or command_line())
@@ -188,7 +190,7 @@ class _Work:
     began: float
     _last: list[State] = field(default_factory=list)
 
-    def run(self, read: Reading) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
+    def run(self, read: Reading | Pictured) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
         """What the receipt is told, and what was learnt."""
         amounts, training = self.asked.amounts, self.training
         tokens = amounts.tokens or training.steps * training.batch
@@ -280,7 +282,7 @@ class _Work:
             raise _Over(OVER)
 
 
-def _identity(plan: Plan, source: Source, read: Material, asked: Asked, group: Ranks) -> dict[str, object]:
+def _identity(plan: Plan, source: Source, read: Material | Pictures, asked: Asked, group: Ranks) -> dict[str, object]:
     return {
         "plan": digest(plan),
         "source": source.digest(),

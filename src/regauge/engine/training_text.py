@@ -13,6 +13,7 @@ from torch import Tensor
 from regauge.artifact.staging import Staging
 from regauge.engine.raising import Batch
 from regauge.engine.recovery_text import HELD_OUT, Amounts, Material, held_out, material, to_train_on
+from regauge.engine.training_images import Pictured, Pictures, pictured, pictures
 from regauge.engine.watchdog import Clock
 from regauge.errors import TextError
 from regauge.hosts.base import Source
@@ -50,12 +51,14 @@ class Reading:
         return "the model's own samples" if self.material.given is None else self.material.given.description
 
 
-def opened(source: Source, text: Where | None, amounts: Amounts, seed: int) -> Material:
-    """The text, checked and split.
+def opened(source: Source, text: Where | None, amounts: Amounts, seed: int) -> Material | Pictures:
+    """The text, or the images of a model that draws them, checked and split.
 
     Raises:
         TextError: it cannot be used; an encoder samples none of its own.
     """
+    if source.anatomy.plumbing.scales:
+        return pictures(source, text, seed)
     if text is None and not source.anatomy.causal:
         raise TextError("this model writes no text of its own to be trained on; give --text.")
     if not source.anatomy.causal and amounts.length is None:
@@ -63,8 +66,12 @@ def opened(source: Source, text: Where | None, amounts: Amounts, seed: int) -> M
     return material(source, text, amounts, seed)
 
 
-def reading(found: Material, source: Source, batch: int, staging: Staging, clock: Clock) -> Reading:
+def reading(
+    found: Material | Pictures, source: Source, batch: int, staging: Staging, clock: Clock
+) -> Reading | Pictured:
     """The text with what is held out of it cut."""
+    if isinstance(found, Pictures):
+        return pictured(found, batch)
     if source.anatomy.causal:
         aside = _batched(held_out(found, source, staging, clock).inputs, batch)
     else:

@@ -241,6 +241,9 @@ class Host(Protocol):
     def trainee(self, path: str | Path) -> Trainee:
         """A family of an artifact's directory, ready to be trained."""
 
+    def ids_of_images(self, source: Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
+        """(N, T): class and tokens, scale by scale, of images from −1 to 1."""
+
     def adapting(self, path: str | Path, original: str | Path, how: Beside) -> Trainee:
         """A family in codes, whose adapters are trained towards the model that it was made of."""
 

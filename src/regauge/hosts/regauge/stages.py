@@ -17,6 +17,8 @@ from regauge.elastic.family import Family
 from regauge.elastic.subnet import Subnet
 from regauge.errors import SettingError
 
+BRIDGE = 0.6
+"""Of all scales, those on which the whole model runs beside a subnet that is trained."""
 Layers = tuple[tuple[int, ...], ...]
 """For each scale, the layers that run on it, in their order."""
 Stages = str | Subnet | Sequence[str | Subnet] | None
@@ -39,6 +41,11 @@ def layers_of(stages: Stages, depth: int, scales: int) -> Layers:
 def late(scales: int, early: int, subnet: str | Subnet) -> tuple[str | Subnet, ...]:
     """The whole model on the first scales, a subnet on the others."""
     return ("full",) * early + (subnet,) * (scales - early)
+
+
+def bridged(scales: int, subnet: str | Subnet) -> tuple[str | Subnet, ...]:
+    """The whole model on the first scales, six of ten as VARiant has it, a subnet on the others."""
+    return late(scales, round(BRIDGE * scales), subnet)
 
 
 def _layers(subnet: Subnet, depth: int) -> tuple[int, ...]:

@@ -139,6 +139,9 @@ class TransformersHost:
     def trainee(self, path: str | Path) -> Trainee:
         return trainee.trainee(path)
 
+    def ids_of_images(self, source: base.Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
+        return trainee.coded(source.path, x_NChw, y_N, seed)
+
     def adapting(self, path: str | Path, original: str | Path, how: Beside) -> Trainee:
         return adapting.adapting(path, original, how)
 

@@ -23,6 +23,7 @@ from regauge.anatomy.model import Anatomy
 from regauge.elastic.family import Family
 from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import ModelError
+from regauge.hosts.regauge.lessons import Lessons, ids_of_images
 from regauge.hosts.transformers.gated import counted, layers_of, missed
 from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.switching import Members, members_of
@@ -147,7 +148,7 @@ class Trainee:
         return found
 
 
-def trainee(path: str | Path) -> Trainee:
+def trainee(path: str | Path) -> Trainee | Lessons:
     """A family of an artifact's directory, ready to be trained.
 
     Raises:
@@ -158,7 +159,13 @@ def trainee(path: str | Path) -> Trainee:
     if any(name.endswith("matrix") or "packed" in name for name, _ in model.named_modules()):
         raise ModelError("a family is trained in full precision, and matrices of this one are in codes")
     model.eval()
-    return Trainee(model)
+    members = members_of(model)
+    return Lessons(model, members.family, members.anatomy) if members.anatomy.plumbing.scales else Trainee(model)
+
+
+def coded(folder: Path, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
+    """(N, T): class and tokens of images, as a model that draws by scales reads them."""
+    return ids_of_images(load(folder, dtype=torch.float32), x_NChw, y_N, seed)
 
 
 def said(tree: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
