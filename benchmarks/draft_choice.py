@@ -34,7 +34,7 @@ from regauge.hosts import host_of
 from regauge.kernels.cpu.step import Program
 from regauge.kernels.cpu.store import Store
 from regauge.measure.cost import in_turn, prompt_of
-from regauge.measure.several import Together, together
+from regauge.measure.several import Seconds, Together, together
 from regauge.plan import load
 from regauge.text.windows import Windows
 
@@ -43,7 +43,7 @@ SHARES = (0.75, 0.5, 0.25)
 SIZES, STEPS, PAST = range(1, 9), 3, 256
 
 
-def costs(name: str, rounds: int) -> list[Together]:
+def costs(name: str, rounds: int, clock: Seconds) -> list[Together]:
     """Steps of 1 to 8 tokens of a shape on random weights, and a token of its first blocks; a guess by share."""
     shape = SHAPES[name]
     torch.manual_seed(0)
@@ -58,10 +58,10 @@ def costs(name: str, rounds: int) -> list[Together]:
         inputs, positions = torch.randn(tokens, shape.hidden), list(range(PAST, PAST + tokens))
 
         def once() -> float:
-            began = time.perf_counter()
+            began = clock()
             for _ in range(STEPS):
                 step(inputs, positions, [0], tables, [PAST] * blocks, False)
-            return STEPS / (time.perf_counter() - began)
+            return STEPS / (clock() - began)
 
         return once
 
@@ -98,11 +98,11 @@ def told(found: Drafting) -> dict[str, str]:
     return {way.drafts: f"{way.gain.value:.2f} [{way.gain.low:.2f}, {way.gain.high:.2f}]" for way in found.ways}
 
 
-def weigh(where: Path, texts: Path, shaped: Sequence[Together], rounds: int) -> None:
+def weigh(where: Path, texts: Path, shaped: Sequence[Together], rounds: int, clock: Seconds) -> None:
     """A table of one model."""
     with tempfile.TemporaryDirectory() as scratch:
         plan = replace(load("family+rtn-w4"), family=Family(depth=SHARES, layers="ranked"))
-        rg.apply(plan, where, Path(scratch) / "out", calibration=texts, tokens=16384)
+        rg.apply(plan, where, Path(scratch) / "out", tokens=8192)
         out = Path(scratch) / "out"
         host = host_of(out)
         facts, model = host.facts(out), rg.load(out)
@@ -110,11 +110,11 @@ def weigh(where: Path, texts: Path, shaped: Sequence[Together], rounds: int) -> 
         shares = {f"depth={share}": str(share) for share in SHARES}
         members = {name: model.regauge.member(name) for name in shares}
         with host.unsaid():
-            own = together(model, members, prompt_of(facts.vocabulary, facts.most), 8, rounds)
+            own = together(model, members, prompt_of(facts.vocabulary, facts.most), 8, rounds, clock)
             named = [Together(one.steps, {name: one.guesses[shares[name]] for name in shares}) for one in shaped]
             sets = windows.halves()
             here, there = (weighed(model, members, sets, times, facts.most) for times in (own, named))
-            kept = run(model, here, sets[1], facts.most)
+            kept = run(model, here, sets[1], facts.most, clock=clock)
             often = right(model, members, sets[1], facts.most)
     one, other = told(here), told(there)
     print(f"\n{where.name}, {facts.most} tokens at once, on {texts.name}: steps of 1 to 8 tokens take", end=" ")
@@ -133,8 +133,10 @@ def main() -> int:
     words.add_argument("--model", action="append", metavar="DIR=TEXTS", help="a model and texts that it never saw")
     words.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
     words.add_argument("--rounds", type=int, default=7)
+    words.add_argument("--cpu", action="store_true", help="CPU seconds of this process, where others are busy")
     given = words.parse_args()
-    shaped = costs(given.shape, given.rounds)
+    clock = time.process_time if given.cpu else time.perf_counter
+    shaped = costs(given.shape, given.rounds, clock)
     middle = sorted(shaped, key=lambda one: one.steps[0])[len(shaped) // 2]
     steps = " ".join(f"{step / middle.steps[0]:.2f}" for step in middle.steps)
     guesses = ", ".join(f"{share} of the blocks {took / middle.steps[0]:.2f}" for share, took in middle.guesses.items())
@@ -145,7 +147,7 @@ def main() -> int:
     print(f" tokens take {steps} of one; guesses by {guesses}", flush=True)
     for pair in given.model or [f"{ROOT / 'bundled' / 'code-llama-5m'}={ROOT / 'tests'}"]:
         where, _, texts = pair.partition("=")
-        weigh(Path(where), Path(texts), shaped, given.rounds)
+        weigh(Path(where), Path(texts), shaped, given.rounds, clock)
     return 0
 
 

@@ -148,8 +148,7 @@ def test_what_promises_and_does_not_keep_is_none(tmp_path: Path, monkeypatch: py
         return ids
 
     monkeypatch.setattr("regauge.measure.several._written", slow)
-    monkeypatch.setattr("regauge.measure.several.time.perf_counter", lambda: next(ticks))
-    kept = run(model, found, windows(), None)
+    kept = run(model, found, windows(), None, clock=lambda: next(ticks))
     assert kept.drafts == "none"
     assert "through generate it is no faster: 0.50x" in kept.why
     assert kept.gain == 1.0

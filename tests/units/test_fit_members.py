@@ -11,6 +11,7 @@ import torch
 import regauge as rg
 from regauge.artifact.cutting import opened
 from regauge.artifact.folder import read_receipt
+from regauge.artifact.ownership import strangers
 from regauge.cli import main
 from regauge.errors import BudgetError, SettingError
 from regauge.hosts import host_of
@@ -121,12 +122,19 @@ def test_the_command_tells_its_members(
     monkeypatch.setattr(asking, "METHODS", ("rtn-w8",))
     monkeypatch.setattr(Wanted, "first", SMALL)
     monkeypatch.setattr(asking, "Effort", lambda: SMALL)
+    monkeypatch.setattr("regauge.search.drafting.TURNS", 1)
+    monkeypatch.setattr("regauge.engine.drafting.NEW", 12)
     out = tmp_path / "out"
     line = ["fit", str(source), "-o", str(out), "--members", "--budget", "memory=0.6x", "--calibration", str(text)]
-    assert main([*line, "--tokens", "1024", "--length", "64", "-q"]) == 0
+    assert main([*line, "--tokens", "1024", "--length", "64", "--drafts", "any", "-q"]) == 0
     said = capsys.readouterr().out
     assert "m0.60x" in said
     assert "members measured on the search text" in said
+    assert "drafts for the whole: " in said
+    ways = Chosen.model_validate_json((out / FILE).read_text()).drafts
+    assert ways is not None
+    assert {"lookup", "depth=3"} <= {way.drafts for way in ways.ways}
+    assert strangers(out) == []  # so that --force replaces it
     assert "member m0.60x: " in (out / "regauge" / "report.html").read_text(encoding="utf-8")
 
 

@@ -15,14 +15,18 @@ from regauge.artifact.files import weight_bytes
 from regauge.artifact.folder import read_receipt
 from regauge.engine import recovery_text
 from regauge.errors import ArtifactError, BudgetError, ModelError, OutputError, ResumeError, TextError
+from regauge.measure.bootstrap import Interval
+from regauge.measure.cost import Speed
+from regauge.report.build import write
 from regauge.search import profile, record
 from regauge.search.fit import fit, pick
-from regauge.search.loop import build, finish, recovering, room, start
+from regauge.search.loop import build, finish, goal, recovering, room, settle, start
 from regauge.search.loop.desk import Effort, Limits
 from regauge.search.losses import trials
 from regauge.search.losses.shelf import Shelf
 from tests.pico import pico, save
 from tests.tiny import TEXT, folder
+from tests.units.test_drafting import chosen
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 SMALL = Effort(
@@ -249,6 +253,40 @@ def test_a_floor_alone_takes_the_fewest_bytes_that_keep_it(model: Path, text: Pa
     assert loose.verdicts[0].met
     assert loose.verdicts[0].measured <= 0.01
     assert (loose.point.bytes_measured or 0) < 0.5 * loose.bytes_bf16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gain", "met"), [(1.4, True), (1.05, False)])
+def test_drafts_keep_a_budget_of_decoding_that_weights_do_not(
+    gain: float, met: bool, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of 1.2 times where 1.5 is asked; what is told says which part is whose, and the artifact drafts."""
+    taken = chosen()
+    taken = taken.model_copy(update={"measured": Interval(value=gain, low=gain, high=gain)})
+    monkeypatch.setattr(goal, "reached", lambda *_: 1.2)
+    monkeypatch.setattr(finish, "reached", lambda *_: 1.2)
+    monkeypatch.setattr(goal, "found", lambda *_: taken)
+    rate = Speed(median=9.0, low=9.0, high=9.0, rounds=1)
+    monkeypatch.setattr(settle, "speeds", lambda *_: {"decode": {"compressed": rate}})
+    monkeypatch.setattr(profile, "source_ms", lambda *_: ({}, {"decode": 1e-4, "prefill": 1e-4}, False))
+    monkeypatch.setattr(profile, "seconds", lambda *_: 1e-8)
+    out = tmp_path / "out"
+    if not met:
+        with pytest.raises(BudgetError, match=r"decode at 1\.26x where 1\.5x is asked"):
+            fit(model, out, budgets=["decode=1.5x"], calibration=text)
+        return
+    run = fit(model, out, budgets=["decode=1.5x"], calibration=text)
+    (verdict,) = run.verdicts
+    assert verdict.met
+    assert verdict.measured == pytest.approx(1.68)
+    assert "1.20x from the weights" in verdict.how
+    said = "1.68x: 1.20x from the weights, 1.40x from look-up (accepted 38 % of guesses on held.txt)"
+    assert str(read_receipt(out).drafts) == said
+    assert json.loads((out / "generation_config.json").read_text())["drafts"] == "lookup"
+    write(out)
+    page = (out / "regauge" / "report.html").read_text(encoding="utf-8")
+    assert said in page
+    assert "look-up (chosen)" in page
 
 
 def test_what_is_refused_before_any_work(

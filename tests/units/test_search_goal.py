@@ -54,6 +54,22 @@ def a_desk(*budgets: str, floor: float | None = None) -> Desk:
 SPENT = {"decode": {"original": a_speed(10), "runtime": a_speed(40), "compressed": a_speed(60)}}
 
 
+def test_drafts_give_what_the_weights_lack_and_never_below_what_can_be_had() -> None:
+    """1.5 times by the weights and 1.4 by drafts keep 2 times; prefill has none; a bound stays at what is possible."""
+    budget, row = parse_one("decode=2x"), Bound("decode", 1.0, 0.0, "ms a token")
+    assert against(a_desk("decode=2x"), Goal((Held(budget, row),), {}), a_built(100, 0.1), SPENT, drafts=1.4)[0] == ""
+    missed, moved = against(
+        a_desk("decode=2x"), Goal((Held(budget, row, least=0.9),), {}), a_built(100, 0.1), SPENT, drafts=1.2
+    )
+    assert missed == "decode at 1.80x where 2x is asked"
+    assert moved.held[0].bound.limit == 0.9
+    prefill = Goal((Held(parse_one("prefill=2x"), Bound("prefill", 1.0, 0.0, "ms a token")),), {})
+    spent = {"prefill": SPENT["decode"]}
+    assert against(a_desk("prefill=2x"), prefill, a_built(100, 0.1), spent, drafts=1.4)[0].startswith(
+        "prefill at 1.50x"
+    )
+
+
 def test_a_speed_is_held_against_the_same_runtime() -> None:
     """Six times transformers and 1.5 times the same runtime: nothing that the runtime gave counts."""
     assert reached(SPENT, "decode") == 1.5

@@ -23,7 +23,16 @@ LISTED = "regauge/manifest.json"
 RECEIPT = "regauge/receipt.json"
 LATER = frozenset(
     f"regauge/{name}"
-    for name in ("manifest.json", "receipt.json", "recipe.yaml", "run.json", "run-log.json", "report.html")
+    for name in (
+        "manifest.json",
+        "receipt.json",
+        "recipe.yaml",
+        "run.json",
+        "run-log.json",
+        "report.html",
+        "members.json",
+        "gains.safetensors",
+    )
 )
 """What commands write into an artifact's own folder after it was made."""
 WRITTEN = (

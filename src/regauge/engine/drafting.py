@@ -11,6 +11,7 @@ Legend: N texts, T tokens.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from regauge.measure.bootstrap import Draws, Interval, ratio
 from regauge.measure.samples import sampled, written_on
-from regauge.measure.several import Together, beside
+from regauge.measure.several import Seconds, Together, beside
 from regauge.runtime.drafts.replay import Passage, Replayed, Times, replayed
 from regauge.runtime.drafts.worth import GAIN
 from regauge.text.windows import Windows
@@ -153,12 +154,19 @@ def weighed(
     )
 
 
-def run(model: Any, found: Drafting, windows: Windows, most: int | None, turns: int = TURNS) -> Drafting:
+def run(
+    model: Any,
+    found: Drafting,
+    windows: Windows,
+    most: int | None,
+    turns: int = TURNS,
+    clock: Seconds = time.perf_counter,
+) -> Drafting:
     """The choice with its gain through `generate`; none where that is no faster."""
     if found.drafts == NONE:
         return found
     prompts = _prompts(windows, most, RUN)
-    pairs = beside(model, [prompt[None] for prompt in prompts], NEW, found.drafts, turns)
+    pairs = beside(model, [prompt[None] for prompt in prompts], _new(prompts, most), found.drafts, turns, clock)
     plain, drafted = (np.array([getattr(pair, name) for pair in pairs]) for name in ("plain", "drafted"))
     gain = ratio(plain, drafted, Draws.make(len(pairs)))
     if not all(pair.same for pair in pairs):
@@ -171,13 +179,18 @@ def run(model: Any, found: Drafting, windows: Windows, most: int | None, turns: 
     return found.model_copy(update={"measured": gain})
 
 
+def stretches(windows: Windows, most: int | None) -> int:
+    """How many prompts a text has, up to as many as are used."""
+    return len(_prompts(windows, most, TEXTS))
+
+
 def passages(model: Any, windows: Windows, most: int | None) -> list[Passage]:
     """Texts as the model writes them on."""
     prompts = _prompts(windows, most, TEXTS)
     if not len(prompts):
         return []
     length = prompts.shape[1]
-    found = written_on(model, prompts, NEW if most is None else min(NEW, most - length))
+    found = written_on(model, prompts, _new(prompts, most))
     return [
         Passage((*given, *more), length)
         for given, more in zip(prompts.tolist(), found, strict=True)
@@ -224,16 +237,20 @@ def _way(name: str, told: Sequence[Replayed]) -> Way:
     )
 
 
+def _new(prompts: Tensor, most: int | None) -> int:
+    """Tokens that are written behind them."""
+    return NEW if most is None else min(NEW, most - prompts.shape[1])
+
+
 def _prompts(windows: Windows, most: int | None, count: int) -> Tensor:
-    """(N, T): the beginnings of as many windows, of as many documents as there are, all of one length."""
+    """(N, T): stretches of as many documents and windows as there are, all of one length."""
     length = PROMPT if most is None else min(PROMPT, most // 2)
     length = min(length, max((len(ids) for ids in windows.ids), default=0))
-    long = [place for place, ids in enumerate(windows.ids) if len(ids) >= length]
     turn: dict[int, int] = {}
     order = []
-    for place in long:
-        document = windows.document[place]
-        turn[document] = turn.get(document, -1) + 1
-        order.append((turn[document], place))
-    kept = [windows.ids[place][:length] for _, place in sorted(order)[:count]]
+    for place, (ids, document) in enumerate(zip(windows.ids, windows.document, strict=True)):
+        for start in range(0, len(ids) - length + 1 if length else 0, length or 1):
+            turn[document] = turn.get(document, -1) + 1
+            order.append((turn[document], place, start))
+    kept = [windows.ids[place][start : start + length] for _, place, start in sorted(order)[:count]]
     return torch.stack(kept) if kept else torch.zeros(0, length, dtype=torch.int64, device="cpu")

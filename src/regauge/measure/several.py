@@ -6,7 +6,7 @@ Everything is interleaved, round by round, so that a slow minute hits all of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from regauge.measure.cost import PROMPT, Model, Thunk, in_turn
+
+STEPS = 12
+"""Of one timing, at the most."""
+Seconds = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -29,26 +33,40 @@ class Together:
     guesses: Mapping[str, float]
 
 
-def steps_rate(model: Model, prompt_BT: Tensor, each: int, steps: int = 12) -> Thunk:
+def steps_rate(model: Model, prompt_BT: Tensor, each: int, clock: Seconds, steps: int) -> Thunk:
     """Steps a second that read `each` tokens behind the prompt and what the steps before them read."""
 
     def run() -> float:
         with torch.inference_mode():
             out = model(input_ids=prompt_BT, use_cache=True)
-            start = time.perf_counter()
+            start = clock()
             for _ in range(steps):
                 out = model(input_ids=prompt_BT[:, :each], past_key_values=out.past_key_values, use_cache=True)
-            return steps / (time.perf_counter() - start)
+            return steps / (clock() - start)
 
     return run
 
 
-def together(model: Model, members: Mapping[str, Model], prompt_BT: Tensor, most: int, rounds: int) -> list[Together]:
-    """Steps of 1 … `most` tokens of a model, and a token of each member, round by round."""
+def together(
+    model: Model,
+    members: Mapping[str, Model],
+    prompt_BT: Tensor,
+    most: int,
+    rounds: int,
+    clock: Seconds = time.perf_counter,
+) -> list[Together]:
+    """Steps of 1 … `most` tokens of a model, and a token of each member, round by round.
+
+    Args:
+        clock: in seconds; of the processor where others are busy.
+    """
     short = prompt_BT[:, :PROMPT]
     each = [str(tokens) for tokens in range(1, most + 1)]
-    runs = {tokens: steps_rate(model, short, int(tokens)) for tokens in each}
-    runs |= {f"={name}": steps_rate(member, short, 1) for name, member in members.items()}
+    room = 2 * prompt_BT.shape[1] - PROMPT  # that a model reads behind them, which reads twice the prompt at once
+    runs = {
+        tokens: steps_rate(model, short, int(tokens), clock, max(1, min(STEPS, room // int(tokens)))) for tokens in each
+    }
+    runs |= {f"={name}": steps_rate(member, short, 1, clock, STEPS) for name, member in members.items()}
     rates = in_turn(runs, rounds)
     return [
         Together(
@@ -73,7 +91,14 @@ class Beside:
     same: bool
 
 
-def beside(model: nn.Module, prompts: Sequence[Tensor], tokens: int, drafts: str, rounds: int = 2) -> list[Beside]:
+def beside(
+    model: nn.Module,
+    prompts: Sequence[Tensor],
+    tokens: int,
+    drafts: str,
+    rounds: int = 2,
+    clock: Seconds = time.perf_counter,
+) -> list[Beside]:
     """Each prompt (1, T) written on through `generate`, with drafts and without them in turn."""
     found = []
     for ids_1T in prompts:
@@ -81,9 +106,9 @@ def beside(model: nn.Module, prompts: Sequence[Tensor], tokens: int, drafts: str
         texts: dict[str | None, Tensor] = {}
         for _ in range(rounds):
             for asked, seconds in took.items():
-                start = time.perf_counter()
+                start = clock()
                 texts[asked] = _written(model, ids_1T, tokens, asked)
-                seconds.append(time.perf_counter() - start)
+                seconds.append(clock() - start)
         found.append(Beside(min(took[None]), min(took[drafts]), texts[None].equal(texts[drafts])))
     return found
 

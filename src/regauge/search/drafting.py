@@ -14,7 +14,7 @@ from regauge.artifact.folder import RECEIPT, read_receipt
 from regauge.artifact.preferring import SETTINGS, prefer
 from regauge.artifact.receipt import DraftsReceipt
 from regauge.documents import read_json
-from regauge.engine.drafting import LOOKUP, NONE, Drafting, refused, run, weighed
+from regauge.engine.drafting import LOOKUP, NONE, Drafting, refused, run, stretches, weighed
 from regauge.engine.receipts import text_of
 from regauge.errors import ArtifactError, SettingError
 from regauge.hosts import host_of
@@ -30,6 +30,8 @@ DECODE = "decode"
 AT_MOST = 2.0
 """Times as fast as without drafts: a budget that would need more of them is refused before any work."""
 TURNS = 5
+ENOUGH = 10
+"""Stretches of the search text by which drafts are chosen: some texts end before they count."""
 
 
 def asked(drafts: str | None, budgets: Sequence[Budget], text: bool) -> tuple[str, ...]:
@@ -69,7 +71,8 @@ def alone(wanted: Sequence[str]) -> None:
 
 
 def found(source: Source, folder: Path, texts: Texts, wanted: Sequence[str], names: Sequence[str] = ()) -> Drafting:
-    """What drafts give on an artifact, chosen on the search text and told on the evaluation text.
+    """What drafts give on an artifact: chosen on the search text, or where that is short on half of the evaluation
+    text, and told on the rest of it.
 
     Args:
         wanted: of `asked`.
@@ -80,12 +83,14 @@ def found(source: Source, folder: Path, texts: Texts, wanted: Sequence[str], nam
     most = host.context(source)
     ways = names if ANY in wanted else [name for name in wanted if name != LOOKUP]
     windows = (texts.search, texts.evaluation)
+    if stretches(texts.search, most) < ENOUGH:
+        windows = texts.evaluation.halves()
     try:
         with host.unsaid():
             members: Mapping[str, Any] = {name: model.regauge.member(name) for name in ways}
             times = together(model, members, prompt_of(vocabulary, most), MOST + 1, TURNS)
             chosen = weighed(model, members, windows, times, most, [*([LOOKUP] if _free(wanted) else []), *members])
-            return run(model, chosen, texts.evaluation, most)
+            return run(model, chosen, windows[1], most)
     except SettingError as error:  # its cache lets tokens go
         return refused(str(error))
 
