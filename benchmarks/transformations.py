@@ -39,6 +39,7 @@ GROUPED = {"grain": "group:64 else group:32 else channel", "ranger": "minmax", "
 A_TOKEN = {"grain": "token", "ranger": "dynamic", "scale": "f32"}
 A8, A6, A6_ASYM = ({"grid": grid, **A_TOKEN} for grid in ("int8", "int6", "int6-asym"))
 STATIC = {"grid": "int8-asym", "grain": "tensor", "ranger": "static", "scale": "f32"}
+HIDDEN = "blocks.*.mlp.hidden"
 TURNED = ("layernorm-to-rms", "fold-norm", "rotate")
 
 
@@ -49,6 +50,7 @@ class Contest:
     Attributes:
         bits: as tables name them.
         weights, inputs: as a recipe has them, of every block; the null's as well.
+        at: which taps are read so.
         rewrites: what is tried.
         online: of taps, in place of the null's readings there.
         learning: how what is learnt is trained, in the null as well.
@@ -60,6 +62,7 @@ class Contest:
     rewrites: tuple[str | dict[str, object], ...] = ()
     online: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     learning: Mapping[str, object] = field(default_factory=dict)
+    at: str = "blocks.*"
 
     def plan(self, name: str, tried: bool) -> Plan:
         """The recipe, with the transformation or without."""
@@ -67,7 +70,7 @@ class Contest:
         if self.learning:
             recipe["learning"] = dict(self.learning)
         if self.inputs is not None:
-            readings = {"blocks.*": self.inputs, **(self.online if tried else {})}
+            readings = {self.at: self.inputs, **(self.online if tried else {})}
             recipe["inputs"] = {select: dict(reading) for select, reading in readings.items()}
         if tried and self.rewrites:
             recipe["rewrites"] = list(self.rewrites)
@@ -99,13 +102,13 @@ CONTESTS: Mapping[str, Contest] = {
         {"grid": "int4", **GROUPED},
         A8,
         TURNED,
-        {"blocks.*.mlp.hidden": {"transform": "hadamard", "grid": "int8", **A_TOKEN}},
+        {HIDDEN: {"transform": "hadamard", "grid": "int8", **A_TOKEN}},
     ),
     "hadamard": Contest(
-        "w8a6", INT8, A6, online={"blocks.*.mlp.hidden": {"transform": "hadamard", "grid": "int6", **A_TOKEN}}
+        "w8a6", INT8, A6, online={HIDDEN: {"transform": "hadamard", "grid": "int6", **A_TOKEN}}, at=HIDDEN
     ),
     "diagonal": Contest(
-        "w8a6", INT8, A6, online={"blocks.*.mlp.hidden": {"transform": "diagonal:0.5", "grid": "int6", **A_TOKEN}}
+        "w8a6", INT8, A6, online={HIDDEN: {"transform": "diagonal:0.5", "grid": "int6", **A_TOKEN}}, at=HIDDEN
     ),
 }
 """Each part that moves outliers, at the bits of its paper where those are of our axes."""

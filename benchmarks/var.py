@@ -246,6 +246,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, help="real test images, where --data holds none")
     parser.add_argument("--count", type=int, default=1000, help="images a seed")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--models", default=",".join(NAMES), help="of what was trained, which draw")
     parser.add_argument("--rivals", action="store_true", help="rules of a cache and of tokens beside VARiant")
     parser.add_argument("--keep", type=float, default=0.5, help="share of the tokens that rules of a cache keep")
     parser.add_argument("--judge-steps", type=int, default=1500)
@@ -280,7 +281,7 @@ def main() -> None:
             return
         rows.append(bench.of_images("through the tokenizer", lambda seed: rebuilt(seed, False)))
         rows.append(bench.of_images("control: tokens shuffled", lambda seed: rebuilt(seed, True)))
-        for name, model in models.items():
+        for name, model in ((name, model) for name, model in models.items() if name in said.models.split(",")):
             rows.append(bench.of_model(f"{name}, full depth", model, None))
             rows.append(bench.of_model(f"{name}, half depth late", model, half))
     show(list(HEADS), rows)

@@ -37,6 +37,7 @@ CALLED_FROM_OUTSIDE = {
     "by_head": "a form for FlexAttention, which the user's own code compiles",
     "Share": "the contract that parts of the axis are held to",
     "Crossed": "a transform that may be built in Python and is in no table yet",
+    "resizing": "families/resnet.yaml",
     "config_class": "transformers asks its models",
     "input_modalities": "transformers asks its models",
     "_no_split_modules": "transformers asks its models",

@@ -86,6 +86,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_losses(tmp_path: Path) -> No
         train(model.vae, TokenizerLoss(model.vae, images, 4), Course(7, 4, 1e-3), state)
 
 
+def test_courses_of_two_seeds_draw_otherwise() -> None:
+    drawn = {float(torch.rand(1, generator=generator_of(seed, step))) for seed in range(4) for step in range(4)}
+    assert len(drawn) == 16
+
+
 def test_a_code_that_nobody_takes_moves_to_where_maps_are() -> None:
     model = toy()
     codes = model.vae.quantize.embedding.weight

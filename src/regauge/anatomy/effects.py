@@ -42,7 +42,11 @@ def effect(moves: Sequence[Move], anatomy: Anatomy) -> Anatomy:
         stream = anatomy.stream(move.stream)
         if move.kind == "centre":
             norms |= {n.name: replace(n, kind="rms", source_kind=n.source_kind or n.kind) for n in input_norms(anatomy)}
-        if move.kind in ("fold", "scale", "shift"):
+        if stream.kind == "batch":
+            gone = stream.name.removesuffix(".out") + ".norm"
+            norms[gone] = replace(norms[gone], gain=None, bias=None, mean=None, var=None, plain=True)
+            _gain_biases(stream.writers, sites)
+        elif move.kind in ("fold", "scale", "shift"):
             _norms_change(move.kind, stream, norms, sites)
         if move.kind == "shift":
             _gain_biases((*stream.readers, *stream.writers), sites)

@@ -92,7 +92,7 @@ class Member:
                 if (old := self.origin(name)) in weights:
                     found[name] = first(weights[old], shape)
         for norm in self.anatomy.norms:
-            for name in (f"{norm.name}.gain", f"{norm.name}.bias"):
+            for name in (f"{norm.name}.{word}" for word in norm.slots):
                 if (old := self.origin(name)) in weights:
                     found[name] = first(weights[old], (norm.size,))
         return found
@@ -182,11 +182,12 @@ def _thinned(anatomy: Anatomy, blocks: tuple[int, ...], paths: tuple[str, ...]) 
         old = found.block
         if old is None:
             return found
-        parts = {"gain": slot(found.gain, old), "bias": slot(found.bias, old)}
+        parts = {word: slot(one, old) for word, one in found.slots.items()}
         return replace(found, name=name(found.name, old), module=path(found.module, old), block=new[old], **parts)  # type: ignore[arg-type]  # slots
 
     plumbing = anatomy.plumbing
     sliding = tuple(new[block] for block in plumbing.sliding if block in new)
+    stays = tuple(new[block] for block in plumbing.stays if block in new)
     cached = plumbing.cached * len(blocks) // max(anatomy.blocks, 1)
     return with_streams(
         replace(
@@ -194,6 +195,6 @@ def _thinned(anatomy: Anatomy, blocks: tuple[int, ...], paths: tuple[str, ...]) 
             blocks=len(blocks),
             sites=tuple(site(one) for one in anatomy.sites if one.block is None or one.block in new),
             norms=tuple(norm(one) for one in anatomy.norms if one.block is None or one.block in new),
-            plumbing=replace(plumbing, sliding=sliding, cached=cached),
+            plumbing=replace(plumbing, sliding=sliding, cached=cached, stays=stays),
         )
     )

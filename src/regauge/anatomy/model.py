@@ -1,11 +1,11 @@
 """What a model is: sites, norms and streams, as pure data.
 
-Canonical tensors are named `{site}.weight`, `{site}.bias`, `{norm}.gain`, `{norm}.bias`. A site's weight is always
-(O, I), output channels first, whatever the checkpoint does. `embed.weight` is (V, D): it *writes* the residual along
-its axis 1. Names of sites: `embed`, `embed.position`, `embed.type`, `embed.patch`, `head`, `blocks.3.attn.q`,
-`blocks.3.mlp.down`, `blocks.3.moe.router`, `blocks.3.moe.5.up`. Names of norms: `embed.norm`, `blocks.3.attn.norm`,
-`blocks.3.attn.q.norm` (qwen3), `blocks.3.attn.post` (gemma, post-norm), `blocks.3.mlp.norm`, `blocks.3.mlp.post`,
-`norm` (the last). Names of streams: see `Stream`.
+Canonical tensors are named `{site}.weight`, `{site}.bias`, `{norm}.gain`, `{norm}.bias`; of batch norms also
+`{norm}.mean`, `{norm}.var`. A site's weight is always (O, I), output channels first, whatever the checkpoint does.
+`embed.weight` is (V, D): it *writes* the residual along its axis 1. Names of sites: `embed`, `embed.position`,
+`embed.type`, `embed.patch`, `head`, `blocks.3.attn.q`, `blocks.3.mlp.down`, `blocks.3.moe.router`, `blocks.3.moe.5.up`.
+Of norms: `embed.norm`, `blocks.3.attn.norm`, `blocks.3.attn.q.norm` (qwen3), `blocks.3.attn.post` (gemma, post-norm),
+`blocks.3.mlp.norm`, `blocks.3.mlp.post`, `norm` (the last). Of streams: see `Stream`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Slot:
         key: parameter name in the transformers module, e.g. `model.layers.0.self_attn.q_proj.weight`.
         index: expert of a stacked parameter (leading axis), or None.
         transposed: stored as (I, O), as Conv1D does. Applied after `index`, before `heads` and `rows`.
-        heads: (count, parts, which) where parts are interleaved a head at a time (gpt_neox: (H, 3, 0..2)); the axis 0
-            is viewed as (count, parts, size) and `which` is taken, with `span - 1` after it (falcon's queries).
+        heads: (count, parts, which) where parts are interleaved a head at a time (gpt_neox: (H, 3, 0..2)); axis 0 is
+            viewed as (count, parts, size) and `which` is taken, with `span - 1` after it (falcon's queries).
         rows: [start, stop) along axis 0 where parts are stacked one after another (phi3 qkv), or None for all.
     """
 
@@ -56,6 +56,7 @@ class Site:
         module: path of the module that computes it (several sites share one where storage is fused).
         expert: which expert it belongs to, or None.
         heads: into how many heads its rows fall (`q`, `k`, `v`) or its columns (`o`); 0 for any other kind.
+        window: of a convolution in a block, places of each channel that it reads, side by side in columns; 0: of none.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Site:
     module: str = ""
     expert: int | None = None
     heads: int = 0
+    window: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -77,12 +79,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Attention:
-    """The sizes of one block's attention, read off its sites.
-
-    Attributes:
-        heads, kv_heads: how many heads ask, and how many are kept in the cache.
-        head_dim: channels of a query or key; value_dim: of a value.
-    """
+    """The sizes of one block's attention, read off its sites: heads that ask, heads that the cache keeps, channels of a
+    query or key, and of a value."""
 
     heads: int
     kv_heads: int
@@ -101,15 +99,16 @@ class Norm:
 
     Attributes:
         name: canonical, `blocks.3.attn.norm`.
-        kind: `rms` or `layer`.
+        kind: `rms`, `layer`, or `batch` (behind the convolution whose name its own begins with).
         size: channels normalised.
         module: path of its module.
         gain: where its gain lies, or None.
         bias: where its bias lies, or None.
         offset: what the module adds to the stored gain (gemma: 1); canonical gains include it.
         eps: inside the root.
-        plain: its gain is all ones and its bias, if any, all zeros, because a `fold` made it so.
+        plain: gain all ones and bias, if any, all zeros, because a `fold` made it so; a batch norm is gone.
         source_kind: kind in the source checkpoint; differs from `kind` after LayerNorm → RMSNorm.
+        mean, var: where a batch norm keeps its statistics.
     """
 
     name: str
@@ -123,12 +122,18 @@ class Norm:
     block: int | None = None
     source_kind: str = ""
     plain: bool = False
+    mean: Slot | None = None
+    var: Slot | None = None
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """Last word of a canonical tensor → where it lies, of those that the norm has."""
+        return {word: slot for word in ("gain", "bias", "mean", "var") if (slot := getattr(self, word)) is not None}
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Moves (none: all) that a family does not admit where the algebra would, on streams by kind, or by name without
-    the block (`attn.in`); and why, in a sentence."""
+    """Moves (none: all) that a family does not admit, on streams by kind or by name without the block (`attn.in`)."""
 
     streams: tuple[str, ...]
     why: str
@@ -137,23 +142,23 @@ class Stop:
 
 @dataclass(frozen=True)
 class Plumbing:
-    """The few facts of a family that its sites and norms do not tell, and that decide which moves a stream admits.
+    """The facts of a family that its sites and norms do not tell, and that decide which moves a stream admits.
 
     Attributes:
         arrangement: where the norms sit. `pre`: x + f(norm(x)). `post`: norm(x + f(x)), as in BERT: the norm's output
             is the residual. `sandwich`: x + post(f(norm(x))), as in gemma2/3: the post-norm's gain writes the
-            residual. A parallel residual is still `pre`, and a block whose attention and feed-forward share one norm
-            has an `attn.norm` and no `mlp.norm`.
+            residual. A parallel one is `pre` too; where both parts share one norm, it is the `attn.norm`.
         activation: of the feed-forward layer, by transformers' name. Only `relu` lets a scale through; in a gated
             unit (a `gate` site beside `up`) the linear branch always does.
-        rotary: channels of a head that rotary embeddings turn, counted from 0; 0 where there are none.
+        rotary: channels of a head that rotary embeddings turn, from 0; 0: none.
         pairing: which channels turn together. `half`: i with i + rotary/2 (llama, neox). `interleaved`: 2i, 2i + 1.
         fixed: why the channels of the residual must keep their place, where they must: the model has no head, so the
             residual is what it returns, or a parameter outside the anatomy reads it.
         stops: moves that the family does not admit for reasons of its own.
         cached: numbers that a token leaves in caches beside keys and values: of attention taken as it is, and copies.
-        sliding: blocks that keep a window of the past alone, or what others keep, and grow by no token.
+        sliding: blocks that keep a window of the past, or what others keep, and grow by no token.
         scales: tokens come scale by scale, all of one at once, and keys and values of earlier scales are kept.
+        stays: blocks that cannot be left out, for the states change their size there.
     """
 
     arrangement: str = "pre"
@@ -164,16 +169,15 @@ class Plumbing:
     stops: tuple[Stop, ...] = ()
     cached: int = 0
     sliding: tuple[int, ...] = ()
+    stays: tuple[int, ...] = ()
     scales: bool = False
 
 
 @dataclass(frozen=True)
 class Port:
-    """A run of channels of a canonical tensor that a stream writes or reads: [start, start + size) along `axis`.
-
-    The gain and bias of a norm have one axis, 0. A bias of a writing site is a port of its own (axis 0).
-    One channel of the stream covers `width` neighbours of the tensor (a head covers its `head_dim` rows).
-    """
+    """A run of channels of a canonical tensor that a stream writes or reads: [start, start + size) along `axis`. Gains
+    and biases have one axis, 0; a bias of a writing site is a port of its own. A channel of the stream covers `width`
+    neighbours of the tensor (a head covers its `head_dim` rows)."""
 
     tensor: str
     axis: int
@@ -187,13 +191,13 @@ class Stream:
 
     Attributes:
         name: `residual`, `blocks.3.attn.in`, `blocks.3.mlp.in`, `head.in`, `blocks.3.value.1` (KV head 1),
-            `blocks.3.qk.1`, `blocks.3.qk` (the gains of q/k norms that heads share), `blocks.3.heads` (KV groups),
-            `blocks.3.ffn`, `blocks.3.moe.5.ffn`.
-        kind: `residual norm value qk heads ffn`.
+            `blocks.3.qk.1`, `blocks.3.qk` (gains of q/k norms that heads share), `blocks.3.heads` (KV groups),
+            `blocks.3.ffn`, `blocks.3.moe.5.ffn`, `blocks.3.mlp.up.out` (what a batch norm reads).
+        kind: `residual norm batch value qk heads ffn`.
         size: channels.
         writers, readers: every port. A move multiplies writers by M and readers by its inverse transpose.
-        through: ports that act channel by channel between writers and readers: the gains and biases of norms in the
-            residual, the gate of a gated unit. Only `permute` and `select` touch them.
+        through: ports that act channel by channel in between: gains and biases of norms in the residual, the gate of a
+            gated unit. Only `permute` and `select` touch them.
         admits: move kind → "" where allowed, or the condition on its value (`nonzero`, `positive`, `pairs`, `free`:
             see `moves.py`); kinds absent from here are refused.
         stops: move kind → why it is refused, in a sentence.
@@ -214,9 +218,8 @@ class Stream:
 class Anatomy:
     """A model as data. Rewrites return a new one. Sizes are facts of sites: blocks may differ in every one of them.
 
-    A family table fills everything but `streams`, and `streams.with_streams` builds those. Where `tied`, the site
-    `head` exists all the same with the slot it has once untied (`lm_head.weight`), and reading `head.weight` gives the
-    tensor of `embed.weight`.
+    A family table fills all but `streams`, which `with_streams` builds. Where `tied`, `head` exists all the same
+    with the slot it has once untied (`lm_head.weight`), and reading `head.weight` gives that of `embed.weight`.
     """
 
     family: str
@@ -290,7 +293,7 @@ class Anatomy:
             found |= {f"{site.name}.weight": site.weight, f"{site.name}.bias": site.bias}
         for norm in self.norms:
             if norm.block == block:
-                found |= {f"{norm.name}.gain": norm.gain, f"{norm.name}.bias": norm.bias}
+                found |= {f"{norm.name}.{word}": slot for word, slot in norm.slots.items()}
         return {name: slot for name, slot in found.items() if slot is not None}
 
     def with_(self, **changes: object) -> Anatomy:

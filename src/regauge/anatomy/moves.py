@@ -74,7 +74,10 @@ def apply(moves: Iterable[Move], anatomy: Anatomy, weights: Weights, dtype: torc
         after = effect(batch, anatomy)
         _gain_biases(anatomy, after, work, stored)
         for move in batch:
-            _act(move, anatomy.stream(move.stream), after.stream(move.stream), work)
+            if anatomy.stream(move.stream).kind == "batch":
+                _fold_batch(anatomy, anatomy.stream(move.stream), work)
+            else:
+                _act(move, anatomy.stream(move.stream), after.stream(move.stream), work)
         anatomy = after
     return {
         name: tensor if tensor is weights.get(name) else tensor.to(dtype or stored[name]).contiguous()
@@ -143,7 +146,7 @@ def boundary(moves: Iterable[Move]) -> tuple[State, State]:
 
 
 def _along(move: Move, x: Tensor, axis: int, width: int = 1) -> Tensor:
-    """M applied along one axis of x, in x's dtype; `width` only for permute and select."""
+    """M applied along one axis of x, in x's dtype; `width` for neither rotate nor affine."""
     axis = axis % x.dim()
     if move.kind == "centre":
         return x - x.mean(axis, keepdim=True)
@@ -158,6 +161,7 @@ def _along(move: Move, x: Tensor, axis: int, width: int = 1) -> Tensor:
         return torch.movedim(torch.movedim(x, axis, -1) @ value.T, -1, axis)
     shape = [1] * x.dim()
     shape[axis] = -1
+    value = value if width == 1 else value.repeat_interleave(width)
     return x * value.view(shape) if move.kind == "scale" else x + value.view(shape)
 
 
@@ -246,6 +250,27 @@ def _shift(move: Move, after: Stream, work: Weights) -> None:
             weight = work[port.tensor].to(torch.float64).narrow(1, port.start, after.size)
             bias = port.tensor.removesuffix(".weight") + ".bias"
             work[bias] = work[bias].to(torch.float64) - weight @ c
+
+
+def _fold_batch(anatomy: Anatomy, stream: Stream, work: Weights) -> None:
+    """The convolution takes what the batch norm behind it does: W′ = diag(s) W, b′ = s (b − mean) + β with
+    s = g / √(var + ε). The norm is gone, and its tensors with it."""
+    site = stream.name.removesuffix(".out")
+    norm = anatomy.norm(f"{site}.norm")
+    held = [f"{norm.name}.{word}" for word in norm.slots]
+    here = [name for name in (*held, f"{site}.weight") if name in work]
+    if not here:
+        return
+    if len(here) <= len(held):
+        missing = next(name for name in (*held, f"{site}.weight") if name not in work)
+        raise MoveError(f"fold of {stream.name} needs {missing} beside {here[0]}")
+    gain, shift, mean, var = (work.pop(f"{norm.name}.{word}").to(torch.float64) for word in _OF_BATCH)
+    scale = gain / (var + norm.eps).sqrt()
+    work[f"{site}.weight"] = work[f"{site}.weight"].to(torch.float64) * scale[:, None]
+    work[f"{site}.bias"] = scale * (work[f"{site}.bias"].to(torch.float64) - mean) + shift
+
+
+_OF_BATCH = ("gain", "bias", "mean", "var")
 
 
 def _fold(stream: Stream, work: Weights) -> None:

@@ -25,8 +25,12 @@ def ports(site: Site, axis: int, start: int = 0, width: int = 1) -> list[Port]:
 
 def norm_ports(norm: Norm, start: int = 0, width: int = 1) -> list[Port]:
     """A norm's gain and bias, where it has them."""
-    found = [Port(f"{norm.name}.gain", 0, start, width)] if norm.gain is not None else []
-    return found + ([Port(f"{norm.name}.bias", 0, start, width)] if norm.bias is not None else [])
+    return [Port(f"{norm.name}.{word}", 0, start, width) for word in norm.slots if word in ("gain", "bias")]
+
+
+def statistics_ports(norm: Norm) -> list[Port]:
+    """A batch norm's mean and variance."""
+    return [Port(f"{norm.name}.{word}", 0) for word in norm.slots if word in ("mean", "var")]
 
 
 def flat(lists: Iterable[Sequence[Port]]) -> tuple[Port, ...]:

@@ -57,7 +57,10 @@ def _reshaped(site: Site, shape: Shape) -> Site:
 
 
 def _fitting(norm: Norm, before: Anatomy, rows: Mapping[str, int], hidden: int) -> Norm:
-    """The norm with the size of what it reads now: the residual, or all heads of q or k where it is one long vector."""
+    """The norm with the size of what it reads now: the residual, all heads of q or k where it is one long vector, or
+    what the convolution before a batch norm gives."""
+    if norm.kind == "batch":
+        return replace(norm, size=rows[norm.name.removesuffix(".norm")])
     if norm.size == before.hidden and not norm.name.endswith((".q.norm", ".k.norm")):
         return replace(norm, size=hidden)
     owner = norm.name.removesuffix(".norm")
@@ -129,6 +132,8 @@ def _fit(unit: Mapping[str, Site], writer: tuple[str, int], reader: tuple[str, i
     if a is None or b is None:
         return
     made, read = a.shape[writer[1]], b.shape[reader[1]]
+    if b.window:
+        read = read // b.window if read % b.window == 0 else 0
     if wide and wide[0] in unit:
         made = unit[wide[1]].heads * unit[wide[0]].head_dim
     if made != read:
@@ -167,7 +172,7 @@ def parameter_shapes(anatomy: Anatomy, like: Mapping[str, tuple[int, ...]]) -> d
         if biases and biases[0] in like:
             found[biases[0]] = (sum(site.shape[0] for site in sharing),)
     for norm in anatomy.norms:
-        found |= {slot.key: (norm.size,) for slot in (norm.gain, norm.bias) if slot is not None and slot.key in like}
+        found |= {slot.key: (norm.size,) for slot in norm.slots.values() if slot.key in like}
     return found
 
 
@@ -181,4 +186,6 @@ def _whole(stack: Mapping[int | None, Iterable[Site]], like: tuple[int, ...]) ->
         return (columns, rows)
     if len(like) == 2:
         return (rows, columns)
-    return (*like[:-1], columns) if first[0].kind in TABLES else (rows, *like[1:])
+    if first[0].kind in TABLES:
+        return (*like[:-1], columns)
+    return (rows, columns // first[0].window, *like[2:]) if first[0].window else (rows, *like[1:])

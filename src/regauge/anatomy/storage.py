@@ -51,8 +51,9 @@ def _norm_places(norm: Norm) -> dict[str, Place]:
     found = {}
     if norm.gain is not None:
         found[f"{norm.name}.gain"] = Place(norm.gain, (norm.size,), norm.offset)
-    if norm.bias is not None:
-        found[f"{norm.name}.bias"] = Place(norm.bias, (norm.size,))
+    for word, slot in norm.slots.items():
+        if word != "gain":
+            found[f"{norm.name}.{word}"] = Place(slot, (norm.size,))
     return found
 
 
@@ -110,10 +111,12 @@ def scatter(
 
 
 def _shape(value: Tensor, like: tuple[int, ...]) -> tuple[int, ...]:
-    """The parameter's shape: as in the source, but for the axis along which the residual may have been cut."""
+    """The parameter's shape: as in the source, but for the axes along which channels may have been cut."""
     if value.numel() == torch.Size(like).numel():
         return like
-    return (value.shape[0], *like[1:]) if len(like) == 4 else (*like[:-1], value.shape[-1])
+    if len(like) == 4:
+        return (value.shape[0], value.shape[1] // (like[2] * like[3]), *like[2:])
+    return (*like[:-1], value.shape[-1])
 
 
 def blocks_of(anatomy: Anatomy, weights: Mapping[str, Tensor]) -> list[int | None]:

@@ -27,7 +27,7 @@ from dataclasses import replace
 
 from regauge.anatomy.heads import attention_streams
 from regauge.anatomy.model import Anatomy, Norm, Plumbing, Port, Site, Stream
-from regauge.anatomy.ports import flat, may_have_bias, norm_ports, ports
+from regauge.anatomy.ports import flat, may_have_bias, norm_ports, ports, statistics_ports
 
 TABLES = ("embed", "position", "type", "class")
 WRITERS = ("patch", "o", "down", "out")
@@ -57,7 +57,8 @@ def build_streams(anatomy: Anatomy) -> tuple[Stream, ...]:
     for block in range(anatomy.blocks):
         streams += _norm_outputs(anatomy.plumbing, sites[block], norms[block], block)
         streams += attention_streams(anatomy, sites[block], norms[block], block)
-        streams += _feed_forward(anatomy.plumbing, sites[block], block)
+        streams += _feed_forward(anatomy.plumbing, sites[block], norms[block], block)
+    streams += [_convolved(anatomy, norm) for norm in anatomy.norms if norm.kind == "batch" and norm.mean is not None]
     last = [norm for norm in norms[None] if norm.name == "norm"]
     heads = [site for site in sites[None] if site.kind == "head"]
     streams += [_norm_output("head.in", norm, heads, None) for norm in last if heads]
@@ -209,7 +210,19 @@ def _norm_output(name: str, norm: Norm, readers: Sequence[Site], block: int | No
     return Stream(name, "norm", norm.size, tuple(norm_ports(norm)), _readers(readers), admits, stops, block)
 
 
-def _feed_forward(plumbing: Plumbing, sites: Sequence[Site], block: int) -> list[Stream]:
+def _convolved(anatomy: Anatomy, norm: Norm) -> Stream:
+    """What a convolution gives, before the batch norm behind it."""
+    why = "a batch norm holds statistics of each of its channels: fold it first (rewrite `fold-batch-norm`)"
+    stops = dict.fromkeys(("scale", "shift", "rotate", "affine", "permute", "select"), why)
+    site = anatomy.site(norm.name.removesuffix(".norm"))
+    readers = (*norm_ports(norm), *statistics_ports(norm))
+    return Stream(
+        f"{site.name}.out", "batch", norm.size, tuple(ports(site, 0)), readers, {"fold": ""}, stops, site.block
+    )
+
+
+def _feed_forward(plumbing: Plumbing, sites: Sequence[Site], norms: Sequence[Norm], block: int) -> list[Stream]:
+    behind = {norm.name.removesuffix(".norm"): norm for norm in norms if norm.kind == "batch" and norm.mean is not None}
     units: dict[str, dict[str, Site]] = defaultdict(dict)
     for site in sites:
         if site.kind in ("up", "gate", "down"):
@@ -228,17 +241,20 @@ def _feed_forward(plumbing: Plumbing, sites: Sequence[Site], block: int) -> list
             admits["scale"] = "positive"
         else:
             stops["scale"] = f"{plumbing.activation} does not let a scale through: only ReLU or a gated unit does"
+        writers, through = ports(unit["up"], 0), ports(unit["gate"], 0) if "gate" in unit else []
+        if (norm := behind.get(unit["up"].name)) is not None:  # which takes out any scale of what it reads
+            writers, through = norm_ports(norm), [*writers, *statistics_ports(norm)]
         streams.append(
             Stream(
                 name=name,
                 kind="ffn",
                 size=unit["up"].shape[0],
-                writers=tuple(ports(unit["up"], 0)),
-                readers=(Port(f"{unit['down'].name}.weight", 1),),
+                writers=tuple(writers),
+                readers=(Port(f"{unit['down'].name}.weight", 1, width=unit["down"].window or 1),),
                 admits=admits,
                 stops=stops,
                 block=block,
-                through=tuple(ports(unit["gate"], 0)) if "gate" in unit else (),
+                through=tuple(through),
             )
         )
     return streams

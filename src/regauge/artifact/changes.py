@@ -12,7 +12,7 @@ from regauge.anatomy.sizes import resized
 from regauge.artifact.strict import known, mapped, typed
 from regauge.errors import ArtifactError
 
-NORMS = ("rms", "layer")
+NORMS = ("rms", "layer", "batch")
 
 
 def changes(source: Anatomy, anatomy: Anatomy) -> dict[str, object]:
@@ -23,8 +23,7 @@ def changes(source: Anatomy, anatomy: Anatomy) -> dict[str, object]:
         "norms": {
             norm.name: {"kind": norm.kind, "gain": _slot(norm.gain), "bias": _slot(norm.bias)}
             for norm in anatomy.norms
-            if (norm.kind, norm.gain, norm.bias)
-            != (norms[norm.name].kind, norms[norm.name].gain, norms[norm.name].bias)
+            if (norm.kind, norm.slots) != (norms[norm.name].kind, norms[norm.name].slots)
         },
         "biases": {site.name: _slot(site.bias) for site in anatomy.sites if site.bias != sites[site.name].bias},
     }
@@ -47,6 +46,10 @@ def changed(source: Anatomy, raw: Mapping[str, Any], sizes: Mapping[str, Any]) -
         was = norms[name]
         gain, bias = (_unslot(change.get(key), f"{key} of norm {name!r}") for key in ("gain", "bias"))
         norms[name] = replace(was, kind=change["kind"], gain=gain, bias=bias, source_kind=was.kind)
+        if change["kind"] == "batch":  # what changes of one is that it is gone
+            if gain is not None or bias is not None or was.kind != "batch":
+                raise ArtifactError(f"the header changes the batch norm {name!r}, which can only be folded away.")
+            norms[name] = replace(norms[name], mean=None, var=None, plain=True)
     for name, slot in mapped(raw, "biases", "its anatomy").items():
         sites[name] = replace(sites[_there(name, sites)], bias=_unslot(slot, f"bias of {name!r}"))
     shapes: dict[str, tuple[int, int]] = {}

@@ -8,7 +8,7 @@ taken out stands how wide its matrices were (`regauge/cut.json`), and it compute
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regauge.anatomy.members import Member, member_of
 from regauge.anatomy.model import Anatomy
+from regauge.artifact import files
 from regauge.artifact.adapters import Adapters, adapter_of
 from regauge.artifact.caches import read_cache
 from regauge.artifact.codec.base import Layout, Wire, decoder
@@ -63,8 +64,15 @@ def opened(folder: Path) -> Artifact:
     layout = found.layout
     cache = layout.cache or read_cache(folder, layout.anatomy)
     taken = read_cut(folder, layout.anatomy)
-    layout = replace(layout, cache=cache, cut=layout.cut if taken is None else taken.columns)
+    cut = layout.cut if taken is None else taken.columns
+    layout = replace(layout, cache=cache, cut=cut, shapes=layout.shapes or _shapes(found.shards))
     return replace(found, wire=replace(found.wire, layout=layout))  # type: ignore[type-var]  # wires are dataclasses
+
+
+def _shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of more axes than two that lie in files as they are."""
+    held = (files.header(path).items() for path in paths)
+    return {key: shape for some in held for key, (_, shape, *_) in some if len(shape) > 2}
 
 
 def layout_of(
@@ -110,6 +118,7 @@ def layout_of(
         member.anatomy,
         {name: coded(name, point) for name, point in here(whole.choices).items()},
         whole.dtype,
+        shapes={new: shape for key, shape in whole.shapes.items() if (new := member.moved(key)) is not None},
         inputs=own(whole.inputs),
         apart=here(whole.apart),
         config=config or {},  # type: ignore[arg-type]  # numbers and lists of words
@@ -119,13 +128,24 @@ def layout_of(
     )
 
 
-def cut_block(block: Block, whole: Layout, own: Layout, member: Member, adapters: Adapters | None = None) -> Block:
+def cut_block(
+    block: Block,
+    whole: Layout,
+    own: Layout,
+    member: Member,
+    adapters: Adapters | None = None,
+    statistics: Mapping[str, Tensor] | None = None,
+) -> Block:
     """A block of the family (or what lies outside of all) as the member has it.
+
+    Args:
+        statistics: of the member's batch norms, by its own names, where it has them for itself.
 
     Raises:
         SettingError: something in it does not come apart.
     """
     weights = {name: tensor.contiguous() for name, tensor in member.cut(block.weights).items()}
+    weights |= {name: found.to(weights[name].dtype) for name, found in (statistics or {}).items() if name in weights}
     codes: dict[str, Codes] = {}
     shapes = {site.name: site.shape for site in own.anatomy.sites}
     for name, found in block.codes.items():

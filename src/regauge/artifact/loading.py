@@ -52,6 +52,11 @@ def ours(model_type: str) -> bool:
     return model_type.startswith(OURS)
 
 
+def drawing(model_type: str) -> bool:
+    """Whether a model is of a type that draws images."""
+    return model_type == f"{OURS}var"
+
+
 _INSTEAD = (
     "regauge packed these weights, and transformers alone does not read them; install regauge, then use "
     "regauge.load(PATH) or ",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from regauge.anatomy.model import Anatomy, Stream
+from regauge.elastic.family import STAGES
 from regauge.elastic.subnet import TOKEN, Amount, Subnet
 
 MULTIPLE = 64
@@ -45,6 +46,8 @@ class Offers(Protocol):
 
     @property
     def multiple(self) -> int: ...
+    @property
+    def layers(self) -> str: ...
 
     def choices(self, name: str) -> tuple[Any, ...]: ...
 
@@ -79,6 +82,8 @@ class Depth:
         for count in choices:
             if not 1 <= self._count(count, anatomy) <= anatomy.blocks:
                 yield f"depth {count}: the model has {anatomy.blocks} blocks"
+            elif lost := lacking(self.blocks(self._count(count, anatomy), family, anatomy), anatomy):
+                yield f"depth {count}: {lost}; layers: stages keeps the first blocks of each stage"
 
     def settle(self, value: Any, family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
         legal = sorted({*(self._count(one, anatomy) for one in family.choices(self.name)), anatomy.blocks})
@@ -89,7 +94,9 @@ class Depth:
             return self._said(near, anatomy), f"depth={told} is no rising list of blocks from 0 to {anatomy.blocks - 1}"
         if count != near:
             return self._said(near, anatomy), f"depth={count}, of {_listed(legal)}"
-        if isinstance(value, tuple) and value != family.blocks(count, anatomy.blocks):
+        if isinstance(value, tuple) and (lost := lacking(value, anatomy)):
+            return self._said(near, anatomy), f"depth={'/'.join(map(str, value))}: {lost}"
+        if isinstance(value, tuple) and value != self.blocks(count, family, anatomy):
             return value, ""
         return self._said(count, anatomy), ""
 
@@ -103,7 +110,23 @@ class Depth:
         """The blocks that run."""
         if isinstance(value, tuple):
             return value
-        return tuple(range(anatomy.blocks)) if value is None else family.blocks(value, anatomy.blocks)
+        if value is None:
+            return tuple(range(anatomy.blocks))
+        return staged(value, anatomy) if family.layers == STAGES else family.blocks(value, anatomy.blocks)
+
+
+def staged(count: int, anatomy: Anatomy) -> tuple[int, ...]:
+    """The first blocks of each stage, stage by stage in turn; a stage begins with a block that stays."""
+    begins = sorted({0, *anatomy.plumbing.stays})
+    ends = [*begins[1:], anatomy.blocks]
+    turns = [(block - begin, block) for begin, end in zip(begins, ends, strict=True) for block in range(begin, end)]
+    return tuple(sorted(block for _, block in sorted(turns)[:count]))
+
+
+def lacking(blocks: Sequence[int], anatomy: Anatomy) -> str:
+    """That a block is left out which must not be, as a clause; "" where none is."""
+    lost = next((block for block in anatomy.plumbing.stays if block not in blocks), None)
+    return "" if lost is None else f"block {lost} changes the size of what flows through it, so it stays"
 
 
 @dataclass(frozen=True)

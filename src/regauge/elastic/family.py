@@ -16,11 +16,12 @@ from regauge.elastic.order import ORDERS
 from regauge.elastic.subnet import NAMES, PARTLY, Amount, Subnet
 from regauge.errors import SettingError, nearest
 
-EQUIDISTANT, EXITS, RANKED = "equidistant", "exits", "ranked"
+EQUIDISTANT, EXITS, RANKED, STAGES = "equidistant", "exits", "ranked", "stages"
 TAKEN = ("full", "route")
 """What no member can be called: the whole, and the one that a router chooses."""
-LAYERS = (EQUIDISTANT, EXITS, RANKED)
-"""Which blocks a count of them means: spread over the whole, the first ones, or the most important ones."""
+LAYERS = (EQUIDISTANT, EXITS, RANKED, STAGES)
+"""Which blocks a count of them means: spread over the whole, the first ones, the most important ones, or the first ones
+of each stage, of a model whose states change their size between stages."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
-"""The pure pass over the tensors of one block: moves, codes, what runs afterwards, and the figures of each site.
-
-Nothing here reads or writes a file or runs a model. Legend: O output channels, I input channels.
-"""
+"""The pure pass over the tensors of one block: moves, codes, and the figures of each site. Nothing here reads or writes
+a file or runs a model. Legend: O output channels, I input channels."""
 
 from __future__ import annotations
 
@@ -228,10 +226,14 @@ def site_receipts(
                 tokens=int(seen["count"]) if "count" in seen else None,
                 fallback="; ".join(told) or None,
                 kept=resolution.kept.get(name),
-                runs={} if choice is None else runs(choice, resolution.inputs.get(site.tap or ""), site.shape),
+                runs={} if choice is None else _runs(site, choice, resolution),
             )
         )
     return found
+
+
+def _runs(site: Site, choice: Point, resolution: Resolution) -> dict[str, str]:
+    return runs(choice, resolution.inputs.get(site.tap or ""), site.shape, bool(site.window))
 
 
 def _errors(

@@ -102,4 +102,6 @@ class Prover:
 def _touches(stream: str, block: int | None) -> bool:
     if stream == "residual":
         return True
-    return stream == "head.in" if block is None else stream.startswith(f"blocks.{block}.")
+    return (
+        stream == "head.in" or stream.startswith("embed.") if block is None else stream.startswith(f"blocks.{block}.")
+    )

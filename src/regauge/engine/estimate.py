@@ -112,14 +112,14 @@ def site_plans(job: Job) -> list[SitePlan]:
 
 def other_bytes(job: Job) -> int:
     """Bytes of what is no site: norms, and what stays as it is."""
-    norms = sum(n.size * ((n.gain is not None) + (n.bias is not None)) for n in job.anatomy.norms)
+    norms = sum(n.size * len(n.slots) for n in job.anatomy.norms)
     described = sum(
         s.shape[0] * s.shape[1] + (s.shape[0] if s.bias is not None else 0) for s in job.source.anatomy.sites
     )
     if job.source.anatomy.tied:
         head = job.source.anatomy.site("head").shape
         described -= head[0] * head[1]
-    own = sum(n.size * ((n.gain is not None) + (n.bias is not None)) for n in job.source.anatomy.norms)
+    own = sum(n.size * len(n.slots) for n in job.source.anatomy.norms)
     outside = job.source.parameters() - described - own
     return (norms + max(outside, 0)) * job.source.dtype.itemsize
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from regauge.amounts import told
 from regauge.anatomy.members import Member
+from regauge.anatomy.model import Weights
 from regauge.anatomy.storage import outer_names
 from regauge.artifact.adapters import Adapters, read_adapters
 from regauge.artifact.card import CARD, card
@@ -33,6 +34,9 @@ from regauge.artifact.preferring import SETTINGS, unprefer
 from regauge.artifact.reader import Artifact, Block
 from regauge.artifact.receipt import Receipt, SiteReceipt
 from regauge.artifact.staging import Staging
+from regauge.artifact.statistics import FILE as STATISTICS
+from regauge.artifact.statistics import own as own_statistics
+from regauge.artifact.statistics import read_statistics
 from regauge.documents import read_text
 from regauge.elastic.subnet import Subnet
 from regauge.engine.receipts import text_of, versions
@@ -91,7 +95,8 @@ def extract(artifact: str | Path, subnet: str | Subnet, out: str | Path, *, forc
     chosen = choose(own, REGAUGE if whole.wire.name == REGAUGE else None)
     identity = {"family": str(folder), "subnet": str(legal), "wire": chosen.wire.name, "versions": versions()}
     with Staging(out, identity, force=force) as staging:
-        total = _write(whole, member, chosen.wire, staging, adapters)
+        known = own_statistics(read_statistics(folder, member.whole).get(str(legal), {}), member)
+        total = _write(whole, member, chosen.wire, staging, (adapters, known))
         receipt = _receipt(whole, member, chosen.wire, legal, total)
         recipe = read_text(folder / RECIPE, ArtifactError) if (folder / RECIPE).exists() else ""
         more = sizes.fewer if chosen.wire.name == REGAUGE else sizes.sized
@@ -102,6 +107,7 @@ def extract(artifact: str | Path, subnet: str | Subnet, out: str | Path, *, forc
             files[SETTINGS] = unprefer(read_text(folder / SETTINGS, ArtifactError))
         if (gains := taken_out(folder, str(legal), member)) is not None:
             files[GAINS] = gains
+        files.pop(STATISTICS, None)
         files |= {name: folder / name for name in BESIDE if (folder / name).is_file()}
         staging.finish(files)
     unsaid = "; ".join(chosen.refusals) if chosen.wire.name == REGAUGE else ""
@@ -116,15 +122,15 @@ def extract(artifact: str | Path, subnet: str | Subnet, out: str | Path, *, forc
     )
 
 
-def _write(artifact: Artifact, member: Member, wire: Wire, staging: Staging, adapters: Adapters) -> int:
+def _write(artifact: Artifact, member: Member, wire: Wire, staging: Staging, learnt: tuple[Adapters, Weights]) -> int:
     """Every shard; bytes of their tensors."""
     own, total = wire.layout, len(member.blocks) + 2
     first, _ = outer_names(own.anatomy)
-    outer = cut_block(artifact.block(None), artifact.layout, own, member, adapters)
+    outer = cut_block(artifact.block(None), artifact.layout, own, member, *learnt)
     ends = _part(outer, first, True), _part(outer, first, False)
     written = staging.write(wire.shard(0, total), wire.pack(ends[0].weights, ends[0].codes))
     for index, old in enumerate(member.blocks):
-        block = cut_block(artifact.block(old), artifact.layout, own, member, adapters)
+        block = cut_block(artifact.block(old), artifact.layout, own, member, *learnt)
         written += staging.write(wire.shard(index + 1, total), _packed(wire, block))
     return written + staging.write(wire.shard(total - 1, total), _packed(wire, ends[1]))
 

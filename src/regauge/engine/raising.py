@@ -11,7 +11,7 @@ Legend: B windows, T tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -23,27 +23,49 @@ from regauge.elastic.family import Family
 from regauge.elastic.subnet import Subnet
 from regauge.hosts.teaching import Taught, Trainee
 from regauge.learn.base import Parameters, Rates
-from regauge.learn.distillers import DISTILLERS, Read, labels
+from regauge.learn.distillers import DISTILLERS, Read, classes, labels
 from regauge.learn.loop import At
 from regauge.learn.lots import Drawn
+from regauge.learn.pictures import moved
 from regauge.learn.ranks import ALONE, Ranks
 from regauge.learn.space import WHOLE, Choice, Space, Turn
 from regauge.learn.training import EACH, LARGER, ORIGINAL, Training
 
 DRAWN = ("depth", "ffn", "heads", "width")
 """Dimensions that training draws from."""
+STRIDE = 1_000_003
+"""Between the seeds by which the images of two runs are moved."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some windows; the mask is None where all of them are full."""
+    """Some windows, the mask None where all of them are full; or images (B, C, H, W) with their classes."""
 
     ids_BT: Tensor
     mask_BT: Tensor | None = None
+    classes_B: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Tokens, or images."""
+        return self.ids_BT.numel() if self.classes_B is None else len(self.ids_BT)
 
     def part(self, ranks: Ranks) -> Batch:
         """The rows that one process computes."""
-        return Batch(ranks.part(self.ids_BT), None if self.mask_BT is None else ranks.part(self.mask_BT))
+        some = (None if one is None else ranks.part(one) for one in (self.mask_BT, self.classes_B))
+        return Batch(ranks.part(self.ids_BT), *some)
+
+    def changed(self, most: int, seed: int) -> Batch:
+        """Images moved by up to so many pixels, by chance; 0: as they are."""
+        if not most:
+            return self
+        return replace(self, ids_BT=moved(self.ids_BT, most, torch.Generator().manual_seed(seed)))
+
+    def loss(self, read: Read) -> Tensor:
+        """The cross-entropy of what a model makes of it: with the next token, or with the class."""
+        if self.classes_B is None:
+            return labels(read, self.ids_BT)
+        return classes(read, self.classes_B)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +103,17 @@ class Raising:
         return len(self.text)
 
     @cached_property
-    def causal(self) -> bool:
-        """Whether the model has a next token to learn, of a text or of an image; else it gives embeddings."""
-        return self.trainee.anatomy.causal or self.trainee.anatomy.plumbing.scales
+    def taught(self) -> bool:
+        """Whether the data say what is right, a next token or a class; else the model gives embeddings."""
+        anatomy = self.trainee.anatomy
+        return anatomy.causal or anatomy.plumbing.scales or any(one.classes_B is not None for one in self.aside)
+
+    @property
+    def unit(self) -> str:
+        """What errors are counted in."""
+        if not self.taught:
+            return "squared distance of embeddings"
+        return "nats an image" if any(one.classes_B is not None for one in self.aside) else "nats a token"
 
     def init(self) -> Parameters:
         return {key: value.clone() for key, value in self.trainee.parameters.items()}
@@ -97,7 +127,7 @@ class Raising:
         trainee, whole = self.trainee, self.text[at.batch]
         trainee.put(parameters)
         drawn = self.recipe.draws(self.space, Turn(at.step, self.steps, self.seed, at.batch))
-        batch = whole.part(self.ranks)
+        batch = whole.changed(self.recipe.moved, self.seed * STRIDE + at.step).part(self.ranks)
         loss = torch.zeros((), dtype=torch.float32, device="cpu")
         if len(batch.ids_BT):
             share = len(batch.ids_BT) / len(whole.ids_BT) / sum(one.weight for one in drawn)
@@ -115,11 +145,11 @@ class Raising:
         for one in drawn:
             read = self.trainee.read(one.subnet, batch.ids_BT, batch.mask_BT)
             if teacher is None:
-                own = labels(read, batch.ids_BT)
+                own = batch.loss(read)
             else:
                 own = distiller(read, teacher)
                 if recipe.labels:
-                    own = own + recipe.labels * labels(read, batch.ids_BT)
+                    own = own + recipe.labels * batch.loss(read)
             if own.requires_grad:  # the whole of a family in codes has nothing that is trained
                 torch.autograd.backward(one.weight * share * own)
             loss += one.weight * share * own.detach()
@@ -158,8 +188,8 @@ class Raising:
 
     def _error(self, read: Read, index: int) -> float:
         batch = self.aside[index]
-        if self.causal:
-            return float(labels(read, batch.ids_BT))
+        if self.taught:
+            return float(batch.loss(read))
         if index not in self._heard:
             self._heard[index] = self.teacher.read(batch.ids_BT, batch.mask_BT)
         return float(DISTILLERS[self.recipe.distiller](read, self._heard[index]))

@@ -25,7 +25,6 @@ TOKENS, LENGTH = 65536, 512  # where neither recipe nor user says
 SAMPLED = 32768  # most tokens that a model samples from itself unless it is told to
 KEPT = "self-sampled"
 UNUSED = "the recipe reads no text, so the calibration text was not used"
-MEAN, SPREAD = (0.5,), (0.5,)  # of pixels, where a vision model has no preprocessor_config.json
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def _images(job: Job, calibration: Where | None, tokens: int | None) -> Calibrat
         raise ModelError(f"{job.source.path}: the config does not say how large its images are.") from error
     each = max(1, (side // 16) ** 2)
     count = max(1, (tokens or job.plan.calibration.get("tokens", TOKENS)) // each)
-    return images(Path(calibration), min(count, 512), side, channels, MEAN * channels, SPREAD * channels)
+    return images(Path(calibration), min(count, 512), side, channels, *job.host.image_scale(job.source))
 
 
 def _sounds(job: Job, calibration: Where | None, tokens: int | None) -> Calibration:

@@ -193,7 +193,7 @@ def bytes_of(layout: Layout) -> int:
         total += site.shape[0] * site.shape[1] * size if point is None else _stored(point, site.shape)
         total += site.shape[0] * size * (site.bias is not None)
     for norm in layout.anatomy.norms:
-        total += norm.size * size * ((norm.gain is not None) + (norm.bias is not None))
+        total += norm.size * size * len(norm.slots)
     return total
 
 

@@ -36,9 +36,10 @@ from regauge.engine.gating import gated, refuse_gates
 from regauge.engine.raised import rounded, stored, thinned, write
 from regauge.engine.raising import Batch, Raising
 from regauge.engine.receipts import command_line, log_of, versions
-from regauge.engine.recovery_text import LOOKS, SPARE, Material
+from regauge.engine.recovery_text import LOOKS, SPARE
 from regauge.engine.routing import refuse_route, routed
-from regauge.engine.training_images import Pictured, Pictures
+from regauge.engine.training_classes import UNLIKE, Classed, classifies, statistics
+from regauge.engine.training_images import Pictured
 from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import Reading, opened, reading
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
@@ -90,9 +91,11 @@ def train(
         clock.say("open")
         plan, training = read_recipe(recipe, asked.amounts)
         source = host_of(model).open(model, asked.revision)
-        scales = source.anatomy.plumbing.scales
-        if not (source.anatomy.causal or scales) and training.distiller in OF_LOGITS:
+        scales, seen = source.anatomy.plumbing.scales, classifies(source)
+        if not (source.anatomy.causal or scales or seen) and training.distiller in OF_LOGITS:
             raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
+        if seen and training.distiller not in OF_LOGITS:
+            raise RecipeError(UNLIKE.format(plan.name, training.distiller, source.anatomy.family))
         for refuse in (refuse_route, refuse_gates):
             refuse(training, plan.family or Family(), source.anatomy)
         target = Path(out).expanduser().absolute()
@@ -190,7 +193,7 @@ class _Work:
     began: float
     _last: list[State] = field(default_factory=list)
 
-    def run(self, read: Reading | Pictured) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
+    def run(self, read: Reading | Pictured | Classed) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
         """What the receipt is told, and what was learnt."""
         amounts, training = self.asked.amounts, self.training
         tokens = amounts.tokens or training.steps * training.batch
@@ -212,15 +215,16 @@ class _Work:
         alone = replace(problem, ranks=ALONE)
         learnt = rounded(state.best, dict.fromkeys(state.best, HALF) if training.rank else stored(self.base))
         after, before = alone.errors(learnt), alone.errors(first)
+        learnt |= statistics(trainee, problem, learnt, text, self.base)
         told = {
             "text": read.description,
-            "tokens": sum(one.ids_BT.numel() for one in text),
-            "held_out": sum(one.ids_BT.numel() for one in read.aside),
+            "tokens": sum(one.size for one in text),
+            "held_out": sum(one.size for one in read.aside),
             "how": asdict(training) | {"steps": planned},
             "processes": self.group.count,
             "steps": state.step,
             "members": {name: {"before": before[name], "after": after[name]} for name in after},
-            "unit": "nats a token" if problem.causal else "squared distance of embeddings",
+            "unit": problem.unit,
             "losses": thinned(state.losses),
             "looks": [list(look) for look in state.looks],
             "ended": ended,
@@ -282,7 +286,7 @@ class _Work:
             raise _Over(OVER)
 
 
-def _identity(plan: Plan, source: Source, read: Material | Pictures, asked: Asked, group: Ranks) -> dict[str, object]:
+def _identity(plan: Plan, source: Source, read: Any, asked: Asked, group: Ranks) -> dict[str, object]:
     return {
         "plan": digest(plan),
         "source": source.digest(),

@@ -14,6 +14,7 @@ from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
 from regauge.engine.routing import refuse_route
+from regauge.engine.training_classes import LOOKED_AT, classifies, places
 from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import opened
 from regauge.engine.watchdog import quiet_torch
@@ -65,6 +66,7 @@ def planned(
     with quiet_torch():
         plan, training = read_recipe(recipe, asked.amounts)
         source = host_of(model).open(model, asked.revision)
+        seen = classifies(source)
         opened(source, text, asked.amounts, asked.seed)
         anatomy, family = source.anatomy, plan.family
         assert family is not None, "a recipe that trains has one"
@@ -78,13 +80,13 @@ def planned(
             [1.0 if bits else space.size(one.subnet) for one in training.draws(space, Turn(turn, SAMPLED, asked.seed))]
             for turn in range(SAMPLED)
         ]
-        blocks = sum(math.prod(site.shape) for site in anatomy.sites if site.block is not None)
+        blocks = sum(math.prod(site.shape) * places(source, site) for site in anatomy.sites if site.block is not None)
         head = next((math.prod(site.shape) for site in anatomy.sites if site.name == "head"), 0)
         forward = 2 * speed() * OVERHEAD  # seconds of a weight, a token
         each = sum(3 * (size * blocks + head) for drawn in sizes for size in drawn) / SAMPLED
         each += (blocks + head) * (training.teacher == ORIGINAL)
         step = each * forward * training.batch
-        look = forward * (blocks + head) * HELD_OUT * 2
+        look = forward * (blocks + head) * (LOOKED_AT if seen else HELD_OUT) * 2
         steps, limit = training.steps, asked.amounts.time
         if limit is not None and asked.amounts.steps is None:
             steps = int((limit * SPARE - (LOOKS + 3) * look) / step)

@@ -4,7 +4,7 @@ as whole texts, a line each, padded to those of about their length."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from regauge.artifact.staging import Staging
 from regauge.engine.raising import Batch
 from regauge.engine.recovery_text import HELD_OUT, Amounts, Material, held_out, material, to_train_on
+from regauge.engine.training_classes import Classed, classed, classifies
 from regauge.engine.training_images import Pictured, Pictures, pictured, pictures
 from regauge.engine.watchdog import Clock
 from regauge.errors import TextError
@@ -51,7 +52,7 @@ class Reading:
         return "the model's own samples" if self.material.given is None else self.material.given.description
 
 
-def opened(source: Source, text: Where | None, amounts: Amounts, seed: int) -> Material | Pictures:
+def opened(source: Source, text: Where | None, amounts: Amounts, seed: int) -> Material | Pictures | Classed:
     """The text, or the images of a model that draws them, checked and split.
 
     Raises:
@@ -59,6 +60,8 @@ def opened(source: Source, text: Where | None, amounts: Amounts, seed: int) -> M
     """
     if source.anatomy.plumbing.scales:
         return pictures(source, text, seed)
+    if classifies(source):
+        return classed(source, text)
     if text is None and not source.anatomy.causal:
         raise TextError("this model writes no text of its own to be trained on; give --text.")
     if not source.anatomy.causal and amounts.length is None:
@@ -67,11 +70,13 @@ def opened(source: Source, text: Where | None, amounts: Amounts, seed: int) -> M
 
 
 def reading(
-    found: Material | Pictures, source: Source, batch: int, staging: Staging, clock: Clock
-) -> Reading | Pictured:
+    found: Material | Pictures | Classed, source: Source, batch: int, staging: Staging, clock: Clock
+) -> Reading | Pictured | Classed:
     """The text with what is held out of it cut."""
     if isinstance(found, Pictures):
         return pictured(found, batch)
+    if isinstance(found, Classed):
+        return replace(found, batch=batch)
     if source.anatomy.causal:
         aside = _batched(held_out(found, source, staging, clock).inputs, batch)
     else:

@@ -201,6 +201,9 @@ class Host(Protocol):
     def image_shape(self, source: Source) -> tuple[int, int]:
         """(channels, side) of the images that a vision model reads."""
 
+    def image_scale(self, source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and spread of each channel that pixels from 0 to 1 are normalised by."""
+
     def sound_shape(self, source: Source, frames: int) -> tuple[int, int, int]:
         """Of a model of sound: samples that make so many frames, samples between two frames, samples a second."""
 

@@ -47,6 +47,12 @@ def labels(read: Read, ids_BT: Tensor) -> Tensor:
     return cross_entropy(read.logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
 
 
+def classes(read: Read, classes_B: Tensor) -> Tensor:
+    """The cross-entropy with the class, nats an image."""
+    assert read.logits_BTV is not None, "a classifier has a head"
+    return cross_entropy(read.logits_BTV, classes_B)
+
+
 @dataclass(frozen=True)
 class Nothing:
     """No distance: what is learnt is learnt from the text."""

@@ -35,7 +35,8 @@ class Training:
             the one before it in size (`larger`); the largest learns from the text alone in the last two.
         labels: weight of the cross-entropy with the text, beside a teacher.
         layers: whether a member drawn at random has the same width in all blocks (`alike`) or one for each (`each`).
-        steps, batch: of the optimiser, and tokens of each.
+        steps, batch: of the optimiser, and tokens of each; of a model of images, images.
+        moved: pixels that images are moved by at most, mirrored by chance too; 0: they are read as they are.
         rate: the learning rate at its highest.
         optimiser, schedule: by name (`settings.py`).
         clip: the most that the norm of a gradient may be; 0: as it is.
@@ -59,6 +60,7 @@ class Training:
     optimiser: str = "adamw"
     schedule: str = "warmed"
     clip: float = 1.0
+    moved: int = 0
     rank: int = 0
     adapters: str = EACH
     gates: float = 0.0
@@ -78,6 +80,8 @@ class Training:
             raise ValueError(f"a learning rate lies above 0 and is 1 at most, not {self.rate}")
         if not (0 <= self.labels <= 1e6 and 0 <= self.clip <= 1e6):
             raise ValueError("labels and clip are 0 or more")
+        if not 0 <= self.moved <= 64:
+            raise ValueError(f"images are moved by 0 to 64 pixels, not {self.moved}")
         if not 0 <= self.rank <= MOST_RANK:
             raise ValueError(f"the rank of adapters is 0 (none) to {MOST_RANK}, not {self.rank}")
         if self.rank and self.teacher != ORIGINAL:

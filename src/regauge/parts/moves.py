@@ -14,6 +14,12 @@ REWRITE_ROWS: Mapping[str, Part] = {
         "2404.00456",
         places=(REWRITES,),
     ),
+    "fold-batch-norm": Part(
+        "regauge.rewrites.norms:FoldBatchNorm",
+        "each batch norm goes into the convolution before it",
+        "1712.05877",
+        places=(REWRITES,),
+    ),
     "layernorm-to-rms": Part(
         "regauge.rewrites.norms:LayerNormToRMS",
         "centred writers of the residual make LayerNorm an RMSNorm",

@@ -179,6 +179,9 @@ def _inputs(
             if why:
                 grouped.setdefault(why, []).append(tap)
             continue
+        if readers[tap][0].window:
+            why = "a convolution reads it, whose places share pixels: leave the tap full, and round weights alone"
+            grouped.setdefault(why, []).append(tap)
         shape = (1, readers[tap][0].shape[1])
         found[tap], why = _grain(one.point, shape)
         if why:

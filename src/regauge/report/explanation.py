@@ -268,10 +268,10 @@ def _text_needed(found: Facts) -> str:
     needs = ", ".join(str(need) for need in listed(found["needs"]))
     if not needs:
         return "none is read"
-    size = found["calibration"]
-    tokens = f"; {size['tokens']} tokens in windows of {size['length']}" if isinstance(size, Mapping) and size else ""
-    searches = "".join(f"; {told}" for told in listed(found["searches"]))
-    return f"calibration text is read for {needs}{tokens}{searches}"
+    size = found["calibration"] if isinstance(found["calibration"], Mapping) else {}
+    tokens = f"; {size['tokens']} tokens" if "tokens" in size else ""
+    tokens += f" in windows of {size['length']}" if "length" in size else ""
+    return f"calibration text is read for {needs}{tokens}" + "".join(f"; {told}" for told in listed(found["searches"]))
 
 
 def _part_text(found: Facts) -> str:

@@ -116,7 +116,7 @@ def _counted(model: str, anatomy: Anatomy, dtype: object, parameters: int, files
 def _parameters(anatomy: Anatomy) -> int:
     """Numbers in sites and norms, a tied head once."""
     sites = sum(_bytes(site) // 2 for site in anatomy.sites if not (site.name == "head" and anatomy.tied))
-    return sites + sum(n.size * ((n.gain is not None) + (n.bias is not None)) for n in anatomy.norms)
+    return sites + sum(n.size * len(n.slots) for n in anatomy.norms)
 
 
 def cache_bytes(anatomy: Anatomy) -> int | None:

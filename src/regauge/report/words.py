@@ -12,7 +12,7 @@ from pathlib import Path
 
 from regauge.amounts import figure, told
 from regauge.artifact.codec.base import COMPRESSED_TENSORS
-from regauge.artifact.loading import ours
+from regauge.artifact.loading import drawing, ours
 from regauge.artifact.receipt import Receipt
 from regauge.measure.cost import COMPRESSED, ORIGINAL, RUNTIME, Costs, Speed, verdict
 from regauge.measure.quality import Quality
@@ -197,7 +197,8 @@ def _kl(point: Point) -> float:
 def _loads(receipt: Receipt, out: str) -> list[Words]:
     """What can load it, and with which line."""
     if ours(receipt.family):
-        return [Words("loads in", f"regauge: rg.load({out!r}), or regauge sample {_typed(out)}; no other library")]
+        how = f", or regauge sample {_typed(out)}" if drawing(receipt.family) else ""
+        return [Words("loads in", f"regauge: rg.load({out!r}){how}; no other library")]
     lines = [Words("loads in", f"regauge: rg.load({out!r}), or regauge serve {_typed(out)}")]
     opened = f"from_pretrained({out!r}"
     if receipt.wire == COMPRESSED_TENSORS:
@@ -226,7 +227,9 @@ def pick(out: str, index: int) -> str:
 
 
 def _met(receipt: Receipt, out: str, source: str) -> str:
-    """The line by which a person meets a model beside its original."""
+    """The line by which a person meets a model beside its original, or reads of it where it gives classes alone."""
+    if ours(receipt.family) and not drawing(receipt.family):
+        return f"regauge report {_typed(out)}"
     return f"regauge {'sample' if ours(receipt.family) else 'chat'} {_typed(out)} --against {_typed(source)}"
 
 

@@ -3,7 +3,7 @@
 from regauge.rewrites.base import Rewrite, fixed
 from regauge.rewrites.equivalence import LearntEquivalence
 from regauge.rewrites.levelling import Level
-from regauge.rewrites.norms import FoldNorm, LayerNormToRMS
+from regauge.rewrites.norms import FoldBatchNorm, FoldNorm, LayerNormToRMS
 from regauge.rewrites.permutation import PermuteByImportance
 from regauge.rewrites.planting import PlantOutliers
 from regauge.rewrites.reading import SmoothReaders
@@ -12,6 +12,7 @@ from regauge.rewrites.shifting import GainBiases, ShiftScale
 from regauge.rewrites.smoothing import SmoothNorms, SmoothStreams
 
 __all__ = [
+    "FoldBatchNorm",
     "FoldNorm",
     "GainBiases",
     "LayerNormToRMS",

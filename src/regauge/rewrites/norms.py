@@ -40,6 +40,33 @@ class FoldNorm:
 
 
 @dataclass(frozen=True)
+class FoldBatchNorm:
+    """Each batch norm goes into the convolution before it: W ← diag(g / √(σ² + ε)) W, b ← (b − μ) g / √(σ² + ε) + β.
+
+    With stored statistics a batch norm is a scale and a shift a channel, so nothing is lost (1712.05877, section 3.2);
+    what stands in its place does nothing. A model without batch norms is left alone, and the notes say so.
+    """
+
+    scope: ClassVar[str] = "model"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    search: ClassVar[Mapping[str, tuple[float, ...]]] = NOTHING
+
+    def __call__(
+        self,
+        anatomy: Anatomy,
+        weights: Weights,
+        stats: Statistics,
+        objective: Objective | None = None,
+        block: int | None = None,
+    ) -> Moved:
+        moves = [Move("fold", stream.name) for stream in anatomy.streams if stream.kind == "batch"]
+        if not moves:
+            note = "fold-batch-norm: the model has no batch norms, nothing to fold"
+            return anatomy.with_(notes=(*anatomy.notes, note)), []
+        return transform(moves, anatomy), moves
+
+
+@dataclass(frozen=True)
 class LayerNormToRMS:
     """Every writer of the residual centred, so that each LayerNorm is an RMSNorm: W ← (I − 11ᵀ/d) W.
 

@@ -109,8 +109,14 @@ def read_of(reading: Point | None) -> Read | None:
     return Read(grid, grain, static, reading.name("transform") or "identity", clipped)
 
 
-def runs(choice: Point, reading: Point | None, shape: Shape) -> dict[str, str]:
-    """How a site runs on each kind of device, for receipts and `explain`: device → `native (…)` or `simulated (…)`."""
+def runs(choice: Point, reading: Point | None, shape: Shape, convolved: bool = False) -> dict[str, str]:
+    """How a site runs on each kind of device, for receipts and `explain`: device → `native (…)` or `simulated (…)`.
+
+    Args:
+        convolved: whether the matrix is that of a convolution.
+    """
+    if convolved:
+        return dict.fromkeys(DEVICES, "simulated (weights are decoded: no kernel convolves codes)")
     fmt, read = parts.format_of(choice), read_of(reading)
     found = {device: ask(fmt, shape, read, device=device) for device in DEVICES}
     stepped = read is not None and not found[CPU].native and ask(fmt, shape, read, step=True).native

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 
-OWN = {"regauge_var": ("regauge.hosts.regauge.configuration_var", "regauge.hosts.regauge.modeling_var")}
+OWN = {
+    "regauge_resnet": ("regauge.hosts.regauge.configuration_resnet", "regauge.hosts.regauge.modeling_resnet"),
+    "regauge_var": ("regauge.hosts.regauge.configuration_var", "regauge.hosts.regauge.modeling_var"),
+}
 """`model_type` → modules of its config and of its model."""
 
 

@@ -28,6 +28,8 @@ Loss = Callable[[int, torch.Generator], Tensor]
 """(step, its source of randomness) → the loss."""
 BRANCHES = ("attn.mat_qkv.weight", "attn.proj.weight", "ffn.fc1.weight", "ffn.fc2.weight")
 """Matrices that Muon trains (arXiv 2502.16982), by how their names end."""
+MIXED = 0x9E3779B1
+"""An odd number whose multiples lie far apart in 32 bits."""
 Say = Callable[[int, float], None]
 """Is told (step, loss)."""
 
@@ -137,8 +139,8 @@ def _optimisers(model: nn.Module, course: Course) -> list[Any]:
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
-    """A step's own source of randomness."""
-    return torch.Generator(device="cpu").manual_seed((seed << 32) + step)
+    """A step's own source of randomness. Of a seed torch reads 32 bits, so both are mixed into them."""
+    return torch.Generator(device="cpu").manual_seed((seed * MIXED + step) % (1 << 32))
 
 
 def _keep(model: nn.Module, optimisers: list[Any], course: Course, curve: Curve, state: Path) -> None:

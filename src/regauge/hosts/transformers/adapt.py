@@ -17,8 +17,8 @@ from regauge.errors import MoveError
 from regauge.hosts.transformers.resize import resize_modules
 from regauge.runtime.modules import put
 
-BIASABLE = ("Linear", "FalconLinear")
-"""Linear layers whose forward adds a bias once they have one, by the names of their classes."""
+BIASABLE = ("Linear", "FalconLinear", "Conv2d")
+"""Layers whose forward adds a bias once they have one, by the names of their classes."""
 
 
 class GaugedNorm(nn.Module):
@@ -67,7 +67,7 @@ def adapt_modules(model: Any, source: Anatomy, anatomy: Anatomy) -> None:
     for norm in anatomy.norms:
         if _form(norm) != _form(before[norm.name]):
             old = model.get_submodule(norm.module)
-            put(model, norm.module, _norm_like(norm, old))
+            put(model, norm.module, nn.Identity() if norm.kind == "batch" else _norm_like(norm, old))
     sites = {site.name: site for site in source.sites}
     for site in anatomy.sites:
         had, has = sites[site.name].bias is not None, site.bias is not None

@@ -17,6 +17,8 @@ from regauge.artifact.codec.base import Wire, full_parameters
 from regauge.artifact.cutting import cut_block, layout_of
 from regauge.artifact.families import member_at
 from regauge.artifact.gains import of_member, read_gains
+from regauge.artifact.statistics import own as own_statistics
+from regauge.artifact.statistics import read_statistics
 from regauge.elastic.subnet import Subnet
 from regauge.errors import ArtifactError, ModelError
 from regauge.hosts.loaded import Sized
@@ -63,9 +65,12 @@ def load_member(
     plain_experts(config, own.anatomy)
     model = build_skeleton(config, folder)
     adapt_modules(model, own.source, own.anatomy)
-    missing = set(own.quantised)
+    missing, known = (
+        set(own.quantised),
+        own_statistics(read_statistics(folder, whole.anatomy).get(str(subnet), {}), member),
+    )
     for index in (None, *member.blocks):
-        block = cut_block(artifact.block(index), whole, own, member, adapters)
+        block = cut_block(artifact.block(index), whole, own, member, adapters, known)
         full = full_parameters(own, block.weights) | dict(block.extras)
         missing -= put_in(model, wire, (full, block.codes), dtype, at.kind, folder, activations)
     tie(model)

@@ -58,6 +58,7 @@ class Attributes(_Columns):
         repeats: settings with which keys and values are kept once for each head of queries.
         context: the most tokens that are read at once; unreached: the last of its positions that no token has, where
             the first ones are set apart (RoBERTa's, up to that of padding).
+        stays: numbers of the blocks that change the size of the states.
     """
 
     hidden: str | list[str] = "hidden_size"
@@ -71,12 +72,13 @@ class Attributes(_Columns):
     repeats: When = Field(default_factory=dict)
     context: str = "max_position_embeddings"
     unreached: str | None = None
+    stays: str | None = None
 
 
 class NormColumns(_Columns):
     """Kind, epsilon (an attribute of the config, or the number) and what the module adds to its stored gain."""
 
-    kind: Literal["rms", "layer"]
+    kind: Literal["rms", "layer", "batch"]
     eps: str | float
     offset: float = 0.0
 
@@ -88,7 +90,7 @@ class NormRow(_Columns):
     at: str
     beside: str | None = None
     when: When = Field(default_factory=dict)
-    kind: Literal["rms", "layer"] | None = None
+    kind: Literal["rms", "layer", "batch"] | None = None
     eps: str | float | None = None
     offset: float | None = None
 

@@ -1,5 +1,8 @@
 """Seeing and changing the inputs and outputs of sites while a layer runs. Hooks live inside a `with`.
 
+A convolution's inputs are what each of its places sees, one after another: (B·places, C·K·K), zeros at the edges too.
+Where they overlap, a change of them makes the convolution a product of matrices, since no image would give them.
+
 A module that several sites share (fused q, k, v) shows each of them the same input. Where their inputs are changed by
 different functions, the module is computed once for each function and the columns are put together.
 Legend: n tokens, I inputs, O outputs.
@@ -79,9 +82,16 @@ def _module(module: Any, sites: list[Site], taps: Taps, keep: Tensor | None) -> 
             if site.name in taps.watch:
                 taps.watch[site.name](_rows(module, args[0].detach(), keep))
         seen[:] = args
-        return None if changes[0] is None else (_changed(module, args[0], changes[0]), *args[1:])
+        if changes[0] is None or _overlapping(module):
+            return None
+        return (_changed(module, args[0], changes[0]), *args[1:])
 
     def after(_: Any, __: tuple[Any, ...], output: Any) -> Any:
+        if module.weight.dim() == 4:
+            if changes[0] is not None and _overlapping(module):
+                output = _product(module, changes[0](_patches(module, seen[0])), output.shape)
+            change = taps.outputs.get(sites[0].name)
+            return output if change is None else change(output.movedim(1, -1)).movedim(-1, 1)
         for site, change in zip(sites[1:], changes[1:], strict=True):
             if change != changes[0]:
                 x = seen[0] if change is None else _changed(module, seen[0], change)
@@ -134,6 +144,17 @@ def _changed(module: Any, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tens
     return nn.functional.fold(patches, x.shape[-2:], module.kernel_size, stride=module.stride)
 
 
+def _overlapping(module: Any) -> bool:
+    """Whether a module is a convolution whose places share pixels, or read beyond the edge."""
+    return module.weight.dim() == 4 and (module.stride != module.kernel_size or any(module.padding))
+
+
 def _patches(module: Any, x: Tensor) -> Tensor:
-    """(B, patches, C·P·P) of a convolution whose stride is its kernel."""
-    return nn.functional.unfold(x, module.kernel_size, stride=module.stride).transpose(1, 2)
+    """(B, places, C·K·K) of a convolution: what each of its places reads."""
+    return nn.functional.unfold(x, module.kernel_size, 1, module.padding, module.stride).transpose(1, 2)
+
+
+def _product(module: Any, patches: Tensor, shape: Sequence[int]) -> Tensor:
+    """What a convolution gives, (B, O, H, W), of what its places read."""
+    y = nn.functional.linear(patches, module.weight.flatten(1), module.bias)
+    return y.transpose(1, 2).reshape(shape)

@@ -96,6 +96,9 @@ class TransformersHost:
     def image_shape(self, source: base.Source) -> tuple[int, int]:
         return probe.image_shape(_own(source))
 
+    def image_scale(self, source: base.Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return probe.image_scale(_own(source))
+
     def context(self, source: base.Source) -> int | None:
         return probe.context(_own(source))
 

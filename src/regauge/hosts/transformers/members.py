@@ -188,8 +188,11 @@ def _parameter(module: Any, site: Site) -> None:
     if matrix is not None and matrix.shape != site.shape:
         old = getattr(module, f"shape_of_{name}")
         shape = site.shape if len(old) == 2 else (*old[:-1], site.shape[1]) if old[0] != matrix.shape[0] else None
+        if site.window:
+            shape = (site.shape[0], site.shape[1] // site.window, *old[2:])
         setattr(module, f"packed_{name}", matrix.prefix(*site.shape))
         setattr(module, f"shape_of_{name}", shape or (site.shape[0], *old[1:]))
+        tell_shape(module, name, shape or (site.shape[0], *old[1:]))
 
 
 def _linear(old: PackedLinear, sites: Sequence[Site]) -> PackedLinear:

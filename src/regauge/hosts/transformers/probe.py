@@ -22,6 +22,8 @@ TOKENS = 24  # of a probe: enough for heads to mix and for experts to differ
 
 MEDIA = {"pixel_values": "images", "input_values": "sound"}
 """What the first input of a model is, where it is no text."""
+HALF = 0.5
+"""Mean and spread of pixels where no file beside the model says them."""
 RATE = 16_000
 """Samples a second where no file beside the model says it: what all released ones of these families read."""
 
@@ -63,6 +65,27 @@ def image_shape(source: Source) -> tuple[int, int]:
     config = getattr(source.config, "vision_config", None) or source.config
     side = config.image_size
     return int(config.num_channels), int(side if isinstance(side, int) else side[0])
+
+
+def image_scale(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and spread of each channel that pixels from 0 to 1 are normalised by: what the processor beside the model
+    says, else 0.5 each.
+
+    Raises:
+        ModelError: it says no such numbers.
+    """
+    path, channels = source.path / "preprocessor_config.json", image_shape(source)[0]
+    said = read_json(path, ModelError) if path.exists() else {}
+    found = []
+    for name in ("image_mean", "image_std"):
+        some = said.get(name, [HALF] * channels)
+        numbers = isinstance(some, list) and all(type(one) in (int, float) for one in some)
+        if not numbers or len(some) != channels or not all(abs(one) < 1e3 for one in some):
+            raise ModelError(f"{path} says {name} is {str(some)[:40]}, and {channels} numbers are needed.")
+        found.append(tuple(map(float, some)))
+    if min(found[1]) <= 0:
+        raise ModelError(f"{path} says image_std is {list(found[1])}, and spreads lie above 0.")
+    return found[0], found[1]
 
 
 def sound_shape(source: Source, frames: int) -> tuple[int, int, int]:

@@ -63,6 +63,7 @@ def tell_shape(module: Any, name: str, shape: tuple[int, ...]) -> None:
         module.normalized_shape = shape
     elif isinstance(module, nn.Conv2d):
         module.out_channels = shape[0]
+        module.in_channels = shape[1] * module.groups
     elif hasattr(module, "nf"):  # transformers' Conv1D: stored (in, out), and its forward views the product by nf
         module.nx, module.nf = shape
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.members import Member
-from regauge.anatomy.model import Anatomy
+from regauge.anatomy.model import Anatomy, Weights
 from regauge.artifact.cutting import read_cut
 from regauge.artifact.families import read_family
 from regauge.artifact.gains import of_member, read_gains
@@ -39,6 +40,7 @@ from regauge.hosts.transformers.gaining import fitted
 from regauge.hosts.transformers.gated import gate
 from regauge.hosts.transformers.marking import WHOLE, Alone, Marked, running
 from regauge.hosts.transformers.members import cached, view
+from regauge.hosts.transformers.norming import put_statistics, taken_anew
 from regauge.hosts.transformers.owned import before, disown, method, own
 from regauge.hosts.transformers.routed import ROUTE, routed
 
@@ -55,8 +57,7 @@ class Members:
     """The members of one loaded model.
 
     Attributes:
-        family: what may be chosen.
-        anatomy: of the whole.
+        family: what may be chosen; anatomy: of the whole.
         gains: subnet → site of the whole → what the member multiplies its outputs by.
         learnt: what was trained beside the tensors.
     """
@@ -100,22 +101,16 @@ class Members:
             return tuple(self._made)
 
     def member(self, asked: str | Subnet) -> Any:
-        """A member as a model of its own, over the memory of this one: what runs inside `use`.
-
-        Raises:
-            SettingError: it is not legal, or the model holds something in a way that has no first part.
-        """
+        """A member as a model of its own, over the memory of this one: what runs inside `use`; or the SettingError that
+        it is not legal, or the model holds something in a way that has no first part."""
         model = None if self.of is None else self.of()
         if model is None:
             raise SettingError("the model of these members is gone, or was copied and not run yet: call it once")
         return self.tree(self.settled(asked), model) or model
 
     def fit(self, asked: str | Subnet, model: Any, ids_BT: Tensor) -> dict[str, Tensor]:
-        """Gains of a member by a text, which it has from now on: site of the whole → a number for each output.
-
-        Raises:
-            SettingError: it is not legal, or a matrix is held in a way that has no multiplier a row.
-        """
+        """Gains of a member by a text, which it has from now on: site of the whole → a number for each output; or the
+        SettingError that it is not legal, or a matrix is held in a way that has no multiplier a row."""
         legal = self.settled(asked)
         self.forget_gains(legal)
         tree = self.tree(legal, model)
@@ -124,6 +119,14 @@ class Members:
             self._made.pop(legal, None)
             self.gains[str(legal)] = found
             self.tree(legal, model)
+        return found
+
+    def recalibrate(self, asked: str | Subnet, model: Any, batches: Iterable[Tensor]) -> Weights:
+        """Statistics of a member's batch norms by some images, which it has from now on, by the whole's names; or a
+        SettingError."""
+        legal = self.settled(asked)
+        found = taken_anew(self.tree(legal, model) or model, self.cut(legal), batches)
+        self.learnt.statistics.update({} if legal.full else {str(legal): found})
         return found
 
     def forget_gains(self, subnet: Subnet) -> None:
@@ -168,6 +171,7 @@ class Members:
             plan = cached(member, subnet.cache, getattr(model, "regauge_cache", None))
             gains = of_member(self.gains.get(str(subnet), {}), member)
             found = view(model, member, plan, gains, self.learnt.adapters)
+            put_statistics(found, member, self.learnt.statistics.get(str(subnet), {}))
             for name in ("generate", "_apply"):
                 disown(found, name)
             switched: Any = before(found, "forward")
@@ -198,11 +202,7 @@ class Switched:
 
 def offer(model: Any, folder: Path, anatomy: Anatomy) -> None:
     """Lets a loaded model run as any member that its directory offers; does nothing where it offers none. A member
-    that was taken out says which it is.
-
-    Raises:
-        ArtifactError: what the directory says of members is damaged or does not fit the model.
-    """
+    that was taken out says which it is. What the directory says of members may be damaged: an ArtifactError."""
     taken = read_cut(folder, anatomy)
     if taken is not None:
         model.regauge = Alone(taken.subnet)

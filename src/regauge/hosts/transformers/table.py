@@ -67,8 +67,7 @@ class _Reader:
                 sites += self._sites(name, row, f"{path}.", block)
             for name, norm in table.norms.items():
                 norms += self._norm(f"blocks.{block}.{name}", norm, f"{path}.", block)
-        head = list(self._sites("head", table.head, "", None)) if table.head else []
-        sites += head
+        sites += (head := list(self._sites("head", table.head, "", None)) if table.head else [])
         outside, kept = self._outside(sites, norms)
         plumbing = Plumbing(
             arrangement=self._arrangement(),
@@ -79,6 +78,7 @@ class _Reader:
             cached=self._cached(sites),
             sliding=sliding_blocks(self.whole, len(self.paths)) if table.causal else (),
             scales=table.scales,
+            stays=tuple(lookup(self.config, table.config.stays or "", ())),
             stops=tuple(
                 Stop(tuple(row.streams), row.why, tuple(row.moves))
                 for row in table.stops
@@ -198,6 +198,7 @@ class _Reader:
             module=module,
             expert=slot.index,
             heads=heads.of(kind),
+            window=shape[2] * shape[3] if block is not None and len(shape) == 4 else 0,
         )
         table = kind in TABLES or "Embedding" in self.modules[module]
         return replace(site, tap=None if table else _tap(site, name))
@@ -227,12 +228,14 @@ class _Reader:
                 eps=float(eps if isinstance(eps, float) else lookup(self.config, eps, 1e-6)),
                 block=block,
                 source_kind=row.kind or columns.kind,
+                mean=Slot(f"{path}.mean") if f"{path}.mean" in self.shapes else None,
+                var=Slot(f"{path}.var") if f"{path}.var" in self.shapes else None,
             )
         ]
 
     def _outside(self, sites: list[Site], norms: list[Norm]) -> tuple[list[str], list[str]]:
         """Keys that no row describes: outside the blocks, and in them; an error where the table does not say so."""
-        slots = [s for site in sites for s in (site.weight, site.bias)] + [s for n in norms for s in (n.gain, n.bias)]
+        slots = [s for site in sites for s in (site.weight, site.bias)] + [s for n in norms for s in n.slots.values()]
         described = {slot.key for slot in slots if slot is not None}
         outside: list[str] = []
         kept: list[str] = []
@@ -281,7 +284,7 @@ def _why_fixed(outside: list[str], head: bool, body: str) -> str:
 
 
 def _notes(outside: list[str], kept: list[str], body: str) -> tuple[str, ...]:
-    """What stays as it is: of the blocks once for all of them, of other parts of the model once a part."""
+    """What stays as it is: of the blocks once, of other parts of the model once a part."""
     parts: dict[str, list[str]] = {}
     for key in outside:
         inside = key.startswith(body)

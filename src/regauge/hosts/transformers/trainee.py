@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from regauge.anatomy.members import first
-from regauge.anatomy.model import Anatomy
+from regauge.anatomy.model import Anatomy, Weights
 from regauge.elastic.family import Family
 from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import ModelError
 from regauge.hosts.regauge.lessons import Lessons, ids_of_images
 from regauge.hosts.transformers.gated import counted, layers_of, missed
 from regauge.hosts.transformers.load import load
+from regauge.hosts.transformers.norming import by_batch
 from regauge.hosts.transformers.switching import Members, members_of
 from regauge.learn.distillers import Read
 
@@ -123,6 +124,19 @@ class Trainee:
             warnings.filterwarnings("ignore", message=LAYOUT)
             yield
 
+    def statistics(
+        self, subnets: Sequence[Subnet], batches: Sequence[Tensor]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Weights]]:
+        """Statistics of batch norms taken anew on some images: of the whole by the module's key, and of each member by
+        canonical tensor. Nothing where there are no batch norms."""
+        members = self._members
+        if not any(norm.kind == "batch" and norm.mean is not None for norm in self.anatomy.norms):
+            return {}, {}
+        found = {str(one): members.recalibrate(one, self._model, batches) for one in subnets}
+        slots = {f"{norm.name}.{word}": slot for norm in self.anatomy.norms for word, slot in norm.slots.items()}
+        whole = members.recalibrate(Subnet(), self._model, batches)
+        return {slots[name].key: tensor for name, tensor in whole.items()}, found
+
     def stored(self, learnt: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Nothing lies beside the tensors."""
         return {}
@@ -159,6 +173,7 @@ def trainee(path: str | Path) -> Trainee | Lessons:
     if any(name.endswith("matrix") or "packed" in name for name, _ in model.named_modules()):
         raise ModelError("a family is trained in full precision, and matrices of this one are in codes")
     model.eval()
+    by_batch(model)
     members = members_of(model)
     return Lessons(model, members.family, members.anatomy) if members.anatomy.plumbing.scales else Trainee(model)
 
@@ -170,7 +185,7 @@ def coded(folder: Path, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
 
 def said(tree: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
     """What a model is called with on some text while it is trained."""
-    found: dict[str, Any] = {"input_ids": ids_BT, "output_hidden_states": True}
+    found: dict[str, Any] = {tree.main_input_name: ids_BT, "output_hidden_states": True}
     if mask_BT is not None:
         found["attention_mask"] = mask_BT
     if tree.can_generate():

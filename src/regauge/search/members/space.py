@@ -106,7 +106,11 @@ class Members:
         blocks = self.anatomy.blocks
         menus = [range(len(self.menus.get(name, (None,)))) for name in (*INNER, "width")]
         for count in sorted(self.counts, reverse=True):
-            stay = set(range(blocks)) if count == blocks else set(self.family.blocks(count, blocks))
+            stay = (
+                set(range(blocks))
+                if count == blocks
+                else set(BY_NAME["depth"].blocks(count, self.family, self.anatomy))
+            )
             gone = tuple(int(block not in stay) for block in range(blocks))
             for *inner, width in product(*menus):
                 yield (*gone, *(pick for pick in inner for _ in range(blocks)), width)

@@ -1,0 +1,129 @@
+"""What a family of a model of images is trained on: images with their classes, of which every tenth is held out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regauge.anatomy.model import Site
+from regauge.artifact.staging import Staging
+from regauge.artifact.statistics import FILE, statistics_bytes
+from regauge.engine.raised import rounded, stored
+from regauge.engine.raising import Batch, Raising
+from regauge.engine.watchdog import Clock
+from regauge.errors import TextError
+from regauge.hosts import host_of
+from regauge.hosts.base import Source
+from regauge.learn.base import Parameters
+from regauge.learn.loop import order
+from regauge.text.calibration import images
+from regauge.text.corpora import Where
+
+HELD_OUT, LEAST, MOST = 10, 20, 1 << 20
+"""One image in so many is held out; images that a file has at the least; that are read at most."""
+LOOKED_AT, TOGETHER, CALIBRATED = 1000, 250, 16
+"""Images held out that a look asks, and of them at once: batch norms compute with the statistics of these. Batches by
+which they get those that are stored."""
+UNLIKE = (
+    "recipe {!r} compares states of tokens ({}), and {} gives classes of images: distiller is one of kl, alpha, none "
+    "for it."
+)
+WANTED = "an .npz with 'x' (N, H, W, C) of uint8 and 'y' (N), classes counted from 0, is needed"
+
+
+def classifies(source: Source) -> bool:
+    """Whether a model gives classes of images."""
+    head = any(site.name == "head" for site in source.anatomy.sites)
+    drawing = source.anatomy.plumbing.scales
+    return head and not drawing and host_of(source.path).medium(source) == "images"
+
+
+def places(source: Source, site: Site) -> int:
+    """How often a matrix is used on one input: once, or for each place of the image of a convolution's stage."""
+    if not site.window or site.block is None:
+        return 1
+    before = sum(block <= site.block for block in source.anatomy.plumbing.stays)
+    return max(1, host_of(source.path).image_shape(source)[1] >> before) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class Classed:
+    """Labelled images, those to train on and those held out, as the model reads them.
+
+    Attributes:
+        pixels, classes: to train on; aside: batches held out.
+        batch: images of a step.
+    """
+
+    pixels: Tensor
+    classes: Tensor
+    aside: tuple[Batch, ...]
+    description: str
+    identity: dict[str, object]
+    batch: int = 1
+
+    def text(self, tokens: int, staging: Staging, clock: Clock) -> tuple[Batch, ...]:
+        """Batches to train on, of as many images at most, shuffled once."""
+        rows = order(0, 0, len(self.pixels))[: max(tokens, self.batch)]
+        parts = [one for one in torch.split(rows, self.batch) if len(one) == self.batch or len(rows) < self.batch]
+        return tuple(Batch(self.pixels[some], classes_B=self.classes[some]) for some in parts)
+
+
+def classed(source: Source, given: Where | None) -> Classed:
+    """Opens and splits labelled images.
+
+    Raises:
+        TextError: there are none, too few, or their classes are none of the model's.
+    """
+    family = source.anatomy.family
+    if not isinstance(given, str | Path) or Path(given).suffix != ".npz":
+        raise TextError(f"{family} reads images: give --text a file of them; {WANTED}.")
+    path, host = Path(given).expanduser(), host_of(source.path)
+    try:
+        with np.load(path) as held:
+            y_N = held["y_train" if "y" not in held and "y_train" in held else "y"]
+    except (OSError, ValueError, KeyError) as error:
+        raise TextError(f"{path} holds no classes of images: {WANTED}.") from error
+    channels, side = host.image_shape(source)
+    x_NCHW = images(path, MOST, side, channels, *host.image_scale(source)).inputs
+    known = source.anatomy.site("head").shape[0]
+    if y_N.ndim != 1 or y_N.dtype.kind not in "iu" or len(y_N) != len(x_NCHW):
+        raise TextError(
+            f"{path}: 'y' has shape {y_N.shape} and dtype {y_N.dtype} beside {len(x_NCHW)} images; {WANTED}."
+        )
+    if len(y_N) < LEAST:
+        raise TextError(f"{path} holds {len(y_N)} images, too few to hold some out: {LEAST} at the least.")
+    if int(y_N.min()) < 0 or int(y_N.max()) >= known:
+        raise TextError(
+            f"{path} has classes {int(y_N.min())} to {int(y_N.max())}, and the model knows 0 to {known - 1}."
+        )
+    classes = torch.from_numpy(y_N.astype(np.int64))
+    held_out = torch.arange(len(classes), dtype=torch.int64, device="cpu") % HELD_OUT == HELD_OUT - 1
+    rows = held_out.nonzero().flatten()
+    rows = rows[order(0, 0, len(rows))[:LOOKED_AT]]
+    aside = tuple(Batch(x_NCHW[some], classes_B=classes[some]) for some in torch.split(rows, TOGETHER))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    told = f"{path.name} ({len(classes):,} images, every tenth held out)"
+    return Classed(x_NCHW[~held_out], classes[~held_out], aside, told, {"kind": "images", "sha256": digest})
+
+
+def statistics(
+    trainee: Any, problem: Raising, learnt: Parameters, text: Sequence[Batch], base: Path
+) -> dict[str, Tensor]:
+    """Statistics of batch norms of the whole by the module's key and, in a file of the family, of each named member;
+    nothing of a model that reads no images."""
+    pixels = [one.ids_BT for one in text if one.classes_B is not None][:CALIBRATED]
+    if not pixels:
+        return {}
+    trainee.put(learnt)
+    whole, members = trainee.statistics(problem.watched, pixels)
+    if members:
+        (base / FILE).write_bytes(statistics_bytes(members))
+    return rounded(dict(whole), stored(base))
