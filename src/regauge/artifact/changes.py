@@ -41,13 +41,14 @@ def changed(source: Anatomy, raw: Mapping[str, Any], sizes: Mapping[str, Any]) -
     for name, entry in mapped(raw, "norms", "its anatomy").items():
         change = typed(entry, dict, f"norm {name!r}")
         known(change, ("kind", "gain", "bias"), f"norm {name!r}")
-        if name not in norms or change.get("kind") not in NORMS:
-            raise ArtifactError(f"the header changes the norm {name!r} to {change.get('kind')!r}, and one is unknown.")
+        kind = change.get("kind")
+        if name not in norms or kind not in NORMS or (kind == "batch") != (norms[name].kind == "batch"):
+            raise ArtifactError(f"the header changes the norm {name!r} to {kind!r}, and one is unknown.")
         was = norms[name]
         gain, bias = (_unslot(change.get(key), f"{key} of norm {name!r}") for key in ("gain", "bias"))
         norms[name] = replace(was, kind=change["kind"], gain=gain, bias=bias, source_kind=was.kind)
         if change["kind"] == "batch":  # what changes of one is that it is gone
-            if gain is not None or bias is not None or was.kind != "batch":
+            if gain is not None or bias is not None:
                 raise ArtifactError(f"the header changes the batch norm {name!r}, which can only be folded away.")
             norms[name] = replace(norms[name], mean=None, var=None, plain=True)
     for name, slot in mapped(raw, "biases", "its anatomy").items():
