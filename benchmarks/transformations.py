@@ -142,8 +142,9 @@ def write(rows: list[str], held: HeldOut, given: argparse.Namespace) -> None:
     """The rows in a section of the docs, beside others that were measured in the same way."""
     heading = f"{given.model.name} on {given.eval.name}"
     how = (
-        f"{held.windows.predicted:,} held-out tokens of {held.windows.documents} documents; "
-        f"{given.tokens:,} tokens of {given.calibration.name} calibrate; {machine().cpu}."
+        f"{held.windows.predicted:,} held-out tokens of {held.windows.documents} documents; {given.tokens:,} tokens of "
+        f"{given.calibration.name} calibrate; {machine().cpu}. `python benchmarks/transformations.py --model DIR "
+        "--calibration TEXTS --eval HELD_OUT`"
     )
     before = section(PAGE, heading)
     kept = merged(before if how in before else "", rows, key=3)

@@ -99,7 +99,8 @@ def pictures(source: Source, given: Where | None, seed: int) -> Pictures:
     y_N = _classes(path, len(found.inputs))
     if len(y_N) < 2 * ASIDE:
         raise TextError(f"{path} has {len(y_N)} images, too few to hold some out; give it {2 * ASIDE} or more.")
-    order = torch.randperm(len(y_N), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(y_N), generator=drawn, dtype=torch.int64, device="cpu")
     aside = min(len(y_N) // ASIDE, MOST_ASIDE)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return Pictures(source, found.inputs[order], y_N[order], aside, found.description, sha256, seed)

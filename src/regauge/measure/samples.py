@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,14 @@ def continuations(model: nn.Module, tokenizer: Any, prompts: Sequence[str], toke
     return found
 
 
+@contextmanager
+def drawn_by(seed: int) -> Iterator[None]:
+    """While it lasts, `generate` samples by a seed: it draws by torch's own generator, which is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def written_on(model: nn.Module, ids_BT: Tensor, tokens: int, seed: int = 0) -> list[list[int]]:
     """What a model writes behind texts of one length, as its generation settings say: greedily, or sampled by a seed.
 
@@ -40,8 +49,7 @@ def written_on(model: nn.Module, ids_BT: Tensor, tokens: int, seed: int = 0) -> 
     ends = settings.eos_token_id
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     padding = settings.pad_token_id
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(seed)
+    with drawn_by(seed), torch.inference_mode():
         out = generate(
             ids_BT,
             attention_mask=torch.ones_like(ids_BT),

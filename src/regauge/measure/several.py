@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from regauge.measure.cost import PROMPT, Model, Thunk, in_turn
+from regauge.measure.samples import drawn_by
 
 STEPS = 12
 """Of one timing, at the most."""
@@ -119,8 +120,7 @@ def _written(model: nn.Module, ids_1T: Tensor, tokens: int, drafts: str | None) 
     settings: Any = model.generation_config
     more: dict[str, Any] = {} if drafts is None else {"drafts": drafts}
     padding = 0 if settings.pad_token_id is None else settings.pad_token_id
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(0)
+    with drawn_by(0), torch.inference_mode():
         out: Tensor = generate(
             ids_1T, attention_mask=torch.ones_like(ids_1T), max_new_tokens=tokens, pad_token_id=padding, **more
         )
