@@ -33,7 +33,7 @@ def continuations(model: nn.Module, tokenizer: Any, prompts: Sequence[str], toke
 
 @contextmanager
 def drawn_by(seed: int) -> Iterator[None]:
-    """While it lasts, `generate` samples by a seed: it draws by torch's own generator, which is as before afterwards."""
+    """While it lasts, `generate` samples by a seed: by torch's own generator, which is as before afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
