@@ -16,7 +16,6 @@ from torch import Tensor
 from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact import files
-from regauge.documents import ordinary
 from regauge.errors import ArtifactError
 from regauge.formats.terms import LOW_RANK, NAMES, LowRank
 
@@ -43,13 +42,10 @@ def read_adapters(folder: Path, anatomy: Anatomy) -> dict[int, dict[str, LowRank
     Raises:
         ArtifactError: the file is damaged or does not fit the model.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return {}
-    ordinary(folder, ArtifactError)
+    path, kept = folder / FILE, files.beside(folder, FILE) or {}
     shapes = {site.name: site.shape for site in anatomy.sites if site.block is not None}
     factors: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for key, one in files.read(path).items():
+    for key, one in kept.items():
         bits, _, rest = key.partition(BETWEEN)
         site, _, factor = rest.partition(BETWEEN)
         fits = bits in map(str, range(1, 9)) and site in shapes and factor in NAMES[LOW_RANK] and one.ndim == 2

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regauge.documents import read_json
+from regauge.documents import ordinary, read_json
 from regauge.errors import ArtifactError, RegaugeError
 
 NAMES: dict[torch.dtype, str] = {
@@ -231,3 +231,15 @@ def read(path: Path, names: set[str] | None = None) -> dict[str, Tensor]:
                 raise ArtifactError(f"{path} is truncated inside {name!r}; fetch or build it again.")
             tensors[name] = flat.view(dtype).reshape(shape)
     return tensors
+
+
+def beside(folder: Path, name: str) -> dict[str, Tensor] | None:
+    """The tensors of a file that lies beside those of an artifact; None where it has no such file.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    if not (folder / name).is_file():
+        return None
+    ordinary(folder, ArtifactError)
+    return read(folder / name)

@@ -17,7 +17,6 @@ from torch import Tensor
 from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
 from regauge.artifact import files
-from regauge.documents import ordinary
 from regauge.elastic.subnet import FULL
 from regauge.errors import ArtifactError
 
@@ -39,13 +38,10 @@ def read_gains(folder: Path, anatomy: Anatomy) -> dict[str, dict[str, Tensor]]:
     Raises:
         ArtifactError: the file is damaged or does not fit the model.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return {}
-    ordinary(folder, ArtifactError)
+    path, kept = folder / FILE, files.beside(folder, FILE) or {}
     sites = {site.name: site.shape[0] for site in anatomy.sites}
     found: dict[str, dict[str, Tensor]] = {}
-    for key, gain_O in files.read(path).items():
+    for key, gain_O in kept.items():
         subnet, _, name = key.rpartition(BETWEEN)
         fits = subnet and gain_O.dtype is torch.float32 and gain_O.ndim == 1 and len(gain_O) <= sites.get(name, 0)
         if not fits or not len(gain_O) or not bool(gain_O.isfinite().all()):

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from regauge.anatomy.model import Anatomy
 from regauge.artifact import files
-from regauge.documents import ordinary
 from regauge.elastic.family import Family
 from regauge.errors import ArtifactError
 
@@ -41,11 +40,9 @@ def read_gates(folder: Path, family: Family, anatomy: Anatomy) -> dict[int, Tens
     Raises:
         ArtifactError: the file is damaged or of another family.
     """
-    path = folder / FILE
-    if not path.is_file():
+    path, found = folder / FILE, files.beside(folder, FILE)
+    if found is None:
         return {}
-    ordinary(folder, ArtifactError)
-    found = files.read(path)
     shape = (len(widths(family)), anatomy.hidden + 1)
     if found.keys() != set(map(str, range(anatomy.blocks))):
         raise ArtifactError(f"{path} has no gate for each of the {anatomy.blocks} blocks; fetch or build it again.")

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from regauge.anatomy.model import Anatomy
 from regauge.artifact import files
-from regauge.documents import ordinary
 from regauge.elastic.family import Family
 from regauge.elastic.legal import settled
 from regauge.elastic.subnet import Subnet
@@ -66,11 +65,9 @@ def read_router(folder: Path, family: Family, anatomy: Anatomy) -> Router | None
     Raises:
         ArtifactError: the file is damaged or of another family.
     """
-    path = folder / FILE
-    if not path.is_file():
+    path, rows = folder / FILE, files.beside(folder, FILE)
+    if rows is None:
         return None
-    ordinary(folder, ArtifactError)
-    rows = files.read(path)
     if not 2 <= len(rows) <= MOST:
         raise ArtifactError(f"{path} chooses between {len(rows)} members, and 2 to {MOST} are some; build it again.")
     found: dict[Subnet, Tensor] = {}

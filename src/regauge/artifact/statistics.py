@@ -17,7 +17,6 @@ from safetensors.torch import save
 from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy, Weights
 from regauge.artifact import files
-from regauge.documents import ordinary
 from regauge.errors import ArtifactError
 
 FILE = "regauge/statistics.safetensors"
@@ -40,13 +39,10 @@ def read_statistics(folder: Path, anatomy: Anatomy) -> dict[str, Weights]:
     Raises:
         ArtifactError: the file is damaged or does not fit the model.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return {}
-    ordinary(folder, ArtifactError)
+    path, kept = folder / FILE, files.beside(folder, FILE) or {}
     sizes = {f"{norm.name}.{word}": norm.size for norm in anatomy.norms for word in norm.slots if word in WORDS}
     found: dict[str, Weights] = {}
-    for key, tensor in files.read(path).items():
+    for key, tensor in kept.items():
         subnet, _, name = key.rpartition(BETWEEN)
         fits = subnet and tensor.dtype is torch.float32 and tensor.ndim == 1 and 0 < len(tensor) <= sizes.get(name, 0)
         if not fits or not bool(tensor.isfinite().all()) or (name.endswith("var") and bool((tensor < 0).any())):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, NoReturn, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy
 from regauge.elastic.family import Family
 from regauge.elastic.subnet import Subnet
+from regauge.errors import ModelError
 from regauge.learn.distillers import Read
 
 
@@ -77,3 +78,23 @@ class Trainee(Protocol):
 
     def stored(self, learnt: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What of it an artifact keeps beside its tensors, by name."""
+
+
+class Ungated:
+    """A trainee whose tokens choose no neurons, and why."""
+
+    why: ClassVar[str]
+
+    def narrowed(self, ids_BT: Tensor, shares: Sequence[float]) -> NoReturn:
+        """
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(self.why)
+
+    def gated(self, gates: Mapping[int, Tensor], ids_BT: Tensor) -> NoReturn:
+        """
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(self.why)

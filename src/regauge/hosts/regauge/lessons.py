@@ -8,10 +8,10 @@ Legend: B images, T ids of each, L tokens of each, N images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,14 +20,14 @@ from torch.nn import functional
 from regauge.anatomy.model import Anatomy
 from regauge.elastic.family import Family
 from regauge.elastic.subnet import Subnet
-from regauge.errors import ModelError, TextError
+from regauge.errors import TextError
 from regauge.hosts.regauge.stages import Stages, bridged
 from regauge.hosts.regauge.training import freeze_key_bias, tokens_of
+from regauge.hosts.teaching import Ungated
 from regauge.learn.distillers import Read
 
 BATCH = 256
 """Images that become tokens together."""
-GATED = "gates choose neurons for each token of a language model, and this one draws images"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +44,14 @@ class Teacher:
 
 
 @dataclass(frozen=True, eq=False)
-class Lessons:
+class Lessons(Ungated):
     """A family that draws by scales while it is trained.
 
     Attributes:
         parameters: key → the transformer's numbers. gradients: key → what backward passes have added up.
     """
 
+    why: ClassVar[str] = "gates choose neurons for each token of a language model, and this one draws images"
     model: Any
     family: Family
     anatomy: Anatomy
@@ -87,20 +88,6 @@ class Lessons:
         with torch.no_grad():
             found: Tensor = self.model.class_emb(ids_BT[:, :1])
         return found
-
-    def narrowed(self, ids_BT: Tensor, shares: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
-        """
-        Raises:
-            ModelError: always.
-        """
-        raise ModelError(GATED)
-
-    def gated(self, gates: Mapping[int, Tensor], ids_BT: Tensor) -> tuple[Read, Tensor]:
-        """
-        Raises:
-            ModelError: always.
-        """
-        raise ModelError(GATED)
 
     def backward(self) -> AbstractContextManager[None]:
         """Nothing is to be done around backward passes."""

@@ -9,36 +9,31 @@ Legend: B windows, T tokens, O output channels, I input channels, R rank.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from regauge.anatomy.model import Anatomy
 from regauge.artifact.adapters import key_of
-from regauge.elastic.family import Family
 from regauge.elastic.legal import member_in
 from regauge.elastic.subnet import Subnet
 from regauge.errors import ModelError
 from regauge.formats.terms import LowRank
-from regauge.hosts.teaching import Beside
+from regauge.hosts.teaching import Beside, Ungated
 from regauge.hosts.transformers.levels import held
 from regauge.hosts.transformers.load import load
-from regauge.hosts.transformers.switching import members_of
-from regauge.hosts.transformers.trainee import Original, read_of, said
-from regauge.learn.distillers import Read
+from regauge.hosts.transformers.trainee import Original, Raised
 from regauge.runtime.matrices.held import PackedMatrix
 from regauge.runtime.matrices.terms import HeldTerm
 
-GATED = "gates are trained where weights are, and not beside adapters: leave rank or gates out"
 ALL = 0
 """Where bits stand in a parameter's name: those of adapters that every precision shares."""
 
 
-class Adapting:
+class Adapting(Ungated, Raised):
     """A family whose adapters are trained, as `hosts.teaching.Trainee`.
 
     Attributes:
@@ -47,9 +42,11 @@ class Adapting:
         bits: the precisions that have adapters, the most first.
     """
 
+    why: ClassVar[str] = "gates are trained where weights are, and not beside adapters: leave rank or gates out"
+
     def __init__(self, model: Any, teacher: Original, how: Beside) -> None:
-        self._model, self._teacher, self._how = model, teacher, how
-        self._members = members_of(model)
+        super().__init__(model)
+        self._teacher, self._how = teacher, how
         member = member_in(Subnet(), self.family, self.anatomy)
         matrices = {site.name: owner._modules[name] for site, owner, name in held(model, member)}
         levelled = {name: one for name, one in matrices.items() if one.format.grid.coarsest is not None}
@@ -69,47 +66,8 @@ class Adapting:
                     self._held[key_of(bits, name, factor)] = value.requires_grad_(True)
         for value in self._held.values():
             value.grad = torch.zeros_like(value)
-        self.parameters = {key: value.detach() for key, value in self._held.items()}
-        self.gradients: dict[str, Tensor] = {key: _gradient(value) for key, value in self._held.items()}
-
-    @property
-    def family(self) -> Family:
-        return self._members.family
-
-    @property
-    def anatomy(self) -> Anatomy:
-        return self._members.anatomy
-
-    def put(self, parameters: Mapping[str, Tensor]) -> None:
-        """Takes these numbers, and forgets every gradient."""
-        for key, value in parameters.items():
-            self.parameters[key].copy_(value)
-            self.gradients[key].zero_()
-
-    def read(self, subnet: Subnet, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
-        """What a member makes of some text; its backward pass adds to the gradients of its adapters."""
-        tree = self._model if subnet.full else self._tree(subnet)
-        return read_of(tree(**said(tree, ids_BT, mask_BT)), mask_BT)
-
-    def embedded(self, ids_BT: Tensor) -> Tensor:
-        """The whole's embeddings of a text."""
-        with torch.no_grad():
-            found: Tensor = self._model.get_input_embeddings()(ids_BT)
-        return found
-
-    def narrowed(self, ids_BT: Tensor, shares: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
-        """
-        Raises:
-            ModelError: always.
-        """
-        raise ModelError(GATED)
-
-    def gated(self, gates: Mapping[int, Tensor], ids_BT: Tensor) -> tuple[Read, Tensor]:
-        """
-        Raises:
-            ModelError: always.
-        """
-        raise ModelError(GATED)
+        self.parameters |= {key: value.detach() for key, value in self._held.items()}
+        self.gradients |= {key: _gradient(value) for key, value in self._held.items()}
 
     @contextmanager
     def backward(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ Legend: B windows, T tokens.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,11 +49,11 @@ class Original:
         return read_of(out, mask_BT)
 
 
-class Trainee:
-    """A family that is trained, as `hosts.base.Trainee`.
+class Raised(ABC):
+    """A loaded family while something of it is trained, and every member over it.
 
     Attributes:
-        parameters: key → the family's numbers; what a member computes with.
+        parameters: key → the numbers that are trained; what a member computes with.
         gradients: key → what backward passes have added up.
     """
 
@@ -61,16 +62,6 @@ class Trainee:
         self._members: Members = members_of(model)
         self.parameters: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
-        for key, parameter in model.named_parameters():
-            parameter.requires_grad_(True)
-            parameter.grad = torch.zeros_like(parameter)
-            self.parameters[key], self.gradients[key] = parameter.detach(), parameter.grad
-        self._of = {id(one): key for key, one in model.named_parameters(remove_duplicate=False)}
-
-    @property
-    def bits(self) -> tuple[int, ...]:
-        """Nothing of it is in codes."""
-        return ()
 
     @property
     def family(self) -> Family:
@@ -87,7 +78,7 @@ class Trainee:
             self.gradients[key].zero_()
 
     def read(self, subnet: Subnet, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
-        """What a member makes of some text; its backward pass adds to the family's gradients."""
+        """What a member makes of some text; its backward pass adds to the gradients of what is trained."""
         tree = self._model if subnet.full else self._tree(subnet)
         return read_of(tree(**said(tree, ids_BT, mask_BT)), mask_BT)
 
@@ -96,6 +87,27 @@ class Trainee:
         with torch.no_grad():
             found: Tensor = self._model.get_input_embeddings()(ids_BT)
         return found
+
+    @abstractmethod
+    def _tree(self, subnet: Subnet) -> Any:
+        """A member whose backward passes add to `gradients`."""
+
+
+class Trainee(Raised):
+    """A family whose weights are trained, as `hosts.teaching.Trainee`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(True)
+            parameter.grad = torch.zeros_like(parameter)
+            self.parameters[key], self.gradients[key] = parameter.detach(), parameter.grad
+        self._of = {id(one): key for key, one in model.named_parameters(remove_duplicate=False)}
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Nothing of it is in codes."""
+        return ()
 
     def narrowed(self, ids_BT: Tensor, shares: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
         """What each share of each feed-forward layer misses, a token."""
