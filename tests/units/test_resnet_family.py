@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from regauge.errors import ArtifactError, RecipeError, RegaugeError, SettingErro
 from regauge.hosts.transformers.source import Source
 from regauge.learn.pictures import moved
 from regauge.plan import Plan, parse
+from tests import tiny
 from toy_resnet import images, pixels, saved
 
 FAMILY = "family: {depth: [3, 2], ffn: [0.5], layers: stages, multiple: 1, members: {small: 'depth=2,ffn=0.5'}}\n"
@@ -143,6 +145,16 @@ def test_images_that_cannot_be_learnt_from(tmp_path: Path) -> None:
             asked(tmp_path / f"{name}.npz")
     with pytest.raises(RecipeError, match="compares states of tokens"):
         asked(images(tmp_path / "x.npz"), recipe(TRAIN.replace("kl", "features")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("run", [train, planned])
+def test_a_model_of_text_learns_nothing_from_images(run: Callable[..., object], tmp_path: Path) -> None:
+    asked = tiny.folder(tmp_path / "m"), *([tmp_path / "out"] * (run is train)), tiny.text(tmp_path)
+    with pytest.raises(
+        RecipeError, match=r"learns from labelled images, moved by up to 4 pixels, and llama is no network"
+    ):
+        run("once-for-all-images", *asked)
     assert not (tmp_path / "out").exists()
 
 

@@ -38,7 +38,7 @@ from regauge.engine.raising import Batch, Raising
 from regauge.engine.receipts import command_line, log_of, versions
 from regauge.engine.recovery_text import LOOKS, SPARE
 from regauge.engine.routing import refuse_route, routed
-from regauge.engine.training_classes import UNLIKE, Classed, classifies, statistics
+from regauge.engine.training_classes import UNLIKE, Classed, classifies, refuse_moved, statistics
 from regauge.engine.training_images import Pictured
 from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import Reading, opened, reading
@@ -96,7 +96,7 @@ def train(
             raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
         if seen and training.distiller not in OF_LOGITS:
             raise RecipeError(UNLIKE.format(plan.name, training.distiller, source.anatomy.family))
-        for refuse in (refuse_route, refuse_gates):
+        for refuse in (refuse_route, refuse_gates, refuse_moved):
             refuse(training, plan.family or Family(), source.anatomy)
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)

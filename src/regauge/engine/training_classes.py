@@ -12,17 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regauge.anatomy.model import Site
+from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.staging import Staging
 from regauge.artifact.statistics import FILE, statistics_bytes
+from regauge.elastic.family import Family
 from regauge.engine.raised import rounded, stored
 from regauge.engine.raising import Batch, Raising
 from regauge.engine.watchdog import Clock
-from regauge.errors import TextError
+from regauge.errors import RecipeError, TextError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.learn.base import Parameters
 from regauge.learn.loop import order
+from regauge.learn.training import Training
 from regauge.text.calibration import images
 from regauge.text.corpora import Where
 
@@ -43,6 +45,18 @@ def classifies(source: Source) -> bool:
     head = any(site.name == "head" for site in source.anatomy.sites)
     drawing = source.anatomy.plumbing.scales
     return head and not drawing and host_of(source.path).medium(source) == "images"
+
+
+def refuse_moved(training: Training, family: Family, anatomy: Anatomy) -> None:
+    """
+    Raises:
+        RecipeError: images are to be moved while they are learnt from, and this model reads none so.
+    """
+    if training.moved and not any(site.window for site in anatomy.sites):
+        raise RecipeError(
+            f"this recipe learns from labelled images, moved by up to {training.moved} pixels, and {anatomy.family} "
+            "is no network of convolutions: take another recipe, or leave 'moved' out"
+        )
 
 
 def places(source: Source, site: Site) -> int:

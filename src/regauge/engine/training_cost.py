@@ -14,7 +14,7 @@ from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
 from regauge.engine.routing import refuse_route
-from regauge.engine.training_classes import LOOKED_AT, classifies, places
+from regauge.engine.training_classes import LOOKED_AT, classifies, places, refuse_moved
 from regauge.engine.training_recipe import Asked, read_recipe
 from regauge.engine.training_text import opened
 from regauge.engine.watchdog import quiet_torch
@@ -72,8 +72,8 @@ def planned(
         assert family is not None, "a recipe that trains has one"
         if why := reasons(family, anatomy):
             raise RecipeError(f"this model cannot be such a family: {'; '.join(why)}")
-        refuse_route(training, family, anatomy)
-        refuse_gates(training, family, anatomy)
+        for refuse in (refuse_route, refuse_gates, refuse_moved):
+            refuse(training, family, anatomy)
         bits = sorted(family.bits, reverse=True) if training.rank else ()
         space = space_of(family, anatomy, training.layers == EACH, bits)
         sizes = [
