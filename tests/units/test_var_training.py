@@ -172,6 +172,18 @@ def test_images_to_train_on_are_checked(tmp_path: Path) -> None:
     assert sorted(found.y_N.tolist()) == sorted(list(range(4)) * 10)
 
 
+def test_of_a_long_file_images_and_classes_are_of_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regauge.engine.training_images.MOST", 24)
+    source = host_of(saved(tmp_path / "model")).open(tmp_path / "model")
+    bright = np.arange(40, dtype=np.uint8)
+    x = np.broadcast_to(bright[:, None, None], (40, 6, 6))
+    found = pictures_of(source, drawn(tmp_path, x=x, y=bright.astype(np.int64)), 1)
+    assert len(found.y_N) == 24
+    assert ((found.x_NChw[:, 0, 0, 0] + 1) * 127.5).round().long().tolist() == found.y_N.tolist()
+
+
 def test_a_lesson_is_the_loss_of_the_model_itself() -> None:
     model = toy()
     lessons = Lessons(model, Family(), anatomy_of(model.config, model))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Site
+from regauge.artifact.disk import put
+from regauge.artifact.files import sha256
 from regauge.artifact.staging import Staging
 from regauge.artifact.statistics import FILE, statistics_bytes
 from regauge.elastic.family import Family
@@ -25,7 +25,7 @@ from regauge.hosts.base import Source
 from regauge.learn.base import Parameters
 from regauge.learn.loop import order
 from regauge.learn.training import Training
-from regauge.text.calibration import images
+from regauge.text.calibration import classes, images
 from regauge.text.corpora import Where
 
 HELD_OUT, LEAST, MOST = 10, 20, 1 << 20
@@ -100,32 +100,22 @@ def classed(source: Source, given: Where | None) -> Classed:
     if not isinstance(given, str | Path) or Path(given).suffix != ".npz":
         raise TextError(f"{family} reads images: give --text a file of them; {WANTED}.")
     path, host = Path(given).expanduser(), host_of(source.path)
-    try:
-        with np.load(path) as held:
-            y_N = held["y_train" if "y" not in held and "y_train" in held else "y"]
-    except (OSError, ValueError, KeyError) as error:
-        raise TextError(f"{path} holds no classes of images: {WANTED}.") from error
     channels, side = host.image_shape(source)
     x_NCHW = images(path, MOST, side, channels, *host.image_scale(source)).inputs
+    y_N = classes(path, MOST, len(x_NCHW))
     known = source.anatomy.site("head").shape[0]
-    if y_N.ndim != 1 or y_N.dtype.kind not in "iu" or len(y_N) != len(x_NCHW):
-        raise TextError(
-            f"{path}: 'y' has shape {y_N.shape} and dtype {y_N.dtype} beside {len(x_NCHW)} images; {WANTED}."
-        )
     if len(y_N) < LEAST:
         raise TextError(f"{path} holds {len(y_N)} images, too few to hold some out: {LEAST} at the least.")
     if int(y_N.min()) < 0 or int(y_N.max()) >= known:
         raise TextError(
             f"{path} has classes {int(y_N.min())} to {int(y_N.max())}, and the model knows 0 to {known - 1}."
         )
-    classes = torch.from_numpy(y_N.astype(np.int64))
-    held_out = torch.arange(len(classes), dtype=torch.int64, device="cpu") % HELD_OUT == HELD_OUT - 1
+    held_out = torch.arange(len(y_N), dtype=torch.int64, device="cpu") % HELD_OUT == HELD_OUT - 1
     rows = held_out.nonzero().flatten()
     rows = rows[order(0, 0, len(rows))[:LOOKED_AT]]
-    aside = tuple(Batch(x_NCHW[some], classes_B=classes[some]) for some in torch.split(rows, TOGETHER))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    told = f"{path.name} ({len(classes):,} images, every tenth held out)"
-    return Classed(x_NCHW[~held_out], classes[~held_out], aside, told, {"kind": "images", "sha256": digest})
+    aside = tuple(Batch(x_NCHW[some], classes_B=y_N[some]) for some in torch.split(rows, TOGETHER))
+    told = f"{path.name} ({len(y_N):,} images, every tenth held out)"
+    return Classed(x_NCHW[~held_out], y_N[~held_out], aside, told, {"kind": "images", "sha256": sha256(path)})
 
 
 def statistics(
@@ -139,5 +129,5 @@ def statistics(
     trainee.put(learnt)
     whole, members = trainee.statistics(problem.watched, pixels)
     if members:
-        (base / FILE).write_bytes(statistics_bytes(members))
+        put(base / FILE, statistics_bytes(members))
     return rounded(dict(whole), stored(base))

@@ -8,21 +8,20 @@ Legend: N images, T ids of each: class and tokens.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from regauge.artifact.files import sha256 as file_hash
 from regauge.artifact.staging import Staging
 from regauge.engine.raising import Batch
 from regauge.engine.watchdog import Clock
 from regauge.errors import TextError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
-from regauge.text.calibration import images
+from regauge.text.calibration import classes, images
 from regauge.text.corpora import Where
 
 WANTED = "an .npz of images 'x' (N, H, W, C) of uint8 and their classes 'y' (N)"
@@ -96,13 +95,13 @@ def pictures(source: Source, given: Where | None, seed: int) -> Pictures:
     path = Path(given)
     channels, side = host_of(source.path).image_shape(source)
     found = images(path, MOST, side, channels, MIDDLE * channels, MIDDLE * channels)
-    y_N = _classes(path, len(found.inputs))
+    y_N = classes(path, MOST, len(found.inputs))
     if len(y_N) < 2 * ASIDE:
         raise TextError(f"{path} has {len(y_N)} images, too few to hold some out; give it {2 * ASIDE} or more.")
     drawn = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(y_N), generator=drawn, dtype=torch.int64, device="cpu")
     aside = min(len(y_N) // ASIDE, MOST_ASIDE)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = file_hash(path)
     return Pictures(source, found.inputs[order], y_N[order], aside, found.description, sha256, seed)
 
 
@@ -114,14 +113,3 @@ def pictured(found: Pictures, batch: int) -> Pictured:
 def batched(ids_NT: Tensor, batch: int) -> tuple[Batch, ...]:
     """As many rows together as have about so many ids, one at least."""
     return tuple(Batch(some) for some in torch.split(ids_NT, max(1, batch // ids_NT.shape[1])))
-
-
-def _classes(path: Path, count: int) -> Tensor:
-    try:
-        with np.load(path) as file:
-            y_N = file["y_train" if "y" not in file and "y_train" in file else "y"][:MOST]
-    except (OSError, ValueError, KeyError) as error:
-        raise TextError(f"{path} holds no classes of its images: {WANTED} is needed.") from error
-    if y_N.ndim != 1 or not np.issubdtype(y_N.dtype, np.integer) or len(y_N) != count:
-        raise TextError(f"{path}: 'y' has shape {y_N.shape} and dtype {y_N.dtype}; {count} whole numbers are needed.")
-    return torch.from_numpy(y_N.astype(np.int64))

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from regauge.artifact.staging import Staging
 from regauge.engine.raising import Batch
 from regauge.engine.recovery_text import HELD_OUT, Amounts, Material, held_out, material, to_train_on
 from regauge.engine.training_classes import Classed, classed, classifies
-from regauge.engine.training_images import Pictured, Pictures, pictured, pictures
+from regauge.engine.training_images import Pictured, Pictures, batched, pictured, pictures
 from regauge.engine.watchdog import Clock
 from regauge.errors import TextError
 from regauge.hosts.base import Source
@@ -44,7 +43,7 @@ class Reading:
         if not self.source.anatomy.causal:
             return encoded(self.source, self.material.first, self.material.length, self.batch, tokens)
         windows = to_train_on(self.material, self.source, staging, clock, min(tokens, MOST))
-        return _batched(windows.inputs, self.batch)
+        return batched(windows.inputs, self.batch)
 
     @property
     def description(self) -> str:
@@ -78,14 +77,10 @@ def reading(
     if isinstance(found, Classed):
         return replace(found, batch=batch)
     if source.anatomy.causal:
-        aside = _batched(held_out(found, source, staging, clock).inputs, batch)
+        aside = batched(held_out(found, source, staging, clock).inputs, batch)
     else:
         aside = encoded(source, found.second, found.length, batch, HELD_OUT)
     return Reading(found, source, batch, aside)
-
-
-def _batched(ids_NT: Tensor, batch: int) -> tuple[Batch, ...]:
-    return tuple(Batch(some) for some in torch.split(ids_NT, max(1, batch // ids_NT.shape[1])))
 
 
 def encoded(source: Source, stretches: Sequence[str], length: int, batch: int, tokens: int) -> tuple[Batch, ...]:

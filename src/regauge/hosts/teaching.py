@@ -80,6 +80,19 @@ class Trainee(Protocol):
         """What of it an artifact keeps beside its tensors, by name."""
 
 
+class Numbers:
+    """The numbers of a trainee, over which its members lie."""
+
+    parameters: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+    def put(self, parameters: Mapping[str, Tensor]) -> None:
+        """Takes these numbers, and forgets every gradient."""
+        for key, value in parameters.items():
+            self.parameters[key].copy_(value)
+            self.gradients[key].zero_()
+
+
 class Ungated:
     """A trainee whose tokens choose no neurons, and why."""
 

@@ -14,9 +14,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regauge.errors import TextError
@@ -161,14 +163,7 @@ def images(
     Raises:
         TextError: the file holds no such array.
     """
-    try:
-        with np.load(path) as file:
-            x_NHWC = file["x_train" if "x" not in file and "x_train" in file else "x"]
-    except (OSError, ValueError, KeyError) as error:
-        raise TextError(
-            f"{path} holds no images: an .npz with an array 'x' (N, H, W, 3) of uint8 is needed."
-        ) from error
-    x_NHWC = x_NHWC[[index * len(x_NHWC) // count for index in range(count)]] if len(x_NHWC) > count else x_NHWC
+    x_NHWC = _array(path, "x", count, "images: an .npz with an array 'x' (N, H, W, 3) of uint8")
     if channels == 1 and x_NHWC.ndim == 3:
         x_NHWC = x_NHWC[..., None]
     if x_NHWC.dtype != np.uint8 or x_NHWC.ndim != 4 or x_NHWC.shape[-1] != channels:
@@ -182,6 +177,33 @@ def images(
         torch.tensor(list(values), dtype=torch.float32, device="cpu").view(1, -1, 1, 1) for values in (mean, std)
     )
     return Calibration((x_NCHW - centre) / spread, f"{path.name} ({len(x_NCHW)} images)", kind="images")
+
+
+def classes(path: Path, count: int, images: int) -> Tensor:
+    """(N,) int64: the classes `y` (or `y_train`) of an .npz, of the same images that `images` reads.
+
+    Args:
+        count: as of `images`, which found so many `images`.
+
+    Raises:
+        TextError: the file holds no such array, or not one for each image.
+    """
+    y_N = _array(path, "y", count, "classes of images: an .npz with 'x' (N, H, W, C) of uint8 and 'y' (N)")
+    if y_N.ndim != 1 or not np.issubdtype(y_N.dtype, np.integer) or len(y_N) != images:
+        raise TextError(f"{path}: 'y' has shape {y_N.shape} and dtype {y_N.dtype}; {images} whole numbers are needed.")
+    return torch.from_numpy(y_N.astype(np.int64))
+
+
+def _array(path: Path, name: str, count: int, wanted: str) -> NDArray[Any]:
+    """An array of an .npz by its name, or by that of its training part; of more than `count` rows every so many-th."""
+    try:
+        with np.load(path) as file:
+            found: NDArray[Any] = file[f"{name}_train" if name not in file and f"{name}_train" in file else name]
+    except (OSError, ValueError, KeyError) as error:
+        raise TextError(f"{path} holds no {wanted} is needed.") from error
+    if found.ndim and len(found) > count:
+        return found[[index * len(found) // count for index in range(count)]]
+    return found
 
 
 def noted(found: Calibration, *notes: str) -> Calibration:

@@ -23,7 +23,7 @@ from regauge.elastic.subnet import Subnet
 from regauge.errors import TextError
 from regauge.hosts.regauge.stages import Stages, bridged
 from regauge.hosts.regauge.training import freeze_key_bias, tokens_of
-from regauge.hosts.teaching import Ungated
+from regauge.hosts.teaching import Numbers, Ungated
 from regauge.learn.distillers import Read
 
 BATCH = 256
@@ -44,7 +44,7 @@ class Teacher:
 
 
 @dataclass(frozen=True, eq=False)
-class Lessons(Ungated):
+class Lessons(Ungated, Numbers):
     """A family that draws by scales while it is trained.
 
     Attributes:
@@ -71,12 +71,6 @@ class Lessons(Ungated):
     def bits(self) -> tuple[int, ...]:
         """Nothing of it is in codes."""
         return ()
-
-    def put(self, parameters: Mapping[str, Tensor]) -> None:
-        """Takes these numbers, and forgets every gradient."""
-        for key, value in parameters.items():
-            self.parameters[key].copy_(value)
-            self.gradients[key].zero_()
 
     def read(self, subnet: Subnet, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         """What a member makes of some images; its backward pass adds to the family's gradients."""

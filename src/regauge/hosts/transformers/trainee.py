@@ -25,6 +25,7 @@ from regauge.elastic.family import Family
 from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import ModelError
 from regauge.hosts.regauge.lessons import Lessons, ids_of_images
+from regauge.hosts.teaching import Numbers
 from regauge.hosts.transformers.gated import counted, layers_of, missed
 from regauge.hosts.transformers.load import load
 from regauge.hosts.transformers.norming import by_batch
@@ -49,7 +50,7 @@ class Original:
         return read_of(out, mask_BT)
 
 
-class Raised(ABC):
+class Raised(Numbers, ABC):
     """A loaded family while something of it is trained, and every member over it.
 
     Attributes:
@@ -70,12 +71,6 @@ class Raised(ABC):
     @property
     def anatomy(self) -> Anatomy:
         return self._members.anatomy
-
-    def put(self, parameters: Mapping[str, Tensor]) -> None:
-        """Takes these numbers, and forgets every gradient."""
-        for key, value in parameters.items():
-            self.parameters[key].copy_(value)
-            self.gradients[key].zero_()
 
     def read(self, subnet: Subnet, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         """What a member makes of some text; its backward pass adds to the gradients of what is trained."""
