@@ -200,7 +200,11 @@ def test_what_is_not_legal_is_told(out: Path) -> None:
 
 def test_a_family_of_bits_needs_weights_that_have_them(out: Path, tmp_path: Path) -> None:
     source = out.parent / "model"
-    plain = TEXT.replace("nested:8", "int8-asym").replace("f16-levels:3", "f16-low").replace("{part: gptq-levels, passes: 0}", "nearest")
+    plain = (
+        TEXT.replace("nested:8", "int8-asym")
+        .replace("f16-levels:3", "f16-low")
+        .replace("{part: gptq-levels, passes: 0}", "nearest")
+    )
     for text, why in (
         (plain, "no weights hold several"),
         (TEXT.replace("[8, 5, 3, 2]", "[9, 1]"), "bits 9: weights have 2 to 8"),
