@@ -55,6 +55,11 @@ class Batch:
         some = (None if one is None else ranks.part(one) for one in (self.mask_BT, self.classes_B))
         return Batch(ranks.part(self.ids_BT), *some)
 
+    def on(self, where: torch.device) -> Batch:
+        """The same rows at another place."""
+        some = (None if one is None else one.to(where) for one in (self.mask_BT, self.classes_B))
+        return Batch(self.ids_BT.to(where), *some)
+
     def changed(self, most: int, seed: int) -> Batch:
         """Images moved by up to so many pixels, by chance; 0: as they are."""
         if not most:
@@ -128,7 +133,7 @@ class Raising:
         trainee.put(parameters)
         drawn = self.recipe.draws(self.space, Turn(at.step, self.steps, self.seed, at.batch))
         batch = whole.changed(self.recipe.moved, self.seed * STRIDE + at.step).part(self.ranks)
-        loss = torch.zeros((), dtype=torch.float32, device="cpu")
+        loss = torch.zeros((), dtype=torch.float32, device=trainee.where)
         if len(batch.ids_BT):
             share = len(batch.ids_BT) / len(whole.ids_BT) / sum(one.weight for one in drawn)
             with trainee.backward():

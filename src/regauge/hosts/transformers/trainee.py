@@ -169,14 +169,14 @@ class Trainee(Raised):
         return found
 
 
-def trainee(path: str | Path) -> Trainee | Lessons:
-    """A family of an artifact's directory, ready to be trained.
+def trainee(path: str | Path, device: str = "cpu") -> Trainee | Lessons:
+    """A family of an artifact's directory, ready to be trained where `device` says.
 
     Raises:
         ModelError: matrices of it are in codes, which stay.
-        SettingError: it is no family.
+        SettingError: it is no family, or there is no such device.
     """
-    model: Any = load(path, dtype=torch.float32)
+    model: Any = load(path, device, torch.float32)
     if any(name.endswith("matrix") or "packed" in name for name, _ in model.named_modules()):
         raise ModelError("a family is trained in full precision, and matrices of this one are in codes")
     model.eval()
