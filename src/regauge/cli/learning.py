@@ -22,6 +22,7 @@ from regauge.cli.options import (
     SEED,
     THREADS,
     TIME,
+    TRAINED,
     VERBOSE,
     seconds,
     tell_parents,
@@ -136,6 +137,7 @@ def train(
     family: FAMILY = None,
     revision: REVISION = None,
     seed: SEED = 0,
+    device: TRAINED = "cpu",
     force: FORCE = False,
     dry_run: DRY_RUN = False,
     json: JSON = False,
@@ -158,7 +160,7 @@ def train(
     from regauge.learn.ranks import writes
     from regauge.report.build import write
 
-    asked = Asked(Amounts(tokens, length, steps, limit), seed, revision, force)
+    asked = Asked(Amounts(tokens, length, steps, limit), seed, revision, force, device=device)
     with host_of(model).family(family):
         if dry_run:
             plan = planned(recipe, model, text, asked)

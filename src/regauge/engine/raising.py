@@ -31,7 +31,8 @@ from regauge.learn.ranks import ALONE, Ranks
 from regauge.learn.space import WHOLE, Choice, Space, Turn
 from regauge.learn.training import EACH, LARGER, ORIGINAL, Training
 
-DRAWN = ("depth", "ffn", "heads", "width")
+SMALLEST = "smallest"
+DRAWN = ("depth", "ffn", "heads", "width", "experts")
 """Dimensions that training draws from."""
 STRIDE = 1_000_003
 """Between the seeds by which the images of two runs are moved."""
@@ -54,6 +55,11 @@ class Batch:
         """The rows that one process computes."""
         some = (None if one is None else ranks.part(one) for one in (self.mask_BT, self.classes_B))
         return Batch(ranks.part(self.ids_BT), *some)
+
+    def on(self, where: torch.device) -> Batch:
+        """The same rows at another place."""
+        some = (None if one is None else one.to(where) for one in (self.mask_BT, self.classes_B))
+        return Batch(self.ids_BT.to(where), *some)
 
     def changed(self, most: int, seed: int) -> Batch:
         """Images moved by up to so many pixels, by chance; 0: as they are."""
@@ -128,7 +134,7 @@ class Raising:
         trainee.put(parameters)
         drawn = self.recipe.draws(self.space, Turn(at.step, self.steps, self.seed, at.batch))
         batch = whole.changed(self.recipe.moved, self.seed * STRIDE + at.step).part(self.ranks)
-        loss = torch.zeros((), dtype=torch.float32, device="cpu")
+        loss = torch.zeros((), dtype=torch.float32, device=trainee.where)
         if len(batch.ids_BT):
             share = len(batch.ids_BT) / len(whole.ids_BT) / sum(one.weight for one in drawn)
             with trainee.backward():
@@ -167,6 +173,8 @@ class Raising:
 
     def error(self, parameters: Parameters) -> float:
         found = self.errors(parameters)
+        if self.watched and self.recipe.sampler.partition(":")[0] == SMALLEST:  # the whole is not trained
+            found.pop(str(Subnet()))
         return sum(found.values()) / len(found)
 
     def errors(self, parameters: Parameters) -> dict[str, float]:
@@ -242,6 +250,8 @@ def _share(name: str, value: int | float | str, family: Family, anatomy: Anatomy
     """Which share of the whole a choice is."""
     if name == "depth":
         return _count(value, anatomy.blocks) / anatomy.blocks
+    if name == "experts":
+        return _count(value, 0) / anatomy.plumbing.routed
     every = range(anatomy.blocks)
     sizes: Mapping[str, int] = BY_NAME[name].kept(value, every, family, anatomy)
     if not sizes:

@@ -30,28 +30,28 @@ from regauge.artifact.ownership import refuse_out
 from regauge.artifact.receipt import Receipt, TrainedReceipt
 from regauge.artifact.staging import STATES, Staging
 from regauge.elastic.family import Family
-from regauge.elastic.legal import settled
 from regauge.engine.api import apply
+from regauge.engine.dividing import anatomy_for, divided, held_to
 from regauge.engine.gating import gated, refuse_gates
+from regauge.engine.lesson import Lesson, problem_of, repeatable, state_of, trainee_of
 from regauge.engine.raised import rounded, stored, thinned, write
-from regauge.engine.raising import Batch, Raising
+from regauge.engine.raising import Raising
 from regauge.engine.receipts import command_line, log_of, versions
 from regauge.engine.recovery_text import LOOKS, SPARE
 from regauge.engine.routing import refuse_route, routed
 from regauge.engine.training_classes import UNLIKE, Classed, classifies, refuse_moved, statistics
 from regauge.engine.training_images import Pictured
-from regauge.engine.training_recipe import Asked, read_recipe
+from regauge.engine.training_recipe import Asked, read_recipe, refuse_device
 from regauge.engine.training_text import Reading, opened, reading
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError, ModelError, RecipeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
-from regauge.hosts.teaching import Beside, Trainee
 from regauge.learn.distillers import OF_LOGITS
 from regauge.learn.loop import ENDED, At, State, Watch
 from regauge.learn.loop import train as loop
 from regauge.learn.ranks import ALONE, Ranks, ranks
-from regauge.learn.training import SHARED, Training
+from regauge.learn.training import Training
 from regauge.plan import Plan, digest
 from regauge.text.corpora import Where
 
@@ -85,19 +85,21 @@ def train(
         RegaugeError: any refusal, before any work; what was learnt stays for the next run.
     """
     asked, clock, began = asked or Asked(), Clock(progress or nobody), time.monotonic()
-    with ranks() as group, quiet_torch(), PeakMemory() as memory:
+    with ranks() as group, quiet_torch(), repeatable(asked.device), PeakMemory() as memory:
         if not group.first:
             return _follow(group, clock)
         clock.say("open")
         plan, training = read_recipe(recipe, asked.amounts)
+        refuse_device(training, asked.device)
         source = host_of(model).open(model, asked.revision)
         scales, seen = source.anatomy.plumbing.scales, classifies(source)
         if not (source.anatomy.causal or scales or seen) and training.distiller in OF_LOGITS:
             raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
         if seen and training.distiller not in OF_LOGITS:
             raise RecipeError(UNLIKE.format(plan.name, training.distiller, source.anatomy.family))
+        anatomy = anatomy_for(training, plan.family or Family(), source)
         for refuse in (refuse_route, refuse_gates, refuse_moved):
-            refuse(training, plan.family or Family(), source.anatomy)
+            refuse(training, plan.family or Family(), anatomy)
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)
         if (why := host_of(source.path).why_not_fed(source)) and not scales:
@@ -111,7 +113,7 @@ def train(
                 work = _Work(source, base, training, asked, group, staging, clock, began)
                 told, learnt = work.run(reading(read, source, training.batch, staging, clock))
                 log = log_of(clock, memory, asked.command or command_line())
-                receipt = write(base, source, learnt, staging, told, log)
+                receipt = write(base, source, learnt, staging, told | held_to(source, training, base), log)
         group.same(receipt.model_dump())
         clock.say("finish", f"{target} is written")
     return receipt
@@ -124,15 +126,15 @@ def _made(plan: Plan, model: str | Path, staging: Staging, given: tuple[Where | 
         base.parent.mkdir(parents=True, exist_ok=True)
         text, asked = given
         watch = clock.within(FAMILY)
-        bare = replace(plan, train={})
-        apply(bare, model, base, calibration=text, seed=asked.seed, revision=asked.revision, progress=watch)
+        made, at = divided(plan, model, asked, staging)
+        apply(replace(plan, train={}), made, base, calibration=text, seed=asked.seed, revision=at, progress=watch)
     return base
 
 
 def _follow(group: Ranks, clock: Clock) -> Receipt:
     """What every process but the first does: its part of each batch."""
     lesson = group.same(None)
-    problem = _problem(_trainee(lesson), lesson, group)
+    problem = problem_of(trainee_of(lesson, group), lesson, group)
     settings = lesson.training.settings(lesson.steps, lesson.every)
 
     def tick(done: int, total: int) -> None:
@@ -140,43 +142,10 @@ def _follow(group: Ranks, clock: Clock) -> Receipt:
             raise _Over(OVER)
 
     try:
-        loop(problem, settings, lesson.seed, Watch(tick=tick), lesson.state, problem.gradients)
+        loop(problem, settings, lesson.seed, Watch(tick=tick), state_of(lesson, problem), problem.gradients)
     except _Over:
         clock.say("finish", OVER)
     return Receipt.model_validate(group.same(None))
-
-
-@dataclass(frozen=True, eq=False)
-class _Lesson:
-    """What every process is told."""
-
-    base: Path
-    source: Path
-    training: Training
-    steps: int
-    every: int
-    text: tuple[Batch, ...]
-    aside: tuple[Batch, ...]
-    seed: int
-    state: State | None
-
-
-def _trainee(lesson: _Lesson) -> Trainee:
-    """The family as it is trained: its weights, or adapters beside them."""
-    host, training = host_of(lesson.base), lesson.training
-    if not training.rank:
-        return host.trainee(lesson.base)
-    return host.adapting(lesson.base, lesson.source, Beside(training.rank, training.adapters == SHARED, lesson.seed))
-
-
-def _problem(trainee: Trainee, lesson: _Lesson, group: Ranks) -> Raising:
-    family, anatomy = trainee.family, trainee.anatomy
-    problem = Raising(
-        trainee, trainee.original(), lesson.training, lesson.steps, lesson.text, lesson.aside, (), lesson.seed, group
-    )
-    named = list(family.members.values()) or [problem.space.smallest]
-    watched = dict.fromkeys(settled(one, family, anatomy) for one in named)
-    return replace(problem, watched=tuple(one for one in watched if not one.full))
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,29 +168,31 @@ class _Work:
         tokens = amounts.tokens or training.steps * training.batch
         text = read.text(tokens, self.staging, self.clock)
         where = self.base, self.source.path
-        lesson = _Lesson(*where, training, training.steps, 1, text, read.aside, self.asked.seed, None)
-        trainee = _trainee(lesson)
+        lesson = Lesson(*where, training, training.steps, 1, text, read.aside, self.asked.seed, None, self.asked.device)
+        trainee = trainee_of(lesson, self.group)
         planned: Any = self.staging.notes.get(PLANNED)
         if not isinstance(planned, int):
-            planned = self._planned(_problem(trainee, lesson, ALONE))
+            planned = self._planned(problem_of(trainee, lesson, ALONE))
             self.staging.note(PLANNED, planned)
         kept = self.staging.kept(LOOP)
         state = None if kept is None else State.of(kept)
         lesson = replace(lesson, steps=planned, every=math.ceil(planned / LOOKS), state=state)
-        problem = _problem(trainee, lesson, self.group)
+        problem = problem_of(trainee, lesson, self.group)
         self.group.same(lesson)
         first = problem.init()
         state, ended = self._trained(problem, lesson)
         alone = replace(problem, ranks=ALONE)
-        learnt = rounded(state.best, dict.fromkeys(state.best, HALF) if training.rank else stored(self.base))
+        best = {key: one.cpu() for key, one in state.best.items()}
+        learnt = rounded(best, dict.fromkeys(best, HALF) if training.rank else stored(self.base))
         after, before = alone.errors(learnt), alone.errors(first)
-        learnt |= statistics(trainee, problem, learnt, text, self.base)
+        learnt |= statistics(trainee, problem, learnt, self.base)
         told = {
             "text": read.description,
             "tokens": sum(one.size for one in text),
             "held_out": sum(one.size for one in read.aside),
             "how": asdict(training) | {"steps": planned},
             "processes": self.group.count,
+            "device": self.asked.device,
             "steps": state.step,
             "members": {name: {"before": before[name], "after": after[name]} for name in after},
             "unit": problem.unit,
@@ -263,17 +234,17 @@ class _Work:
             )
         return found
 
-    def _trained(self, problem: Raising, lesson: _Lesson) -> tuple[State, str]:
+    def _trained(self, problem: Raising, lesson: Lesson) -> tuple[State, str]:
         self.clock.start(LOOP, lesson.steps, 0 if lesson.state is None else lesson.state.step)
 
         def keep(state: State) -> None:
             self._last[:] = [state]
-            self.staging.keep(LOOP, state.tensors())
+            self.staging.keep(LOOP, state.on(torch.device("cpu")).tensors())
 
         settings = lesson.training.settings(lesson.steps, lesson.every)
         try:
             watch = Watch(keep=keep, tick=self._tick)
-            state = loop(problem, settings, lesson.seed, watch, lesson.state, problem.gradients)
+            state = loop(problem, settings, lesson.seed, watch, state_of(lesson, problem), problem.gradients)
         except _Over:
             return self._last[0], OVER
         return state, ENDED[state.ended]
@@ -294,5 +265,6 @@ def _identity(plan: Plan, source: Source, read: Any, asked: Asked, group: Ranks)
         "asked": asked.amounts.told,
         "seed": asked.seed,
         "processes": group.count,
+        "device": asked.device,
         "versions": versions(),
     }

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from regauge.engine.job import plan_of
 from regauge.engine.recovery_text import Amounts
-from regauge.errors import RecipeError
+from regauge.errors import RecipeError, SettingError
 from regauge.learn.training import Training, training_of
 from regauge.plan import Plan
+from regauge.runtime.device import placed
+from regauge.runtime.rows import CPU
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Asked:
     Attributes:
         amounts: steps, tokens, length of a window and time, where the user says them.
         force: replace an `out` that exists.
+        device: where members run forward and backward: `cpu`, `cuda`, `cuda:1`.
     """
 
     amounts: Amounts = field(default_factory=Amounts)
@@ -26,6 +29,7 @@ class Asked:
     revision: str | None = None
     force: bool = False
     command: str = ""
+    device: str = CPU
 
 
 def read_recipe(recipe: str | Path | Plan, amounts: Amounts) -> tuple[Plan, Training]:
@@ -52,3 +56,14 @@ def read_recipe(recipe: str | Path | Plan, amounts: Amounts) -> tuple[Plan, Trai
             "one: say family: {bits: [4, 3, 2]} and weights with grid: nested:8"
         )
     return plan, training if amounts.steps is None else replace(training, steps=amounts.steps)
+
+
+def refuse_device(training: Training, device: str) -> None:
+    """
+    Raises:
+        SettingError: there is no such device here, or what is trained is computed on the CPU alone.
+    """
+    if placed(device).kind != CPU and training.rank:
+        raise SettingError(
+            f"adapters beside codes are trained on the CPU, and device={device!r} was asked for: leave it out."
+        )

@@ -44,6 +44,12 @@ class Ranks:
         """Whether this is the process that writes."""
         return self.own == 0
 
+    def place(self, device: str) -> str:
+        """The device of this process: where no number is named, each takes one, in turn where there are fewer."""
+        if self.count == 1 or device != "cuda" or not torch.cuda.device_count():
+            return device
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', self.own)) % torch.cuda.device_count()}"
+
     def part(self, rows: Tensor) -> Tensor:
         """The rows of a batch that this process computes."""
         return rows[self.own :: self.count]
@@ -114,13 +120,20 @@ def ranks() -> Iterator[Ranks]:
     before = signal.signal(signal.SIGTERM, _stopped)
     try:
         with told():
-            torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))
+            torch.distributed.init_process_group(_backend(), timeout=timedelta(seconds=PATIENCE))
         try:
             yield Ranks(int(str(found[0])), int(str(found[1])))
         finally:
             torch.distributed.destroy_process_group()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _backend() -> str:
+    """NCCL between GPUs where every process of this machine has one of its own, else gloo."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    own = torch.cuda.device_count() >= here and torch.distributed.is_nccl_available()
+    return "cpu:gloo,cuda:nccl" if own else "gloo"
 
 
 def _stopped(*_: object) -> None:
