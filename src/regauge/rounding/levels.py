@@ -46,19 +46,16 @@ class Levels:
         refit: whether the bytes of levels are fitted; else levels have the middles of cells.
         passes: of `joint`, how often every code is looked at again while the others stay (`descent.py`), the bytes of
             levels fitted anew behind each.
-        even: how fast, from pass to pass, what a level counts follows how far it is behind the others, each measured by
-            the step of its bits alone; 0: it counts as `tilt` says.
 
     Cost: O·I² for each level in the sweep, and twice that in each pass.
     """
 
     grow: str = JOINT
-    tilt: float = 0.5
+    tilt: float = 0.7
     seed: int = 4
     damp: float = 0.01
     refit: bool = True
-    passes: int = 6
-    even: float = 0.6
+    passes: int = 8
 
     def __post_init__(self) -> None:
         if self.grow not in GROWN:
@@ -67,8 +64,8 @@ class Levels:
             raise ValueError(
                 f"tilt is 0 to 4, damp 0 or more, the seed 2 to 8 bits, not {self.tilt}, {self.damp}, {self.seed}"
             )
-        if self.passes < 0 or not 0 <= self.even <= 1:
-            raise ValueError(f"passes are 0 or more, even is 0 to 1, not {self.passes} and {self.even}")
+        if self.passes < 0:
+            raise ValueError(f"passes are 0 or more, not {self.passes}")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -92,14 +89,14 @@ class Levels:
         order_I = hessian_II.diagonal().argsort(descending=True, stable=True)
         how = (self.damp, "activation", 1, torch.float32, torch.float32)
         made = shared(stats["hessian"], how, lambda: factor(hessian_II.clone(), self.damp, order_I, torch.float32))
-        codes_OI = _grown(w_OI, fmt, step, self._weights(fmt.grid.bits), made.feedback_II, order_I)
+        weights = self._weights(fmt.grid.bits)
+        codes_OI = _grown(w_OI, fmt, step, weights, made.feedback_II, order_I)
         damp = self.damp * float(hessian_II.diagonal()[~dead_I].mean())
         damped_II = hessian_II + damp * torch.eye(len(dead_I), dtype=torch.float32, device=w_OI.device)
         if self.refit:
             step = refitted(w_OI, codes_OI, fmt, step, damped_II)
-        weights = self._weights(fmt.grid.bits)
         for _ in range(self.passes if self.grow == JOINT else 0):
-            codes_OI, weights = descended(w_OI, codes_OI, replace(fmt, step=step), weights, damped_II, self.even)
+            codes_OI = descended(w_OI, codes_OI, replace(fmt, step=step), weights, damped_II)
             if self.refit:
                 step = refitted(w_OI, codes_OI, fmt, step, damped_II)
         return Codes(codes_OI, step, notes=(*notes, *made.notes))
