@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -57,6 +58,15 @@ def test_steps_of_a_level_of_its_own_lower_its_error() -> None:
     fitted, plain = errors(JOINT), errors(replace(JOINT, refit=False))
     assert all(fitted[bits] < 0.95 * plain[bits] for bits in (2, 3, 4))
     assert fitted[8] == plain[8]
+
+
+def test_planes_round_what_the_levels_before_leave() -> None:
+    planes, joint, seed = errors(Levels(grow="planes")), errors(JOINT), errors(Levels(grow="seed", seed=2))
+    assert planes[2] == pytest.approx(seed[2], rel=0.02)
+    assert planes[2] < 0.6 * joint[2]
+    assert planes[4] < 0.4 * planes[2]
+    assert planes[6] < 0.8 * planes[4]
+    assert planes[8] > 100 * joint[8]  # inside its first cells nothing reaches what feedback has moved beyond them
 
 
 def test_codes_that_are_looked_at_again_are_better_at_every_level() -> None:
