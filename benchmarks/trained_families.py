@@ -15,7 +15,8 @@ Rows of other families have a table each, beside their own nulls. Of one file of
 width (`quantllm`), one for all of them (`shared`), every block's width drawn by itself (`uniform`), none (`codes`).
 Of a router (`aptp`): what is lost behind the first quarter of each window as it chooses, beside as many windows for
 each member by lot, and all for one member. Of gates (`adaptive-computation`): as each token's gate chooses its neurons,
-beside one share for all tokens, and gates that were not trained.
+beside one share for all tokens, and gates that were not trained. Of a model divided into experts (`smoe-dropout`): how
+many a token goes to, beside as many of the first neurons of the dense model, and a router trained at the fewest.
 """
 
 from __future__ import annotations
@@ -83,6 +84,15 @@ WIDE = {"0.75": "ffn=0.75", "0.5": "ffn=0.5", "0.25": "ffn=0.25", "by token": "f
 GATED: dict[str, dict[str, object]] = {
     "adaptive-computation": {"sampler": "sandwich:2", "layers": "each", "gates": 0.5}
 }
+EXPERTS = {f"{k} of 8": f"experts={k}" for k in (7, 6, 5, 4)}
+NARROW = {name: f"ffn={int(name[0]) / 8}" for name in EXPERTS}
+DIVIDED: dict[str, dict[str, object]] = {
+    "smoe-dropout": {"sampler": "growing", "experts": 8},
+    "smoe-dropout, labels": {"sampler": "growing", "experts": 8, "distiller": "none", "labels": 1.0},
+    "router trained at 4": {"sampler": "smallest", "experts": 8, "router": "trained"},
+    "smoe-dropout, any k": {"sampler": "uniform:1", "experts": 8},
+}
+DENSE = "first neurons"
 TOO = ", labels too"
 """Behind a row that learns from the text beside a teacher: its null does so as well."""
 TOLD = ("compute", "gated", "by lot")
@@ -107,6 +117,7 @@ TABLES = (
     Table(BITS, "codes", ("codes", *ADAPTED)),
     Table(MEMBERS, "", tuple(ROUTED)),
     Table(WIDE, "", tuple(GATED)),
+    Table(EXPERTS, DENSE, (DENSE, *DIVIDED)),
 )
 
 
@@ -187,6 +198,12 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
     elif name in GATED:
         how, family, found = GATED[name], Family(ffn=(0.75, 0.5, 0.25)), ["full", *WIDE.values()]
         steps = steps_for(how, family, passes)
+    elif name in DIVIDED:
+        how, family, found = DIVIDED[name], Family(experts=(7, 6, 5, 4)), ["full", *EXPERTS.values()]
+        steps = passes
+    elif name == DENSE:
+        how, family = {"sampler": "uniform:1"}, Family(ffn=(0.875, 0.75, 0.625, 0.5), multiple=16)
+        steps, found = passes, ["full", *NARROW.values()]
     elif name in ROUTED:
         how, family, found = ROUTED[name], CHOICES, everyone
         steps = passes
@@ -204,6 +221,8 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
         some = done.trained.gated
         figures = {one: [value] for one, value in zip(TOLD, (some.compute, some.gated, some.by_lot), strict=True)}
         return losses(out, found, given, tokens) | figures
+    if name == DENSE:  # under the names of as many experts, so that rows have one heading
+        return dict(zip(["full", *EXPERTS.values()], losses(out, found, given, tokens).values(), strict=True))
     return prompts(out, given, tokens) if name in ROUTED else losses(out, found, given, tokens)
 
 
@@ -243,7 +262,10 @@ def _table(kind: Table, found: dict[str, dict[str, list[float]]]) -> str:
         if name.startswith("alone"):
             continue
         beside = alone[TOO if name.endswith(TOO) else ""]
-        null = {**before, **beside} if kind.members is BITS else {"full": before["full"], **beside} if before else {}
+        if kind.members in (BITS, EXPERTS):
+            null = {**before, **beside}
+        else:
+            null = {"full": before["full"], **beside} if before else {}
         cells = [
             told(row[one], null.get(one) if name != kind.untrained else None) for one in ("full", *members.values())
         ]
