@@ -34,10 +34,12 @@ class Ranks:
 
     Attributes:
         own: the number of this one; count: how many there are.
+        sharded: whether each holds a part of every tensor (`shards.py`), and so has to run whatever another one runs.
     """
 
     own: int = 0
     count: int = 1
+    sharded: bool = False
 
     @property
     def first(self) -> bool:
@@ -57,6 +59,29 @@ class Ranks:
             torch.distributed.all_reduce(flat)
         for one, piece in zip(tensors, torch.split(flat, [one.numel() for one in tensors]), strict=True):
             one.copy_(piece.view(one.shape))
+
+    def total(self, gradients: Sequence[Tensor], loss: Tensor) -> None:
+        """Adds a loss and its gradients up over all processes, in place; parts of gradients are added up already."""
+        if not self.sharded:
+            return self.add([*gradients, loss])
+        if not all(bool(one.isfinite().all()) for one in gradients):
+            loss.fill_(torch.nan)  # the others see no part of it
+        return self.add([loss])
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The norm of a gradient, of which each process may have a part."""
+        found = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in gradients]))
+        if not self.sharded:
+            return found
+        square = found.square()
+        self.add([square])
+        return square.sqrt()
+
+    def turns(self, count: int) -> list[tuple[int, int]]:
+        """Which of some batches this process reads, each with how often it counts: once, or not at all where it is read
+        because the others read something."""
+        own = [(index, 1) for index in range(self.own, count, self.count)]
+        return own + [(0, 0)] * (self.sharded and len(own) < -(-count // self.count))
 
     def any(self, found: bool) -> bool:
         """Whether it is so in any process."""
