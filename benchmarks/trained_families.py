@@ -116,6 +116,7 @@ class Given:
     length: int
     rate: float
     seed: int
+    device: str
 
 
 def plan(name: str, how: dict[str, object], family: Family, given: Given, steps: int) -> Plan:
@@ -192,7 +193,7 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
     else:
         how, family, found = dict(ROWS[name]), CHOICES, everyone
         steps = steps_for(how, family, passes)
-    asked = Asked(Amounts(length=given.length), given.seed)
+    asked = Asked(Amounts(length=given.length), given.seed, device=given.device)
     done = train(plan(name, how, family, given, steps), MODEL, out, given.text / "train", asked)
     if name in GATED:
         assert done.trained is not None, "it was trained"
@@ -287,18 +288,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--scored", type=int, default=16384, help="tokens that perplexity is measured on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="where families are trained: cpu or cuda")
+    parser.add_argument(
+        "--text", type=Path, help="train/ and heldout/ as scripts/stdlib_text.py makes them; without it made now"
+    )
     parser.add_argument(
         "--keep", type=Path, default=ROOT / "out" / "families.json", help="figures, kept and gone on with"
     )
     given = parser.parse_args(arguments)
     given.keep.parent.mkdir(parents=True, exist_ok=True)
     asked = {name: getattr(given, name) for name in ("passes", "batch", "length", "rate", "scored", "seed")}
+    asked |= {} if given.device == "cpu" else {"device": given.device}
     with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "text"
-        subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / "stdlib_text.py"), str(text)], check=True, stdout=sys.stderr
-        )
-        shared = Given(text, given.batch, given.length, given.rate, given.seed)
+        text = given.text or Path(folder) / "text"
+        if given.text is None:
+            made = [sys.executable, str(ROOT / "scripts" / "stdlib_text.py"), str(text)]
+            subprocess.run(made, check=True, stdout=sys.stderr)
+        shared = Given(text, given.batch, given.length, given.rate, given.seed, given.device)
         for name in given.rows:
             kept = json.loads(given.keep.read_text()) if given.keep.exists() else {}
             kept = kept if kept.get("asked") == asked else {"asked": asked, "rows": {}}

@@ -60,6 +60,11 @@ class Batch:
         """Its first row."""
         return self.part(Ranks(0, len(self.ids_BT)))
 
+    def on(self, where: torch.device) -> Batch:
+        """The same rows at another place."""
+        some = (None if one is None else one.to(where) for one in (self.mask_BT, self.classes_B))
+        return Batch(self.ids_BT.to(where), *some)
+
     def changed(self, most: int, seed: int) -> Batch:
         """Images moved by up to so many pixels, by chance; 0: as they are."""
         if not most:
@@ -133,12 +138,12 @@ class Raising:
         trainee.put(parameters)
         drawn = self.recipe.draws(self.space, Turn(at.step, self.steps, self.seed, at.batch))
         batch = whole.changed(self.recipe.moved, self.seed * STRIDE + at.step).part(self.ranks)
-        loss = torch.zeros((), dtype=torch.float32, device="cpu")
+        loss = torch.zeros((), dtype=torch.float32, device=trainee.where)
         share = len(batch.ids_BT) / len(whole.ids_BT) / sum(one.weight for one in drawn)
         if self.ranks.sharded and not share:
             batch = whole.first
         if len(batch.ids_BT):
-            with trainee.backward():
+            with trainee.backward(), self.ranks.together():
                 self._pass(drawn, batch, share, loss)
         self.ranks.total([*trainee.gradients.values()], loss)
         self._clip()
@@ -180,7 +185,7 @@ class Raising:
         """The error of each member that is watched, on the text held out."""
         self.trainee.put(parameters)
         sums = torch.zeros(len(self.watched) + 1, 2, dtype=torch.float64, device="cpu")
-        with torch.no_grad():
+        with torch.no_grad(), self.ranks.together():
             for index, times in self.ranks.turns(len(self.aside)):
                 batch = self.aside[index]
                 rows = times * len(batch.ids_BT)

@@ -15,7 +15,7 @@ from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
 from regauge.engine.routing import refuse_route
 from regauge.engine.training_classes import LOOKED_AT, classifies, places, refuse_moved
-from regauge.engine.training_recipe import Asked, read_recipe
+from regauge.engine.training_recipe import Asked, read_recipe, refuse_device, refuse_shard
 from regauge.engine.training_text import opened
 from regauge.engine.watchdog import quiet_torch
 from regauge.errors import BudgetError, RecipeError
@@ -24,6 +24,7 @@ from regauge.kernels.cpu.machine import anonymous_bytes
 from regauge.learn.space import Turn
 from regauge.learn.training import EACH, ORIGINAL
 from regauge.plan import Plan
+from regauge.runtime.device import placed
 from regauge.text.corpora import Where
 
 OVERHEAD = 1.6  # of running a block, over its products
@@ -65,6 +66,7 @@ def planned(
     asked = asked or Asked()
     with quiet_torch():
         plan, training = read_recipe(recipe, asked.amounts)
+        refuse_device(training, asked.device)
         source = host_of(model).open(model, asked.revision)
         seen = classifies(source)
         opened(source, text, asked.amounts, asked.seed)
@@ -74,6 +76,7 @@ def planned(
             raise RecipeError(f"this model cannot be such a family: {'; '.join(why)}")
         for refuse in (refuse_route, refuse_gates, refuse_moved):
             refuse(training, family, anatomy)
+        refuse_shard(training, bool(anatomy.plumbing.scales) or seen, asked)
         bits = sorted(family.bits, reverse=True) if training.rank else ()
         space = space_of(family, anatomy, training.layers == EACH, bits)
         sizes = [
@@ -82,7 +85,7 @@ def planned(
         ]
         blocks = sum(math.prod(site.shape) * places(source, site) for site in anatomy.sites if site.block is not None)
         head = next((math.prod(site.shape) for site in anatomy.sites if site.name == "head"), 0)
-        forward = 2 * speed() * OVERHEAD  # seconds of a weight, a token
+        forward = 2 * speed(where=placed(asked.device).where) * OVERHEAD  # seconds of a weight, a token
         each = sum(3 * (size * blocks + head) for drawn in sizes for size in drawn) / SAMPLED
         each += (blocks + head) * (training.teacher == ORIGINAL)
         step = each * forward * training.batch

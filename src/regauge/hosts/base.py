@@ -241,8 +241,11 @@ class Host(Protocol):
     def load(self, path: str | Path, **options: Any) -> Any:
         """A model of an artifact or a plain checkpoint, as `regauge.load` gives it."""
 
-    def trainee(self, path: str | Path) -> Trainee:
-        """A family of an artifact's directory, ready to be trained."""
+    def trainee(self, path: str | Path, device: str = "cpu") -> Trainee:
+        """A family of an artifact's directory, ready to be trained where `device` says."""
+
+    def sharded(self, path: str | Path, device: str = "cpu") -> Trainee:
+        """The same, divided over the processes of a training, which all call this."""
 
     def ids_of_images(self, source: Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
         """(N, T): class and tokens, scale by scale, of images from −1 to 1."""

@@ -76,6 +76,13 @@ class State:
             found |= {f"{room}/{name}": value for name, value in getattr(self, room).items()}
         return found
 
+    def on(self, where: torch.device) -> State:
+        """The same numbers at another place."""
+        parameters, optimiser, best = (
+            {key: one.to(where) for key, one in getattr(self, room).items()} for room in _ROOMS
+        )
+        return replace(self, parameters=parameters, optimiser=optimiser, best=best)
+
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> State:
         step, first, least, waited, ended = tensors["numbers"].tolist()
@@ -97,7 +104,8 @@ def _nothing(*_: object) -> None:
     """Watches nothing."""
 
 
-def _long(seconds: float) -> bool:
+def due(seconds: float) -> bool:
+    """Whether a state is to be kept, so long after the last."""
     return seconds >= EVERY
 
 
@@ -113,7 +121,7 @@ class Watch:
 
     keep: Callable[[State], None] = field(default=_nothing)
     tick: Callable[[int, int], None] = field(default=_nothing)
-    due: Callable[[float], bool] = field(default=_long)
+    due: Callable[[float], bool] = field(default=due)
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,8 @@ def _step(problem: Problem, settings: Settings, seed: int, state: State, by: Gra
     progress = state.step / settings.steps
     at = At(state.step, int(order(seed, reading, problem.batches)[place]))
     loss, gradients = by(state.parameters, at) if by else _gradients(problem, state.parameters, at.batch, progress)
-    if not bool(loss.isfinite()) or not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
+    flags = [one.isfinite().all() for one in (loss, *gradients.values())]
+    if not bool(torch.stack([flag.to(loss.device) for flag in flags]).all()):  # a GPU is waited for once
         return replace(state, ended=NOT_FINITE)
     state = replace(state, losses=(*state.losses, float(loss)))
     factor = settings.factor(progress)

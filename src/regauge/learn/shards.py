@@ -3,8 +3,8 @@ tensor, of its gradient and of what an optimiser keeps of it, and a unit is whol
 
 `fully_shard` gathers the parameters of the module that it was given before its `forward`, and sums up their gradients
 after its backward pass. Members of a family are other modules over the same numbers, which it would not see. So it is
-given `Unit`s, modules that hold nothing but numbers; whatever computes with them runs inside of a unit's `forward`, over
-views of what was gathered, and autograd adds up the gradients of views in the gathered tensors as anywhere.
+given `Unit`s, modules that hold nothing but numbers; whatever computes with them runs inside of a unit's `forward`,
+over views of what was gathered, and autograd adds up the gradients of views in the gathered tensors as anywhere.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 Lent = Callable[[Mapping[str, Tensor]], Any]
 """A `with` in which modules have these tensors, by key."""
@@ -43,19 +40,23 @@ class Unit(nn.Module):
         return {key: self.get_parameter(f"of{number}") for number, key in enumerate(self.keys)}
 
     def forward(self, run: Callable[..., Any], lent: Lent, *args: Any, **kwargs: Any) -> Any:
-        """Runs something over the whole tensors; what it gives is no view, which could lose the hook on its gradient."""
+        """Runs something over the whole tensors; gives no view, which could lose the hook on its gradient."""
         with lent(self.held):
             return _apart(run(*args, **kwargs))
 
 
 def divided(units: Iterable[Mapping[str, Tensor]], rest: Mapping[str, Tensor]) -> Unit:
     """Numbers divided over all processes: those of some units, inside of one that holds the rest."""
+    from torch.distributed.device_mesh import init_device_mesh  # some seconds of imports, for this alone
+
     first = next(iter(rest.values()))
     mesh = init_device_mesh(first.device.type, (torch.distributed.get_world_size(),))
     return _divided(Unit(rest, [_divided(Unit(one), mesh) for one in units]), mesh)
 
 
 def _divided(unit: Unit, mesh: Any) -> Unit:
+    from torch.distributed.fsdp import fully_shard
+
     made: Any = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     made.set_gradient_divide_factor(1.0)  # gradients are of shares of a batch, so they are added up
     made.set_force_sum_reduction_for_comms(True)
@@ -107,6 +108,6 @@ def _all(root: Unit) -> list[Unit]:
     return [root, *(one for one in root.inside if isinstance(one, Unit))]
 
 
-def _local(value: Tensor) -> Tensor:
-    assert isinstance(value, DTensor), "it is divided"
-    return value.detach().to_local()
+def _local(value: Any) -> Tensor:
+    found: Tensor = value.detach().to_local()
+    return found

@@ -39,6 +39,7 @@ from regauge.hosts.transformers import (
     probe,
     sampling,
     serve,
+    sharded,
     stream,
     tables,
     tracing,
@@ -139,8 +140,11 @@ class TransformersHost:
     def load(self, path: str | Path, **options: Any) -> Any:
         return load.load(path, **options)
 
-    def trainee(self, path: str | Path) -> Trainee:
-        return trainee.trainee(path)
+    def trainee(self, path: str | Path, device: str = "cpu") -> Trainee:
+        return trainee.trainee(path, device)
+
+    def sharded(self, path: str | Path, device: str = "cpu") -> Trainee:
+        return sharded.sharded(path, device)
 
     def ids_of_images(self, source: base.Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
         return trainee.coded(source.path, x_NChw, y_N, seed)

@@ -1,8 +1,8 @@
 """A family that several processes hold together while it is trained: none of them has all of it at any time.
 
-A unit is a block, gathered while it runs forward and again while it runs backward; what lies outside of blocks is a unit
-that is whole for a pass. The modules of the family and its members hold shapes alone (tensors without memory), and are
-lent views of what is gathered, so a number that nobody gathered is an error and never a wrong result.
+A unit is a block, gathered while it runs forward and again while it runs backward; what lies outside of blocks is a
+unit that is whole for a pass. The modules of the family and its members hold shapes alone (tensors without memory), and
+are lent views of what is gathered, so a number that nobody gathered is an error and never a wrong result.
 
 Legend: B windows, T tokens.
 """
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -22,9 +23,11 @@ from regauge.elastic.subnet import Subnet
 from regauge.errors import ModelError
 from regauge.hosts.teaching import Ungated
 from regauge.hosts.transformers.owned import method, own
-from regauge.hosts.transformers.trainee import Raised, read_of, said
+from regauge.hosts.transformers.trainee import Raised, opened, read_of, said
 from regauge.learn.distillers import Read
 from regauge.learn.shards import Unit, divided, gradients, parts, run, whole
+from regauge.runtime.device import placed
+from regauge.runtime.rows import CPU, CUDA
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,17 +108,20 @@ class Sharded(Ungated, Raised):
 
     why: ClassVar[str] = "gates are trained by a process that holds the whole: leave --shard or gates out"
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, where: torch.device) -> None:
         super().__init__(model)
         self._keys = _canonical(model)
-        values = {key: model.get_parameter(key).detach().requires_grad_() for key in self._keys.values()}
+        values = {key: model.get_parameter(key).detach() for key in self._keys.values()}
         paths = self._members.cut(Subnet()).paths
         self._units = [[key for key in values if key.startswith(f"{path}.")] for path in paths]
         inside = {key for keys in self._units for key in keys}
         self._rest = [key for key in values if key not in inside]
-        _emptied(model)
-        units = ({key: values.pop(key) for key in keys} for keys in self._units)
-        self._stage = Stage(divided(units, {key: values[key] for key in self._rest}))
+        _emptied(model, where)
+
+        def there(keys: Sequence[str]) -> dict[str, Tensor]:
+            return {key: values.pop(key).to(where).requires_grad_() for key in keys}
+
+        self._stage = Stage(divided(map(there, self._units), there(self._rest)))
         self.parameters, self.gradients = parts(self._stage.root), gradients(self._stage.root)
         self._whole = self._instrumented(model, Subnet())
 
@@ -138,7 +144,8 @@ class Sharded(Ungated, Raised):
             return found.hidden_BTD, found.logits_BTV
 
         lender = self._whole if subnet.full else tree.regauge_lender
-        return Read(*run(self._stage.root, answer, lender, **said(tree, ids_BT, mask_BT)), mask_BT)
+        hidden_BTD, logits_BTV = run(self._stage.root, answer, lender, **said(tree, ids_BT, mask_BT))
+        return Read(hidden_BTD, logits_BTV, mask_BT)
 
     def embedded(self, ids_BT: Tensor) -> NoReturn:
         """
@@ -183,6 +190,19 @@ class Sharded(Ungated, Raised):
         return Lender([one for one in places if one.key in rest])
 
 
+def sharded(path: str | Path, device: str) -> Sharded:
+    """A family of an artifact's directory, divided over all processes. Each reads it whole once, on the CPU.
+
+    Raises:
+        ModelError: matrices of it are in codes, which stay.
+        SettingError: it is no family, or there is no such device.
+    """
+    where = placed(device).where
+    if where.type == CUDA:
+        torch.cuda.set_device(where)
+    return Sharded(opened(path, CPU), where)
+
+
 def _copied(unit: Any) -> dict[str, Tensor]:
     with whole(unit) as held:
         return {key: one.detach().clone() for key, one in held.items()}
@@ -194,9 +214,11 @@ def _canonical(model: Any) -> dict[str, str]:
     return {name: known.setdefault(id(one), name) for name, one in model.named_parameters(remove_duplicate=False)}
 
 
-def _emptied(model: Any) -> None:
-    """Leaves modules the shapes of their parameters, without memory."""
+def _emptied(model: Any, where: torch.device) -> None:
+    """Leaves modules the shapes of their parameters, without memory; other tensors go where they are computed with."""
     for module in model.modules():
+        for name, value in module._buffers.items():
+            module._buffers[name] = None if value is None else value.to(where)
         for name, value in module._parameters.items():
             if value is not None:
                 module._parameters[name] = nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False)
