@@ -82,6 +82,8 @@ WIDE = {"0.75": "ffn=0.75", "0.5": "ffn=0.5", "0.25": "ffn=0.25", "by token": "f
 GATED: dict[str, dict[str, object]] = {
     "adaptive-computation": {"sampler": "sandwich:2", "layers": "each", "gates": 0.5}
 }
+TOO = ", labels too"
+"""Behind a row that learns from the text beside a teacher: its null does so as well."""
 TOLD = ("compute", "gated", "by lot")
 """Of the receipt: the mean share of neurons, and losses on what the training held out."""
 
@@ -100,7 +102,7 @@ class Table:
 
 
 TABLES = (
-    Table(MEMBERS, "untrained", ("untrained", *(f"alone {name}" for name in MEMBERS), *ROWS)),
+    Table(MEMBERS, "untrained", ("untrained", *(f"alone {name}{how}" for how in ("", TOO) for name in MEMBERS), *ROWS)),
     Table(BITS, "codes", ("codes", *ADAPTED)),
     Table(MEMBERS, "", tuple(ROUTED)),
     Table(WIDE, "", tuple(GATED)),
@@ -177,9 +179,9 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
         apply(replace(plan(name, {}, family, given, 1), train={}), MODEL, out, calibration=given.text / "train")
         return losses(out, found, given, tokens)
     if name.startswith("alone"):
-        member = Subnet.parse(MEMBERS[name.removeprefix("alone ")])
+        member = Subnet.parse(MEMBERS[name.removeprefix("alone ").removesuffix(TOO)])
         family = Family(depth=(member.depth,), ffn=(member.ffn,))  # type: ignore[arg-type]  # both are said
-        how: dict[str, object] = {"sampler": "smallest"}
+        how: dict[str, object] = {"sampler": "smallest", "labels": 0.5 if name.endswith(TOO) else 0.0}
         steps, found = passes // 4, [str(member)]
     elif name in GATED:
         how, family, found = GATED[name], Family(ffn=(0.75, 0.5, 0.25)), ["full", *WIDE.values()]
@@ -227,16 +229,20 @@ def _table(kind: Table, found: dict[str, dict[str, list[float]]]) -> str:
     if not kind.untrained:
         return "\n\n".join((gates if name in GATED else routes)(name, row) for name, row in rows.items())
     lines = [f"| row | whole | {' | '.join(members)} |", "|---" * (len(members) + 2) + "|"]
-    alone = {one: rows[f"alone {name}"][one] for name, one in members.items() if f"alone {name}" in rows}
-    if alone:
-        lines.append(
-            f"| each alone | | {' | '.join(told(alone[one]) if one in alone else '' for one in members.values())} |"
-        )
+    alone = {
+        how: {one: rows[f"alone {name}{how}"][one] for name, one in members.items() if f"alone {name}{how}" in rows}
+        for how in ("", TOO)
+    }
+    for how, some in alone.items():
+        if some:
+            cells = [told(some[one]) if one in some else "" for one in members.values()]
+            lines.append(f"| each alone{how} | | {' | '.join(cells)} |")
     before = rows.get(kind.untrained, {})
-    null = {**before, **alone} if kind.members is BITS else {"full": before["full"], **alone} if before else {}
     for name, row in rows.items():
         if name.startswith("alone"):
             continue
+        beside = alone[TOO if name.endswith(TOO) else ""]
+        null = {**before, **beside} if kind.members is BITS else {"full": before["full"], **beside} if before else {}
         cells = [
             told(row[one], null.get(one) if name != kind.untrained else None) for one in ("full", *members.values())
         ]

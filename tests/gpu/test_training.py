@@ -27,7 +27,7 @@ SIZES = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidd
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 TEXT = [text(2000, seed) for seed in range(3)]
 ROWS = {
-    "plain": "family: {depth: [2], ffn: [0.5]}\ntrain: {sampler: sandwich:1, batch: 128, rate: 0.01, steps: 12}\n",
+    "plain": "family: {depth: [2], ffn: [0.5]}\ntrain: {sampler: sandwich:1, batch: 128, rate: 0.001, steps: 12}\n",
     "alpha": "family: {heads: [0.5]}\ntrain: {sampler: uniform:2, distiller: alpha, batch: 128, steps: 6}\n",
     "routed": "family: {depth: [2], members: {small: 'depth=2'}}\ntrain: {route: 0.7, batch: 128, steps: 4}\n",
     "gated": "family: {ffn: [0.5, 0.25]}\ntrain: {gates: 0.5, layers: each, batch: 128, steps: 4}\n",

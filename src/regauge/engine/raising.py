@@ -31,6 +31,7 @@ from regauge.learn.ranks import ALONE, Ranks
 from regauge.learn.space import WHOLE, Choice, Space, Turn
 from regauge.learn.training import EACH, LARGER, ORIGINAL, Training
 
+SMALLEST = "smallest"
 DRAWN = ("depth", "ffn", "heads", "width")
 """Dimensions that training draws from."""
 STRIDE = 1_000_003
@@ -179,6 +180,8 @@ class Raising:
 
     def error(self, parameters: Parameters) -> float:
         found = self.errors(parameters)
+        if self.watched and self.recipe.sampler.partition(":")[0] == SMALLEST:  # the whole is not trained
+            found.pop(str(Subnet()))
         return sum(found.values()) / len(found)
 
     def errors(self, parameters: Parameters) -> dict[str, float]:
