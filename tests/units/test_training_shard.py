@@ -109,6 +109,7 @@ def test_what_cannot_be_divided_is_refused_in_a_sentence(monkeypatch: pytest.Mon
         (Training(route=0.5), False, "a router"),
         (Training(gates=0.5), False, "gates"),
         (Training(), True, "images"),
+        (Training(experts=8), False, "experts"),
     ):
         with pytest.raises(SettingError, match=f"a training with {what} needs the whole family in each process"):
             refuse_shard(training, images, asked)

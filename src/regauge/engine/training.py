@@ -31,6 +31,8 @@ from regauge.artifact.receipt import Receipt, TrainedReceipt
 from regauge.artifact.staging import STATES, Staging
 from regauge.elastic.family import Family
 from regauge.engine.api import apply
+from regauge.engine.dividing import anatomy_for, divided, held_to
+from regauge.engine.following import OVER, Over, follow
 from regauge.engine.gating import gated, refuse_gates
 from regauge.engine.lesson import HALF, Lesson, outcome, problem_of, repeatable, state_of, timed, trainee_of
 from regauge.engine.pieces import LOOP, Pieces
@@ -57,11 +59,6 @@ from regauge.plan import Plan, digest
 from regauge.text.corpora import Where
 
 PLANNED, FAMILY = "training", "family"
-OVER = "the time was over"
-
-
-class _Over(BudgetError):
-    """The time is over; what was learnt so far is kept and written."""
 
 
 def train(
@@ -84,7 +81,7 @@ def train(
     asked, clock, began = asked or Asked(), Clock(progress or nobody), time.monotonic()
     with ranks(asked.shard) as group, quiet_torch(), repeatable(asked.device), PeakMemory() as memory:
         if not group.first:
-            return _follow(group, clock)
+            return follow(group, clock)
         clock.say("open")
         plan, training = read_recipe(recipe, asked.amounts)
         refuse_device(training, asked.device)
@@ -94,8 +91,9 @@ def train(
             raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
         if seen and training.distiller not in OF_LOGITS:
             raise RecipeError(UNLIKE.format(plan.name, training.distiller, source.anatomy.family))
+        anatomy = anatomy_for(training, plan.family or Family(), source)
         for refuse in (refuse_route, refuse_gates, refuse_moved):
-            refuse(training, plan.family or Family(), source.anatomy)
+            refuse(training, plan.family or Family(), anatomy)
         refuse_shard(training, bool(scales) or seen, asked)
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)
@@ -110,7 +108,7 @@ def train(
                 work = _Work(source, base, training, asked, group, staging, clock, began)
                 told, learnt = work.run(reading(read, source, training.batch, staging, clock))
                 log = log_of(clock, memory, asked.command or command_line())
-                receipt = write(base, source, learnt, staging, told, log)
+                receipt = write(base, source, learnt, staging, told | held_to(source, training, base), log)
         group.same(receipt.model_dump())
         clock.say("finish", f"{target} is written")
     return receipt
@@ -123,41 +121,9 @@ def _made(plan: Plan, model: str | Path, staging: Staging, given: tuple[Where | 
         base.parent.mkdir(parents=True, exist_ok=True)
         text, asked = given
         watch = clock.within(FAMILY)
-        bare = replace(plan, train={})
-        apply(bare, model, base, calibration=text, seed=asked.seed, revision=asked.revision, progress=watch)
+        made, at = divided(plan, model, asked, staging)
+        apply(replace(plan, train={}), made, base, calibration=text, seed=asked.seed, revision=at, progress=watch)
     return base
-
-
-def _follow(group: Ranks, clock: Clock) -> Receipt:
-    """What every process but the first does: its part of each batch."""
-    lesson = group.same(None)
-    problem = problem_of(trainee_of(lesson, group), lesson, group)
-    if lesson.timed and group.sharded:
-        timed(problem)
-    lesson = lesson.of(group.same(None))
-    problem = replace(problem, steps=lesson.steps)
-    pieces, last = Pieces(lesson.folder, group), list[State]()
-    if group.sharded:
-        problem.errors(problem.init())
-
-    def keep(state: State) -> None:
-        last[:] = [state]
-        if group.sharded:
-            pieces.keep(state, None)
-
-    def tick(done: int, total: int) -> None:
-        if done < total and group.any(False):
-            raise _Over(OVER)
-
-    try:
-        watch = Watch(keep, tick, pieces.due() if group.sharded else due)
-        state = loop(problem, lesson.settings, lesson.seed, watch, state_of(lesson, problem), problem.gradients)
-    except _Over:
-        clock.say("finish", OVER)
-        state = last[0]
-    if group.sharded:
-        outcome(problem, lesson, state)
-    return Receipt.model_validate(group.same(None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,7 +236,7 @@ class _Work:
         try:
             watch = Watch(keep, self._tick, self.pieces.due() if self.group.sharded else due)
             state = loop(problem, lesson.settings, lesson.seed, watch, state_of(lesson, problem), problem.gradients)
-        except _Over:
+        except Over:
             return self._last[0], OVER
         return state, ENDED[state.ended]
 
@@ -279,7 +245,7 @@ class _Work:
         limit = self.asked.amounts.time
         over = limit is not None and time.monotonic() - self.began > limit
         if done < total and self.group.any(over):
-            raise _Over(OVER)
+            raise Over(OVER)
 
 
 def _identity(plan: Plan, source: Source, read: Any, asked: Asked, group: Ranks) -> dict[str, object]:
