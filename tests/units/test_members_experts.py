@@ -127,7 +127,7 @@ def test_a_dense_model_says_that_it_has_none(tmp_path: Path) -> None:
     refused = dry_run(parse("name: a\nfamily: {order: none, experts: [1]}\n"), source).refusals
     assert any("experts: the model has no experts" in why for why in refused)
     apply(parse("name: a\nfamily: {order: none, depth: [1]}\n"), source, tmp_path / "out")
-    with pytest.raises(SettingError, match="experts=1: the model has no experts; the nearest that is: full"):
+    with pytest.raises(SettingError, match=r"experts=1: the model has no experts .*; the nearest that is: full"):
         rg.use(rg.load(tmp_path / "out"), "experts=1")
 
 

@@ -19,6 +19,7 @@ MULTIPLE = 64
 """Neurons that the usual group sizes and every panel divide."""
 SHARE = 8
 """The automatic multiple is at most this part of the layer."""
+NO_EXPERTS = "the model has no experts (regauge learn smoe-dropout divides a dense one into some)"
 Settled = tuple[Any, str]
 """A legal value, and why the one that was asked for is not legal; "" where it is."""
 
@@ -272,7 +273,7 @@ class Experts:
         if anatomy.plumbing.routed:
             return ""
         some = any(site.expert is not None for site in anatomy.sites)
-        return "the router of this model takes no fewer" if some else "the model has no experts"
+        return "the router of this model takes no fewer" if some else NO_EXPERTS
 
 
 def units(share: float, size: int, multiple: int) -> int:

@@ -47,7 +47,7 @@ def trainee_of(lesson: Lesson, group: Ranks) -> Trainee:
     """The family as it is trained: its weights, or adapters beside them."""
     host, training = host_of(lesson.base), lesson.training
     if not training.rank:
-        return host.trainee(lesson.base, group.place(lesson.device))
+        return host.trainee(lesson.base, group.place(lesson.device), training.held)
     return host.adapting(lesson.base, lesson.source, Beside(training.rank, training.adapters == SHARED, lesson.seed))
 
 

@@ -32,7 +32,7 @@ from regauge.learn.space import WHOLE, Choice, Space, Turn
 from regauge.learn.training import EACH, LARGER, ORIGINAL, Training
 
 SMALLEST = "smallest"
-DRAWN = ("depth", "ffn", "heads", "width")
+DRAWN = ("depth", "ffn", "heads", "width", "experts")
 """Dimensions that training draws from."""
 STRIDE = 1_000_003
 """Between the seeds by which the images of two runs are moved."""
@@ -250,6 +250,8 @@ def _share(name: str, value: int | float | str, family: Family, anatomy: Anatomy
     """Which share of the whole a choice is."""
     if name == "depth":
         return _count(value, anatomy.blocks) / anatomy.blocks
+    if name == "experts":
+        return _count(value, 0) / anatomy.plumbing.routed
     every = range(anatomy.blocks)
     sizes: Mapping[str, int] = BY_NAME[name].kept(value, every, family, anatomy)
     if not sizes:

@@ -31,6 +31,7 @@ from regauge.artifact.receipt import Receipt, TrainedReceipt
 from regauge.artifact.staging import STATES, Staging
 from regauge.elastic.family import Family
 from regauge.engine.api import apply
+from regauge.engine.dividing import anatomy_for, divided, held_to
 from regauge.engine.gating import gated, refuse_gates
 from regauge.engine.lesson import Lesson, problem_of, repeatable, state_of, trainee_of
 from regauge.engine.raised import rounded, stored, thinned, write
@@ -96,8 +97,9 @@ def train(
             raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
         if seen and training.distiller not in OF_LOGITS:
             raise RecipeError(UNLIKE.format(plan.name, training.distiller, source.anatomy.family))
+        anatomy = anatomy_for(training, plan.family or Family(), source)
         for refuse in (refuse_route, refuse_gates, refuse_moved):
-            refuse(training, plan.family or Family(), source.anatomy)
+            refuse(training, plan.family or Family(), anatomy)
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)
         if (why := host_of(source.path).why_not_fed(source)) and not scales:
@@ -111,7 +113,7 @@ def train(
                 work = _Work(source, base, training, asked, group, staging, clock, began)
                 told, learnt = work.run(reading(read, source, training.batch, staging, clock))
                 log = log_of(clock, memory, asked.command or command_line())
-                receipt = write(base, source, learnt, staging, told, log)
+                receipt = write(base, source, learnt, staging, told | held_to(source, training, base), log)
         group.same(receipt.model_dump())
         clock.say("finish", f"{target} is written")
     return receipt
@@ -124,8 +126,8 @@ def _made(plan: Plan, model: str | Path, staging: Staging, given: tuple[Where | 
         base.parent.mkdir(parents=True, exist_ok=True)
         text, asked = given
         watch = clock.within(FAMILY)
-        bare = replace(plan, train={})
-        apply(bare, model, base, calibration=text, seed=asked.seed, revision=asked.revision, progress=watch)
+        made, at = divided(plan, model, asked, staging)
+        apply(replace(plan, train={}), made, base, calibration=text, seed=asked.seed, revision=at, progress=watch)
     return base
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from regauge.elastic.legal import reasons
+from regauge.engine.dividing import anatomy_for
 from regauge.engine.duration import speed
 from regauge.engine.gating import refuse_gates
 from regauge.engine.raising import space_of
@@ -70,8 +71,9 @@ def planned(
         source = host_of(model).open(model, asked.revision)
         seen = classifies(source)
         opened(source, text, asked.amounts, asked.seed)
-        anatomy, family = source.anatomy, plan.family
+        family = plan.family
         assert family is not None, "a recipe that trains has one"
+        anatomy = anatomy_for(training, family, source)
         if why := reasons(family, anatomy):
             raise RecipeError(f"this model cannot be such a family: {'; '.join(why)}")
         for refuse in (refuse_route, refuse_gates, refuse_moved):
