@@ -30,6 +30,7 @@ from regauge.learn.loop import State
 from regauge.learn.ranks import ALONE, LostError, Ranks
 from regauge.learn.training import Training
 from tests.pico import pico
+from tests.units import test_training_ranks
 from tests.units.test_training_ranks import command, trained
 
 CPU = torch.device("cpu")
@@ -129,8 +130,13 @@ def test_a_part_that_is_not_finite_is_told_to_all(monkeypatch: pytest.MonkeyPatc
     assert (len(sent), len(sent[0]), float(loss)) == (1, 1, 1.0)  # gradients are added up already
     SHARDED.total([torch.tensor([1.0, torch.inf])], loss)
     assert loss.isnan()
-    assert float(SHARDED.norm([torch.tensor([3.0]), torch.tensor([4.0])])) == 5
-    assert len(sent[-1]) == 1
+
+
+def test_a_norm_is_of_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranks, "add", lambda self, tensors: tensors[0].mul_(4))  # four processes with as much each
+    parts = [torch.tensor([3.0]), torch.tensor([4.0]), torch.empty(0)]
+    assert float(SHARDED.norm(parts)) == 10
+    assert float(ALONE.norm(parts)) == 5
 
 
 def test_another_process_that_is_gone_is_told_from_an_error_of_ours() -> None:
@@ -169,6 +175,7 @@ def test_pieces_are_joined_along_their_rows(tmp_path: Path) -> None:
         found["b"]
 
 
+RECIPE = test_training_ranks.RECIPE.replace("rate: 0.01", "rate: 0.1, optimiser: momentum, clip: 0")
 KILLED = """
 import os, sys
 from regauge.learn import loop
@@ -187,8 +194,12 @@ main()
 
 
 @pytest.mark.slow
-def test_two_processes_that_hold_a_family_together_give_the_losses_of_one_killed_or_not(tmp_path: Path) -> None:
-    """Each step is kept; both processes end before the fifth, and the same command goes on."""
+def test_two_processes_that_hold_a_family_together_give_the_losses_of_one_killed_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step is kept; both processes end before the fifth, and the same command goes on. What is learnt depends on
+    how large gradients are, as it would not by Adam."""
+    monkeypatch.setattr(test_training_ranks, "RECIPE", RECIPE)
 
     def run(out: str, processes: int, **said: str) -> subprocess.CompletedProcess[str]:
         words = command(tmp_path, out, 6, processes)
