@@ -43,8 +43,7 @@ demo: $(NATIVE)  ## make the bundled model smaller, measure it, write the report
 
 # What Python compiles is kept for the suite's many processes, also where the shell's environment says not to. Two tests
 # at a time, each on one thread.
-TWO := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/pycache OMP_NUM_THREADS=1 \
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+TWO := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: $(NATIVE)  ## the default suite
 	$(TWO)

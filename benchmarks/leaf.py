@@ -95,11 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.write:
         how = {"model": folder.name, "unit": "Spearman on STS-B test, points,", "null": "the teacher"}
         figures = {
-            name.replace("after, ", "with "): (value, rows["teacher"])
+            name.removeprefix("student after, "): (value, rows["teacher"])
             for name, value in rows.items()
             if "after" in name
         }
-        keep("leaf", how | {"command": f"python benchmarks/leaf.py --steps {given.steps}"}, figures)
+        asked = f"--steps {given.steps} --batch {given.batch} --rate {given.rate:g}"
+        asked += f" --device {given.device}" * (given.device != "cpu") + " --text ..." * bool(given.text)
+        keep("leaf", how | {"command": f"python benchmarks/leaf.py {asked}"}, figures)
     print("| Spearman on STS-B test, points | | lost |\n|---|---|---|")
     for name, value in rows.items():
         print(f"| {name} | {value:.2f} | {rows['teacher'] - value:.2f} |")

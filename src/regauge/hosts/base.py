@@ -245,6 +245,9 @@ class Host(Protocol):
     def trainee(self, path: str | Path, device: str = "cpu", held: Sequence[str] = ()) -> Trainee:
         """A family of an artifact's directory, trained where `device` says; `held` are kinds of sites that stay."""
 
+    def sharded(self, path: str | Path, device: str = "cpu") -> Trainee:
+        """The same, divided over the processes of a training, which all call this."""
+
     def ids_of_images(self, source: Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
         """(N, T): class and tokens, scale by scale, of images from −1 to 1."""
 

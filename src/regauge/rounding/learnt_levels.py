@@ -82,7 +82,9 @@ class LearntLevels:
         offset_GK = (z_GK.clamp(wanted_GK - INSIDE, wanted_GK + INSIDE) - z_GK) / self.reach
         offset_GK = offset_GK.masked_fill(fmt.grid.snap(z_GK) == wanted_GK, 0)
         groups = len(codes.step.scale_G1)
-        bytes_GL = codes.step.fields.get(LEVELS, torch.empty(0, device=w_OI.device)).view(groups, -1).int()
+        bytes_GL = (
+            codes.step.fields.get(LEVELS, torch.empty(0, dtype=torch.uint8, device=w_OI.device)).view(groups, -1).int()
+        )
         halves_GL = torch.cat([bytes_GL >> 4, bytes_GL & 15], 1) - MIDDLE
         return {OFFSET: fmt.grain.join(offset_GK, w_OI), STEPS: halves_GL.float() / MIDDLE}
 

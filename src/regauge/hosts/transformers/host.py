@@ -40,6 +40,7 @@ from regauge.hosts.transformers import (
     probe,
     sampling,
     serve,
+    sharded,
     stream,
     tables,
     tracing,
@@ -151,6 +152,9 @@ class TransformersHost:
 
     def trainee(self, path: str | Path, device: str = "cpu", held: Sequence[str] = ()) -> Trainee:
         return trainee.trainee(path, device, held)
+
+    def sharded(self, path: str | Path, device: str = "cpu") -> Trainee:
+        return sharded.sharded(path, device)
 
     def ids_of_images(self, source: base.Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
         return trainee.coded(source.path, x_NChw, y_N, seed)
