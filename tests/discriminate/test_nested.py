@@ -60,6 +60,12 @@ def test_steps_of_a_level_of_its_own_lower_its_error() -> None:
     assert fitted[8] == plain[8]
 
 
+def test_levels_that_alone_count_are_nearer_and_the_others_further() -> None:
+    few, every = errors(Levels(passes=2, levels="4/3/2")), errors(Levels(passes=2))
+    assert all(few[bits] < 0.96 * every[bits] for bits in (2, 3, 4))
+    assert few[6] > 1.2 * every[6]
+
+
 def test_planes_round_what_the_levels_before_leave() -> None:
     planes, joint, seed = errors(Levels(grow="planes")), errors(JOINT), errors(Levels(grow="seed", seed=2))
     assert planes[2] == pytest.approx(seed[2], rel=0.02)

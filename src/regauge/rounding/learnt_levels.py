@@ -17,7 +17,7 @@ from regauge.formats.planes import LEVELS, MIDDLE, SHIFT, STRETCH, cells, level_
 from regauge.formats.prefixes import FEWEST
 from regauge.rounding.base import Rounder, Stats
 from regauge.rounding.learnt import INSIDE
-from regauge.rounding.levels import Levels
+from regauge.rounding.levels import Levels, bits_of
 from regauge.rounding.rounders import Nearest
 
 OFFSET, STEPS = "offset", "steps"
@@ -56,14 +56,8 @@ class LearntLevels:
             raise ValueError(f"learning starts from one of {', '.join(STARTS)}, not {self.start!r}")
         if not self.reach > 0:
             raise ValueError(f"the reach is above 0, not {self.reach}")
-        if not self._bits:
+        if not bits_of(self.levels):
             raise ValueError(f"levels are bits from {FEWEST} on, like 4/3/2, not {self.levels!r}")
-
-    @property
-    def _bits(self) -> tuple[int, ...]:
-        words = self.levels.split("/")
-        fits = all(word.isdigit() and FEWEST <= int(word) <= 8 for word in words)
-        return tuple(map(int, words)) if fits and len({*words}) == len(words) else ()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -102,7 +96,7 @@ class LearntLevels:
         self, parameters: Mapping[str, Tensor], w_OI: Tensor, fmt: Format, progress: float
     ) -> Mapping[int, Tensor]:
         """Ŵ of the levels that count."""
-        return self._at(parameters, w_OI, fmt, tuple(bits for bits in self._bits if bits < fmt.grid.bits))
+        return self._at(parameters, w_OI, fmt, tuple(bits for bits in bits_of(self.levels) if bits < fmt.grid.bits))
 
     def penalty(self, parameters: Mapping[str, Tensor], progress: float) -> Tensor | None:
         return None

@@ -41,6 +41,8 @@ class Levels:
         grow: `joint`: all levels, as `tilt` says; `top`: the whole alone, levels are what is cut off it; `seed`: the
             level of `seed` bits first, as if it were alone; `planes`: the coarsest as if it were alone, then planes of
             `plane` bits one by one, each rounding what the levels before, which stay, leave of the weights.
+        levels: of `joint`, bits of the levels that count beside the whole, like 4/3/2; "": all. The fewer there are,
+            the nearer each comes to its bits alone, and the others are what is cut off.
         tilt: a level counts 2^tilt as much as one of a bit more. 0: all alike, in cells of their own.
         seed, plane: bits.
         damp: share of the mean diagonal of the Hessian that is added to it.
@@ -52,6 +54,7 @@ class Levels:
     """
 
     grow: str = JOINT
+    levels: str = ""
     tilt: float = 0.7
     seed: int = 4
     plane: int = 2
@@ -66,6 +69,8 @@ class Levels:
             raise ValueError(
                 f"tilt is 0 to 4, damp 0 or more, the seed 2 to 8 bits, not {self.tilt}, {self.damp}, {self.seed}"
             )
+        if self.levels and not bits_of(self.levels):
+            raise ValueError(f"levels are bits from {FEWEST} on, like 4/3/2, not {self.levels!r}")
         if self.passes < 0 or not 1 <= self.plane <= 6:
             raise ValueError(f"passes are 0 or more, a plane has 1 to 6 bits, not {self.passes} and {self.plane}")
 
@@ -111,7 +116,16 @@ class Levels:
             return {top: 1.0}
         if self.grow == SEED:
             return {top: 1.0} | ({self.seed: HELD_FAST} if self.seed < top else {})
-        return {bits: 2.0 ** (self.tilt * (top - bits)) for bits in range(FEWEST, top + 1)}
+        own = bits_of(self.levels) or tuple(range(FEWEST, top))
+        levels = sorted({top, *(bits for bits in own if bits < top)})
+        return {bits: 2.0 ** (self.tilt * (top - bits)) for bits in levels}
+
+
+def bits_of(words: str) -> tuple[int, ...]:
+    """4/3/2 → (4, 3, 2); () of what is not like that."""
+    found = words.split("/")
+    fits = all(word.isdigit() and FEWEST <= int(word) <= 8 for word in found)
+    return tuple(map(int, found)) if fits and len({*found}) == len(found) else ()
 
 
 def _grown(
