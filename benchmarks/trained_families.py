@@ -15,7 +15,8 @@ Rows of other families have a table each, beside their own nulls. Of one file of
 width (`quantllm`), one for all of them (`shared`), every block's width drawn by itself (`uniform`), none (`codes`).
 Of a router (`aptp`): what is lost behind the first quarter of each window as it chooses, beside as many windows for
 each member by lot, and all for one member. Of gates (`adaptive-computation`): as each token's gate chooses its neurons,
-beside one share for all tokens, and gates that were not trained.
+beside one share for all tokens, and gates that were not trained. Of a model divided into experts (`smoe-dropout`): how
+many a token goes to, beside as many of the first neurons of the dense model, and a router trained at the fewest.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from common.trained import keep
 
 import regauge as rg
 from regauge.elastic.family import Family
@@ -44,7 +46,7 @@ from regauge.engine.training_recipe import Asked
 from regauge.hosts.transformers.source import Source, read_tokenizer
 from regauge.learn.samplers import Turn
 from regauge.learn.training import training_of
-from regauge.plan import Plan, parse
+from regauge.plan import Plan, parse, presets
 from regauge.text.windows import cut
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +84,17 @@ WIDE = {"0.75": "ffn=0.75", "0.5": "ffn=0.5", "0.25": "ffn=0.25", "by token": "f
 GATED: dict[str, dict[str, object]] = {
     "adaptive-computation": {"sampler": "sandwich:2", "layers": "each", "gates": 0.5}
 }
+EXPERTS = {f"{k} of 8": f"experts={k}" for k in (7, 6, 5, 4)}
+NARROW = {name: f"ffn={int(name[0]) / 8}" for name in EXPERTS}
+DIVIDED: dict[str, dict[str, object]] = {
+    "smoe-dropout": {"sampler": "growing", "experts": 8},
+    "smoe-dropout, labels": {"sampler": "growing", "experts": 8, "distiller": "none", "labels": 1.0},
+    "router trained at 4": {"sampler": "smallest", "experts": 8, "router": "trained"},
+    "smoe-dropout, any k": {"sampler": "uniform:1", "experts": 8},
+}
+DENSE = "first neurons"
+TOO = ", labels too"
+"""Behind a row that learns from the text beside a teacher: its null does so as well."""
 TOLD = ("compute", "gated", "by lot")
 """Of the receipt: the mean share of neurons, and losses on what the training held out."""
 
@@ -100,10 +113,11 @@ class Table:
 
 
 TABLES = (
-    Table(MEMBERS, "untrained", ("untrained", *(f"alone {name}" for name in MEMBERS), *ROWS)),
+    Table(MEMBERS, "untrained", ("untrained", *(f"alone {name}{how}" for how in ("", TOO) for name in MEMBERS), *ROWS)),
     Table(BITS, "codes", ("codes", *ADAPTED)),
     Table(MEMBERS, "", tuple(ROUTED)),
     Table(WIDE, "", tuple(GATED)),
+    Table(EXPERTS, DENSE, (DENSE, *DIVIDED)),
 )
 
 
@@ -116,6 +130,7 @@ class Given:
     length: int
     rate: float
     seed: int
+    device: str
 
 
 def plan(name: str, how: dict[str, object], family: Family, given: Given, steps: int) -> Plan:
@@ -176,13 +191,19 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
         apply(replace(plan(name, {}, family, given, 1), train={}), MODEL, out, calibration=given.text / "train")
         return losses(out, found, given, tokens)
     if name.startswith("alone"):
-        member = Subnet.parse(MEMBERS[name.removeprefix("alone ")])
+        member = Subnet.parse(MEMBERS[name.removeprefix("alone ").removesuffix(TOO)])
         family = Family(depth=(member.depth,), ffn=(member.ffn,))  # type: ignore[arg-type]  # both are said
-        how: dict[str, object] = {"sampler": "smallest"}
+        how: dict[str, object] = {"sampler": "smallest", "labels": 0.5 if name.endswith(TOO) else 0.0}
         steps, found = passes // 4, [str(member)]
     elif name in GATED:
         how, family, found = GATED[name], Family(ffn=(0.75, 0.5, 0.25)), ["full", *WIDE.values()]
         steps = steps_for(how, family, passes)
+    elif name in DIVIDED:
+        how, family, found = DIVIDED[name], Family(experts=(7, 6, 5, 4)), ["full", *EXPERTS.values()]
+        steps = passes
+    elif name == DENSE:
+        how, family = {"sampler": "uniform:1"}, Family(ffn=(0.875, 0.75, 0.625, 0.5), multiple=16)
+        steps, found = passes, ["full", *NARROW.values()]
     elif name in ROUTED:
         how, family, found = ROUTED[name], CHOICES, everyone
         steps = passes
@@ -192,7 +213,7 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
     else:
         how, family, found = dict(ROWS[name]), CHOICES, everyone
         steps = steps_for(how, family, passes)
-    asked = Asked(Amounts(length=given.length), given.seed)
+    asked = Asked(Amounts(length=given.length), given.seed, device=given.device)
     done = train(plan(name, how, family, given, steps), MODEL, out, given.text / "train", asked)
     if name in GATED:
         assert done.trained is not None, "it was trained"
@@ -200,6 +221,8 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
         some = done.trained.gated
         figures = {one: [value] for one, value in zip(TOLD, (some.compute, some.gated, some.by_lot), strict=True)}
         return losses(out, found, given, tokens) | figures
+    if name == DENSE:  # under the names of as many experts, so that rows have one heading
+        return dict(zip(["full", *EXPERTS.values()], losses(out, found, given, tokens).values(), strict=True))
     return prompts(out, given, tokens) if name in ROUTED else losses(out, found, given, tokens)
 
 
@@ -226,16 +249,23 @@ def _table(kind: Table, found: dict[str, dict[str, list[float]]]) -> str:
     if not kind.untrained:
         return "\n\n".join((gates if name in GATED else routes)(name, row) for name, row in rows.items())
     lines = [f"| row | whole | {' | '.join(members)} |", "|---" * (len(members) + 2) + "|"]
-    alone = {one: rows[f"alone {name}"][one] for name, one in members.items() if f"alone {name}" in rows}
-    if alone:
-        lines.append(
-            f"| each alone | | {' | '.join(told(alone[one]) if one in alone else '' for one in members.values())} |"
-        )
+    alone = {
+        how: {one: rows[f"alone {name}{how}"][one] for name, one in members.items() if f"alone {name}{how}" in rows}
+        for how in ("", TOO)
+    }
+    for how, some in alone.items():
+        if some:
+            cells = [told(some[one]) if one in some else "" for one in members.values()]
+            lines.append(f"| each alone{how} | | {' | '.join(cells)} |")
     before = rows.get(kind.untrained, {})
-    null = {**before, **alone} if kind.members is BITS else {"full": before["full"], **alone} if before else {}
     for name, row in rows.items():
         if name.startswith("alone"):
             continue
+        beside = alone[TOO if name.endswith(TOO) else ""]
+        if kind.members in (BITS, EXPERTS):
+            null = {**before, **beside}
+        else:
+            null = {"full": before["full"], **beside} if before else {}
         cells = [
             told(row[one], null.get(one) if name != kind.untrained else None) for one in ("full", *members.values())
         ]
@@ -245,19 +275,28 @@ def _table(kind: Table, found: dict[str, dict[str, list[float]]]) -> str:
 
 def routes(name: str, row: dict[str, list[float]]) -> str:
     """What a router does: perplexity as it chooses against the same shares by lot, and each member for all."""
-    chosen_B = torch.tensor(row[CHOSEN]).long()
-    members = [one for one in row if one != CHOSEN]
-    lost_BK = torch.tensor([row[one] for one in members]).T
-    costs = {"full": 1.0, **{str(one): size for one, size in _costs().items()}}
-    share_K = torch.bincount(chosen_B, minlength=len(members)) / len(chosen_B)
-    compute = sum(costs[one] * float(share) for one, share in zip(members, share_K, strict=True))
-    routed, by_lot = lost_BK.gather(1, chosen_B[:, None])[:, 0], lost_BK @ share_K
+    routed, by_lot, compute, share_K = _routed(row)
+    members, costs = [one for one in row if one != CHOSEN], _all_costs()
     lines = ["| row | of the products | perplexity behind the prompt |", "|---|---|---|"]
     shares = ", ".join(f"{100 * float(share):.0f} % {one}" for one, share in zip(members, share_K, strict=True))
     lines.append(f"| {name}: {shares} | {compute:.2f} | {told(routed.tolist(), by_lot.tolist())} |")
     lines.append(f"| by lot | {compute:.2f} | {told(by_lot.tolist())} |")
     lines += [f"| {one} alone | {costs[one]:.2f} | {told(row[one])} |" for one in members]
     return "\n".join(lines)
+
+
+def _routed(row: dict[str, list[float]]) -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor]:
+    """Losses of windows as a router chooses, and by lot at its shares; the products that run, and the shares."""
+    chosen_B, costs = torch.tensor(row[CHOSEN]).long(), _all_costs()
+    members = [one for one in row if one != CHOSEN]
+    lost_BK = torch.tensor([row[one] for one in members]).T
+    share_K = torch.bincount(chosen_B, minlength=len(members)) / len(chosen_B)
+    compute = sum(costs[one] * float(share) for one, share in zip(members, share_K, strict=True))
+    return lost_BK.gather(1, chosen_B[:, None])[:, 0], lost_BK @ share_K, compute, share_K
+
+
+def _all_costs() -> dict[str, float]:
+    return {"full": 1.0, **{str(one): size for one, size in _costs().items()}}
 
 
 def gates(name: str, row: dict[str, list[float]]) -> str:
@@ -271,6 +310,44 @@ def gates(name: str, row: dict[str, list[float]]) -> str:
     by_lot = math.exp(row["by lot"][0] - row["gated"][0]) - 1
     lines.append(f"| gates not trained (other text) | {row['compute'][0]:.2f} | {100 * by_lot:+.1f} % of the gates' |")
     return "\n".join(lines)
+
+
+def write(rows: dict[str, dict[str, list[float]]], given: argparse.Namespace) -> None:
+    """Keeps the figures of the rows that are presets, each with the command that prints it."""
+    command = (
+        f"python benchmarks/trained_families.py --passes {given.passes} --rate {given.rate:g} --scored {given.scored}"
+    )
+    command += f" --device {given.device}" * (given.device != "cpu")
+    for name in rows.keys() & set(presets()):
+        figures, null, beside = gained(name, rows)
+        if figures:
+            asked = " ".join(f'"{one}"' if " " in one else one for one in (*beside, name))
+            how = {"command": f"{command} --rows {asked}", "model": MODEL.name, "unit": "perplexity", "null": null}
+            keep(name, how, figures)
+
+
+def gained(
+    name: str, rows: dict[str, dict[str, list[float]]]
+) -> tuple[dict[str, tuple[float, ...]], str, tuple[str, ...]]:
+    """Of a row: where → its perplexity, its null's, and the gap; what the null is, and the rows that it takes."""
+    own = rows[name]
+    if name in ROUTED:
+        routed, by_lot, compute, _ = _routed(own)
+        return {f"{compute:.2f} of the products": _gap(routed.tolist(), by_lot.tolist())}, "the same shares by lot", ()
+    if name in GATED:
+        return {f"{own['compute'][0]:.2f} of the neurons": _gap(own["ffn=token"], own["ffn=0.5"])}, "half for all", ()
+    coded = name in ADAPTED
+    nulls = {one: "codes" if coded else f"alone {at}" for at, one in (BITS if coded else MEMBERS).items()}
+    found = {one: _gap(own[one], rows[null][one]) for one, null in nulls.items() if null in rows}
+    return found, "without adapters" if coded else "alone", tuple(dict.fromkeys(nulls.values())) if found else ()
+
+
+def _gap(values: Sequence[float], other: Sequence[float]) -> tuple[float, float, float, float]:
+    """Perplexity of both, and the gap in percent with its standard error."""
+    own, null = torch.tensor(values), torch.tensor(other)
+    gap = own - null
+    error = 100 * (gap.std() / len(gap) ** 0.5).item()
+    return math.exp(own.mean().item()), math.exp(null.mean().item()), 100 * math.expm1(gap.mean().item()), error
 
 
 def _costs() -> Mapping[Subnet, float]:
@@ -287,18 +364,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--scored", type=int, default=16384, help="tokens that perplexity is measured on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="keep presets' figures where `regauge methods` reads them")
+    parser.add_argument("--device", default="cpu", help="where families are trained: cpu or cuda")
+    parser.add_argument(
+        "--text", type=Path, help="train/ and heldout/ as scripts/stdlib_text.py makes them; without it made now"
+    )
     parser.add_argument(
         "--keep", type=Path, default=ROOT / "out" / "families.json", help="figures, kept and gone on with"
     )
     given = parser.parse_args(arguments)
     given.keep.parent.mkdir(parents=True, exist_ok=True)
     asked = {name: getattr(given, name) for name in ("passes", "batch", "length", "rate", "scored", "seed")}
+    asked |= {} if given.device == "cpu" else {"device": given.device}
     with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "text"
-        subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / "stdlib_text.py"), str(text)], check=True, stdout=sys.stderr
-        )
-        shared = Given(text, given.batch, given.length, given.rate, given.seed)
+        text = given.text or Path(folder) / "text"
+        if given.text is None:
+            made = [sys.executable, str(ROOT / "scripts" / "stdlib_text.py"), str(text)]
+            subprocess.run(made, check=True, stdout=sys.stderr)
+        shared = Given(text, given.batch, given.length, given.rate, given.seed, given.device)
         for name in given.rows:
             kept = json.loads(given.keep.read_text()) if given.keep.exists() else {}
             kept = kept if kept.get("asked") == asked else {"asked": asked, "rows": {}}
@@ -308,6 +391,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 kept["rows"][name] = found
                 given.keep.write_text(json.dumps(kept))
             print(table(kept["rows"]), flush=True)
+    if given.write:
+        write(kept["rows"], given)
     return 0
 
 

@@ -129,7 +129,8 @@ def main() -> None:
     said.out.mkdir(parents=True, exist_ok=True)
     images, labels = images_of(said.data, CONFIGS[said.name]["image_size"])
     images, labels = mirrored(images, said.name), labels.repeat(2 if said.name == "cifar10" else 1)
-    model = VarForImageGeneration(VarConfig(**COMMON, **CONFIGS[said.name]))
+    model = VarForImageGeneration(VarConfig(**COMMON, **CONFIGS[said.name])).to(said.device)
+    images = images.to(said.device)
     steps = (said.tokenizer_steps, said.steps, said.variant_steps)
     lengths = Lengths(*steps, said.tokenizer_batch, said.batch, said.seed, said.draws)
     losses = dict(stages(model, images, labels, lengths, said.out))
@@ -148,7 +149,8 @@ def stages(
     yield "tokenizer", train(codec, TokenizerLoss(codec, images, few), course, out / "tokenizer.state", told).losses
     codec.eval().requires_grad_(False)
     tokens = kept(out / "tokens.pt", lambda: tokens_of(codec, images.split(256)))
-    initialise(model, lengths.seed)
+    initialise(model.cpu(), lengths.seed)  # draws where its source of randomness lies
+    model.to(images.device)
     freeze_key_bias(model)
     course = Course(lengths.transformer, size, 4e-3, seed=lengths.seed + 1)
     told = Progress("transformer", course.steps, size)
@@ -188,6 +190,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=1, help="how often subnets are trained")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="where it is trained: cpu or cuda")
     return parser.parse_args()
 
 

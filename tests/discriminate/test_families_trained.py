@@ -54,7 +54,7 @@ def test_every_sampler_is_a_function_of_seed_and_step(name: str) -> None:
         sizes = [SPACE.size(one.subnet) for one in step]
         assert sizes == sorted(sizes, reverse=True)
         assert step
-    if name not in ("exits", "smallest"):
+    if name not in ("exits", "growing", "smallest"):
         assert first != [SAMPLERS[name]()(SPACE, Turn(step, 400, seed=4)) for step in range(400)]
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from regauge import apply
 from regauge.artifact.receipt import Receipt, SiteReceipt
+from regauge.hosts import host_of
 from regauge.plan import Plan, digest, load, patterns
 from tests.pico import pico, save
 from tests.words import save_tokenizer, text
@@ -45,6 +46,14 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of blocks enough for some to take another's attention map."""
     made = pico("llama", **SETTINGS | {"num_hidden_layers": 4})
     return save_tokenizer(save(made, tmp_path_factory.mktemp("golden") / "deep"))
+
+
+@pytest.fixture(scope="module")
+def divided(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, divided into experts."""
+    made = tmp_path_factory.mktemp("golden") / "divided"
+    made.mkdir()
+    return host_of(model).divided(host_of(model).open(model), 8, made).path
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +89,18 @@ def row(site: SiteReceipt) -> str:
 def briefly(name: str) -> Plan:
     """A preset with no more steps of training than are needed to see that it trains; of a trained family, how it
     begins."""
-    plan, most = replace(load(name), train={}), FEW if name.startswith("flatquant") else STEPS
+    plan, most = replace(load(name), train={}), FEW if name.startswith(("flatquant", "nested-learnt")) else STEPS
     if int(str(plan.learning.get("steps", 0))) <= most:
         return plan
     return replace(plan, learning={**plan.learning, "steps": most})
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_receipt(name: str, model: Path, deep: Path, wide: Path, tmp_path: Path) -> None:
+def test_receipt(name: str, model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    other = {"echoatt-23": "deep", "trellis-o-w2": "wide", "smoe-dropout": "divided"}.get(name)
     receipt = apply(
         briefly(name),
-        deep if name.startswith("echoatt") else wide if name == "trellis-o-w2" else model,
+        model if other is None else request.getfixturevalue(other),
         tmp_path / "out",
         calibration=[text(3000)],
         tokens=512,
@@ -108,7 +118,9 @@ def test_receipt(name: str, model: Path, deep: Path, wide: Path, tmp_path: Path)
     expected = stored[name]
     errors, now = expected.pop("errors"), found.pop("errors")
     assert found == expected
-    near = 0.2 if name.startswith("flatquant") else 0.02  # a few steps differ by how many threads sum
+    near = (
+        0.2 if name.startswith(("flatquant", "nested-learnt")) else 0.02
+    )  # a few steps differ by how many threads sum
     assert now == pytest.approx(errors, rel=near, abs=1e-9)
 
 

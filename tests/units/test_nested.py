@@ -32,7 +32,7 @@ FMT = Format(Nested(8), Group(32), MinMax(), Float16Levels(6))
 TEXT = (
     "name: nested\nfamily: {bits: [8, 5, 3, 2], depth: [2], ffn: [0.5]}\n"
     "weights: {blocks.*: {grid: nested:8, grain: group:32, ranger: minmax, scale: f16-levels:3, "
-    "rounder: gptq-levels}}\n"
+    "rounder: {part: gptq-levels, passes: 0}}}\n"
 )
 PLANES = pytest.mark.skipif(
     not (available() and has("rg_has_planes")), reason="the C++ kernels that are here read no planes"
@@ -200,7 +200,11 @@ def test_what_is_not_legal_is_told(out: Path) -> None:
 
 def test_a_family_of_bits_needs_weights_that_have_them(out: Path, tmp_path: Path) -> None:
     source = out.parent / "model"
-    plain = TEXT.replace("nested:8", "int8-asym").replace("f16-levels:3", "f16-low").replace("gptq-levels", "nearest")
+    plain = (
+        TEXT.replace("nested:8", "int8-asym")
+        .replace("f16-levels:3", "f16-low")
+        .replace("{part: gptq-levels, passes: 0}", "nearest")
+    )
     for text, why in (
         (plain, "no weights hold several"),
         (TEXT.replace("[8, 5, 3, 2]", "[9, 1]"), "bits 9: weights have 2 to 8"),

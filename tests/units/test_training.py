@@ -172,6 +172,14 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(
     assert one["trained"] == other["trained"]
 
 
+def test_where_one_member_is_trained_alone_the_whole_decides_nothing() -> None:
+    problem = raising(trainee(), sampler="smallest")
+    found = problem.errors(problem.init())
+    assert found["full"] != found["depth=2,ffn=0.5"]
+    assert problem.error(problem.init()) == found["depth=2,ffn=0.5"]
+    assert raising(trainee(), sampler="sandwich").error(problem.init()) == sum(found.values()) / 2
+
+
 @pytest.mark.parametrize(
     ("recipe", "text", "error", "why"),
     [

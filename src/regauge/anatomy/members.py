@@ -106,12 +106,13 @@ def first(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return tensor
 
 
-def member_of(anatomy: Anatomy, blocks: Sequence[int], kept: Mapping[str, int]) -> Member:
+def member_of(anatomy: Anatomy, blocks: Sequence[int], kept: Mapping[str, int], routed: int | None = None) -> Member:
     """The member of some blocks, with the first units of some streams.
 
     Args:
         blocks: those of the whole that run, rising.
         kept: stream of the whole → units; absent: all.
+        routed: experts that a token goes to; None: as many as in the whole.
 
     Raises:
         MoveError: a stream does not admit that units are left out.
@@ -124,6 +125,8 @@ def member_of(anatomy: Anatomy, blocks: Sequence[int], kept: Mapping[str, int]) 
     here = {name: count for name, count in kept.items() if anatomy.stream(name).block in (None, *blocks)}
     moves = [Move("select", name, torch.arange(count, dtype=torch.int64, device="cpu")) for name, count in here.items()]
     cut = transform(moves, anatomy)
+    if routed is not None:
+        cut = replace(cut, plumbing=replace(cut.plumbing, routed=routed))
     return Member(anatomy, _thinned(cut, tuple(blocks), paths), tuple(blocks), paths)
 
 

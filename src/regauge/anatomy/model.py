@@ -49,8 +49,7 @@ class Site:
         name: canonical, `blocks.3.attn.q`.
         kind: `q k v o gate up down router in out inner embed position type class patch head`: see `streams`.
         shape: (O, I).
-        weight: where the weight lies.
-        bias: where the bias lies, or None.
+        weight, bias: where they lie; there may be no bias.
         block: its block, or None for embed and head.
         tap: name of the activation it reads, `blocks.3.attn.in`; None for tables looked up by index.
         module: path of the module that computes it (several sites share one where storage is fused).
@@ -154,11 +153,11 @@ class Plumbing:
         pairing: which channels turn together. `half`: i with i + rotary/2 (llama, neox). `interleaved`: 2i, 2i + 1.
         fixed: why the channels of the residual must keep their place, where they must: the model has no head, so the
             residual is what it returns, or a parameter outside the anatomy reads it.
-        stops: moves that the family does not admit for reasons of its own.
+        stops: moves that the family does not admit.
         cached: numbers that a token leaves in caches beside keys and values: of attention taken as it is, and copies.
         sliding: blocks that keep a window of the past, or what others keep, and grow by no token.
-        scales: tokens come scale by scale, all of one at once, and keys and values of earlier scales are kept.
-        stays: blocks that cannot be left out, for the states change their size there.
+        scales: tokens come scale by scale, all of one at once; those of earlier scales are kept.
+        stays: blocks that cannot be left out; routed: experts that a token goes to, 0 where no fewer can be said.
     """
 
     arrangement: str = "pre"
@@ -171,6 +170,7 @@ class Plumbing:
     sliding: tuple[int, ...] = ()
     stays: tuple[int, ...] = ()
     scales: bool = False
+    routed: int = 0
 
 
 @dataclass(frozen=True)

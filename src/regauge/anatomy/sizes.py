@@ -170,7 +170,8 @@ def parameter_shapes(anatomy: Anatomy, like: Mapping[str, tuple[int, ...]]) -> d
         sharing = next(iter(stack.values()))
         biases = [site.bias.key for site in sharing if site.bias is not None]
         if biases and biases[0] in like:
-            found[biases[0]] = (sum(site.shape[0] for site in sharing),)
+            rows = sum(site.shape[0] for site in sharing)
+            found[biases[0]] = (rows,) if None in stack else (len(stack), rows)
     for norm in anatomy.norms:
         found |= {slot.key: (norm.size,) for slot in norm.slots.values() if slot.key in like}
     return found

@@ -22,6 +22,7 @@ from regauge.cli.options import (
     SEED,
     THREADS,
     TIME,
+    TRAINED,
     VERBOSE,
     seconds,
     tell_parents,
@@ -29,6 +30,11 @@ from regauge.cli.options import (
 
 TRAIN = "train"
 MOST = Annotated[int | None, typer.Option("--tokens", min=1, help="The most tokens of text to train on.")]
+
+
+SHARD = Annotated[
+    bool, typer.Option("--shard", help="Processes of torchrun hold the family together, each a part of every tensor.")
+]
 
 
 class Recipes(TyperGroup):
@@ -136,6 +142,8 @@ def train(
     family: FAMILY = None,
     revision: REVISION = None,
     seed: SEED = 0,
+    device: TRAINED = "cpu",
+    shard: SHARD = False,
     force: FORCE = False,
     dry_run: DRY_RUN = False,
     json: JSON = False,
@@ -158,7 +166,7 @@ def train(
     from regauge.learn.ranks import writes
     from regauge.report.build import write
 
-    asked = Asked(Amounts(tokens, length, steps, limit), seed, revision, force)
+    asked = Asked(Amounts(tokens, length, steps, limit), seed, revision, force, device=device, shard=shard)
     with host_of(model).family(family):
         if dry_run:
             plan = planned(recipe, model, text, asked)

@@ -106,6 +106,7 @@ THREADS = Annotated[
 DEVICE = Annotated[
     str, typer.Option(metavar="cpu|cuda", help="Where it computes: the CPU; a GPU runs artifacts and makes none yet.")
 ]
+TRAINED = Annotated[str, typer.Option("--device", metavar="cpu|cuda", help="Where members are trained.")]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

@@ -12,12 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from regauge.anatomy.model import Anatomy, Stream
 from regauge.elastic.family import STAGES
+from regauge.elastic.stages import lacking, staged
 from regauge.elastic.subnet import TOKEN, Amount, Subnet
 
 MULTIPLE = 64
 """Neurons that the usual group sizes and every panel divide."""
 SHARE = 8
 """The automatic multiple is at most this part of the layer."""
+NO_EXPERTS = "the model has no experts (regauge learn smoe-dropout divides a dense one into some)"
 Settled = tuple[Any, str]
 """A legal value, and why the one that was asked for is not legal; "" where it is."""
 
@@ -113,20 +115,6 @@ class Depth:
         if value is None:
             return tuple(range(anatomy.blocks))
         return staged(value, anatomy) if family.layers == STAGES else family.blocks(value, anatomy.blocks)
-
-
-def staged(count: int, anatomy: Anatomy) -> tuple[int, ...]:
-    """The first blocks of each stage, stage by stage in turn; a stage begins with a block that stays."""
-    begins = sorted({0, *anatomy.plumbing.stays})
-    ends = [*begins[1:], anatomy.blocks]
-    turns = [(block - begin, block) for begin, end in zip(begins, ends, strict=True) for block in range(begin, end)]
-    return tuple(sorted(block for _, block in sorted(turns)[:count]))
-
-
-def lacking(blocks: Sequence[int], anatomy: Anatomy) -> str:
-    """That a block is left out which must not be, as a clause; "" where none is."""
-    lost = next((block for block in anatomy.plumbing.stays if block not in blocks), None)
-    return "" if lost is None else f"block {lost} changes the size of what flows through it, so it stays"
 
 
 @dataclass(frozen=True)
@@ -226,14 +214,12 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Listed:
-    """A value that is one of a list: what is kept of the past, bits, experts that a token goes to."""
+    """A value that is one of a list: what is kept of the past, bits."""
 
     name: str
     what: str
 
     def refuses(self, choices: Sequence[Any], family: Offers, anatomy: Anatomy) -> Iterator[str]:
-        if self.name == "experts" and not any(site.kind == "router" for site in anatomy.sites):
-            yield "experts: the model has no experts"
         if self.name == "cache" and not anatomy.cached:
             yield "cache: the model keeps no past"
 
@@ -261,6 +247,35 @@ class Listed:
         return found, "" if near == value else f"{self.name}={'/'.join(map(str, value))}, each of {_listed(legal)}"
 
 
+@dataclass(frozen=True)
+class Experts:
+    """How many experts a token goes to, of those that its router finds best."""
+
+    name: str = "experts"
+
+    def refuses(self, choices: Sequence[Any], family: Offers, anatomy: Anatomy) -> Iterator[str]:
+        if why := self._none(anatomy):
+            yield f"experts: {why}"
+            return
+        for count in choices:
+            if count > anatomy.plumbing.routed:
+                yield f"experts {count}: a token goes to {anatomy.plumbing.routed}"
+
+    def settle(self, value: Any, family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
+        if why := self._none(anatomy):
+            return None, f"experts={value}: {why}"
+        whole = anatomy.plumbing.routed
+        legal = sorted({*family.choices(self.name), whole})
+        near = min(legal, key=lambda one: (abs(one - value), -one))
+        return None if near == whole else near, "" if near == value else f"experts={value}, of {_listed(legal)}"
+
+    def _none(self, anatomy: Anatomy) -> str:
+        if anatomy.plumbing.routed:
+            return ""
+        some = any(site.expert is not None for site in anatomy.sites)
+        return "the router of this model takes no fewer" if some else NO_EXPERTS
+
+
 def units(share: float, size: int, multiple: int) -> int:
     """The multiple nearest to a share of a size, the smaller of two as near, one at least; all where nothing goes."""
     wanted = share * size
@@ -278,7 +293,7 @@ BY_NAME: Mapping[str, Any] = {
     "ffn": Prefix("ffn", "ffn", "neurons"),
     "heads": Prefix("heads", "heads", "groups of heads"),
     "width": Prefix("width", "residual", "channels of the residual"),
-    "experts": Listed("experts", "number of experts"),
+    "experts": Experts(),
     "bits": Listed("bits", "precision"),
     "cache": Listed("cache", "cache"),
 }

@@ -76,11 +76,9 @@ def member_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
         SettingError: the model has no such member.
     """
     cut = cut_of(subnet, family, anatomy)
-    if cut.experts is not None:
-        raise SettingError("experts of a member cannot be chosen here yet: leave experts= out")
     bits = (cut.bits,) * len(cut.blocks) if isinstance(cut.bits, int) else cut.bits
     try:
-        return replace(member_of(anatomy, cut.blocks, cut.kept), bits=bits)
+        return replace(member_of(anatomy, cut.blocks, cut.kept, cut.experts), bits=bits)
     except (MoveError, ValueError) as error:
         raise SettingError(f"this model has no member {subnet}: {error}") from error
 

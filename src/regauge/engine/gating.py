@@ -101,7 +101,7 @@ def _looked(trainee: Trainee, text: Sequence[Batch], tokens: int) -> list[Lot]:
         parts.append(trainee.narrowed(batch.ids_BT, widths(trainee.family)))
         seen += batch.ids_BT.numel()
     return [
-        Lot(torch.cat([x.float() for x, _ in some]), torch.cat([y for _, y in some]))
+        Lot(torch.cat([x.float() for x, _ in some]).cpu(), torch.cat([y for _, y in some]).cpu())
         for some in zip(*parts, strict=True)
     ]
 
@@ -113,7 +113,7 @@ def _run(trainee: Trainee, gates: Mapping[int, Tensor], text: Sequence[Batch]) -
         read, seen_BK = trainee.gated(gates, batch.ids_BT)
         lost += len(batch.ids_BT) * float(labels(read, batch.ids_BT))
         count += len(batch.ids_BT)
-        ran.append(seen_BK)
+        ran.append(seen_BK.cpu())
     return lost / count, torch.stack(ran).sum(0)
 
 

@@ -109,7 +109,7 @@ def _looked(trainee: Trainee, some: Choosers, text: Sequence[Batch]) -> Lot:
             told.append(told_by(trainee.embedded(ids_BT[:, :prompt])))
             each = [_lost(trainee.read(one, ids_BT).logits_BTV, ids_BT, prompt) for one in some.subnets]
             lost.append(torch.stack(each, 1))
-    return Lot(torch.cat(told), torch.cat(lost))
+    return Lot(torch.cat(told).cpu(), torch.cat(lost).cpu())
 
 
 def _lost(logits_BTV: Tensor | None, ids_BT: Tensor, prompt: int) -> Tensor:

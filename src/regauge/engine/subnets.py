@@ -162,7 +162,7 @@ def _asked(asked: Sequence[str | Subnet], family: Family, anatomy: Anatomy) -> I
     """The whole, and the members that are asked for or worth a look, each once."""
     wanted: list[str | Subnet] = [Subnet(), *asked]
     if not asked:
-        alone = [name for name in family.offered if name not in ("bits", "experts")]
+        alone = [name for name in family.offered if name != "bits"]
         wanted += [Subnet(**{name: one}) for name in alone for one in family.choices(name)]  # type: ignore[arg-type]  # of its kind
         sizes = [name for name in alone if name != "cache"]
         wanted.append(Subnet(**{name: min(family.choices(name), key=float) for name in sizes}))  # type: ignore[arg-type]  # of its kind

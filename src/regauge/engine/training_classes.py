@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,16 +118,18 @@ def classed(source: Source, given: Where | None) -> Classed:
     return Classed(x_NCHW[~held_out], y_N[~held_out], aside, told, {"kind": "images", "sha256": sha256(path)})
 
 
-def statistics(
-    trainee: Any, problem: Raising, learnt: Parameters, text: Sequence[Batch], base: Path
-) -> dict[str, Tensor]:
+def statistics(trainee: Any, problem: Raising, learnt: Parameters, base: Path) -> dict[str, Tensor]:
     """Statistics of batch norms of the whole by the module's key and, in a file of the family, of each named member;
     nothing of a model that reads no images."""
-    pixels = [one.ids_BT for one in text if one.classes_B is not None][:CALIBRATED]
+    pixels = [one.ids_BT for one in problem.text if one.classes_B is not None][:CALIBRATED]
     if not pixels:
         return {}
     trainee.put(learnt)
     whole, members = trainee.statistics(problem.watched, pixels)
     if members:
-        put(base / FILE, statistics_bytes(members))
-    return rounded(dict(whole), stored(base))
+        put(base / FILE, statistics_bytes({name: _here(some) for name, some in members.items()}))
+    return rounded(_here(whole), stored(base))
+
+
+def _here(some: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: one.cpu() for key, one in some.items()}

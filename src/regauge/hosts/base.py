@@ -213,8 +213,7 @@ class Host(Protocol):
     def probe(self, source: Source, seed: int = 0) -> Inputs:
         """One small batch of random inputs, the same for the same seed: what moves are proved on."""
 
-    def precise(self) -> AbstractContextManager[None]:
-        """While it lasts the library computes in float64 throughout."""
+    def precise(self) -> AbstractContextManager[None]: ...  # while it lasts the library computes in float64 throughout
 
     def latent_refusal(self, source: Source) -> str:
         """Why a model's attention cannot be written anew as latent, in a sentence; "" where it can."""
@@ -228,8 +227,11 @@ class Host(Protocol):
         """Writes a source anew with latent attention, as a checkpoint in `folder`; what was done, a sentence each.
         `moments` are E[x xᵀ] of what each block's attention reads, a 1 behind x."""
 
-    def latent_plan(self, source: Source, sizes: LatentSizes) -> Source:
-        """The source as `write_latent` would make it, without weights: its anatomy and sizes."""
+    def latent_plan(self, source: Source, sizes: LatentSizes) -> Source: ...  # as `write_latent` makes it, no weights
+    def undivided(self, source: Source, experts: int) -> str: ...  # why it has no such feed-forward layers; "": it has
+
+    def divided(self, source: Source, experts: int, folder: Path | None = None, seed: int = 0) -> Source:
+        """A source as a mixture of so many experts behind a random router; without weights where no folder is given."""
 
     def sample(
         self, source: Source, tokenizer: Any, count: int, length: int, seed: int = 0, tick: Tick = lambda *_: None
@@ -238,11 +240,10 @@ class Host(Protocol):
 
     def tokenizer(self, folder: Path) -> Any: ...  # of a model's directory
 
-    def load(self, path: str | Path, **options: Any) -> Any:
-        """A model of an artifact or a plain checkpoint, as `regauge.load` gives it."""
+    def load(self, path: str | Path, **options: Any) -> Any: ...  # of an artifact or checkpoint, as `regauge.load` does
 
-    def trainee(self, path: str | Path) -> Trainee:
-        """A family of an artifact's directory, ready to be trained."""
+    def trainee(self, path: str | Path, device: str = "cpu", held: Sequence[str] = (), shard: bool = False) -> Trainee:
+        """A family of a directory, trained where `device` says, in one process or divided; `held`: sites that stay."""
 
     def ids_of_images(self, source: Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
         """(N, T): class and tokens, scale by scale, of images from −1 to 1."""
@@ -253,8 +254,7 @@ class Host(Protocol):
     def from_pretrained(self, auto: str, path: str | Path, **options: Any) -> Any:
         """An artifact opened through the library's own door, as the class of that name."""
 
-    def whole(self, source: Source) -> Any:
-        """The library's model of a source, with its weights."""
+    def whole(self, source: Source) -> Any: ...  # the library's model of a source, with its weights
 
     def sized(self, folder: Path, member: Member) -> Sized:
         """What the library's config must say of a member of a family."""

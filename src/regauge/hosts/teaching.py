@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, NoReturn, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy
@@ -51,6 +52,8 @@ class Trainee(Protocol):
     @property
     def anatomy(self) -> Anatomy: ...
     @property
+    def where(self) -> torch.device: ...  # its numbers lie, and what it reads has to lie
+    @property
     def bits(self) -> tuple[int, ...]: ...  # precisions whose adapters are trained, beside codes that stay; else none
 
     def put(self, parameters: Mapping[str, Tensor]) -> None:
@@ -85,6 +88,11 @@ class Numbers:
 
     parameters: dict[str, Tensor]
     gradients: dict[str, Tensor]
+
+    @property
+    def where(self) -> torch.device:
+        """Where they lie."""
+        return next(iter(self.parameters.values())).device
 
     def put(self, parameters: Mapping[str, Tensor]) -> None:
         """Takes these numbers, and forgets every gradient."""

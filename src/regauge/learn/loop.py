@@ -76,6 +76,13 @@ class State:
             found |= {f"{room}/{name}": value for name, value in getattr(self, room).items()}
         return found
 
+    def on(self, where: torch.device) -> State:
+        """The same numbers at another place."""
+        parameters, optimiser, best = (
+            {key: one.to(where) for key, one in getattr(self, room).items()} for room in _ROOMS
+        )
+        return replace(self, parameters=parameters, optimiser=optimiser, best=best)
+
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> State:
         step, first, least, waited, ended = tensors["numbers"].tolist()
@@ -97,6 +104,11 @@ def _nothing(*_: object) -> None:
     """Watches nothing."""
 
 
+def due(seconds: float) -> bool:
+    """Whether a state is to be kept, so long after the last."""
+    return seconds >= EVERY
+
+
 @dataclass(frozen=True)
 class Watch:
     """Who is told.
@@ -104,10 +116,12 @@ class Watch:
     Attributes:
         keep: is given a state to keep, every few seconds and when the loop is stopped from outside.
         tick: is told (steps taken, steps in all) after each; it may raise to stop the loop.
+        due: says after so many seconds whether a state is to be kept.
     """
 
     keep: Callable[[State], None] = field(default=_nothing)
     tick: Callable[[int, int], None] = field(default=_nothing)
+    due: Callable[[float], bool] = field(default=due)
 
 
 @dataclass(frozen=True)
@@ -144,7 +158,7 @@ def train(
         kept = time.monotonic()
         while not state.ended:
             state = _step(problem, settings, seed, state, by)
-            if time.monotonic() - kept >= EVERY:
+            if watch.due(time.monotonic() - kept):
                 watch.keep(state)
                 kept = time.monotonic()
             try:
@@ -168,7 +182,8 @@ def _step(problem: Problem, settings: Settings, seed: int, state: State, by: Gra
     progress = state.step / settings.steps
     at = At(state.step, int(order(seed, reading, problem.batches)[place]))
     loss, gradients = by(state.parameters, at) if by else _gradients(problem, state.parameters, at.batch, progress)
-    if not bool(loss.isfinite()) or not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
+    flags = [one.isfinite().all() for one in (loss, *gradients.values())]
+    if not bool(torch.stack([flag.to(loss.device) for flag in flags]).all()):  # a GPU is waited for once
         return replace(state, ended=NOT_FINITE)
     state = replace(state, losses=(*state.losses, float(loss)))
     factor = settings.factor(progress)

@@ -17,4 +17,4 @@ def moved(x_BCHW: Tensor, most: int, drawn: torch.Generator) -> Tensor:
     at = places.tolist()
     cut = torch.stack([edge[n, :, i : i + height, j : j + width] for n, (i, j) in enumerate(at)])
     mirror = torch.rand(len(x_BCHW), 1, 1, 1, generator=drawn, dtype=torch.float32, device="cpu") < 0.5
-    return torch.where(mirror, cut.flip(3), cut)
+    return torch.where(mirror.to(cut.device), cut.flip(3), cut)

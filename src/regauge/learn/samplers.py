@@ -152,6 +152,20 @@ class Exits:
 
 
 @dataclass(frozen=True)
+class Growing:
+    """One member a step, from the smallest to the whole as the steps go by, each choice for about as long
+    (arXiv 2303.01610): k = round((N − k₀) · progress) + k₀ where every number between is a choice."""
+
+    count: int = 1
+
+    def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
+        picked = {
+            name: some[len(some) - 1 - round((len(some) - 1) * turn.progress)] for name, some in space.choices.items()
+        }
+        return (Drawn(space.member(picked)),)
+
+
+@dataclass(frozen=True)
 class Named:
     """The members that the family calls by a name, and the whole: each once before any comes again, in an order by lot.
 
@@ -182,6 +196,7 @@ class Smallest:
 SAMPLERS: Mapping[str, Callable[..., Sampler]] = {
     "balanced": Balanced,
     "exits": Exits,
+    "growing": Growing,
     "named": Named,
     "phases": Phases,
     "progressive": Progressive,

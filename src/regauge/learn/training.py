@@ -20,8 +20,9 @@ DISTILLERS = ("none", "kl", "alpha", "features", "relations", "embedding")
 ORIGINAL, LARGEST, LARGER = TEACHERS = ("original", "largest", "larger")
 ALIKE, EACH = LAYERS = ("alike", "each")
 SHARED = "shared"
+FIXED, TRAINED = ROUTERS = ("fixed", "trained")
 ADAPTERS = (EACH, SHARED)
-MOST_RANK = 1024
+MOST_RANK, MOST_EXPERTS = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Training:
             (arXiv 2406.12042); 0: no router.
         gates: the mean share of its neurons that gates, trained last, let a token through in each feed-forward layer
             (arXiv 2312.10193); 0: no gates.
+        experts: that each feed-forward layer of a dense model is divided into first, behind a random router (arXiv
+            2303.01610); 0: the model stays as it is. router: whether such a router is `fixed` or `trained`.
         adapters: whether `each` precision has terms of its own, or all have one (`shared`).
     """
 
@@ -63,6 +66,8 @@ class Training:
     moved: int = 0
     rank: int = 0
     adapters: str = EACH
+    experts: int = 0
+    router: str = FIXED
     gates: float = 0.0
     route: float = 0.0
 
@@ -73,6 +78,7 @@ class Training:
             (self.teacher, TEACHERS, "teacher"),
             (self.layers, LAYERS, "layers"),
             (self.adapters, ADAPTERS, "adapters"),
+            (self.router, ROUTERS, "router"),
         ):
             if value not in known:
                 raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}{nearest(str(value), known)}")
@@ -84,6 +90,8 @@ class Training:
             raise ValueError(f"images are moved by 0 to 64 pixels, not {self.moved}")
         if not 0 <= self.rank <= MOST_RANK:
             raise ValueError(f"the rank of adapters is 0 (none) to {MOST_RANK}, not {self.rank}")
+        if self.experts != 0 and not 2 <= self.experts <= MOST_EXPERTS:
+            raise ValueError(f"a layer is divided into 2 to {MOST_EXPERTS} experts, or 0 (none), not {self.experts}")
         if self.rank and self.teacher != ORIGINAL:
             raise ValueError(f"adapters are taught by the model as it was, so teacher is {ORIGINAL}")
         for share, what in ((self.route, "router"), (self.gates, "gates")):
@@ -94,6 +102,11 @@ class Training:
     def settings(self, steps: int, every: int = 0) -> Settings:
         """What the loop is told."""
         return Settings(steps, self.batch, self.optimiser, self.schedule, patience=0, every=every)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Kinds of sites that are not trained."""
+        return ("router",) if self.experts and self.router == FIXED else ()
 
     @property
     def draws(self) -> Sampler:

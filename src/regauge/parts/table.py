@@ -241,6 +241,15 @@ TABLE: Mapping[str, Mapping[str, Part]] = {
             text=True,
             cost="in each training step of a block, running it forward and backward on a batch of text",
         ),
+        "learnt-levels": Part(
+            "regauge.rounding.learnt_levels:LearntLevels",
+            "offsets of weights, and steps of levels, that training by a block's errors at several levels finds best",
+            "2502.06786",
+            short="start",
+            wants={"grid": ("nested",)},
+            text=True,
+            cost="in each training step of a block, running it forward and backward on a batch of text for each level",
+        ),
         "learnt-side": Part(
             "regauge.rounding.sides:LearntSide",
             "the code below each weight or the one above, as training by the block's error finds best",

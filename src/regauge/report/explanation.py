@@ -15,7 +15,7 @@ from regauge.parts import AXES, CACHE, FORMAT, INPUTS, TABLE, WEIGHTS, WORD, Poi
 from regauge.plan import Plan, Rule, dump, load, patterns, presets
 from regauge.plan.combining import BETWEEN
 from regauge.plan.elsewhere import known_elsewhere
-from regauge.report import speeds
+from regauge.report import speeds, trained
 from regauge.report.columns import Facts, columns, facts_of, link, listed, pairs, rows_of
 from regauge.report.standing import HAD
 
@@ -116,6 +116,7 @@ def _of_plan(plan: Plan) -> Facts:
         "rewrites": [_line("rewrite", "rewrite", spec) for spec in sorting(plan)],
         "rules": rules,
         "speed": speeds.told(plan.name),
+        "trained": trained.told(plan.name),
         "kept": WHOLE if set(plan.places) <= {CACHE} and not plan.rewrites else KEPT,
         "recipe": dump(plan),
     }
@@ -231,6 +232,7 @@ def _plan_text(found: Facts) -> str:
         "differs": str(found["differs"]),
         "keeps": str(found["kept"]),
         "speed": _speed(str(found["speed"])),
+        "gained": _gained(str(found["name"]), str(found["trained"])),
     }
     lines += pairs(told)
     if rewrites := rows_of(found["rewrites"]):
@@ -262,6 +264,11 @@ def _speed(said: str) -> str:
     """Of a row of caches that was measured, with where."""
     kept = speeds.kept()
     return f"a token is {said} ({kept['model']}, batch 1, {kept['machine']}; {kept['command']})" if said else ""
+
+
+def _gained(name: str, said: str) -> str:
+    """Of a preset that trains and was measured, with how."""
+    return f"{said} ({trained.how(name)})" if said else ""
 
 
 def _text_needed(found: Facts) -> str:

@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 
 from regauge.formats.base import Codes, Format, Step
-from regauge.formats.planes import LEVELS, MIDDLE, SHIFT, STRETCH, Float16Levels, cells
 from regauge.formats.prefixes import FEWEST
 from regauge.rounding.base import Stats
+from regauge.rounding.descent import descended
 from regauge.rounding.feedback import factor, shared
+from regauge.rounding.level_steps import along, refitted
 
-JOINT, TOP, SEED = "joint", "top", "seed"
-GROWN = (JOINT, TOP, SEED)
+JOINT, TOP, SEED, PLANES = "joint", "top", "seed", "planes"
+GROWN = (JOINT, TOP, SEED, PLANES)
 ROWS, BLOCK = 512, 128
 """Rows and columns at a time: a block of targets of seven levels is 2 MB."""
-ROOM = 1 << 23
-"""Numbers that a refit holds at a time."""
 HELD_FAST = 1e4
 """By how much more than the rest a seed counts."""
 
@@ -40,18 +39,28 @@ class Levels:
 
     Attributes:
         grow: `joint`: all levels, as `tilt` says; `top`: the whole alone, levels are what is cut off it; `seed`: the
-            level of `seed` bits first, as if it were alone.
+            level of `seed` bits first, as if it were alone; `planes`: the coarsest as if it were alone, then planes of
+            `plane` bits one by one, each rounding what the levels before, which stay, leave of the weights.
+        levels: of `joint`, bits of the levels that count beside the whole, like 4/3/2; "": all. The fewer there are,
+            the nearer each comes to its bits alone, and the others are what is cut off.
         tilt: a level counts 2^tilt as much as one of a bit more. 0: all alike, in cells of their own.
-        seed: bits.
+        seed, plane: bits.
         damp: share of the mean diagonal of the Hessian that is added to it.
         refit: whether the bytes of levels are fitted; else levels have the middles of cells.
+        passes: of `joint`, how often every code is looked at again while the others stay (`descent.py`), the bytes of
+            levels fitted anew behind each.
+
+    Cost: O·I² for each level in the sweep, and twice that in each pass.
     """
 
     grow: str = JOINT
-    tilt: float = 0.5
+    levels: str = ""
+    tilt: float = 0.7
     seed: int = 4
+    plane: int = 2
     damp: float = 0.01
     refit: bool = True
+    passes: int = 8
 
     def __post_init__(self) -> None:
         if self.grow not in GROWN:
@@ -60,13 +69,17 @@ class Levels:
             raise ValueError(
                 f"tilt is 0 to 4, damp 0 or more, the seed 2 to 8 bits, not {self.tilt}, {self.damp}, {self.seed}"
             )
+        if self.levels and not bits_of(self.levels):
+            raise ValueError(f"levels are bits from {FEWEST} on, like 4/3/2, not {self.levels!r}")
+        if self.passes < 0 or not 1 <= self.plane <= 6:
+            raise ValueError(f"passes are 0 or more, a plane has 1 to 6 bits, not {self.passes} and {self.plane}")
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"hessian"})
 
     def sweeps(self, fmt: Format, shape: tuple[int, int]) -> int:
-        return len(self._weights(fmt.grid.bits))
+        return len(self._weights(fmt.grid.bits)) * (1 + 2 * self.passes * (self.grow == JOINT))
 
     def __call__(self, w_OI: Tensor, fmt: Format, stats: Stats) -> Codes:
         if fmt.grid.coarsest is None:
@@ -83,28 +96,36 @@ class Levels:
         order_I = hessian_II.diagonal().argsort(descending=True, stable=True)
         how = (self.damp, "activation", 1, torch.float32, torch.float32)
         made = shared(stats["hessian"], how, lambda: factor(hessian_II.clone(), self.damp, order_I, torch.float32))
-        codes_OI = _grown(w_OI, fmt, step, self._weights(fmt.grid.bits), made.feedback_II, order_I)
-        count = fmt.scale.count if isinstance(fmt.scale, Float16Levels) and self.refit else 0
-        if count:
-            damp = self.damp * float(hessian_II.diagonal()[~dead_I].mean())
-            damped_II = hessian_II + damp * torch.eye(len(dead_I), dtype=torch.float32, device=w_OI.device)
-            levels = [
-                _refitted(w_OI, codes_OI, fmt, step, FEWEST + index, damped_II)
-                if FEWEST + index < fmt.grid.bits
-                else torch.full(step.scale_G1.shape, MIDDLE * 17, dtype=torch.uint8, device=w_OI.device)
-                for index in range(count)
-            ]
-            fields = {**step.fields, LEVELS: torch.cat(levels, 1).reshape(-1)}
-            step = fmt.load(fields)
+        weights = self._weights(fmt.grid.bits)
+        codes_OI = _grown(w_OI, fmt, step, weights, made.feedback_II, order_I)
+        damp = self.damp * float(hessian_II.diagonal()[~dead_I].mean())
+        damped_II = hessian_II + damp * torch.eye(len(dead_I), dtype=torch.float32, device=w_OI.device)
+        if self.refit:
+            step = refitted(w_OI, codes_OI, fmt, step, damped_II)
+        for _ in range(self.passes if self.grow == JOINT else 0):
+            codes_OI = descended(w_OI, codes_OI, replace(fmt, step=step), weights, damped_II)
+            if self.refit:
+                step = refitted(w_OI, codes_OI, fmt, step, damped_II)
         return Codes(codes_OI, step, notes=(*notes, *made.notes))
 
     def _weights(self, top: int) -> dict[int, float]:
-        """Bits → what an error of a cell counts."""
+        """Bits → what an error of a cell counts; 0 of all where levels come one after the other."""
+        if self.grow == PLANES:
+            return dict.fromkeys((*range(FEWEST, top, self.plane), top), 0.0)
         if self.grow == TOP:
             return {top: 1.0}
         if self.grow == SEED:
             return {top: 1.0} | ({self.seed: HELD_FAST} if self.seed < top else {})
-        return {bits: 2.0 ** (self.tilt * (top - bits)) for bits in range(FEWEST, top + 1)}
+        own = bits_of(self.levels) or tuple(range(FEWEST, top))
+        levels = sorted({top, *(bits for bits in own if bits < top)})
+        return {bits: 2.0 ** (self.tilt * (top - bits)) for bits in levels}
+
+
+def bits_of(words: str) -> tuple[int, ...]:
+    """4/3/2 → (4, 3, 2); () of what is not like that."""
+    found = words.split("/")
+    fits = all(word.isdigit() and FEWEST <= int(word) <= 8 for word in found)
+    return tuple(map(int, found)) if fits and len({*found}) == len(found) else ()
 
 
 def _grown(
@@ -115,8 +136,8 @@ def _grown(
     assert step.zero_G1 is not None, "a nested grid has a zero point"
     span = fmt.grain.span(shape)
     group_I = (torch.arange(columns, dtype=torch.int64, device=w_OI.device) // span)[order_I]
-    scale_ON = _along(step.scale_G1, rows)
-    low_ON = _along(-step.zero_G1 * step.scale_G1, rows)
+    scale_ON = along(step.scale_G1, rows)
+    low_ON = along(-step.zero_G1 * step.scale_G1, rows)
     top = fmt.grid.bits
     wide_K = torch.tensor([2.0 ** (top - bits) for bits in weights], dtype=torch.float32, device=w_OI.device)
     weight_K = torch.tensor(list(weights.values()), dtype=torch.float32, device=w_OI.device) / wide_K.square()
@@ -137,7 +158,7 @@ def _swept(
     Args:
         steps: of each weight, step and value of code 0.
         wide_K: codes of a cell, rising; the last level is the whole, whose cells are codes.
-        weight_K: what an error in codes, squared, counts.
+        weight_K: what an error in codes, squared, counts; 0 of all: a level is inside the cells of those before it.
         most: the greatest code.
     """
     rows, columns = w_RI.shape
@@ -146,7 +167,7 @@ def _swept(
     codes_RI = torch.empty(rows, columns, dtype=torch.uint8, device=w_RI.device)
     wide_K1, half_K1 = wide_K[:, None], (wide_K[:, None] - 1) / 2
     last_K1 = (most + 1) / wide_K1 - 1
-    whole = int(wide_K.argmin())
+    whole, one_by_one = int(wide_K.argmin()), not bool(weight_K.any())
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
         target_KRB = w_RI[:, start:end] + error_KRI[:, :, :start] @ feedback_II[:start, start:end]
@@ -160,7 +181,14 @@ def _swept(
             first_KR = torch.minimum(cell_KR, last_K1) * wide_K1
             near_R = z_KR[whole].round()
             tried_KR = torch.minimum(torch.maximum(near_R, first_KR), first_KR + wide_K1 - 1)
-            cost_KR = torch.zeros_like(z_KR)
+            if one_by_one:
+                frozen_R = first_KR[0]
+                for level in range(1, len(wide_K)):
+                    own, last_R = wide_K[level], frozen_R + wide_K[level - 1]
+                    near_R = ((z_KR[level] - half_K1[level]) / own).round() * own
+                    frozen_R = torch.minimum(torch.maximum(near_R, frozen_R), last_R - own)
+                tried_KR = frozen_R[None]
+            cost_KR = torch.zeros_like(tried_KR)
             for level in range(len(wide_K)):
                 wide = wide_K[level]
                 value_KR = (tried_KR / wide).floor_() * wide + half_K1[level]
@@ -170,67 +198,3 @@ def _swept(
             value_KR = (code_R / wide_K1).floor_() * wide_K1 + half_K1
             error_KRI[:, :, column] = w_RI[:, column] - (value_KR * scale_R + low_R)
     return codes_RI
-
-
-def _along(field_G1: Tensor, rows: int) -> Tensor:
-    """(G, 1) → (O, N)."""
-    return field_G1.expand(rows, 1) if field_G1.numel() == 1 else field_G1.reshape(rows, -1)
-
-
-def _refitted(w_OI: Tensor, codes_OI: Tensor, fmt: Format, step: Step, bits: int, hessian_II: Tensor) -> Tensor:
-    """The byte of each group (G, 1) of a level: stretches and shifts of the groups of a row that leave it least error.
-
-    With basis columns u (a step of stretch) and v (a step of shift) for each group the error is a quadratic form of
-    their counts: it is solved for real ones, and these are rounded one after the other, each paying for those before.
-    """
-    rows, columns = w_OI.shape
-    scale_G1, low_G1 = cells(step, fmt.grid.bits, bits)
-    scale_RN, low_RN = _along(scale_G1, rows), _along(low_G1, rows)
-    groups = scale_RN.shape[1]
-    span = columns // groups
-    h_II = hessian_II / hessian_II.diagonal().mean()
-    ones_NN = h_II.view(groups, span, groups, span).sum((1, 3))
-    found = []
-    whole = (torch.zeros(1, dtype=torch.float64, device=w_OI.device),) * 2
-    some = max(1, ROOM // (groups * columns))
-    for start in range(0, rows, some):
-        part = slice(start, start + some)
-        wide_RN1, low_RN1 = scale_RN[part, :, None], low_RN[part, :, None]
-        q_RNS = (codes_OI[part] >> (fmt.grid.bits - bits)).float().view(-1, groups, span)
-        left_RI = w_OI[part] - (q_RNS * wide_RN1 + low_RN1).flatten(1)
-        count = len(left_RI)
-        u_RNS = (q_RNS - ((1 << bits) - 1) / 2) * (wide_RN1 * (STRETCH / 2 ** (bits - FEWEST)))
-        v_RN = wide_RN1[:, :, 0] * SHIFT
-        uh_RNI = torch.einsum("rns,nsi->rni", u_RNS, h_II.view(groups, span, columns))
-        a = torch.empty(count, groups, 2, groups, 2, dtype=torch.float64, device=w_OI.device)
-        by_RNNS = uh_RNI.view(count, groups, groups, span)
-        a[:, :, 0, :, 0] = (by_RNNS * u_RNS[:, None]).sum(3).double()
-        a[:, :, 0, :, 1] = (by_RNNS.sum(3) * v_RN[:, None]).double()
-        a[:, :, 1, :, 0] = a[:, :, 0, :, 1].transpose(1, 2)
-        a[:, :, 1, :, 1] = (ones_NN * v_RN[:, :, None] * v_RN[:, None]).double()
-        hl_RNS = (left_RI @ h_II).view(count, groups, span)
-        b = torch.stack([(hl_RNS * u_RNS).sum(2), hl_RNS.sum(2) * v_RN], 2).double().flatten(1)
-        a = a.reshape(count, 2 * groups, 2 * groups)
-        if scale_G1.numel() == 1:  # one group for all rows, whose errors are added up
-            whole = whole[0] + a.sum(0, keepdim=True), whole[1] + b.sum(0, keepdim=True)
-        else:
-            found.append(_integers(a, b))
-    if not found:
-        found.append(_integers(*whole))
-    counts_RN2 = torch.cat(found).view(-1, groups, 2) + MIDDLE
-    return (counts_RN2[:, :, 0] * 16 + counts_RN2[:, :, 1]).to(torch.uint8).reshape(-1, 1)
-
-
-def _integers(a_Rnn: Tensor, b_Rn: Tensor) -> Tensor:
-    """Whole x from −8 to 7 with little x A x − 2 b x."""
-    size = a_Rnn.shape[1]
-    ridge_R = 1e-6 * a_Rnn.diagonal(dim1=1, dim2=2).mean(1) + 1e-30
-    eye = torch.eye(size, dtype=torch.float64, device=a_Rnn.device)
-    lower_Rnn, _ = torch.linalg.cholesky_ex(a_Rnn + ridge_R[:, None, None] * eye)
-    y_Rn = torch.linalg.solve_triangular(lower_Rnn, b_Rn[:, :, None], upper=False)[:, :, 0]
-    x_Rn = torch.zeros_like(b_Rn)
-    for index in reversed(range(size)):  # A = L Lᵀ and Lᵀ x = y, from the last on
-        rest_R = y_Rn[:, index] - (lower_Rnn[:, index + 1 :, index] * x_Rn[:, index + 1 :]).sum(1)
-        best_R = (rest_R / lower_Rnn[:, index, index]).nan_to_num(0.0)
-        x_Rn[:, index] = best_R.round().clamp(-MIDDLE, MIDDLE - 1)
-    return x_Rn.int()

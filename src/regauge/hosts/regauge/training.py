@@ -235,8 +235,9 @@ class TransformerLoss:
         config = self.model.config
         labels = torch.where(chance[1:] < config.cond_drop_rate, config.num_classes, self.labels_N[picked])
         drawn = self.phases is not None and float(chance[0]) < self.phases.share(step / self.steps)
+        tokens_NL = self.tokens_NL[picked].long()
         loss: Tensor = self.model(
-            tokens=self.tokens_NL[picked].long(), labels=labels, subnet=self.subnet if drawn else None
+            tokens=tokens_NL, labels=labels.to(tokens_NL.device), subnet=self.subnet if drawn else None
         ).loss
         return loss
 

@@ -25,7 +25,7 @@ from regauge.hosts.loaded import Sized
 from regauge.hosts.transformers.adapt import adapt_modules
 from regauge.hosts.transformers.caching import planned
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, config_of, read_raw
-from regauge.hosts.transformers.experts import plain_experts
+from regauge.hosts.transformers.experts import plain_experts, route_config
 from regauge.hosts.transformers.finishing import finish, keeping, running_at
 from regauge.hosts.transformers.gaining import give
 from regauge.hosts.transformers.marking import Alone
@@ -59,6 +59,7 @@ def load_member(
     whole = artifact.layout
     config = plain_config(folder)
     thin_config(config.get_text_config(decoder=True), member)
+    route_config(config, member)
     adapters = read_adapters(folder, member.whole)
     own = layout_of(whole, member, adapters=adapters)
     wire: Wire = replace(artifact.wire, layout=own)  # type: ignore[type-var]  # wires are dataclasses
@@ -107,6 +108,7 @@ def sized_as(folder: Path, member: Member) -> Sized:
     before = config.to_dict()
     text = config.get_text_config(decoder=True)
     thin_config(text, member)
+    route_config(config, member)
     fewer = _differs(before, config.to_dict())
     inner = copy.deepcopy(text)
     for name, value in _sizes(inner, member.anatomy).items():

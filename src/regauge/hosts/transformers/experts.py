@@ -12,12 +12,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy, Site
 from regauge.anatomy.storage import Place, take
-from regauge.hosts.transformers.settings import own_config
+from regauge.hosts.transformers.columns import Table
+from regauge.hosts.transformers.settings import lookup, own_config
 from regauge.hosts.transformers.tables import table_for
 from regauge.runtime.modules import put
 
+ROUTES = "top_k"
+"""What routers of all families call the number of experts that a token goes to."""
 ALIGNED = 8
 """Numbers of 2 bytes by which torch's grouped product of experts wants rows to begin: 16 bytes."""
 
@@ -132,6 +136,36 @@ def loop_experts(model: Any, anatomy: Anatomy) -> None:
             stacks.setdefault(site.module, []).append(site)
     for path, sites in stacks.items():
         put(model, path, ExpertLoop(model.get_submodule(path), sites))
+
+
+def routed(table: Table, config: Any, sites: Sequence[Site]) -> int:
+    """Experts that a token goes to; 0 where there are none, or its router takes no fewer.
+
+    Args:
+        config: of the model that the table describes.
+    """
+    name = table.config.routed
+    return int(lookup(config, name, 0)) if name and any(site.expert is not None for site in sites) else 0
+
+
+def route_config(config: Any, member: Member) -> None:
+    """Tells a config, in place, how many experts a token of a member goes to."""
+    count, table = member.anatomy.plumbing.routed, table_for(config)
+    if count != member.whole.plumbing.routed:
+        own, name = own_config(table, config), table.config.routed
+        vars(own)[own.attribute_map.get(name, name)] = count
+
+
+def route(tree: Any, member: Member) -> None:
+    """Tells the modules of a member, and their configs, how many experts a token goes to."""
+    count, before = member.anatomy.plumbing.routed, member.whole.plumbing.routed
+    if count == before:
+        return
+    route_config(tree.config, member)
+    for module in tree.modules():
+        for name in (ROUTES, table_for(tree.config).config.routed):
+            if vars(module).get(name) == before:
+                setattr(module, name, count)
 
 
 def biases(sites: Sequence[Site], full: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

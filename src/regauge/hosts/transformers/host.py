@@ -29,6 +29,7 @@ from regauge.hosts.transformers import (
     adapting,
     apart,
     attending,
+    dividing,
     door,
     forms,
     hub,
@@ -39,6 +40,7 @@ from regauge.hosts.transformers import (
     probe,
     sampling,
     serve,
+    sharded,
     stream,
     tables,
     tracing,
@@ -139,8 +141,17 @@ class TransformersHost:
     def load(self, path: str | Path, **options: Any) -> Any:
         return load.load(path, **options)
 
-    def trainee(self, path: str | Path) -> Trainee:
-        return trainee.trainee(path)
+    def undivided(self, source: base.Source, experts: int) -> str:
+        return dividing.why_not(_own(source), experts)
+
+    def divided(self, source: base.Source, experts: int, folder: Path | None = None, seed: int = 0) -> base.Source:
+        if folder is None:
+            return dividing.planned(_own(source), experts)
+        dividing.write(_own(source), folder, experts, seed)
+        return Source.open(folder)
+
+    def trainee(self, path: str | Path, device: str = "cpu", held: Sequence[str] = (), shard: bool = False) -> Trainee:
+        return sharded.sharded(path, device) if shard else trainee.trainee(path, device, held)
 
     def ids_of_images(self, source: base.Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
         return trainee.coded(source.path, x_NChw, y_N, seed)

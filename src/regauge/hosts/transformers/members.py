@@ -23,6 +23,7 @@ from regauge.artifact.adapters import Adapters
 from regauge.cache.scheme import CachePlan
 from regauge.errors import SettingError
 from regauge.hosts.transformers.caching import planned
+from regauge.hosts.transformers.experts import route
 from regauge.hosts.transformers.gaining import give
 from regauge.hosts.transformers.levels import fewer_bits
 from regauge.hosts.transformers.owned import Owned
@@ -57,6 +58,7 @@ def view(
     tree = _copied(model, {}, {})
     if len(member.blocks) != member.whole.blocks:
         _thin(tree, member)
+    route(tree, member)
     if member.bits is not None:
         fewer_bits(tree, member, adapters or {})
     _cut(tree, member)

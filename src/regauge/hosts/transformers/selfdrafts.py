@@ -98,6 +98,7 @@ def shared_blocks(member: Member) -> int:
         if block != number or any(site.kind in ("k", "v") for site in own):
             break
         count += 1
-        if own:
+        fewer = member.anatomy.plumbing.routed != member.whole.plumbing.routed
+        if own or (fewer and any(site.expert is not None for site in member.anatomy.in_block(number))):
             break
     return count

@@ -18,6 +18,7 @@ from regauge.anatomy.model import Anatomy, Norm, Plumbing, Site, Slot, Stop
 from regauge.anatomy.streams import TABLES, feeds, with_streams
 from regauge.errors import ModelError
 from regauge.hosts.transformers.columns import Arrangement, NormRow, Row, Table
+from regauge.hosts.transformers.experts import routed
 from regauge.hosts.transformers.settings import holds, lookup, own_config, refuse, sliding_blocks
 from regauge.hosts.transformers.sharing import Heads, slots
 from regauge.hosts.transformers.skeleton import block_paths, body_prefix, parameters, skeleton
@@ -45,8 +46,7 @@ class _Reader:
     """Reads one table against one config and the shapes of one skeleton."""
 
     def __init__(self, table: Table, config: Any, model: Any) -> None:
-        self.table, self.config, self.model = table, own_config(table, config), model
-        self.whole = config
+        self.table, self.config, self.model, self.whole = table, own_config(table, config), model, config
         self.family, self.body, self.shapes = config.model_type, body_prefix(model), parameters(model)
         self.tied = dict(model.all_tied_weights_keys)
         self.modules = {path: type(module).__name__ for path, module in model.named_modules()}
@@ -79,6 +79,7 @@ class _Reader:
             sliding=sliding_blocks(self.whole, len(self.paths)) if table.causal else (),
             scales=table.scales,
             stays=tuple(lookup(self.config, table.config.stays or "", ())),
+            routed=routed(table, self.config, sites),
             stops=tuple(
                 Stop(tuple(row.streams), row.why, tuple(row.moves))
                 for row in table.stops
@@ -237,8 +238,7 @@ class _Reader:
         """Keys that no row describes: outside the blocks, and in them; an error where the table does not say so."""
         slots = [s for site in sites for s in (site.weight, site.bias)] + [s for n in norms for s in n.slots.values()]
         described = {slot.key for slot in slots if slot is not None}
-        outside: list[str] = []
-        kept: list[str] = []
+        outside, kept = list[str](), list[str]()
         for key in self.shapes:
             if key in described or (key.startswith(self.body) and key in self.tied):
                 continue

@@ -89,12 +89,19 @@ class Raised(Numbers, ABC):
 
 
 class Trainee(Raised):
-    """A family whose weights are trained, as `hosts.teaching.Trainee`."""
+    """A family whose weights are trained, as `hosts.teaching.Trainee`.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        held: kinds of sites that stay as they are.
+    """
+
+    def __init__(self, model: Any, held: Sequence[str] = ()) -> None:
         super().__init__(model)
+        stays = {site.weight.key for site in self.anatomy.sites if site.kind in held}
         for key, parameter in model.named_parameters():
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(key not in stays)
+            if key in stays:
+                continue
             parameter.grad = torch.zeros_like(parameter)
             self.parameters[key], self.gradients[key] = parameter.detach(), parameter.grad
         self._of = {id(one): key for key, one in model.named_parameters(remove_duplicate=False)}
@@ -157,32 +164,43 @@ class Trainee(Raised):
         if getattr(tree, "regauge_trained", None) is not self:
             keys = self._members.cut(self._members.settled(subnet)).key
             for key, parameter in tree.named_parameters(remove_duplicate=False):
-                if id(parameter) not in self._of:
+                if id(parameter) not in self._of and (whole := self._gradient(keys(key))) is not None:
                     parameter.requires_grad_(True)
-                    parameter.grad = first(self._gradient(keys(key)), parameter.shape)
+                    parameter.grad = first(whole, parameter.shape)
             tree.regauge_trained = self
         return tree
 
-    def _gradient(self, key: str) -> Tensor:
-        """The gradient of a parameter by any of its names."""
-        found: Tensor = self._model.get_parameter(key).grad
+    def _gradient(self, key: str) -> Tensor | None:
+        """The gradient of a parameter by any of its names; None where it stays."""
+        found: Tensor | None = self._model.get_parameter(key).grad
         return found
 
 
-def trainee(path: str | Path) -> Trainee | Lessons:
-    """A family of an artifact's directory, ready to be trained.
+def trainee(path: str | Path, device: str = "cpu", held: Sequence[str] = ()) -> Trainee | Lessons:
+    """A family of an artifact's directory, to be trained where `device` says; `held` are kinds of sites that stay.
 
     Raises:
         ModelError: matrices of it are in codes, which stay.
-        SettingError: it is no family.
+        SettingError: it is no family, or there is no such device.
     """
-    model: Any = load(path, dtype=torch.float32)
+    model = opened(path, device)
+    members = members_of(model)
+    return Lessons(model, members.family, members.anatomy) if members.anatomy.plumbing.scales else Trainee(model, held)
+
+
+def opened(path: str | Path, device: str) -> Any:
+    """A model of an artifact's directory in float32.
+
+    Raises:
+        ModelError: matrices of it are in codes.
+        SettingError: there is no such device.
+    """
+    model: Any = load(path, device, torch.float32)
     if any(name.endswith("matrix") or "packed" in name for name, _ in model.named_modules()):
         raise ModelError("a family is trained in full precision, and matrices of this one are in codes")
     model.eval()
     by_batch(model)
-    members = members_of(model)
-    return Lessons(model, members.family, members.anatomy) if members.anatomy.plumbing.scales else Trainee(model)
+    return model
 
 
 def coded(folder: Path, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
