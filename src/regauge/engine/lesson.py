@@ -78,7 +78,7 @@ def trainee_of(lesson: Lesson, group: Ranks) -> Trainee:
     host, training = host_of(lesson.base), lesson.training
     if group.sharded:
         with group.together():
-            return host.sharded(lesson.base, group.place(lesson.device))
+            return host.trainee(lesson.base, group.place(lesson.device), shard=True)
     if not training.rank:
         return host.trainee(lesson.base, group.place(lesson.device), training.held)
     return host.adapting(lesson.base, lesson.source, Beside(training.rank, training.adapters == SHARED, lesson.seed))
