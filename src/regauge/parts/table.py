@@ -1,8 +1,8 @@
 """The one explicit table of parts: table → name → constructor. Importing it imports no part and no torch.
 
 To add a part: write it in its axis file, add its line here (or in `grids.py`, `shape.py`, `moves.py` or
-`transforms.py`), and test that it beats its null. An axis that is not in here, or is empty, has no parts yet: a recipe may speak of it, and is
-refused before any work.
+`transforms.py`), and test that it beats its null. An axis that is not in here, or is empty, has no parts yet: a recipe
+may speak of it, and is refused before any work.
 """
 
 from __future__ import annotations
