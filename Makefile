@@ -12,7 +12,7 @@ MODEL  := bundled/code-llama-5m
 OUT    := out
 
 .DEFAULT_GOAL := help
-.PHONY: help native demo test telling slow sanitize check format bench clean
+.PHONY: help native demo test telling slow sanitize arm check format bench clean
 
 help:           ## what can be made
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -41,18 +41,24 @@ demo: $(NATIVE)  ## make the bundled model smaller, measure it, write the report
 	@echo "The report: $(OUT)/demo/regauge/report.html"
 	@echo "The model:  $(BIN)/python -c 'import regauge as rg; print(rg.load(\"$(OUT)/demo\"))'"
 
-# What Python compiles is kept for the suite's many processes, also where the shell's environment says not to.
+# What Python compiles is kept for the suite's many processes, also where the shell's environment says not to. Two tests
+# at a time, each on one thread; where one asks for two threads, none spins while it waits for the other.
+TWO := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(NATIVE)  ## the default suite
-	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/pycache OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(TWO)
 
 telling: $(NATIVE) ## the slow tests that say most: ten kills, a search for a floor, the wheel without a compiler, a server
-	$(BIN)/python -m pytest -m telling
+	$(TWO) -m telling $$(grep -rl --include='test_*.py' 'mark\.telling' tests)
 
 slow: $(NATIVE)  ## every test that is left out of `make test`, those of `make telling` too
 	$(BIN)/python -m pytest -m slow
 
 sanitize: $(NATIVE) ## the kernel tests under the sanitisers for addresses, undefined behaviour and threads
 	scripts/sanitize.sh $(BIN)/python
+
+arm:            ## the kernels' self-test on 64-bit ARM, under an emulator
+	scripts/check_arm.sh 40
 
 check: $(READY) ## format, lint, types, imports
 	$(BIN)/ruff format --check .

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from common.trained import keep
 from encoder import model_folder, pairs
 
 import regauge as rg
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where it is trained: cpu or cuda")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="files of more sentences, a line each")
     parser.add_argument("--pairs", type=int, default=None, help="of the test, the first; without it all")
+    parser.add_argument("--write", action="store_true", help="keep the figures where `regauge methods` reads them")
     given = parser.parse_args(arguments)
     folder = model_folder()
     if folder is None:
@@ -90,6 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows[f"student {name}, both"] = spearman(student[:half], student[half:], score)
             rows[f"student {name}, documents by the teacher"] = spearman(student[:half], teacher[half:], score)
             print(rows, flush=True)
+    if given.write:
+        how = {"model": folder.name, "unit": "Spearman on STS-B test, points,", "null": "the teacher"}
+        figures = {
+            name.removeprefix("student after, "): (value, rows["teacher"])
+            for name, value in rows.items()
+            if "after" in name
+        }
+        asked = f"--steps {given.steps} --batch {given.batch} --rate {given.rate:g}"
+        asked += f" --device {given.device}" * (given.device != "cpu") + " --text ..." * bool(given.text)
+        keep("leaf", how | {"command": f"python benchmarks/leaf.py {asked}"}, figures)
     print("| Spearman on STS-B test, points | | lost |\n|---|---|---|")
     for name, value in rows.items():
         print(f"| {name} | {value:.2f} | {rows['teacher'] - value:.2f} |")

@@ -4,13 +4,15 @@
     python benchmarks/members.py --family OUT            # a family of yours
     python benchmarks/members.py --subnet depth=15 --subnet ffn=0.5
 
-Both run the same products over the same bytes, the member with panels further apart, so 1.00 is what to expect. Turns
-are interleaved, on one thread, and seconds are those of the processor: another process on the machine does not count.
+Both run the same products over the same bytes, so 1.00 is what to expect. The whole is compared with the same artifact
+that offers no members, whose panels therefore lie in one run. Turns are interleaved, on one thread, and seconds are
+those of the processor; another process on the machine takes caches and memory all the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import time
 import timeit
@@ -23,9 +25,11 @@ import torch
 from common.shapes import SHAPES, checkpoint
 
 import regauge as rg
+from regauge.artifact.families import FILE
 from regauge.engine import apply
 from regauge.measure.cost import prompt_of
 from regauge.plan import parse
+from regauge.runtime.matrices.modules import PackedLinear, PackedMatrix
 
 RECIPE = """
 name: members
@@ -75,23 +79,44 @@ def turns(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[f
     return found
 
 
+def weights(model: Any) -> int:
+    """Bytes of weights that a token reads: codes and steps of packed matrices, and the head."""
+    parts = [part for module in model.modules() if isinstance(module, PackedLinear) for part in module.parts]
+    packed = sum(part.meta[0] * part.meta[1] * part.meta[2] // 8 + 2 * part.meta[0] * -(-part.meta[1] // part.meta[3])
+                 for part in parts if isinstance(part, PackedMatrix) and part.meta is not None)  # fmt: skip
+    head = model.get_output_embeddings().weight
+    return packed + head.numel() * head.element_size()
+
+
 def compare(model: Any, out: Path, subnet: str, where: Path, rounds: int) -> None:
-    """Prints one member's row."""
+    """Prints one member's rows."""
     done = rg.extract(out, subnet, where, force=True)
     alone = rg.load(where)
     began = time.perf_counter()
     member = model.regauge.member(subnet)
-    built = time.perf_counter() - began
-    prompt = prompt_of(model.config.vocab_size, 256)
+    print(
+        f"{done.subnet}: built in {1e3 * (time.perf_counter() - began):.0f} ms, {weights(alone) / 1e6:.1f} MB a token"
+    )
+    rows(done.subnet, member, alone, rounds)
+
+
+def whole(model: Any, out: Path, where: Path, rounds: int) -> None:
+    """Prints the rows of the whole, beside the same tensors where nothing says that they are a family's."""
+    shutil.copytree(out, where, ignore=shutil.ignore_patterns(Path(FILE).name))
+    rows("the whole", model, rg.load(where), rounds)
+
+
+def rows(name: str, inside: Any, alone: Any, rounds: int) -> None:
+    prompt = prompt_of(inside.config.vocab_size, 256)
     for what, rate in (("decode", decode), ("prefill", prefill)):
-        found = turns({"inside": rate(member, prompt), "alone": rate(alone, prompt)}, rounds)
+        found = turns({"inside": rate(inside, prompt), "alone": rate(alone, prompt)}, rounds)
         middle = {name: statistics.median(rates) for name, rates in found.items()}
         best = {name: max(rates) for name, rates in found.items()}
+        pairs = statistics.median(one / other for one, other in zip(found["inside"], found["alone"], strict=True))
         print(
-            f"{done.subnet:24} {what:8} inside {middle['inside']:8.1f} alone {middle['alone']:8.1f} tokens/s   "
-            f"ratio {middle['inside'] / middle['alone']:.3f}, of the fastest {best['inside'] / best['alone']:.3f}"
-            + f"   built in {1e3 * built:.0f} ms"
-            * (what == "decode"),
+            f"{name:24} {what:8} inside {middle['inside']:8.1f} alone {middle['alone']:8.1f} tokens/s   "
+            f"ratio {middle['inside'] / middle['alone']:.3f}, of pairs {pairs:.3f}, "
+            f"of the fastest {best['inside'] / best['alone']:.3f}",
             flush=True,
         )
 
@@ -129,6 +154,7 @@ def main() -> None:
         model = rg.load(out)
         for subnet in given.subnet or SUBNETS:
             compare(model, out, subnet, Path(folder) / "alone", given.rounds)
+        whole(model, out, Path(folder) / "plain", given.rounds)
         switching(model, (given.subnet or SUBNETS)[0])
 
 

@@ -159,7 +159,12 @@ def main() -> int:
     words.add_argument("--tokens", type=int, default=8192, help="that calibrate")
     words.add_argument("--length", type=int, default=256, help="of windows")
     words.add_argument("--read", type=int, default=4096, help="held-out tokens")
-    words.add_argument("--keep", type=Path, default=ROOT / "out" / "nested.json", help="figures, kept and gone on with")
+    words.add_argument(
+        "--keep",
+        type=Path,
+        default=ROOT / "out" / "nested.json",
+        help="figures, kept and gone on with by the same recipes; delete it where code has changed",
+    )
     words.add_argument("--rounds", type=int, default=15)
     words.add_argument("--skip", choices=("quality", "times"), default="")
     given = words.parse_args()

@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from common.trained import keep
 
 import regauge as rg
 from regauge.elastic.family import Family
@@ -45,7 +46,7 @@ from regauge.engine.training_recipe import Asked
 from regauge.hosts.transformers.source import Source, read_tokenizer
 from regauge.learn.samplers import Turn
 from regauge.learn.training import training_of
-from regauge.plan import Plan, parse
+from regauge.plan import Plan, parse, presets
 from regauge.text.windows import cut
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -274,19 +275,28 @@ def _table(kind: Table, found: dict[str, dict[str, list[float]]]) -> str:
 
 def routes(name: str, row: dict[str, list[float]]) -> str:
     """What a router does: perplexity as it chooses against the same shares by lot, and each member for all."""
-    chosen_B = torch.tensor(row[CHOSEN]).long()
-    members = [one for one in row if one != CHOSEN]
-    lost_BK = torch.tensor([row[one] for one in members]).T
-    costs = {"full": 1.0, **{str(one): size for one, size in _costs().items()}}
-    share_K = torch.bincount(chosen_B, minlength=len(members)) / len(chosen_B)
-    compute = sum(costs[one] * float(share) for one, share in zip(members, share_K, strict=True))
-    routed, by_lot = lost_BK.gather(1, chosen_B[:, None])[:, 0], lost_BK @ share_K
+    routed, by_lot, compute, share_K = _routed(row)
+    members, costs = [one for one in row if one != CHOSEN], _all_costs()
     lines = ["| row | of the products | perplexity behind the prompt |", "|---|---|---|"]
     shares = ", ".join(f"{100 * float(share):.0f} % {one}" for one, share in zip(members, share_K, strict=True))
     lines.append(f"| {name}: {shares} | {compute:.2f} | {told(routed.tolist(), by_lot.tolist())} |")
     lines.append(f"| by lot | {compute:.2f} | {told(by_lot.tolist())} |")
     lines += [f"| {one} alone | {costs[one]:.2f} | {told(row[one])} |" for one in members]
     return "\n".join(lines)
+
+
+def _routed(row: dict[str, list[float]]) -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor]:
+    """Losses of windows as a router chooses, and by lot at its shares; the products that run, and the shares."""
+    chosen_B, costs = torch.tensor(row[CHOSEN]).long(), _all_costs()
+    members = [one for one in row if one != CHOSEN]
+    lost_BK = torch.tensor([row[one] for one in members]).T
+    share_K = torch.bincount(chosen_B, minlength=len(members)) / len(chosen_B)
+    compute = sum(costs[one] * float(share) for one, share in zip(members, share_K, strict=True))
+    return lost_BK.gather(1, chosen_B[:, None])[:, 0], lost_BK @ share_K, compute, share_K
+
+
+def _all_costs() -> dict[str, float]:
+    return {"full": 1.0, **{str(one): size for one, size in _costs().items()}}
 
 
 def gates(name: str, row: dict[str, list[float]]) -> str:
@@ -300,6 +310,44 @@ def gates(name: str, row: dict[str, list[float]]) -> str:
     by_lot = math.exp(row["by lot"][0] - row["gated"][0]) - 1
     lines.append(f"| gates not trained (other text) | {row['compute'][0]:.2f} | {100 * by_lot:+.1f} % of the gates' |")
     return "\n".join(lines)
+
+
+def write(rows: dict[str, dict[str, list[float]]], given: argparse.Namespace) -> None:
+    """Keeps the figures of the rows that are presets, each with the command that prints it."""
+    command = (
+        f"python benchmarks/trained_families.py --passes {given.passes} --rate {given.rate:g} --scored {given.scored}"
+    )
+    command += f" --device {given.device}" * (given.device != "cpu")
+    for name in rows.keys() & set(presets()):
+        figures, null, beside = gained(name, rows)
+        if figures:
+            asked = " ".join(f'"{one}"' if " " in one else one for one in (*beside, name))
+            how = {"command": f"{command} --rows {asked}", "model": MODEL.name, "unit": "perplexity", "null": null}
+            keep(name, how, figures)
+
+
+def gained(
+    name: str, rows: dict[str, dict[str, list[float]]]
+) -> tuple[dict[str, tuple[float, ...]], str, tuple[str, ...]]:
+    """Of a row: where → its perplexity, its null's, and the gap; what the null is, and the rows that it takes."""
+    own = rows[name]
+    if name in ROUTED:
+        routed, by_lot, compute, _ = _routed(own)
+        return {f"{compute:.2f} of the products": _gap(routed.tolist(), by_lot.tolist())}, "the same shares by lot", ()
+    if name in GATED:
+        return {f"{own['compute'][0]:.2f} of the neurons": _gap(own["ffn=token"], own["ffn=0.5"])}, "half for all", ()
+    coded = name in ADAPTED
+    nulls = {one: "codes" if coded else f"alone {at}" for at, one in (BITS if coded else MEMBERS).items()}
+    found = {one: _gap(own[one], rows[null][one]) for one, null in nulls.items() if null in rows}
+    return found, "without adapters" if coded else "alone", tuple(dict.fromkeys(nulls.values())) if found else ()
+
+
+def _gap(values: Sequence[float], other: Sequence[float]) -> tuple[float, float, float, float]:
+    """Perplexity of both, and the gap in percent with its standard error."""
+    own, null = torch.tensor(values), torch.tensor(other)
+    gap = own - null
+    error = 100 * (gap.std() / len(gap) ** 0.5).item()
+    return math.exp(own.mean().item()), math.exp(null.mean().item()), 100 * math.expm1(gap.mean().item()), error
 
 
 def _costs() -> Mapping[Subnet, float]:
@@ -316,6 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--scored", type=int, default=16384, help="tokens that perplexity is measured on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="keep presets' figures where `regauge methods` reads them")
     parser.add_argument("--device", default="cpu", help="where families are trained: cpu or cuda")
     parser.add_argument(
         "--text", type=Path, help="train/ and heldout/ as scripts/stdlib_text.py makes them; without it made now"
@@ -342,6 +391,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 kept["rows"][name] = found
                 given.keep.write_text(json.dumps(kept))
             print(table(kept["rows"]), flush=True)
+    if given.write:
+        write(kept["rows"], given)
     return 0
 
 

@@ -87,9 +87,16 @@ def random(seed: int) -> torch.Generator:
 
 
 def case(
-    name: str, rows: int = 37, columns: int = 131, span: int = 0, step: torch.dtype | None = None, seed: int = 0
+    name: str,
+    rows: int = 37,
+    columns: int = 131,
+    span: int = 0,
+    step: torch.dtype | None = None,
+    seed: int = 0,
+    run: int = 0,
 ) -> Case:
-    """A matrix of a named value; `span` inputs to a step, 0 for all. Zero points where the name says so."""
+    """A matrix of a named value; `span` inputs to a step, 0 for all. Zero points where the name says so. `run`: groups
+    of a run of its panels."""
     bits, value, table = VALUES[name]
     some = random(seed)
     written = (~table.isnan()).nonzero().view(-1)
@@ -108,7 +115,7 @@ def case(
     zero_ON = None
     if name.endswith("asym"):
         zero_ON = torch.randint(1 << bits, (rows, count), generator=some, dtype=torch.uint8)
-    packed = matrix.pack(codes_OI, bits, value, group, stored, zero_ON, row_scale_O)
+    packed = matrix.pack(codes_OI, bits, value, group, stored, zero_ON, row_scale_O, run=run)
     floats = None if zero_ON is None else zero_ON.float()
     return Case(packed, codes_OI, table, scale_ON * row_scale_O.unsqueeze(1), floats, group)
 

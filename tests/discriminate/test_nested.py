@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ def errors(rounder: Levels) -> dict[int, float]:
     return found
 
 
-JOINT = Levels(passes=0)
+JOINT = Levels(tilt=0.5, passes=0)
 
 
 def test_all_levels_at_once_beat_what_is_cut_off_the_whole() -> None:
@@ -59,13 +60,22 @@ def test_steps_of_a_level_of_its_own_lower_its_error() -> None:
     assert fitted[8] == plain[8]
 
 
+def test_levels_that_alone_count_are_nearer_and_the_others_further() -> None:
+    few, every = errors(Levels(passes=2, levels="4/3/2")), errors(Levels(passes=2))
+    assert all(few[bits] < 0.96 * every[bits] for bits in (2, 3, 4))
+    assert few[6] > 1.2 * every[6]
+
+
+def test_planes_round_what_the_levels_before_leave() -> None:
+    planes, joint, seed = errors(Levels(grow="planes")), errors(JOINT), errors(Levels(grow="seed", seed=2))
+    assert planes[2] == pytest.approx(seed[2], rel=0.02)
+    assert planes[2] < 0.6 * joint[2]
+    assert planes[4] < 0.4 * planes[2]
+    assert planes[6] < 0.8 * planes[4]
+    assert planes[8] > 100 * joint[8]  # inside its first cells nothing reaches what feedback has moved beyond them
+
+
 def test_codes_that_are_looked_at_again_are_better_at_every_level() -> None:
-    again, once = errors(Levels(passes=2, even=0.0)), errors(JOINT)
+    again, once = errors(replace(JOINT, passes=2)), errors(JOINT)
     assert all(again[bits] < 0.985 * once[bits] for bits in range(2, 9))
     assert all(again[bits] < 0.95 * once[bits] for bits in (4, 5, 8))
-
-
-def test_levels_that_are_behind_count_more() -> None:
-    even, plain = errors(Levels(passes=2)), errors(Levels(passes=2, even=0.0))
-    assert even[8] < 0.95 * plain[8]
-    assert even[5] > plain[5]

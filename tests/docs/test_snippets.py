@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from regauge.search.loop.desk import Effort
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+LITTLE = Effort(
+    calibration=1024, search=256, evaluation=512, gradient=512, checks=4, neighbours=2, rounds=1, points=4, builds=2,
+    turns=2, memory=False, seen=512, draws=4, shown=1, samples=False, uniforms=1,
+)  # fmt: skip
 FENCE = re.compile(r"^```(?P<language>[a-z]*)[^\n]*\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -30,6 +36,7 @@ def test_python_snippets_run(
     (tmp_path / "bundled").symlink_to(bundled.parent)
     (tmp_path / "src").symlink_to(ROOT / "src")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Effort, "most", staticmethod(lambda: LITTLE))  # a search is shown, not how good it is
     namespace: dict[str, object] = {"__name__": "snippet"}
     for number, body in enumerate(blocks(document, "python"), start=1):
         exec(compile(body, f"{name(document)}[{number}]", "exec"), namespace)

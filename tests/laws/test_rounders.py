@@ -14,6 +14,7 @@ from regauge import parts
 from regauge.formats.base import Codes, Format, Grain
 from regauge.formats.grains import Block
 from regauge.rounding.base import Compensator, Rounder, Stats
+from regauge.rounding.learnt_levels import LearntLevels
 from regauge.rounding.levels import Levels
 from regauge.rounding.rounders import GPTQ
 
@@ -131,7 +132,7 @@ def test_codes_do_not_depend_on_how_a_weight_lies_in_memory(rounder: Rounder) ->
     """A transposed weight (Conv1D, a rotated writer) or a single row gives the codes of a row-major copy, unchanged."""
     for rows in (7, 1):
         w_OI, stats = draws(1, rows, 96), stats_of(correlated(5, 300, 96))
-        grid = "nested:3" if isinstance(rounder, Levels) else "int3-asym"
+        grid = "nested:3" if isinstance(rounder, Levels | LearntLevels) else "int3-asym"
         fmt = format_of(grid, "group:32", "bf16", "minmax")
         turned_OI = w_OI.T.contiguous().T
         found, kept = rounder(turned_OI, fmt, stats), turned_OI.clone()

@@ -15,6 +15,7 @@ void check_planes() {
   for (uint8_t &code : codes) code = static_cast<uint8_t>(between(0, (1 << top) - 1));
   for (uint16_t &step : steps) step = static_cast<uint16_t>(between(1, 12 << 10));
   const int panels = (whole.rows + 15) / 16;
+  whole.stride = some_runs(whole.rows, groups);
   const Exact<uint8_t> memory(rg_panel_bytes(&whole) * static_cast<size_t>(panels), static_cast<size_t>(between(0, 63)));
   whole.panels = memory.data;
   const std::string shape = std::to_string(whole.rows) + "x" + std::to_string(whole.columns) + " group " + std::to_string(whole.group) + " of " + std::to_string(top) + " bits";
@@ -25,7 +26,7 @@ void check_planes() {
   const Numbers x(static_cast<size_t>(tokens * columns), RG_F32);
   for (int bits = 2; bits <= top; ++bits) {
     rg_matrix level = whole, alone{};
-    level.bits = bits, level.offset = 1 << (bits - 1), level.rows = rows, level.columns = columns, level.stride = part ? panels : 0;
+    level.bits = bits, level.offset = 1 << (bits - 1), level.rows = rows, level.columns = columns, level.stride = whole.stride ? whole.stride : part ? panels : 0;
     alone.rows = rows, alone.columns = columns, alone.group = whole.group, alone.bits = bits, alone.step = whole.step, alone.offset = level.offset;
     const int own = (columns + whole.group - 1) / whole.group;
     std::vector<uint8_t> fewer;
@@ -37,7 +38,7 @@ void check_planes() {
     std::vector<uint8_t> bytes(rg_panel_bytes(&alone) * static_cast<size_t>((rows + 15) / 16));
     alone.panels = bytes.data();
     rg_pack(&alone, fewer.data(), few.data(), nullptr, bytes.data(), 1);
-    const std::string name = shape + " at " + std::to_string(bits) + (part ? ", a part" : "");
+    const std::string name = shape + " at " + std::to_string(bits) + (part ? ", a part" : "") + (whole.stride ? ", in runs" : "");
     found.assign(fewer.size(), 0);
     expect(rg_unpack(&level, found.data(), 2) == 0 && found == fewer, "codes of a level", name);
     const size_t count = static_cast<size_t>(tokens * rows);

@@ -57,6 +57,12 @@ void expect(bool good, const char *what, const std::string &where) {
   if (++failures <= 20) std::printf("  wrong: %s: %s\n", what, where.c_str());
 }
 
+// `rg_matrix.stride` of a matrix in runs of any length, or 0.
+int64_t some_runs(int rows, int groups) {
+  const int64_t panels = (rows + 15) / 16;
+  return coin() ? 0 : -(panels << 36 | static_cast<int64_t>(between(1, groups)) << 18 | groups);
+}
+
 struct Case {
   rg_matrix m{};
   std::vector<uint8_t> codes, zeros;  // (rows, columns), (rows, groups)
@@ -132,10 +138,11 @@ struct Case {
     for (int i = 0; i < m.rows * m.columns; ++i) codes.push_back(static_cast<uint8_t>(between(0, (1 << bits) - 1)));
     for (int i = 0; m.zero && i < m.rows * groups; ++i) zeros.push_back(static_cast<uint8_t>(between(0, (1 << bits) - 1)));
     draw_steps();
+    m.stride = some_runs(m.rows, groups);
     panels.reset(new Exact<uint8_t>(rg_panel_bytes(&m) * static_cast<size_t>((m.rows + 15) / 16), static_cast<size_t>(between(0, 63))));
     m.panels = panels->data;
     name = std::to_string(m.rows) + "x" + std::to_string(m.columns) + " bits " + std::to_string(bits) + " group " + std::to_string(m.group) +
-           " step " + std::to_string(m.step) + " value " + std::to_string(m.value) + (m.zero ? " zero" : "") + (m.row_scale ? " row_scale" : "");
+           " step " + std::to_string(m.step) + " value " + std::to_string(m.value) + (m.zero ? " zero" : "") + (m.row_scale ? " row_scale" : "") + (m.stride ? " in runs" : "");
     const int done = rg_pack(&m, codes.data(), steps.empty() ? nullptr : steps.data(), zeros.empty() ? nullptr : zeros.data(), panels->data, between(1, 3));
     expect(done == 0, "pack refused", name);
   }
@@ -279,7 +286,7 @@ void check(const Case &c) {
 // The first rows and inputs of a matrix, where its panels lie.
 void check_prefix(Case &c) {
   const rg_matrix whole = c.m;
-  c.m.stride = static_cast<int64_t>(rg_panel_bytes(&whole));
+  if (!whole.stride) c.m.stride = static_cast<int64_t>(rg_panel_bytes(&whole));
   c.m.rows = between(1, whole.rows), c.m.columns = between(1, whole.columns);
   const int64_t tokens = between(1, 5);
   const Numbers x(static_cast<size_t>(tokens) * c.m.columns, RG_F32);
@@ -304,6 +311,37 @@ void check_prefix(Case &c) {
   rg_matrix short_stride = whole;
   short_stride.stride = static_cast<int64_t>(rg_panel_bytes(&whole)) - 1;
   expect(rg_panel_bytes(&short_stride) == 0, "panels that overlap are refused", c.name);
+}
+
+// A matrix in runs, and one that is not: the same bits, of its first rows and inputs too.
+void check_runs(const Case &c) {
+  if (!c.m.stride) return;
+  rg_matrix plain = c.m, runs = c.m;
+  plain.stride = 0;
+  const size_t panels = static_cast<size_t>(c.m.rows + 15) / 16;
+  const Exact<uint8_t> memory(rg_panel_bytes(&plain) * panels, 0);
+  expect(rg_panel_bytes(&runs) == rg_panel_bytes(&plain), "runs take no memory", c.name);
+  plain.panels = memory.data;
+  expect(rg_pack(&plain, c.codes.data(), c.steps.empty() ? nullptr : c.steps.data(), c.zeros.empty() ? nullptr : c.zeros.data(), memory.data, 1) == 0, "packed again", c.name);
+  if (coin()) {
+    plain.stride = static_cast<int64_t>(rg_panel_bytes(&plain));
+    plain.rows = runs.rows = between(1, c.m.rows), plain.columns = runs.columns = between(1, c.m.columns);
+  }
+  const int64_t tokens = between(1, 10);
+  const Numbers x(static_cast<size_t>(tokens * plain.columns), RG_F32);
+  const size_t count = static_cast<size_t>(tokens * plain.rows), all = static_cast<size_t>(plain.rows) * static_cast<size_t>(plain.columns);
+  std::vector<float> one(count), other(count), some(all), more(all);
+  for (const int activations : {int(RG_INT8), int(RG_INT16), int(RG_FLOAT32), RG_TOKEN + 8}) {
+    expect(rg_linear(&runs, x.stored.data, one.data(), tokens, RG_F32, activations, between(1, 3)) == 0, "product in runs refused", c.name);
+    rg_linear(&plain, x.stored.data, other.data(), tokens, RG_F32, activations, between(1, 3));
+    expect(one == other, "product in runs", c.name + ", activations " + std::to_string(activations));
+  }
+  const int done = rg_gemm(&runs, x.stored.data, nullptr, nullptr, one.data(), tokens, RG_F32, between(1, 3));
+  expect(done == rg_gemm(&plain, x.stored.data, nullptr, nullptr, other.data(), tokens, RG_F32, 1) && (done || one == other), "blocked product in runs", c.name);
+  rg_decode(&runs, 0, runs.rows, nullptr, some.data(), RG_F32, 2), rg_decode(&plain, 0, plain.rows, nullptr, more.data(), RG_F32, 1);
+  expect(some == more, "weights in runs", c.name);
+  std::vector<uint8_t> found(all), wanted(all);
+  expect(rg_unpack(&runs, found.data(), 2) == 0 && rg_unpack(&plain, wanted.data(), 1) == 0 && found == wanted, "codes in runs", c.name);
 }
 
 void check_refusals() {
@@ -376,6 +414,7 @@ namespace {
 void check_all(int bits) {
   Case c(bits);
   check(c);
+  check_runs(c);
   check_prefix(c);
   check_tap(c);
   check_step();

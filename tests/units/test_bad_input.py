@@ -372,6 +372,7 @@ def test_a_disk_too_small_is_refused_before_any_work(desk: Desk, monkeypatch: py
     assert "GB free" in desk.apply()
 
 
+@pytest.mark.long
 def test_ctrl_c_and_the_same_command_again(desk: Desk) -> None:
     """Interrupted while it works, `apply` says so, leaves no OUT, and goes on when it is run again."""
     text = desk.text("def return self import for in if else " * 2000)

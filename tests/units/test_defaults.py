@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,14 +33,18 @@ MAKING = {
 SETTING = {"set_default_dtype", "set_default_device", "set_default_tensor_type", "manual_seed", "seed", "set_rng_state"}
 
 
-def calls() -> Iterator[tuple[str, str, set[str | None]]]:
+@functools.cache
+def calls() -> list[tuple[str, str, set[str | None]]]:
+    """Where torch is called in src, by what name and with which keywords."""
+    found = []
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 owner = node.func.value
                 if isinstance(owner, ast.Name) and owner.id == "torch":
                     where = f"{path.relative_to(SOURCE)}:{node.lineno}"
-                    yield where, node.func.attr, {keyword.arg for keyword in node.keywords}
+                    found.append((where, node.func.attr, {keyword.arg for keyword in node.keywords}))
+    return found
 
 
 def test_every_tensor_names_its_dtype_and_its_device() -> None:

@@ -246,6 +246,7 @@ def test_sampled_text_is_that_of_the_same_seed(tmp_path: Path) -> None:
 
 
 @native
+@pytest.mark.long
 def test_sampled_tokens_have_the_distribution_of_plain_sampling(tmp_path: Path) -> None:
     """The third token of 600 texts each, whose seeds differ: total variation within what chance allows."""
     model = loaded(tmp_path, "llama", activations=None)

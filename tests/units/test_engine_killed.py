@@ -49,6 +49,7 @@ def check(found: dict[str, Any], kills: int) -> None:
     assert len(found["shards at each kill"]) == kills
 
 
+@pytest.mark.long
 def test_killed_twice(tmp_path: Path) -> None:
     check(survive(tmp_path, "quarot-gptq-w4g32", 2, 1), 2)
 

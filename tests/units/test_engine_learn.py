@@ -76,8 +76,15 @@ def passing(model: Path, plan: Plan) -> tuple[Job, Pass]:
     return job, work
 
 
-def test_a_block_that_was_learnt_is_nearer_to_the_teacher(model: Path, tmp_path: Path) -> None:
-    receipt = made(model, tmp_path / "out", recipe())
+@pytest.fixture(scope="module")
+def taught(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Receipt, Path]:
+    """What the recipe that says nothing more makes of it."""
+    out = tmp_path_factory.mktemp("taught") / "out"
+    return made(model, out, recipe()), out
+
+
+def test_a_block_that_was_learnt_is_nearer_to_the_teacher(taught: tuple[Receipt, Path]) -> None:
+    receipt, out = taught
     assert [entry["block"] for entry in receipt.learnt] == [0, 1]
     for entry in receipt.learnt:
         before, after = entry["before"], entry["after"]
@@ -86,7 +93,7 @@ def test_a_block_that_was_learnt_is_nearer_to_the_teacher(model: Path, tmp_path:
         assert after < 0.95 * before
         assert entry["steps"] == 24
         assert entry["ended"] == "every step was taken"
-    stored = json.loads((tmp_path / "out" / "regauge" / "receipt.json").read_text())
+    stored = json.loads((out / "regauge" / "receipt.json").read_text())
     assert len(stored["learnt"]) == 2
 
 
@@ -95,10 +102,10 @@ def test_nothing_learnt_leaves_no_word_in_the_receipt(model: Path, tmp_path: Pat
     assert "learnt" not in json.loads((tmp_path / "out" / "regauge" / "receipt.json").read_text())
 
 
-def test_the_artifact_holds_what_was_learnt(model: Path, tmp_path: Path) -> None:
+def test_the_artifact_holds_what_was_learnt(model: Path, tmp_path: Path, taught: tuple[Receipt, Path]) -> None:
     """Its steps are others than those training began with, and the next block starts nearer to the teacher."""
     began = made(model, tmp_path / "a", recipe("learnt-clip:0.0"))
-    ended = made(model, tmp_path / "b", recipe())
+    ended, _ = taught
     assert float(str(ended.learnt[1]["before"])) < 0.98 * float(str(began.learnt[1]["before"]))
     pairs = zip(began.sites, ended.sites, strict=True)
     assert all(a.error != b.error for a, b in pairs if a.choice is not None)
@@ -249,12 +256,13 @@ def test_a_rewrite_without_an_engine_says_what_is_missing() -> None:
         SmoothStreams(alpha="block")(anatomy, weights, {}, None, 0)
 
 
-def test_a_time_limit_in_the_middle_of_a_block_keeps_what_was_learnt(model: Path, tmp_path: Path) -> None:
+def test_a_time_limit_in_the_middle_of_a_block_keeps_what_was_learnt(
+    model: Path, tmp_path: Path, taught: tuple[Receipt, Path]
+) -> None:
     def out_of_time(event: Progress) -> None:
         if event.phase == "learning block 1" and event.done == 7:
             raise BudgetError("time is up")
 
-    made(model, tmp_path / "whole", recipe())
     with pytest.raises(BudgetError):
         made(model, tmp_path / "cut", recipe(), progress=out_of_time)
     begun: list[int] = []
@@ -266,7 +274,7 @@ def test_a_time_limit_in_the_middle_of_a_block_keeps_what_was_learnt(model: Path
 
     made(model, tmp_path / "cut", recipe(), progress=first)
     assert begun[:2] == [7, 8]
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == contents(taught[1])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mixtral", "bert"])

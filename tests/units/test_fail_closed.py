@@ -100,6 +100,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.path
 
 
+@pytest.mark.long
 def test_without_regauge_every_way_to_open_it_is_an_error(artifact: Path, pruned: Path) -> None:
     every = run(WITHOUT, artifact, pruned)
     assert len(every) == 2
@@ -113,6 +114,7 @@ def test_without_regauge_every_way_to_open_it_is_an_error(artifact: Path, pruned
     assert "regauge" in every[0]["auto trust=True"]  # it says what to install
 
 
+@pytest.mark.long
 def test_with_regauge_the_shim_loads_it_and_transformers_will_not_save_it(
     artifact: Path, pruned: Path, tmp_path: Path
 ) -> None:

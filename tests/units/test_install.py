@@ -90,7 +90,7 @@ def test_without_a_compiler_it_installs_as_pure_python_and_works(tmp_path: Path,
 
 @pytest.mark.skipif(CXX is None, reason="no C++ compiler")
 def test_with_a_compiler_one_wheel_serves_every_python_of_the_platform(tmp_path: Path, bundled: Path) -> None:
-    made = wheel(tmp_path, CMAKE_ARGS="-DCMAKE_CXX_FLAGS_RELEASE=-O0")  # unoptimised: in a minute, not in three
+    made = wheel(tmp_path, CMAKE_ARGS="-DREGAUGE_OPTIMISE=-O0")  # unoptimised: in a minute, not in three
     assert "-py3-none-" in made.name
     assert "-any" not in made.name
     assert compiled(made) == [f"regauge/kernels/cpu/{FILE}"]

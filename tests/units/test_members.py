@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 import threading
 import timeit
 import tracemalloc
@@ -23,6 +24,7 @@ from regauge.engine import apply, dry_run
 from regauge.engine.extracting import extract
 from regauge.errors import ArtifactError, RecipeError, SettingError
 from regauge.hosts.transformers.source import Source
+from regauge.kernels.cpu.interface import has
 from tests import tiny
 from tests.families import IDS, PAIRS, SINGLE, WEIGHTS, given, made, recipe, same
 
@@ -75,6 +77,20 @@ def test_a_member_that_is_loaded_alone_is_the_same(make: Make, name: str, weight
         with rg.use(model, text) as active:
             assert alone.regauge.active == active
             assert same(given(model), given(alone)), text
+
+
+def test_inputs_of_members_lie_together_and_the_whole_computes_what_it_would_otherwise(
+    make: Make, tmp_path: Path
+) -> None:
+    out = make("llama", "int4")
+    model = rg.load(out)
+    block = model.model.layers[0]
+    held = [layer.parts[0].native for layer in (block.mlp.down_proj, block.self_attn.o_proj, block.mlp.up_proj)]
+    assert [one.stride < 0 for one in held] == [has("rg_has_runs"), has("rg_has_runs"), False]
+    shutil.copytree(out, tmp_path / "plain", ignore=shutil.ignore_patterns(Path(FILE).name))
+    plain = rg.load(tmp_path / "plain")
+    assert plain.model.layers[0].mlp.down_proj.parts[0].native.stride == 0
+    assert same(given(model), given(plain))
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def whole(screen: Seen, words: list[str], bare: Path | None = None) -> None:
         text = screen(words, columns)
         text = re.sub(r"\b\d[\d.,]*( (s|MB|kB|GFLOP/s|GB/s|min)\b)?", "N", text)  # what is measured anew each time
         if place == 0:
-            known = words_of(text) | {"MB", "kB", "GB", "s", "min"}
+            known = words_of(text) | {"MB", "kB", "GB", "GB/s", "GFLOP/s", "s", "min"}
             continue
         broken = words_of(text) - known
         assert not {word for word in broken if word.rstrip(";:,.") not in known and word.rstrip(";") not in known}, (

@@ -24,16 +24,15 @@ SOME = "generation or plain_checkpoint or nf4 or w8a8 or simulated"
 SLOWEST = "decodes_by_the_codes"
 """A model whose attention the interpreter computes."""
 KERNELS_ALONE = ("linear", "refusals", "integers", "floats", "cached")
+EVERY_DAY = f"({' or '.join((*(f'test_triton_{name}' for name in KERNELS_ALONE), SOME))}) and not {SLOWEST}"
 GROUPS = [  # one process a group: most of a short group is its imports
     pytest.param(
-        (*KERNELS_ALONE, "capabilities", "load"),
-        f"({' or '.join((*(f'test_triton_{name}' for name in KERNELS_ALONE), SOME))}) and not {SLOWEST}",
-        id="every kernel, some models",
+        (*KERNELS_ALONE, "capabilities", "load"), EVERY_DAY, id="every kernel, some models", marks=pytest.mark.long
     ),
     pytest.param(
         ("cached", "capabilities", "load"),
-        "",
-        id="cached+capabilities+load",
+        f"not ({EVERY_DAY})",
+        id="all other models",
         marks=[pytest.mark.slow, pytest.mark.telling],
     ),
 ]
@@ -53,13 +52,14 @@ def child(root: Path, cache: Path, *command: str, **environment: str) -> subproc
 @pytest.mark.parametrize(("group", "some"), GROUPS)
 def test_under_the_interpreter(group: tuple[str, ...], some: str, root: Path, tmp_path: Path) -> None:
     files = [f"tests/gpu/test_triton_{name}.py" for name in group]
-    options = ("-m", "gpu", "-n", "0", "-p", "no:cacheprovider", "--tb=short", "-rs", *(["-k", some] if some else []))
+    options = ("-m", "gpu", "-n", "0", "-p", "no:cacheprovider", "--tb=short", "-rs", "-k", some)
     done = child(root, tmp_path, "-m", "pytest", *files, *options, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SKIPPED" not in done.stdout
 
 
 @needs_triton
+@pytest.mark.long
 def test_every_kernel_compiles(root: Path, tmp_path: Path) -> None:
     done = child(root, tmp_path, "-m", "gpu.compiling", "--brief", "sm_90")
     assert done.returncode == 0, done.stderr
@@ -121,6 +121,7 @@ def test_the_benchmark_without_a_gpu(root: Path, tmp_path: Path) -> None:
 
 
 @needs_triton
+@pytest.mark.long
 def test_the_contests_of_the_benchmark_are_fair(root: Path, tmp_path: Path) -> None:
     """Small shapes under the interpreter: our products, and those peers that run on a CPU, are right."""
     shapes = ("--rows", "48", "--columns", "256", "--tokens", "3", "--context", "64", "--batch", "2")

@@ -287,6 +287,7 @@ def test_a_model_that_goes_takes_its_thread_along(tmp_path: Path, monkeypatch: p
     assert not handles or len(os.listdir("/proc/self/fd")) == handles - 1
 
 
+@pytest.mark.long
 def test_a_process_that_ends_does_not_wait(tmp_path: Path) -> None:
     _, path = deep(tmp_path)
     code = (

@@ -6,15 +6,17 @@ The tensors are those of the whole, so whatever reads the artifact without this 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from regauge.anatomy.members import Member
 from regauge.anatomy.model import Anatomy
+from regauge.artifact.codec.base import Wire
 from regauge.artifact.cutting import opened
 from regauge.artifact.reader import Artifact
 from regauge.documents import ordinary, read_json
 from regauge.elastic.family import Family, family_of, told
-from regauge.elastic.legal import member_in, reasons, settled
+from regauge.elastic.legal import member_in, reasons, settled, widths_of
 from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import ArtifactError, SettingError
 
@@ -53,6 +55,15 @@ def read_family(folder: Path, anatomy: Anatomy) -> Family | None:
     if found := reasons(family, anatomy):
         raise ArtifactError(f"{path} does not fit the model: {found[0]}; fetch or build the artifact again.")
     return family
+
+
+def with_widths(wire: Wire, folder: Path) -> Wire:
+    """The wire whose matrices are laid out for the members that a directory offers."""
+    family = read_family(folder, wire.layout.anatomy)
+    if family is None:
+        return wire
+    widths = widths_of(family, wire.layout.anatomy)
+    return replace(wire, layout=replace(wire.layout, widths=widths))  # type: ignore[type-var]  # wires are dataclasses
 
 
 def family_at(folder: Path) -> tuple[Artifact, Family]:

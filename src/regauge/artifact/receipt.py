@@ -141,6 +141,7 @@ class TrainedReceipt(_Record):
     Attributes:
         text: in words; `tokens` of it were read, `held_out` others were scored.
         how: the recipe's `train`.
+        sharded: whether each of the processes held a part of every tensor.
         device: where members ran.
         members: as the family says them; the whole is `full`. Errors are in `unit`.
         losses: of steps, evenly thinned.
@@ -154,6 +155,7 @@ class TrainedReceipt(_Record):
     held_out: int
     how: dict[str, object]
     processes: int
+    sharded: bool = False
     device: str = "cpu"
     steps: int = Field(ge=0)
     members: dict[str, Errors]

@@ -32,6 +32,11 @@ TRAIN = "train"
 MOST = Annotated[int | None, typer.Option("--tokens", min=1, help="The most tokens of text to train on.")]
 
 
+SHARD = Annotated[
+    bool, typer.Option("--shard", help="Processes of torchrun hold the family together, each a part of every tensor.")
+]
+
+
 class Recipes(TyperGroup):
     """`learn RECIPE MODEL` is `learn train RECIPE MODEL`."""
 
@@ -138,6 +143,7 @@ def train(
     revision: REVISION = None,
     seed: SEED = 0,
     device: TRAINED = "cpu",
+    shard: SHARD = False,
     force: FORCE = False,
     dry_run: DRY_RUN = False,
     json: JSON = False,
@@ -160,7 +166,7 @@ def train(
     from regauge.learn.ranks import writes
     from regauge.report.build import write
 
-    asked = Asked(Amounts(tokens, length, steps, limit), seed, revision, force, device=device)
+    asked = Asked(Amounts(tokens, length, steps, limit), seed, revision, force, device=device, shard=shard)
     with host_of(model).family(family):
         if dry_run:
             plan = planned(recipe, model, text, asked)

@@ -91,6 +91,7 @@ def train(
     length: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    shard: bool = False,
     revision: str | None = None,
     family: str | Path | None = None,
     force: bool = False,
@@ -106,11 +107,14 @@ def train(
         text: to train on; a tenth of it is held out and decides what is kept. None: the model samples its own.
         time: `20m` or seconds: the pace is measured and as many steps are taken as there is time for.
         device: where members run forward and backward: `cpu`, `cuda`, `cuda:1`.
+        shard: several processes, started by torchrun, hold the family together, each a part of every tensor.
 
     Raises:
         RegaugeError: any refusal, before any work; what was learnt stays for the next run.
     """
-    asked = AskedTraining(Amounts(tokens, length, steps, seconds(time)), seed, revision, force, device=device)
+    asked = AskedTraining(
+        Amounts(tokens, length, steps, seconds(time)), seed, revision, force, device=device, shard=shard
+    )
     with host_of(str(model)).family(family):
         if dry_run:
             return planned_training(recipe, model, text, asked)

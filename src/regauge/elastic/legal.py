@@ -81,3 +81,21 @@ def member_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
         return replace(member_of(anatomy, cut.blocks, cut.kept, cut.experts), bits=bits)
     except (MoveError, ValueError) as error:
         raise SettingError(f"this model has no member {subnet}: {error}") from error
+
+
+def widths_of(family: Family, anatomy: Anatomy) -> dict[str, tuple[int, ...]]:
+    """Site → the numbers of its first inputs that members with fewer neurons or heads read.
+
+    Members of fewer channels of the residual are left out: nearly every matrix would be read in two places for them,
+    which costs the whole more than it costs when `down` and `o` alone are.
+    """
+    asked = [*(Subnet(ffn=one) for one in family.ffn), *(Subnet(heads=one) for one in family.heads)]
+    found: dict[str, set[int]] = {}
+    for subnet in (*asked, *family.members.values()):
+        legal = replace(settled(subnet, family, anatomy), width=None, experts=None)
+        member = member_in(legal, family, anatomy)
+        for site in member.anatomy.sites:
+            whole = anatomy.site(member.origin(site.name))
+            if site.shape[1] != whole.shape[1]:
+                found.setdefault(whole.name, set()).add(site.shape[1])
+    return {name: tuple(sorted(widths)) for name, widths in found.items()}

@@ -59,12 +59,16 @@ class BlockProblem:
 
     def loss(self, parameters: Parameters, batch: int, progress: float) -> Tensor:
         tried = self.parts.apply(parameters, self.trial, progress)
-        loss = self.objective.miss(dict(tried.weights), batch, tried.inputs)
+        loss = tried.joint(lambda weights: self.objective.miss(weights, batch, tried.inputs))
         return loss if tried.penalty is None else loss + tried.penalty.sum()
 
     def error(self, parameters: Parameters) -> float:
         tried = self.parts.apply(parameters, self.trial, 1.0)
-        return self.objective.error(dict(tried.weights), tried.inputs)
+        return float(tried.joint(lambda weights: _number(self.objective.error(weights, tried.inputs))))
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,6 +56,11 @@ class Batch:
         some = (None if one is None else ranks.part(one) for one in (self.mask_BT, self.classes_B))
         return Batch(ranks.part(self.ids_BT), *some)
 
+    @property
+    def first(self) -> Batch:
+        """Its first row."""
+        return self.part(Ranks(0, len(self.ids_BT)))
+
     def on(self, where: torch.device) -> Batch:
         """The same rows at another place."""
         some = (None if one is None else one.to(where) for one in (self.mask_BT, self.classes_B))
@@ -135,11 +140,13 @@ class Raising:
         drawn = self.recipe.draws(self.space, Turn(at.step, self.steps, self.seed, at.batch))
         batch = whole.changed(self.recipe.moved, self.seed * STRIDE + at.step).part(self.ranks)
         loss = torch.zeros((), dtype=torch.float32, device=trainee.where)
+        share = len(batch.ids_BT) / len(whole.ids_BT) / sum(one.weight for one in drawn)
+        if self.ranks.sharded and not share:
+            batch = whole.first
         if len(batch.ids_BT):
-            share = len(batch.ids_BT) / len(whole.ids_BT) / sum(one.weight for one in drawn)
-            with trainee.backward():
+            with trainee.backward(), self.ranks.together():
                 self._pass(drawn, batch, share, loss)
-        self.ranks.add([*trainee.gradients.values(), loss])
+        self.ranks.total([*trainee.gradients.values()], loss)
         self._clip()
         return loss, trainee.gradients
 
@@ -167,7 +174,7 @@ class Raising:
         if not most:
             return
         found = list(self.trainee.gradients.values())
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in found]))
+        norm = self.ranks.norm(found)
         for one in found:
             one.mul_(torch.clamp(most / (norm + 1e-12), max=1.0))
 
@@ -181,15 +188,13 @@ class Raising:
         """The error of each member that is watched, on the text held out."""
         self.trainee.put(parameters)
         sums = torch.zeros(len(self.watched) + 1, 2, dtype=torch.float64, device="cpu")
-        with torch.no_grad():
-            for index, batch in enumerate(self.aside):
-                if index % self.ranks.count != self.ranks.own:
-                    continue
+        with torch.no_grad(), self.ranks.together():
+            for index, times in self.ranks.turns(len(self.aside)):
+                batch = self.aside[index]
+                rows = times * len(batch.ids_BT)
                 for row, subnet in zip(sums, (Subnet(), *self.watched), strict=True):
                     read = self.trainee.read(subnet, batch.ids_BT, batch.mask_BT)
-                    row += torch.tensor(
-                        [len(batch.ids_BT) * self._error(read, index), len(batch.ids_BT)], dtype=row.dtype, device="cpu"
-                    )
+                    row += torch.tensor([rows * self._error(read, index), rows], dtype=row.dtype, device="cpu")
         self.ranks.add([sums])
         names = [str(one) for one in (Subnet(), *self.watched)]
         return {name: float(total / count) for name, (total, count) in zip(names, sums, strict=True)}

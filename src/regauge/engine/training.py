@@ -8,12 +8,12 @@ on is kept, the family as it was among them. A run that was killed goes on from 
 same bytes; where a time is given the pace is measured first, and a resumed run keeps the number of steps.
 
 `torchrun --nproc-per-node 2 -m regauge learn train …` shares every batch between processes of one machine; the first
-makes the family, keeps the state and writes.
+makes the family, keeps the state and writes. With `--shard` each holds a part of every tensor (`learn/shards.py`) and
+keeps that part; the first joins them when it writes.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -32,39 +32,33 @@ from regauge.artifact.staging import STATES, Staging
 from regauge.elastic.family import Family
 from regauge.engine.api import apply
 from regauge.engine.dividing import anatomy_for, divided, held_to
+from regauge.engine.following import OVER, Over, follow
 from regauge.engine.gating import gated, refuse_gates
-from regauge.engine.lesson import Lesson, problem_of, repeatable, state_of, trainee_of
-from regauge.engine.raised import rounded, stored, thinned, write
-from regauge.engine.raising import Raising
+from regauge.engine.lesson import HALF, Lesson, outcome, problem_of, repeatable, state_of, timed, trainee_of
+from regauge.engine.pieces import LOOP, Pieces
+from regauge.engine.raised import thinned, write
+from regauge.engine.raising import Batch, Raising
 from regauge.engine.receipts import command_line, log_of, versions
 from regauge.engine.recovery_text import LOOKS, SPARE
 from regauge.engine.routing import refuse_route, routed
 from regauge.engine.training_classes import UNLIKE, Classed, classifies, refuse_moved, statistics
 from regauge.engine.training_images import Pictured
-from regauge.engine.training_recipe import Asked, read_recipe, refuse_device
+from regauge.engine.training_recipe import Asked, read_recipe, refuse_device, refuse_shard
 from regauge.engine.training_text import Reading, opened, reading
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError, ModelError, RecipeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
+from regauge.learn.base import Parameters
 from regauge.learn.distillers import OF_LOGITS
-from regauge.learn.loop import ENDED, At, State, Watch
+from regauge.learn.loop import ENDED, State, Watch, due
 from regauge.learn.loop import train as loop
 from regauge.learn.ranks import ALONE, Ranks, ranks
 from regauge.learn.training import Training
 from regauge.plan import Plan, digest
 from regauge.text.corpora import Where
 
-LOOP, PLANNED, FAMILY = "training", "training", "family"
-OVER = "the time was over"
-HALF = torch.float16
-"""In what adapters are stored: small numbers, of which none is much smaller than another."""
-TIMED = 3
-"""Steps that are timed, since members differ in size."""
-
-
-class _Over(BudgetError):
-    """The time is over; what was learnt so far is kept and written."""
+PLANNED, FAMILY = "training", "family"
 
 
 def train(
@@ -85,9 +79,9 @@ def train(
         RegaugeError: any refusal, before any work; what was learnt stays for the next run.
     """
     asked, clock, began = asked or Asked(), Clock(progress or nobody), time.monotonic()
-    with ranks() as group, quiet_torch(), repeatable(asked.device), PeakMemory() as memory:
+    with ranks(asked.shard) as group, quiet_torch(), repeatable(asked.device), PeakMemory() as memory:
         if not group.first:
-            return _follow(group, clock)
+            return follow(group, clock)
         clock.say("open")
         plan, training = read_recipe(recipe, asked.amounts)
         refuse_device(training, asked.device)
@@ -100,6 +94,7 @@ def train(
         anatomy = anatomy_for(training, plan.family or Family(), source)
         for refuse in (refuse_route, refuse_gates, refuse_moved):
             refuse(training, plan.family or Family(), anatomy)
+        refuse_shard(training, bool(scales) or seen, asked)
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)
         if (why := host_of(source.path).why_not_fed(source)) and not scales:
@@ -131,23 +126,6 @@ def _made(plan: Plan, model: str | Path, staging: Staging, given: tuple[Where | 
     return base
 
 
-def _follow(group: Ranks, clock: Clock) -> Receipt:
-    """What every process but the first does: its part of each batch."""
-    lesson = group.same(None)
-    problem = problem_of(trainee_of(lesson, group), lesson, group)
-    settings = lesson.training.settings(lesson.steps, lesson.every)
-
-    def tick(done: int, total: int) -> None:
-        if done < total and group.any(False):
-            raise _Over(OVER)
-
-    try:
-        loop(problem, settings, lesson.seed, Watch(tick=tick), state_of(lesson, problem), problem.gradients)
-    except _Over:
-        clock.say("finish", OVER)
-    return Receipt.model_validate(group.same(None))
-
-
 @dataclass(frozen=True, eq=False)
 class _Work:
     """One training under way, in the process that writes."""
@@ -162,36 +140,42 @@ class _Work:
     began: float
     _last: list[State] = field(default_factory=list)
 
+    @property
+    def pieces(self) -> Pieces:
+        """Where processes keep what each holds."""
+        return Pieces(self.staging.root / STATES, self.group)
+
     def run(self, read: Reading | Pictured | Classed) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
         """What the receipt is told, and what was learnt."""
         amounts, training = self.asked.amounts, self.training
         tokens = amounts.tokens or training.steps * training.batch
         text = read.text(tokens, self.staging, self.clock)
-        where = self.base, self.source.path
-        lesson = Lesson(*where, training, training.steps, 1, text, read.aside, self.asked.seed, None, self.asked.device)
-        trainee = trainee_of(lesson, self.group)
         planned: Any = self.staging.notes.get(PLANNED)
-        if not isinstance(planned, int):
-            planned = self._planned(problem_of(trainee, lesson, ALONE))
-            self.staging.note(PLANNED, planned)
-        kept = self.staging.kept(LOOP)
-        state = None if kept is None else State.of(kept)
-        lesson = replace(lesson, steps=planned, every=math.ceil(planned / LOOKS), state=state)
-        problem = problem_of(trainee, lesson, self.group)
+        lesson = self._lesson(text, read.aside, planned if isinstance(planned, int) else 0)
         self.group.same(lesson)
-        first = problem.init()
+        trainee = trainee_of(lesson, self.group)
+        problem = problem_of(trainee, lesson, self.group)
+        alone = problem if self.group.sharded else replace(problem, ranks=ALONE)
+        if not isinstance(planned, int):
+            planned = self._planned(alone, lesson)
+            self.staging.note(PLANNED, planned)
+        lesson = lesson.of(self.group.same(planned))
+        problem, alone = replace(problem, steps=planned), replace(alone, steps=planned)
+        first: Parameters = problem.init()
+        if self.group.sharded:
+            first, before = {}, alone.errors(first)
         state, ended = self._trained(problem, lesson)
-        alone = replace(problem, ranks=ALONE)
-        best = {key: one.cpu() for key, one in state.best.items()}
-        learnt = rounded(best, dict.fromkeys(best, HALF) if training.rank else stored(self.base))
-        after, before = alone.errors(learnt), alone.errors(first)
-        learnt |= statistics(trainee, problem, learnt, self.base)
+        learnt, after = outcome(alone, lesson, state)
+        if not self.group.sharded:
+            before = alone.errors(first)
+            learnt = {**learnt, **statistics(trainee, problem, learnt, self.base)}
         told = {
             "text": read.description,
             "tokens": sum(one.size for one in text),
             "held_out": sum(one.size for one in read.aside),
             "how": asdict(training) | {"steps": planned},
             "processes": self.group.count,
+            "sharded": self.group.sharded,
             "device": self.asked.device,
             "steps": state.step,
             "members": {name: {"before": before[name], "after": after[name]} for name in after},
@@ -208,23 +192,28 @@ class _Work:
             told["gated"] = gated(alone, learnt, training.gates, self.base)
         return {"trained": TrainedReceipt.model_validate(told)}, learnt
 
-    def _planned(self, problem: Raising) -> int:
+    def _lesson(self, text: tuple[Batch, ...], aside: tuple[Batch, ...], planned: int) -> Lesson:
+        """What every process is told.
+
+        Args:
+            planned: steps, of a run that goes on; else 0.
+        """
+        asked, training = self.asked, self.training
+        timed = not planned and asked.amounts.time is not None and asked.amounts.steps is None
+        kept = self.pieces.kept(self.staging) if self.group.sharded else ""
+        found = None if self.group.sharded else self.staging.kept(LOOP)
+        state = None if found is None else State.of(found)
+        told = text, aside, asked.seed, state, asked.device, timed, kept
+        return Lesson(self.base, self.source.path, training, training.steps, 1, *told)
+
+    def _planned(self, problem: Raising, lesson: Lesson) -> int:
         """How many steps: as the recipe or the user says, or as there is time for."""
-        limit, training = self.asked.amounts.time, self.training
-        if limit is None or self.asked.amounts.steps is not None:
-            return training.steps
+        limit = self.asked.amounts.time
+        if not lesson.timed or limit is None:
+            return self.training.steps
         self.clock.say("text", "steps are timed")
-        start = problem.init()
-        began = time.perf_counter()
-        with torch.no_grad():
-            problem.error(start)
-        look = time.perf_counter() - began
-        with torch.enable_grad():
-            problem.gradients(start, At(0, 0))
-            began = time.perf_counter()
-            for turn in range(TIMED):
-                problem.gradients(start, At((turn + 1) * problem.steps // (TIMED + 1), turn % problem.batches))
-        step = (time.perf_counter() - began) / TIMED / self.group.count
+        look, step = timed(problem)
+        step /= self.group.count // problem.ranks.count  # what one took alone, all share
         left = limit - (time.monotonic() - self.began)
         found = int((left * SPARE - (LOOKS + 3) * look) / step)
         if found < 1:
@@ -239,13 +228,15 @@ class _Work:
 
         def keep(state: State) -> None:
             self._last[:] = [state]
-            self.staging.keep(LOOP, state.on(torch.device("cpu")).tensors())
+            if self.group.sharded:
+                self.pieces.keep(state, self.staging)
+            else:
+                self.staging.keep(LOOP, state.on(torch.device("cpu")).tensors())
 
-        settings = lesson.training.settings(lesson.steps, lesson.every)
         try:
-            watch = Watch(keep=keep, tick=self._tick)
-            state = loop(problem, settings, lesson.seed, watch, state_of(lesson, problem), problem.gradients)
-        except _Over:
+            watch = Watch(keep, self._tick, self.pieces.due() if self.group.sharded else due)
+            state = loop(problem, lesson.settings, lesson.seed, watch, state_of(lesson, problem), problem.gradients)
+        except Over:
             return self._last[0], OVER
         return state, ENDED[state.ended]
 
@@ -254,7 +245,7 @@ class _Work:
         limit = self.asked.amounts.time
         over = limit is not None and time.monotonic() - self.began > limit
         if done < total and self.group.any(over):
-            raise _Over(OVER)
+            raise Over(OVER)
 
 
 def _identity(plan: Plan, source: Source, read: Any, asked: Asked, group: Ranks) -> dict[str, object]:
@@ -265,6 +256,7 @@ def _identity(plan: Plan, source: Source, read: Any, asked: Asked, group: Ranks)
         "asked": asked.amounts.told,
         "seed": asked.seed,
         "processes": group.count,
+        "sharded": group.sharded,
         "device": asked.device,
         "versions": versions(),
     }

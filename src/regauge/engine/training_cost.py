@@ -16,12 +16,13 @@ from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
 from regauge.engine.routing import refuse_route
 from regauge.engine.training_classes import LOOKED_AT, classifies, places, refuse_moved
-from regauge.engine.training_recipe import Asked, read_recipe, refuse_device
+from regauge.engine.training_recipe import Asked, read_recipe, refuse_device, refuse_shard
 from regauge.engine.training_text import opened
 from regauge.engine.watchdog import quiet_torch
 from regauge.errors import BudgetError, RecipeError
 from regauge.hosts import host_of
 from regauge.kernels.cpu.machine import anonymous_bytes
+from regauge.learn.ranks import processes
 from regauge.learn.space import Turn
 from regauge.learn.training import EACH, ORIGINAL
 from regauge.plan import Plan
@@ -78,6 +79,7 @@ def planned(
             raise RecipeError(f"this model cannot be such a family: {'; '.join(why)}")
         for refuse in (refuse_route, refuse_gates, refuse_moved):
             refuse(training, family, anatomy)
+        refuse_shard(training, bool(anatomy.plumbing.scales) or seen, asked)
         bits = sorted(family.bits, reverse=True) if training.rank else ()
         space = space_of(family, anatomy, training.layers == EACH, bits)
         sizes = [
@@ -101,6 +103,10 @@ def planned(
                 )
         parameters = source.parameters()
         widths = sum(sum(site.shape) for site in anatomy.sites)
+        held = HELD * parameters
+        if asked.shard:  # its part of each; but first the whole is read, and a block and the rest are gathered in turn
+            whole, unit = parameters, head + blocks // max(anatomy.blocks, 1)
+            held = int(max(held / processes(), whole + 3 * whole / processes()) + 2 * unit)
         flowing = training.batch * (widths + 8 * (head // max(anatomy.hidden, 1)))
         return Planned(
             recipe=plan.name,
@@ -110,6 +116,6 @@ def planned(
             batch=training.batch,
             passes=sum(map(len, sizes)) / SAMPLED,
             seconds=steps * step + (LOOKS + 1) * look,
-            memory=int(anonymous_bytes() + LIBRARIES + 4 * (HELD * parameters + 2 * flowing)),
+            memory=int(anonymous_bytes() + LIBRARIES + 4 * (held + 2 * flowing)),
             disk=2 * source.bytes_bf16() + 16 * parameters,
         )

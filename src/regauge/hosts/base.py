@@ -242,8 +242,8 @@ class Host(Protocol):
 
     def load(self, path: str | Path, **options: Any) -> Any: ...  # of an artifact or checkpoint, as `regauge.load` does
 
-    def trainee(self, path: str | Path, device: str = "cpu", held: Sequence[str] = ()) -> Trainee:
-        """A family of an artifact's directory, trained where `device` says; `held` are kinds of sites that stay."""
+    def trainee(self, path: str | Path, device: str = "cpu", held: Sequence[str] = (), shard: bool = False) -> Trainee:
+        """A family of a directory, trained where `device` says, in one process or divided; `held`: sites that stay."""
 
     def ids_of_images(self, source: Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
         """(N, T): class and tokens, scale by scale, of images from −1 to 1."""

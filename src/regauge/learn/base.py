@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from regauge.anatomy.model import Anatomy, Weights
@@ -20,6 +21,8 @@ from regauge.formats.base import Codes, Format, Step
 from regauge.formats.readings import Reading
 from regauge.formats.transforms import Transform
 
+WHOLE = 0.1
+"""What the error at all bits counts beside one at fewer, where several are trained together."""
 Parameters = Mapping[str, Tensor]
 """Name → what is trained, float32. A loop never changes them in place."""
 
@@ -33,12 +36,24 @@ class Trial:
         inputs: site → what is done to its input: a reading, an online transform.
         inside: word of `anatomy.inner` → how what no matrix reads is read.
         penalty: what is added to the loss, of any shape that sums up; None for nothing.
+        levels: bits → the weights that are others where the block is read at so many; its errors there count as much.
     """
 
     weights: Mapping[str, Tensor]
     inputs: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     inside: Mapping[str, Reading] = field(default_factory=dict)
     penalty: Tensor | None = None
+    levels: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def joint(self, error: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+        """The error of some weights; of several precisions the geometric mean, so that none of them, powers of four
+        apart as they are, drowns the others. The whole counts `WHOLE`: it would let nothing else move."""
+        whole = error(dict(self.weights))
+        if not self.levels:
+            return whole
+        found = [error({**self.weights, **own}) for own in self.levels.values()]
+        mean = (WHOLE * whole.log() + torch.stack(found).log().sum()) / (WHOLE + len(found))
+        return mean.exp()
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +123,9 @@ class LearntRounding(Protocol):
 
     def apply(self, parameters: Parameters, w_OI: Tensor, fmt: Format, progress: float) -> Tensor:
         """Ŵ (O, I), float32, differentiable; `progress` runs from 0 to 1, at which it is what `finish` decodes to."""
+
+    def beside(self, parameters: Parameters, w_OI: Tensor, fmt: Format, progress: float) -> Mapping[int, Tensor]:
+        """Bits → Ŵ where it is read at fewer, of those whose errors count too: none of most."""
 
     def penalty(self, parameters: Parameters, progress: float) -> Tensor | None:
         """What is added to the loss, None for nothing."""

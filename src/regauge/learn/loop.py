@@ -104,6 +104,11 @@ def _nothing(*_: object) -> None:
     """Watches nothing."""
 
 
+def due(seconds: float) -> bool:
+    """Whether a state is to be kept, so long after the last."""
+    return seconds >= EVERY
+
+
 @dataclass(frozen=True)
 class Watch:
     """Who is told.
@@ -111,10 +116,12 @@ class Watch:
     Attributes:
         keep: is given a state to keep, every few seconds and when the loop is stopped from outside.
         tick: is told (steps taken, steps in all) after each; it may raise to stop the loop.
+        due: says after so many seconds whether a state is to be kept.
     """
 
     keep: Callable[[State], None] = field(default=_nothing)
     tick: Callable[[int, int], None] = field(default=_nothing)
+    due: Callable[[float], bool] = field(default=due)
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ def train(
         kept = time.monotonic()
         while not state.ended:
             state = _step(problem, settings, seed, state, by)
-            if time.monotonic() - kept >= EVERY:
+            if watch.due(time.monotonic() - kept):
                 watch.keep(state)
                 kept = time.monotonic()
             try:

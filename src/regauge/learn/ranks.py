@@ -21,6 +21,12 @@ from torch import Tensor
 from regauge.errors import BudgetError
 
 PATIENCE = 1800.0  # seconds that a process waits for another: the first makes the family that the others read
+TRANSPORTS = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+"""What a message says of which another process is the reason."""
+GONE = (
+    "another process of this training has ended, so this one stops; what was kept stays, and the same command goes on "
+    "from there"
+)
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -34,10 +40,12 @@ class Ranks:
 
     Attributes:
         own: the number of this one; count: how many there are.
+        sharded: whether each holds a part of every tensor (`shards.py`), and so has to run whatever another one runs.
     """
 
     own: int = 0
     count: int = 1
+    sharded: bool = False
 
     @property
     def first(self) -> bool:
@@ -64,6 +72,43 @@ class Ranks:
         for one, piece in zip(tensors, torch.split(flat, [one.numel() for one in tensors]), strict=True):
             one.copy_(piece.view(one.shape))
 
+    def total(self, gradients: Sequence[Tensor], loss: Tensor) -> None:
+        """Adds a loss and its gradients up over all processes, in place; parts of gradients are added up already."""
+        if not self.sharded:
+            return self.add([*gradients, loss])
+        if not all(bool(one.isfinite().all()) for one in gradients):
+            loss.fill_(torch.nan)  # the others see no part of it
+        return self.add([loss])
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The norm of a gradient, of which each process may have a part."""
+        found: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one) for one in gradients]))
+        if not self.sharded:
+            return found
+        found = found.square()
+        self.add([found])
+        return found.sqrt()
+
+    def turns(self, count: int) -> list[tuple[int, int]]:
+        """Which of some batches this process reads, each with how often it counts: once, or not at all where it is read
+        because the others read something."""
+        own = [(index, 1) for index in range(self.own, count, self.count)]
+        return own + [(0, 0)] * (self.sharded and len(own) < -(-count // self.count))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around what all processes have to run at the same time where each holds a part.
+
+        Raises:
+            LostError: another one is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not (self.sharded and any(word in str(error) for word in TRANSPORTS)):
+                raise
+            raise LostError(GONE) from error
+
     def any(self, found: bool) -> bool:
         """Whether it is so in any process."""
         if self.count == 1:
@@ -81,6 +126,15 @@ class Ranks:
             torch.distributed.broadcast_object_list(held)
         return held[0]
 
+    def each(self, value: Any) -> list[Any]:
+        """What every process has, in their order."""
+        if self.count == 1:
+            return [value]
+        held = [None] * self.count
+        with told():
+            torch.distributed.all_gather_object(held, value)
+        return held
+
 
 ALONE = Ranks()
 
@@ -95,10 +149,12 @@ def told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # what torch.distributed raises, by whatever name
-        raise LostError(
-            "another process of this training has ended, so this one stops; what was kept stays, and the same command "
-            "goes on from there"
-        ) from error
+        raise LostError(GONE) from error
+
+
+def processes() -> int:
+    """How many torchrun started, this one among them."""
+    return int(os.environ["WORLD_SIZE"]) if all(os.environ.get(name) for name in VARIABLES) else 1
 
 
 def writes() -> bool:
@@ -107,14 +163,17 @@ def writes() -> bool:
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
+def ranks(sharded: bool = False) -> Iterator[Ranks]:
     """The processes that torchrun started, joined to each other; this one alone where it did not.
+
+    Args:
+        sharded: whether each holds a part of every tensor.
 
     Raises:
         LostError: another one did not come, or this one was stopped because another is gone.
     """
     found = [os.environ.get(name) for name in VARIABLES]
-    if not all(found) or int(str(found[1])) < 2:
+    if processes() < 2:
         yield ALONE
         return
     before = signal.signal(signal.SIGTERM, _stopped)
@@ -122,7 +181,7 @@ def ranks() -> Iterator[Ranks]:
         with told():
             torch.distributed.init_process_group(_backend(), timeout=timedelta(seconds=PATIENCE))
         try:
-            yield Ranks(int(str(found[0])), int(str(found[1])))
+            yield Ranks(int(str(found[0])), int(str(found[1])), sharded)
         finally:
             torch.distributed.destroy_process_group()
     finally:

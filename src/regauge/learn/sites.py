@@ -70,13 +70,16 @@ class OnSite:
         w_OI, rounder, penalty = self._of(trial), self.taught.rounder, trial.penalty
         fmt = self._format(parameters, w_OI)
         if rounder is None:
+            levels: Mapping[int, Tensor] = {}
             w_hat_OI = fmt.grain.join(straight_through(fmt.grain.split(w_OI).float(), fmt.fit(w_OI), fmt.grid), w_OI)
         else:
             own = self._own(ROUNDER, rounder.rates, parameters)
             w_hat_OI = rounder.apply(own, w_OI, fmt, progress)
-            more = rounder.penalty(own, progress)
+            levels, more = rounder.beside(own, w_OI, fmt, progress), rounder.penalty(own, progress)
             penalty = more if penalty is None else penalty if more is None else penalty + more
-        return replace(trial, weights={**trial.weights, f"{self.site}.weight": w_hat_OI}, penalty=penalty)
+        key = f"{self.site}.weight"
+        read = {**trial.levels, **{bits: {**trial.levels.get(bits, {}), key: w_hat} for bits, w_hat in levels.items()}}
+        return replace(trial, weights={**trial.weights, key: w_hat_OI}, penalty=penalty, levels=read)
 
     def finish(self, parameters: Parameters, trial: Trial) -> Finished:
         w_OI, rounder = self._of(trial), self.taught.rounder

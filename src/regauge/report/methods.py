@@ -3,7 +3,8 @@
     regauge methods gptq        # those with the word in their name, title, place or paper
 
 A preset is one file of `presets/`, which may stand for several names that differ in numbers alone. What was measured
-stands in `presets/measured.json`, which `benchmarks/rows.py` printed; where nothing was measured the row says so.
+stands in `presets/measured.json`, which `benchmarks/rows.py` printed, and of what trains in `trained.json`; where
+nothing was measured the row says so.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from regauge.errors import RecipeError, nearest
 from regauge.parts import CACHE, TABLE, WEIGHTS
 from regauge.plan import Plan, load, patterns
 from regauge.plan.keeping import bits_of, told
-from regauge.report import speeds
-from regauge.report.explanation import SHAPE, facts, spread, uses
+from regauge.report import speeds, trained
+from regauge.report.explanation import facts, spread, uses
+from regauge.report.explanation_text import SHAPE
 from regauge.report.standing import HAD
 
 PRESET, OF_CACHE, STANDING = "preset", "cache preset", "without a recipe"
@@ -220,7 +222,8 @@ def _measured(names: tuple[str, ...]) -> str:
     told = [f"{name}: {_told(rows[name])}" for name in rows if name in near]
     more = len(rows) - len(told)
     fast = [f"{name}: a token {said}" for name in names if (said := speeds.told(name))]
-    return "; ".join([*told, *([f"{more} more with --json"] if more else []), *fast]) or UNMEASURED
+    gained = [f"{name}: {said} ({trained.how(name)})" for name in names if (said := trained.told(name))]
+    return "; ".join([*told, *([f"{more} more with --json"] if more else []), *fast, *gained]) or UNMEASURED
 
 
 def _told(row: dict[str, Any]) -> str:

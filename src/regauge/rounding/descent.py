@@ -21,20 +21,15 @@ from regauge.rounding.level_steps import along
 
 ROWS, BLOCK = 512, 64
 """Rows at a time, and columns whose changes reach the others at once."""
-COARSEST_MAY = 1.28
-"""By how much further behind its bits alone the coarsest level may be than the others: 60 % where they may 25 %."""
 
 
-def descended(
-    w_OI: Tensor, codes_OI: Tensor, fmt: Format, weights: Mapping[int, float], hessian_II: Tensor, even: float
-) -> tuple[Tensor, dict[int, float]]:
-    """Codes after one pass over the columns, those of the largest inputs first; what levels count in the next pass.
+def descended(w_OI: Tensor, codes_OI: Tensor, fmt: Format, weights: Mapping[int, float], hessian_II: Tensor) -> Tensor:
+    """codes_OI after one pass over the columns, those of the largest inputs first.
 
     Args:
         fmt: with the step of the whole, and what levels make of it.
         weights: bits → what an error counts, in cells of that level, squared.
         hessian_II: of the inputs, damped, so that its diagonal is above 0.
-        even: the power of how far a level is behind the others by which it counts more the next time.
 
     Never worse in the sum of the errors so weighted, but for rounding.
     Cost: 2 K · O · I² multiply-adds.
@@ -50,7 +45,7 @@ def descended(
     low_KON = torch.stack([along(_low(one), rows) for one in steps])
     wide_K = torch.tensor([2.0 ** (top - bits) for bits in levels], dtype=torch.float32, device=w_OI.device)
     weight_K = torch.tensor(list(weights.values()), dtype=torch.float32, device=w_OI.device)
-    found_OI, error_K = torch.empty_like(codes_OI), torch.zeros_like(wide_K)
+    found_OI = torch.empty_like(codes_OI)
     order_I = hessian_II.diagonal().argsort(descending=True, stable=True)
     ordered_II = hessian_II[order_I][:, order_I]
     group_I = group_I[order_I]
@@ -58,16 +53,9 @@ def descended(
         part = slice(start, start + ROWS)
         values = tuple(one_KON[:, part].permute(2, 0, 1)[group_I] for one_KON in (scale_KON, low_KON))
         codes_IR = codes_OI[part].T[order_I].float()
-        own_K = _pass(w_OI[part].T[order_I], codes_IR, values, wide_K, weight_K, ordered_II)
+        _pass(w_OI[part].T[order_I], codes_IR, values, wide_K, weight_K, ordered_II)
         found_OI[part, order_I] = codes_IR.T.to(torch.uint8)
-        error_K += own_K
-    behind = {
-        bits: float(error) * (2**bits - 1) ** 2 / (COARSEST_MAY if bits == FEWEST else 1.0)
-        for bits, error in zip(levels, error_K, strict=True)
-    }
-    counted = {bits: weights[bits] * behind[bits] ** even for bits in levels}
-    mean = sum(counted.values()) / len(counted)
-    return found_OI, {bits: count / mean for bits, count in counted.items()} if mean > 0 else dict(weights)
+    return found_OI
 
 
 def _low(step: Step) -> Tensor:
@@ -82,8 +70,8 @@ def _pass(
     wide_K: Tensor,
     weight_K: Tensor,
     hessian_II: Tensor,
-) -> Tensor:
-    """The error of each level, of some rows; their codes are changed in place. All in the order of the pass.
+) -> None:
+    """Changes the codes of some rows in place. All in the order of the pass.
 
     Args:
         codes_IR: whole numbers in float32.
@@ -95,7 +83,7 @@ def _pass(
     last_K1 = (wide_K[:1] * (1 << FEWEST) / wide_K)[:, None] - 1
     error_IKR = w_IR[:, None] - (codes_IR[:, None] / wide_K1).floor_().mul_(scale_IKR).add_(low_IKR)
     slope_IKR = (hessian_II @ error_IKR.flatten(1)).view(error_IKR.shape)
-    diagonal, levels = hessian_II.diagonal().tolist(), list(zip(wide_K.tolist(), weight_K.tolist(), strict=True))
+    diagonal, weight_1K = hessian_II.diagonal().tolist(), weight_K[None]
     for start in range(0, columns, BLOCK):
         block = slice(start, start + BLOCK)
         own_BB, slope_BKR = hessian_II[block, block], slope_IKR[block].clone()
@@ -108,13 +96,11 @@ def _pass(
             first_KR = torch.minimum(z_KR.round().clamp_(min=0), last_K1).mul_(wide_K1)
             tried_KR = torch.minimum(torch.maximum(z_KR[-1].round(), first_KR), first_KR + (wide_K1 - 1))
             tried_CR = torch.cat([tried_KR, codes_IR[column, None]])
-            cost_CR = torch.zeros_like(tried_CR)
-            for level, (wide, weight) in enumerate(levels):
-                cost_CR.addcmul_(gap_CR := (tried_CR / wide).floor_().sub_(z_KR[level]), gap_CR, value=weight)
-            codes_IR[column] = code_R = tried_CR.gather(0, cost_CR.argmin(0, keepdim=True))[0]
+            gap_CKR = (tried_CR[:, None] / wide_K1).floor_().sub_(z_KR).square_()
+            best_1R = (weight_1K @ gap_CKR).squeeze(1).argmin(0, keepdim=True)
+            codes_IR[column] = code_R = tried_CR.gather(0, best_1R)[0]
             now_KR = w_R - (code_R / wide_K1).floor_().mul_(scale_KR).add_(low_KR)
             slope_BKR[place + 1 :].addcmul_(own_BB[place + 1 :, place, None, None], now_KR - was_KR)
             error_IKR[column] = now_KR
         changed_BKR = error_IKR[block] - before_BKR
         slope_IKR += (hessian_II[:, block] @ changed_BKR.flatten(1)).view(slope_IKR.shape)
-    return (error_IKR * slope_IKR).sum((0, 2))

@@ -78,6 +78,11 @@ class LearntOffset:
         offset_GK = fmt.grain.split(parameters[OFFSET])
         return fmt.grain.join(straight_through(fmt.grain.split(w_OI).float(), fmt.fit(w_OI), fmt.grid, offset_GK), w_OI)
 
+    def beside(
+        self, parameters: Mapping[str, Tensor], w_OI: Tensor, fmt: Format, progress: float
+    ) -> Mapping[int, Tensor]:
+        return {}
+
     def penalty(self, parameters: Mapping[str, Tensor], progress: float) -> Tensor | None:
         return None
 

@@ -21,8 +21,8 @@ from regauge.rounding.descent import descended
 from regauge.rounding.feedback import factor, shared
 from regauge.rounding.level_steps import along, refitted
 
-JOINT, TOP, SEED = "joint", "top", "seed"
-GROWN = (JOINT, TOP, SEED)
+JOINT, TOP, SEED, PLANES = "joint", "top", "seed", "planes"
+GROWN = (JOINT, TOP, SEED, PLANES)
 ROWS, BLOCK = 512, 128
 """Rows and columns at a time: a block of targets of seven levels is 2 MB."""
 HELD_FAST = 1e4
@@ -39,26 +39,28 @@ class Levels:
 
     Attributes:
         grow: `joint`: all levels, as `tilt` says; `top`: the whole alone, levels are what is cut off it; `seed`: the
-            level of `seed` bits first, as if it were alone.
+            level of `seed` bits first, as if it were alone; `planes`: the coarsest as if it were alone, then planes of
+            `plane` bits one by one, each rounding what the levels before, which stay, leave of the weights.
+        levels: of `joint`, bits of the levels that count beside the whole, like 4/3/2; "": all. The fewer there are,
+            the nearer each comes to its bits alone, and the others are what is cut off.
         tilt: a level counts 2^tilt as much as one of a bit more. 0: all alike, in cells of their own.
-        seed: bits.
+        seed, plane: bits.
         damp: share of the mean diagonal of the Hessian that is added to it.
         refit: whether the bytes of levels are fitted; else levels have the middles of cells.
         passes: of `joint`, how often every code is looked at again while the others stay (`descent.py`), the bytes of
             levels fitted anew behind each.
-        even: how fast, from pass to pass, what a level counts follows how far it is behind the others, each measured by
-            the step of its bits alone; 0: it counts as `tilt` says.
 
     Cost: O·I² for each level in the sweep, and twice that in each pass.
     """
 
     grow: str = JOINT
-    tilt: float = 0.5
+    levels: str = ""
+    tilt: float = 0.7
     seed: int = 4
+    plane: int = 2
     damp: float = 0.01
     refit: bool = True
-    passes: int = 6
-    even: float = 0.6
+    passes: int = 8
 
     def __post_init__(self) -> None:
         if self.grow not in GROWN:
@@ -67,8 +69,10 @@ class Levels:
             raise ValueError(
                 f"tilt is 0 to 4, damp 0 or more, the seed 2 to 8 bits, not {self.tilt}, {self.damp}, {self.seed}"
             )
-        if self.passes < 0 or not 0 <= self.even <= 1:
-            raise ValueError(f"passes are 0 or more, even is 0 to 1, not {self.passes} and {self.even}")
+        if self.levels and not bits_of(self.levels):
+            raise ValueError(f"levels are bits from {FEWEST} on, like 4/3/2, not {self.levels!r}")
+        if self.passes < 0 or not 1 <= self.plane <= 6:
+            raise ValueError(f"passes are 0 or more, a plane has 1 to 6 bits, not {self.passes} and {self.plane}")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -92,25 +96,36 @@ class Levels:
         order_I = hessian_II.diagonal().argsort(descending=True, stable=True)
         how = (self.damp, "activation", 1, torch.float32, torch.float32)
         made = shared(stats["hessian"], how, lambda: factor(hessian_II.clone(), self.damp, order_I, torch.float32))
-        codes_OI = _grown(w_OI, fmt, step, self._weights(fmt.grid.bits), made.feedback_II, order_I)
+        weights = self._weights(fmt.grid.bits)
+        codes_OI = _grown(w_OI, fmt, step, weights, made.feedback_II, order_I)
         damp = self.damp * float(hessian_II.diagonal()[~dead_I].mean())
         damped_II = hessian_II + damp * torch.eye(len(dead_I), dtype=torch.float32, device=w_OI.device)
         if self.refit:
             step = refitted(w_OI, codes_OI, fmt, step, damped_II)
-        weights = self._weights(fmt.grid.bits)
         for _ in range(self.passes if self.grow == JOINT else 0):
-            codes_OI, weights = descended(w_OI, codes_OI, replace(fmt, step=step), weights, damped_II, self.even)
+            codes_OI = descended(w_OI, codes_OI, replace(fmt, step=step), weights, damped_II)
             if self.refit:
                 step = refitted(w_OI, codes_OI, fmt, step, damped_II)
         return Codes(codes_OI, step, notes=(*notes, *made.notes))
 
     def _weights(self, top: int) -> dict[int, float]:
-        """Bits → what an error of a cell counts."""
+        """Bits → what an error of a cell counts; 0 of all where levels come one after the other."""
+        if self.grow == PLANES:
+            return dict.fromkeys((*range(FEWEST, top, self.plane), top), 0.0)
         if self.grow == TOP:
             return {top: 1.0}
         if self.grow == SEED:
             return {top: 1.0} | ({self.seed: HELD_FAST} if self.seed < top else {})
-        return {bits: 2.0 ** (self.tilt * (top - bits)) for bits in range(FEWEST, top + 1)}
+        own = bits_of(self.levels) or tuple(range(FEWEST, top))
+        levels = sorted({top, *(bits for bits in own if bits < top)})
+        return {bits: 2.0 ** (self.tilt * (top - bits)) for bits in levels}
+
+
+def bits_of(words: str) -> tuple[int, ...]:
+    """4/3/2 → (4, 3, 2); () of what is not like that."""
+    found = words.split("/")
+    fits = all(word.isdigit() and FEWEST <= int(word) <= 8 for word in found)
+    return tuple(map(int, found)) if fits and len({*found}) == len(found) else ()
 
 
 def _grown(
@@ -143,7 +158,7 @@ def _swept(
     Args:
         steps: of each weight, step and value of code 0.
         wide_K: codes of a cell, rising; the last level is the whole, whose cells are codes.
-        weight_K: what an error in codes, squared, counts.
+        weight_K: what an error in codes, squared, counts; 0 of all: a level is inside the cells of those before it.
         most: the greatest code.
     """
     rows, columns = w_RI.shape
@@ -152,7 +167,7 @@ def _swept(
     codes_RI = torch.empty(rows, columns, dtype=torch.uint8, device=w_RI.device)
     wide_K1, half_K1 = wide_K[:, None], (wide_K[:, None] - 1) / 2
     last_K1 = (most + 1) / wide_K1 - 1
-    whole = int(wide_K.argmin())
+    whole, one_by_one = int(wide_K.argmin()), not bool(weight_K.any())
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
         target_KRB = w_RI[:, start:end] + error_KRI[:, :, :start] @ feedback_II[:start, start:end]
@@ -166,7 +181,14 @@ def _swept(
             first_KR = torch.minimum(cell_KR, last_K1) * wide_K1
             near_R = z_KR[whole].round()
             tried_KR = torch.minimum(torch.maximum(near_R, first_KR), first_KR + wide_K1 - 1)
-            cost_KR = torch.zeros_like(z_KR)
+            if one_by_one:
+                frozen_R = first_KR[0]
+                for level in range(1, len(wide_K)):
+                    own, last_R = wide_K[level], frozen_R + wide_K[level - 1]
+                    near_R = ((z_KR[level] - half_K1[level]) / own).round() * own
+                    frozen_R = torch.minimum(torch.maximum(near_R, frozen_R), last_R - own)
+                tried_KR = frozen_R[None]
+            cost_KR = torch.zeros_like(tried_KR)
             for level in range(len(wide_K)):
                 wide = wide_K[level]
                 value_KR = (tried_KR / wide).floor_() * wide + half_K1[level]

@@ -76,6 +76,11 @@ class LearntSide:
         z_GK = z_GK if step.zero_G1 is None else z_GK - step.zero_G1
         return fmt.grain.join(z_GK * step.scale_G1, w_OI)
 
+    def beside(
+        self, parameters: Mapping[str, Tensor], w_OI: Tensor, fmt: Format, progress: float
+    ) -> Mapping[int, Tensor]:
+        return {}
+
     def penalty(self, parameters: Mapping[str, Tensor], progress: float) -> Tensor | None:
         if progress < WARM or not self.weight:
             return None

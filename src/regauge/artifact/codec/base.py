@@ -48,6 +48,7 @@ class Layout:
         tokens: residual → what the block that reads it passes by; absent: nothing.
         cut: site → the inputs that its matrix had before it was cut to a member of a family: by these its panels are
             grouped, so that a member computes alike wherever it lies.
+        widths: site → the numbers of its first inputs that members of a family read, in a model that runs as any.
     """
 
     source: Anatomy
@@ -63,6 +64,7 @@ class Layout:
     attention: Mapping[str, Point] = field(default_factory=dict)
     tokens: Mapping[str, Point] = field(default_factory=dict)
     cut: Mapping[str, int] = field(default_factory=dict)
+    widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def gone(self) -> frozenset[str]:

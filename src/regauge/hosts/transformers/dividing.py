@@ -94,7 +94,9 @@ def _divided(source: Source, index: int, experts: int, generator: torch.Generato
     width = source.anatomy.hidden
     gate_NFD, up_NFD = (matrix.reshape(experts, -1, width) for matrix in (gate, up))
     down_NDF = down.reshape(width, experts, -1).transpose(0, 1).float() * experts
-    router_ND = torch.randn(experts, width, generator=generator, dtype=torch.float32) * (SPREAD / width**0.5)
+    router_ND = torch.randn(experts, width, generator=generator, dtype=torch.float32, device="cpu") * (
+        SPREAD / width**0.5
+    )
     return {
         f"{path}.gate.weight": router_ND.to(source.dtype),
         f"{path}.experts.gate_up_proj": torch.cat([gate_NFD, up_NFD], 1).contiguous(),

@@ -40,6 +40,7 @@ from regauge.hosts.transformers import (
     probe,
     sampling,
     serve,
+    sharded,
     stream,
     tables,
     tracing,
@@ -149,8 +150,8 @@ class TransformersHost:
         dividing.write(_own(source), folder, experts, seed)
         return Source.open(folder)
 
-    def trainee(self, path: str | Path, device: str = "cpu", held: Sequence[str] = ()) -> Trainee:
-        return trainee.trainee(path, device, held)
+    def trainee(self, path: str | Path, device: str = "cpu", held: Sequence[str] = (), shard: bool = False) -> Trainee:
+        return sharded.sharded(path, device) if shard else trainee.trainee(path, device, held)
 
     def ids_of_images(self, source: base.Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
         return trainee.coded(source.path, x_NChw, y_N, seed)

@@ -125,7 +125,15 @@ def _matrix(
     if site.name not in codes:
         raise ArtifactError(f"the artifact lacks the codes of {site.name}.")
     reads = HEAD if site.name == EMBED and layout.anatomy.tied else site.name  # a table is read by no product
-    how = dtype, device, taps.get(reads), activations, allocate, layout.cut.get(site.name)
+    how = (
+        dtype,
+        device,
+        taps.get(reads),
+        activations,
+        allocate,
+        layout.cut.get(site.name),
+        layout.widths.get(site.name, ()),
+    )
     return PackedMatrix(codes[site.name], decoder(choice), *how)
 
 

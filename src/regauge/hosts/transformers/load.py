@@ -20,6 +20,7 @@ from regauge.anatomy.inner import inner_taps
 from regauge.artifact import files
 from regauge.artifact.codec.base import Wire
 from regauge.artifact.cutting import read_cut, with_cut
+from regauge.artifact.families import with_widths
 from regauge.artifact.folder import shards, wire_of
 from regauge.artifact.gains import read_gains
 from regauge.elastic.subnet import FULL, Subnet
@@ -143,7 +144,7 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
     linear = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     wire = wire_of(quantisation, source, dtype, linear)
     taken = read_cut(folder, wire.layout.anatomy)
-    wire = with_cut(wire, taken)
+    wire = with_widths(with_cut(wire, taken), folder)
     found = shards(folder, wire)
     kept = kept_by(folder, wire.layout.anatomy, wire.layout.cache, said.cache)
     if at.kind == CUDA:

@@ -183,13 +183,24 @@ def trainee(path: str | Path, device: str = "cpu", held: Sequence[str] = ()) -> 
         ModelError: matrices of it are in codes, which stay.
         SettingError: it is no family, or there is no such device.
     """
+    model = opened(path, device)
+    members = members_of(model)
+    return Lessons(model, members.family, members.anatomy) if members.anatomy.plumbing.scales else Trainee(model, held)
+
+
+def opened(path: str | Path, device: str) -> Any:
+    """A model of an artifact's directory in float32.
+
+    Raises:
+        ModelError: matrices of it are in codes.
+        SettingError: there is no such device.
+    """
     model: Any = load(path, device, torch.float32)
     if any(name.endswith("matrix") or "packed" in name for name, _ in model.named_modules()):
         raise ModelError("a family is trained in full precision, and matrices of this one are in codes")
     model.eval()
     by_batch(model)
-    members = members_of(model)
-    return Lessons(model, members.family, members.anatomy) if members.anatomy.plumbing.scales else Trainee(model, held)
+    return model
 
 
 def coded(folder: Path, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:

@@ -16,6 +16,8 @@ META = ("rows", "columns", "bits", "group", "step", "zero", "value", "offset", "
 
 PANEL = 16
 """Rows of a panel."""
+RUN_BITS = 18
+"""Of the numbers of groups that the stride of a matrix in runs holds."""
 BOOK = 129
 """Floats of a trellis's table: its values, and what makes whole numbers of them."""
 
@@ -31,6 +33,7 @@ _ARGUMENTS = {
     "rg_coded": (_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
     "rg_has_gram": (),
     "rg_has_planes": (),
+    "rg_has_runs": (),
     "rg_gram": (_POINTER, _LONG, _LONG, _POINTER, _INT),
     "rg_range": (*(_POINTER,) * 3, _INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT),
     "rg_feedback": (_POINTER, _INT),
@@ -59,7 +62,8 @@ def struct_of(
     """The C view of a packed matrix; its tensors must outlive it.
 
     Args:
-        stride: bytes from panel to panel, in planes panels of the whole; 0: as its columns, and rows, say.
+        stride: bytes from panel to panel, in planes panels of the whole; 0: as its columns, and rows, say; below 0: in
+            runs (`layout.stride_of`).
 
     Raises:
         ValueError: there is no such matrix, or its tensors are too small for it.
@@ -82,7 +86,11 @@ def struct_of(
         told = ", ".join(f"{name} {number}" for name, number in zip(META, meta, strict=True))
         raise ValueError(f"the kernels have no matrix of {told}")
     said, count = dict(zip(META, meta, strict=True)), -(-rows // PANEL)
-    if panels.numel() < (size * (stride or count) if planes(said) else (count - 1) * size + whole):
+    if stride < 0:
+        least = size * (-stride >> 2 * RUN_BITS)
+    else:
+        least = size * (stride or count) if planes(said) else (count - 1) * size + whole
+    if panels.numel() < least:
         raise ValueError(f"{panels.numel()} bytes of panels are too few for {rows} x {meta[1]} of {bits} bits")
     return struct
 

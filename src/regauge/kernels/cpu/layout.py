@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from regauge.kernels.cpu.interface import PANEL, Struct, kernels
+from regauge.kernels.cpu.interface import PANEL, RUN_BITS, Struct, has, kernels
 
 STEPS = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.uint8: 4, torch.float8_e4m3fn: 5}
 MOST_GROUP = 1 << 16
 """Inputs a group, whose sums of products then fit 32 bits."""
+MOST_RUNS = 4
+"""In which a row may lie: a core reads from so many places at once without waiting."""
 MOST_APART = 256
 """Inputs a group of a matrix whose bits lie apart."""
 INT, TABLE, FLOAT, FULL, TRELLIS = 0, 1, 2, 3, 4
@@ -61,6 +64,30 @@ def group_of(columns: int, bits: int, span: int, run: int = 1) -> int:
         return short if short <= MOST_GROUP else 0
     sizes = [size for size in range(32, 161, 4) if size % least == 0]
     return min(sizes, key=lambda size: (-columns % size, abs(size - 128)))
+
+
+def run_of(widths: Sequence[int], columns: int, group: int) -> int:
+    """Groups of a run of panels whose first inputs are used alone too, in those numbers; 0: all lie in one run.
+
+    As many of the numbers as can be are whole runs, and runs are as long as they can be. Cost of a run: the sums of
+    rows are put away and taken up again once more.
+    """
+    groups = -(-columns // group)
+    cuts = {-(-width // group) for width in widths} - {groups}
+    if not cuts or groups >> RUN_BITS or not has("rg_has_runs"):
+        return 0
+    served, run = max((sum(not cut % run for cut in cuts), run) for run in range(-(-groups // MOST_RUNS), groups + 1))
+    return run if served and run < groups else 0
+
+
+def stride_of(rows: int, columns: int, group: int, run: int) -> int:
+    """What `rg_matrix.stride` says of a matrix in runs of so many groups; 0 of one in one run."""
+    return -(-(-rows // PANEL) << 2 * RUN_BITS | run << RUN_BITS | -(-columns // group)) if run else 0
+
+
+def in_run(stride: int = 0) -> int:
+    """Groups of a run by the stride; 0: one run."""
+    return -stride >> RUN_BITS & (1 << RUN_BITS) - 1 if stride < 0 else 0
 
 
 def meta_of(

@@ -28,10 +28,9 @@ from regauge.kernels.cpu.layout import (
     TRELLIS,
     Value,
     aligned,
-    group_of,
     meta_of,
     panel_bytes,
-    unit,
+    stride_of,
 )
 
 __all__ = [
@@ -46,10 +45,6 @@ __all__ = [
     "TRELLIS",
     "Matrix",
     "Value",
-    "aligned",
-    "group_of",
-    "struct_of",
-    "unit",
 ]
 
 FEW = 16
@@ -72,7 +67,8 @@ class Matrix:
         row_scale_O: float32, a multiplier a row, padded with ones to whole panels; None: 1.
         table: float32 (2^bits,) of `Value.TABLE`, of a trellis 129 numbers; None otherwise.
         meta: the integers of `META`.
-        stride: of a larger matrix's first rows and inputs, bytes from panel to panel (in planes its panels); 0: whole.
+        stride: of a larger matrix's first rows and inputs, bytes from panel to panel (in planes its panels); 0: whole;
+            below 0: in runs, of which it may be the first (`layout.stride_of`).
     """
 
     panels: Tensor
@@ -119,6 +115,7 @@ def pack(
     zero_ON: Tensor | None = None,
     row_scale_O: Tensor | None = None,
     allocate: Callable[[int], Tensor] | None = None,
+    run: int = 0,
 ) -> Matrix:
     """Panels of codes.
 
@@ -130,6 +127,7 @@ def pack(
         zero_ON: uint8 codes that decode to 0; None: `value` is symmetric.
         row_scale_O: float32.
         allocate: bytes → an empty uint8 tensor aligned to 64 bytes; `aligned` by default.
+        run: groups of a run, as `run_of` says.
 
     Raises:
         ValueError: panels cannot hold it, or the tensors are not of one matrix.
@@ -159,7 +157,7 @@ def pack(
     if not (need := panel_bytes(meta)):
         raise ValueError(f"panels cannot hold {bits} bits in groups of {group}")
     panels = (allocate or aligned)(need)
-    matrix = Matrix(panels, row_scale_O, table, meta)
+    matrix = Matrix(panels, row_scale_O, table, meta, stride_of(rows, columns, group, run))
     pointers = map(_pointer, (codes_OI, scale_ON, zero_ON, panels))
     _done(kernels().rg_pack(ctypes.byref(matrix.struct), *pointers, torch.get_num_threads()))
     return matrix

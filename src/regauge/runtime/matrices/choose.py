@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -32,8 +32,9 @@ class Choice:
         reading: how inputs are read; None: as they are.
         rounds: whether the kernel rounds them so by itself.
         activations: as `choose` says.
-        meta: `matrix.META` of panels, and of a first part its stride; None where another way holds the matrix.
+        meta: `matrix.META` of panels, in runs or of a first part with the stride; None where another way holds them.
         whole: inputs of the matrix of which this is the first ones; None: its own.
+        widths: numbers of its first inputs that members of a family use.
     """
 
     kernel: str
@@ -45,6 +46,7 @@ class Choice:
     activations: str | None
     meta: Meta | None
     whole: int | None = None
+    widths: Sequence[int] = ()
 
     @property
     def differentiable(self) -> bool:
@@ -75,6 +77,7 @@ def choose(
     reading: Reading | None = None,
     activations: str | None = None,
     whole: int | None = None,
+    widths: Sequence[int] = (),
 ) -> Choice:
     """The way of a matrix.
 
@@ -83,12 +86,13 @@ def choose(
         reading: how inputs are read; None: as they are.
         activations: a name of `matrix.ACTIVATIONS`; None: as `operators.few` says.
         whole: inputs of the matrix of which this is the first ones, which is held and multiplied as that is.
+        widths: numbers of its first inputs that members of a family use; they then lie together.
     """
     shape, kind = (codes.codes_OI.shape[0], codes.codes_OI.shape[1]), torch.device(device).type
     read, wide = read_as(reading), (shape[0], max(shape[1], whole or 0))
     answer = ask(fmt, wide, read, dtype, kind, here=True) if kind in DEVICES else ELSEWHERE
-    meta = meta_of_codes(codes, fmt, whole) if answer.kernel == NAME else None
-    return Choice(answer.kernel, fmt, shape, kind, reading, answer.rounds, activations, meta, whole)
+    meta = meta_of_codes(codes, fmt, whole, widths) if answer.kernel == NAME else None
+    return Choice(answer.kernel, fmt, shape, kind, reading, answer.rounds, activations, meta, whole, tuple(widths))
 
 
 def way_of(choice: Choice, allocate: Callable[[int], Tensor] | None = None) -> Way:

@@ -8,7 +8,7 @@ Legend: O output channels, I input channels, T tokens, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard, cast
 
@@ -27,8 +27,6 @@ from regauge.runtime.matrices.terms import HeldLowRank, HeldTerm, held_terms
 
 HOMES = {"cpu": "the CPU", "cuda": "a GPU"}
 """Where kernels run, in words."""
-
-
 LEVELLED = ("scale", LOW, LEVELS)
 """Fields of the steps of a matrix that has levels: what its levels' are made of."""
 
@@ -65,12 +63,13 @@ class PackedMatrix(nn.Module):
         activations: str | None = None,
         allocate: Callable[[int], Tensor] | None = None,
         whole: int | None = None,
+        widths: Sequence[int] = (),
     ) -> None:
         super().__init__()
         rows, columns = codes.codes_OI.shape
         self.shape, self.dtype = (rows, columns), dtype
         self.reading, self.activations = reading, activations
-        self.choice = choose(codes, fmt, dtype, device, reading, activations, whole)
+        self.choice = choose(codes, fmt, dtype, device, reading, activations, whole, widths)
         self.format, self.meta = fmt, self.choice.meta
         self.way = way_of(self.choice)
         for name, tensor in way_of(self.choice, allocate).hold(codes).items():
@@ -150,7 +149,8 @@ class PackedMatrix(nn.Module):
             Codes(codes_OI.clamp(0, 2**self.format.grid.bits - 1).to(torch.uint8), step), self.format, bits
         )
         device = str(cast(Tensor, self._buffers[self.held[0]]).device)
-        return PackedMatrix(found, fmt, self.dtype, device, self.reading, self.activations)
+        how = self.dtype, device, self.reading, self.activations
+        return PackedMatrix(found, fmt, *how, widths=self.choice.widths)
 
     def _as(self, choice: Choice, shape: tuple[int, int]) -> PackedMatrix:
         """The same bytes, read otherwise; terms are the caller's."""

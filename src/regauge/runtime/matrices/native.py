@@ -11,7 +11,7 @@ Legend: O output channels, I input channels, N groups along a row, T tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -25,14 +25,14 @@ from regauge.formats.prefixes import FEWEST
 from regauge.formats.readings import Reading
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.interface import has
-from regauge.kernels.cpu.layout import MOST_APART, Value, group_of, meta_of, unit
+from regauge.kernels.cpu.layout import MOST_APART, Value, group_of, in_run, meta_of, run_of, stride_of, unit
 from regauge.runtime.matrices import operators
 from regauge.runtime.matrices.codes import alone, codes_of
 from regauge.runtime.matrices.multiply import Held, Way
 
 NAME = "panels"
 Meta = tuple[int, ...]
-"""The integers of `matrix.META`."""
+"""The integers of `matrix.META`, and the stride of a matrix in runs or of the first part of one."""
 Steps = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Steps, zero points, a multiplier a row."""
 
@@ -86,11 +86,13 @@ def floats(bits: int, mantissa: int, bias: int) -> Tensor:
     return torch.cat([size, -size]).float()
 
 
-def meta_of_codes(codes: Codes, fmt: Format, whole: int | None = None) -> Meta:
-    """`matrix.META` of a matrix in panels. The capability table says which matrices fit.
+def meta_of_codes(codes: Codes, fmt: Format, whole: int | None = None, widths: Sequence[int] = ()) -> Meta:
+    """`matrix.META` of a matrix in panels, and its stride where it lies in runs. The capability table says which
+    matrices fit.
 
     Args:
         whole: inputs of the matrix of which this is the first ones; its groups are then that one's.
+        widths: numbers of its first inputs that are used alone too.
     """
     rows, columns = shape = (codes.codes_OI.shape[0], codes.codes_OI.shape[1])
     wide = max(columns, whole or 0)
@@ -99,7 +101,9 @@ def meta_of_codes(codes: Codes, fmt: Format, whole: int | None = None) -> Meta:
         raise ValueError(f"panels cannot say {fmt.grid.name} in {fmt.grain.name} on {rows} x {columns}")
     value = _apart(value, fmt, (rows, wide), group, columns)
     scale_ON, zero_ON, _ = _steps(codes, fmt, group, wide)
-    return meta_of(shape, fmt.grid.bits, value, group, scale_ON, zero_ON is not None)
+    meta = meta_of(shape, fmt.grid.bits, value, group, scale_ON, zero_ON is not None)
+    run = run_of(widths, columns, group)
+    return (*meta, stride_of(rows, columns, group, run)) if run else meta
 
 
 def _apart(value: Value, fmt: Format, shape: tuple[int, int], group: int, columns: int) -> Value:
@@ -136,7 +140,8 @@ def panels(
             steps: Steps = (_steps_apart(codes, fmt, group, wide), None, None)
         else:
             steps = _steps(codes, fmt, group, wide)
-        made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *steps, allocate)
+        run = in_run(*meta[len(matrix.META) :])
+        made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *steps, allocate, run)
         held = {"panels": made.panels, "row_scale": made.row_scale_O, "table": made.table}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 
@@ -185,8 +190,8 @@ def _steps_apart(codes: Codes, fmt: Format, group: int, wide: int) -> Tensor:
 
 def at_level(meta: Meta, bits: int) -> Meta:
     """The same bytes read at fewer bits."""
-    said = dict(zip(matrix.META, meta, strict=True)) | {"bits": bits, "offset": 1 << (bits - 1)}
-    return tuple(said.values())
+    said = dict(zip(matrix.META, meta, strict=False)) | {"bits": bits, "offset": 1 << (bits - 1)}
+    return (*said.values(), *meta[len(matrix.META) :])
 
 
 def beside(codes: Codes, fmt: Format) -> Tensor | None:

@@ -10,7 +10,7 @@ inline int pack_planes(rg_matrix m, const uint8_t *codes, const uint8_t *steps, 
   m.panels = panels;
   const Layout l(m);
   const int top = m.mantissa, size = step_bytes(m.step);
-  const size_t entries = static_cast<size_t>(m.rows) * static_cast<size_t>(l.groups), level_bytes = l.hop * static_cast<size_t>(l.panels);
+  const size_t entries = static_cast<size_t>(m.rows) * static_cast<size_t>(l.groups), level_bytes = static_cast<size_t>(l.steps_bytes) * static_cast<size_t>(l.groups) * static_cast<size_t>(l.panels);
   std::memset(panels, 0, l.panel * static_cast<size_t>(l.panels));
   rg::Share share;
   rg::parallel(threads, [&](int thread, rg::Team &team) {
@@ -21,7 +21,7 @@ inline int pack_planes(rg_matrix m, const uint8_t *codes, const uint8_t *steps, 
         const size_t row = static_cast<size_t>(start * PANEL + r);
         for (int g = 0; g < l.groups; ++g) {
           for (int level = 0; level <= top - FEWEST; ++level)
-            std::memcpy(panel + static_cast<size_t>(level) * level_bytes + static_cast<size_t>(g * l.steps_bytes + r * size),
+            std::memcpy(panel + static_cast<size_t>(level) * level_bytes + static_cast<size_t>(l.between(panel, g) * l.steps_bytes + r * size),
                         steps + (static_cast<size_t>(level) * entries + row * static_cast<size_t>(l.groups) + static_cast<size_t>(g)) * static_cast<size_t>(size), static_cast<size_t>(size));
           const Planes planes = l.codes<NESTED>(panel, g);
           const uint8_t *from = codes + row * static_cast<size_t>(m.columns) + static_cast<size_t>(g) * static_cast<size_t>(m.group);

@@ -91,6 +91,7 @@ extern "C" {
 
 int rg_abi(void) { return 8; }
 int rg_has_planes(void) { return 1; }
+int rg_has_runs(void) { return 1; }
 const char *rg_level(void) { return level().name; }
 
 int rg_set_level(const char *name) {
@@ -137,18 +138,22 @@ double rg_bandwidth(int threads, size_t bytes, double seconds) {
 
 size_t rg_panel_bytes(const rg_matrix *m) { return m && sound(*m) ? Layout(*m).panel : 0; }
 
-int rg_pack(const rg_matrix *m, const uint8_t *codes, const void *steps, const uint8_t *zeros, uint8_t *panels, int threads) {
-  if (!m || !sound(*m) || !codes || !panels || (m->zero && !zeros) || (m->step != RG_STEP_NONE && !steps)) return RG_UNSOUND;
-  const Layout l(*m);
-  if (nested(*m)) return m->bits == m->mantissa && m->bias == l.groups && !m->stride ? pack_planes(*m, codes, static_cast<const uint8_t *>(steps), panels, threads) : RG_UNSOUND;
+int rg_pack(const rg_matrix *given, const uint8_t *codes, const void *steps, const uint8_t *zeros, uint8_t *panels, int threads) {
+  if (!given || !sound(*given) || !codes || !panels || (given->zero && !zeros) || (given->step != RG_STEP_NONE && !steps)) return RG_UNSOUND;
+  rg_matrix own = *given;
+  own.panels = panels;
+  const rg_matrix *m = &own;
+  const Layout l(own);
+  if (m->stride && (m->stride > 0 || l.all != l.panels || l.whole != l.groups)) return RG_UNSOUND;
+  if (nested(*m)) return m->bits == m->mantissa && m->bias == l.groups ? pack_planes(*m, codes, static_cast<const uint8_t *>(steps), panels, threads) : RG_UNSOUND;
   const int size = step_bytes(m->step);
   rg::Share share;
   rg::parallel(threads, [&](int thread, rg::Team &team) {
     int64_t start, stop;
     while (share.take(thread, team.threads, l.panels, 1, start, stop)) {
-      uint8_t *at = panels + l.panel * static_cast<size_t>(start);
-      std::memset(at, 0, l.panel);
-      for (int g = 0; g < l.groups; ++g, at += l.record) {
+      for (int g = 0; g < l.groups; ++g) {
+        uint8_t *at = panels + (l.steps(panels + l.hop * static_cast<size_t>(start), g) - panels);
+        std::memset(at, 0, static_cast<size_t>(l.record));
         for (int r = 0; r < PANEL; ++r) {
           const int64_t row = start * PANEL + r;
           if (row >= m->rows) break;
@@ -182,11 +187,12 @@ int rg_unpack(const rg_matrix *m, uint8_t *codes, int threads) {
     int64_t start, stop;
     while (share.take(thread, team.threads, m->rows, 1, start, stop)) {
       const int r = static_cast<int>(start % PANEL), unit = unit_of(m->bits);
-      const uint8_t *at = m->panels + l.hop * static_cast<size_t>(start / PANEL);
-      for (int g = 0; g < l.groups; ++g, at += l.record) {
+      const uint8_t *panel = m->panels + l.hop * static_cast<size_t>(start / PANEL);
+      for (int g = 0; g < l.groups; ++g) {
+        const uint8_t *at = l.steps(panel, g);
         const int left = m->columns - g * m->group, count = left < m->group ? left : m->group;
         if (nested(*m)) {
-          const Planes planes = l.codes<NESTED>(m->panels + l.hop * static_cast<size_t>(start / PANEL), g);
+          const Planes planes = l.codes<NESTED>(panel, g);
           uint8_t *out = codes + static_cast<size_t>(start) * m->columns + static_cast<size_t>(g) * m->group;
           for (int i = 0; i < count; ++i) out[i] = static_cast<uint8_t>(get_planes(planes, m->bits, i, r));
           continue;

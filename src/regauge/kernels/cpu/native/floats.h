@@ -30,12 +30,13 @@ inline void panel_floats(const rg_matrix &m, const Layout &l, const float *table
   for (int r = 0; r < MR; ++r) out[r] = zero_floats();
   int at = 0;
   Planes planes{};
-  if constexpr (B >= NESTED) planes = l.codes<B>(panel, 0);
   alignas(64) uint8_t bytes[put_together(B) ? LONGEST * PANEL : 1];
-  panel += l.first;
+  const uint8_t *const whole_panel = panel;
   for (int g = 0; g < l.groups; ++g) {
+    panel = l.steps(whole_panel, g);
     const uint8_t *codes = panel + l.steps_bytes + l.zeros_bytes;
     if constexpr (put_together(B)) {
+      planes = l.codes<B>(whole_panel, g);
       put_codes(m.bits, planes, m.group, bytes);
       codes = bytes;
     }
@@ -60,7 +61,6 @@ inline void panel_floats(const rg_matrix &m, const Layout &l, const float *table
       if (m.zero) sum[r] = sum[r] - load_zeros(panel + l.steps_bytes, BITS) * set_floats(sums[r][g]);
       out[r] = fma(sum[r], step, out[r]);
     }
-    panel += l.record;
   }
 }
 

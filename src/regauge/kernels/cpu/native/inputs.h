@@ -137,20 +137,24 @@ inline Inputs alone(const Inputs &in, int slot) {
   return one;
 }
 
-// One panel of a site for all tokens of a prepared input; rows beyond the matrix are not written. with(t, rows, values)
+// Panels [start, stop) of a site, at most `panels_together`, for all tokens of a prepared input; rows beyond the matrix are not
+// written. with(panel, t, rows, values)
 template <class With>
-inline void each_panel(const Site &s, const Inputs *in, int tokens, int64_t panel, With &&with) {
-  alignas(64) float out[FEW * PANEL];
+inline void each_panel(const Site &s, const Inputs *in, int tokens, int64_t start, int64_t stop, With &&with) {
+  alignas(64) float room[ROOM];
   for (int t = 0; t < tokens; t += FEW) {
     const int count = tokens - t < FEW ? tokens - t : FEW;
-    panel_values(s.ready, panel, in[t / FEW], count, out);
-    if (s.low) s.add_low_rank(panel, t, count, out);
-    const int64_t left = s.ready.m->rows - panel * PANEL;
-    const int rows = static_cast<int>(left < PANEL ? left : PANEL);
-    for (int r = 0; r < count; ++r) {
-      float *row = out + r * PANEL;
-      if (s.bias) for (int i = 0; i < rows; ++i) row[i] += s.bias[panel * PANEL + i];
-      with(t + r, rows, row);
+    panels_values(s.ready, start, stop, in[t / FEW], count, room);
+    for (int64_t panel = start; panel < stop; ++panel) {
+      float *out = room + (panel - start) * evened(count) * PANEL;
+      if (s.low) s.add_low_rank(panel, t, count, out);
+      const int64_t left = s.ready.m->rows - panel * PANEL;
+      const int rows = static_cast<int>(left < PANEL ? left : PANEL);
+      for (int r = 0; r < count; ++r) {
+        float *row = out + r * PANEL;
+        if (s.bias) for (int i = 0; i < rows; ++i) row[i] += s.bias[panel * PANEL + i];
+        with(panel, t + r, rows, row);
+      }
     }
   }
 }

@@ -76,28 +76,36 @@ inline void one_panel(const Ready &a, const uint8_t *panel, const Inputs &in, in
   }
 }
 
-// Rows of a panel for MR tokens from `first` on: out[t * 16 ... ], scaled.
+// What of a panel is multiplied: all of it, or one of its runs, whose sums go on from those of the runs before.
+enum Part { WHOLE = 0, BEGUN = 1, UNENDED = 2 };
+
+// Rows of a panel for MR tokens from `first` on: out[t * 16 ... ], scaled; of a panel that is UNENDED the sums.
 template <int B, int MR>
-inline void tokens_of(const Ready &a, const uint8_t *panel, const Inputs &in, int first, Floats scale, float *out) {
+inline void tokens_of(const Ready &a, const uint8_t *panel, const Inputs &in, int first, Floats scale, int part, float *out) {
   constexpr int KIND = B < NESTED || MR == 1 ? B : B == NESTED + 8 ? PUT : PUT_SMALL;
   Floats sum[MR];
+  for (int r = 0; r < MR; ++r) sum[r] = part & BEGUN ? load_floats(out + (first + r) * PANEL) : zero_floats();
   one_panel<KIND, MR>(a, panel, in, first, sum);
-  for (int r = 0; r < MR; ++r) store_floats(out + (first + r) * PANEL, sum[r] * scale);
+  const bool table = a.kind == 1 || a.kind == 2;
+  for (int r = 0; r < MR; ++r) {
+    if (!(part & UNENDED)) sum[r] = (table ? sum[r] * set_floats(a.integers.scale) : sum[r]) * scale;
+    store_floats(out + (first + r) * PANEL, sum[r]);
+  }
 }
 
 // Rows of one panel for `count` <= FEW tokens; `out` has room for as many as kernels are compiled for.
 template <int B>
-inline void panel_of(const Ready &a, const uint8_t *panel, const Inputs &in, int count, int64_t number, float *out) {
+inline void panel_of(const Ready &a, const uint8_t *panel, const Inputs &in, int count, int64_t number, int part, float *out) {
   count = evened(count);
   const Floats scale = a.m->row_scale ? load_floats(a.m->row_scale + number * PANEL) : set_floats(1.0f);
   if constexpr (FEW == 8) {
-    if (count == 8 && a.usual()) return tokens_of<B, 8>(a, panel, in, 0, scale, out);
-    if (count == 6 && a.usual()) return tokens_of<B, 6>(a, panel, in, 0, scale, out);
+    if (count == 8 && a.usual()) return tokens_of<B, 8>(a, panel, in, 0, scale, part, out);
+    if (count == 6 && a.usual()) return tokens_of<B, 6>(a, panel, in, 0, scale, part, out);
   }
   int t = 0;
-  for (; t + 4 <= count; t += 4) tokens_of<B, 4>(a, panel, in, t, scale, out);
-  if (t + 2 <= count) tokens_of<B, 2>(a, panel, in, t, scale, out);
-  else if (t < count) tokens_of<B, 1>(a, panel, in, t, scale, out);
+  for (; t + 4 <= count; t += 4) tokens_of<B, 4>(a, panel, in, t, scale, part, out);
+  if (t + 2 <= count) tokens_of<B, 2>(a, panel, in, t, scale, part, out);
+  else if (t < count) tokens_of<B, 1>(a, panel, in, t, scale, part, out);
 }
 
 // Sixteen rows of a matrix that is not packed: four sums a row, so that additions do not wait for each other.
@@ -165,31 +173,62 @@ inline void trellis_values(const Ready &a, const uint8_t *panel, const Inputs &i
   for (int t = 0; t < count; ++t) store_floats(out + t * PANEL, load_floats(out + t * PANEL) * scale);
 }
 
+// Sixteen rows of codes but a trellis's.
+inline void codes_values(const Ready &a, const uint8_t *panel, const Inputs &in, int count, int64_t number, int part, float *out) {
+  switch (kind_of(*a.m)) {
+    case NESTED + 2: return panel_of<NESTED + 2>(a, panel, in, count, number, part, out);
+    case NESTED + 3: return panel_of<NESTED + 3>(a, panel, in, count, number, part, out);
+    case NESTED + 4: return panel_of<NESTED + 4>(a, panel, in, count, number, part, out);
+    case NESTED + 5: return panel_of<NESTED + 5>(a, panel, in, count, number, part, out);
+    case NESTED + 6: return panel_of<NESTED + 6>(a, panel, in, count, number, part, out);
+    case NESTED + 7: return panel_of<NESTED + 7>(a, panel, in, count, number, part, out);
+    case NESTED + 8: return panel_of<NESTED + 8>(a, panel, in, count, number, part, out);
+    case 1: return panel_of<1>(a, panel, in, count, number, part, out);
+    case 2: return panel_of<2>(a, panel, in, count, number, part, out);
+    case 3: return panel_of<3>(a, panel, in, count, number, part, out);
+    case 4: return panel_of<4>(a, panel, in, count, number, part, out);
+    case 5: return panel_of<5>(a, panel, in, count, number, part, out);
+    case 6: return panel_of<6>(a, panel, in, count, number, part, out);
+    case 7: return panel_of<7>(a, panel, in, count, number, part, out);
+    default: return panel_of<8>(a, panel, in, count, number, part, out);
+  }
+}
+
 inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int count, float *out) {
   if (a.m->value == RG_FULL) return full_rows(*a.m, number, in, count, out);
   const uint8_t *panel = a.m->panels + a.l.hop * static_cast<size_t>(number);
   if (a.m->value == RG_TRELLIS) return trellis_values(a, panel, in, count, number, out);
-  switch (kind_of(*a.m)) {
-    case NESTED + 2: return panel_of<NESTED + 2>(a, panel, in, count, number, out);
-    case NESTED + 3: return panel_of<NESTED + 3>(a, panel, in, count, number, out);
-    case NESTED + 4: return panel_of<NESTED + 4>(a, panel, in, count, number, out);
-    case NESTED + 5: return panel_of<NESTED + 5>(a, panel, in, count, number, out);
-    case NESTED + 6: return panel_of<NESTED + 6>(a, panel, in, count, number, out);
-    case NESTED + 7: return panel_of<NESTED + 7>(a, panel, in, count, number, out);
-    case NESTED + 8: return panel_of<NESTED + 8>(a, panel, in, count, number, out);
-    case 1: return panel_of<1>(a, panel, in, count, number, out);
-    case 2: return panel_of<2>(a, panel, in, count, number, out);
-    case 3: return panel_of<3>(a, panel, in, count, number, out);
-    case 4: return panel_of<4>(a, panel, in, count, number, out);
-    case 5: return panel_of<5>(a, panel, in, count, number, out);
-    case 6: return panel_of<6>(a, panel, in, count, number, out);
-    case 7: return panel_of<7>(a, panel, in, count, number, out);
-    default: return panel_of<8>(a, panel, in, count, number, out);
+  codes_values(a, panel, in, count, number, WHOLE, out);
+}
+
+// Whether each run is multiplied by itself; else a kernel finds the way from run to run.
+inline bool by_runs(const Ready &a) { return a.l.in_runs() && a.m->value != RG_TRELLIS && a.activations != RG_FLOAT32; }
+
+constexpr int ROOM = 4096;  // floats of sums that are kept at once
+
+// How many panels are multiplied run by run, so that memory is read in order: as many as have room for their sums. 1: a panel
+// after another, as of matrices that are in one run, and where a panel is read anew for more tokens.
+inline int64_t panels_together(const Ready &a, int tokens) {
+  return by_runs(a) && tokens <= FEW ? ROOM / (PANEL * evened(tokens)) : 1;
+}
+
+// Rows of panels [start, stop), at most `panels_together`: out (panels, evened(count), 16). The same sums in the same order.
+inline void panels_values(const Ready &a, int64_t start, int64_t stop, const Inputs &in, int count, float *out) {
+  if (!by_runs(a)) return panel_values(a, start, in, count, out);
+  Ready part(a);
+  for (int g = 0, end = 0; g < a.l.groups; g = end) {
+    end = a.l.end_of(g);
+    part.l.groups = part.l.run = end - g;
+    Inputs some = in;
+    for (int t = 0; t < evened(count); ++t) some.rounded[t] = some.rounded[t].from(g, a.m->group);
+    for (int64_t p = start; p < stop; ++p)
+      codes_values(part, a.l.run_at(p, g), some, count, p, (g ? BEGUN : 0) | (end < a.l.groups ? UNENDED : 0), out + (p - start) * evened(count) * PANEL);
   }
 }
 
 // Panels a thread takes at a time: enough bytes to read on without a gap, few enough to even out.
 inline int64_t panels_at_once(const Layout &l, int threads) {
+  if (l.in_runs() && threads == 1) return l.panels;
   const int64_t by_bytes = 1 + static_cast<int64_t>(262144 / (l.read + 1));
   const int64_t even = (l.panels + 2 * threads - 1) / (2 * threads);
   return by_bytes < even ? by_bytes : even > 0 ? even : 1;
@@ -226,13 +265,18 @@ inline int few_tokens(const Ready &a, void *y, int64_t tokens, int dtype, int th
         if (thread == 0) even_out(in, count, memory, each);
         team.barrier();
       }
-      alignas(64) float out[FEW * PANEL];
+      alignas(64) float out[ROOM];
       int64_t start, stop;
+      const int64_t together = panels_together(a, count);
       while (share.take(thread, team.threads, a.l.panels, panels_at_once(a.l, team.threads), start, stop)) {
-        for (int64_t p = start; p < stop; ++p) {
-          panel_values(a, p, in, count, out);
-          const int rows = static_cast<int>(m->rows - p * PANEL < PANEL ? m->rows - p * PANEL : PANEL);
-          for (int t = 0; t < count; ++t) store_row(y, (first + t) * m->rows + p * PANEL, rows, dtype, out + t * PANEL);
+        for (int64_t end; start < stop; start = end) {
+          end = start + together < stop ? start + together : stop;
+          panels_values(a, start, end, in, count, out);
+          for (int64_t p = start; p < end; ++p) {
+            const int rows = static_cast<int>(m->rows - p * PANEL < PANEL ? m->rows - p * PANEL : PANEL);
+            const float *own = out + (p - start) * evened(count) * PANEL;
+            for (int t = 0; t < count; ++t) store_row(y, (first + t) * m->rows + p * PANEL, rows, dtype, own + t * PANEL);
+          }
         }
       }
     });

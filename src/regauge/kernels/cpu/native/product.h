@@ -28,6 +28,12 @@ struct Rounded {
   const int32_t *sum_high, *sum_low;  // sums of a group
   const float *step, *sum;            // step of a group; sum of the rounded integers, as a float
   float *centred;                     // the sum times the offset of codes, which is taken from their products
+
+  // From some group on.
+  Rounded from(int g, int group) const {
+    const int words = g * (group / 4);
+    return {high + words, low + words, sum_high + g, sum_low + g, step + g, sum + g, centred + g};
+  }
 };
 
 // Scratch for `tokens` rounded tokens: bytes needed.
@@ -186,7 +192,7 @@ enum { ANY_STEPS, HALF_STEPS, HALF_STEPS_AND_ZEROS, NO_STEPS, USUAL_STEPS };
 
 constexpr int AHEAD = 4096;  // bytes, that several tokens are asked for before they are read
 
-// 16 rows times MR tokens, which are rounded into equal pieces of one memory. TWO: 16-bit activations. TABLE: 0 codes are integers, 1 a byte each, 2 two bytes each.
+// Adds to `out` one run of 16 rows times MR tokens, which are rounded into equal pieces of one memory. TWO: 16-bit activations. TABLE: 0 codes are integers, 1 a byte each, 2 two bytes each.
 template <int B, int MR, bool TWO, int TABLE, int KEPT = ANY_STEPS>
 inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTable *table, const uint8_t *panel,
                           const Rounded *x, Floats (&out)[MR]) {
@@ -207,7 +213,7 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
   const int groups = l.groups, steps_bytes = l.steps_bytes, head = l.steps_bytes + l.zeros_bytes, record = l.record;
   const Floats centre = set_floats(static_cast<float>(offset));
   Floats all[MR];
-  for (int r = 0; r < MR; ++r) all[r] = zero_floats();
+  for (int r = 0; r < MR; ++r) all[r] = out[r];
   const ptrdiff_t apart = MR > 1 ? reinterpret_cast<const char *>(x[1].high) - reinterpret_cast<const char *>(x[0].high) : 0;
   constexpr bool CENTRED = KEPT == USUAL_STEPS && !TWO;  // sums of products are exact as floats, and so is the difference
   Places highs(x->high, apart), lows(TWO ? x->low : x->high, apart), steps(x->step, apart), sums(CENTRED && !m.zero ? x->centred : x->sum, apart);
@@ -291,7 +297,7 @@ inline void panel_product(const rg_matrix &m, const Layout &l, const IntegerTabl
     steps.go_on(4);
     sums.go_on(4);
   }
-  for (int r = 0; r < MR; ++r) out[r] = TABLE > 0 ? all[r] * set_floats(table->scale) : all[r];
+  for (int r = 0; r < MR; ++r) out[r] = all[r];
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 // 2, 4 and 8 steps into 64 bytes. Planes come highest first: 5, 6 and 7 bits are their top 4, then the next 2 or 1, so
 // that fewer bits of a matrix are its first planes (3 and 8 bits are one plane: codes.h). Rows are padded to 16, inputs
 // to whole groups (codes and activations of 0).
+// In runs (`stride` below 0) the groups of a row are cut into runs of so many, the last of what is left: first the first run
+// of every panel, then the second of every panel. A matrix of its first runs then lies together.
 // In planes (`bias` of RG_INT) a matrix can be read at fewer bits: steps of all groups for each level, 2 bits first, then the
 // codes' top two bits, then plane by plane the others.
 // w = step * (value(code) - zero) * row_scale.   Nothing here throws; a function that can refuse answers an rg_answer.
@@ -59,11 +61,13 @@ typedef struct rg_matrix {
   int32_t mantissa;        // RG_FLOAT: bits of mantissa; RG_INT in planes: bits that there are
   int32_t bias;            // RG_FLOAT: value = (1 + fraction) * 2^(exponent - bias); RG_INT: 0, or in planes the whole's groups
   int64_t stride;          // bytes from panel to panel, of RG_FULL from row to row; 0: as `columns` say. With it `rows` and
-                           // `columns` may be the first ones of a larger matrix
+                           // `columns` may be the first ones of a larger matrix. Below 0: in runs, -(panels << 36 |
+                           // groups of a run << 18 | groups of a row) of that matrix
 } rg_matrix;
 
 // ---- the machine -----------------------------------------------------------------------------------------------
 RG_API int rg_abi(void), rg_has_planes(void);  // 1: a matrix may be in planes
+RG_API int rg_has_runs(void);                   // 1: and in runs
 RG_API const char *rg_level(void);              // portable, avx2, avx512, vnni, neon
 RG_API int rg_set_level(const char *name);      // 0; 1 unknown name; 2 this CPU lacks it
 RG_API double rg_bandwidth(int threads, size_t bytes, double seconds);  // bytes a second, read once in order; <= 0: no memory

@@ -99,7 +99,7 @@ struct Stepper : Work {
     int64_t start, stop;
     const int64_t chunk = (panels_at_once(up.ready.l, threads) + 1) / (gated ? 2 : 1);
     while (next[0].take(thread, team.threads, up.ready.l.panels, chunk > 0 ? chunk : 1, start, stop))
-      for (int64_t n = start; n < stop; ++n) hidden_layer(gated ? &gate : nullptr, up, b.activation, own.in[gate_kind], own.in[up_kind], count, hidden, n);
+      hidden_layers(gated ? &gate : nullptr, up, b.activation, own.in[gate_kind], own.in[up_kind], count, hidden, start, stop);
     team.barrier();
     Site *sites[] = {&down};
     float *out[] = {second};
@@ -141,7 +141,7 @@ struct Stepper : Work {
         const Inputs gate_in = alone(own.in[own.of(gate)][t / FEW], t % FEW), up_in = alone(own.in[own.of(up)][t / FEW], t % FEW);
         narrow_alone(gate, own, t, narrow_own);
         narrow_alone(up, own, t, narrow_own + z.rank);
-        hidden_layer(expert[0].matrix.rows ? &gate : nullptr, up, b.activation, &gate_in, &up_in, 1, hidden + static_cast<size_t>(pair) * up.ready.m->rows, n % panels);
+        hidden_layer(expert[0].matrix.rows ? &gate : nullptr, up, b.activation, &gate_in, &up_in, 1, hidden + static_cast<size_t>(pair) * up.ready.m->rows, n % panels, n % panels + 1);
       }
     team.barrier();
     int64_t pair = -1;
@@ -156,7 +156,7 @@ struct Stepper : Work {
           kind = own.of(down);
         }
         narrow_alone(down, own, 0, narrow_own);
-        each_panel(down, own.in[kind], 1, n % down_panels, [&](int, int rows, const float *values) {
+        each_panel(down, own.in[kind], 1, n % down_panels, n % down_panels + 1, [&](int64_t, int, int rows, const float *values) {
           std::memcpy(second + static_cast<size_t>(pair) * p.hidden + (n % down_panels) * PANEL, values, static_cast<size_t>(rows) * 4);
         });
       }

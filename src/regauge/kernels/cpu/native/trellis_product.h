@@ -70,8 +70,8 @@ inline void trellis_panel(const rg_matrix &m, const Layout &l, const uint8_t *by
   const int words = m.group / Windows<K, P>::RUN;
   for (int r = 0; r < MR; ++r) out[r] = zero_floats();
   int64_t eight = 0;
-  for (int g = 0; g < l.groups; ++g, panel += l.record) {
-    const uint8_t *codes = panel + l.steps_bytes;
+  for (int g = 0; g < l.groups; ++g) {
+    const uint8_t *const own = l.steps(panel, g), *codes = own + l.steps_bytes;
     __m512i high[MR][2], low[MR][2];
     for (int r = 0; r < MR; ++r) high[r][0] = high[r][1] = low[r][0] = low[r][1] = _mm512_setzero_si512();
     for (int w = 0; w < words; ++w, codes += WORD) {
@@ -92,7 +92,7 @@ inline void trellis_panel(const rg_matrix &m, const Layout &l, const uint8_t *by
       });
       eight += Windows<K, P>::EIGHTS;
     }
-    const Floats step = load_steps(panel, m.step);
+    const Floats step = load_steps(own, m.step);
     for (int r = 0; r < MR; ++r) {
       Floats whole = to_floats(Ints{paired(high[r][0], high[r][1])} + set_ints(-128 * x[r].sum_high[g]));
       if constexpr (TWO) whole = fma(whole, set_floats(256.0f), to_floats(Ints{paired(low[r][0], low[r][1])} + set_ints(-128 * x[r].sum_low[g])));
@@ -158,8 +158,8 @@ inline void trellis_sums(const rg_matrix &m, const Layout &l, const uint8_t *pan
   const TrellisKind k(m);
   for (int r = 0; r < count; ++r) out[r] = zero_floats();
   int64_t at = 0;
-  for (int g = 0; g < l.groups; ++g, panel += l.record) {
-    const uint8_t *codes = panel + l.steps_bytes;
+  for (int g = 0; g < l.groups; ++g) {
+    const uint8_t *const own = l.steps(panel, g), *codes = own + l.steps_bytes;
     Ints high[4], low[4];
     for (int r = 0; r < count; ++r) {
       high[r] = set_ints(-128 * x[r].sum_high[g]);
@@ -172,7 +172,7 @@ inline void trellis_sums(const rg_matrix &m, const Layout &l, const uint8_t *pan
           if (two) low[r] = dot4<false>(low[r], values, x[r].low + at + s);
         }
       });
-    const Floats step = load_steps(panel, m.step);
+    const Floats step = load_steps(own, m.step);
     for (int r = 0; r < count; ++r) {
       Floats whole = to_floats(high[r]);
       if (two) whole = fma(whole, set_floats(256.0f), to_floats(low[r]));
@@ -198,8 +198,8 @@ inline void trellis_floats(const rg_matrix &m, const uint8_t *panel, const float
   Floats all[4];
   for (int r = 0; r < count; ++r) all[r] = zero_floats();
   int64_t at = 0;
-  for (int g = 0; g < l.groups; ++g, panel += l.record) {
-    const uint8_t *codes = panel + l.steps_bytes;
+  for (int g = 0; g < l.groups; ++g) {
+    const uint8_t *const own = l.steps(panel, g), *codes = own + l.steps_bytes;
     Floats sum[4];
     for (int r = 0; r < count; ++r) sum[r] = zero_floats();
     for (int w = 0; w < m.group / k.run; ++w, codes += k.word_bytes, at += k.run)
@@ -209,7 +209,7 @@ inline void trellis_floats(const rg_matrix &m, const uint8_t *panel, const float
           for (int r = 0; r < count; ++r) sum[r] = fma(value, set_floats(x[r][at + 4 * s + i]), sum[r]);
         }
       });
-    const Floats step = load_steps(panel, m.step);
+    const Floats step = load_steps(own, m.step);
     for (int r = 0; r < count; ++r) all[r] = fma(sum[r], step, all[r]);
   }
   for (int r = 0; r < count; ++r) store_floats(out + r * PANEL, all[r] * unit);

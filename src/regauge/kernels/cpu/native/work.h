@@ -73,26 +73,39 @@ struct Work {
     if (z.rank) narrow(sites, n_sites, own, low, thread, team);
     int64_t start, stop;
     while (share.take(thread, team.threads, all, chunk, start, stop))
-      for (int64_t n = start; n < stop; ++n) {
+      for (int64_t n = start, end; n < stop; n = end) {
         int i = 0;
         while (n >= ends[i]) ++i;
-        const int64_t panel = n - (i ? ends[i - 1] : 0);
-        const int64_t rows_all = sites[i]->ready.m->rows;
-        float *y = out[i] + panel * PANEL;
-        each_panel(*sites[i], own.in[kind[i]], own.tokens, panel, [&](int t, int rows, const float *values) {
-          std::memcpy(y + t * rows_all, values, static_cast<size_t>(rows) * 4);
+        end = n + panels_together(sites[i]->ready, own.tokens);
+        end = end < stop ? end : stop;
+        end = end < ends[i] ? end : ends[i];
+        const int64_t before = i ? ends[i - 1] : 0, rows_all = sites[i]->ready.m->rows;
+        each_panel(*sites[i], own.in[kind[i]], own.tokens, n - before, end - before, [&](int64_t panel, int t, int rows, const float *values) {
+          std::memcpy(out[i] + panel * PANEL + t * rows_all, values, static_cast<size_t>(rows) * 4);
         });
       }
   }
 
-  // hidden = activation(gate x) * (up x), or activation(up x).
+  // hidden = activation(gate x) * (up x), or activation(up x), of panels [start, stop).
+  void hidden_layers(const Site *gate, const Site &up, int activation, const Inputs *gate_in, const Inputs *up_in, int tokens, float *out,
+                     int64_t start, int64_t stop) const {
+    int64_t together = panels_together(up.ready, tokens);
+    if (gate && panels_together(gate->ready, tokens) < together) together = 1;
+    for (int64_t end; start < stop; start = end) {
+      end = start + together < stop ? start + together : stop;
+      hidden_layer(gate, up, activation, gate_in, up_in, tokens, out, start, end);
+    }
+  }
+
   void hidden_layer(const Site *gate, const Site &up, int activation, const Inputs *gate_in, const Inputs *up_in, int tokens, float *out,
-                    int64_t panel) const {
-    alignas(64) float gates[MOST * PANEL];
-    if (gate) each_panel(*gate, gate_in, tokens, panel, [&](int t, int, const float *values) { std::memcpy(gates + t * PANEL, values, PANEL * 4); });
-    each_panel(up, up_in, tokens, panel, [&](int t, int rows, float *values) {
+                    int64_t start, int64_t stop) const {
+    alignas(64) float gates[ROOM];
+    static_assert(ROOM >= MOST * PANEL, "a panel of all tokens");
+    const auto at = [&](int64_t panel, int t) { return gates + ((panel - start) * tokens + t) * PANEL; };
+    if (gate) each_panel(*gate, gate_in, tokens, start, stop, [&](int64_t panel, int t, int, const float *values) { std::memcpy(at(panel, t), values, PANEL * 4); });
+    each_panel(up, up_in, tokens, start, stop, [&](int64_t panel, int t, int rows, float *values) {
       const Floats by = load_floats(values);
-      store_floats(values, gate ? activated(load_floats(gates + t * PANEL), activation) * by : activated(by, activation));
+      store_floats(values, gate ? activated(load_floats(at(panel, t)), activation) * by : activated(by, activation));
       std::memcpy(out + static_cast<size_t>(t) * up.ready.m->rows + panel * PANEL, values, static_cast<size_t>(rows) * 4);
     });
   }
