@@ -23,7 +23,8 @@ from regauge.parts import CACHE, TABLE, WEIGHTS
 from regauge.plan import Plan, load, patterns
 from regauge.plan.keeping import bits_of, told
 from regauge.report import speeds, trained
-from regauge.report.explanation import SHAPE, facts, spread, uses
+from regauge.report.explanation import facts, spread, uses
+from regauge.report.explanation_text import SHAPE
 from regauge.report.standing import HAD
 
 PRESET, OF_CACHE, STANDING = "preset", "cache preset", "without a recipe"
