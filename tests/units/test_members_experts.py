@@ -12,11 +12,13 @@ import torch
 from torch.nn.functional import linear, silu
 
 import regauge as rg
+from regauge.anatomy.sizes import parameter_shapes
 from regauge.engine import apply, dry_run
 from regauge.engine.extracting import extract
 from regauge.engine.subnets import _asked
 from regauge.errors import SettingError
 from regauge.hosts.transformers.selfdrafts import shared_blocks
+from regauge.hosts.transformers.table import anatomy_of
 from regauge.plan import parse
 from tests import architectures
 from tests.families import IDS, given, same
@@ -141,6 +143,14 @@ def test_a_draft_shares_the_cache_of_blocks_before_the_first_that_routes_fewer(m
     for name, shared in (("mixtral", 1), ("qwen3_moe", 2)):  # the first block of the latter has no experts
         members = rg.load(make(name)).regauge
         assert shared_blocks(members.cut(members.settled("experts=1"))) == shared
+
+
+def test_biases_of_experts_are_a_stack() -> None:
+    model = architectures.build("gpt_oss")
+    shapes = {key: tuple(one.shape) for key, one in model.named_parameters()}
+    found = parameter_shapes(anatomy_of(model.config, model), shapes)
+    assert found == {key: shapes[key] for key in found}
+    assert any(key.endswith("experts.down_proj_bias") for key in found)
 
 
 def test_each_number_is_measured(make: Make) -> None:
