@@ -68,7 +68,7 @@ BITS = {f"{bits} bits": f"bits={bits}" for bits in (4, 3, 2)}
 CODED = Family(bits=(4, 3, 2), members={name: Subnet.parse(text) for name, text in BITS.items()})
 CODES = (
     "name: codes\nweights:\n  blocks.*: {grid: nested:8, grain: group:128 else group:64 else group:32, ranger: minmax, "
-    "scale: f16-levels:5, rounder: gptq-levels}\n"
+    "scale: f16-levels:5, rounder: {part: gptq-levels, levels: 4/3/2}}\n"
 )
 ADAPTED: dict[str, dict[str, object]] = {
     "quantllm": {"sampler": "balanced:1"},
