@@ -336,6 +336,9 @@ def gained(
         return {f"{compute:.2f} of the products": _gap(routed.tolist(), by_lot.tolist())}, "the same shares by lot", ()
     if name in GATED:
         return {f"{own['compute'][0]:.2f} of the neurons": _gap(own["ffn=token"], own["ffn=0.5"])}, "half for all", ()
+    if name in DIVIDED:
+        found = {at: _gap(own[one], rows[DENSE][one]) for at, one in EXPERTS.items() if DENSE in rows}
+        return found, DENSE, (DENSE,)
     coded = name in ADAPTED
     nulls = {one: "codes" if coded else f"alone {at}" for at, one in (BITS if coded else MEMBERS).items()}
     found = {one: _gap(own[one], rows[null][one]) for one, null in nulls.items() if null in rows}
