@@ -228,12 +228,10 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
 
 def told(values: Sequence[float], other: Sequence[float] | None = None) -> str:
     """Perplexity, and its change against another row on the same windows, in percent."""
-    mean = torch.tensor(values).mean().item()
     if other is None:
-        return f"{math.exp(mean):.2f}"
-    gap = torch.tensor(values) - torch.tensor(other)
-    error = (gap.std() / len(gap) ** 0.5).item()
-    return f"{math.exp(mean):.2f} ({100 * math.expm1(gap.mean().item()):+.1f} ± {100 * error:.1f} %)"
+        return f"{math.exp(torch.tensor(values).mean().item()):.2f}"
+    own, _, gap, error = _gap(values, other)
+    return f"{own:.2f} ({gap:+.1f} ± {error:.1f} %)"
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:

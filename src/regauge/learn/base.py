@@ -8,7 +8,7 @@ Legend: O output channels, I input channels, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -241,3 +241,9 @@ class Problem(Protocol):
 
     def error(self, parameters: Parameters) -> float:
         """The error over every batch, as hard as it will be in the end (nothing soft, no penalty)."""
+
+
+def finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every number of some tensors is finite; a GPU is waited for once."""
+    flags = [one.isfinite().all() for one in tensors]
+    return bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())

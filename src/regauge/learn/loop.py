@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from regauge.errors import RegaugeError
-from regauge.learn.base import Parameters, Problem
+from regauge.learn.base import Parameters, Problem, finite
 from regauge.learn.optimisers import OPTIMISERS
 from regauge.learn.settings import Settings
 
@@ -182,8 +182,7 @@ def _step(problem: Problem, settings: Settings, seed: int, state: State, by: Gra
     progress = state.step / settings.steps
     at = At(state.step, int(order(seed, reading, problem.batches)[place]))
     loss, gradients = by(state.parameters, at) if by else _gradients(problem, state.parameters, at.batch, progress)
-    flags = [one.isfinite().all() for one in (loss, *gradients.values())]
-    if not bool(torch.stack([flag.to(loss.device) for flag in flags]).all()):  # a GPU is waited for once
+    if not finite([loss, *gradients.values()]):
         return replace(state, ended=NOT_FINITE)
     state = replace(state, losses=(*state.losses, float(loss)))
     factor = settings.factor(progress)

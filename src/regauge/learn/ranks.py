@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from regauge.errors import BudgetError
+from regauge.learn.base import finite
 
 PATIENCE = 1800.0  # seconds that a process waits for another: the first makes the family that the others read
 TRANSPORTS = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
@@ -76,7 +77,7 @@ class Ranks:
         """Adds a loss and its gradients up over all processes, in place; parts of gradients are added up already."""
         if not self.sharded:
             return self.add([*gradients, loss])
-        if not all(bool(one.isfinite().all()) for one in gradients):
+        if not finite(gradients):
             loss.fill_(torch.nan)  # the others see no part of it
         return self.add([loss])
 
