@@ -283,5 +283,8 @@ def test_an_encoder_learns_to_embed_as_it_did(tmp_path: Path) -> None:
     assert made.trained.unit == "squared distance of embeddings"
     assert made.trained.members["depth=2"].after < made.trained.members["depth=2"].before
     assert host_of(tmp_path / "out").trainee(tmp_path / "out").family.depth == (2,)
+    tokens = parse("name: f\nfamily: {depth: [2]}\ntrain: {steps: 2}\n")
     with pytest.raises(RecipeError, match="trains on next tokens"):
-        train(parse("name: f\nfamily: {depth: [2]}\ntrain: {steps: 2}\n"), model, tmp_path / "kl", [lines, *TEXT], FEW)
+        train(tokens, model, tmp_path / "kl", [lines, *TEXT], FEW)
+    with pytest.raises(RecipeError, match="trains on next tokens"):
+        planned(tokens, model, [lines, *TEXT], FEW)

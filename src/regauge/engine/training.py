@@ -29,28 +29,27 @@ from regauge.artifact.disk import put
 from regauge.artifact.ownership import refuse_out
 from regauge.artifact.receipt import Receipt, TrainedReceipt
 from regauge.artifact.staging import STATES, Staging
-from regauge.elastic.family import Family
 from regauge.engine.api import apply
-from regauge.engine.dividing import anatomy_for, divided, held_to
+from regauge.engine.dividing import divided, held_to
 from regauge.engine.following import OVER, Over, follow
-from regauge.engine.gating import gated, refuse_gates
+from regauge.engine.gating import gated
 from regauge.engine.lesson import HALF, Lesson, outcome, problem_of, repeatable, state_of, timed, trainee_of
 from regauge.engine.pieces import LOOP, Pieces
 from regauge.engine.raised import thinned, write
 from regauge.engine.raising import Batch, Raising
 from regauge.engine.receipts import command_line, log_of, versions
 from regauge.engine.recovery_text import LOOKS, SPARE
-from regauge.engine.routing import refuse_route, routed
-from regauge.engine.training_classes import UNLIKE, Classed, classifies, refuse_moved, statistics
+from regauge.engine.routing import routed
+from regauge.engine.training_classes import Classed, statistics
 from regauge.engine.training_images import Pictured
-from regauge.engine.training_recipe import Asked, read_recipe, refuse_device, refuse_shard
+from regauge.engine.training_recipe import Asked, read_recipe, refuse_device
+from regauge.engine.training_refusals import fitting
 from regauge.engine.training_text import Reading, opened, reading
 from regauge.engine.watchdog import Clock, PeakMemory, Watcher, nobody, quiet_torch
-from regauge.errors import BudgetError, ModelError, RecipeError
+from regauge.errors import BudgetError, ModelError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.learn.base import Parameters
-from regauge.learn.distillers import OF_LOGITS
 from regauge.learn.loop import ENDED, State, Watch, due
 from regauge.learn.loop import train as loop
 from regauge.learn.ranks import ALONE, Ranks, ranks
@@ -86,15 +85,8 @@ def train(
         plan, training = read_recipe(recipe, asked.amounts)
         refuse_device(training, asked.device)
         source = host_of(model).open(model, asked.revision)
-        scales, seen = source.anatomy.plumbing.scales, classifies(source)
-        if not (source.anatomy.causal or scales or seen) and training.distiller in OF_LOGITS:
-            raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
-        if seen and training.distiller not in OF_LOGITS:
-            raise RecipeError(UNLIKE.format(plan.name, training.distiller, source.anatomy.family))
-        anatomy = anatomy_for(training, plan.family or Family(), source)
-        for refuse in (refuse_route, refuse_gates, refuse_moved):
-            refuse(training, plan.family or Family(), anatomy)
-        refuse_shard(training, bool(scales) or seen, asked)
+        fitting(plan, training, source, asked)
+        scales = source.anatomy.plumbing.scales
         target = Path(out).expanduser().absolute()
         refuse_out(target, asked.force, CARRIED)
         if (why := host_of(source.path).why_not_fed(source)) and not scales:

@@ -8,15 +8,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from regauge.elastic.legal import reasons
-from regauge.engine.dividing import anatomy_for
 from regauge.engine.duration import speed
-from regauge.engine.gating import refuse_gates
 from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
-from regauge.engine.routing import refuse_route
-from regauge.engine.training_classes import LOOKED_AT, classifies, places, refuse_moved
-from regauge.engine.training_recipe import Asked, read_recipe, refuse_device, refuse_shard
+from regauge.engine.training_classes import LOOKED_AT, classifies, places
+from regauge.engine.training_recipe import Asked, read_recipe, refuse_device
+from regauge.engine.training_refusals import fitting
 from regauge.engine.training_text import opened
 from regauge.engine.watchdog import quiet_torch
 from regauge.errors import BudgetError, RecipeError
@@ -70,16 +68,11 @@ def planned(
         plan, training = read_recipe(recipe, asked.amounts)
         refuse_device(training, asked.device)
         source = host_of(model).open(model, asked.revision)
-        seen = classifies(source)
+        anatomy, seen, family = fitting(plan, training, source, asked), classifies(source), plan.family
         opened(source, text, asked.amounts, asked.seed)
-        family = plan.family
         assert family is not None, "a recipe that trains has one"
-        anatomy = anatomy_for(training, family, source)
         if why := reasons(family, anatomy):
             raise RecipeError(f"this model cannot be such a family: {'; '.join(why)}")
-        for refuse in (refuse_route, refuse_gates, refuse_moved):
-            refuse(training, family, anatomy)
-        refuse_shard(training, bool(anatomy.plumbing.scales) or seen, asked)
         bits = sorted(family.bits, reverse=True) if training.rank else ()
         space = space_of(family, anatomy, training.layers == EACH, bits)
         sizes = [
