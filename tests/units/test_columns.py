@@ -89,7 +89,7 @@ def test_the_head_stays_a_parameter_and_computes_what_it_did(family: Path, tmp_p
     assert (head is table) == model.config.tie_word_embeddings
     assert head.equal(plain.get_output_embeddings().weight)
     for one, other in zip(given(model), given(plain), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert (one - other).abs().max() < 4e-6 * other.abs().max()
     assert model.regauge_step.steps == 2
     assert same(given(model), given(copy.deepcopy(model)))
     assert model.half().get_output_embeddings().weight.stride() == head.stride()
@@ -112,13 +112,15 @@ def test_a_member_reads_one_piece_and_is_its_extract_to_the_bit(family: Path, tm
         assert member.regauge_step.steps == 2 * alone.regauge_step.steps == 4
 
 
-def test_what_is_saved_is_an_ordinary_checkpoint(family: Path, tmp_path: Path) -> None:
-    model: Any = rg.load(family)
-    key = "lm_head.weight" if model.config.model_type == "llama" else "embed_out.weight"
-    state = model.state_dict()
-    assert state[key].shape == model.get_output_embeddings().weight.shape
-    again: Any = rg.load(family)
+def test_a_state_goes_out_and_in_again(family: Path) -> None:
+    model, again = rg.load(family), rg.load(family)
+    head = again.get_output_embeddings().weight
+    key = next(name for name, held in again.named_parameters(remove_duplicate=False) if held is head)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    head.zero_()
+    assert state[key].is_contiguous()
     again.load_state_dict(state)
+    assert again.get_output_embeddings().weight.stride() == (1, len(head))
     assert same(given(again), given(model))
 
 
