@@ -71,8 +71,8 @@ RG_INLINE void columns_product(const uint8_t *w, size_t hop, size_t apart, int s
     Floats column[STREAMS];
     for (int k = 0; k < (ALL ? STREAMS : some); ++k) column[k] = load(w + static_cast<size_t>(k) * apart);
     for (int t = 0; t < count; ++t) {
-      Floats sum = column[0] * set_floats(x[t][0]);
-      for (int k = 1; k < (ALL ? STREAMS : some); ++k) sum = fma(column[k], set_floats(x[t][k]), sum);
+      Floats sum = zero_floats();  // of two products a compiler may round either, and so not the same each time
+      for (int k = 0; k < (ALL ? STREAMS : some); ++k) sum = fma(column[k], set_floats(x[t][k]), sum);
       store_floats(out + t * PANEL, begun ? load_floats(out + t * PANEL) + sum : sum);
     }
   }
