@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from regauge.anatomy.model import Anatomy, Site
-from regauge.artifact.codec.base import Layout, decoder
+from regauge.artifact.codec.base import Layout
+from regauge.artifact.codec.sizes import site_bytes
 from regauge.artifact.files import weight_bytes
 from regauge.elastic.dimensions import BY_NAME
 from regauge.elastic.family import Family
@@ -189,13 +190,4 @@ def routed_share(anatomy: Anatomy) -> Callable[[Site], float]:
 
 def stored(layout: Layout) -> Weigh:
     """Bytes of a site in the files of a member, however few tokens reach it; norms and their biases are not counted."""
-
-    def bytes_of(site: Site, share: float) -> float:
-        if site.name == "head" and layout.anatomy.tied:
-            return 0.0
-        point = layout.quantised.get(site.name)
-        full = layout.dtype.itemsize * site.shape[0] * site.shape[1]
-        bias = layout.dtype.itemsize * site.shape[0] if site.bias is not None else 0
-        return float(bias + (full if point is None else decoder(point).bytes(site.shape)))
-
-    return bytes_of
+    return lambda site, _: float(site_bytes(layout, site))
