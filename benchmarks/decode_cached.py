@@ -55,7 +55,9 @@ def pieces(shape: Shape, activations: str) -> tuple[list[Block], Norm, Site]:
     integers = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": size, "rotary": size}
     matrices, arena = shape.matrices(), Arena()
     blocks = [
-        Block(norms, {name: site(*rows, activations, arena) for name, rows in matrices.items()}, (), integers, size**-0.5)
+        Block(
+            norms, {name: site(*rows, activations, arena) for name, rows in matrices.items()}, (), integers, size**-0.5
+        )
         for _ in range(shape.layers)
     ]
     return blocks, norms["attn_norm"], site(shape.vocabulary, hidden, activations, arena)
