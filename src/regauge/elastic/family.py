@@ -78,7 +78,7 @@ def unranked(family: Family | None) -> bool:
 
 
 def in_any_order(family: Family, blocks: int) -> Family:
-    """The family with some order of its blocks where they are still to be ranked: members have the same sizes in each."""
+    """The family, with some order where its blocks are still to be ranked: members have the same sizes in each."""
     return replace(family, ranked=tuple(range(blocks))) if unranked(family) else family
 
 
