@@ -2,13 +2,16 @@
 
     python benchmarks/resnet_families.py resnet20 --data cifar10-train-20k.npz --test cifar10-test.npz
     python benchmarks/resnet_families.py resnet20 --data … --test … --rows "alone 1/4" "named, labels too" --passes 800
+    python benchmarks/resnet_families.py resnet20 --data … --test … --kernels --rows untrained "named, labels too"
 
 A pass is one member, forward and backward, on one batch. A family has `--passes` of them, divided as its sampler says;
 each member alone has an equal share, a quarter: the whole, three quarters, a half and a quarter of the products of its
-blocks. All begin with the same trained model, its channels sorted in the same way, and all are taught by that model as
-it was (KL), half as much by the classes. Every network has statistics of its own for its batch norms, taken anew behind
-the training. What is told is measured on test images, evenly chosen: the share that is right, and the loss in nats; the
-gap to the same member alone is paired over images, with its standard error.
+blocks; with `--kernels` members whose last block of each stage, whose last two, or whose every block has kernels of
+1 x 1 (of which the last alone is trained by itself). All begin with the same trained model, its channels sorted in the
+same way, and all are taught by that model as it was (KL), half as much by the classes. Every network has statistics of
+its own for its batch norms, taken anew behind the training. What is told is measured on test images, evenly chosen: the
+share that is right, and the loss in nats; the gap to the same member alone is paired over images, with its standard
+error.
 """
 
 from __future__ import annotations
@@ -41,14 +44,22 @@ from regauge.learn.space import Turn  # noqa: E402
 from regauge.learn.training import training_of  # noqa: E402
 from regauge.plan import parse  # noqa: E402
 
-MEMBERS = {"whole": "full", "3/4": "ffn=0.75", "1/2": "depth=0.67,ffn=0.75", "1/4": "depth=0.34,ffn=0.75"}
+SIZES = {"whole": "full", "3/4": "ffn=0.75", "1/2": "depth=0.67,ffn=0.75", "1/4": "depth=0.34,ffn=0.75"}
+KERNELS = {
+    "whole": "full",
+    "7/10": "kernel=3/3/1/3/3/1/3/3/1",
+    "4/10": "kernel=3/1/1/3/1/1/3/1/1",
+    "1/9": "kernel=1",
+}
+"""Share of the products of the blocks → member; kernels of ResNet-20, nine blocks in three stages."""
 SHARED: dict[str, object] = {"distiller": "kl", "teacher": "original", "labels": 0.5, "moved": 4}
 ROWS: dict[str, dict[str, object]] = {
     "named, labels too": {"sampler": "named"},
     "progressive, labels too": {"sampler": "progressive:2"},
     "sandwich, labels too": {"sampler": "sandwich:1"},
+    "each block by lot, labels too": {"sampler": "sandwich:1", "layers": "each"},
 }
-ALONE = tuple(f"alone {name}" for name in MEMBERS)
+ALONE = tuple(f"alone {name}" for name in ("whole", "3/4", "1/2", "1/4", "1/9"))
 UNTRAINED = "untrained"
 QUARTER = 4
 Figures = dict[str, dict[str, list[float]]]
@@ -66,15 +77,16 @@ class Given:
     batch: int
     rate: float
     seed: int
+    members: Mapping[str, str]
 
 
 def family_for(texts: Sequence[str]) -> Family:
     """The family of some members, each dimension with the choices that they say."""
     raw: dict[str, object] = {"layers": "stages"}
-    for name in ("depth", "ffn"):
-        values = {float(part.partition("=")[2]) for text in texts for part in text.split(",") if part.startswith(name)}
-        if values:
-            raw[name] = sorted(values, reverse=True)
+    for name, kind in (("depth", float), ("ffn", float), ("kernel", int)):
+        said = [part.partition("=")[2] for text in texts for part in text.split(",") if part.startswith(name)]
+        if said:
+            raw[name] = sorted({kind(one) for text in said for one in text.split("/")}, reverse=True)
     named = {f"m{number}": text for number, text in enumerate(texts) if text != "full"}
     return (
         family_of(raw if len(raw) > 1 else raw | {"ffn": [1.0]}) if not named else family_of(raw | {"members": named})
@@ -83,7 +95,7 @@ def family_for(texts: Sequence[str]) -> Family:
 
 def row(name: str, passes: int, given: Given, out: Path) -> Figures:
     """Trains what a row says, and asks its members."""
-    texts = [MEMBERS[name.removeprefix("alone ")]] if name in ALONE else list(MEMBERS.values())
+    texts = [given.members[name.removeprefix("alone ")]] if name in ALONE else list(given.members.values())
     family = family_for(texts)
     how = {**SHARED, **({"sampler": "smallest"} if name in ALONE else ROWS.get(name, {}))}
     how |= {"batch": given.batch, "rate": given.rate}
@@ -123,16 +135,16 @@ def asked(out: Path, subnet: str, given: Given, anew: bool) -> dict[str, list[fl
     return {"right": (found.argmax(1) == y[rows]).float().tolist(), "lost": [round(one, 5) for one in lost.tolist()]}
 
 
-def table(kept: Mapping[str, Figures]) -> str:
+def table(kept: Mapping[str, Figures], members: Mapping[str, str]) -> str:
     """Rows as text; behind each the gap to the same member alone, in points that are right and in nats."""
-    lines = [f"| row | {' | '.join(MEMBERS)} |", "|---" * (len(MEMBERS) + 1) + "|"]
-    null = {text: kept[f"alone {name}"][text] for name, text in MEMBERS.items() if f"alone {name}" in kept}
+    lines = [f"| row | {' | '.join(members)} |", "|---" * (len(members) + 1) + "|"]
+    null = {text: kept[f"alone {name}"][text] for name, text in members.items() if f"alone {name}" in kept}
     if null:
-        lines.append(f"| each alone | {' | '.join(cell(null.get(text)) for text in MEMBERS.values())} |")
+        lines.append(f"| each alone | {' | '.join(cell(null.get(text)) for text in members.values())} |")
     for name, found in kept.items():
         if name not in ALONE:
             other = {} if name == UNTRAINED else null
-            lines.append(f"| {name} | {' | '.join(cell(found[t], other.get(t)) for t in MEMBERS.values())} |")
+            lines.append(f"| {name} | {' | '.join(cell(found[t], other.get(t)) for t in members.values())} |")
     return "\n".join(lines)
 
 
@@ -162,7 +174,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="images to learn from, an .npz of 'x' and 'y'")
     parser.add_argument("--test", type=Path, required=True, help="images that are asked")
-    parser.add_argument("--rows", nargs="+", default=rows, choices=rows)
+    parser.add_argument("--rows", nargs="+", choices=rows)
+    parser.add_argument("--kernels", action="store_true", help="members of smaller kernels")
     parser.add_argument("--passes", type=int, default=1600, help="of each family")
     parser.add_argument("--batch", type=int, default=64, help="images of a pass")
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -172,18 +185,21 @@ def main() -> None:
         "--keep", type=Path, default=ROOT / "out" / "resnet-families.json", help="figures, gone on with"
     )
     said = parser.parse_args()
-    given = Given(said.model, said.data, said.test, said.count, said.batch, said.rate, said.seed)
+    members = KERNELS if said.kernels else SIZES
+    given = Given(said.model, said.data, said.test, said.count, said.batch, said.rate, said.seed, members)
     asked_for = {name: getattr(said, name) for name in ("passes", "batch", "rate", "count", "seed")}
+    asked_for |= {"kernels": True} if said.kernels else {}
+    usual = (UNTRAINED, *(f"alone {name}" for name in members if f"alone {name}" in ALONE), *ROWS)
     said.keep.parent.mkdir(parents=True, exist_ok=True)
     kept: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in said.rows:
+        for name in said.rows or usual:
             held = json.loads(said.keep.read_text()) if said.keep.exists() else {}
             kept = held["rows"] if held.get("asked") == asked_for else {}
             if name not in kept:
                 kept[name] = row(name, said.passes, given, Path(folder) / name.replace("/", "-"))
                 said.keep.write_text(json.dumps({"asked": asked_for, "rows": kept}))
-            print(table(kept), flush=True)
+            print(table(kept, members), flush=True)
 
 
 if __name__ == "__main__":

@@ -278,7 +278,7 @@ def test_kernels_as_a_family_says_them(tmp_path: Path) -> None:
         settled("kernel=1", family_of({"depth": [3], "layers": "stages"}), anatomy)
     with pytest.raises(ValueError, match="odd numbers, and 4 is none"):
         family_of({"kernel": [4]})
-    assert reasons(family_of({"kernel": [5]}), anatomy) == ["kernel 5: the largest kernels are 5 x 5"]
+    assert reasons(family_of({"kernel": [7, 5]}), anatomy) == ["kernel 7: the largest kernels are 5 x 5"]
     text = Source.open(tiny.folder(tmp_path / "text")).anatomy
     assert reasons(family_of({"kernel": [1]}), text) == [
         "kernel: the model has no convolutions in its blocks whose kernels could be smaller"

@@ -35,7 +35,7 @@ class Kernel:
             yield "kernel: only square kernels of odd sides, the same in a block, have a centre"
             return
         for side in choices:
-            if side >= max(own.values()):
+            if side > max(own.values()):
                 yield f"kernel {side}: the largest kernels are {max(own.values())} x {max(own.values())}"
 
     def settle(self, value: Any, family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
