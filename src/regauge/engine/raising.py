@@ -33,7 +33,6 @@ from regauge.learn.ranks import ALONE, Ranks
 from regauge.learn.space import WHOLE, Choice, Space, Turn
 from regauge.learn.training import EACH, LARGER, ORIGINAL, Training
 
-SMALLEST = "smallest"
 DRAWN = ("kernel", "depth", "ffn", "heads", "width", "experts")
 """Dimensions that training draws from, in the order in which they are opened."""
 STRIDE = 1_000_003
@@ -182,7 +181,7 @@ class Raising:
 
     def error(self, parameters: Parameters) -> float:
         found = self.errors(parameters)
-        if self.watched and self.recipe.sampler.partition(":")[0] == SMALLEST:  # the whole is not trained
+        if self.watched and not self.recipe.draws.whole:
             found.pop(str(Subnet()))
         return sum(found.values()) / len(found)
 
