@@ -23,19 +23,21 @@ from regauge.elastic.family import Family
 from regauge.elastic.subnet import Subnet
 from regauge.hosts.teaching import Taught, Trainee
 from regauge.learn.base import Parameters, Rates
-from regauge.learn.distillers import DISTILLERS, Read, classes, labels
+from regauge.learn.distillers import Read, classes, distiller_of, labels, of_states
 from regauge.learn.loop import At
 from regauge.learn.lots import Drawn
 from regauge.learn.pictures import moved
 from regauge.learn.ranks import ALONE, Ranks
 from regauge.learn.space import WHOLE, Choice, Space, Turn
-from regauge.learn.training import EACH, LARGER, ORIGINAL, Training
+from regauge.learn.training import EACH, LARGER, ORIGINAL, PLUS, Training
 
 SMALLEST = "smallest"
 DRAWN = ("depth", "ffn", "heads", "width", "experts")
 """Dimensions that training draws from."""
 STRIDE = 1_000_003
 """Between the seeds by which the images of two runs are moved."""
+KEPT = 1 << 29
+"""Bytes of a teacher's states that are kept where the text is read again; of a longer text none are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,7 @@ class Raising:
     seed: int = 0
     ranks: Ranks = ALONE
     _heard: dict[int, Read] = field(default_factory=dict)
+    _taught: dict[tuple[int, int], Read] = field(default_factory=dict)
 
     @cached_property
     def space(self) -> Space:
@@ -145,16 +148,34 @@ class Raising:
             batch = whole.first
         if len(batch.ids_BT):
             with trainee.backward(), self.ranks.together():
-                self._pass(drawn, batch, share, loss)
+                self._pass(drawn, batch, share, loss, self._teaching(at.batch, batch))
         self.ranks.total([*trainee.gradients.values()], loss)
         self._clip()
         return loss, trainee.gradients
 
-    def _pass(self, drawn: Sequence[Drawn], batch: Batch, share: float, loss: Tensor) -> None:
+    @cached_property
+    def keeps(self) -> bool:
+        """Whether what the model as it was makes of the text is computed once and kept."""
+        size = 4 * self.trainee.anatomy.hidden * sum(one.ids_BT.numel() for one in self.text)
+        again = self.steps > self.batches and not self.recipe.moved
+        return again and of_states(self.recipe.distiller) and size <= KEPT
+
+    def _teaching(self, index: int, batch: Batch) -> Read | None:
+        """What the model as it was makes of a batch, where it teaches."""
+        if self.recipe.teacher != ORIGINAL:
+            return None
+        key = self.ranks.count, index
+        if key in self._taught:
+            return self._taught[key]
+        read = self.teacher.read(batch.ids_BT, batch.mask_BT)
+        if self.keeps:
+            self._taught[key] = Read(read.hidden_BTD, None, read.mask_BT)
+        return read
+
+    def _pass(self, drawn: Sequence[Drawn], batch: Batch, share: float, loss: Tensor, teacher: Read | None) -> None:
         """Runs every member forward and backward, one after another."""
         recipe = self.recipe
-        distiller = DISTILLERS[recipe.distiller]
-        teacher = self.teacher.read(batch.ids_BT, batch.mask_BT) if recipe.teacher == ORIGINAL else None
+        distiller = distiller_of(recipe.distiller)
         for one in drawn:
             read = self.trainee.read(one.subnet, batch.ids_BT, batch.mask_BT)
             if teacher is None:
@@ -205,7 +226,7 @@ class Raising:
             return float(batch.loss(read))
         if index not in self._heard:
             self._heard[index] = self.teacher.read(batch.ids_BT, batch.mask_BT)
-        return float(DISTILLERS[self.recipe.distiller](read, self._heard[index]))
+        return float(distiller_of(self.recipe.distiller.partition(PLUS)[0])(read, self._heard[index]))
 
 
 def space_of(family: Family, anatomy: Anatomy, each: bool = False, bits: Sequence[int] = ()) -> Space:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from regauge.elastic.legal import reasons
 from regauge.engine.duration import speed
-from regauge.engine.raising import space_of
+from regauge.engine.raising import KEPT, space_of
 from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
 from regauge.engine.training_classes import LOOKED_AT, classifies, places
@@ -20,6 +20,7 @@ from regauge.engine.watchdog import quiet_torch
 from regauge.errors import BudgetError, RecipeError
 from regauge.hosts import host_of
 from regauge.kernels.cpu.machine import anonymous_bytes
+from regauge.learn.distillers import of_states
 from regauge.learn.ranks import processes
 from regauge.learn.space import Turn
 from regauge.learn.training import EACH, ORIGINAL
@@ -100,6 +101,8 @@ def planned(
         if asked.shard:  # its part of each; but first the whole is read, and a block and the rest are gathered in turn
             whole, unit = parameters, head + blocks // max(anatomy.blocks, 1)
             held = int(max(held / processes(), whole + 3 * whole / processes()) + 2 * unit)
+        if training.teacher == ORIGINAL and of_states(training.distiller):
+            held += min(KEPT // 4, (asked.amounts.tokens or steps * training.batch) * anatomy.hidden)
         flowing = training.batch * (widths + 8 * (head // max(anatomy.hidden, 1)))
         return Planned(
             recipe=plan.name,

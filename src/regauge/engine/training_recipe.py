@@ -91,7 +91,7 @@ def refuse_shard(training: Training, images: bool, asked: Asked) -> None:
             "regauge learn RECIPE MODEL -o OUT --shard), or leave it out."
         )
     wholes = {"adapters": training.rank, "a router": training.route, "gates": training.gates, "images": images}
-    wholes["experts"] = training.experts
+    wholes |= {"experts": training.experts, "frozen embeddings": bool(training.frozen)}
     if found := [what for what, here in wholes.items() if here]:
         raise SettingError(f"a training with {found[0]} needs the whole family in each process: leave shard out.")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes()))

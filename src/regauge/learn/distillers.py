@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
+from regauge.learn.training import PLUS
+
 
 @dataclass(frozen=True, eq=False)
 class Read:
@@ -167,3 +169,26 @@ DISTILLERS: Mapping[str, Distiller] = {
 """Name in a recipe → distiller. The names are also in `training.py`, which imports no torch; a test compares them."""
 OF_LOGITS = ("none", "kl", "alpha")
 """Those that need a model with a head."""
+OF_STATES = ("features", "relations", "embedding")
+"""Those that read states behind the last block and nothing else of a teacher."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Several distances at once, each weighing as much."""
+
+    parts: tuple[Distiller, ...]
+
+    def __call__(self, member: Read, teacher: Read) -> Tensor:
+        return torch.stack([one(member, teacher) for one in self.parts]).sum()
+
+
+def distiller_of(text: str) -> Distiller:
+    """`embedding+features` → the distiller; names were checked when the recipe was read."""
+    names = text.split(PLUS)
+    return DISTILLERS[text] if len(names) == 1 else Sum(tuple(DISTILLERS[name] for name in names))
+
+
+def of_states(text: str) -> bool:
+    """Whether a distiller reads states and no logits of a teacher."""
+    return all(name in OF_STATES for name in text.split(PLUS))
