@@ -11,7 +11,7 @@ Legend: B windows, T tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -21,9 +21,10 @@ from regauge.anatomy.model import Anatomy
 from regauge.elastic.dimensions import BY_NAME, units
 from regauge.elastic.family import Family
 from regauge.elastic.subnet import Subnet
+from regauge.engine.teaching import Teaching, kept_bytes
 from regauge.hosts.teaching import Taught, Trainee
 from regauge.learn.base import Parameters, Rates
-from regauge.learn.distillers import Read, classes, distiller_of, labels, of_states
+from regauge.learn.distillers import Read, classes, distiller_of, labels
 from regauge.learn.loop import At
 from regauge.learn.lots import Drawn
 from regauge.learn.pictures import moved
@@ -36,8 +37,6 @@ DRAWN = ("depth", "ffn", "heads", "width", "experts")
 """Dimensions that training draws from."""
 STRIDE = 1_000_003
 """Between the seeds by which the images of two runs are moved."""
-KEPT = 1 << 29
-"""Bytes of a teacher's states that are kept where the text is read again; of a longer text none are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +100,6 @@ class Raising:
     watched: tuple[Subnet, ...]
     seed: int = 0
     ranks: Ranks = ALONE
-    _heard: dict[int, Read] = field(default_factory=dict)
-    _taught: dict[tuple[int, int], Read] = field(default_factory=dict)
 
     @cached_property
     def space(self) -> Space:
@@ -132,6 +129,12 @@ class Raising:
     def init(self) -> Parameters:
         return {key: value.clone() for key, value in self.trainee.parameters.items()}
 
+    @cached_property
+    def _heard(self) -> Teaching:
+        """The model as it was, of the text held out; the first of several distances decides."""
+        first = self.recipe.distiller.partition(PLUS)[0]
+        return Teaching(self.teacher, first, self.teaching.blocks, keeps=True)
+
     def loss(self, parameters: Parameters, batch: int, progress: float) -> Tensor:
         """The loss of one batch, without its gradient: `gradients` gives both."""
         return self.gradients(parameters, At(round(progress * self.steps), batch))[0]
@@ -148,29 +151,29 @@ class Raising:
             batch = whole.first
         if len(batch.ids_BT):
             with trainee.backward(), self.ranks.together():
-                self._pass(drawn, batch, share, loss, self._teaching(at.batch, batch))
+                taught = self.recipe.teacher == ORIGINAL
+                given = batch.ids_BT, batch.mask_BT
+                self._pass(drawn, batch, share, loss, self.teaching.read(at.batch, *given) if taught else None)
         self.ranks.total([*trainee.gradients.values()], loss)
         self._clip()
         return loss, trainee.gradients
 
     @cached_property
-    def keeps(self) -> bool:
-        """Whether what the model as it was makes of the text is computed once and kept."""
-        size = 4 * self.trainee.anatomy.hidden * sum(one.ids_BT.numel() for one in self.text)
+    def teaching(self) -> Teaching:
+        """The model as it was, where it teaches; what it says is kept where the text is read again and it is little."""
+        anatomy, depth = self.trainee.anatomy, self.space.smallest.depth
+        blocks = frozenset(range(anatomy.blocks))
+        if depth is not None and not isinstance(depth, tuple) and self._alone:
+            blocks = frozenset(self.trainee.family.blocks(int(_count(depth, anatomy.blocks)), anatomy.blocks))
+        tokens = sum(one.ids_BT.numel() for one in self.text)
         again = self.steps > self.batches and not self.recipe.moved
-        return again and of_states(self.recipe.distiller) and size <= KEPT
+        keeps = again and bool(kept_bytes(self.recipe.distiller, len(blocks), anatomy.hidden, tokens))
+        return Teaching(self.teacher, self.recipe.distiller, blocks, keeps)
 
-    def _teaching(self, index: int, batch: Batch) -> Read | None:
-        """What the model as it was makes of a batch, where it teaches."""
-        if self.recipe.teacher != ORIGINAL:
-            return None
-        key = self.ranks.count, index
-        if key in self._taught:
-            return self._taught[key]
-        read = self.teacher.read(batch.ids_BT, batch.mask_BT)
-        if self.keeps:
-            self._taught[key] = Read(read.hidden_BTD, None, read.mask_BT)
-        return read
+    @property
+    def _alone(self) -> bool:
+        """Whether one member is trained and the whole is not."""
+        return self.recipe.sampler.partition(":")[0] == SMALLEST
 
     def _pass(self, drawn: Sequence[Drawn], batch: Batch, share: float, loss: Tensor, teacher: Read | None) -> None:
         """Runs every member forward and backward, one after another."""
@@ -201,7 +204,7 @@ class Raising:
 
     def error(self, parameters: Parameters) -> float:
         found = self.errors(parameters)
-        if self.watched and self.recipe.sampler.partition(":")[0] == SMALLEST:  # the whole is not trained
+        if self.watched and self._alone:  # the whole is not trained
             found.pop(str(Subnet()))
         return sum(found.values()) / len(found)
 
@@ -224,9 +227,8 @@ class Raising:
         batch = self.aside[index]
         if self.taught:
             return float(batch.loss(read))
-        if index not in self._heard:
-            self._heard[index] = self.teacher.read(batch.ids_BT, batch.mask_BT)
-        return float(distiller_of(self.recipe.distiller.partition(PLUS)[0])(read, self._heard[index]))
+        heard = self._heard.read(index, batch.ids_BT, batch.mask_BT)
+        return float(distiller_of(self._heard.distiller)(read, heard))
 
 
 def space_of(family: Family, anatomy: Anatomy, each: bool = False, bits: Sequence[int] = ()) -> Space:

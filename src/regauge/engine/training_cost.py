@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 from regauge.elastic.legal import reasons
 from regauge.engine.duration import speed
-from regauge.engine.raising import KEPT, space_of
+from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
+from regauge.engine.teaching import kept_bytes
 from regauge.engine.training_classes import LOOKED_AT, classifies, places
 from regauge.engine.training_recipe import Asked, read_recipe, refuse_device
 from regauge.engine.training_refusals import fitting
@@ -20,7 +21,6 @@ from regauge.engine.watchdog import quiet_torch
 from regauge.errors import BudgetError, RecipeError
 from regauge.hosts import host_of
 from regauge.kernels.cpu.machine import anonymous_bytes
-from regauge.learn.distillers import of_states
 from regauge.learn.ranks import processes
 from regauge.learn.space import Turn
 from regauge.learn.training import EACH, ORIGINAL
@@ -101,8 +101,9 @@ def planned(
         if asked.shard:  # its part of each; but first the whole is read, and a block and the rest are gathered in turn
             whole, unit = parameters, head + blocks // max(anatomy.blocks, 1)
             held = int(max(held / processes(), whole + 3 * whole / processes()) + 2 * unit)
-        if training.teacher == ORIGINAL and of_states(training.distiller):
-            held += min(KEPT // 4, (asked.amounts.tokens or steps * training.batch) * anatomy.hidden)
+        if training.teacher == ORIGINAL:
+            tokens = asked.amounts.tokens or steps * training.batch
+            held += kept_bytes(training.distiller, anatomy.blocks, anatomy.hidden, tokens) // 4
         flowing = training.batch * (widths + 8 * (head // max(anatomy.hidden, 1)))
         return Planned(
             recipe=plan.name,

@@ -16,7 +16,8 @@ from regauge.errors import nearest
 from regauge.learn.samplers import SAMPLERS, Sampler, sampler_of
 from regauge.learn.settings import Settings
 
-DISTILLERS = ("none", "kl", "alpha", "features", "relations", "embedding")
+FRONTS = "fronts"
+DISTILLERS = ("none", "kl", "alpha", "features", FRONTS, "relations", "embedding")
 ORIGINAL, LARGEST, LARGER = TEACHERS = ("original", "largest", "larger")
 ALIKE, EACH = LAYERS = ("alike", "each")
 PLUS = "+"
