@@ -54,6 +54,7 @@ def test_every_sampler_is_a_function_of_seed_and_step(name: str) -> None:
         sizes = [SPACE.size(one.subnet) for one in step]
         assert sizes == sorted(sizes, reverse=True)
         assert step
+    assert SAMPLERS[name]().whole == any(one.subnet.full for step in first for one in step)
     if name not in ("exits", "growing", "smallest"):
         assert first != [SAMPLERS[name]()(SPACE, Turn(step, 400, seed=4)) for step in range(400)]
 

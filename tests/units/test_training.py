@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import regauge as rg
+from regauge.artifact.families import family_at
 from regauge.artifact.files import read
 from regauge.cli import main
 from regauge.elastic.family import Family
@@ -314,6 +315,16 @@ def test_the_command_trains_and_tells(model: Path, tmp_path: Path, capsys: pytes
     assert 'id="losses"' in page
     assert page.count("<polyline") == 2
     assert "Members that were trained" in page
+
+
+def test_blocks_may_be_left_to_ranking(model: Path, tmp_path: Path) -> None:
+    ranked = plan(RECIPE.replace("family: {", "family: {layers: ranked, "))
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(TEXT), encoding="utf-8")
+    asked = Asked(Amounts(length=32, tokens=512, steps=1))
+    assert planned(ranked, model, text, asked).passes == planned(plan(), model, text, asked).passes
+    train(ranked, model, tmp_path / "out", text, asked)
+    assert sorted(family_at(tmp_path / "out")[1].ranked) == [0, 1, 2, 3]
 
 
 def test_shares_of_a_space_are_what_a_model_comes_to() -> None:

@@ -8,10 +8,11 @@ taken out stands how wide its matrices were (`regauge/cut.json`), and it compute
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from regauge.anatomy.members import Member, member_of
@@ -21,6 +22,7 @@ from regauge.artifact.adapters import Adapters, adapter_of
 from regauge.artifact.caches import read_cache
 from regauge.artifact.codec.base import Layout, Wire, decoder
 from regauge.artifact.codec.compressed import CompressedTensors
+from regauge.artifact.codec.schemes import CASTS
 from regauge.artifact.folder import dtype_of, read_anatomy, read_config, shards
 from regauge.artifact.reader import Artifact, Block, open_artifact
 from regauge.documents import ordinary, read_json
@@ -65,14 +67,24 @@ def opened(folder: Path) -> Artifact:
     cache = layout.cache or read_cache(folder, layout.anatomy)
     taken = read_cut(folder, layout.anatomy)
     cut = layout.cut if taken is None else taken.columns
-    layout = replace(layout, cache=cache, cut=cut, shapes=layout.shapes or _shapes(found.shards))
+    held = {key: kind for path in found.shards for key, kind in files.header(path).items()}
+    shapes = layout.shapes or {key: shape for key, (_, shape, *_) in held.items() if len(shape) > 2}
+    steps = _steps(layout, {key: dtype for key, (dtype, *_) in held.items()})
+    layout = replace(layout, cache=cache, cut=cut, shapes=shapes, choices=dict(layout.choices) | steps)
     return replace(found, wire=replace(found.wire, layout=layout))  # type: ignore[type-var]  # wires are dataclasses
 
 
-def _shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of more axes than two that lie in files as they are."""
-    held = (files.header(path).items() for path in paths)
-    return {key: shape for some in held for key, (_, shape, *_) in some if len(shape) > 2}
+def _steps(layout: Layout, dtypes: Mapping[str, torch.dtype]) -> dict[str, Point]:
+    """Points with the dtype of their steps as files have it, which the config of compressed-tensors does not say."""
+    names = {dtype: name for name, dtype in CASTS.items()}
+    found = {}
+    for path, sites in layout.modules().items():
+        name = names.get(dtypes.get(f"{path}.weight_scale", torch.float32))
+        for site in sites:
+            point = layout.choices.get(site.name)
+            if point is not None and name is not None and point.name("scale") == "f32":
+                found[site.name] = point.but(scale=Spec(name))
+    return found
 
 
 def layout_of(

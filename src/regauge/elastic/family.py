@@ -9,7 +9,7 @@ Legend: D blocks of the whole, d of a member.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from regauge.elastic.order import ORDERS
@@ -78,6 +78,11 @@ class Family:
 def unranked(family: Family | None) -> bool:
     """Whether the blocks of a family are still to be ranked, by what they do to calibration text."""
     return family is not None and family.layers == RANKED and not family.ranked
+
+
+def in_any_order(family: Family, blocks: int) -> Family:
+    """The family, with some order where its blocks are still to be ranked: members have the same sizes in each."""
+    return replace(family, ranked=tuple(range(blocks))) if unranked(family) else family
 
 
 PARTS = tuple(one.name for one in fields(Family))

@@ -21,8 +21,9 @@ from regauge.anatomy.model import Weights
 from regauge.anatomy.storage import outer_names
 from regauge.artifact.adapters import Adapters, read_adapters
 from regauge.artifact.card import CARD, card
-from regauge.artifact.codec.base import REGAUGE, Layout, Wire, decoder
+from regauge.artifact.codec.base import REGAUGE, Layout, Wire
 from regauge.artifact.codec.choose import choose
+from regauge.artifact.codec.sizes import site_bytes
 from regauge.artifact.config import CARRIED, artifact_files
 from regauge.artifact.cutting import FILE, cut_block, cut_json, layout_of
 from regauge.artifact.families import member_at
@@ -176,7 +177,7 @@ def _receipt(artifact: Artifact, member: Member, wire: Wire, subnet: Subnet, tot
 
 
 def _site(site: SiteReceipt, name: str, own: Layout) -> SiteReceipt:
-    shape, point = own.anatomy.site(name).shape, own.quantised.get(name)
-    before = 2 * shape[0] * shape[1]
-    after = before * own.dtype.itemsize // 2 if point is None else decoder(point).bytes(shape)
-    return site.model_copy(update={"name": name, "shape": shape, "bytes_before": before, "bytes_after": after})
+    here = own.anatomy.site(name)
+    before = 2 * here.shape[0] * (here.shape[1] + (here.bias is not None))
+    after = site_bytes(own, here)
+    return site.model_copy(update={"name": name, "shape": here.shape, "bytes_before": before, "bytes_after": after})

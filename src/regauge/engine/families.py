@@ -16,7 +16,7 @@ from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.codec.base import Layout, decoder
 from regauge.artifact.codec.choose import Chosen
 from regauge.elastic.dimensions import BY_NAME, MULTIPLE, SHARE
-from regauge.elastic.family import Family, unranked
+from regauge.elastic.family import Family, in_any_order, unranked
 from regauge.elastic.legal import cut_of, reasons, settled
 from regauge.elastic.subnet import Subnet
 from regauge.engine.refusals import Refusals
@@ -43,8 +43,7 @@ def offered_by(family: Family, layout: Layout) -> tuple[Family, list[str]]:
         RecipeError: the model cannot have it, or a format does not come apart there; every reason.
     """
     anatomy, later = layout.anatomy, unranked(family)
-    if later:  # by calibration: any order has the same sizes
-        family = replace(family, ranked=tuple(range(anatomy.blocks)))
+    family = in_any_order(family, anatomy.blocks)
     wrong = reasons(family, anatomy)
     if layout.attention:
         wrong.append("blocks that take another's attention map, or whose heads see a window, have no members")

@@ -29,10 +29,10 @@ from regauge.learn.loop import At
 from regauge.learn.lots import Drawn
 from regauge.learn.pictures import moved
 from regauge.learn.ranks import ALONE, Ranks
+from regauge.learn.samplers import Smallest
 from regauge.learn.space import WHOLE, Choice, Space, Turn
 from regauge.learn.training import EACH, LARGER, ORIGINAL, PLUS, Training
 
-SMALLEST = "smallest"
 DRAWN = ("depth", "ffn", "heads", "width", "experts")
 """Dimensions that training draws from."""
 STRIDE = 1_000_003
@@ -163,17 +163,12 @@ class Raising:
         """The model as it was, where it teaches; what it says is kept where the text is read again and it is little."""
         anatomy, depth = self.trainee.anatomy, self.space.smallest.depth
         blocks = frozenset(range(anatomy.blocks))
-        if depth is not None and not isinstance(depth, tuple) and self._alone:
+        if depth is not None and not isinstance(depth, tuple) and self.recipe.draws == Smallest():
             blocks = frozenset(self.trainee.family.blocks(int(_count(depth, anatomy.blocks)), anatomy.blocks))
         tokens = sum(one.ids_BT.numel() for one in self.text)
         again = self.steps > self.batches and not self.recipe.moved
         keeps = again and bool(kept_bytes(self.recipe.distiller, len(blocks), anatomy.hidden, tokens))
         return Teaching(self.teacher, self.recipe.distiller, blocks, keeps)
-
-    @property
-    def _alone(self) -> bool:
-        """Whether one member is trained and the whole is not."""
-        return self.recipe.sampler.partition(":")[0] == SMALLEST
 
     def _pass(self, drawn: Sequence[Drawn], batch: Batch, share: float, loss: Tensor, teacher: Read | None) -> None:
         """Runs every member forward and backward, one after another."""
@@ -204,7 +199,7 @@ class Raising:
 
     def error(self, parameters: Parameters) -> float:
         found = self.errors(parameters)
-        if self.watched and self._alone:  # the whole is not trained
+        if self.watched and not self.recipe.draws.whole:
             found.pop(str(Subnet()))
         return sum(found.values()) / len(found)
 

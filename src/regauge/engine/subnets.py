@@ -19,7 +19,7 @@ from torch import Tensor
 from regauge.amounts import told
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.adapters import read_adapters
-from regauge.artifact.codec.base import Layout, decoder
+from regauge.artifact.codec.sizes import tensor_bytes
 from regauge.artifact.cutting import layout_of
 from regauge.artifact.families import family_at
 from regauge.elastic.family import Family
@@ -33,7 +33,6 @@ from regauge.measure.cost import Speed, prompt_of, speeds
 from regauge.measure.quality import Quality, compare_many, summarise
 from regauge.measure.several import together
 from regauge.measure.subject import Facts
-from regauge.parts import Point, compensator_of, foreign
 from regauge.runtime.drafts.worth import MOST as MOST_GUESSES
 from regauge.text.corpora import Where
 from regauge.text.windows import Windows
@@ -131,7 +130,7 @@ def subnets(
             subnet=str(one),
             name=names.get(one, ""),
             blocks=(cut := member_in(one, family, layout.anatomy)).blocks,
-            bytes=bytes_of(layout_of(layout, cut, adapters=adapters)),
+            bytes=tensor_bytes(layout_of(layout, cut, adapters=adapters)),
             decode=timed["decode"][str(one)],
             prefill=timed["prefill"][str(one)],
             quality=quality.get(str(one)),
@@ -181,24 +180,3 @@ def _quality(windows: Windows, models: dict[str, Any], seed: int) -> dict[str, Q
     whole = next(iter(models.values()))
     scores = compare_many(windows, read(whole), [read(one) for one in models.values()], TOGETHER)
     return dict(zip(models, map(partial(summarise, seed=seed), scores), strict=True))
-
-
-def bytes_of(layout: Layout) -> int:
-    """Bytes of the tensors of an artifact, by their formats; a tied head is the embedding's."""
-    total, size = 0, layout.dtype.itemsize
-    for site in layout.anatomy.sites:
-        if site.name == "head" and layout.anatomy.tied:
-            continue
-        point = layout.quantised.get(site.name)
-        total += site.shape[0] * site.shape[1] * size if point is None else _stored(point, site.shape)
-        total += site.shape[0] * size * (site.bias is not None)
-    for norm in layout.anatomy.norms:
-        total += norm.size * size * len(norm.slots)
-    return total
-
-
-def _stored(point: Point, shape: tuple[int, int]) -> int:
-    """Bytes of a matrix in codes, with what is added to it."""
-    spec = point["compensator"]
-    more = 0 if spec is None or foreign(spec.part) else compensator_of(point).bytes(shape)  # type: ignore[union-attr]  # it is said
-    return decoder(point).bytes(shape) + more

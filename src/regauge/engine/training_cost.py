@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from regauge.elastic.family import in_any_order
 from regauge.elastic.legal import reasons
 from regauge.engine.duration import speed
 from regauge.engine.raising import space_of
@@ -72,6 +73,7 @@ def planned(
         anatomy, seen, family = fitting(plan, training, source, asked), classifies(source), plan.family
         opened(source, text, asked.amounts, asked.seed)
         assert family is not None, "a recipe that trains has one"
+        family = in_any_order(family, anatomy.blocks)
         if why := reasons(family, anatomy):
             raise RecipeError(f"this model cannot be such a family: {'; '.join(why)}")
         bits = sorted(family.bits, reverse=True) if training.rank else ()

@@ -9,7 +9,8 @@ Legend: T tokens (any leading dimensions), I channels, G groups of one call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,6 +24,8 @@ from regauge.formats.transforms import Maker, Same, Transform, shaped
 STEP = ("scale", "zero")
 FIELDS = (*STEP, SHARE)
 """What is kept of a static step, or of a clip; other names are a transform's."""
+TURNING: ContextVar[Callable[[bool], None] | None] = ContextVar("regauge_turning", default=None)
+"""Who is told, in this context, that an input begins to go through a transform (true) and has gone (false)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +95,16 @@ class Reading:
 
     def prepared(self, x: Tensor) -> Tensor:
         """x after the transform, not rounded yet: float32, or as it is where there is no transform."""
-        return self.transform.forward(x.float()) if self.transform.changes else x
+        if not self.transform.changes:
+            return x
+        told = None if torch.compiler.is_compiling() else TURNING.get()
+        if told is None:
+            return self.transform.forward(x.float())
+        told(True)
+        try:
+            return self.transform.forward(x.float())
+        finally:
+            told(False)
 
     def pulled(self, dy: Tensor) -> Tensor:
         """dy Aᵀ, A the transform: the gradient of what came, of that of what it became (rounding passed straight

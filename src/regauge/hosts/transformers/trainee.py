@@ -205,7 +205,7 @@ def opened(path: str | Path, device: str) -> Any:
     return model
 
 
-def coded(folder: Path, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
+def coded(folder: str | Path, x_NChw: Tensor, y_N: Tensor, seed: int | None) -> Tensor:
     """(N, T): class and tokens of images, as a model that draws by scales reads them."""
     return ids_of_images(load(folder, dtype=torch.float32), x_NChw, y_N, seed)
 

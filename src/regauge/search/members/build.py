@@ -131,12 +131,13 @@ def _offering(plan: Plan, anatomy: Anatomy) -> Plan:
 
 def offered(anatomy: Anatomy) -> Family:
     """A family of many choices, of whatever this model admits."""
-    blocks = anatomy.blocks
+    blocks, routed = anatomy.blocks, anatomy.plumbing.routed
     groups = max((stream.size for stream in anatomy.streams if stream.kind == "heads"), default=0)
     offers: dict[str, Any] = {
         "depth": tuple(range(blocks - 1, (blocks - 1) // 2, -1)),
         "ffn": FFN,
         "heads": tuple(range(groups - 1, (groups - 1) // 2, -1)),
+        "experts": tuple(range(routed - 1, (routed - 1) // 2, -1)),
     }
     admitted = {name: some for name, some in offers.items() if some and not reasons(Family(**{name: some}), anatomy)}
     if not admitted:
