@@ -16,12 +16,12 @@ from regauge.elastic.order import ORDERS
 from regauge.elastic.subnet import NAMES, PARTLY, Amount, Subnet
 from regauge.errors import SettingError, nearest
 
-EQUIDISTANT, EXITS, RANKED, STAGES = "equidistant", "exits", "ranked", "stages"
+EQUIDISTANT, EXITS, LAST, RANKED, STAGES = "equidistant", "exits", "last", "ranked", "stages"
 TAKEN = ("full", "route")
 """What no member can be called: the whole, and the one that a router chooses."""
-LAYERS = (EQUIDISTANT, EXITS, RANKED, STAGES)
-"""Which blocks a count of them means: spread over the whole, the first ones, the most important ones, or the first ones
-of each stage, of a model whose states change their size between stages."""
+LAYERS = (EQUIDISTANT, EXITS, LAST, RANKED, STAGES)
+"""Which blocks a count of them means: spread over the whole, the first ones, the first and the last ones, the most
+important ones, or the first ones of each stage, of a model whose states change their size between stages."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,15 @@ class Family:
     def blocks(self, count: int, whole: int) -> tuple[int, ...]:
         """The d blocks that a count of them means, of D.
 
-        `equidistant` keeps the first and the last, block ⌊i (D − 1) / (d − 1)⌋ for each i.
+        `equidistant` keeps the first and the last, block ⌊i (D − 1) / (d − 1)⌋ for each i; `last` the first and the
+        last d − 1.
         """
         if self.layers == RANKED and self.ranked:
             return tuple(sorted(self.ranked[:count]))
         if self.layers == EXITS:
             return tuple(range(count))
+        if self.layers == LAST:
+            return (0, *range(whole - count + 1, whole))
         return tuple(i * (whole - 1) // max(count - 1, 1) for i in range(count))
 
 
