@@ -42,6 +42,7 @@ class Subnet:
         experts: how many experts a token goes to.
         bits: of weights that hold several precisions.
         cache: what is kept of the past, a preset's name.
+        kernel: side of the kernels of each block's convolutions, an odd number.
     """
 
     depth: Amount | tuple[int, ...] | None = None
@@ -51,6 +52,7 @@ class Subnet:
     experts: int | None = None
     bits: int | tuple[int, ...] | None = None
     cache: str | None = None
+    kernel: int | tuple[int, ...] | None = None
 
     @staticmethod
     def parse(text: str | Subnet) -> Subnet:
@@ -126,12 +128,15 @@ def _number(name: str, text: str) -> Amount:
                 return share
             raise ValueError(text)
         if text.isdecimal() and len(text) < 10 and (int(text) > 0 or name == "depth"):
+            if name == "kernel" and int(text) % 2 == 0:
+                raise ValueError(text)
             return int(text)
         raise ValueError(text)
     except ValueError:
         kind = {
             "ffn": "a share above 0 and at most 1",
             "depth": "a count, a share, or numbers of blocks with / between",
+            "kernel": "an odd number, the side of a kernel that has a centre",
         }
         other = "a count, or a share such as 0.5" if name in ("heads", "width") else "a whole number above 0"
         raise SettingError(f"{name}={text[:40]} of a subnet is not {kind.get(name, other)}") from None
