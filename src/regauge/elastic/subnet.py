@@ -44,6 +44,7 @@ class Subnet:
         experts: how many experts a token goes to.
         bits: of weights that hold several precisions.
         cache: what is kept of the past, a preset's name.
+        kernel: side of the kernels of each block's convolutions, an odd number.
     """
 
     depth: Amount | tuple[int, ...] | None = None
@@ -53,6 +54,7 @@ class Subnet:
     experts: int | None = None
     bits: int | tuple[int, ...] | None = None
     cache: str | None = None
+    kernel: int | tuple[int, ...] | None = None
 
     @staticmethod
     def parse(text: str | Subnet) -> Subnet:
@@ -126,13 +128,14 @@ def _number(name: str, text: str) -> Amount:
             if isfinite(share) and 0 < share <= 1:
                 return share
             raise ValueError(text)
-        if (count := whole(text)) > 0 or name == "depth":
+        if ((count := whole(text)) > 0 or name == "depth") and not (name == "kernel" and count % 2 == 0):
             return count
         raise ValueError(text)
     except ValueError:
         kind = {
             "ffn": "a share above 0 and at most 1",
             "depth": "a count, a share, or numbers of blocks with / between",
+            "kernel": "an odd number, the side of a kernel that has a centre",
         }
         other = "a count, or a share such as 0.5" if name in ("heads", "width") else "a whole number above 0"
         raise SettingError(f"{name}={text[:40]} of a subnet is not {kind.get(name, other)}") from None

@@ -184,7 +184,7 @@ def _images(job: Job, calibration: Where | None, tokens: int | None) -> Calibrat
         raise ModelError(f"{job.source.path}: the config does not say how large its images are.") from error
     each = max(1, (side // 16) ** 2)
     count = max(1, (tokens or job.plan.calibration.get("tokens", TOKENS)) // each)
-    return images(Path(calibration), min(count, 512), side, channels, *job.host.image_scale(job.source))
+    return images(Path(calibration), min(count, 512), (channels, side), job.host.image_scale(job.source))
 
 
 def _sounds(job: Job, calibration: Where | None, tokens: int | None) -> Calibration:

@@ -13,6 +13,7 @@ from regauge.engine.duration import speed
 from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
+from regauge.engine.teaching import kept_bytes
 from regauge.engine.training_classes import LOOKED_AT, classifies, places
 from regauge.engine.training_recipe import Asked, read_recipe, refuse_device
 from regauge.engine.training_refusals import fitting
@@ -102,6 +103,9 @@ def planned(
         if asked.shard:  # its part of each; but first the whole is read, and a block and the rest are gathered in turn
             whole, unit = parameters, head + blocks // max(anatomy.blocks, 1)
             held = int(max(held / processes(), whole + 3 * whole / processes()) + 2 * unit)
+        if training.teacher == ORIGINAL:
+            tokens = asked.amounts.tokens or steps * training.batch
+            held += kept_bytes(training.distiller, anatomy.blocks, anatomy.hidden, tokens) // 4
         flowing = training.batch * (widths + 8 * (head // max(anatomy.hidden, 1)))
         return Planned(
             recipe=plan.name,

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from regauge.amounts import figure, told
+from regauge.amounts import told
 from regauge.measure.bootstrap import FEW, Interval
 from regauge.measure.cost import COMPRESSED, ORIGINAL, RUNTIME, Costs, Gain, Speed, gains
 from regauge.measure.quality import Quality
 from regauge.measure.tasks import Score
+from regauge.report import kinds
+from regauge.report.kinds import KINDS
+from regauge.report.kinds import spread as spread
 from regauge.report.view import Row, Table
 from regauge.report.words import busy
 from regauge.search.record import Run
@@ -82,7 +85,7 @@ def _row(name: str, size: str, share: str, quality: Quality | None, costs: Costs
     shown = (NONE, NONE, NONE)
     if quality is not None:
         kl = "0" if quality.kl.value == 0 else spread(quality.kl, 4, quality.drawn)
-        shown = (f"{quality.bits_per_byte.value:.3f}", kl, f"{100 * quality.agreement.value:.1f} %")
+        shown = (kinds.brief(quality), kl, f"{100 * quality.agreement.value:.1f} %")
     return (name, size, share, *shown, rate(costs.decode), rate(costs.prefill))
 
 
@@ -96,12 +99,6 @@ def rate(speed: Speed | None) -> str:
     return NONE if speed is None else f"{speed.median:,.0f}"
 
 
-def spread(interval: Interval, places: int, drawn: int, sign: str = "") -> str:
-    """`0.0057 [0.0054, 0.0061]`; the figure alone where what was drawn is too little for an interval over it."""
-    value, low, high = (figure(one, places, sign) for one in (interval.value, interval.low, interval.high))
-    return value if drawn < FEW else f"{value} [{low}, {high}]"
-
-
 def answered(score: Score, name: str, value: Interval) -> str:
     """`mine.jsonl, out: acc_norm 0.812 [0.780, 0.840] of 500 questions; -0.004 [-0.020, 0.012] to the first`."""
     questions = score.questions
@@ -112,11 +109,11 @@ def answered(score: Score, name: str, value: Interval) -> str:
 
 def over(quality: Quality) -> str:
     """What stands in brackets behind a figure, or why nothing does."""
-    what = "documents" if quality.units is None else "windows"
+    what = KINDS[quality.kind].drawn if quality.units is None else "windows"
     if quality.drawn < FEW:
         return f"no intervals: over {quality.drawn} {what} one would say nothing."
     if quality.units is None:
-        return "95 % bootstrap intervals over documents in brackets."
+        return f"95 % bootstrap intervals over {what} in brackets."
     return (
         f"95 % bootstrap intervals over {quality.units} windows in brackets: {quality.documents} "
         f"document{'s are' if quality.documents > 1 else ' is'} too few, and windows of one are alike, so the truth "

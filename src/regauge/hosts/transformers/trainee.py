@@ -42,12 +42,13 @@ class Original:
     def __init__(self, model: Any, parameters: Mapping[str, Tensor]) -> None:
         self._model = model
         self._parameters = {key: value.clone() for key, value in parameters.items()}
+        self._blocks = range(members_of(model).anatomy.blocks)
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         with torch.no_grad():
             given = said(self._model, ids_BT, mask_BT)
             out = torch.func.functional_call(self._model, self._parameters, (), given, tie_weights=True)
-        return read_of(out, mask_BT)
+        return read_of(out, mask_BT, self._blocks)
 
 
 class Raised(Numbers, ABC):
@@ -75,7 +76,8 @@ class Raised(Numbers, ABC):
     def read(self, subnet: Subnet, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         """What a member makes of some text; its backward pass adds to the gradients of what is trained."""
         tree = self._model if subnet.full else self._tree(subnet)
-        return read_of(tree(**said(tree, ids_BT, mask_BT)), mask_BT)
+        blocks = self._members.cut(self._members.settled(subnet)).blocks
+        return read_of(tree(**said(tree, ids_BT, mask_BT)), mask_BT, blocks)
 
     def embedded(self, ids_BT: Tensor) -> Tensor:
         """The whole's embeddings of a text."""
@@ -203,7 +205,7 @@ def opened(path: str | Path, device: str) -> Any:
     return model
 
 
-def coded(folder: Path, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
+def coded(folder: str | Path, x_NChw: Tensor, y_N: Tensor, seed: int | None) -> Tensor:
     """(N, T): class and tokens of images, as a model that draws by scales reads them."""
     return ids_of_images(load(folder, dtype=torch.float32), x_NChw, y_N, seed)
 
@@ -218,6 +220,12 @@ def said(tree: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
     return found
 
 
-def read_of(out: Any, mask_BT: Tensor | None) -> Read:
-    """What a model made of it."""
-    return Read(out.hidden_states[-1], getattr(out, "logits", None), mask_BT)
+def read_of(out: Any, mask_BT: Tensor | None, blocks: Sequence[int] = ()) -> Read:
+    """What a model made of it.
+
+    Args:
+        blocks: of the whole, that ran.
+    """
+    states = out.hidden_states
+    fronts = dict(zip(blocks, states, strict=False)) if len(states) == len(blocks) + 1 else {}
+    return Read(states[-1], getattr(out, "logits", None), mask_BT, fronts)
