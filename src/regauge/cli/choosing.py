@@ -81,7 +81,9 @@ def _tell(found: Subnets) -> None:
     show.line(f"{found.path} offers {members.offers(found)}")
     table = members.table(found)
     show.table(list(table.header), [list(row) for row in table.rows])
-    show.line(f"quality on {found.text}" if found.text else members.NO_TEXT)
+    show.line(f"quality on {found.text}" if found.text else members.NO_TEXT[found.kind])
+    for note in found.notes:
+        show.line(f"note: {note}")
     if found.drafting is not None:
         for way in found.drafting.ways[:1]:
             show.line(f"prompt look-up as a draft: {drafting.told(way)}")

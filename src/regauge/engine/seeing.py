@@ -53,26 +53,37 @@ def labelled(
     return found, y_N
 
 
+def images_of(name: str, path: str | Path, given: Where | None, facts: Facts) -> Seen:
+    """What one model is measured on; one that draws has made tokens of it.
+
+    Raises:
+        TextError: as `labelled`.
+    """
+    found, y_N = labelled(name, given, facts)
+    if facts.gives != SCALES:
+        return classified(found.inputs, y_N, found.description, found.notes)
+    return coded(host_of(path).ids_of_images(path, found.inputs, y_N), facts.vocabulary, found.description, found.notes)
+
+
 def seen(subjects: Sequence[Subject], given: Where | None, facts: Facts) -> Seen:
-    """What models are measured on; a model that draws has made tokens of it.
+    """What models are measured on.
 
     Raises:
         TextError: as `labelled`.
         ModelError: a model makes other tokens of an image than the first.
     """
     first, *others = subjects
-    found, y_N = labelled(first.name, given, facts)
-    if facts.gives != SCALES:
-        return classified(found.inputs, y_N, found.description, found.notes)
-    ids_NT = host_of(first.path).ids_of_images(first.path, found.inputs, y_N)
-    few = slice(0, SAME)
-    for one in others:
-        if not torch.equal(host_of(one.path).ids_of_images(one.path, found.inputs[few], y_N[few]), ids_NT[few]):
-            raise ModelError(
-                f"{one.name} makes other tokens of images than {first.name}, so theirs are not compared: measure "
-                "models that share a tokenizer."
-            )
-    return coded(ids_NT, facts.vocabulary, found.description, found.notes)
+    made = images_of(first.name, first.path, given, facts)
+    if facts.gives == SCALES and others:
+        found, y_N = labelled(first.name, given, facts)
+        x_NChw, y_N, tokens_NL = found.inputs[:SAME], y_N[:SAME], torch.cat(made.targets)[:SAME]
+        for one in others:
+            if not torch.equal(host_of(one.path).ids_of_images(one.path, x_NChw, y_N)[:, 1:], tokens_NL):
+                raise ModelError(
+                    f"{one.name} makes other tokens of images than {first.name}, so theirs are not compared: measure "
+                    "models that share a tokenizer."
+                )
+    return made
 
 
 def refuse(name: str, given: Mapping[str, object]) -> None:
