@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -95,6 +96,17 @@ class Texts:
     prompts: tuple[str, ...]  # of the evaluation text, for samples side by side
     records: tuple[Text, ...]
     notes: tuple[str, ...]
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What `apply` is given of it."""
+        return {"calibration": list(self.calibration), "tokens": self.tokens, "length": self.length}
+
+    def batches(self, tokens: int, size: int) -> list[Tensor]:
+        """So many tokens of the calibration text, in batches of at most `size` (a window at least); windows come from
+        all of it in any order, so the first will do."""
+        rows = self.windows_NT[: max(1, tokens // self.length)]
+        return list(torch.split(rows, max(1, size // rows.shape[1])))
 
 
 def prepare(reader: Reader, calibration: Where | None, evaluation: Where | None, sizes: Sizes, seed: int = 0) -> Texts:
