@@ -148,8 +148,8 @@ def site_groups(
     for site in anatomy.sites:
         if site.kind in SKIPPED or (site.name == "head" and anatomy.tied):
             continue
-        if site.tap is None and not anatomy.causal:
-            continue  # classes of images, looked up
+        if site.block is None and site.name != "head" and not anatomy.causal:
+            continue  # of images: tables of classes, and how a class moves the head, whose losses nothing foretells
         if site.expert is None and _small(site) and not fuse:
             continue
         together.setdefault(_key(site, fuse), []).append(site)

@@ -135,7 +135,7 @@ def _imaged(groups: Sequence[SiteGroup], effort: Effort, facts: Facts) -> tuple[
         f"{len(groups)} choices of {options} options in all",
         f"passes: one forward over {effort.seen:,} images and one backward over {effort.gradient:,}, one that rounds "
         f"what may win, then up to {singles} variants of one matrix and {wholes} of more over {effort.search:,} "
-        f"images, the artifact over {effort.calibration:,}, and {effort.evaluation:,} images at most for the final figures",
+        f"images, the artifact over {effort.calibration:,}, and {effort.evaluation:,} at most for the final figures",
         f"KL is of {facts.gives}; how long it takes is not foreseen",
     )
 
