@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import regauge as rg
+from regauge.artifact.folder import read_receipt
 from regauge.artifact.statistics import FILE, read_statistics, statistics_bytes
 from regauge.elastic.family import family_of
 from regauge.elastic.legal import cut_of, reasons, settled
@@ -283,3 +284,31 @@ def test_kernels_as_a_family_says_them(tmp_path: Path) -> None:
     assert reasons(family_of({"kernel": [1]}), text) == [
         "kernel: the model has no convolutions in its blocks whose kernels could be smaller"
     ]
+
+
+def test_a_member_taken_out_with_images_has_statistics_of_its_own(family: Path, tmp_path: Path) -> None:
+    """Those that `recalibrate` takes on the same images; the whole's where none are given."""
+    data = family.parent / "x.npz"
+    model = rg.load(family, dtype=torch.float32)
+    for subnet in ("kernel=1,depth=3", "full"):
+        out = tmp_path / subnet
+        rg.extract(family, subnet, out, calibration=data)
+        one = rg.load(out, dtype=torch.float32)
+        x = torch.from_numpy(np.load(data)["x"]).permute(0, 3, 1, 2) / 127.5 - 1
+        found = model.regauge.recalibrate(subnet, model, [x])
+        torch.testing.assert_close(one.stem_norm.var.detach(), found["embed.patch.norm.var"])
+        torch.testing.assert_close(one.blocks[2].bn2.mean.detach(), found["blocks.2.mlp.down.norm.mean"])
+        assert any("taken anew on x.npz (48 images)" in note for note in read_receipt(out).notes)
+    extract(family, "kernel=1,depth=3", tmp_path / "as-it-was")
+    plain = rg.load(tmp_path / "as-it-was", dtype=torch.float32)
+    assert torch.equal(plain.stem_norm.var, rg.load(family, dtype=torch.float32).stem_norm.var)
+    for given, told in ((tmp_path / "none.npz", "none.npz"), (__file__, "holds no images: give --calibration an .npz")):
+        with pytest.raises(TextError, match=told):
+            extract(family, "kernel=1", tmp_path / "out", calibration=given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_member_without_batch_norms_takes_no_images(coded: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="takes statistics of batch norms anew, and this regauge_resnet has none"):
+        extract(coded, "kernel=1", tmp_path / "out", calibration=coded.parent / "x.npz")
+    assert not (tmp_path / "out").exists()

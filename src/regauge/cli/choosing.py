@@ -53,6 +53,10 @@ def extract(
     artifact: ARTIFACT,
     out: OUT,
     subnet: Annotated[str, typer.Option(metavar="depth=6,ffn=0.5", help="Which member, or its name.")],
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGES", help="An .npz on which its batch norms are given statistics of its own."),
+    ] = None,
     force: FORCE = False,
     json: JSON = False,
     threads: THREADS = None,
@@ -65,7 +69,7 @@ def extract(
 
     tell_parents(out)
     with working("apply", True, False, threads):
-        done = write(artifact, subnet, out, force=force)
+        done = write(artifact, subnet, out, calibration=calibration, force=force)
     show.as_json(done) if json else show.line(str(done))
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from math import isfinite
 
+from regauge.amounts import several, whole
 from regauge.errors import SettingError, nearest
 
 Amount = int | float
@@ -111,26 +113,23 @@ def _value(name: str, text: str) -> object:
         raise SettingError(f"{name} of a subnet has {len(text)} characters, and {LONGEST} are the most")
     if name == "cache" or (name == "ffn" and text == TOKEN):
         return text
-    several = [_number(name, one) for one in text.split("/")]
-    if name in ("width", "experts") and len(several) > 1:
+    found = several(text, partial(_number, name))
+    if name in ("width", "experts") and len(found) > 1:
         raise SettingError(f"{name} of a subnet is one number for all blocks, not {text[:60]!r}")
-    if name == "depth" and len(several) > 1 and not all(isinstance(one, int) for one in several):
+    if name == "depth" and len(found) > 1 and not all(isinstance(one, int) for one in found):
         raise SettingError(f"depth of a subnet lists blocks by their numbers, not {text[:60]!r}")
-    return several[0] if len(several) == 1 else tuple(several)
+    return found[0] if len(found) == 1 else found
 
 
 def _number(name: str, text: str) -> Amount:
-    text = text.strip()
     try:
         if name in SHARES or (name in PARTLY and not text.isdecimal()):
             share = float(text)
             if isfinite(share) and 0 < share <= 1:
                 return share
             raise ValueError(text)
-        if text.isdecimal() and len(text) < 10 and (int(text) > 0 or name == "depth"):
-            if name == "kernel" and int(text) % 2 == 0:
-                raise ValueError(text)
-            return int(text)
+        if ((count := whole(text)) > 0 or name == "depth") and not (name == "kernel" and count % 2 == 0):
+            return count
         raise ValueError(text)
     except ValueError:
         kind = {
