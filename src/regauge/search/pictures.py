@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from regauge.artifact.files import sha256, weight_bytes
-from regauge.engine.seeing import ENDING, WANTED, count_of, gathered, labelled, rows_in
+from regauge.engine.seeing import ENDING, WANTED, count_of, gathered, labelled, refuse_images, rows_in
 from regauge.errors import BudgetError, SettingError, TextError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
@@ -175,6 +175,8 @@ def material(
     """
     if facts is not None:
         return pictures(source, facts, *given, sizes)
+    for one in given:
+        refuse_images(source.path.name, one)
     seed, length = how
     return prepare(reader(source, seed, length), *given, sizes, seed)
 
