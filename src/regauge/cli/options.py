@@ -16,9 +16,8 @@ CALIBRATION = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="Text that methods read: a file, a directory, a list of files (@LIST), or datasets:NAME:COLUMN; for models "
-        "of images an .npz. "
-        "Without it the model samples its own.",
+        help="Text that methods read: a file, a directory, a list of files (@LIST), or datasets:NAME:COLUMN; for "
+        "models of images an .npz. Without it the model samples its own.",
     ),
 ]
 EVAL = Annotated[

@@ -17,8 +17,7 @@ its output is weighted by the gradient there; so are their cross terms.
 Outside the blocks the figures are ruder, and true KL of some options sets their scale: an embedding's is by the
 gradient behind it; a head's is ½ E[(ΔW x)²] (1 − Σ p²), the variance that errors of independent rows have under p.
 
-Of a classifier of images one class is drawn for an image, so what its places do is summed before it is squared.
-
+Of a classifier of images one class is drawn for an image: what its places do is summed before it is squared.
 Cost: a forward and a backward pass over a few thousand tokens, and error feedback on the rows that are tried. Memory:
 one block's inputs and gradients. Lower = better. Legend: n tokens, O outputs, I inputs, R rows, V vocabulary.
 """
@@ -88,8 +87,8 @@ def fisher(
 def _tail(
     subject: Subject, groups: Sequence[SiteGroup], states: States, keep: int, seed: int
 ) -> tuple[list[Tensor], Losses, int]:
-    """∂ Σ log p(next) / ∂ last hidden, next tokens drawn from the model itself; what options of the head cost; and of
-    how many inputs, where one class was drawn for each, else 0."""
+    """∂ Σ log p(next) / ∂ last hidden, next tokens drawn from the model; what options of the head cost; and how many
+    inputs there are, where one class was drawn for each, else 0."""
     generator = torch.Generator().manual_seed(seed)
     outer, gradients, alike, inputs = subject.read(None), list[Tensor](), list[Tensor](), 0
     wanted = [(group, option) for group in groups for option in group.options if option.choice is not None]
