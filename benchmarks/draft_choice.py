@@ -2,6 +2,7 @@
 
     python benchmarks/draft_choice.py                                      # the bundled model on held-out sources
     python benchmarks/draft_choice.py --model DIR=TEXTS --model DIR=TEXTS  # others
+    python benchmarks/draft_choice.py --family OUT=TEXTS                   # a family of those depths, trained say
 
 Each model becomes a family at 4 bits without training (`family+rtn-w4`, depths of three quarters, half and a quarter,
 ranked by what blocks do), and writes held-out texts on, greedily. `right`: how often a member's likeliest token is the
@@ -98,12 +99,15 @@ def told(found: Drafting) -> dict[str, str]:
     return {way.drafts: f"{way.gain.value:.2f} [{way.gain.low:.2f}, {way.gain.high:.2f}]" for way in found.ways}
 
 
-def weigh(where: Path, texts: Path, shaped: Sequence[Together], rounds: int, clock: Seconds) -> None:
-    """A table of one model."""
+def weigh(where: Path, texts: Path, shaped: Sequence[Together], rounds: int, clock: Seconds, made: bool) -> None:
+    """A table of one model, or of one that is a family already."""
     with tempfile.TemporaryDirectory() as scratch:
-        plan = replace(load("family+rtn-w4"), family=Family(depth=SHARES, layers="ranked"))
-        rg.apply(plan, where, Path(scratch) / "out", tokens=8192)
-        out = Path(scratch) / "out"
+        out = where
+        if not made:
+            out = Path(scratch) / "out"
+            rg.apply(
+                replace(load("family+rtn-w4"), family=Family(depth=SHARES, layers="ranked")), where, out, tokens=8192
+            )
         host = host_of(out)
         facts, model = host.facts(out), rg.load(out)
         windows = text_of(out, texts, facts, 0)
@@ -131,6 +135,7 @@ def weigh(where: Path, texts: Path, shaped: Sequence[Together], rounds: int, clo
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     words.add_argument("--model", action="append", metavar="DIR=TEXTS", help="a model and texts that it never saw")
+    words.add_argument("--family", action="append", metavar="OUT=TEXTS", help="a family that offers those depths")
     words.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
     words.add_argument("--rounds", type=int, default=7)
     words.add_argument("--cpu", action="store_true", help="CPU seconds of this process, where others are busy")
@@ -145,9 +150,11 @@ def main() -> int:
         end="",
     )
     print(f" tokens take {steps} of one; guesses by {guesses}", flush=True)
-    for pair in given.model or [f"{ROOT / 'bundled' / 'code-llama-5m'}={ROOT / 'tests'}"]:
-        where, _, texts = pair.partition("=")
-        weigh(Path(where), Path(texts), shaped, given.rounds, clock)
+    models = given.model or ([] if given.family else [f"{ROOT / 'bundled' / 'code-llama-5m'}={ROOT / 'tests'}"])
+    for pairs, made in ((models, False), (given.family or [], True)):
+        for pair in pairs:
+            where, _, texts = pair.partition("=")
+            weigh(Path(where), Path(texts), shaped, given.rounds, clock, made)
     return 0
 
 

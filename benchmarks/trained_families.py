@@ -16,7 +16,9 @@ width (`quantllm`), one for all of them (`shared`), every block's width drawn by
 Of a router (`aptp`): what is lost behind the first quarter of each window as it chooses, beside as many windows for
 each member by lot, and all for one member. Of gates (`adaptive-computation`): as each token's gate chooses its neurons,
 beside one share for all tokens, and gates that were not trained. Of a model divided into experts (`smoe-dropout`): how
-many a token goes to, beside as many of the first neurons of the dense model, and a router trained at the fewest.
+many a token goes to, beside as many of the first neurons of the dense model, and a router trained at the fewest. Of
+exits (`modular-exits`): beside exits taught by the text alone. Of members of any shape that are taught states
+(`lighthubert`): beside the same taught logits. Both beside each member alone, which has a quarter of the passes.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ from regauge.engine.training_recipe import Asked
 from regauge.hosts.transformers.source import Source, read_tokenizer
 from regauge.learn.samplers import Turn
 from regauge.learn.training import training_of
-from regauge.plan import Plan, parse, presets
+from regauge.plan import Plan, load, parse, presets
 from regauge.text.windows import cut
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +97,72 @@ DIVIDED: dict[str, dict[str, object]] = {
 DENSE = "first neurons"
 TOO = ", labels too"
 """Behind a row that learns from the text beside a teacher: its null does so as well."""
+LEAVING = load("modular-exits")
+SHAPED = load("lighthubert")
+DEEP = {"0.75": "depth=0.75", "0.5": "depth=0.5", "0.25": "depth=0.25"}
+LIGHT = {
+    "ffn=0.75,width=0.75": "ffn=0.75,width=0.75",
+    "ffn=0.5,heads=0.5": "ffn=0.5,heads=0.5",
+    "the smallest": "depth=0.75,ffn=0.5,heads=0.5,width=0.75",
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Families of a preset of their own, beside what is said otherwise, and each member alone.
+
+    Attributes:
+        untrained, alone: what those rows are called, the second in front of a member's heading.
+        taught: of a member alone, beside the sampler. rows: those of the family, the preset's first.
+    """
+
+    preset: Plan
+    members: Mapping[str, str]
+    untrained: str
+    alone: str
+    taught: Mapping[str, object]
+    rows: Mapping[str, Mapping[str, object]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.untrained, *(f"{self.alone} {one}" for one in self.members), *self.rows)
+
+    @property
+    def family(self) -> Family:
+        assert self.preset.family is not None, "a preset that trains has one"
+        return self.preset.family
+
+    def asked(self, name: str) -> tuple[dict[str, object], Family, list[str]]:
+        """How a row trains, of which family, and which members it is scored on; nothing of the untrained."""
+        if name in self.rows:
+            return {**self.preset.train, **self.rows[name]}, self.family, ["full", *self.members.values()]
+        if name == self.untrained:
+            return {}, self.family, ["full", *self.members.values()]
+        member = Subnet.parse(self.members[name.removeprefix(f"{self.alone} ")])
+        only = {dimension: (value,) for dimension, value in member.said()}
+        family = Family(layers=self.family.layers, **only)  # type: ignore[arg-type]  # choices of its dimensions
+        return {"sampler": "smallest", **self.taught}, family, [str(member)]
+
+
+KINDS = (
+    Kind(
+        LEAVING,
+        DEEP,
+        "exits untrained",
+        "exit alone",
+        {"labels": 1.0},
+        {"modular-exits": {}, "exits, text alone": {"distiller": "none"}},
+    ),
+    Kind(
+        SHAPED,
+        LIGHT,
+        "shapes untrained",
+        "shape alone",
+        {"distiller": "features"},
+        {"lighthubert": {}, "shapes, logits": {"distiller": "kl"}},
+    ),
+)
+KIND_OF = {name: kind for kind in KINDS for name in kind.names}
 TOLD = ("compute", "gated", "by lot")
 """Of the receipt: the mean share of neurons, and losses on what the training held out."""
 
@@ -118,6 +186,7 @@ TABLES = (
     Table(MEMBERS, "", tuple(ROUTED)),
     Table(WIDE, "", tuple(GATED)),
     Table(EXPERTS, DENSE, (DENSE, *DIVIDED)),
+    *(Table(kind.members, kind.untrained, kind.names) for kind in KINDS),
 )
 
 
@@ -190,10 +259,16 @@ def row(name: str, passes: int, given: Given, out: Path, tokens: int) -> dict[st
         family, found = (CHOICES, everyone) if name == "untrained" else (CODED, ["full", *BITS.values()])
         apply(replace(plan(name, {}, family, given, 1), train={}), MODEL, out, calibration=given.text / "train")
         return losses(out, found, given, tokens)
-    if name.startswith("alone"):
+    if name in KIND_OF:
+        how, family, found = KIND_OF[name].asked(name)
+        if not how:
+            apply(replace(plan(name, {}, family, given, 1), train={}), MODEL, out, calibration=given.text / "train")
+            return losses(out, found, given, tokens)
+        steps = passes // 4 if len(found) == 1 else steps_for(how, family, passes)
+    elif name.startswith("alone"):
         member = Subnet.parse(MEMBERS[name.removeprefix("alone ").removesuffix(TOO)])
         family = Family(depth=(member.depth,), ffn=(member.ffn,))  # type: ignore[arg-type]  # both are said
-        how: dict[str, object] = {"sampler": "smallest", "labels": 0.5 if name.endswith(TOO) else 0.0}
+        how = {"sampler": "smallest", "labels": 0.5 if name.endswith(TOO) else 0.0}
         steps, found = passes // 4, [str(member)]
     elif name in GATED:
         how, family, found = GATED[name], Family(ffn=(0.75, 0.5, 0.25)), ["full", *WIDE.values()]
@@ -256,8 +331,13 @@ def _table(kind: Table, found: dict[str, dict[str, list[float]]]) -> str:
             cells = [told(some[one]) if one in some else "" for one in members.values()]
             lines.append(f"| each alone{how} | | {' | '.join(cells)} |")
     before = rows.get(kind.untrained, {})
+    if own := KIND_OF.get(kind.untrained):
+        alone[""] = {one: rows[name][one] for at, one in own.members.items() if (name := f"{own.alone} {at}") in rows}
+        if alone[""]:
+            cells = [told(alone[""][one]) if one in alone[""] else "" for one in own.members.values()]
+            lines.append(f"| {own.alone} | | {' | '.join(cells)} |")
     for name, row in rows.items():
-        if name.startswith("alone"):
+        if name.startswith("alone") or (own and name.startswith(own.alone)):
             continue
         beside = alone[TOO if name.endswith(TOO) else ""]
         if kind.members in (BITS, EXPERTS):
@@ -337,6 +417,11 @@ def gained(
     if name in DIVIDED:
         found = {at: _gap(own[one], rows[DENSE][one]) for at, one in EXPERTS.items() if DENSE in rows}
         return found, DENSE, (DENSE,)
+    if name in KIND_OF:
+        kind = KIND_OF[name]
+        nulls = {one: f"{kind.alone} {at}" for at, one in kind.members.items()}
+        found = {one: _gap(own[one], rows[null][one]) for one, null in nulls.items() if null in rows}
+        return found, "alone", tuple(nulls.values()) if found else ()
     coded = name in ADAPTED
     nulls = {one: "codes" if coded else f"alone {at}" for at, one in (BITS if coded else MEMBERS).items()}
     found = {one: _gap(own[one], rows[null][one]) for one, null in nulls.items() if null in rows}

@@ -45,6 +45,15 @@ def test_it_beats_the_same_everywhere_and_as_many_at_random(seed: int) -> None:
     assert loss(best) < 0.8 * min(loss(genes) for genes in alike() if some.cost(genes) <= LIMIT)
 
 
+def test_of_starts_that_cost_the_same_the_wholest_is_measured() -> None:
+    """A place that spares nothing (experts, of bytes) is not worth the measurements that a start takes."""
+    free = Space((2, 3), lambda genes: 2.0 - genes[0], lambda genes: True)
+    measured = Measured(lambda genes: 1.0 + sum(genes))
+    starts = [(0, 2), (0, 1), (0, 0), (1, 2), (1, 1), (1, 0)]
+    evolved(free, 2.0, measured, starts, Effort(evaluations=4, first=4, rounds=0), 0)
+    assert set(measured.losses) == {(0, 0), (1, 0)}
+
+
 def test_without_its_predictor_it_is_no_better_than_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """The predictor is what finds: where it knows nothing, as many measurements find clearly less."""
     found = {}

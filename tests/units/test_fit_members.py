@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 import regauge as rg
+from regauge.anatomy.model import Site
+from regauge.artifact.codec.base import Layout
 from regauge.artifact.cutting import opened
 from regauge.artifact.folder import read_receipt
 from regauge.artifact.ownership import strangers
@@ -17,8 +20,10 @@ from regauge.errors import BudgetError, SettingError
 from regauge.hosts import host_of
 from regauge.measure.cost import Speed
 from regauge.search.evolution import Effort
+from regauge.search.members import build as building
 from regauge.search.members import timing
 from regauge.search.members import wanted as asking
+from regauge.search.members.build import offered
 from regauge.search.members.fit import fit_members
 from regauge.search.members.record import FILE, Chosen
 from regauge.search.members.space import Members, Table, stored
@@ -86,14 +91,64 @@ def test_a_table_counts_what_a_member_stores(made: tuple[Path, Chosen]) -> None:
     for genes in list(members.alike())[::7]:
         cut = model.regauge.cut(members.subnet(genes))
         names = {site.name: cut.origin(site.name) for site in cut.anatomy.sites}
-        wanted = sum(weigh(_named(site, names[site.name])) for site in cut.anatomy.sites)
+        wanted = sum(weigh(_named(site, names[site.name]), 1.0) for site in cut.anatomy.sites)
         assert table(genes) == pytest.approx(wanted)
 
 
-def _named(site: object, name: str) -> object:
-    from dataclasses import replace
+def _named(site: Site, name: str) -> Site:
+    return replace(site, name=name)
 
-    return replace(site, name=name)  # type: ignore[type-var]  # a site
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whose tokens go to four of five experts."""
+    return tiny.folder(tmp_path_factory.mktemp("mixture") / "model", "mixtral", num_experts_per_tok=4)
+
+
+def test_fewer_experts_take_fewer_products_and_as_many_bytes(mixture: Path) -> None:
+    """By hand: a block's experts cost two of five, or three, or all four, of what five would; nothing else falls."""
+    anatomy = host_of(mixture).open(mixture).anatomy
+    family = offered(anatomy)
+    assert family.experts == (3, 2)
+    members = Members.of(replace(family, ffn=(), heads=(), ranked=(0, 1)), anatomy)
+    assert members.choices == (2, 2, 1, 1, 1, 1, 1, 3)
+    assert [str(members.subnet((0,) * 7 + (pick,))) for pick in range(3)] == ["full", "experts=3", "experts=2"]
+    weights = Table.made(members, lambda site, share: site.shape[0] * site.shape[1])
+    products = Table.made(members, lambda site, share: share * site.shape[0] * site.shape[1])
+    experts = sum(site.shape[0] * site.shape[1] for site in anatomy.sites if site.expert is not None)
+    whole = weights((0,) * 8)
+    for pick, used in enumerate((4, 3, 2)):
+        assert weights((0,) * 7 + (pick,)) == whole
+        assert products((0,) * 7 + (pick,)) == pytest.approx(whole - experts + used / 5 * experts)
+
+
+def test_an_expert_is_timed_at_the_tokens_that_reach_it(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy = host_of(mixture).open(mixture).anatomy
+    layout = Layout(anatomy, anatomy, {}, torch.bfloat16)
+    (expert, *_) = (site for site in layout.anatomy.sites if site.expert is not None)
+    asked = []
+    monkeypatch.setattr(timing, "seconds", lambda shape, option, tokens, *_: asked.append(tokens) or 1e-3)
+    pace = timing.Pace(None, {}, False, torch.zeros(1, 1, dtype=torch.int64, device="cpu"), 1)
+    for resource, tokens in (("decode", 1), ("prefill", 102)):
+        assert timing._weigh(pace, layout, resource, {})(expert, 0.4) == pytest.approx(0.4)
+        assert asked.pop() == tokens
+
+
+@pytest.mark.slow
+def test_a_faster_member_sends_tokens_to_fewer_experts(
+    mixture: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a product costs what it has weights; for memory, which experts do not spare, all four stay."""
+    monkeypatch.setattr(building, "offered", lambda anatomy: replace(offered(anatomy), depth=(), ffn=(), heads=()))
+    monkeypatch.setattr(timing, "seconds", lambda shape, *_: shape[0] * shape[1] * 1e-6)
+    monkeypatch.setattr(timing, "read_costs", lambda _: {})
+    monkeypatch.setattr(timing, "write_costs", lambda *_: None)
+    monkeypatch.setattr(timing, "speeds", lambda runs, *_: {name: _rate(one) for name, one in runs.items()})
+    wanted = Wanted(["decode=1.02x"], text, methods="none", tokens=512, length=64, first=SMALL, further=SMALL)
+    chosen = fit_members(mixture, tmp_path / "out", wanted)
+    assert [one.subnet for one in chosen.members] == ["", "experts=3"]
+    assert chosen.members[1].bytes == chosen.members[0].bytes
+    assert chosen.members[1].speeds["decode"] >= 1.02
 
 
 def test_what_cannot_be_kept_is_a_sentence(source: Path, text: Path, tmp_path: Path) -> None:
@@ -158,6 +213,9 @@ def test_a_speed_is_predicted_by_shape_and_then_measured(
 def _rate(model: Any) -> Speed:
     """What a model would run at were every weight of a block a microsecond; what is no source takes a tenth more."""
     weights = sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.ndim == 2)
+    for layer in model.model.layers:  # of stacks what one token's experts have
+        stacks = [p.numel() / p.shape[0] for p in layer.parameters() if p.ndim == 3]
+        weights += sum(stacks) * layer.mlp.gate.top_k if stacks else 0
     weights += model.get_input_embeddings().weight.numel()
     rate = 1e6 / weights * (0.9 if hasattr(model, "regauge_anatomy") or hasattr(model, "regauge") else 1.0)
     return Speed(median=rate, low=rate, high=rate, rounds=1)

@@ -121,6 +121,28 @@ def test_states_are_kept_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> N
     assert kept == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(("long", "steps"), [(0.1, [21, 41, 61]), (0.8, [21])])
+def test_a_state_that_takes_long_to_keep_is_kept_as_much_more_seldom(
+    monkeypatch: pytest.MonkeyPatch, long: float, steps: list[int]
+) -> None:
+    """Half a second a step: every 10 seconds, and after one that took four times 0.2 seconds every 40."""
+    now, kept = [0.0], list[int]()
+
+    def clock() -> float:
+        return now[0]
+
+    def tick(*_: int) -> None:
+        now[0] += 0.5
+
+    def keep(state: State) -> None:
+        now[0] += long
+        kept.append(state.step)
+
+    monkeypatch.setattr("regauge.learn.loop.time.monotonic", clock)
+    train(line(), Settings(steps=70, patience=0), watch=Watch(keep=keep, tick=tick))
+    assert kept == steps
+
+
 def test_a_state_survives_as_tensors_to_the_bit() -> None:
     state = train(line(), Settings(steps=7, patience=0))
     back = State.of(state.tensors())

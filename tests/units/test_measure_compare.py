@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -23,10 +24,11 @@ from regauge.errors import BudgetError, ModelError
 from regauge.hosts.transformers import load, ways
 from regauge.hosts.transformers.host import HOST
 from regauge.measure import compare as module
+from regauge.measure import images
 from regauge.measure.compare import Method, side_by_side
 from regauge.measure.cost import ORIGINAL, RUNTIME, Costs, Model, Speed, gain, gains
 from regauge.measure.likeness import embeddings, read
-from regauge.measure.subject import EMBEDDINGS, LABEL, LABELS, NEXT, Facts, Outputs, Subject, comparable
+from regauge.measure.subject import CLASSES, EMBEDDINGS, LABEL, LABELS, NEXT, Facts, Outputs, Subject, comparable
 from regauge.text.windows import Windows
 from tests import tiny
 from tests.pico import pico, save
@@ -166,7 +168,7 @@ KINDS = {
     "bert-mlm": ("BertForMaskedLM", LABELS),
     "bert regression": ("BertForSequenceClassification", "regression of 1 outputs"),
     "bert questions": ("BertForQuestionAnswering", "what a BertForQuestionAnswering makes of a text"),
-    "vit": ("ViTForImageClassification", "what it makes of images"),
+    "vit": ("ViTForImageClassification", CLASSES),
 }
 
 
@@ -193,15 +195,24 @@ def test_every_class_is_compared_or_refused_in_a_sentence(
     monkeypatch.setattr(module, "bandwidth", lambda **_: 1e9)
     monkeypatch.setattr(module, "_speeds", lambda *_: ({"decode": {}, "prefill": {}}, {}, {}))
     source, gives = a_model(name, tmp_path / "source"), KINDS[name][1]
-    text = [tiny.TEXT * 3, tiny.TEXT, tiny.TEXT[:40]] * 2
-    if gives not in (NEXT, LABEL, LABELS, EMBEDDINGS):
+    text: Any = [tiny.TEXT * 3, tiny.TEXT, tiny.TEXT[:40]] * 2
+    if gives == CLASSES:
+        monkeypatch.setattr(images, "memory", lambda *_: None)
+        monkeypatch.setattr(images, "bandwidth", lambda **_: 1e9)
+        text = tmp_path / "x.npz"
+        facts = HOST.facts(source)
+        assert facts.image is not None
+        shape = (24, facts.image.side, facts.image.side, facts.image.channels)
+        x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        np.savez(text, x=x, y=np.arange(24) % facts.labels)
+    if gives not in (CLASSES, NEXT, LABEL, LABELS, EMBEDDINGS):
         with pytest.raises(ModelError, match=gives):
             measure([source, source], eval=text)
         return
     apply("rtn-w8", source, tmp_path / "made")
     found = measure([source, tmp_path / "made", source], eval=text)
     _, made, same = found.rows
-    if gives == NEXT:
+    if gives in (CLASSES, NEXT):
         assert made.quality is not None
         assert same.quality is not None
         assert 0 < made.quality.kl.value < 0.05

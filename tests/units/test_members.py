@@ -18,7 +18,10 @@ import torch
 
 import regauge as rg
 from regauge.artifact import cutting
-from regauge.artifact.families import FILE
+from regauge.artifact.codec.sizes import tensor_bytes
+from regauge.artifact.cutting import layout_of, opened
+from regauge.artifact.families import FILE, member_at
+from regauge.artifact.folder import read_receipt
 from regauge.cache.scheme import CachePlan
 from regauge.engine import apply, dry_run
 from regauge.engine.extracting import extract
@@ -68,6 +71,19 @@ def test_a_member_is_its_extract_to_the_bit(make: Make, name: str, weights: str,
         assert steps(model.regauge.member(text)) == steps(alone) == 2 * (weights != "plain")
 
 
+@pytest.mark.parametrize(("name", "weights"), [("gpt_neox", "int8"), ("llama", "low-rank")])
+def test_bytes_of_a_member_are_those_of_its_file(make: Make, name: str, weights: str, tmp_path: Path) -> None:
+    """Low-rank factors and biases among them, wherever they are told."""
+    out = make(name, weights)
+    done = extract(out, "depth=2,ffn=0.5", tmp_path / "alone")
+    _, _, member = member_at(out, "depth=2,ffn=0.5")
+    own = layout_of(opened(out).layout, member)
+    names = 2 * 8 * 4 * 2 * (name == "gpt_neox")  # what compressed-tensors says of each module, two numbers
+    assert done.bytes == tensor_bytes(own) + names
+    norms = sum(norm.size * len(norm.slots) * own.dtype.itemsize for norm in own.anatomy.norms)
+    assert sum(site.bytes_after for site in read_receipt(tmp_path / "alone").sites) == done.bytes - norms - names
+
+
 @pytest.mark.parametrize(("name", "weights"), SOME)
 def test_a_member_that_is_loaded_alone_is_the_same(make: Make, name: str, weights: str) -> None:
     out = make(name, weights)
@@ -77,6 +93,7 @@ def test_a_member_that_is_loaded_alone_is_the_same(make: Make, name: str, weight
         with rg.use(model, text) as active:
             assert alone.regauge.active == active
             assert same(given(model), given(alone)), text
+            assert same(given(model, IDS[:1]), given(alone, IDS[:1])), text  # torch multiplies one token otherwise
 
 
 def test_inputs_of_members_lie_together_and_the_whole_computes_what_it_would_otherwise(

@@ -124,6 +124,11 @@ def test_which_blocks_a_count_means(anatomy: Anatomy) -> None:
     assert blocks() == (0, 3)
     assert blocks(layers="exits") == (0, 1)
     assert blocks(layers="ranked", ranked=(2, 1, 0, 3)) == (1, 2)
+    assert [Family(depth=(2,), layers="last").blocks(count, 6) for count in (1, 3, 5)] == [
+        (0,),
+        (0, 4, 5),
+        (0, 2, 3, 4, 5),
+    ]
     assert Family().blocks(1, 4) == (0,)
     assert Family().blocks(6, 8) == (0, 1, 2, 4, 5, 7)  # ⌊i · 7 / 5⌋
 
@@ -179,7 +184,7 @@ def test_streams_are_sorted_first() -> None:
         ("{ffn: [1.5]}", "shares above 0 and at most 1, and 1.5 is none"),
         ("{ffn: [.nan]}", "and nan is none"),
         ("{ffn: [0.5], order: magic}", "order is none of activation, none"),
-        ("{ffn: [0.5], layers: some}", "layers is none of equidistant, exits, ranked"),
+        ("{ffn: [0.5], layers: some}", "layers is none of equidistant, exits, last, ranked"),
         ("{ffn: [0.5], multiple: -1}", "multiple is a whole number"),
         ("{ffn: [0.5], members: {a: 'x=1'}}", "the member 'a': 'x=1' is no part of a subnet"),
         ("{ffn: [0.5], members: {full: 'ffn=0.5'}}", "'full' is no name of a member"),

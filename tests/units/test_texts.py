@@ -224,16 +224,19 @@ def test_batches_keep_order_and_bounds() -> None:
     assert [len(part) for part in found.batches(1)] == [1] * 10
 
 
+HALF = ((0.5,) * 3, (0.5,) * 3)
+
+
 def test_images_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, x=np.full((3, 2, 2, 3), 255, dtype=np.uint8))
-    found = images(path, 2, 2, 3, (0.5,) * 3, (0.5,) * 3)
+    found = images(path, 2, (3, 2), HALF)
     assert found.inputs.shape == (2, 3, 2, 2)
     assert torch.equal(found.inputs, torch.ones(2, 3, 2, 2))
     assert found.tokens == 2
-    assert images(path, 2, 5, 3, (0.5,) * 3, (0.5,) * 3).inputs.shape == (2, 3, 5, 5)
+    assert images(path, 2, (3, 5), HALF).inputs.shape == (2, 3, 5, 5)
     np.savez(path.with_name("grey.npz"), x_train=np.full((3, 2, 2), 255, np.uint8))
-    grey = images(path.with_name("grey.npz"), 2, 2, 1, (0.5,), (0.5,)).inputs
+    grey = images(path.with_name("grey.npz"), 2, (1, 2), ((0.5,), (0.5,))).inputs
     assert torch.equal(grey, torch.ones(2, 1, 2, 2))
 
 
@@ -241,7 +244,7 @@ def test_images_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, y=np.zeros(3))
     with pytest.raises(TextError, match="holds no images"):
-        images(path, 2, 2, 3, (0.5,) * 3, (0.5,) * 3)
+        images(path, 2, (3, 2), HALF)
     np.savez(path, x=np.zeros((3, 2, 2, 1), dtype=np.uint8))
-    with pytest.raises(TextError, match=re.escape("has shape (2, 2, 2, 1)")):
-        images(path, 2, 2, 3, (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(TextError, match=re.escape("has shape (3, 2, 2, 1)")):
+        images(path, 2, (3, 2), HALF)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import regauge as rg
+from regauge.artifact.families import family_at
 from regauge.artifact.files import read
 from regauge.cli import main
 from regauge.elastic.family import Family
@@ -25,6 +27,7 @@ from regauge.hosts.transformers.switching import switchable
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.trainee import Trainee
 from regauge.learn import loop
+from regauge.learn.distillers import Features, Read
 from regauge.learn.loop import At
 from regauge.learn.training import Training
 from regauge.plan import Plan, diff, digest, dump, parse
@@ -143,6 +146,56 @@ def test_every_distiller_teaches(distiller: str, teacher: str) -> None:
     assert sum(float(one.abs().sum()) for one in gradients.values()) > 0
 
 
+def test_embeddings_that_are_frozen_stay_and_all_else_learns() -> None:
+    model = pico("llama", **SIZES).float()
+    switchable(model, Family(depth=(2,), ffn=(0.5,)), anatomy_of(model.config, model))
+    keys = {key for key, _ in model.named_parameters()}
+    problem = raising(Trainee(model, Training(frozen="embed").held), sampler="sandwich:1", distiller="features")
+    assert keys - set(problem.init()) == {"model.embed_tokens.weight"}
+    _, gradients = problem.gradients(problem.init(), At(0, 0))
+    assert gradients["model.layers.0.mlp.down_proj.weight"].any()
+
+
+def test_a_member_is_held_to_what_the_same_blocks_read() -> None:
+    """Blocks 0 and 3 of 4: what block 3 reads behind block 0 is compared with what it reads behind block 2."""
+    model = pico("llama", **SIZES).float()
+    switchable(model, Family(depth=(2,), layers="last"), anatomy_of(model.config, model))
+    made = Trainee(model)
+    problem = replace(raising(made, sampler="smallest", distiller="fronts", clip=0.0), watched=(Subnet(depth=2),))
+    ids = problem.text[0].ids_BT
+    with torch.no_grad():
+        states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+        member = made.read(Subnet(depth=2), ids)
+    assert sorted(member.fronts) == [0, 3]
+    torch.testing.assert_close(member.fronts[3], states[1])
+    heard = problem.teaching.read(0, ids, None)
+    assert sorted(heard.fronts) == [0, 3]
+    torch.testing.assert_close(heard.fronts[3], states[3])
+    loss, gradients = problem.gradients(problem.init(), At(0, 0))
+    torch.testing.assert_close(loss, Features()(Read(states[1]), Read(states[3])))
+    name = "model.layers.{}.mlp.down_proj.weight".format
+    assert gradients[name(0)].any()
+    assert not gradients[name(3)].any()
+
+
+def test_what_a_teacher_says_is_kept_where_text_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four batches, twelve steps: four readings instead of twelve, and the same numbers bit for bit."""
+
+    def learnt(most: int, distiller: str) -> tuple[int, dict[str, torch.Tensor]]:
+        monkeypatch.setattr("regauge.engine.teaching.KEPT", most)
+        made = trainee()
+        problem = replace(raising(made, sampler="smallest", distiller=distiller, rate=0.01), steps=12)
+        read, said = problem.teacher.read, list[int]()
+        monkeypatch.setattr(problem.teacher, "read", lambda *given: said.append(1) or read(*given))
+        state = loop.train(problem, problem.recipe.settings(12, every=12), by=problem.gradients)
+        return len(said), dict(state.parameters)
+
+    (few, kept), (many, again) = learnt(1 << 20, "embedding+features"), learnt(0, "embedding+features")
+    assert (few, many) == (4, 12)
+    assert all(torch.equal(kept[key], again[key]) for key in kept)
+    assert learnt(1 << 20, "kl")[0] == 12  # logits are too many to be kept
+
+
 def test_killed_at_any_step_it_ends_with_the_same_bytes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +269,10 @@ def test_time_is_kept_or_refused_before_it_is_spent(model: Path, tmp_path: Path)
         ("{sampler: sandwhich}", "did you mean 'sandwich'"),
         ("{sampler: 'sandwich:0'}", "1 to 64 members a step"),
         ("{distiller: kll}", "did you mean 'kl'"),
+        ("{distiller: embedding+feature}", "did you mean 'features'"),
+        ("{distiller: embedding+}", "distiller is one of"),
+        ("{frozen: embedd}", "did you mean 'embed'"),
+        ("{frozen: embed, rank: 4}", "so frozen says nothing more"),
         ("{teacher: smaller}", "teacher is one of original, largest, larger"),
         ("{rate: 0}", "a learning rate lies above 0"),
         ("{steps: 0}", "1 or more steps"),
@@ -258,6 +315,16 @@ def test_the_command_trains_and_tells(model: Path, tmp_path: Path, capsys: pytes
     assert 'id="losses"' in page
     assert page.count("<polyline") == 2
     assert "Members that were trained" in page
+
+
+def test_blocks_may_be_left_to_ranking(model: Path, tmp_path: Path) -> None:
+    ranked = plan(RECIPE.replace("family: {", "family: {layers: ranked, "))
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(TEXT), encoding="utf-8")
+    asked = Asked(Amounts(length=32, tokens=512, steps=1))
+    assert planned(ranked, model, text, asked).passes == planned(plan(), model, text, asked).passes
+    train(ranked, model, tmp_path / "out", text, asked)
+    assert sorted(family_at(tmp_path / "out")[1].ranked) == [0, 1, 2, 3]
 
 
 def test_shares_of_a_space_are_what_a_model_comes_to() -> None:

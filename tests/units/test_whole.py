@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Event, Thread, get_ident
 from typing import Any
 
 import pytest
 import torch
 
 import regauge as rg
+from regauge.artifact.cutting import opened
 from regauge.artifact.files import read
 from regauge.cli import main
 from regauge.engine import apply
@@ -23,6 +25,7 @@ from regauge.formats.learnt_steps import LearntStatic
 from regauge.formats.readings import Reading
 from regauge.formats.scales import Float32
 from regauge.hosts.transformers.source import read_tokenizer
+from regauge.hosts.transformers.tracing import traced
 from regauge.kernels.cpu import coded
 from regauge.plan import dump, parse
 from regauge.text.calibration import draw
@@ -213,6 +216,41 @@ def test_one_product_of_floats_is_named(
     assert why in found.floats[0].why
     with pytest.raises(ExactnessError, match=rf"1 of the 19 products of .* are not of integers: {name} \(.*{why}"):
         rg.trace(tmp_path / "out", integers=True)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["begun first, done first", "begun first, done last"])
+def test_two_threads_trace_one_model_at_once_and_see_their_own(made: Path, first: bool) -> None:
+    model, anatomy, ids_BT = rg.load(made, dtype="float32"), opened(made).layout.anatomy, torch.arange(3, 20)[None]
+    alone, prepared = traced(model, anatomy, ids_BT), Reading.prepared
+    one, within, on, found = get_ident(), Event(), Event(), []
+    other = Thread(target=lambda: found.append(traced(model, anatomy, ids_BT)))
+
+    def begin(*_: object) -> None:
+        if get_ident() != one:
+            within.set()
+            assert on.wait(10)
+            return
+        other.start()
+        assert within.wait(10)
+
+    def end(*_: object) -> None:
+        if get_ident() == one and not first:
+            on.set()
+            other.join(10)
+
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(hook)
+        for path, hook in (("model.layers.0.mlp", begin), ("model.layers.1.mlp", end))
+    ]
+    try:
+        beside = traced(model, anatomy, ids_BT)
+    finally:
+        on.set()
+        other.join(10)
+        for hook in hooks:
+            hook.remove()
+    assert [beside, *found] == [alone, alone]
+    assert Reading.prepared is prepared  # which a trace must not change for others
 
 
 def test_a_trace_looks_at_values_and_not_at_the_recipe(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,19 +8,23 @@ taken out stands how wide its matrices were (`regauge/cut.json`), and it compute
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from regauge.anatomy.members import Member, member_of
-from regauge.anatomy.model import Anatomy
+from regauge.anatomy.members import Member, member_of, part
+from regauge.anatomy.model import Anatomy, Site
+from regauge.anatomy.sizes import windowed
 from regauge.artifact import files
 from regauge.artifact.adapters import Adapters, adapter_of
 from regauge.artifact.caches import read_cache
 from regauge.artifact.codec.base import Layout, Wire, decoder
 from regauge.artifact.codec.compressed import CompressedTensors
+from regauge.artifact.codec.schemes import CASTS
 from regauge.artifact.folder import dtype_of, read_anatomy, read_config, shards
 from regauge.artifact.reader import Artifact, Block, open_artifact
 from regauge.documents import ordinary, read_json
@@ -67,14 +71,24 @@ def opened(folder: Path) -> Artifact:
     cache = layout.cache or read_cache(folder, layout.anatomy)
     taken = read_cut(folder, layout.anatomy)
     cut = layout.cut if taken is None else taken.columns
-    layout = replace(layout, cache=cache, cut=cut, shapes=layout.shapes or _shapes(found.shards))
+    held = {key: kind for path in found.shards for key, kind in files.header(path).items()}
+    shapes = layout.shapes or {key: shape for key, (_, shape, *_) in held.items() if len(shape) > 2}
+    steps = _steps(layout, {key: dtype for key, (dtype, *_) in held.items()})
+    layout = replace(layout, cache=cache, cut=cut, shapes=shapes, choices=dict(layout.choices) | steps)
     return replace(found, wire=replace(found.wire, layout=layout))  # type: ignore[type-var]  # wires are dataclasses
 
 
-def _shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of more axes than two that lie in files as they are."""
-    held = (files.header(path).items() for path in paths)
-    return {key: shape for some in held for key, (_, shape, *_) in some if len(shape) > 2}
+def _steps(layout: Layout, dtypes: Mapping[str, torch.dtype]) -> dict[str, Point]:
+    """Points with the dtype of their steps as files have it, which the config of compressed-tensors does not say."""
+    names = {dtype: name for name, dtype in CASTS.items()}
+    found = {}
+    for path, sites in layout.modules().items():
+        name = names.get(dtypes.get(f"{path}.weight_scale", torch.float32))
+        for site in sites:
+            point = layout.choices.get(site.name)
+            if point is not None and name is not None and point.name("scale") == "f32":
+                found[site.name] = point.but(scale=Spec(name))
+    return found
 
 
 def layout_of(
@@ -90,7 +104,7 @@ def layout_of(
         config: what config.json says otherwise; `unsaid`: why it cannot say the sizes.
         adapters: what is added to weights at each precision.
     """
-    source = member_of(whole.source, member.blocks, {}).anatomy
+    source = member_of(whole.source, member.blocks, {}, kernels=_kernels(member)).anatomy
 
     def own(points: Mapping[str, Point]) -> dict[str, Point]:
         return {new: point for name, point in points.items() if (new := member.name(name)) is not None}
@@ -113,6 +127,8 @@ def layout_of(
     for site in member.anatomy.sites:
         old = member.origin(site.name)
         wide = whole.cut.get(old, member.whole.site(old).shape[1])
+        if places := member.window(site):
+            wide = wide // places * site.window
         if wide != site.shape[1]:
             cut[site.name] = wide
     return Layout(
@@ -120,15 +136,30 @@ def layout_of(
         member.anatomy,
         {name: coded(name, point) for name, point in here(whole.choices).items()},
         whole.dtype,
-        shapes={new: shape for key, shape in whole.shapes.items() if (new := member.moved(key)) is not None},
+        shapes=_own_shapes(whole.shapes, member),
         inputs=own(whole.inputs),
         apart=here(whole.apart),
-        config=config or {},  # type: ignore[arg-type]  # numbers and lists of words
+        config=config or {},
         unsaid=unsaid,
         cache=own(whole.cache),
         cut=cut,
         by_columns=whole.by_columns,
     )
+
+
+def _kernels(member: Member) -> dict[int, int]:
+    """Block of the whole → side of the kernels that a member has in it, where that is another."""
+    some = (site for site in member.anatomy.sites if member.window(site) and site.block is not None)
+    return {member.blocks[site.block or 0]: isqrt(site.window) for site in some}
+
+
+def _own_shapes(shapes: Mapping[str, tuple[int, ...]], member: Member) -> dict[str, tuple[int, ...]]:
+    """Shapes of parameters of more axes than two, by the member's keys; of its convolutions with its kernels."""
+    found = {new: shape for key, shape in shapes.items() if (new := member.moved(key)) is not None}
+    for site in member.anatomy.sites:
+        if member.window(site) and site.weight.key in found:
+            found[site.weight.key] = windowed(site.shape, site.window, found[site.weight.key])
+    return found
 
 
 def cut_block(
@@ -150,16 +181,16 @@ def cut_block(
     weights = {name: tensor.contiguous() for name, tensor in member.cut(block.weights).items()}
     weights |= {name: found.to(weights[name].dtype) for name, found in (statistics or {}).items() if name in weights}
     codes: dict[str, Codes] = {}
-    shapes = {site.name: site.shape for site in own.anatomy.sites}
     for name, found in block.codes.items():
         new = member.name(name)
         if new is not None:
             fmt = decoder(whole.quantised[name])
-            codes[new] = cut_codes(found, fmt, shapes[new], name)
-            bits = member.bits_of(own.anatomy.site(new))
+            site = own.anatomy.site(new)
+            codes[new] = cut_codes(found, fmt, site, member.window(site), name)
+            bits = member.bits_of(site)
             if bits is not None and fmt.grid.coarsest is not None:
                 codes[new], _ = level(codes[new], fmt, bits)
-                term = adapter_of(adapters or {}, member, own.anatomy.site(new))
+                term = adapter_of(adapters or {}, member, site)
                 if term is not None:
                     codes[new] = replace(codes[new], terms=(*codes[new].terms, term))
     taps = {site.tap: site.shape[1] for site in whole.anatomy.sites if site.tap is not None}
@@ -177,13 +208,18 @@ def cut_block(
     return Block(index, weights, codes, extras)
 
 
-def cut_codes(codes: Codes, fmt: Format, shape: tuple[int, int], name: str = "a matrix") -> Codes:
-    """The first rows and inputs of a quantised matrix.
+def cut_codes(codes: Codes, fmt: Format, site: Site, window: int = 0, name: str = "a matrix") -> Codes:
+    """The part of a quantised matrix that a member's site has: its first rows and inputs, of a convolution the middle
+    places of each channel.
+
+    Args:
+        window: places of each channel in the whole, where the member has others.
 
     Raises:
         SettingError: its codes, steps or terms do not come apart there.
     """
-    (whole_O, whole_I), (rows, columns) = codes.codes_OI.shape, shape
+    (whole_O, whole_I), shape = codes.codes_OI.shape, site.shape
+    rows, columns = shape
     if (whole_O, whole_I) == shape:
         return codes
     groups, span = fmt.grain.groups((whole_O, whole_I))[0], fmt.grain.span((whole_O, whole_I))
@@ -196,21 +232,25 @@ def cut_codes(codes: Codes, fmt: Format, shape: tuple[int, int], name: str = "a 
         if groups == 1 or field_G.numel() % whole_O:
             return field_G
         across = field_G.numel() // whole_O
+        if window and across > 1:
+            raise SettingError(f"{name} has {across} steps a row, each of several places, and kernels of another size "
+                               "have their places elsewhere: give it a step a row")  # fmt: skip
         kept, rest = (across, 0) if across == 1 else divmod(across * columns, whole_I)
         if rest:
             raise SettingError(f"{name} cannot be cut to {rows} x {columns}: its steps go together beyond there")
         return field_G.reshape(whole_O, across, *field_G.shape[1:])[:rows, :kept].flatten(0, 1).contiguous()
 
     fields = {part: cut(tensor) for part, tensor in codes.step.fields.items()}
-    terms = tuple(_cut_term(term, shape, name) for term in codes.terms)
-    return Codes(codes.codes_OI[:rows, :columns].contiguous(), fmt.load(fields), terms, codes.notes)
+    terms = tuple(_cut_term(term, site, window, name) for term in codes.terms)
+    return Codes(part(codes.codes_OI, site, window).contiguous(), fmt.load(fields), terms, codes.notes)
 
 
-def _cut_term(term: Term, shape: tuple[int, int], name: str) -> Term:
+def _cut_term(term: Term, site: Site, window: int, name: str) -> Term:
     if term.kind != LOW_RANK:
         raise SettingError(f"{name} has a {term.kind} term beside its codes, which does not come apart")
     tensors = term.tensors
-    left, right = tensors["left"][: shape[0]].contiguous(), tensors["right"][:, : shape[1]].contiguous()
+    left, right_RI = tensors["left"][: site.shape[0]].contiguous(), tensors["right"]
+    right = part(right_RI, replace(site, shape=(len(right_RI), site.shape[1])), window).contiguous()
     return KINDS[term.kind]({"left": left, "right": right})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regauge.amounts import figure, told
+from regauge.amounts import told
 from regauge.cli.show import line, span, table, where
 from regauge.plan.select import pattern
 
@@ -185,27 +185,15 @@ def run(found: Run, out: Path, receipt: Receipt | None = None) -> None:
 
 def measurement(found: Comparison) -> None:
     """Models side by side: quality with intervals, then cost; the first is what the others are held to."""
-    from regauge.report import figures
+    from regauge.report import figures, kinds
 
+    kind = kinds.KINDS[found.kind]
     read = next((row.quality for row in found.rows if row.quality is not None), None)
     drawn = 0 if read is None else read.drawn
-    line(f"{found.text}: {found.tokens:,} tokens; {'' if read is None else figures.over(read)}".rstrip("; "))
-    rows = []
-    for row in found.rows:
-        q = row.quality
-        if q is not None:
-            rows.append(
-                [
-                    row.name,
-                    figure(q.perplexity.value, 3),
-                    f"{q.bits_per_byte.value:.4f}",
-                    figures.spread(q.kl, 5, q.drawn),
-                    f"{q.kl99.value:.4f}",
-                    f"{100 * q.agreement.value:.1f} %",
-                ]
-            )
+    line(f"{found.text}: {found.tokens:,} {kind.scored}; {'' if read is None else figures.over(read)}".rstrip("; "))
+    rows = [[row.name, *kinds.row(row.quality)] for row in found.rows if row.quality is not None]
     if rows:
-        table(["model", "perplexity", "bits a byte", "KL a token", "KL 99%", "same next token"], rows)
+        table(["model", *kinds.header(found.kind)], rows)
     for row in found.rows:
         if row.cosine is not None:
             line(f"  {row.name}: mean cosine of embeddings {row.cosine:.5f}")
@@ -214,7 +202,7 @@ def measurement(found: Comparison) -> None:
             line(f"  {row.name}: {100 * same.value:.1f} % of {row.labels.compared:,} labels are the same; KL {kl}")
     own = [] if found.original is None else [_cost_row(f"{found.rows[0].name}, by transformers", found.original)]
     table(
-        ["model", "decode tokens/s", "prefill tokens/s", "resident", "mapped", "cache a token", "files"],
+        ["model", kind.one, kind.many, "resident", "mapped", kind.cache, "files"],
         [*own, *(_cost_row(row.name, row.costs) for row in found.rows)],
     )
     if any(row.costs.decode_at for row in found.rows):
@@ -222,10 +210,13 @@ def measurement(found: Comparison) -> None:
     gained = [
         list(figures.gain_row(f"{row.name}, {what}", gain))
         for row in found.rows
-        for what, gain in (("decode", row.decode), ("prefill", row.prefill))
+        for what, gain in zip(kind.ways, (row.decode, row.prefill), strict=True)
         if gain is not None
     ]
-    if gained:
+    if gained and kind.nats:
+        table(["against " + found.rows[0].name, "speed"], [some[:2] for some in gained])
+        line("  all interleaved in one run; where quartiles overlap, 'no faster'")
+    elif gained:
         table(["against " + found.rows[0].name, "compression", "runtime", "together"], gained)
         line("  compression: against the same runtime on the first model; runtime: the first model by it, against")
         line("  transformers' own modules; together: against transformers' own modules. All interleaved in one run.")

@@ -9,19 +9,19 @@ Legend: D blocks of the whole, d of a member.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from regauge.elastic.order import ORDERS
 from regauge.elastic.subnet import NAMES, PARTLY, Amount, Subnet
 from regauge.errors import SettingError, nearest
 
-EQUIDISTANT, EXITS, RANKED, STAGES = "equidistant", "exits", "ranked", "stages"
+EQUIDISTANT, EXITS, LAST, RANKED, STAGES = "equidistant", "exits", "last", "ranked", "stages"
 TAKEN = ("full", "route")
 """What no member can be called: the whole, and the one that a router chooses."""
-LAYERS = (EQUIDISTANT, EXITS, RANKED, STAGES)
-"""Which blocks a count of them means: spread over the whole, the first ones, the most important ones, or the first ones
-of each stage, of a model whose states change their size between stages."""
+LAYERS = (EQUIDISTANT, EXITS, LAST, RANKED, STAGES)
+"""Which blocks a count of them means: spread over the whole, the first ones, the first and the last ones, the most
+important ones, or the first ones of each stage, of a model whose states change their size between stages."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Family:
     """What may be chosen.
 
     Attributes:
-        depth, ffn, heads, width, experts, bits, cache: the choices of each dimension, beside the whole; empty: none.
+        depth, ffn, heads, width, experts, bits, cache, kernel: the choices of each dimension, beside the whole; empty:
+            none.
         layers: which blocks a count of them means, of `LAYERS`.
         ranked: with `ranked`: every block, the most important first; a recipe may leave it to calibration.
         order: by what streams were sorted, a name of `order.ORDERS`.
@@ -44,6 +45,7 @@ class Family:
     experts: tuple[int, ...] = ()
     bits: tuple[int, ...] = ()
     cache: tuple[str, ...] = ()
+    kernel: tuple[int, ...] = ()
     layers: str = EQUIDISTANT
     ranked: tuple[int, ...] = ()
     order: str = "activation"
@@ -63,18 +65,26 @@ class Family:
     def blocks(self, count: int, whole: int) -> tuple[int, ...]:
         """The d blocks that a count of them means, of D.
 
-        `equidistant` keeps the first and the last, block ⌊i (D − 1) / (d − 1)⌋ for each i.
+        `equidistant` keeps the first and the last, block ⌊i (D − 1) / (d − 1)⌋ for each i; `last` the first and the
+        last d − 1.
         """
         if self.layers == RANKED and self.ranked:
             return tuple(sorted(self.ranked[:count]))
         if self.layers == EXITS:
             return tuple(range(count))
+        if self.layers == LAST:
+            return (0, *range(whole - count + 1, whole))
         return tuple(i * (whole - 1) // max(count - 1, 1) for i in range(count))
 
 
 def unranked(family: Family | None) -> bool:
     """Whether the blocks of a family are still to be ranked, by what they do to calibration text."""
     return family is not None and family.layers == RANKED and not family.ranked
+
+
+def in_any_order(family: Family, blocks: int) -> Family:
+    """The family, with some order where its blocks are still to be ranked: members have the same sizes in each."""
+    return replace(family, ranked=tuple(range(blocks))) if unranked(family) else family
 
 
 PARTS = tuple(one.name for one in fields(Family))
@@ -131,6 +141,8 @@ def _choice(key: str, one: Any) -> Amount:
     shares = key == "ffn" or (key in PARTLY and type(one) is float)
     if shares and type(one) in (int, float) and 0 < one <= 1:
         return float(one)
+    if key == "kernel" and type(one) is int and one % 2 == 0:
+        raise ValueError(f"kernel lists sides of kernels with a centre, odd numbers, and {one} is none")
     if not shares and type(one) is int and (0 if key == "ranked" else 1) <= one < WIDE:
         return int(one)
     kind = "shares above 0 and at most 1" if key == "ffn" else "whole numbers above 0"

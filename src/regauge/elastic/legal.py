@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from regauge.anatomy.members import Member, member_of
 from regauge.anatomy.model import Anatomy
-from regauge.elastic.dimensions import BY_NAME, Cut
+from regauge.elastic.dimensions import BY_NAME
 from regauge.elastic.family import RANKED, Family
+from regauge.elastic.offers import Cut
 from regauge.elastic.subnet import Subnet
 from regauge.errors import MoveError, SettingError, nearest
 
@@ -66,7 +67,9 @@ def cut_of(subnet: Subnet, family: Family, anatomy: Anatomy) -> Cut:
         value = getattr(subnet, name)
         if value is not None:
             cut.kept.update(BY_NAME[name].kept(value, blocks, family, anatomy))
-    return cut
+    if subnet.kernel is None:
+        return cut
+    return replace(cut, kernels=BY_NAME["kernel"].kernels(subnet.kernel, blocks, anatomy))
 
 
 def member_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
@@ -78,7 +81,7 @@ def member_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
     cut = cut_of(subnet, family, anatomy)
     bits = (cut.bits,) * len(cut.blocks) if isinstance(cut.bits, int) else cut.bits
     try:
-        return replace(member_of(anatomy, cut.blocks, cut.kept, cut.experts), bits=bits)
+        return replace(member_of(anatomy, cut.blocks, cut.kept, cut.experts, cut.kernels), bits=bits)
     except (MoveError, ValueError) as error:
         raise SettingError(f"this model has no member {subnet}: {error}") from error
 
@@ -97,7 +100,7 @@ def widths_of(family: Family, anatomy: Anatomy) -> dict[str, tuple[int, ...]]:
     ]
     found: dict[str, set[int]] = {}
     for subnet in (*asked, *family.members.values()):
-        legal = replace(settled(subnet, family, anatomy), experts=None)
+        legal = replace(settled(subnet, family, anatomy), experts=None, kernel=None)
         member = member_in(legal, family, anatomy)
         for site in member.anatomy.sites:
             whole = anatomy.site(member.origin(site.name))

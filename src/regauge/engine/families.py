@@ -16,7 +16,7 @@ from regauge.anatomy.model import Anatomy, Site
 from regauge.artifact.codec.base import Layout, decoder
 from regauge.artifact.codec.choose import Chosen
 from regauge.elastic.dimensions import BY_NAME, MULTIPLE, SHARE
-from regauge.elastic.family import Family, unranked
+from regauge.elastic.family import Family, in_any_order, unranked
 from regauge.elastic.legal import cut_of, reasons, settled
 from regauge.elastic.subnet import Subnet
 from regauge.engine.refusals import Refusals
@@ -43,8 +43,7 @@ def offered_by(family: Family, layout: Layout) -> tuple[Family, list[str]]:
         RecipeError: the model cannot have it, or a format does not come apart there; every reason.
     """
     anatomy, later = layout.anatomy, unranked(family)
-    if later:  # by calibration: any order has the same sizes
-        family = replace(family, ranked=tuple(range(anatomy.blocks)))
+    family = in_any_order(family, anatomy.blocks)
     wrong = reasons(family, anatomy)
     if layout.attention:
         wrong.append("blocks that take another's attention map, or whose heads see a window, have no members")
@@ -111,7 +110,7 @@ def _of_member(asked: Subnet, family: Family, layout: Layout) -> Iterator[str]:
     try:
         subnet = settled(asked, family, layout.anatomy)
         cut = cut_of(subnet, family, layout.anatomy)
-        member = member_of(layout.anatomy, cut.blocks, cut.kept)
+        member = member_of(layout.anatomy, cut.blocks, cut.kept, kernels=cut.kernels)
     except (SettingError, MoveError, ValueError) as error:
         yield str(error)
         return
@@ -127,6 +126,9 @@ def _of_member(asked: Subnet, family: Family, layout: Layout) -> Iterator[str]:
                 return
             continue
         fmt = decoder(point)
+        if member.window(site) and fmt.grain.span(whole.shape) < whole.shape[1]:
+            yield f"{asked}: {whole.name} has several steps a row, each of several places: give it a step a row"
+            return
         why = fmt.grain.refuses(site.shape) or ("" if site.shape[1] % fmt.grid.run == 0 else "runs of codes are cut")
         if why:  # of one block, as of all
             yield f"{asked}: {whole.name}, {site.shape[0]} x {site.shape[1]}: {why}"

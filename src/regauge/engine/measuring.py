@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache as once
 from pathlib import Path
 
 import torch
@@ -13,15 +14,18 @@ from regauge.artifact.files import weight_bytes
 from regauge.artifact.sentences import MODULES, modules
 from regauge.engine.room import LIBRARIES
 from regauge.engine.scoring import scores, wanted
+from regauge.engine.seeing import refuse, refuse_images, seen
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError, ModelError, SettingError
 from regauge.hosts import host_of
 from regauge.hosts.states import SPILL
 from regauge.kernels.cpu.machine import anonymous_bytes
+from regauge.measure import images
 from regauge.measure.arithmetic import Arithmetic, under
 from regauge.measure.compare import LOGITS, LONG, Comparison, Method, side_by_side
 from regauge.measure.cost import ORIGINAL, RUNTIME, Model
-from regauge.measure.subject import Facts, Reader, Subject
+from regauge.measure.images import DTYPE
+from regauge.measure.subject import Facts, Reader, Subject, comparable
 from regauge.plan.caches import Asked, asked
 from regauge.text.corpora import Where, corpus
 from regauge.text.length import window_length
@@ -73,6 +77,17 @@ def measure(
         raise ModelError("there is nothing to measure: name a model, and others to hold against it.")
     questions = None if tasks is None else wanted(tasks)
     clock = Clock(progress or nobody)
+    original = _subject(_names(models)[0], models[0], None)
+    with quiet_torch(), host_of(models[0]).unsaid():
+        if original.facts().pictured:
+            more = {"tasks": tasks, "cache": cache, "long": long, "arithmetic": arithmetic, "max-memory": max_memory}
+            refuse(original.name, more)
+            return _images(
+                [original, *(_subject(*one, None) for one in list(zip(_names(models), models, strict=True))[1:])],
+                eval,
+                Method(seed, DTYPE, rounds, say=clock.say),
+            )
+    refuse_images(original.name, eval)
     apart = max_memory is not None and _one_at_a_time(models, max_memory)
     kept = None if cache is None else asked(cache)
     taken = None if arithmetic is None else _arithmetic(arithmetic, models, tasks is not None or long > 0)
@@ -83,7 +98,7 @@ def measure(
         names = [names[0], *(f"{name}, cache {'none' if kept is None else kept.name}" for name in names[1:])]
     if taken is not None:
         names = [names[0], *(f"{name}, {taken.name}" for name in names[1:])]
-    subjects = [_subject(*one) for one in zip(names, models, caches, strict=True)]
+    subjects = [original, *(_subject(*one) for one in list(zip(names, models, caches, strict=True))[1:])]
     notes = () if eval is not None else ("no text was given: the first model sampled it from itself",)
     if taken is not None:
         subjects = [subjects[0], *(replace(one, outputs=_under(taken, one.outputs)) for one in subjects[1:])]
@@ -103,6 +118,13 @@ def measure(
             return found
         own: Tokenizer = host.tokenizer(host.folder(str(models[0])))
         return found.model_copy(update={"tasks": scores(questions, subjects, own, seed, clock.say)})
+
+
+def _images(subjects: Sequence[Subject], eval: Where | None, method: Method) -> Comparison:
+    method.say("open", "")
+    every = [subject.facts() for subject in subjects]
+    comparable([subject.name for subject in subjects], every)
+    return images.side_by_side(subjects, every[0], seen(subjects, eval, every[0]), method)
 
 
 def _arithmetic(text: str, models: Sequence[str | Path], more: bool) -> Arithmetic:
@@ -175,7 +197,7 @@ def _subject(name: str, path: str | Path, cache: Asked | None) -> Subject:
     return Subject(
         name=name,
         path=path,
-        facts=lambda: host.facts(path, cache),
+        facts=once(lambda: host.facts(path, cache)),
         outputs=lambda batches, prompt=None: host.outputs(path, batches, cache, prompt),
         ways=ways,
         stored=weight_bytes(path) if Path(path).is_dir() else None,

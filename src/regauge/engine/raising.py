@@ -11,29 +11,32 @@ Legend: B windows, T tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from regauge.anatomy.members import sides
 from regauge.anatomy.model import Anatomy
-from regauge.elastic.dimensions import BY_NAME, units
+from regauge.elastic.dimensions import BY_NAME
 from regauge.elastic.family import Family
+from regauge.elastic.offers import units
 from regauge.elastic.subnet import Subnet
+from regauge.engine.teaching import Teaching, kept_bytes
 from regauge.hosts.teaching import Taught, Trainee
 from regauge.learn.base import Parameters, Rates
-from regauge.learn.distillers import DISTILLERS, Read, classes, labels
+from regauge.learn.distillers import Read, classes, distiller_of, labels
 from regauge.learn.loop import At
 from regauge.learn.lots import Drawn
 from regauge.learn.pictures import moved
 from regauge.learn.ranks import ALONE, Ranks
+from regauge.learn.samplers import Smallest
 from regauge.learn.space import WHOLE, Choice, Space, Turn
-from regauge.learn.training import EACH, LARGER, ORIGINAL, Training
+from regauge.learn.training import EACH, LARGER, ORIGINAL, PLUS, Training
 
-SMALLEST = "smallest"
-DRAWN = ("depth", "ffn", "heads", "width", "experts")
-"""Dimensions that training draws from."""
+DRAWN = ("kernel", "depth", "ffn", "heads", "width", "experts")
+"""Dimensions that training draws from, in the order in which they are opened."""
 STRIDE = 1_000_003
 """Between the seeds by which the images of two runs are moved."""
 
@@ -99,7 +102,6 @@ class Raising:
     watched: tuple[Subnet, ...]
     seed: int = 0
     ranks: Ranks = ALONE
-    _heard: dict[int, Read] = field(default_factory=dict)
 
     @cached_property
     def space(self) -> Space:
@@ -129,6 +131,12 @@ class Raising:
     def init(self) -> Parameters:
         return {key: value.clone() for key, value in self.trainee.parameters.items()}
 
+    @cached_property
+    def _heard(self) -> Teaching:
+        """The model as it was, of the text held out; the first of several distances decides."""
+        first = self.recipe.distiller.partition(PLUS)[0]
+        return Teaching(self.teacher, first, self.teaching.blocks, keeps=True)
+
     def loss(self, parameters: Parameters, batch: int, progress: float) -> Tensor:
         """The loss of one batch, without its gradient: `gradients` gives both."""
         return self.gradients(parameters, At(round(progress * self.steps), batch))[0]
@@ -145,16 +153,29 @@ class Raising:
             batch = whole.first
         if len(batch.ids_BT):
             with trainee.backward(), self.ranks.together():
-                self._pass(drawn, batch, share, loss)
+                taught = self.recipe.teacher == ORIGINAL
+                given = batch.ids_BT, batch.mask_BT
+                self._pass(drawn, batch, share, loss, self.teaching.read(at.batch, *given) if taught else None)
         self.ranks.total([*trainee.gradients.values()], loss)
         self._clip()
         return loss, trainee.gradients
 
-    def _pass(self, drawn: Sequence[Drawn], batch: Batch, share: float, loss: Tensor) -> None:
+    @cached_property
+    def teaching(self) -> Teaching:
+        """The model as it was, where it teaches; what it says is kept where the text is read again and it is little."""
+        anatomy, depth = self.trainee.anatomy, self.space.smallest.depth
+        blocks = frozenset(range(anatomy.blocks))
+        if depth is not None and not isinstance(depth, tuple) and self.recipe.draws == Smallest():
+            blocks = frozenset(self.trainee.family.blocks(int(_count(depth, anatomy.blocks)), anatomy.blocks))
+        tokens = sum(one.ids_BT.numel() for one in self.text)
+        again = self.steps > self.batches and not self.recipe.moved
+        keeps = again and bool(kept_bytes(self.recipe.distiller, len(blocks), anatomy.hidden, tokens))
+        return Teaching(self.teacher, self.recipe.distiller, blocks, keeps)
+
+    def _pass(self, drawn: Sequence[Drawn], batch: Batch, share: float, loss: Tensor, teacher: Read | None) -> None:
         """Runs every member forward and backward, one after another."""
         recipe = self.recipe
-        distiller = DISTILLERS[recipe.distiller]
-        teacher = self.teacher.read(batch.ids_BT, batch.mask_BT) if recipe.teacher == ORIGINAL else None
+        distiller = distiller_of(recipe.distiller)
         for one in drawn:
             read = self.trainee.read(one.subnet, batch.ids_BT, batch.mask_BT)
             if teacher is None:
@@ -180,7 +201,7 @@ class Raising:
 
     def error(self, parameters: Parameters) -> float:
         found = self.errors(parameters)
-        if self.watched and self.recipe.sampler.partition(":")[0] == SMALLEST:  # the whole is not trained
+        if self.watched and not self.recipe.draws.whole:
             found.pop(str(Subnet()))
         return sum(found.values()) / len(found)
 
@@ -203,9 +224,8 @@ class Raising:
         batch = self.aside[index]
         if self.taught:
             return float(batch.loss(read))
-        if index not in self._heard:
-            self._heard[index] = self.teacher.read(batch.ids_BT, batch.mask_BT)
-        return float(DISTILLERS[self.recipe.distiller](read, self._heard[index]))
+        heard = self._heard.read(index, batch.ids_BT, batch.mask_BT)
+        return float(distiller_of(self._heard.distiller)(read, heard))
 
 
 def space_of(family: Family, anatomy: Anatomy, each: bool = False, bits: Sequence[int] = ()) -> Space:
@@ -222,7 +242,8 @@ def space_of(family: Family, anatomy: Anatomy, each: bool = False, bits: Sequenc
         if family.choices(name):
             some = {_share(name, value, family, anatomy): value for value in family.choices(name)}
             rest = [Choice(some[share], share) for share in sorted(some, reverse=True) if share < 1]
-            found[name] = (WHOLE, *rest)
+            whole = replace(WHOLE, whole=max(sides(anatomy).values())) if name == "kernel" else WHOLE
+            found[name] = (whole, *rest)
     named = {one: size for one in family.members.values() if (size := _size(one, family, anatomy)) is not None}
     return Space(found, anatomy.blocks, each, named)
 
@@ -258,6 +279,9 @@ def _share(name: str, value: int | float | str, family: Family, anatomy: Anatomy
     if name == "experts":
         return _count(value, 0) / anatomy.plumbing.routed
     every = range(anatomy.blocks)
+    if name == "kernel":
+        own = sides(anatomy)
+        return sum(min(int(_count(value, 0)), side) ** 2 / side**2 for side in own.values()) / len(own)
     sizes: Mapping[str, int] = BY_NAME[name].kept(value, every, family, anatomy)
     if not sizes:
         return 1.0

@@ -100,9 +100,8 @@ def classed(source: Source, given: Where | None) -> Classed:
     if not isinstance(given, str | Path) or Path(given).suffix != ".npz":
         raise TextError(f"{family} reads images: give --text a file of them; {WANTED}.")
     path, host = Path(given).expanduser(), host_of(source.path)
-    channels, side = host.image_shape(source)
-    x_NCHW = images(path, MOST, side, channels, *host.image_scale(source)).inputs
-    y_N = classes(path, MOST, len(x_NCHW))
+    x_NCHW = images(path, MOST, host.image_shape(source), host.image_scale(source)).inputs
+    y_N = classes(path, MOST)
     known = source.anatomy.site("head").shape[0]
     if len(y_N) < LEAST:
         raise TextError(f"{path} holds {len(y_N)} images, too few to hold some out: {LEAST} at the least.")

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from regauge.elastic.family import in_any_order
 from regauge.elastic.legal import reasons
 from regauge.engine.duration import speed
 from regauge.engine.raising import space_of
 from regauge.engine.recovery_text import HELD_OUT, LOOKS, SPARE
 from regauge.engine.room import LIBRARIES
+from regauge.engine.teaching import kept_bytes
 from regauge.engine.training_classes import LOOKED_AT, classifies, places
 from regauge.engine.training_recipe import Asked, read_recipe, refuse_device
 from regauge.engine.training_refusals import fitting
@@ -71,6 +73,7 @@ def planned(
         anatomy, seen, family = fitting(plan, training, source, asked), classifies(source), plan.family
         opened(source, text, asked.amounts, asked.seed)
         assert family is not None, "a recipe that trains has one"
+        family = in_any_order(family, anatomy.blocks)
         if why := reasons(family, anatomy):
             raise RecipeError(f"this model cannot be such a family: {'; '.join(why)}")
         bits = sorted(family.bits, reverse=True) if training.rank else ()
@@ -100,6 +103,9 @@ def planned(
         if asked.shard:  # its part of each; but first the whole is read, and a block and the rest are gathered in turn
             whole, unit = parameters, head + blocks // max(anatomy.blocks, 1)
             held = int(max(held / processes(), whole + 3 * whole / processes()) + 2 * unit)
+        if training.teacher == ORIGINAL:
+            tokens = asked.amounts.tokens or steps * training.batch
+            held += kept_bytes(training.distiller, anatomy.blocks, anatomy.hidden, tokens) // 4
         flowing = training.batch * (widths + 8 * (head // max(anatomy.hidden, 1)))
         return Planned(
             recipe=plan.name,

@@ -56,7 +56,7 @@ class Pictures:
     def ids(self, start: int, stop: int) -> Tensor:
         """(N, T) of some of them."""
         host = host_of(self.source.path)
-        return host.ids_of_images(self.source, self.x_NChw[start:stop], self.y_N[start:stop], self.seed)
+        return host.ids_of_images(self.source.path, self.x_NChw[start:stop], self.y_N[start:stop], self.seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +94,8 @@ def pictures(source: Source, given: Where | None, seed: int) -> Pictures:
         raise TextError(f"this model draws images scale by scale and learns from them: give --text {WANTED}.")
     path = Path(given)
     channels, side = host_of(source.path).image_shape(source)
-    found = images(path, MOST, side, channels, MIDDLE * channels, MIDDLE * channels)
-    y_N = classes(path, MOST, len(found.inputs))
+    found = images(path, MOST, (channels, side), (MIDDLE * channels, MIDDLE * channels))
+    y_N = classes(path, MOST)
     if len(y_N) < 2 * ASIDE:
         raise TextError(f"{path} has {len(y_N)} images, too few to hold some out; give it {2 * ASIDE} or more.")
     drawn = torch.Generator().manual_seed(seed)

@@ -12,7 +12,7 @@ from regauge.engine.job import plan_of
 from regauge.engine.recovery_text import Amounts
 from regauge.errors import RecipeError, SettingError
 from regauge.learn.ranks import processes
-from regauge.learn.training import Training, training_of
+from regauge.learn.training import FRONTS, PLUS, Training, training_of
 from regauge.plan import Plan
 from regauge.runtime.device import placed
 from regauge.runtime.rows import CPU
@@ -91,7 +91,8 @@ def refuse_shard(training: Training, images: bool, asked: Asked) -> None:
             "regauge learn RECIPE MODEL -o OUT --shard), or leave it out."
         )
     wholes = {"adapters": training.rank, "a router": training.route, "gates": training.gates, "images": images}
-    wholes["experts"] = training.experts
+    wholes |= {"experts": training.experts, "frozen embeddings": bool(training.frozen)}
+    wholes["a comparison of fronts"] = FRONTS in training.distiller.split(PLUS)
     if found := [what for what, here in wholes.items() if here]:
         raise SettingError(f"a training with {found[0]} needs the whole family in each process: leave shard out.")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes()))

@@ -12,7 +12,7 @@ from regauge.engine.training_recipe import Asked, refuse_shard
 from regauge.errors import RecipeError
 from regauge.hosts.base import Source
 from regauge.learn.distillers import OF_LOGITS
-from regauge.learn.training import Training
+from regauge.learn.training import PLUS, Training
 from regauge.plan import Plan
 
 
@@ -23,9 +23,10 @@ def fitting(plan: Plan, training: Training, source: Source, asked: Asked) -> Ana
         RegaugeError: it cannot, in a sentence.
     """
     scales, seen, family = source.anatomy.plumbing.scales, classifies(source), plan.family or Family()
-    if not (source.anatomy.causal or scales or seen) and training.distiller in OF_LOGITS:
+    names = training.distiller.split(PLUS)
+    if not (source.anatomy.causal or scales or seen) and any(name in OF_LOGITS for name in names):
         raise RecipeError(f"recipe {plan.name!r} trains on next tokens, and {source.anatomy.family} gives none.")
-    if seen and training.distiller not in OF_LOGITS:
+    if seen and any(name not in OF_LOGITS for name in names):
         raise RecipeError(UNLIKE.format(plan.name, training.distiller, source.anatomy.family))
     anatomy = anatomy_for(training, family, source)
     for refuse in (refuse_route, refuse_gates, refuse_moved):

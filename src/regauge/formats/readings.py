@@ -9,7 +9,8 @@ Legend: T tokens (any leading dimensions), I channels, G groups of one call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,6 +24,8 @@ from regauge.formats.transforms import Maker, Same, Transform, shaped
 STEP = ("scale", "zero")
 FIELDS = (*STEP, SHARE)
 """What is kept of a static step, or of a clip; other names are a transform's."""
+TURNING: ContextVar[Callable[[bool], None] | None] = ContextVar("regauge_turning", default=None)
+"""Who is told, in this context, that an input begins to go through a transform (true) and has gone (false)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +95,31 @@ class Reading:
 
     def prepared(self, x: Tensor) -> Tensor:
         """x after the transform, not rounded yet: float32, or as it is where there is no transform."""
-        return self.transform.forward(x.float()) if self.transform.changes else x
+        if not self.transform.changes:
+            return x
+        told = None if torch.compiler.is_compiling() else TURNING.get()
+        if told is None:
+            return self.transform.forward(x.float())
+        told(True)
+        try:
+            return self.transform.forward(x.float())
+        finally:
+            told(False)
 
-    def pulled(self, dy: Tensor) -> Tensor:
-        """dy Aᵀ, A the transform: the gradient of what came, of that of what it became (rounding passed straight
-        through)."""
+    @property
+    def clips(self) -> bool:
+        """Whether values may lie outside the range: its step is not of all that each call has."""
+        return self.step is not None or self.share_1 is not None
+
+    def pulled(self, dy: Tensor, x: Tensor | None = None) -> Tensor:
+        """dy Aᵀ, A the transform: the gradient of what came, of that of what it became. Rounding is passed straight
+        through, and nothing by a value outside the range, which comes back as its end.
+
+        Args:
+            x: what came, where the reading clips.
+        """
+        if x is not None and self.clips:
+            dy = dy * self._inside(x)
         if not self.transform.changes:
             return dy
         with torch.enable_grad():
@@ -132,6 +155,12 @@ class Reading:
         inside_TI = z_TI.clamp(grid.low, grid.high)
         z_TI = grid.snap(z_TI.detach()) + (inside_TI - inside_TI.detach())
         return self.format.unscaled(z_TI, step).to(x.dtype).view(x.shape)
+
+    def _inside(self, x: Tensor) -> Tensor:
+        """Which values, once transformed, the range holds."""
+        y_TI, grid = self.prepared(x.reshape(-1, x.shape[-1])).float(), self.format.grid
+        z_TI = self.format.scaled(y_TI, self.format.fit(y_TI) if self.step is None else self._repeated(self.step, y_TI))
+        return ((z_TI >= grid.low) & (z_TI <= grid.high)).view(x.shape)
 
     def _repeated(self, step: Step, x_TI: Tensor) -> Step:
         """The step of one token as the step of each group of these tokens."""

@@ -245,8 +245,8 @@ class Host(Protocol):
     def trainee(self, path: str | Path, device: str = "cpu", held: Sequence[str] = (), shard: bool = False) -> Trainee:
         """A family of a directory, trained where `device` says, in one process or divided; `held`: sites that stay."""
 
-    def ids_of_images(self, source: Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
-        """(N, T): class and tokens, scale by scale, of images from −1 to 1."""
+    def ids_of_images(self, path: str | Path, x_NChw: Tensor, y_N: Tensor, seed: int | None = None) -> Tensor:
+        """(N, T): class, some hidden by `seed`, and tokens, scale by scale, of images from −1 to 1."""
 
     def adapting(self, path: str | Path, original: str | Path, how: Beside) -> Trainee:
         """A family in codes, whose adapters are trained towards the model that it was made of."""

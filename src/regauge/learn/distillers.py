@@ -6,12 +6,15 @@ Legend: B windows, T tokens, V vocabulary, D channels (of a member perhaps fewer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, normalize
+
+from regauge.errors import ModelError
+from regauge.learn.training import PLUS
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,16 +25,19 @@ class Read:
         logits_BTV: of a model with a head.
         hidden_BTD: behind the last block.
         mask_BT: 1 where there is text; None: everywhere.
+        fronts: block of the whole → the states (B, T, D) that it reads, of the blocks that run.
     """
 
     hidden_BTD: Tensor
     logits_BTV: Tensor | None = None
     mask_BT: Tensor | None = None
+    fronts: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def detached(self) -> Read:
         logits = None if self.logits_BTV is None else self.logits_BTV.detach()
-        return Read(self.hidden_BTD.detach(), logits, self.mask_BT)
+        fronts = {block: one.detach() for block, one in self.fronts.items()}
+        return Read(self.hidden_BTD.detach(), logits, self.mask_BT, fronts)
 
 
 @runtime_checkable
@@ -106,9 +112,23 @@ class Features:
     (arXiv 1412.6550); of a narrower member, to the teacher's first channels."""
 
     def __call__(self, member: Read, teacher: Read) -> Tensor:
-        size = member.hidden_BTD.shape[-1]
-        own, other = member.hidden_BTD, teacher.hidden_BTD[..., :size]
-        return size * mse_loss(normalize(_kept(own, member), dim=-1), normalize(_kept(other, member), dim=-1))
+        return _apart(member.hidden_BTD, teacher.hidden_BTD, member)
+
+
+@dataclass(frozen=True)
+class Fronts:
+    """As `Features`, of the states that blocks read instead of those behind the last: what a block reads in a member,
+    however few run before it, is what it reads in its teacher (after 1909.10351, which compares layers at even steps).
+    The mean over the blocks of the member but its first."""
+
+    def __call__(self, member: Read, teacher: Read) -> Tensor:
+        if not member.fronts:
+            raise ModelError(
+                "fronts compares what blocks read, and this model does not tell it: take features instead."
+            )
+        blocks = sorted(member.fronts.keys() & teacher.fronts.keys())[1:]
+        found = [_apart(member.fronts[one], teacher.fronts[one], member) for one in blocks]
+        return torch.stack(found).mean() if found else member.hidden_BTD.new_zeros(())
 
 
 @dataclass(frozen=True)
@@ -152,6 +172,13 @@ def _alike(hidden_BTD: Tensor) -> Tensor:
     return unit @ unit.transpose(1, 2)
 
 
+def _apart(own_BTD: Tensor, other_BTD: Tensor, read: Read) -> Tensor:
+    """The mean squared distance of states of length 1, of the first channels where the other has more."""
+    size = own_BTD.shape[-1]
+    own, other = (normalize(_kept(one, read), dim=-1) for one in (own_BTD, other_BTD[..., :size]))
+    return size * mse_loss(own, other)
+
+
 def _kept(hidden_BTD: Tensor, read: Read) -> Tensor:
     return hidden_BTD if read.mask_BT is None else hidden_BTD[read.mask_BT.bool()]
 
@@ -161,9 +188,33 @@ DISTILLERS: Mapping[str, Distiller] = {
     "kl": Divergence(),
     "alpha": Alpha(),
     "features": Features(),
+    "fronts": Fronts(),
     "relations": Relations(),
     "embedding": Embedding(),
 }
 """Name in a recipe → distiller. The names are also in `training.py`, which imports no torch; a test compares them."""
 OF_LOGITS = ("none", "kl", "alpha")
 """Those that need a model with a head."""
+OF_STATES = ("features", "fronts", "relations", "embedding")
+"""Those that read states and nothing else of a teacher."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Several distances at once, each weighing as much."""
+
+    parts: tuple[Distiller, ...]
+
+    def __call__(self, member: Read, teacher: Read) -> Tensor:
+        return torch.stack([one(member, teacher) for one in self.parts]).sum()
+
+
+def distiller_of(text: str) -> Distiller:
+    """`embedding+features` → the distiller; names were checked when the recipe was read."""
+    names = text.split(PLUS)
+    return DISTILLERS[text] if len(names) == 1 else Sum(tuple(DISTILLERS[name] for name in names))
+
+
+def of_states(text: str) -> bool:
+    """Whether a distiller reads states and no logits of a teacher."""
+    return all(name in OF_STATES for name in text.split(PLUS))

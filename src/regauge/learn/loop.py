@@ -30,6 +30,7 @@ from regauge.learn.optimisers import OPTIMISERS
 from regauge.learn.settings import Settings
 
 EVERY = 10.0  # seconds between kept states; what is kept changes nothing but how much is done again after a crash
+BRIEF = 0.2  # seconds that keeping may take at that pace; what takes longer is done as much more seldom
 
 GOES_ON, DONE, PATIENCE, NOT_FINITE = range(4)
 ENDED = {
@@ -155,12 +156,14 @@ def train(
     watch = watch or Watch()
     with torch.enable_grad():
         state = state or _begin(problem, settings)
-        kept = time.monotonic()
+        kept, took = time.monotonic(), BRIEF
         while not state.ended:
             state = _step(problem, settings, seed, state, by)
-            if watch.due(time.monotonic() - kept):
+            now = time.monotonic()
+            if watch.due((now - kept) * BRIEF / max(took, BRIEF)):
                 watch.keep(state)
                 kept = time.monotonic()
+                took = kept - now
             try:
                 watch.tick(state.step, settings.steps)
             except RegaugeError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from regauge.elastic.subnet import Subnet
 from regauge.errors import nearest
@@ -23,6 +23,10 @@ from regauge.learn.space import PER_BLOCK, WHOLE, Choice, Space, Turn
 class Sampler(Protocol):
     """Which members a step trains, the largest first."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether the whole is among what is trained."""
+
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]: ...
 
 
@@ -33,6 +37,7 @@ FULL = Drawn(Subnet())
 class Uniform:
     """Members by lot, each choice of each dimension as likely as another."""
 
+    whole: ClassVar[bool] = True
     count: int = 1
 
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
@@ -44,6 +49,7 @@ class Uniform:
 class Sandwich:
     """The largest, some by lot, the smallest: the ends bound what lies between (arXiv 1903.05134)."""
 
+    whole: ClassVar[bool] = True
     count: int = 2
 
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
@@ -60,6 +66,7 @@ class Progressive:
     order. `count` members a step, by lot.
     """
 
+    whole: ClassVar[bool] = True
     count: int = 2
 
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
@@ -82,6 +89,7 @@ class Shrinking:
         start: the share of the steps before any member is drawn; ramp: the share in which its weight grows.
     """
 
+    whole: ClassVar[bool] = True
     count: int = 2
     start: float = 0.5
     ramp: float = 0.25
@@ -100,6 +108,7 @@ class Phases:
     """One member a step, or the largest: how often follows three phases, both together (a member with the chance
     `rare`), a transition, members only (arXiv 2511.16546). `count` is of nothing but 1."""
 
+    whole: ClassVar[bool] = True
     count: int = 1
     rare: float = 0.2
     joint: float = 1 / 6
@@ -123,6 +132,7 @@ class Balanced:
     """Every size as often as another (arXiv 2405.20202): where each block draws for itself nearly all members are of
     middling size, so a size is drawn first and then a member near it."""
 
+    whole: ClassVar[bool] = True
     count: int = 2
 
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
@@ -132,7 +142,7 @@ class Balanced:
     def _near(self, space: Space, chance: random.Random) -> Subnet:
         picked: dict[str, Choice | Sequence[Choice]] = {}
         level = chance.random()
-        for name, some in space.choices.items():
+        for name, some in sorted(space.choices.items(), key=lambda one: one[0] != "depth"):  # says how many blocks
             if space.each and name in PER_BLOCK:
                 picked[name] = [leaning(some, level, chance) for _ in range(space.depth(picked))]
             else:
@@ -144,6 +154,7 @@ class Balanced:
 class Exits:
     """Every depth each step, weighted by its share of the whole: the deeper the more (arXiv 2503.03008)."""
 
+    whole: ClassVar[bool] = True
     count: int = 1
 
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
@@ -156,6 +167,7 @@ class Growing:
     """One member a step, from the smallest to the whole as the steps go by, each choice for about as long
     (arXiv 2303.01610): k = round((N − k₀) · progress) + k₀ where every number between is a choice."""
 
+    whole: ClassVar[bool] = True
     count: int = 1
 
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
@@ -172,6 +184,7 @@ class Named:
     Nothing is spent on sizes that nobody asked for. Without names: the whole and the smallest.
     """
 
+    whole: ClassVar[bool] = True
     count: int = 1
 
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:
@@ -187,6 +200,7 @@ class Named:
 class Smallest:
     """The smallest member and no other: the null of every family, a model trained alone."""
 
+    whole: ClassVar[bool] = False
     count: int = 1
 
     def __call__(self, space: Space, turn: Turn) -> tuple[Drawn, ...]:

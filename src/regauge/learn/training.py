@@ -16,10 +16,15 @@ from regauge.errors import nearest
 from regauge.learn.samplers import SAMPLERS, Sampler, sampler_of
 from regauge.learn.settings import Settings
 
-DISTILLERS = ("none", "kl", "alpha", "features", "relations", "embedding")
+FRONTS = "fronts"
+DISTILLERS = ("none", "kl", "alpha", "features", FRONTS, "relations", "embedding")
 ORIGINAL, LARGEST, LARGER = TEACHERS = ("original", "largest", "larger")
 ALIKE, EACH = LAYERS = ("alike", "each")
+PLUS = "+"
+"""Between distillers that are added up; the first decides what is kept."""
 SHARED = "shared"
+EMBED = "embed"
+FROZEN = ("", EMBED)
 FIXED, TRAINED = ROUTERS = ("fixed", "trained")
 ADAPTERS = (EACH, SHARED)
 MOST_RANK, MOST_EXPERTS = 1024, 256
@@ -31,7 +36,7 @@ class Training:
 
     Attributes:
         sampler: which members a step trains, `name` or `name:number`.
-        distiller: how far a member is from its teacher.
+        distiller: how far a member is from its teacher, `name` or the sum of several, `name+name`.
         teacher: the model as it was (`original`), the largest member of the same step (`largest`), or of each member
             the one before it in size (`larger`); the largest learns from the text alone in the last two.
         labels: weight of the cross-entropy with the text, beside a teacher.
@@ -50,6 +55,7 @@ class Training:
         experts: that each feed-forward layer of a dense model is divided into first, behind a random router (arXiv
             2303.01610); 0: the model stays as it is. router: whether such a router is `fixed` or `trained`.
         adapters: whether `each` precision has terms of its own, or all have one (`shared`).
+        frozen: what stays as it is: the tables of embeddings (`embed`), or nothing.
     """
 
     sampler: str = "sandwich:2"
@@ -70,15 +76,17 @@ class Training:
     router: str = FIXED
     gates: float = 0.0
     route: float = 0.0
+    frozen: str = ""
 
     def __post_init__(self) -> None:
         sampler_of(self.sampler)
         for value, known, what in (
-            (self.distiller, DISTILLERS, "distiller"),
+            *((name, DISTILLERS, "distiller") for name in self.distiller.split(PLUS)),
             (self.teacher, TEACHERS, "teacher"),
             (self.layers, LAYERS, "layers"),
             (self.adapters, ADAPTERS, "adapters"),
             (self.router, ROUTERS, "router"),
+            (self.frozen, FROZEN, "frozen"),
         ):
             if value not in known:
                 raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}{nearest(str(value), known)}")
@@ -92,6 +100,8 @@ class Training:
             raise ValueError(f"the rank of adapters is 0 (none) to {MOST_RANK}, not {self.rank}")
         if self.experts != 0 and not 2 <= self.experts <= MOST_EXPERTS:
             raise ValueError(f"a layer is divided into 2 to {MOST_EXPERTS} experts, or 0 (none), not {self.experts}")
+        if self.rank and self.frozen:
+            raise ValueError("with adapters every weight stays as it is, so frozen says nothing more: leave it out")
         if self.rank and self.teacher != ORIGINAL:
             raise ValueError(f"adapters are taught by the model as it was, so teacher is {ORIGINAL}")
         for share, what in ((self.route, "router"), (self.gates, "gates")):
@@ -106,7 +116,8 @@ class Training:
     @property
     def held(self) -> tuple[str, ...]:
         """Kinds of sites that are not trained."""
-        return ("router",) if self.experts and self.router == FIXED else ()
+        found = ("router",) if self.experts and self.router == FIXED else ()
+        return (*found, EMBED, "position", "type") if self.frozen == EMBED else found
 
     @property
     def draws(self) -> Sampler:

@@ -84,7 +84,10 @@ class Comparison(_Record):
 
     Attributes:
         original: the first model by its library's own modules; None where it has none.
+        kind: of `Quality`: of images, speeds are images a second, one at a time (`decode`) and several together.
     """
+
+    kind: str = "tokens"
 
     rows: tuple[Row, ...]
     original: Costs | None

@@ -223,8 +223,12 @@ def resident():
     return [anonymous, psutil.Process().memory_info().rss - anonymous]
 def ready():
     model = load(sys.argv[1], dtype=None if sys.argv[2] == "stored" else getattr(torch, sys.argv[2]))
+    (name, shape), = json.loads(sys.argv[3]).items()
     with torch.inference_mode():
-        model(input_ids=torch.ones(1, 1, dtype=torch.int64))
+        if name == "labels":
+            model.sample([0] * shape[0])
+        else:
+            model(**{name: torch.ones(shape, dtype=torch.int64 if name == "input_ids" else model.dtype)})
     return model
 ready()  # imports, thread pools and look-up tables stay; the model goes
 before = resident()
@@ -234,13 +238,28 @@ print(json.dumps({"anonymous": after[0] - before[0], "file": max(after[1] - befo
 """
 
 
-def memory(path: str | Path, dtype: str = "stored", timeout: float = 600.0) -> Memory:
-    """Loads the model in a fresh process, runs one token, and reads the system's count.
+def memory(
+    path: str | Path,
+    dtype: str = "stored",
+    probe: Mapping[str, Sequence[int]] = {"input_ids": (1, 1)},  # nothing changes it
+    timeout: float = 600.0,
+) -> Memory:
+    """Loads the model in a fresh process, runs it once, and reads the system's count.
+
+    Args:
+        probe: what it is run on: an argument of its forward and its shape, or `labels` for images to draw.
 
     The process loads it twice and lets the first go, so that what libraries keep for themselves does not count.
     """
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(path), dtype],
+        [
+            sys.executable,
+            "-c",
+            _CHILD,
+            str(path),
+            dtype,
+            json.dumps({name: list(shape) for name, shape in probe.items()}),
+        ],
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -32,7 +32,14 @@ LARGE = 1 << 24
 
 
 class Quality(BaseModel):
-    """Figures of one model on one text. `kl*` and `agreement` are to the original, whose own are 0 and 1."""
+    """Figures of one model on one text, or on images. `kl*` and `agreement` are to the original, whose own are 0 and 1.
+
+    Attributes:
+        kind: what is scored: `tokens` of texts, `classes` of images (one of each), or `scales`, tokens of images.
+        tokens, documents: of texts; of images, what is scored and images.
+        nats: of images: −log q of what is right, a class or a token. right: share of classes that are right, and
+            `right_gap` that share less the original's.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,11 +47,21 @@ class Quality(BaseModel):
     documents: int
     bytes: int
     perplexity: Interval
-    bits_per_byte: Interval
+    bits_per_byte: Interval | None = None  # None: of images
     kl: Interval  # nats a token
     kl99: Interval  # nats
     agreement: Interval  # share of tokens with the same most likely next token
     units: int | None = None  # windows that were drawn in place of documents, where those are too few; None: documents
+    kind: str = "tokens"
+    nats: Interval | None = None
+    right: Interval | None = None
+    right_gap: Interval | None = None
+
+    @property
+    def error(self) -> float:
+        """The standard error of the share that is right."""
+        share = 0.0 if self.right is None else self.right.value
+        return math.sqrt(share * (1 - share) / max(self.tokens, 1))
 
     @property
     def drawn(self) -> int:
@@ -77,6 +94,7 @@ class Scores:
         document_N: which document, or window where documents are too few to be drawn.
         bytes_D: bytes the scored tokens of each of those stand for.
         documents: how many there are, where windows stand in their place.
+        kind: of `Quality`. right_N, right_original_N: 1 where the class is right, of classes.
     """
 
     nll_N: Floats
@@ -86,6 +104,9 @@ class Scores:
     document_N: Ints
     bytes_D: Floats
     documents: int | None = None
+    kind: str = "tokens"
+    right_N: Floats | None = None
+    right_original_N: Floats | None = None
 
 
 def token_scores(log_p_NV: Tensor, compressed_NV: Tensor, next_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,16 +188,25 @@ def summarise(scores: Scores, seed: int = 0) -> Quality:
     tokens_D = per_document(np.ones_like(scores.kl_N), scores.document_N, documents)
     nll_D = per_document(scores.nll_N, scores.document_N, documents)
     nll = ratio(nll_D, tokens_D, draws)
+    of_text = scores.kind == "tokens"
+    right_D, before_D = (
+        None if one is None else per_document(one, scores.document_N, documents)
+        for one in (scores.right_N, scores.right_original_N)
+    )
     return Quality(
         tokens=len(scores.kl_N),
         documents=documents if scores.documents is None else scores.documents,
         units=None if scores.documents is None else documents,
         bytes=int(scores.bytes_D.sum()),
         perplexity=Interval(value=_exp(nll.value), low=_exp(nll.low), high=_exp(nll.high)),
-        bits_per_byte=ratio(nll_D / math.log(2), np.maximum(scores.bytes_D, 1e-9), draws),
+        bits_per_byte=ratio(nll_D / math.log(2), np.maximum(scores.bytes_D, 1e-9), draws) if of_text else None,
         kl=ratio(per_document(scores.kl_N, scores.document_N, documents), tokens_D, draws),
         kl99=quantile(scores.kl_N, scores.document_N, 0.99, draws),
         agreement=ratio(per_document(scores.agree_N, scores.document_N, documents), tokens_D, draws),
+        kind=scores.kind,
+        nats=None if of_text else nll,
+        right=None if right_D is None else ratio(right_D, tokens_D, draws),
+        right_gap=None if right_D is None or before_D is None else ratio(right_D - before_D, tokens_D, draws),
     )
 
 

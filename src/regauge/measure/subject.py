@@ -14,12 +14,31 @@ from regauge.errors import ModelError
 from regauge.measure.cost import Model
 
 NEXT, LABEL, LABELS, EMBEDDINGS = "next tokens", "a label of each text", "a label of each token", "embeddings"
-COMPARED = (NEXT, LABEL, LABELS, EMBEDDINGS)
-"""What models may give for a text, as far as it is compared."""
+CLASSES, SCALES = "a class of each image", "tokens of images, scale by scale"
+PICTURED = (CLASSES, SCALES)
+"""What models of images give."""
+COMPARED = (NEXT, LABEL, LABELS, *PICTURED, EMBEDDINGS)
+"""What models may give, as far as it is compared."""
 
 
 PIECE = 16
 """Tokens at a time in which a text is continued where the cache is measured: as many as the native step takes."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """The images that a model reads.
+
+    Attributes:
+        mean, spread: of each channel, that pixels from 0 to 1 are normalised by.
+        tokens: that a model which draws makes of one; else 0.
+    """
+
+    channels: int
+    side: int
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,7 +49,7 @@ class Facts:
         gives: one of `COMPARED`, or in words what it is that nothing here compares.
         vocabulary: rows of its table of embeddings; 0: it does not say.
         most: tokens that it reads at once, or None where it does not say.
-        labels: how many labels it tells apart, of a classifier; else 0.
+        labels: how many labels it tells apart, of a classifier, or classes that it draws; else 0.
         keeps: the recipe that its cache is kept by; "" where everything is kept as it comes.
         lets_go: whether that recipe lets tokens go.
     """
@@ -41,6 +60,12 @@ class Facts:
     labels: int = 0
     keeps: str = ""
     lets_go: bool = False
+    image: Image | None = None  # of a model of images
+
+    @property
+    def pictured(self) -> bool:
+        """Whether it is a model of images that is compared."""
+        return self.gives in PICTURED
 
     @property
     def generative(self) -> bool:
@@ -112,6 +137,15 @@ def comparable(names: Sequence[str], found: Sequence[Facts]) -> None:
             )
         if facts.labels != first.labels:
             raise ModelError(f"{names[0]} tells {first.labels} labels apart and {name} {facts.labels}.")
+        if facts.image != first.image:
+            raise ModelError(f"{names[0]} reads {_told(first.image)} and {name} {_told(facts.image)}: not the same.")
+
+
+def _told(image: Image | None) -> str:
+    if image is None:
+        return "no images"
+    scale = ", ".join(f"{mean:g} ± {spread:g}" for mean, spread in zip(image.mean, image.spread, strict=True))
+    return f"images of {image.channels} × {image.side} × {image.side} normalised by {scale}"
 
 
 def logits_kept(model: Model, inputs: Sequence[Tensor], fresh: Callable[[], Any]) -> Iterator[Tensor]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from regauge.amounts import figure, told
+from regauge.amounts import told
 from regauge.measure.bootstrap import FEW, Interval
 from regauge.measure.cost import COMPRESSED, ORIGINAL, RUNTIME, Costs, Gain, Speed, gains
 from regauge.measure.quality import Quality
 from regauge.measure.tasks import Score
+from regauge.report import kinds
+from regauge.report.kinds import KINDS
+from regauge.report.kinds import spread as spread
 from regauge.report.view import Row, Table
 from regauge.report.words import busy
 from regauge.search.record import Run
@@ -27,7 +30,7 @@ NONE = "–"
 
 def tables(run: Run) -> tuple[Table, ...]:
     """Size, quality and speed; where the speed comes from; and what spending evenly would have given."""
-    return measured(run), parts(run.costs, marked(run)), evenly(run)
+    return measured(run), parts(run.costs, marked(run), run.kind), evenly(run)
 
 
 def marked(run: Run) -> str:
@@ -37,11 +40,17 @@ def marked(run: Run) -> str:
 
 def measured(run: Run) -> Table:
     """The source and the artifact, everything measured."""
-    whole = run.bytes_bf16
+    whole, of = run.bytes_bf16, KINDS[run.kind]
     size = run.point.bytes_measured
     rows = [
-        _row(NAMES[ORIGINAL], told(whole), "1.000×", run.original, run.costs.get(ORIGINAL)),
-        _row(NAMES[RUNTIME], NONE, NONE, None, run.costs.get(RUNTIME)),
+        *(
+            [_row("original", told(whole), "1.000×", run.original, run.costs.get(RUNTIME))]
+            if of.nats
+            else [
+                _row(NAMES[ORIGINAL], told(whole), "1.000×", run.original, run.costs.get(ORIGINAL)),
+                _row(NAMES[RUNTIME], NONE, NONE, None, run.costs.get(RUNTIME)),
+            ]
+        ),
         _row(
             asked(run),
             NONE if size is None else told(size),
@@ -51,8 +60,11 @@ def measured(run: Run) -> Table:
         ),
     ]
     caption = "The source in bf16 and the artifact as it loads; tokens a second at batch 1, interleaved in one run."
+    if of.nats:
+        caption = "The source and the artifact as it loads, in float32; speeds interleaved in one run."
     if run.quality is not None:
-        caption += f" {run.quality.tokens:,} tokens of {run.quality.documents} documents of the evaluation text; "
+        read = "" if of.right else f" of {run.quality.documents} {of.drawn}"
+        caption += f" {run.quality.tokens:,} {of.scored}{read} of the evaluation {of.text}; "
         caption += over(run.quality)
     return Table(
         "Measured" + (", speeds on a busy machine" if busy(run) else ""),
@@ -61,11 +73,11 @@ def measured(run: Run) -> Table:
             "",
             "size",
             "of bf16",
-            "bits a byte",
+            kinds.short(run.kind),
             "KL to the original",
-            "same next token",
-            "decode, tokens/s",
-            "prefill, tokens/s",
+            of.same,
+            of.one.replace(" tokens/s", ", tokens/s"),
+            of.many.replace(" tokens/s", ", tokens/s"),
         ),
         tuple(rows),
     )
@@ -82,7 +94,7 @@ def _row(name: str, size: str, share: str, quality: Quality | None, costs: Costs
     shown = (NONE, NONE, NONE)
     if quality is not None:
         kl = "0" if quality.kl.value == 0 else spread(quality.kl, 4, quality.drawn)
-        shown = (f"{quality.bits_per_byte.value:.3f}", kl, f"{100 * quality.agreement.value:.1f} %")
+        shown = (kinds.brief(quality), kl, f"{100 * quality.agreement.value:.1f} %")
     return (name, size, share, *shown, rate(costs.decode), rate(costs.prefill))
 
 
@@ -96,12 +108,6 @@ def rate(speed: Speed | None) -> str:
     return NONE if speed is None else f"{speed.median:,.0f}"
 
 
-def spread(interval: Interval, places: int, drawn: int, sign: str = "") -> str:
-    """`0.0057 [0.0054, 0.0061]`; the figure alone where what was drawn is too little for an interval over it."""
-    value, low, high = (figure(one, places, sign) for one in (interval.value, interval.low, interval.high))
-    return value if drawn < FEW else f"{value} [{low}, {high}]"
-
-
 def answered(score: Score, name: str, value: Interval) -> str:
     """`mine.jsonl, out: acc_norm 0.812 [0.780, 0.840] of 500 questions; -0.004 [-0.020, 0.012] to the first`."""
     questions = score.questions
@@ -112,11 +118,11 @@ def answered(score: Score, name: str, value: Interval) -> str:
 
 def over(quality: Quality) -> str:
     """What stands in brackets behind a figure, or why nothing does."""
-    what = "documents" if quality.units is None else "windows"
+    what = KINDS[quality.kind].drawn if quality.units is None else "windows"
     if quality.drawn < FEW:
         return f"no intervals: over {quality.drawn} {what} one would say nothing."
     if quality.units is None:
-        return "95 % bootstrap intervals over documents in brackets."
+        return f"95 % bootstrap intervals over {what} in brackets."
     return (
         f"95 % bootstrap intervals over {quality.units} windows in brackets: {quality.documents} "
         f"document{'s are' if quality.documents > 1 else ' is'} too few, and windows of one are alike, so the truth "
@@ -124,8 +130,18 @@ def over(quality: Quality) -> str:
     )
 
 
-def parts(costs: Mapping[str, Costs], mark: str = "") -> Table:
+def parts(costs: Mapping[str, Costs], mark: str = "", kind: str = "tokens") -> Table:
     """Decode and prefill against the same runtime on the source, and against transformers."""
+    words = KINDS[kind]
+    ways = dict(zip(("decode", "prefill"), words.ways, strict=True))
+    if words.nats:
+        return Table(
+            "The artifact against the source" + mark,
+            "Both as they load, interleaved in one run; 'no faster' where the quartiles overlap.",
+            ("", "speed"),
+            tuple((ways[name], gain.compression) for name, gain in gains(costs).items()),
+            "Speeds were not measured.",
+        )
     return Table(
         "Where the speed comes from" + mark,
         "Compression: the artifact against the source in bf16 by the same runtime. Runtime: that source against "
@@ -143,7 +159,8 @@ def gain_row(name: str, gain: Gain) -> Row:
 
 def evenly(run: Run) -> Table:
     """The chosen point and uniform presets as variants in memory, and the artifact against the presets."""
-    chosen = run.point
+    of, chosen = KINDS[run.kind], run.point
+    few = "some of them" if of.nats else "8,192 tokens of it"
     drawn = 0 if run.quality is None else run.quality.drawn
     rows: list[Row] = []
     for point, name in [(chosen, "the chosen point"), *((one, one.name) for one in run.uniforms)]:
@@ -156,17 +173,25 @@ def evenly(run: Run) -> Table:
                 NONE if point.in_memory is None else spread(point.in_memory.kl, 4, drawn),
                 NONE if pair is None else spread(pair.difference, 4, drawn, "+"),
                 NONE if pair is None else verdict.get(pair.verdict, "undecided"),
+                *([NONE if point.in_memory is None else kinds.right(point.in_memory)] if of.right else []),
             )
         )
     return Table(
         "Against spending evenly",
         "Variants in memory, rounded and not stored; their bytes are counted from formats. Uniform: every site alike, "
-        "with the same rounder. All are rounded from the same calibration text, 8,192 tokens of it at most, while the "
+        f"with the same rounder. All are rounded from the same calibration {of.text}, {few} at most, while the "
         "artifact reads as many as are enough: how far it is from the chosen point in memory is what that is worth, "
         "and that much of each difference is not the method's. The difference is the KL of the artifact as it loads "
-        "less the preset's in memory, on the same documents drawn together; where its interval holds 0, nothing is "
+        f"less the preset's in memory, on the same {of.drawn} drawn together; where its interval holds 0, nothing is "
         "claimed. No preset was built: its own artifact would differ from it as the chosen point's does.",
-        ("variant", "bytes, from formats", "KL, in memory", "artifact less it", "the artifact is"),
+        (
+            "variant",
+            "bytes, from formats",
+            "KL, in memory",
+            "artifact less it",
+            "the artifact is",
+            *(["right, in memory"] if of.right else []),
+        ),
         tuple(rows) if run.uniforms else (),
         "No uniform preset was measured beside it.",
     )

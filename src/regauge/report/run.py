@@ -11,7 +11,7 @@ from regauge.measure.bootstrap import FEW
 from regauge.measure.contexts import MOST
 from regauge.measure.cost import PROMPT, Costs, Speed
 from regauge.measure.quality import Quality
-from regauge.report import drafting, figures, words
+from regauge.report import drafting, figures, kinds, words
 from regauge.report.view import OUT, Point, Row, Sample, Table, View, loads, of_receipt, spent
 from regauge.search import record
 from regauge.search.record import Run
@@ -146,10 +146,12 @@ def _caches(run: Run) -> tuple[Table, ...]:
 def _quality(run: Run) -> Table:
     named = (("original", run.original), ("compressed", run.quality))
     rows = tuple(_quality_row(name, quality) for name, quality in named if quality is not None)
+    kind = "tokens" if run.quality is None else run.quality.kind
+    of = kinds.KINDS[kind]
     return Table(
-        "Quality on the evaluation text",
-        "KL in nats a token to the original. " + ("" if run.quality is None else figures.over(run.quality)),
-        ("model", "perplexity", "bits a byte", "KL, mean", "KL, 99th percentile", "same next token"),
+        f"Quality on the evaluation {of.text}",
+        f"KL in nats {of.each} to the original. " + ("" if run.quality is None else figures.over(run.quality)),
+        ("model", *kinds.header(kind)[:-3], "KL, mean", "KL, 99th percentile", of.same),
         rows,
         "Quality was not measured.",
         folded=bool(rows),
@@ -157,16 +159,14 @@ def _quality(run: Run) -> Table:
 
 
 def _quality_row(name: str, quality: Quality) -> Row:
-    shown = [name]
-    for interval, places in (
-        (quality.perplexity, 3),
-        (quality.bits_per_byte, 4),
-        (quality.kl, 5),
-        (quality.kl99, 4),
-        (quality.agreement, 4),
-    ):
-        shown.append(figures.spread(interval, places, quality.drawn))
-    return tuple(shown)
+    drawn = quality.drawn
+    last = ((quality.kl, 5), (quality.kl99, 4), (quality.agreement, 4))
+    if quality.bits_per_byte is None:
+        first = kinds.own(quality)
+    else:
+        both = ((quality.perplexity, 3), (quality.bits_per_byte, 4))
+        first = tuple(figures.spread(interval, places, drawn) for interval, places in both)
+    return (name, *first, *(figures.spread(interval, places, drawn) for interval, places in last))
 
 
 def _contexts(run: Run) -> Table:

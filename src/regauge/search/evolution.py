@@ -182,7 +182,8 @@ def evolved(
         return len(new)
 
     fitting = [genes for genes in starts if space.legal(genes) and space.cost(genes) <= limit]
-    fitting.sort(key=space.cost, reverse=True)  # what is near to the limit has most to keep
+    fitting.sort(key=lambda genes: (-space.cost(genes), genes))  # what is near to the limit has most to keep
+    fitting = list({space.cost(genes): genes for genes in reversed(fitting)}.values())[::-1]  # of as costly the wholest
     drawn = [genes for _ in range(2 * effort.first) if (genes := space.drawn(limit, rng)) is not None]
     if not drawn:
         return measured.best(space, limit)

@@ -14,14 +14,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from regauge.errors import TextError
+from regauge.text import arrays
 from regauge.text.corpora import Corpus, Document
 from regauge.text.tokens import Tokenizer, frame
 
@@ -154,56 +153,79 @@ def _stretch(document: Document, start: int, size: int) -> str:
     return text[space + 1 :] if space >= 0 else text
 
 
+PARTS = {"train": ("", "_train"), "test": ("", "_test", "_train")}
+"""Endings of the names of arrays, the first that a file has: to calibrate and learn from, and to be measured on."""
+
+
 def images(
-    path: Path, count: int, size: int, channels: int, mean: Sequence[float], std: Sequence[float]
+    path: Path,
+    count: int | Sequence[int],
+    shape: tuple[int, int],
+    scale: tuple[Sequence[float], Sequence[float]],
+    part: str = "train",
 ) -> Calibration:
     """Images for vision models: `x` (or `x_train`) of an .npz, (N, H, W, C) uint8, normalised and resized to what the
     model reads; grey ones may be (N, H, W). Of more than `count` every so many-th is read: files are often sorted.
 
+    Args:
+        count: how many at most; or which, in rising order.
+        shape: (channels, side) that the model reads; scale: mean and spread of each channel.
+        part: one of `PARTS`.
+
     Raises:
         TextError: the file holds no such array.
     """
-    x_NHWC = _array(path, "x", count, "images: an .npz with an array 'x' (N, H, W, 3) of uint8")
-    if channels == 1 and x_NHWC.ndim == 3:
-        x_NHWC = x_NHWC[..., None]
-    if x_NHWC.dtype != np.uint8 or x_NHWC.ndim != 4 or x_NHWC.shape[-1] != channels:
+    channels, side = shape
+    wanted = f"images: an .npz with an array 'x' (N, H, W, {channels}) of uint8"
+    names = [f"x{ending}" for ending in PARTS[part]]
+    seen = arrays.header(path, names, wanted)
+    grey = channels == 1 and len(seen.shape) == 3
+    whole = (*seen.shape, 1) if grey else seen.shape
+    if seen.dtype != np.uint8 or len(whole) != 4 or whole[-1] != channels:
         raise TextError(
-            f"{path}: 'x' has shape {x_NHWC.shape} and dtype {x_NHWC.dtype}; (N, H, W, {channels}) of uint8 is needed."
+            f"{path}: 'x' has shape {seen.shape} and dtype {seen.dtype}; (N, H, W, {channels}) of uint8 is needed."
         )
+    if 0 in whole:
+        raise TextError(f"{path} holds no image: 'x' has shape {seen.shape}.")
+    x_NHWC = arrays.array(path, names, wanted, _spread(seen.shape, count))
+    x_NHWC = x_NHWC[..., None] if grey else x_NHWC
     x_NCHW = torch.from_numpy(x_NHWC).permute(0, 3, 1, 2).float() / 255.0
-    if x_NCHW.shape[-2:] != (size, size):
-        x_NCHW = torch.nn.functional.interpolate(x_NCHW, size=(size, size), mode="bilinear", antialias=True)
+    was = tuple(x_NCHW.shape[-2:])
+    if was != (side, side):
+        x_NCHW = torch.nn.functional.interpolate(x_NCHW, size=(side, side), mode="bilinear", antialias=True)
     centre, spread = (
-        torch.tensor(list(values), dtype=torch.float32, device="cpu").view(1, -1, 1, 1) for values in (mean, std)
+        torch.tensor(list(values), dtype=torch.float32, device="cpu").view(1, -1, 1, 1) for values in scale
     )
-    return Calibration((x_NCHW - centre) / spread, f"{path.name} ({len(x_NCHW)} images)", kind="images")
+    notes = () if was == (side, side) else (f"images of {was[0]} × {was[1]} pixels were resized to {side} × {side}",)
+    told = f"{path.name} ({len(x_NCHW)} images)"
+    return Calibration((x_NCHW - centre) / spread, told, kind="images", notes=notes)
 
 
-def classes(path: Path, count: int, images: int) -> Tensor:
+def classes(path: Path, count: int | Sequence[int], part: str = "train") -> Tensor:
     """(N,) int64: the classes `y` (or `y_train`) of an .npz, of the same images that `images` reads.
 
     Args:
-        count: as of `images`, which found so many `images`.
+        count, part: as of `images`.
 
     Raises:
         TextError: the file holds no such array, or not one for each image.
     """
-    y_N = _array(path, "y", count, "classes of images: an .npz with 'x' (N, H, W, C) of uint8 and 'y' (N)")
-    if y_N.ndim != 1 or not np.issubdtype(y_N.dtype, np.integer) or len(y_N) != images:
-        raise TextError(f"{path}: 'y' has shape {y_N.shape} and dtype {y_N.dtype}; {images} whole numbers are needed.")
+    wanted = "classes of images: an .npz with 'x' (N, H, W, C) of uint8 and 'y' (N)"
+    images, known = (arrays.header(path, [f"{name}{ending}" for ending in PARTS[part]], wanted) for name in ("x", "y"))
+    if len(known.shape) != 1 or not np.issubdtype(known.dtype, np.integer) or known.shape != images.shape[:1]:
+        raise TextError(
+            f"{path}: 'y' has shape {known.shape} and dtype {known.dtype}; {images.shape[0]:,} whole numbers are "
+            "needed, one for each image."
+        )
+    y_N = arrays.array(path, [f"y{ending}" for ending in PARTS[part]], wanted, _spread(known.shape, count))
     return torch.from_numpy(y_N.astype(np.int64))
 
 
-def _array(path: Path, name: str, count: int, wanted: str) -> NDArray[Any]:
-    """An array of an .npz by its name, or by that of its training part; of more than `count` rows every so many-th."""
-    try:
-        with np.load(path) as file:
-            found: NDArray[Any] = file[f"{name}_train" if name not in file and f"{name}_train" in file else name]
-    except (OSError, ValueError, KeyError) as error:
-        raise TextError(f"{path} holds no {wanted} is needed.") from error
-    if found.ndim and len(found) > count:
-        return found[[index * len(found) // count for index in range(count)]]
-    return found
+def _spread(shape: tuple[int, ...], count: int | Sequence[int]) -> list[int] | None:
+    """Of more than `count` rows every so many-th; or those that are named."""
+    if not isinstance(count, int):
+        return list(count)
+    return [index * shape[0] // count for index in range(count)] if shape and shape[0] > count else None
 
 
 def noted(found: Calibration, *notes: str) -> Calibration:

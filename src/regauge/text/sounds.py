@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regauge.errors import TextError
+from regauge.text import arrays
 from regauge.text.calibration import Calibration
 
 WANTED = "a .wav file of 16-bit samples, a folder of them, or an .npz with an array 'x' (N, S) of float32 is needed"
@@ -42,11 +43,7 @@ def sounds(path: Path, count: int, samples: int, rate: int, stride: int) -> Cali
 
 
 def _array(path: Path, samples: int) -> Tensor:
-    try:
-        with np.load(path) as file:
-            x_NS = file["x"]
-    except (OSError, ValueError, KeyError) as error:
-        raise TextError(f"{path} holds no sound: {WANTED}.") from error
+    x_NS = arrays.array(path, ["x"], f"sound: {WANTED.removesuffix(' is needed')}")
     if x_NS.dtype != np.float32 or x_NS.ndim != 2:
         raise TextError(f"{path}: 'x' has shape {x_NS.shape} and dtype {x_NS.dtype}; {WANTED}.")
     return torch.from_numpy(x_NS[:, : x_NS.shape[1] // samples * samples].reshape(-1, samples))

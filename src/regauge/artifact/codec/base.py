@@ -60,7 +60,7 @@ class Layout:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: Mapping[str, Point] = field(default_factory=dict)
     apart: Mapping[str, Point | None] = field(default_factory=dict)
-    config: Mapping[str, int] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
     unsaid: str = ""
     cache: Mapping[str, Point] = field(default_factory=dict)
     attention: Mapping[str, Point] = field(default_factory=dict)

@@ -96,8 +96,8 @@ class Lessons(Ungated, Numbers):
         return {}
 
 
-def ids_of_images(model: Any, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
-    """(N, T): class and tokens of images; a share of the classes is hidden.
+def ids_of_images(model: Any, x_NChw: Tensor, y_N: Tensor, seed: int | None) -> Tensor:
+    """(N, T): class and tokens of images; a share of the classes is hidden, but none where there is no seed.
 
     Raises:
         TextError: a class is none of the model's.
@@ -106,8 +106,9 @@ def ids_of_images(model: Any, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
     least, most = int(y_N.min()), int(y_N.max())
     if least < 0 or most >= config.num_classes:
         raise TextError(f"classes go from {least} to {most}, and this model draws {config.num_classes} from 0 on.")
-    chance_N = torch.rand(len(y_N), generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
-    shown_N = torch.where(chance_N < config.cond_drop_rate, config.num_classes, y_N)
+    drawn = torch.Generator().manual_seed(seed or 0)
+    chance_N = torch.rand(len(y_N), generator=drawn, dtype=torch.float64, device="cpu")
+    shown_N = y_N if seed is None else torch.where(chance_N < config.cond_drop_rate, config.num_classes, y_N)
     return torch.cat([shown_N[:, None], tokens_of(model.vae, torch.split(x_NChw, BATCH)).long()], 1)
 
 

@@ -23,6 +23,7 @@ from regauge.elastic.subnet import Subnet
 from regauge.errors import ArtifactError, ModelError
 from regauge.hosts.loaded import Sized
 from regauge.hosts.transformers.adapt import adapt_modules
+from regauge.hosts.transformers.aligned import align
 from regauge.hosts.transformers.caching import planned
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, config_of, read_raw
 from regauge.hosts.transformers.experts import plain_experts, route_config
@@ -89,6 +90,7 @@ def load_member(
     else:
         model = keeping(model.to(at.where), None, own.anatomy, kept, at)
     model.regauge = Alone(subnet)
+    align(model)
     if dtype is torch.float16:
         watch(model)
     return model

@@ -153,8 +153,8 @@ class TransformersHost:
     def trainee(self, path: str | Path, device: str = "cpu", held: Sequence[str] = (), shard: bool = False) -> Trainee:
         return sharded.sharded(path, device) if shard else trainee.trainee(path, device, held)
 
-    def ids_of_images(self, source: base.Source, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
-        return trainee.coded(source.path, x_NChw, y_N, seed)
+    def ids_of_images(self, path: str | Path, x_NChw: Tensor, y_N: Tensor, seed: int | None = None) -> Tensor:
+        return trainee.coded(path, x_NChw, y_N, seed)
 
     def adapting(self, path: str | Path, original: str | Path, how: Beside) -> Trainee:
         return adapting.adapting(path, original, how)
@@ -182,7 +182,8 @@ class TransformersHost:
 
     def facts(self, path: str | Path, cache: Asked | None = None) -> Facts:
         whole = _packed(path) or _kept(path, cache)
-        return ways.facts(load.load(path, cache=cache) if whole else Source.open(path).model)
+        model = load.load(path, cache=cache) if whole else Source.open(path).model
+        return ways.facts(model, hub.model_folder(str(path)))
 
     def outputs(
         self, path: str | Path, batches: Sequence[Batch], cache: Asked | None = None, prompt: int | None = None

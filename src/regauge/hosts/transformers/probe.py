@@ -5,6 +5,7 @@ Legend: B batch, T tokens, C channels, F frames, S samples.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +63,12 @@ def longest(config: Any) -> int | None:
 
 def image_shape(source: Source) -> tuple[int, int]:
     """(channels, side) of the images a vision model reads."""
-    config = getattr(source.config, "vision_config", None) or source.config
+    return shape_of(source.config)
+
+
+def shape_of(config: Any) -> tuple[int, int]:
+    """The same by a config."""
+    config = getattr(config, "vision_config", None) or config
     side = config.image_size
     return int(config.num_channels), int(side if isinstance(side, int) else side[0])
 
@@ -74,7 +80,12 @@ def image_scale(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
     Raises:
         ModelError: it says no such numbers.
     """
-    path, channels = source.path / "preprocessor_config.json", image_shape(source)[0]
+    return scale_of(source.path, image_shape(source)[0])
+
+
+def scale_of(folder: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The same by a model's folder."""
+    path = folder / "preprocessor_config.json"
     said = read_json(path, ModelError) if path.exists() else {}
     found = []
     for name in ("image_mean", "image_std"):

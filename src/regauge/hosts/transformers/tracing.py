@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from regauge.anatomy.inner import KEYS, PROBABILITIES, QUERIES, VALUES
 from regauge.anatomy.model import Anatomy, Site
-from regauge.formats.readings import Reading
+from regauge.formats.readings import TURNING, Reading
 from regauge.hosts.transformers.inside import READS
 from regauge.measure.products import FLOAT, NATIVE, SIMULATED, Product
 from regauge.runtime.matrices.held import PackedMatrix
@@ -209,32 +210,30 @@ def _float(x: Tensor) -> str:
 
 @contextmanager
 def _turning(recorder: Recorder) -> Iterator[None]:
-    """While it lasts, the recorder knows when an input goes through its transform."""
-    prepared = Reading.prepared
+    """While it lasts, the recorder knows when an input goes through its transform, of this context."""
 
-    def told(self: Reading, x: Tensor) -> Tensor:
-        recorder.turning = True
-        try:
-            return prepared(self, x)
-        finally:
-            recorder.turning = False
+    def told(turning: bool) -> None:
+        recorder.turning = turning
 
-    Reading.prepared = told  # type: ignore[method-assign]  # put back below
+    before = TURNING.set(told)
     try:
         yield
     finally:
-        Reading.prepared = prepared  # type: ignore[method-assign]  # as it was
+        TURNING.reset(before)
 
 
 @contextmanager
 def _running(model: nn.Module, stack: list[nn.Module]) -> Iterator[None]:
-    """While it lasts, `stack` holds the modules that are running."""
+    """While it lasts, `stack` holds the modules that are running in this thread: others may run the same."""
+    here = get_ident()
 
     def push(module: nn.Module, *_: Any) -> None:
-        stack.append(module)
+        if get_ident() == here:
+            stack.append(module)
 
     def pop(*_: Any) -> None:
-        stack.pop()
+        if get_ident() == here:
+            stack.pop()
 
     handles = [
         handle

@@ -37,17 +37,22 @@ LAYOUT = "grad and param do not obey the gradient layout contract"
 
 
 class Original:
-    """A model that teaches and is not trained."""
+    """A model that teaches and is not trained, a family or none.
 
-    def __init__(self, model: Any, parameters: Mapping[str, Tensor]) -> None:
+    Args:
+        blocks: its own, where what lies before each is looked at.
+    """
+
+    def __init__(self, model: Any, parameters: Mapping[str, Tensor], blocks: Sequence[int] = ()) -> None:
         self._model = model
         self._parameters = {key: value.clone() for key, value in parameters.items()}
+        self._blocks = blocks
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         with torch.no_grad():
             given = said(self._model, ids_BT, mask_BT)
             out = torch.func.functional_call(self._model, self._parameters, (), given, tie_weights=True)
-        return read_of(out, mask_BT)
+        return read_of(out, mask_BT, self._blocks)
 
 
 class Raised(Numbers, ABC):
@@ -75,7 +80,8 @@ class Raised(Numbers, ABC):
     def read(self, subnet: Subnet, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         """What a member makes of some text; its backward pass adds to the gradients of what is trained."""
         tree = self._model if subnet.full else self._tree(subnet)
-        return read_of(tree(**said(tree, ids_BT, mask_BT)), mask_BT)
+        blocks = self._members.cut(self._members.settled(subnet)).blocks
+        return read_of(tree(**said(tree, ids_BT, mask_BT)), mask_BT, blocks)
 
     def embedded(self, ids_BT: Tensor) -> Tensor:
         """The whole's embeddings of a text."""
@@ -157,7 +163,7 @@ class Trainee(Raised):
 
     def original(self) -> Original:
         """The whole as it is now, apart: a teacher that stays."""
-        return Original(self._model, self.parameters)
+        return Original(self._model, self.parameters, range(self.anatomy.blocks))
 
     def _tree(self, subnet: Subnet) -> Any:
         tree = self._members.tree(self._members.settled(subnet), self._model)
@@ -203,7 +209,7 @@ def opened(path: str | Path, device: str) -> Any:
     return model
 
 
-def coded(folder: Path, x_NChw: Tensor, y_N: Tensor, seed: int) -> Tensor:
+def coded(folder: str | Path, x_NChw: Tensor, y_N: Tensor, seed: int | None) -> Tensor:
     """(N, T): class and tokens of images, as a model that draws by scales reads them."""
     return ids_of_images(load(folder, dtype=torch.float32), x_NChw, y_N, seed)
 
@@ -218,6 +224,12 @@ def said(tree: Any, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
     return found
 
 
-def read_of(out: Any, mask_BT: Tensor | None) -> Read:
-    """What a model made of it."""
-    return Read(out.hidden_states[-1], getattr(out, "logits", None), mask_BT)
+def read_of(out: Any, mask_BT: Tensor | None, blocks: Sequence[int] = ()) -> Read:
+    """What a model made of it.
+
+    Args:
+        blocks: of the whole, that ran.
+    """
+    states = out.hidden_states
+    fronts = dict(zip(blocks, states, strict=False)) if len(states) == len(blocks) + 1 else {}
+    return Read(states[-1], getattr(out, "logits", None), mask_BT, fronts)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from regauge.hosts.states import SPILL, States
 from regauge.hosts.transformers.attending import expect
 from regauge.hosts.transformers.caching import fresh, keeps, lets_go
 from regauge.hosts.transformers.plug import plug
-from regauge.hosts.transformers.probe import longest
+from regauge.hosts.transformers.probe import longest, scale_of, shape_of
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.sampling import whole_model
 from regauge.hosts.transformers.settings import lookup, own_config
@@ -27,7 +28,7 @@ from regauge.hosts.transformers.source import Source
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.tables import table_for
 from regauge.kernels.cpu.machine import trim
-from regauge.measure.subject import EMBEDDINGS, LABEL, LABELS, NEXT, PIECE, Facts, Outputs
+from regauge.measure.subject import CLASSES, EMBEDDINGS, LABEL, LABELS, NEXT, PIECE, SCALES, Facts, Image, Outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,8 @@ def ways_of(model: Any, anatomy: Anatomy | None = None) -> Ways:
     """The ways of a loaded model. A plain one has the native step plugged in."""
     if getattr(model, "hf_quantizer", None) is not None:
         return Ways(model, None)
+    if model.main_input_name != "input_ids":  # no step serves it
+        return Ways(model, None)
     if anatomy is None:
         anatomy = replace(anatomy_of(model.config, model), tied=bool(model.all_tied_weights_keys))
     own = model.forward
@@ -65,20 +68,32 @@ def ways_of_source(source: Source, dtype: torch.dtype = torch.bfloat16) -> Ways:
     return ways_of(whole_model(source, dtype), source.anatomy)
 
 
-def facts(model: Any) -> Facts:
-    """What measuring needs to know of a model, with or without its weights."""
+def facts(model: Any, folder: Path) -> Facts:
+    """What measuring needs to know of a model, with or without its weights.
+
+    Args:
+        folder: its own, where a processor may say how images are normalised.
+    """
     config = model.config
     words = lookup(own_config(table_for(config), config), "vocab_size", 0)
     found = Facts(_gives(model), int(words), longest(config), keeps=keeps(model), lets_go=lets_go(model))
+    if found.pictured:
+        (channels, side), draws = shape_of(config), found.gives == SCALES
+        scale = ((0.5,) * channels, (0.5,) * channels) if draws else scale_of(folder, channels)
+        image = Image(channels, side, *scale, tokens=int(config.tokens) if draws else 0)
+        return replace(found, labels=int(config.num_classes if draws else config.num_labels), image=image)
     return replace(found, labels=int(config.num_labels)) if found.gives in HEADS.values() else found
 
 
+IMAGES = {"ForImageClassification": CLASSES, "VarForImageGeneration": SCALES}
 HEADS = {"ForSequenceClassification": LABEL, "ForTokenClassification": LABELS}
 
 
 def _gives(model: Any) -> str:
     """What a model gives for a text, by its class: transformers' models of one task are named alike."""
     name, config = type(model).__name__, model.config
+    if model.main_input_name == "pixel_values" and name.endswith(tuple(IMAGES)):
+        return next(gives for end, gives in IMAGES.items() if name.endswith(end))
     if model.main_input_name != "input_ids":
         return f"what it makes of images ({name})"
     if model.can_generate():
@@ -127,7 +142,7 @@ def outputs_of_model(
     def run() -> Iterator[Tensor]:
         model = load()
         for batch in batches:
-            if keeps(model):
+            if keeps(model) and "input_ids" in batch:
                 yield _continued(model, batch["input_ids"], prompt)
                 continue
             found = model(**batch, use_cache=False) if model.can_generate() else model(**batch)

@@ -103,15 +103,15 @@ def timed(pace: Pace, folder: Path, members: Members, layout: Layout) -> Timed:
 
 
 def _weigh(pace: Pace, layout: Layout, resource: str, known: dict[str, float]) -> Weigh:
-    """Milliseconds a token of a site."""
+    """Milliseconds a token of a site; of an expert, of the tokens that reach it."""
     tokens, native = (1, pace.native) if resource == "decode" else (PREFILL, False)
 
-    def ms(site: Site) -> float:
+    def ms(site: Site, share: float) -> float:
         if site.tap is None:
             return 0.0
         point = layout.quantised.get("embed" if site.name == "head" and layout.anatomy.tied else site.name)
         name = FULL if point is None else " ".join(map(str, spelled(point).values()))
-        given = (site.shape, Option(name, point), tokens, native, pace.whole)
-        return 1000 * cost(key_of(*given), known, lambda: seconds(*given))
+        given = (site.shape, Option(name, point), max(1, round(share * tokens)), native, pace.whole)
+        return 1000 * share * cost(key_of(*given), known, lambda: seconds(*given))
 
     return ms
