@@ -15,49 +15,78 @@ inline size_t full_row_bytes(const rg_matrix &m) {
 // Whether its columns lie one behind another, and not its rows.
 inline bool by_columns(const rg_matrix &m) { return m.value == RG_FULL && m.stride < 0; }
 
-// Sixteen rows of a matrix that is not packed: four sums a row, so that additions do not wait for each other.
-inline void full_rows(const rg_matrix &m, int64_t number, const Inputs &in, int count, float *out) {
-  const int columns = m.columns;
-  const size_t bytes = full_row_bytes(m);
-  const int64_t left = m.rows - number * PANEL;
-  for (int row = 0; row < PANEL; ++row) {
-    if (row >= left) {
-      for (int t = 0; t < count; ++t) out[t * PANEL + row] = 0;
-      continue;
-    }
-    const uint8_t *w = m.panels + (static_cast<size_t>(number) * PANEL + row) * bytes;
-    const auto load = [&](int i) __attribute__((always_inline)) {
-      return m.bits == RG_F32    ? load_floats(reinterpret_cast<const float *>(w) + i)
-             : m.bits == RG_BF16 ? load_bf16(w + 2 * i)
-                                 : load_half(w + 2 * i);
-    };
-    Floats sum[FEW][4];
-    for (int t = 0; t < count; ++t) sum[t][0] = sum[t][1] = sum[t][2] = sum[t][3] = zero_floats();
-    int i = 0;
-    for (; i + 4 * PANEL <= columns; i += 4 * PANEL)
-      for (int k = 0; k < 4; ++k) {
-        const Floats part = load(i + k * PANEL);
-        for (int t = 0; t < count; ++t) sum[t][k] = fma(part, load_floats(in.floats[t] + i + k * PANEL), sum[t][k]);
-      }
-    for (; i + PANEL <= columns; i += PANEL) {
-      const Floats part = load(i);
-      for (int t = 0; t < count; ++t) sum[t][0] = fma(part, load_floats(in.floats[t] + i), sum[t][0]);
-    }
-    for (int t = 0; t < count; ++t) {
-      float rest = 0;
-      for (int k = i; k < columns; ++k) {
-        uint16_t half = 0;
-        float value;
-        if (m.bits == RG_F32) std::memcpy(&value, w + 4 * k, 4);
-        else {
-          std::memcpy(&half, w + 2 * k, 2);
-          value = m.bits == RG_BF16 ? bf16_to_float(half) : half_to_float(half);
-        }
-        rest += value * in.floats[t][k];
-      }
-      out[t * PANEL + row] = total((sum[t][0] + sum[t][1]) + (sum[t][2] + sum[t][3])) + rest;
-    }
+inline float full_value(const rg_matrix &m, const uint8_t *row, int column) {
+  float value;
+  if (m.bits == RG_F32) {
+    std::memcpy(&value, row + 4 * column, 4);
+    return value;
   }
+  uint16_t half = 0;
+  std::memcpy(&half, row + 2 * column, 2);
+  return m.bits == RG_BF16 ? bf16_to_float(half) : half_to_float(half);
+}
+
+// f(what loads sixteen numbers of a matrix in full precision).
+template <class F>
+RG_INLINE void with_load(const rg_matrix &m, F &&f) {
+  if (m.bits == RG_F32) return f([](const uint8_t *p) __attribute__((always_inline)) { return load_floats(reinterpret_cast<const float *>(p)); });
+  if (m.bits == RG_BF16) return f([](const uint8_t *p) __attribute__((always_inline)) { return load_bf16(p); });
+  f([](const uint8_t *p) __attribute__((always_inline)) { return load_half(p); });
+}
+
+// ROWS rows, `apart` bytes from each other, by MR tokens: four sums each, so that additions do not wait for each other. out: from row
+// to row `next` floats, from token to token PANEL.
+template <int ROWS, int MR, class Load>
+RG_INLINE void full_product(const rg_matrix &m, const uint8_t *w, size_t apart, const float *const *x, float *out, size_t next, Load &&load) {
+  const size_t size = full_bytes(m, 1);
+  const int columns = m.columns;
+  Floats sum[ROWS][MR][4];
+  for (int r = 0; r < ROWS; ++r)
+    for (int t = 0; t < MR; ++t) sum[r][t][0] = sum[r][t][1] = sum[r][t][2] = sum[r][t][3] = zero_floats();
+  const auto add = [&](int i, int k) __attribute__((always_inline)) {
+    for (int r = 0; r < ROWS; ++r) {
+      const Floats part = load(w + r * apart + i * size);
+      for (int t = 0; t < MR; ++t) sum[r][t][k] = fma(part, load_floats(x[t] + i), sum[r][t][k]);
+    }
+  };
+  int i = 0;
+  for (; i + 4 * PANEL <= columns; i += 4 * PANEL) add(i, 0), add(i + PANEL, 1), add(i + 2 * PANEL, 2), add(i + 3 * PANEL, 3);
+  for (; i + PANEL <= columns; i += PANEL) add(i, 0);
+  for (int r = 0; r < ROWS; ++r)
+    for (int t = 0; t < MR; ++t) {
+      float rest = 0;
+      for (int k = i; k < columns; ++k) rest += full_value(m, w + r * apart, k) * x[t][k];
+      out[r * next + t * PANEL] = total((sum[r][t][0] + sum[r][t][1]) + (sum[r][t][2] + sum[r][t][3])) + rest;
+    }
+}
+
+// So many rows by a few tokens.
+template <int ROWS, class Load>
+RG_INLINE void full_row(const rg_matrix &m, const uint8_t *w, size_t apart, const Inputs &in, int count, float *out, size_t next, Load &&load) {
+  if (count == 1) return full_product<ROWS, 1>(m, w, apart, in.floats, out, next, load);
+  int t = 0;
+  for (; t + 4 <= count; t += 4)
+    for (int r = 0; r < ROWS; ++r) full_product<1, 4>(m, w + r * apart, 0, in.floats + t, out + r * next + t * PANEL, 0, load);
+  for (; t + 2 <= count; t += 2) full_product<ROWS, 2>(m, w, apart, in.floats + t, out + t * PANEL, next, load);
+  if (t < count) full_product<ROWS, 1>(m, w, apart, in.floats + t, out + t * PANEL, next, load);
+}
+
+constexpr int APART = 2;  // rows far from each other that are read side by side
+
+// Rows of panels [start, stop): out (panels, each, 16). One row behind another is a single stream of memory, which waits at each
+// page; two streams wait in turn.
+inline void full_rows(const rg_matrix &m, int64_t start, int64_t stop, const Inputs &in, int count, int each, float *out) {
+  const int64_t whole = m.rows / PANEL < stop ? m.rows / PANEL : stop, panels = whole > start ? (whole - start) / APART : 0;
+  const size_t bytes = full_row_bytes(m), hop = static_cast<size_t>(panels) * PANEL, next = static_cast<size_t>(panels * each) * PANEL;
+  const auto at = [&](int64_t row) { return out + row / PANEL * each * PANEL + row % PANEL; };
+  const uint8_t *w = m.panels + static_cast<size_t>(start) * PANEL * bytes;
+  const int64_t rows = (stop - start) * PANEL, there = m.rows - start * PANEL < rows ? m.rows - start * PANEL : rows;
+  with_load(m, [&](auto &&load) __attribute__((always_inline)) {
+    for (int64_t row = 0; row < panels * PANEL; ++row) full_row<APART>(m, w + static_cast<size_t>(row) * bytes, hop * bytes, in, count, at(row), next, load);
+    for (int64_t row = panels * PANEL * APART; row < there; ++row) full_row<1>(m, w + static_cast<size_t>(row) * bytes, 0, in, count, at(row), 0, load);
+  });
+  for (int64_t row = there; row < rows; ++row)
+    for (int t = 0; t < count; ++t) at(row)[t * PANEL] = 0;
 }
 
 constexpr int STREAMS = 8;  // columns that are read side by side: as many streams of memory as a core follows
@@ -100,9 +129,7 @@ inline void columns_of(const rg_matrix &m, int64_t start, int64_t stop, const In
 }
 
 inline void full_columns(const rg_matrix &m, int64_t start, int64_t stop, const Inputs &in, int count, int each, float *out) {
-  if (m.bits == RG_F32) return columns_of(m, start, stop, in, count, each, out, [](const uint8_t *p) __attribute__((always_inline)) { return load_floats(reinterpret_cast<const float *>(p)); });
-  if (m.bits == RG_BF16) return columns_of(m, start, stop, in, count, each, out, [](const uint8_t *p) __attribute__((always_inline)) { return load_bf16(p); });
-  return columns_of(m, start, stop, in, count, each, out, [](const uint8_t *p) __attribute__((always_inline)) { return load_half(p); });
+  with_load(m, [&](auto &&load) { columns_of(m, start, stop, in, count, each, out, load); });
 }
 
 }  // namespace

@@ -123,7 +123,7 @@ struct Prepared {
       const int count = some - t < FEW ? some - t : FEW;
       Inputs few;
       for (int r = 0; r < count; ++r) few.floats[r] = seen(first + t + r, s.unrounded);
-      full_rows(s.low->right, panel, few, count, rows);
+      full_rows(s.low->right, panel, panel + 1, few, count, count, rows);
       for (int r = 0; r < count; ++r) std::memcpy(out + static_cast<size_t>(t + r) * s.width() + panel * PANEL, rows + r * PANEL, PANEL * 4);
     }
   }

@@ -181,7 +181,6 @@ inline void codes_values(const Ready &a, const uint8_t *panel, const Inputs &in,
 }
 
 inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int count, float *out) {
-  if (a.m->value == RG_FULL) return full_rows(*a.m, number, in, count, out);
   const uint8_t *panel = a.m->panels + a.l.hop * static_cast<size_t>(number);
   if (a.m->value == RG_TRELLIS) return trellis_values(a, panel, in, count, number, out);
   codes_values(a, panel, in, count, number, WHOLE, out);
@@ -195,13 +194,14 @@ constexpr int ROOM = 4096;  // floats of sums that are kept at once
 // How many panels are multiplied together, as many as have room for their sums: run by run, or column by column, so that memory is
 // read in order; or by one token. 1: a panel after another, and where a panel is read anew for more tokens.
 inline int64_t panels_together(const Ready &a, int tokens) {
-  const bool several = by_columns(*a.m) || (by_runs(a) && tokens <= FEW) || (tokens == 1 && a.usual());
+  const bool several = a.m->value == RG_FULL || (by_runs(a) && tokens <= FEW) || (tokens == 1 && a.usual());
   return several ? ROOM / (PANEL * evened(tokens < FEW ? tokens : FEW)) : 1;
 }
 
 // Rows of panels [start, stop), at most `panels_together`: out (panels, evened(count), 16). The same sums in the same order.
 inline void panels_values(const Ready &a, int64_t start, int64_t stop, const Inputs &in, int count, float *out) {
   if (by_columns(*a.m)) return full_columns(*a.m, start, stop, in, count, evened(count), out);
+  if (a.m->value == RG_FULL) return full_rows(*a.m, start, stop, in, count, evened(count), out);
   if (count == 1 && a.usual()) return of_kind(*a.m, [&](auto kind) { alone_values<kind.value>(a, start, stop, in, out); });
   if (!by_runs(a)) return panel_values(a, start, in, count, out);
   Ready part(a);
