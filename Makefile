@@ -34,10 +34,18 @@ $(NATIVE): $(READY) $(SOURCE)
 
 native: $(NATIVE) ## build the C++ kernels (the targets below do so themselves)
 
+# A minute of a machine to itself; of a busy one, where a minute is refused (code 2), as much more as it takes.
+TIMES := 60s 3m 10m 30m
+
 demo: $(NATIVE)  ## make the bundled model smaller, measure it, write the report page
 	$(BIN)/python scripts/stdlib_text.py $(OUT)/text
-	$(BIN)/regauge fit $(MODEL) --budget memory=0.30x \
-		--calibration $(OUT)/text/train --eval $(OUT)/text/heldout --time 60s -o $(OUT)/demo --force
+	@for most in $(TIMES); do \
+		echo "$(BIN)/regauge fit $(MODEL) --budget memory=0.30x --time $$most -o $(OUT)/demo"; \
+		$(BIN)/regauge fit $(MODEL) --budget memory=0.30x --calibration $(OUT)/text/train --eval $(OUT)/text/heldout \
+			--time $$most -o $(OUT)/demo --force; \
+		code=$$?; test $$code -eq 2 || exit $$code; \
+		echo "Refused, as it says: a busy machine takes longer than one to itself."; \
+	done; exit 2
 	@echo "The report: $(OUT)/demo/regauge/report.html"
 	@echo "The model:  $(BIN)/python -c 'import regauge as rg; print(rg.load(\"$(OUT)/demo\"))'"
 

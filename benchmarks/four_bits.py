@@ -4,7 +4,8 @@
     python benchmarks/four_bits.py --model DIR --calibration TEXTS --eval HELD_OUT [--forms plain planted]
     python benchmarks/four_bits.py --presets mine.yaml quarot-w4a4kv4
 
-All are held against the model itself on the second half of the same held-out windows, read behind the cache.
+All are held against the model itself on the second half of the same held-out windows, which reads the cache as decoding
+does.
 A line a preset and form: KL to the original in nats a token with its 95 % interval over documents, by how much it is
 more than that of the first, paired, and seconds of CPU. The planted form is the same function with the outliers of a
 large model (`rewrites/planting.py`).

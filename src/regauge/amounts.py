@@ -1,4 +1,4 @@
-"""Amounts as a user writes them: `2GB`, `500MiB`, `0.30x`, and contexts: `4096`, `32k`.
+"""Amounts as a user writes them: `2GB`, `500MiB`, `0.30x`, contexts: `4096`, `32k`, and several numbers: `4/3/2`.
 
 GB is 10⁹ and GiB is 2³⁰; `k` of a context is 1024 tokens. `x` is left to the caller: it is a ratio to something.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from regauge.errors import BudgetError, nearest
 
@@ -19,6 +21,7 @@ UNITS = {
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 AMOUNT = re.compile(rf"(?P<sign>[-+]?)(?P<number>{_NUMBER})\s*(?P<unit>[A-Za-z/]*)")
 _CONTEXT = re.compile(r"(?P<number>[0-9]+)(?P<unit>[kK]?)")
+T = TypeVar("T")
 MANY = 1e9
 """From here on a figure is told by its size alone."""
 
@@ -50,6 +53,22 @@ def factor(unit: str, text: str) -> int:
         hint = nearest(unit, [*UNITS, "x"]) if unit else " (write a unit: 0.30x, 2GB, 500MiB)"
         raise BudgetError(f"{text!r} has no unit that we know{hint}.")
     return UNITS[unit]
+
+
+def several(text: str, read: Callable[[str], T]) -> tuple[T, ...]:
+    """What `read` makes of each number of `4/3/2`, without the spaces around it."""
+    return tuple(read(one.strip()) for one in text.split("/"))
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 to 999,999,999.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not text.isdecimal() or len(text) > 9:
+        raise ValueError(f"{text[:40]!r} is no whole number")
+    return int(text)
 
 
 def memory(value: str, text: str) -> int:

@@ -97,6 +97,7 @@ def test_what_it_cannot_do_is_refused() -> None:
     for options, why in (
         ({"start": "best"}, "starts from one of nearest, gptq-levels, not 'best'"),
         ({"levels": "4/1"}, "levels are bits from 2 on, like 4/3/2, not '4/1'"),
+        ({"levels": "\u00b2/3"}, "levels are bits from 2 on, like 4/3/2, not"),
         ({"reach": 0.0}, "the reach is above 0, not 0"),
     ):
         with pytest.raises(RecipeError, match=why):

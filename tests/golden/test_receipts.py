@@ -19,6 +19,7 @@ from regauge.hosts import host_of
 from regauge.plan import Plan, digest, load, patterns
 from tests.pico import pico, save
 from tests.words import save_tokenizer, text
+from toy_resnet import images, saved
 
 STORED = Path(__file__).with_name("receipts.json")
 STEPS, FEW = 80, 10  # of training; few of what trains transforms, a step of which is long
@@ -27,6 +28,10 @@ NAMES = [
     next((name for name, point in pattern.points().items() if point.get("bits", 4) == 4), next(iter(pattern.points())))
     for pattern in patterns()
 ]
+OTHERS = {
+    "echoatt-23": "deep", "once-for-all-images": "convolved", "smoe-dropout": "divided", "trellis-o-w2": "wide"
+}  # fmt: skip
+"""Presets that are not of an ordinary model of text, and what each is applied to."""
 SETTINGS = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -63,6 +68,16 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tokenizer(save(made, tmp_path_factory.mktemp("golden") / "wide"))
 
 
+@pytest.fixture(scope="module")
+def convolved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A residual network, with images beside it."""
+    where = tmp_path_factory.mktemp("golden")
+    images(where / "images.npz")
+    widths, inner = (5, 5, 5, 11, 11, 11), (8, 8, 8, 12, 12, 12)
+    sizes = {"num_hidden_layers": 6, "layer_strides": (1, 1, 1, 2, 1, 1), "layer_kernels": (3,) * 6}
+    return saved(where / "convolved", layer_widths=widths, layer_neurons=inner, **sizes)
+
+
 def told(receipt: Receipt) -> dict[str, Any]:
     """What must not change, and the figures that may by rounding on another machine (`errors`)."""
     taps = {tap.name: f"{' '.join(map(str, tap.reading.values()))} | {', '.join(tap.sites)}" for tap in receipt.taps}
@@ -97,12 +112,12 @@ def briefly(name: str) -> Plan:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_receipt(name: str, model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    other = {"echoatt-23": "deep", "trellis-o-w2": "wide", "smoe-dropout": "divided"}.get(name)
+    source = model if name not in OTHERS else request.getfixturevalue(OTHERS[name])
     receipt = apply(
         briefly(name),
-        model if other is None else request.getfixturevalue(other),
+        source,
         tmp_path / "out",
-        calibration=[text(3000)],
+        calibration=source.parent / "images.npz" if OTHERS.get(name) == "convolved" else [text(3000)],
         tokens=512,
         length=32,
     )

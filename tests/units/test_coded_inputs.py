@@ -192,7 +192,8 @@ def test_other_dtypes_are_rounded_in_float32(dtype: torch.dtype) -> None:
 def test_the_gradient_of_the_input_is_through_the_decoded_weights_and_the_transform(
     name: str, grid: str, rank: int
 ) -> None:
-    """As autograd has it of x A Wᵀ, what lies beside the codes included: kernels that take codes, simulated inputs."""
+    """As autograd has it of x A Wᵀ, what lies beside the codes included: kernels that take codes, simulated inputs. Of
+    static steps as of the simulated reading, by which nothing passes where a value lies outside the range."""
     fmt, codes = weights(grid)
     left, right = torch.randn(SHAPE[0], rank, generator=random(6)), torch.randn(rank, SHAPE[1], generator=random(7))
     codes = replace(codes, terms=(LowRank(left, right),) if rank else ())
@@ -202,9 +203,11 @@ def test_the_gradient_of_the_input_is_through_the_decoded_weights_and_the_transf
     given, alike = x_TI.clone().requires_grad_(), x_TI.double().requires_grad_()
     packed(given).backward(dy_TO)  # type: ignore[no-untyped-call]  # torch's own
     w_OI = (fmt.decode(codes) + left @ right).double()
-    (reading.transform.forward(alike) @ w_OI.T).backward(dy_TO.double())
+    read = reading.passed if reading.step is not None else reading.transform.forward
+    (read(alike) @ w_OI.T).backward(dy_TO.double())
     assert given.grad is not None
     assert alike.grad is not None
+    assert reading.step is None or not reading._inside(x_TI).all()
     torch.testing.assert_close(given.grad.double(), alike.grad, rtol=1e-4, atol=1e-4)
 
 

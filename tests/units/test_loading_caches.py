@@ -16,6 +16,7 @@ import regauge as rg
 from pico import pico, save
 from regauge.errors import FallbackWarning, RecipeError, SettingError
 from regauge.hosts import host_of
+from regauge.hosts.transformers import ways
 from regauge.hosts.transformers.caching import fresh
 from regauge.hosts.transformers.packed import PackedCache
 from regauge.measure.quality import compare
@@ -183,6 +184,23 @@ def test_quality_is_read_with_the_cache(source: Path) -> None:
     assert (coarse[:, 70:] - whole[:, 70:]).abs().max() > 1e-3
     assert host.facts(source, "kivi-4").keeps == "kivi-4"
     assert host.facts(source).keeps == ""
+
+
+def test_quality_is_read_as_decoding_reads(source: Path) -> None:
+    """In pieces, and to the last digit as token by token: what a block of the cache holds in codes is read so. All at
+    once, tokens would read each other's as they came."""
+    model = rg.load(source, dtype="float32", cache={"keys": "int4-asym/token", "values": "int4-asym/token"})
+    ids_BT = torch.randint(0, 53, (1, 128), generator=torch.Generator().manual_seed(0), dtype=torch.int64)
+    apart = {}
+    with torch.no_grad():
+        (found_BTV,) = ways.outputs_of_model(lambda: model, [{"input_ids": ids_BT}])()
+        for size in (1, 64):
+            cache, parts = fresh(model), []
+            for piece_BT in (ids_BT[:, :64], *torch.split(ids_BT[:, 64:], size, 1)):
+                parts.append(model(piece_BT, past_key_values=cache, use_cache=True).logits)
+            apart[size] = float((torch.cat(parts, 1) - found_BTV).abs().max())
+    assert apart[1] < 1e-5
+    assert apart[64] > 1e-3
 
 
 def test_scores_begin_in_the_middle_of_a_window() -> None:

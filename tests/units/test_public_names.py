@@ -195,6 +195,7 @@ FLAGS = {
     ],
     "extract": [
         "OUT",
+        "--calibration",
         "--debug",
         "--force",
         "--json",

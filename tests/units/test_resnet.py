@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 import regauge as rg
 from regauge.anatomy.moves import Move, apply, transform
 from regauge.engine import apply as build
-from regauge.errors import MoveError, RegaugeError, SettingError, TextError
+from regauge.engine.renorming import TOLD
+from regauge.errors import MoveError, RecipeError, RegaugeError, SettingError, TextError
 from regauge.hosts.regauge.configuration_resnet import ResNetConfig, deep
 from regauge.hosts.regauge.modeling_resnet import BatchNorm, recalibrate
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source
-from regauge.plan import parse
+from regauge.plan import diff, digest, dump, parse
+from regauge.plan.combining import combined
 from toy_resnet import SIZES, images, pixels, saved, toy
 
 ROW = "{grid: %s, grain: channel, ranger: absmax, scale: f32, rounder: %s}"
@@ -152,16 +154,48 @@ def test_statistics_taken_anew_are_those_of_the_images(tmp_path: Path) -> None:
         recalibrate(model, [])
 
 
+def test_norms_divide_by_what_rounded_weights_give(tmp_path: Path) -> None:
+    """`statistics: anew`: mean and variance of a convolution's outputs over the images that were read; of 3 bits the
+    logits are nearer to the model's for it."""
+    source, data, whole = tmp_path / "m", images(tmp_path / "x.npz"), toy()
+    read = (np.load(data)["x"] / 255.0 - 0.5) / 0.5
+    x = torch.from_numpy(read).permute(0, 3, 1, 2).float()
+    recalibrate(whole, [x])
+    whole.save_pretrained(source)
+    found = {}
+    for name, more in (("before", ""), ("anew", "statistics: anew\n")):
+        plan = parse(recipe("int3", more=more))
+        assert plan == parse(dump(plan))
+        receipt = build(plan, source, tmp_path / name, calibration=data if more else None)
+        found[name] = rg.load(tmp_path / name, dtype=torch.float32)
+        assert (TOLD in receipt.notes) == bool(more)
+    model = found["anew"]
+    seen = {}
+    for number, name in ((0, "conv1"), (2, "conv2")):
+        hook = lambda _, args, y, key=(number, name): seen.update({key: y})  # noqa: E731  # a line a layer
+        getattr(model.blocks[number], name).register_forward_hook(hook)
+    with torch.no_grad():
+        logits = whole(pixel_values=x).logits
+        far = {name: float((one(pixel_values=x).logits - logits).norm()) for name, one in found.items()}
+    for (number, name), y in seen.items():
+        norm = getattr(model.blocks[number], name.replace("conv", "bn"))
+        torch.testing.assert_close(norm.mean.detach(), y.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.var.detach(), y.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
+    assert torch.equal(model.stem_norm.mean, whole.stem_norm.mean)
+    assert far["anew"] < 0.8 * far["before"]
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
+        (FOLD + "statistics: anew\n", "blocks of this regauge_resnet have none"),
         ("inputs: {blocks.*: {grid: int8, grain: token}}\n", "a convolution reads it"),
         ("cache: {'*': {keys: int8/token, values: int8/token}}\n", "keeps"),
     ],
 )
 def test_what_cannot_be_said_of_convolutions_is_refused(more: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(RegaugeError, match=told):
-        build(parse(recipe(more=FOLD + more)), saved(tmp_path / "m"), tmp_path / "out")
+        build(parse(recipe(more=more if FOLD in more else FOLD + more)), saved(tmp_path / "m"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -184,3 +218,12 @@ def test_bad_images_and_configs_are_told(tmp_path: Path) -> None:
     (source / "preprocessor_config.json").write_text(json.dumps({"image_std": [0.2, 0.2]}))
     with pytest.raises(RegaugeError, match="3 numbers are needed"):
         build(parse(recipe(rounder="gptq")), source, tmp_path / "out", calibration=images(tmp_path / "x.npz"))
+
+
+def test_statistics_count_in_what_a_plan_does() -> None:
+    plain, anew = (parse(f"name: a\n{more}rewrites: [fold-norm]\n") for more in ("", "statistics: anew\n"))
+    assert digest(plain) != digest(anew)
+    assert diff(plain, anew) == ("statistics: as they were → anew",)
+    assert combined([plain, anew]).statistics == "anew"
+    with pytest.raises(RecipeError, match="statistics are taken anew, or nothing is said of them"):
+        parse("name: a\nstatistics: old\nrewrites: [fold-norm]\n")

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import regauge as rg
+from regauge.artifact.folder import read_receipt
 from regauge.artifact.statistics import FILE, read_statistics, statistics_bytes
-from regauge.elastic.dimensions import staged
 from regauge.elastic.family import family_of
 from regauge.elastic.legal import cut_of, reasons, settled
+from regauge.elastic.stages import staged
 from regauge.engine import apply
 from regauge.engine.extracting import extract
 from regauge.engine.recovery_text import Amounts
@@ -25,12 +26,19 @@ from regauge.errors import ArtifactError, RecipeError, RegaugeError, SettingErro
 from regauge.hosts.transformers.source import Source
 from regauge.learn.pictures import moved
 from regauge.plan import Plan, parse
+from regauge.report.view import raised
 from tests import tiny
 from toy_resnet import images, pixels, saved
 
-FAMILY = "family: {depth: [3, 2], ffn: [0.5], layers: stages, multiple: 1, members: {small: 'depth=2,ffn=0.5'}}\n"
+FAMILY = (
+    "family: {depth: [3, 2], ffn: [0.5], kernel: [3, 1], layers: stages, multiple: 1, members: {small: "
+    "'depth=2,ffn=0.5'}}\n"
+)
 TRAIN = "train: {sampler: sandwich:1, distiller: kl, labels: 0.5, steps: 6, batch: 8, rate: 0.01, moved: 1}\n"
-MEMBERS = ("depth=3", "depth=2", "ffn=0.5", "depth=2,ffn=0.5", "depth=0/2/3", "ffn=1/0.5/0.5/1")
+MEMBERS = (
+    "depth=3", "depth=2", "ffn=0.5", "depth=2,ffn=0.5", "depth=0/2/3", "ffn=1/0.5/0.5/1", "kernel=1", "kernel=3",
+    "kernel=3/1/3/1", "kernel=1,depth=2", "kernel=1,ffn=0.5", "kernel=1/3/3,depth=3,ffn=1/0.5/1",
+)  # fmt: skip
 
 
 def recipe(*more: str) -> Plan:
@@ -40,7 +48,8 @@ def recipe(*more: str) -> Plan:
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("resnet")
-    apply(recipe(), saved(where / "m"), where / "out", calibration=images(where / "x.npz"))
+    source = saved(where / "m", layer_kernels=(3, 5, 3, 5))
+    apply(recipe(), source, where / "out", calibration=images(where / "x.npz"))
     return where / "out"
 
 
@@ -114,6 +123,7 @@ def test_what_is_learnt_from_images(family: Path, tmp_path: Path) -> None:
     assert trained is not None
     assert (trained.unit, trained.tokens, trained.held_out) == ("nats an image", 40, 4)
     assert set(trained.members) == {"full", "depth=2,ffn=0.5"}
+    assert "nats an image on 4 images held out" in raised(receipt)[0].caption
     model = rg.load(tmp_path / "out", dtype=torch.float32)
     known = read_statistics(tmp_path / "out", model.regauge.anatomy)
     assert set(known) == {"depth=2,ffn=0.5"}
@@ -193,10 +203,114 @@ def test_a_family_needs_a_stage_rule(tmp_path: Path) -> None:
 
 def test_what_a_training_would_take_is_counted_by_places(tmp_path: Path) -> None:
     """An image of 8 pixels: 64 places in the first stage, 16 in the second."""
-    source = Source.open(saved(tmp_path / "m"))
+    source = Source.open(saved(tmp_path / "m", layer_kernels=(3, 5, 3, 5)))
     assert [places(source, source.anatomy.site(f"blocks.{block}.mlp.up")) for block in (0, 2, 3)] == [64, 16, 16]
     assert places(source, source.anatomy.site("head")) == 1
     found = planned(recipe(TRAIN), tmp_path / "m", images(tmp_path / "x.npz"))
-    assert (found.batch, found.passes, found.choices) == (8, 3.0, "depth (3), ffn (2)")
+    assert (found.batch, found.passes, found.choices) == (8, 3.0, "kernel (3), depth (3), ffn (2)")
     with pytest.raises(TextError, match="give --text a file of them"):
         planned(recipe(TRAIN), tmp_path / "m")
+
+
+def test_a_smaller_kernel_is_the_middle_of_the_whole_one(tmp_path: Path) -> None:
+    """Of 5 x 5 the 3 x 3 inside, of 3 x 3 the centre, over the same memory; edges are as wide as the kernel needs."""
+    model = rg.load(kernels(tmp_path), dtype=torch.float32)
+    small, least = (model.regauge.member(f"kernel={side}").blocks[1].conv1 for side in (3, 1))
+    whole = model.blocks[1].conv1
+    assert torch.equal(small.weight, whole.weight[:, :, 1:4, 1:4])
+    assert torch.equal(least.weight[:, :, 0, 0], whole.weight[:, :, 2, 2])
+    assert small.weight.untyped_storage().data_ptr() == whole.weight.untyped_storage().data_ptr()
+    assert (whole.padding, small.padding, least.padding) == ((2, 2), (1, 1), (0, 0))
+    assert model.regauge.member("kernel=3").blocks[0].conv1.weight.shape[2:] == (3, 3)
+    assert model.regauge.member("kernel=3").config.layer_kernels == [3, 3, 3, 3]
+    assert model.config.layer_kernels == [3, 5, 3, 5]
+
+
+def kernels(where: Path, more: str = "", name: str = "out") -> Path:
+    if not (where / "m").exists():
+        saved(where / "m", layer_kernels=(3, 5, 3, 5))
+    apply(recipe(more), where / "m", where / name, calibration=images(where / "x.npz"))
+    return where / name
+
+
+CODES = "weights: {blocks.*: {grid: int4-asym, grain: %s, ranger: minmax, scale: f32, rounder: nearest}}\n"
+FOLD = "rewrites: [fold-batch-norm]\n"
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return kernels(tmp_path_factory.mktemp("coded"), FOLD + CODES % "channel")
+
+
+@pytest.mark.parametrize("subnet", ["kernel=1", "kernel=3/1/3/1", "kernel=1,ffn=0.5", "kernel=3,depth=3,ffn=0.5"])
+def test_a_member_of_codes_decodes_the_middle_of_its_kernels(subnet: str, coded: Path, tmp_path: Path) -> None:
+    extract(coded, subnet, tmp_path / "one")
+    model = rg.load(coded, dtype=torch.float32)
+    with torch.no_grad():
+        inside = model.regauge.member(subnet)(pixel_values=pixels()).logits
+        for one in (rg.load(tmp_path / "one", dtype=torch.float32), rg.load(coded, dtype=torch.float32, subnet=subnet)):
+            assert torch.equal(one(pixel_values=pixels()).logits, inside)
+    assert not torch.equal(inside, model(pixel_values=pixels()).logits)
+
+
+def test_a_step_of_several_places_has_no_smaller_kernel(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"kernel=3: blocks\.1\.mlp\.up has several steps a row, each of several places"
+    ):
+        kernels(tmp_path, CODES % "group:5 else channel")
+
+
+def test_kernels_as_a_family_says_them(tmp_path: Path) -> None:
+    anatomy = Source.open(saved(tmp_path / "m", layer_kernels=(3, 5, 3, 5))).anatomy
+    own = family_of({"depth": [3], "kernel": [3, 1], "layers": "stages"})
+    assert not reasons(own, anatomy)
+    said = {
+        text: str(settled(text, own, anatomy))
+        for text in ("kernel=5", "kernel=3/3/3/3", "kernel=3/5/3/5", "kernel=1/3/3/1")
+    }
+    assert list(said.values()) == ["full", "kernel=3", "full", "kernel=1/3/3/1"]
+    assert cut_of(settled("depth=3,kernel=1/3/3", own, anatomy), own, anatomy).kernels == {0: 1, 1: 3}
+    for text, told in (
+        ("kernel=7", r"kernel=7, of 5, 3, 1; the nearest that is: full"),
+        ("kernel=1/3", r"kernel has 2 numbers for 4 blocks"),
+        ("kernel=2", r"kernel=2 of a subnet is not an odd number"),
+    ):
+        with pytest.raises(SettingError, match=told):
+            settled(text, own, anatomy)
+    with pytest.raises(SettingError, match="this family has kernels of one size"):
+        settled("kernel=1", family_of({"depth": [3], "layers": "stages"}), anatomy)
+    with pytest.raises(ValueError, match="odd numbers, and 4 is none"):
+        family_of({"kernel": [4]})
+    assert reasons(family_of({"kernel": [7, 5]}), anatomy) == ["kernel 7: the largest kernels are 5 x 5"]
+    text = Source.open(tiny.folder(tmp_path / "text")).anatomy
+    assert reasons(family_of({"kernel": [1]}), text) == [
+        "kernel: the model has no convolutions in its blocks whose kernels could be smaller"
+    ]
+
+
+def test_a_member_taken_out_with_images_has_statistics_of_its_own(family: Path, tmp_path: Path) -> None:
+    """Those that `recalibrate` takes on the same images; the whole's where none are given."""
+    data = family.parent / "x.npz"
+    model = rg.load(family, dtype=torch.float32)
+    for subnet in ("kernel=1,depth=3", "full"):
+        out = tmp_path / subnet
+        rg.extract(family, subnet, out, calibration=data)
+        one = rg.load(out, dtype=torch.float32)
+        x = torch.from_numpy(np.load(data)["x"]).permute(0, 3, 1, 2) / 127.5 - 1
+        found = model.regauge.recalibrate(subnet, model, [x])
+        torch.testing.assert_close(one.stem_norm.var.detach(), found["embed.patch.norm.var"])
+        torch.testing.assert_close(one.blocks[2].bn2.mean.detach(), found["blocks.2.mlp.down.norm.mean"])
+        assert any("taken anew on x.npz (48 images)" in note for note in read_receipt(out).notes)
+    extract(family, "kernel=1,depth=3", tmp_path / "as-it-was")
+    plain = rg.load(tmp_path / "as-it-was", dtype=torch.float32)
+    assert torch.equal(plain.stem_norm.var, rg.load(family, dtype=torch.float32).stem_norm.var)
+    for given, told in ((tmp_path / "none.npz", "none.npz"), (__file__, "holds no images: give --calibration an .npz")):
+        with pytest.raises(TextError, match=told):
+            extract(family, "kernel=1", tmp_path / "out", calibration=given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_member_without_batch_norms_takes_no_images(coded: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="takes statistics of batch norms anew, and this regauge_resnet has none"):
+        extract(coded, "kernel=1", tmp_path / "out", calibration=coded.parent / "x.npz")
+    assert not (tmp_path / "out").exists()

@@ -17,7 +17,6 @@ from regauge.hosts.transformers import sampling
 from regauge.hosts.transformers.sampling import opening
 from regauge.hosts.transformers.source import Source, read_tokenizer
 from regauge.search.fit import fit
-from regauge.search.loop.start import calibration_batches
 from regauge.search.sense import sensitivity
 from regauge.search.subject import reader
 from regauge.text.calibration import Calibration
@@ -84,7 +83,7 @@ def test_a_short_text_serves_or_is_refused(size: int, good: Path) -> None:
         return
     assert found.windows_NT.shape[1] == found.length
     assert found.tokens == found.windows_NT.numel()
-    batches = calibration_batches(found, 4096)
+    batches = found.batches(4096, 2048)
     assert sum(batch.numel() for batch in batches) == found.tokens
     assert len(batches) > 0
 

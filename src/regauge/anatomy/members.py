@@ -1,8 +1,10 @@
-"""A part of a model as a model: some of its blocks, and the first units of its streams.
+"""A part of a model as a model: some of its blocks, the first units of its streams, the middle of its kernels.
 
 Pure data. A member's anatomy says what any anatomy says; blocks are numbered anew, and so are the paths and keys of
-their modules. Every canonical tensor of a member is the first rows and columns of the whole's, so a member is a view of
-the whole wherever storage lets it be one.
+their modules. Every canonical tensor of a member is the first rows and columns of the whole's, of a convolution the
+middle places of each channel, so a member is a view of the whole wherever storage lets it be one.
+
+Legend: O output channels, I input channels, K side of a kernel.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isqrt
 
 import torch
 from torch import Tensor
@@ -17,6 +20,9 @@ from torch import Tensor
 from regauge.anatomy.model import Anatomy, Norm, Site, Slot, Weights
 from regauge.anatomy.moves import Move, transform
 from regauge.anatomy.streams import with_streams
+
+KERNELS = 4
+"""Axes of a convolution's tensor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +48,11 @@ class Member:
         if self.bits is None:
             return None
         return max(self.bits) if site.block is None else self.bits[site.block]
+
+    def window(self, site: Site) -> int:
+        """Places of each channel in the whole's matrix of a site of the member, where it has others; else 0."""
+        whole = self.whole.site(self.origin(site.name)).window
+        return whole if whole != site.window else 0
 
     @cached_property
     def _numbers(self) -> dict[str, str]:
@@ -88,9 +99,11 @@ class Member:
         """Canonical tensors of the member, views of those of the whole, of whichever are given."""
         found: Weights = {}
         for site in self.anatomy.sites:
-            for name, shape in ((f"{site.name}.weight", site.shape), (f"{site.name}.bias", site.shape[:1])):
-                if (old := self.origin(name)) in weights:
-                    found[name] = first(weights[old], shape)
+            weight, bias = f"{site.name}.weight", f"{site.name}.bias"
+            if (old := self.origin(weight)) in weights:
+                found[weight] = part(weights[old], site, self.window(site))
+            if (old := self.origin(bias)) in weights:
+                found[bias] = first(weights[old], site.shape[:1])
         for norm in self.anatomy.norms:
             for name in (f"{norm.name}.{word}" for word in norm.slots):
                 if (old := self.origin(name)) in weights:
@@ -99,20 +112,52 @@ class Member:
 
 
 def first(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """The first entries of a tensor along each axis, as a view."""
+    """The first entries of a tensor along each axis, as a view; of a convolution's, (O, I, K, K), the middle of each
+    kernel."""
     for axis, size in enumerate(shape):
-        if tensor.shape[axis] != size:
-            tensor = tensor.narrow(axis, 0, size)
+        if (most := tensor.shape[axis]) != size:
+            tensor = tensor.narrow(axis, (most - size) // 2 if len(shape) == KERNELS and axis > 1 else 0, size)
     return tensor
 
 
-def member_of(anatomy: Anatomy, blocks: Sequence[int], kept: Mapping[str, int], routed: int | None = None) -> Member:
-    """The member of some blocks, with the first units of some streams.
+def part(tensor_OI: Tensor, site: Site, window: int = 0) -> Tensor:
+    """The part of a whole's matrix, or of what lies as it does, that a member's site has.
+
+    Args:
+        window: places of each channel in the whole, where the member has others: its part is new memory then.
+    """
+    rows, columns = site.shape
+    if not window:
+        return first(tensor_OI, (rows, columns))
+    whole, side = isqrt(window), isqrt(site.window)
+    kernels = tensor_OI.reshape(len(tensor_OI), -1, whole, whole)
+    return first(kernels, (rows, columns // site.window, side, side)).reshape(rows, columns)
+
+
+def sides(anatomy: Anatomy) -> dict[int, int]:
+    """Block → side of the kernels of its convolutions, of those that have any; 0: they differ, or are no squares."""
+    found: dict[int, set[int]] = {}
+    for site in anatomy.sites:
+        if site.window and site.block is not None:
+            side = isqrt(site.window)
+            found.setdefault(site.block, set()).add(side if side**2 == site.window else 0)
+    return {block: some.pop() if len(some) == 1 else 0 for block, some in found.items()}
+
+
+def member_of(
+    anatomy: Anatomy,
+    blocks: Sequence[int],
+    kept: Mapping[str, int],
+    routed: int | None = None,
+    kernels: Mapping[int, int] | None = None,
+) -> Member:
+    """The member of some blocks, with the first units of some streams and the middle of some kernels.
 
     Args:
         blocks: those of the whole that run, rising.
         kept: stream of the whole → units; absent: all.
         routed: experts that a token goes to; None: as many as in the whole.
+        kernels: block of the whole → side of its convolutions' kernels; absent: as in the whole.
 
     Raises:
         MoveError: a stream does not admit that units are left out.
@@ -124,10 +169,25 @@ def member_of(anatomy: Anatomy, blocks: Sequence[int], kept: Mapping[str, int], 
         raise ValueError(f"the blocks of a {anatomy.family} lie in {len(stems)} stacks, which are not thinned out")
     here = {name: count for name, count in kept.items() if anatomy.stream(name).block in (None, *blocks)}
     moves = [Move("select", name, torch.arange(count, dtype=torch.int64, device="cpu")) for name, count in here.items()]
-    cut = transform(moves, anatomy)
+    cut = _narrowed(transform(moves, anatomy), kernels or {})
     if routed is not None:
         cut = replace(cut, plumbing=replace(cut.plumbing, routed=routed))
     return Member(anatomy, _thinned(cut, tuple(blocks), paths), tuple(blocks), paths)
+
+
+def _narrowed(anatomy: Anatomy, kernels: Mapping[int, int]) -> Anatomy:
+    """The anatomy with kernels of other sides in some blocks."""
+
+    def site(found: Site) -> Site:
+        side = None if found.block is None else kernels.get(found.block)
+        if side is None or not found.window:
+            return found
+        rows, columns = found.shape
+        return replace(found, shape=(rows, columns // found.window * side**2), window=side**2)
+
+    if not kernels:
+        return anatomy
+    return with_streams(replace(anatomy, sites=tuple(site(one) for one in anatomy.sites)))
 
 
 def path_of(anatomy: Anatomy, block: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from math import isqrt, prod
 
 from regauge.anatomy.model import Anatomy, Norm, Site, Slot
 from regauge.anatomy.streams import READERS, TABLES, WRITERS, with_streams
@@ -189,4 +190,10 @@ def _whole(stack: Mapping[int | None, Iterable[Site]], like: tuple[int, ...]) ->
         return (rows, columns)
     if first[0].kind in TABLES:
         return (*like[:-1], columns)
-    return (rows, columns // first[0].window, *like[2:]) if first[0].window else (rows, *like[1:])
+    return windowed((rows, columns), first[0].window, like) if first[0].window else (rows, *like[1:])
+
+
+def windowed(shape: Shape, window: int, like: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a convolution's parameter of so many places, of the source's where those are as many."""
+    places = like[2:] if prod(like[2:]) == window else (isqrt(window), isqrt(window))
+    return (shape[0], shape[1] // window, *places)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from regauge.anatomy.members import Member, member_of
-from regauge.anatomy.model import Anatomy
+from regauge.anatomy.members import Member, member_of, part
+from regauge.anatomy.model import Anatomy, Site
+from regauge.anatomy.sizes import windowed
 from regauge.artifact import files
 from regauge.artifact.adapters import Adapters, adapter_of
 from regauge.artifact.caches import read_cache
@@ -44,10 +46,12 @@ class Taken:
     Attributes:
         subnet: which member it is.
         columns: site → the inputs that its matrix had.
+        by_columns: whether the head lies column by column, as the family's.
     """
 
     subnet: Subnet
     columns: Mapping[str, int]
+    by_columns: bool = False
 
 
 def opened(folder: Path) -> Artifact:
@@ -100,7 +104,7 @@ def layout_of(
         config: what config.json says otherwise; `unsaid`: why it cannot say the sizes.
         adapters: what is added to weights at each precision.
     """
-    source = member_of(whole.source, member.blocks, {}).anatomy
+    source = member_of(whole.source, member.blocks, {}, kernels=_kernels(member)).anatomy
 
     def own(points: Mapping[str, Point]) -> dict[str, Point]:
         return {new: point for name, point in points.items() if (new := member.name(name)) is not None}
@@ -123,6 +127,8 @@ def layout_of(
     for site in member.anatomy.sites:
         old = member.origin(site.name)
         wide = whole.cut.get(old, member.whole.site(old).shape[1])
+        if places := member.window(site):
+            wide = wide // places * site.window
         if wide != site.shape[1]:
             cut[site.name] = wide
     return Layout(
@@ -130,14 +136,30 @@ def layout_of(
         member.anatomy,
         {name: coded(name, point) for name, point in here(whole.choices).items()},
         whole.dtype,
-        shapes={new: shape for key, shape in whole.shapes.items() if (new := member.moved(key)) is not None},
+        shapes=_own_shapes(whole.shapes, member),
         inputs=own(whole.inputs),
         apart=here(whole.apart),
-        config=config or {},  # type: ignore[arg-type]  # numbers and lists of words
+        config=config or {},
         unsaid=unsaid,
         cache=own(whole.cache),
         cut=cut,
+        by_columns=whole.by_columns,
     )
+
+
+def _kernels(member: Member) -> dict[int, int]:
+    """Block of the whole → side of the kernels that a member has in it, where that is another."""
+    some = (site for site in member.anatomy.sites if member.window(site) and site.block is not None)
+    return {member.blocks[site.block or 0]: isqrt(site.window) for site in some}
+
+
+def _own_shapes(shapes: Mapping[str, tuple[int, ...]], member: Member) -> dict[str, tuple[int, ...]]:
+    """Shapes of parameters of more axes than two, by the member's keys; of its convolutions with its kernels."""
+    found = {new: shape for key, shape in shapes.items() if (new := member.moved(key)) is not None}
+    for site in member.anatomy.sites:
+        if member.window(site) and site.weight.key in found:
+            found[site.weight.key] = windowed(site.shape, site.window, found[site.weight.key])
+    return found
 
 
 def cut_block(
@@ -159,16 +181,16 @@ def cut_block(
     weights = {name: tensor.contiguous() for name, tensor in member.cut(block.weights).items()}
     weights |= {name: found.to(weights[name].dtype) for name, found in (statistics or {}).items() if name in weights}
     codes: dict[str, Codes] = {}
-    shapes = {site.name: site.shape for site in own.anatomy.sites}
     for name, found in block.codes.items():
         new = member.name(name)
         if new is not None:
             fmt = decoder(whole.quantised[name])
-            codes[new] = cut_codes(found, fmt, shapes[new], name)
-            bits = member.bits_of(own.anatomy.site(new))
+            site = own.anatomy.site(new)
+            codes[new] = cut_codes(found, fmt, site, member.window(site), name)
+            bits = member.bits_of(site)
             if bits is not None and fmt.grid.coarsest is not None:
                 codes[new], _ = level(codes[new], fmt, bits)
-                term = adapter_of(adapters or {}, member, own.anatomy.site(new))
+                term = adapter_of(adapters or {}, member, site)
                 if term is not None:
                     codes[new] = replace(codes[new], terms=(*codes[new].terms, term))
     taps = {site.tap: site.shape[1] for site in whole.anatomy.sites if site.tap is not None}
@@ -186,13 +208,18 @@ def cut_block(
     return Block(index, weights, codes, extras)
 
 
-def cut_codes(codes: Codes, fmt: Format, shape: tuple[int, int], name: str = "a matrix") -> Codes:
-    """The first rows and inputs of a quantised matrix.
+def cut_codes(codes: Codes, fmt: Format, site: Site, window: int = 0, name: str = "a matrix") -> Codes:
+    """The part of a quantised matrix that a member's site has: its first rows and inputs, of a convolution the middle
+    places of each channel.
+
+    Args:
+        window: places of each channel in the whole, where the member has others.
 
     Raises:
         SettingError: its codes, steps or terms do not come apart there.
     """
-    (whole_O, whole_I), (rows, columns) = codes.codes_OI.shape, shape
+    (whole_O, whole_I), shape = codes.codes_OI.shape, site.shape
+    rows, columns = shape
     if (whole_O, whole_I) == shape:
         return codes
     groups, span = fmt.grain.groups((whole_O, whole_I))[0], fmt.grain.span((whole_O, whole_I))
@@ -205,28 +232,33 @@ def cut_codes(codes: Codes, fmt: Format, shape: tuple[int, int], name: str = "a 
         if groups == 1 or field_G.numel() % whole_O:
             return field_G
         across = field_G.numel() // whole_O
+        if window and across > 1:
+            raise SettingError(f"{name} has {across} steps a row, each of several places, and kernels of another size "
+                               "have their places elsewhere: give it a step a row")  # fmt: skip
         kept, rest = (across, 0) if across == 1 else divmod(across * columns, whole_I)
         if rest:
             raise SettingError(f"{name} cannot be cut to {rows} x {columns}: its steps go together beyond there")
         return field_G.reshape(whole_O, across, *field_G.shape[1:])[:rows, :kept].flatten(0, 1).contiguous()
 
     fields = {part: cut(tensor) for part, tensor in codes.step.fields.items()}
-    terms = tuple(_cut_term(term, shape, name) for term in codes.terms)
-    return Codes(codes.codes_OI[:rows, :columns].contiguous(), fmt.load(fields), terms, codes.notes)
+    terms = tuple(_cut_term(term, site, window, name) for term in codes.terms)
+    return Codes(part(codes.codes_OI, site, window).contiguous(), fmt.load(fields), terms, codes.notes)
 
 
-def _cut_term(term: Term, shape: tuple[int, int], name: str) -> Term:
+def _cut_term(term: Term, site: Site, window: int, name: str) -> Term:
     if term.kind != LOW_RANK:
         raise SettingError(f"{name} has a {term.kind} term beside its codes, which does not come apart")
     tensors = term.tensors
-    left, right = tensors["left"][: shape[0]].contiguous(), tensors["right"][:, : shape[1]].contiguous()
+    left, right_RI = tensors["left"][: site.shape[0]].contiguous(), tensors["right"]
+    right = part(right_RI, replace(site, shape=(len(right_RI), site.shape[1])), window).contiguous()
     return KINDS[term.kind]({"left": left, "right": right})
 
 
 def cut_json(subnet: Subnet, layout: Layout) -> str:
     """What stands beside a member."""
     columns = {name: count for name, count in layout.cut.items() if name in layout.quantised}
-    return json.dumps({"version": VERSION, "subnet": str(subnet), "columns": columns}, indent=1) + "\n"
+    lies = {"by_columns": True} if layout.by_columns else {}
+    return json.dumps({"version": VERSION, "subnet": str(subnet), "columns": columns} | lies, indent=1) + "\n"
 
 
 def read_cut(folder: Path, anatomy: Anatomy) -> Taken | None:
@@ -241,20 +273,24 @@ def read_cut(folder: Path, anatomy: Anatomy) -> Taken | None:
     ordinary(folder, ArtifactError)
     raw = read_json(path, ArtifactError)
     broken = ArtifactError(f"{path} is none of ours or was changed; fetch or build the artifact again.")
-    if raw.keys() != {"version", "subnet", "columns"} or raw["version"] != VERSION or type(raw["columns"]) is not dict:
+    known = {"version", "subnet", "columns"}
+    if raw.keys() - {"by_columns"} != known or raw["version"] != VERSION or type(raw["columns"]) is not dict:
+        raise broken
+    if raw.get("by_columns", True) is not True:
         raise broken
     sizes = {site.name: site.shape[1] for site in anatomy.sites}
     for name, count in raw["columns"].items():
         if name not in sizes or type(count) is not int or not sizes[name] <= count < WIDE:
             raise broken
     try:
-        return Taken(Subnet.parse(raw["subnet"]), raw["columns"])
+        return Taken(Subnet.parse(raw["subnet"]), raw["columns"], "by_columns" in raw)
     except SettingError as error:
         raise ArtifactError(f"{path} names no member: {error}; fetch or build the artifact again.") from error
 
 
 def with_cut(wire: Wire, taken: Taken | None) -> Wire:
     """The wire whose matrices are laid out as those that they were cut from."""
-    if taken is None or not taken.columns:
+    if taken is None:
         return wire
-    return replace(wire, layout=replace(wire.layout, cut=taken.columns))  # type: ignore[type-var]  # wires are dataclasses
+    layout = replace(wire.layout, cut=taken.columns, by_columns=taken.by_columns)
+    return replace(wire, layout=layout)  # type: ignore[type-var]  # wires are dataclasses

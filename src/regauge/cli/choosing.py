@@ -53,6 +53,10 @@ def extract(
     artifact: ARTIFACT,
     out: OUT,
     subnet: Annotated[str, typer.Option(metavar="depth=6,ffn=0.5", help="Which member, or its name.")],
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGES", help="An .npz on which its batch norms are given statistics of its own."),
+    ] = None,
     force: FORCE = False,
     json: JSON = False,
     threads: THREADS = None,
@@ -65,7 +69,7 @@ def extract(
 
     tell_parents(out)
     with working("apply", True, False, threads):
-        done = write(artifact, subnet, out, force=force)
+        done = write(artifact, subnet, out, calibration=calibration, force=force)
     show.as_json(done) if json else show.line(str(done))
 
 
@@ -77,7 +81,9 @@ def _tell(found: Subnets) -> None:
     show.line(f"{found.path} offers {members.offers(found)}")
     table = members.table(found)
     show.table(list(table.header), [list(row) for row in table.rows])
-    show.line(f"quality on {found.text}" if found.text else members.NO_TEXT)
+    show.line(f"quality on {found.text}" if found.text else members.NO_TEXT[found.kind])
+    for note in found.notes:
+        show.line(f"note: {note}")
     if found.drafting is not None:
         for way in found.drafting.ways[:1]:
             show.line(f"prompt look-up as a draft: {drafting.told(way)}")

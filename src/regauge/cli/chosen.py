@@ -21,12 +21,22 @@ def members(found: Chosen, out: Path) -> None:
             told(one.bytes),
             f"{one.ratio:.3f}x",
             f"{one.quality.kl.value:.4f}",
-            f"{one.quality.perplexity.value:.2f}",
+            one.own.removeprefix("perplexity "),
             *(f"{ratio:.2f}x" for ratio in one.speeds.values()),
         ]
         for one in found.members
     ]
-    table(["member", "bytes", "of bf16", "KL", "perplexity", *found.members[0].speeds], rows)
+    table(
+        [
+            "member",
+            "bytes",
+            "of bf16",
+            "KL",
+            "perplexity" if found.members[0].quality.nats is None else "by itself",
+            *found.members[0].speeds,
+        ],
+        rows,
+    )
     for one in found.members:
         line(f"  {one.name}: {one.subnet or 'all of it'}")
     line(f"  {found.measured} members measured on the search text; figures are of the evaluation text")

@@ -16,13 +16,17 @@ CALIBRATION = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="Text that methods read: a file, a directory, a list of files (@LIST), or datasets:NAME:COLUMN. "
-        "Without it the model samples its own.",
+        help="Text that methods read: a file, a directory, a list of files (@LIST), or datasets:NAME:COLUMN; for "
+        "models of images an .npz. Without it the model samples its own.",
     ),
 ]
 EVAL = Annotated[
     str | None,
-    typer.Option("--eval", metavar="TEXT", help="Text that the final figures are measured on; never searched on."),
+    typer.Option(
+        "--eval",
+        metavar="TEXT",
+        help="Text, or images as .npz, that the final figures are measured on; never searched on.",
+    ),
 ]
 BUDGETS = Annotated[
     list[str] | None,

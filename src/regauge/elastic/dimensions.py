@@ -1,18 +1,20 @@
 """What may be chosen along each dimension, which choices a model admits, and what they come to in units of streams.
 
 A dimension answers three questions: why a model cannot have the choices of a family (`refuses`), what a subnet's value
-is in it or which is nearest (`settle`), and how many units of which stream stay (`kept`). Legend: D blocks.
+is in it or which is nearest (`settle`), and what it leaves: how many units of which stream stay (`kept`), which blocks
+(`depth.py`), kernels of which side (`kernels.py`). Legend: D blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from regauge.anatomy.model import Anatomy, Stream
-from regauge.elastic.family import STAGES
-from regauge.elastic.stages import lacking, staged
+from regauge.elastic.depth import Depth
+from regauge.elastic.kernels import Kernel
+from regauge.elastic.offers import Offers, Settled, listed, units
 from regauge.elastic.subnet import TOKEN, Amount, Subnet
 
 MULTIPLE = 64
@@ -20,101 +22,6 @@ MULTIPLE = 64
 SHARE = 8
 """The automatic multiple is at most this part of the layer."""
 NO_EXPERTS = "the model has no experts (regauge learn smoe-dropout divides a dense one into some)"
-Settled = tuple[Any, str]
-"""A legal value, and why the one that was asked for is not legal; "" where it is."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What a subnet comes to in one model.
-
-    Attributes:
-        blocks: those that run, in their order.
-        kept: stream of the whole → units that stay, the first ones; absent: all.
-        experts: how many a token goes to; None: as the model says.
-        bits, cache: as the subnet says.
-    """
-
-    blocks: tuple[int, ...]
-    kept: dict[str, int]
-    experts: int | None = None
-    bits: int | tuple[int, ...] | None = None
-    cache: str | None = None
-
-
-@runtime_checkable
-class Offers(Protocol):
-    """What a dimension reads of a family."""
-
-    @property
-    def multiple(self) -> int: ...
-    @property
-    def layers(self) -> str: ...
-
-    def choices(self, name: str) -> tuple[Any, ...]: ...
-
-    def blocks(self, count: int, whole: int) -> tuple[int, ...]: ...
-
-
-@runtime_checkable
-class Dimension(Protocol):
-    """One thing that may be chosen."""
-
-    @property
-    def name(self) -> str: ...
-
-    def refuses(self, choices: Sequence[Any], family: Offers, anatomy: Anatomy) -> Iterator[str]:
-        """Why a model cannot have these choices, a sentence each."""
-
-    def settle(self, value: Any, family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
-        """The legal value nearest to `value` (None: the whole), and what is wrong with it.
-
-        Args:
-            before: what dimensions named earlier have settled to.
-        """
-
-
-@dataclass(frozen=True)
-class Depth:
-    """How many blocks run, or which."""
-
-    name: str = "depth"
-
-    def refuses(self, choices: Sequence[Any], family: Offers, anatomy: Anatomy) -> Iterator[str]:
-        for count in choices:
-            if not 1 <= self._count(count, anatomy) <= anatomy.blocks:
-                yield f"depth {count}: the model has {anatomy.blocks} blocks"
-            elif lost := lacking(self.blocks(self._count(count, anatomy), family, anatomy), anatomy):
-                yield f"depth {count}: {lost}; layers: stages keeps the first blocks of each stage"
-
-    def settle(self, value: Any, family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
-        legal = sorted({*(self._count(one, anatomy) for one in family.choices(self.name)), anatomy.blocks})
-        count = len(value) if isinstance(value, tuple) else self._count(value, anatomy)
-        near = min(legal, key=lambda one: (abs(one - count), -one))
-        if isinstance(value, tuple) and (list(value) != sorted(set(value)) or max(value) >= anatomy.blocks):
-            told = "/".join(map(str, value))
-            return self._said(near, anatomy), f"depth={told} is no rising list of blocks from 0 to {anatomy.blocks - 1}"
-        if count != near:
-            return self._said(near, anatomy), f"depth={count}, of {_listed(legal)}"
-        if isinstance(value, tuple) and (lost := lacking(value, anatomy)):
-            return self._said(near, anatomy), f"depth={'/'.join(map(str, value))}: {lost}"
-        if isinstance(value, tuple) and value != self.blocks(count, family, anatomy):
-            return value, ""
-        return self._said(count, anatomy), ""
-
-    def _count(self, value: Amount, anatomy: Anatomy) -> int:
-        return value if isinstance(value, int) else units(value, anatomy.blocks, 1)
-
-    def _said(self, count: int, anatomy: Anatomy) -> int | None:
-        return None if count == anatomy.blocks else count
-
-    def blocks(self, value: Any, family: Offers, anatomy: Anatomy) -> tuple[int, ...]:
-        """The blocks that run."""
-        if isinstance(value, tuple):
-            return value
-        if value is None:
-            return tuple(range(anatomy.blocks))
-        return staged(value, anatomy) if family.layers == STAGES else family.blocks(value, anatomy.blocks)
 
 
 @dataclass(frozen=True)
@@ -159,7 +66,7 @@ class Prefix:
             near, legal = self._near(one, some[0].size, family)
             found.append(near)
             if not self._same(one, near, some[0].size, family) and not wrong:
-                wrong = f"{self.name}={one}, of {_listed(legal)}"
+                wrong = f"{self.name}={one}, of {listed(legal)}"
         if all(self._whole(one, some[0].size, family) for one, some in zip(found, every.values(), strict=True)):
             return None, wrong
         return (found[0] if len(set(found)) == 1 else tuple(found)), wrong
@@ -233,7 +140,7 @@ class Listed:
             return None, f"{self.name}={value}: this family has one {self.what}"
         numbers = not isinstance(value, str) and not isinstance(value, tuple)
         near = min(legal, key=lambda one: abs(one - value)) if numbers else None
-        return near, f"{self.name}={value}, of {_listed(legal)}"
+        return near, f"{self.name}={value}, of {listed(legal)}"
 
     def _several(self, value: tuple[int, ...], family: Offers, anatomy: Anatomy, before: Subnet) -> Settled:
         """Bits of each block that runs."""
@@ -244,7 +151,7 @@ class Listed:
             return self.settle(value[0], family, anatomy, before)
         near = tuple(min(legal, key=lambda choice: (abs(choice - one), -choice)) for one in value)
         found = near[0] if len(set(near)) == 1 else near
-        return found, "" if near == value else f"{self.name}={'/'.join(map(str, value))}, each of {_listed(legal)}"
+        return found, "" if near == value else f"{self.name}={'/'.join(map(str, value))}, each of {listed(legal)}"
 
 
 @dataclass(frozen=True)
@@ -267,25 +174,13 @@ class Experts:
         whole = anatomy.plumbing.routed
         legal = sorted({*family.choices(self.name), whole})
         near = min(legal, key=lambda one: (abs(one - value), -one))
-        return None if near == whole else near, "" if near == value else f"experts={value}, of {_listed(legal)}"
+        return None if near == whole else near, "" if near == value else f"experts={value}, of {listed(legal)}"
 
     def _none(self, anatomy: Anatomy) -> str:
         if anatomy.plumbing.routed:
             return ""
         some = any(site.expert is not None for site in anatomy.sites)
         return "the router of this model takes no fewer" if some else NO_EXPERTS
-
-
-def units(share: float, size: int, multiple: int) -> int:
-    """The multiple nearest to a share of a size, the smaller of two as near, one at least; all where nothing goes."""
-    wanted = share * size
-    if wanted >= size:
-        return size
-    return min(max(min(int(-(-(wanted / multiple - 0.5) // 1)), size // multiple), 1) * multiple, size)
-
-
-def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values))
 
 
 BY_NAME: Mapping[str, Any] = {
@@ -296,4 +191,5 @@ BY_NAME: Mapping[str, Any] = {
     "experts": Experts(),
     "bits": Listed("bits", "precision"),
     "cache": Listed("cache", "cache"),
+    "kernel": Kernel(),
 }

@@ -29,7 +29,8 @@ class Family:
     """What may be chosen.
 
     Attributes:
-        depth, ffn, heads, width, experts, bits, cache: the choices of each dimension, beside the whole; empty: none.
+        depth, ffn, heads, width, experts, bits, cache, kernel: the choices of each dimension, beside the whole; empty:
+            none.
         layers: which blocks a count of them means, of `LAYERS`.
         ranked: with `ranked`: every block, the most important first; a recipe may leave it to calibration.
         order: by what streams were sorted, a name of `order.ORDERS`.
@@ -44,6 +45,7 @@ class Family:
     experts: tuple[int, ...] = ()
     bits: tuple[int, ...] = ()
     cache: tuple[str, ...] = ()
+    kernel: tuple[int, ...] = ()
     layers: str = EQUIDISTANT
     ranked: tuple[int, ...] = ()
     order: str = "activation"
@@ -139,6 +141,8 @@ def _choice(key: str, one: Any) -> Amount:
     shares = key == "ffn" or (key in PARTLY and type(one) is float)
     if shares and type(one) in (int, float) and 0 < one <= 1:
         return float(one)
+    if key == "kernel" and type(one) is int and one % 2 == 0:
+        raise ValueError(f"kernel lists sides of kernels with a centre, odd numbers, and {one} is none")
     if not shares and type(one) is int and (0 if key == "ranked" else 1) <= one < WIDE:
         return int(one)
     kind = "shares above 0 and at most 1" if key == "ffn" else "whole numbers above 0"

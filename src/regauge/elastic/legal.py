@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from regauge.anatomy.members import Member, member_of
 from regauge.anatomy.model import Anatomy
-from regauge.elastic.dimensions import BY_NAME, Cut
+from regauge.elastic.dimensions import BY_NAME
 from regauge.elastic.family import RANKED, Family
+from regauge.elastic.offers import Cut
 from regauge.elastic.subnet import Subnet
 from regauge.errors import MoveError, SettingError, nearest
 
@@ -66,7 +67,9 @@ def cut_of(subnet: Subnet, family: Family, anatomy: Anatomy) -> Cut:
         value = getattr(subnet, name)
         if value is not None:
             cut.kept.update(BY_NAME[name].kept(value, blocks, family, anatomy))
-    return cut
+    if subnet.kernel is None:
+        return cut
+    return replace(cut, kernels=BY_NAME["kernel"].kernels(subnet.kernel, blocks, anatomy))
 
 
 def member_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
@@ -78,21 +81,26 @@ def member_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
     cut = cut_of(subnet, family, anatomy)
     bits = (cut.bits,) * len(cut.blocks) if isinstance(cut.bits, int) else cut.bits
     try:
-        return replace(member_of(anatomy, cut.blocks, cut.kept, cut.experts), bits=bits)
+        return replace(member_of(anatomy, cut.blocks, cut.kept, cut.experts, cut.kernels), bits=bits)
     except (MoveError, ValueError) as error:
         raise SettingError(f"this model has no member {subnet}: {error}") from error
 
 
-def widths_of(family: Family, anatomy: Anatomy) -> dict[str, tuple[int, ...]]:
-    """Site → the numbers of its first inputs that members with fewer neurons or heads read.
+def narrows(family: Family) -> bool:
+    """Whether there are members of fewer channels of the residual."""
+    return bool(family.width) or any(member.width is not None for member in family.members.values())
 
-    Members of fewer channels of the residual are left out: nearly every matrix would be read in two places for them,
-    which costs the whole more than it costs when `down` and `o` alone are.
-    """
-    asked = [*(Subnet(ffn=one) for one in family.ffn), *(Subnet(heads=one) for one in family.heads)]
+
+def widths_of(family: Family, anatomy: Anatomy) -> dict[str, tuple[int, ...]]:
+    """Site → the numbers of its first inputs that members of fewer neurons, heads or residual channels read."""
+    asked = [
+        *(Subnet(ffn=one) for one in family.ffn),
+        *(Subnet(heads=one) for one in family.heads),
+        *(Subnet(width=one) for one in family.width),
+    ]
     found: dict[str, set[int]] = {}
     for subnet in (*asked, *family.members.values()):
-        legal = replace(settled(subnet, family, anatomy), width=None, experts=None)
+        legal = replace(settled(subnet, family, anatomy), experts=None, kernel=None)
         member = member_in(legal, family, anatomy)
         for site in member.anatomy.sites:
             whole = anatomy.site(member.origin(site.name))

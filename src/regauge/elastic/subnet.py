@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from math import isfinite
 
+from regauge.amounts import several, whole
 from regauge.errors import SettingError, nearest
 
 Amount = int | float
@@ -42,6 +44,7 @@ class Subnet:
         experts: how many experts a token goes to.
         bits: of weights that hold several precisions.
         cache: what is kept of the past, a preset's name.
+        kernel: side of the kernels of each block's convolutions, an odd number.
     """
 
     depth: Amount | tuple[int, ...] | None = None
@@ -51,6 +54,7 @@ class Subnet:
     experts: int | None = None
     bits: int | tuple[int, ...] | None = None
     cache: str | None = None
+    kernel: int | tuple[int, ...] | None = None
 
     @staticmethod
     def parse(text: str | Subnet) -> Subnet:
@@ -109,29 +113,29 @@ def _value(name: str, text: str) -> object:
         raise SettingError(f"{name} of a subnet has {len(text)} characters, and {LONGEST} are the most")
     if name == "cache" or (name == "ffn" and text == TOKEN):
         return text
-    several = [_number(name, one) for one in text.split("/")]
-    if name in ("width", "experts") and len(several) > 1:
+    found = several(text, partial(_number, name))
+    if name in ("width", "experts") and len(found) > 1:
         raise SettingError(f"{name} of a subnet is one number for all blocks, not {text[:60]!r}")
-    if name == "depth" and len(several) > 1 and not all(isinstance(one, int) for one in several):
+    if name == "depth" and len(found) > 1 and not all(isinstance(one, int) for one in found):
         raise SettingError(f"depth of a subnet lists blocks by their numbers, not {text[:60]!r}")
-    return several[0] if len(several) == 1 else tuple(several)
+    return found[0] if len(found) == 1 else found
 
 
 def _number(name: str, text: str) -> Amount:
-    text = text.strip()
     try:
         if name in SHARES or (name in PARTLY and not text.isdecimal()):
             share = float(text)
             if isfinite(share) and 0 < share <= 1:
                 return share
             raise ValueError(text)
-        if text.isdecimal() and len(text) < 10 and (int(text) > 0 or name == "depth"):
-            return int(text)
+        if ((count := whole(text)) > 0 or name == "depth") and not (name == "kernel" and count % 2 == 0):
+            return count
         raise ValueError(text)
     except ValueError:
         kind = {
             "ffn": "a share above 0 and at most 1",
             "depth": "a count, a share, or numbers of blocks with / between",
+            "kernel": "an odd number, the side of a kernel that has a centre",
         }
         other = "a count, or a share such as 0.5" if name in ("heads", "width") else "a whole number above 0"
         raise SettingError(f"{name}={text[:40]} of a subnet is not {kind.get(name, other)}") from None

@@ -26,6 +26,7 @@ from regauge.engine.inner import inner_of
 from regauge.engine.job import Job
 from regauge.engine.learning import Learnt, room
 from regauge.engine.ranking import influence
+from regauge.engine.renorming import anew
 from regauge.engine.taps import settle
 from regauge.engine.watchdog import Clock
 from regauge.engine.work import Pass
@@ -163,6 +164,9 @@ class Drive:
         moved, stats, proof = looked.moved, dict(looked.stats), [*proof, *looked.proof]
         rare |= looked.rare
         codes = work.round(sites, moved, stats, None if learnt is None else learnt.finished)
+        if job.plan.statistics:
+            moved, told = anew(work, block, moved, codes)
+            notes = [*notes, *told]
         unseen = [site for site in sites if site.name in codes and site.name not in stats]
         before, turns = work.states, None
         further = job.reads_head or unranked(job.family) or index < job.anatomy.blocks

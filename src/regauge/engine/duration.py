@@ -27,6 +27,7 @@ ROWS, EDGE = 1024, 512  # of the matrix that is tried: EDGE is a multiple of eve
 PRODUCT = 1024  # edge of the product that is tried
 OVERHEAD = 1.5  # of running a block, over its products
 JUDGED = 2  # O·I² to judge a range that was tried beside the first
+NORMS = 2  # batch norms of a block, for each of which it is run
 SEEN = 0.75  # of a block's products that come before its last activation, about
 
 
@@ -97,7 +98,7 @@ def course(job: Job, tokens: int, sampled: bool = False) -> dict[str, float]:
             found["survey"] = once
     if job.shaping is not None and job.shaping.waiting:
         found["scores"] = once
-    runs = (1 + bool(job.needs) + len(job.local)) * job.calibrated
+    runs = (1 + bool(job.needs) + len(job.local) + NORMS * bool(job.plan.statistics)) * job.calibrated
     learning = learning_cost.learning_cost(job, tokens, NOMINAL).seconds if job.learnt else 0.0
     return {**found, "blocks": runs * once + rounding + learning, "finish": 0.1}
 
@@ -106,7 +107,7 @@ def _passes(job: Job, tokens: int, wide: float, narrow: float, rounding: float) 
     """Seconds of all that runs blocks, and of all that is summed of their inputs."""
     inner = sum(s.shape[0] * s.shape[1] for s in job.anatomy.sites if s.block is not None and s.expert in (None, 0, 1))
     once = 2 * inner * tokens * narrow * OVERHEAD
-    runs = 1 + SEEN * bool(job.needs) + len(job.local)
+    runs = 1 + SEEN * bool(job.needs) + len(job.local) + NORMS * bool(job.plan.statistics)
     total = 0.0
     if job.shaping is not None:
         runs += 3 + job.shaping.waiting

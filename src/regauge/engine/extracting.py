@@ -40,6 +40,7 @@ from regauge.artifact.statistics import own as own_statistics
 from regauge.artifact.statistics import read_statistics
 from regauge.documents import read_text
 from regauge.elastic.subnet import Subnet
+from regauge.engine.recalibrating import opened, taken
 from regauge.engine.receipts import text_of, versions
 from regauge.errors import ArtifactError
 from regauge.hosts import host_of
@@ -73,16 +74,27 @@ class Extracted(BaseModel):
         return f"{self.subnet}: {told(self.bytes_whole)} → {told(self.bytes)} at {self.out}; {stock}"
 
 
-def extract(artifact: str | Path, subnet: str | Subnet, out: str | Path, *, force: bool = False) -> Extracted:
+def extract(
+    artifact: str | Path,
+    subnet: str | Subnet,
+    out: str | Path,
+    *,
+    calibration: str | Path | None = None,
+    force: bool = False,
+) -> Extracted:
     """Writes a member of a family as a model of its own.
 
     Args:
         artifact: a directory that a recipe with `family` made.
         subnet: `depth=6,ffn=0.5`, a `Subnet`, the name of a member, or `full`.
         out: the directory to make. It must not exist, unless `force`.
+        calibration: images as .npz, on which statistics of the member's batch norms are taken anew; None: it has its
+            own, where the family holds some, or the whole's.
 
     Raises:
         SettingError: the directory is no family, or the subnet not legal in it; the sentence names the nearest that is.
+            Or images were given, and it has no batch norms.
+        TextError: `calibration` holds no images.
         ArtifactError: the family cannot be read.
         OutputError: `out` cannot be written.
     """
@@ -90,15 +102,21 @@ def extract(artifact: str | Path, subnet: str | Subnet, out: str | Path, *, forc
     folder = host.folder(str(artifact))
     whole, legal, member = member_at(folder, subnet)
     refuse_out(out, force, CARRIED)
+    seen = None if calibration is None else opened(folder, member, calibration)
     sizes = host.sized(folder, member)
     adapters = read_adapters(folder, member.whole)
     own = layout_of(whole.layout, member, sizes.sized, sizes.unsaid, adapters)
     chosen = choose(own, REGAUGE if whole.wire.name == REGAUGE else None)
     identity = {"family": str(folder), "subnet": str(legal), "wire": chosen.wire.name, "versions": versions()}
+    identity |= {} if seen is None else {"calibration": seen.sha256}
     with Staging(out, identity, force=force) as staging:
-        known = own_statistics(read_statistics(folder, member.whole).get(str(legal), {}), member)
+        stored = read_statistics(folder, member.whole).get(str(legal), {})
+        known = own_statistics(stored if seen is None else taken(folder, legal, seen), member)
         total = _write(whole, member, chosen.wire, staging, (adapters, known))
         receipt = _receipt(whole, member, chosen.wire, legal, total)
+        if seen is not None:
+            note = f"statistics of its batch norms were taken anew on {seen.description}"
+            receipt = receipt.model_copy(update={"notes": (note, *receipt.notes)})
         recipe = read_text(folder / RECIPE, ArtifactError) if (folder / RECIPE).exists() else ""
         more = sizes.fewer if chosen.wire.name == REGAUGE else sizes.sized
         files = artifact_files(folder, chosen.wire, staging.index(), recipe, text_of(receipt), more)

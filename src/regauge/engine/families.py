@@ -110,7 +110,7 @@ def _of_member(asked: Subnet, family: Family, layout: Layout) -> Iterator[str]:
     try:
         subnet = settled(asked, family, layout.anatomy)
         cut = cut_of(subnet, family, layout.anatomy)
-        member = member_of(layout.anatomy, cut.blocks, cut.kept)
+        member = member_of(layout.anatomy, cut.blocks, cut.kept, kernels=cut.kernels)
     except (SettingError, MoveError, ValueError) as error:
         yield str(error)
         return
@@ -126,6 +126,9 @@ def _of_member(asked: Subnet, family: Family, layout: Layout) -> Iterator[str]:
                 return
             continue
         fmt = decoder(point)
+        if member.window(site) and fmt.grain.span(whole.shape) < whole.shape[1]:
+            yield f"{asked}: {whole.name} has several steps a row, each of several places: give it a step a row"
+            return
         why = fmt.grain.refuses(site.shape) or ("" if site.shape[1] % fmt.grid.run == 0 else "runs of codes are cut")
         if why:  # of one block, as of all
             yield f"{asked}: {whole.name}, {site.shape[0]} x {site.shape[1]}: {why}"

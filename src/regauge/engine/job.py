@@ -134,7 +134,7 @@ class Job:
     def calibrated(self) -> bool:
         """Whether any part wants to see text."""
         return (
-            bool(self.needs or self.learnt or self.shaping is not None or unranked(self.family))
+            bool(self.needs or self.learnt or self.shaping or unranked(self.family) or self.plan.statistics)
             or bool(needs_of_taps(self.anatomy.sites, self.resolution.inputs, transforms=True))
             or ranged(self.anatomy, self.resolution.inputs)
             or bool(needs_of(self.resolution.at(ATTENTION)))

@@ -17,9 +17,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from regauge.anatomy.members import sides
 from regauge.anatomy.model import Anatomy
-from regauge.elastic.dimensions import BY_NAME, units
+from regauge.elastic.dimensions import BY_NAME
 from regauge.elastic.family import Family
+from regauge.elastic.offers import units
 from regauge.elastic.subnet import Subnet
 from regauge.engine.teaching import Teaching, kept_bytes
 from regauge.hosts.teaching import Taught, Trainee
@@ -33,8 +35,8 @@ from regauge.learn.samplers import Smallest
 from regauge.learn.space import WHOLE, Choice, Space, Turn
 from regauge.learn.training import EACH, LARGER, ORIGINAL, PLUS, Training
 
-DRAWN = ("depth", "ffn", "heads", "width", "experts")
-"""Dimensions that training draws from."""
+DRAWN = ("kernel", "depth", "ffn", "heads", "width", "experts")
+"""Dimensions that training draws from, in the order in which they are opened."""
 STRIDE = 1_000_003
 """Between the seeds by which the images of two runs are moved."""
 
@@ -240,7 +242,8 @@ def space_of(family: Family, anatomy: Anatomy, each: bool = False, bits: Sequenc
         if family.choices(name):
             some = {_share(name, value, family, anatomy): value for value in family.choices(name)}
             rest = [Choice(some[share], share) for share in sorted(some, reverse=True) if share < 1]
-            found[name] = (WHOLE, *rest)
+            whole = replace(WHOLE, whole=max(sides(anatomy).values())) if name == "kernel" else WHOLE
+            found[name] = (whole, *rest)
     named = {one: size for one in family.members.values() if (size := _size(one, family, anatomy)) is not None}
     return Space(found, anatomy.blocks, each, named)
 
@@ -276,6 +279,9 @@ def _share(name: str, value: int | float | str, family: Family, anatomy: Anatomy
     if name == "experts":
         return _count(value, 0) / anatomy.plumbing.routed
     every = range(anatomy.blocks)
+    if name == "kernel":
+        own = sides(anatomy)
+        return sum(min(int(_count(value, 0)), side) ** 2 / side**2 for side in own.values()) / len(own)
     sizes: Mapping[str, int] = BY_NAME[name].kept(value, every, family, anatomy)
     if not sizes:
         return 1.0

@@ -14,6 +14,7 @@ from torch import Tensor
 from regauge.artifact.staging import Staging
 from regauge.engine.enough import bound
 from regauge.engine.job import Job
+from regauge.engine.renorming import refuse
 from regauge.engine.watchdog import Clock
 from regauge.errors import ModelError, TextError
 from regauge.text.calibration import Calibration, draw, images, noted
@@ -97,7 +98,9 @@ def reading(job: Job, calibration: Where | None, tokens: int | None = None, leng
     Raises:
         TextError: missing, empty, binary or too short text, or none where the model cannot sample it.
         ModelError: there is no tokenizer.
+        RecipeError: what is to be taken from it is none of the model's.
     """
+    refuse(job.plan, job.anatomy)
     if not job.calibrated:
         notes = (UNUSED,) if calibration is not None else ()
         return Reading(None, None, {"kind": "none"}, notes)

@@ -11,7 +11,8 @@ from regauge.errors import ModelError, SettingError, TextError
 from regauge.hosts import host_of
 from regauge.measure.images import Seen, classified, coded
 from regauge.measure.subject import SCALES, Facts, Subject
-from regauge.text.calibration import Calibration, classes, images
+from regauge.text.arrays import header
+from regauge.text.calibration import PARTS, Calibration, classes, images
 from regauge.text.corpora import Where
 
 IMAGES, TOKENS = 4096, 1 << 15
@@ -29,20 +30,21 @@ def count_of(facts: Facts) -> int:
 
 
 def labelled(
-    name: str, given: Where | None, facts: Facts, option: str = "--eval", part: str = "test"
+    name: str, given: Where | None, facts: Facts, rows: Sequence[int] | None = None, part: str = "test"
 ) -> tuple[Calibration, torch.Tensor]:
     """Images and their classes (N), as many as a model is measured on at most.
 
     Args:
+        rows: which images, in rising order; None: as many as a model is measured on, spread over the file.
         part: whose arrays are read where a file has several.
 
     Raises:
         TextError: there is no such file, or it holds something else, or classes that are none of the model's.
     """
-    image, count = facts.image, count_of(facts)
+    image, count = facts.image, count_of(facts) if rows is None else rows
     assert image is not None, "of a model of images"
     if not isinstance(given, str | Path) or Path(given).suffix != ENDING:
-        raise TextError(f"{name} is a model of images, and samples none of its own: give {option} "
+        raise TextError(f"{name} is a model of images, and samples none of its own: give --eval "
                         f"{WANTED.format(image.channels)}.")  # fmt: skip
     path = Path(given).expanduser()
     found = images(path, count, (image.channels, image.side), (image.mean, image.spread), part)
@@ -53,26 +55,61 @@ def labelled(
     return found, y_N
 
 
+def images_of(name: str, path: str | Path, given: Where | None, facts: Facts) -> Seen:
+    """What one model is measured on; one that draws has made tokens of it.
+
+    Raises:
+        TextError: as `labelled`.
+    """
+    return gathered(name, path, given, facts)
+
+
+def gathered(
+    name: str,
+    path: str | Path,
+    given: Where | None,
+    facts: Facts,
+    rows: Sequence[int] | None = None,
+    part: str = "test",
+) -> Seen:
+    """As `images_of`, of some images; `part`, whose arrays are read where a file has several."""
+    found, y_N = labelled(name, given, facts, rows, part)
+    if facts.gives != SCALES:
+        return classified(found.inputs, y_N, found.description, found.notes)
+    return coded(host_of(path).ids_of_images(path, found.inputs, y_N), facts.vocabulary, found.description, found.notes)
+
+
 def seen(subjects: Sequence[Subject], given: Where | None, facts: Facts) -> Seen:
-    """What models are measured on; a model that draws has made tokens of it.
+    """What models are measured on.
 
     Raises:
         TextError: as `labelled`.
         ModelError: a model makes other tokens of an image than the first.
     """
     first, *others = subjects
-    found, y_N = labelled(first.name, given, facts)
-    if facts.gives != SCALES:
-        return classified(found.inputs, y_N, found.description, found.notes)
-    ids_NT = host_of(first.path).ids_of_images(first.path, found.inputs, y_N)
-    few = slice(0, SAME)
-    for one in others:
-        if not torch.equal(host_of(one.path).ids_of_images(one.path, found.inputs[few], y_N[few]), ids_NT[few]):
-            raise ModelError(
-                f"{one.name} makes other tokens of images than {first.name}, so theirs are not compared: measure "
-                "models that share a tokenizer."
-            )
-    return coded(ids_NT, facts.vocabulary, found.description, found.notes)
+    made = images_of(first.name, first.path, given, facts)
+    if facts.gives == SCALES and others:
+        found, y_N = labelled(first.name, given, facts)
+        x_NChw, y_N, tokens_NL = found.inputs[:SAME], y_N[:SAME], torch.cat(made.targets)[:SAME]
+        for one in others:
+            if not torch.equal(host_of(one.path).ids_of_images(one.path, x_NChw, y_N)[:, 1:], tokens_NL):
+                raise ModelError(
+                    f"{one.name} makes other tokens of images than {first.name}, so theirs are not compared: measure "
+                    "models that share a tokenizer."
+                )
+    return made
+
+
+def rows_in(path: Path, channels: int, part: str = "train") -> int:
+    """How many images a file holds.
+
+    Raises:
+        TextError: none, or it is no such file.
+    """
+    seen = header(path, [f"x{ending}" for ending in PARTS[part]], WANTED.format(channels))
+    if not seen.shape or not seen.shape[0]:
+        raise TextError(f"{path} holds no image: 'x' has shape {seen.shape}.")
+    return seen.shape[0]
 
 
 def refuse(name: str, given: Mapping[str, object]) -> None:

@@ -22,11 +22,14 @@ from regauge.artifact.adapters import read_adapters
 from regauge.artifact.codec.sizes import tensor_bytes
 from regauge.artifact.cutting import layout_of
 from regauge.artifact.families import family_at
+from regauge.artifact.files import weight_bytes
 from regauge.elastic.family import Family
 from regauge.elastic.legal import member_in, settled
 from regauge.elastic.subnet import Subnet
 from regauge.engine.drafting import Drafting, Way, weighed
 from regauge.engine.measuring import text_of
+from regauge.engine.seeing import refuse_images
+from regauge.engine.subnets_images import LATE, Seen, measured
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.hosts import host_of
 from regauge.measure.cost import Speed, prompt_of, speeds
@@ -46,8 +49,10 @@ class MemberFigures(BaseModel):
 
     Attributes:
         subnet: as the family says it; `name`: what the family calls it, or "".
+        late: it runs on late scales of an image alone, the whole on those before, and takes what the whole takes.
         blocks: which blocks of the whole run.
         bytes: of its tensors, by their formats.
+        decode, prefill: of images, images a second, one at a time and several together.
         quality: against the whole; None where there was no text.
         drafts: what it is worth as a draft of the whole; None of the whole, of a member with a cache of its own kind,
             and where there was no text.
@@ -57,6 +62,7 @@ class MemberFigures(BaseModel):
 
     subnet: str
     name: str = ""
+    late: bool = False
     blocks: tuple[int, ...]
     bytes: int
     decode: Speed
@@ -72,6 +78,7 @@ class Subnets(BaseModel):
         offers: dimension → its choices beside the whole.
         text: what quality was measured on, in words.
         drafting: which drafts the whole is best decoded with; None without text.
+        kind: of `Quality`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,10 +89,13 @@ class Subnets(BaseModel):
     text: str
     members: tuple[MemberFigures, ...]
     drafting: Drafting | None = None
+    kind: str = "tokens"
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         first = self.members[0]
-        rows = (f"{one.subnet}: {told(one.bytes)}, {one.decode.median:.0f} tokens/s" for one in self.members)
+        unit = "tokens/s" if self.kind == "tokens" else "images/s"
+        rows = (f"{one.subnet}: {told(one.bytes)}, {one.decode.median:.0f} {unit}" for one in self.members)
         return "\n".join([f"{self.path}: {told(first.bytes)} as a whole", *rows])
 
 
@@ -103,7 +113,8 @@ def subnets(
     Args:
         path: an artifact that a recipe with `family` made.
         subnet: which; none: every choice by itself, the smallest of all together, and those that have a name.
-        eval: text for quality; None: the model samples its own where nothing in it is rounded, else no quality.
+        eval: text for quality; None: the model samples its own where nothing in it is rounded, else no quality. Of a
+            model of images an .npz of them; None: no quality.
         rounds: of timing.
 
     Raises:
@@ -114,38 +125,58 @@ def subnets(
     artifact, family = family_at(folder)
     layout, adapters = artifact.layout, read_adapters(folder, artifact.layout.anatomy)
     found = list(_asked(subnet, family, layout.anatomy))
-    facts = host.facts(path)
     with quiet_torch(), host.unsaid():
-        windows = text_of(path, eval, facts, seed) if eval is not None or not host.packed(path) else None
-        model = host.load(path)
-        models = {str(one): model.regauge.member(one) for one in found}
+        facts = host.facts(path)
         clock.say("subnets", f"{len(found)} members")
-        timed = speeds(models, prompt_of(facts.vocabulary, facts.most), rounds)
-        quality = {} if windows is None else _quality(windows, models, seed)
-        drafting = None if windows is None else _drafting(model, models, windows, facts, rounds)
-    worth = {} if drafting is None else {way.drafts: way for way in drafting.ways}
+        if facts.pictured:
+            seen = measured(path, found, eval, facts, (rounds, seed))
+        else:
+            refuse_images(folder.name, eval)
+            seen = _read(path, found, eval, facts, (rounds, seed))
+    worth = {} if seen.drafting is None else {way.drafts: way for way in seen.drafting.ways}
     names = {settled(one, family, layout.anatomy): name for name, one in family.members.items()}
+    cuts = {str(one): member_in(one, family, layout.anatomy) for one in found}
+    sizes = {name: tensor_bytes(layout_of(layout, cut, adapters=adapters)) for name, cut in cuts.items()}
+    whole = next(iter(sizes.values()))
+    beside = max(0, weight_bytes(folder) - whole) if facts.pictured else 0  # tokenizers of images, which members share
     members = tuple(
         MemberFigures(
             subnet=str(one),
-            name=names.get(one, ""),
-            blocks=(cut := member_in(one, family, layout.anatomy)).blocks,
-            bytes=tensor_bytes(layout_of(layout, cut, adapters=adapters)),
-            decode=timed["decode"][str(one)],
-            prefill=timed["prefill"][str(one)],
-            quality=quality.get(str(one)),
-            drafts=worth.get(str(one)),
+            name="" if late else names.get(one, ""),
+            late=late,
+            blocks=cuts[str(one)].blocks,
+            bytes=beside + (whole if late else sizes[str(one)]),
+            decode=seen.timed["decode"][key],
+            prefill=seen.timed["prefill"][key],
+            quality=seen.quality.get(key),
+            drafts=worth.get(key),
         )
         for one in found
+        for key, late in ((str(one), False), (f"{one}{LATE}", True))
+        if key in seen.timed["decode"]
     )
     return Subnets(
         path=str(path),
         offers={name: tuple(map(str, family.choices(name))) for name in family.offered},
         layers=family.layers,
-        text="" if windows is None else windows.description,
+        text=seen.text,
         members=members,
-        drafting=drafting,
+        drafting=seen.drafting,
+        kind=seen.kind,
+        notes=seen.notes,
     )
+
+
+def _read(path: str | Path, found: Sequence[Subnet], eval: Where | None, facts: Facts, how: tuple[int, int]) -> Seen:
+    """Members of a model of text."""
+    host, (rounds, seed) = host_of(path), how
+    windows = text_of(path, eval, facts, seed) if eval is not None or not host.packed(path) else None
+    model = host.load(path)
+    models = {str(one): model.regauge.member(one) for one in found}
+    timed = speeds(models, prompt_of(facts.vocabulary, facts.most), rounds)
+    quality = {} if windows is None else _quality(windows, models, seed)
+    drafting = None if windows is None else _drafting(model, models, windows, facts, rounds)
+    return Seen("tokens", "" if windows is None else windows.description, timed, quality, drafting=drafting)
 
 
 def _drafting(model: Any, models: Mapping[str, Any], windows: Windows, facts: Facts, rounds: int) -> Drafting:

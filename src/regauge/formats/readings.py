@@ -106,9 +106,20 @@ class Reading:
         finally:
             told(False)
 
-    def pulled(self, dy: Tensor) -> Tensor:
-        """dy Aᵀ, A the transform: the gradient of what came, of that of what it became (rounding passed straight
-        through)."""
+    @property
+    def clips(self) -> bool:
+        """Whether values may lie outside the range: its step is not of all that each call has."""
+        return self.step is not None or self.share_1 is not None
+
+    def pulled(self, dy: Tensor, x: Tensor | None = None) -> Tensor:
+        """dy Aᵀ, A the transform: the gradient of what came, of that of what it became. Rounding is passed straight
+        through, and nothing by a value outside the range, which comes back as its end.
+
+        Args:
+            x: what came, where the reading clips.
+        """
+        if x is not None and self.clips:
+            dy = dy * self._inside(x)
         if not self.transform.changes:
             return dy
         with torch.enable_grad():
@@ -144,6 +155,12 @@ class Reading:
         inside_TI = z_TI.clamp(grid.low, grid.high)
         z_TI = grid.snap(z_TI.detach()) + (inside_TI - inside_TI.detach())
         return self.format.unscaled(z_TI, step).to(x.dtype).view(x.shape)
+
+    def _inside(self, x: Tensor) -> Tensor:
+        """Which values, once transformed, the range holds."""
+        y_TI, grid = self.prepared(x.reshape(-1, x.shape[-1])).float(), self.format.grid
+        z_TI = self.format.scaled(y_TI, self.format.fit(y_TI) if self.step is None else self._repeated(self.step, y_TI))
+        return ((z_TI >= grid.low) & (z_TI <= grid.high)).view(x.shape)
 
     def _repeated(self, step: Step, x_TI: Tensor) -> Step:
         """The step of one token as the step of each group of these tokens."""

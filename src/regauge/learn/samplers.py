@@ -142,7 +142,7 @@ class Balanced:
     def _near(self, space: Space, chance: random.Random) -> Subnet:
         picked: dict[str, Choice | Sequence[Choice]] = {}
         level = chance.random()
-        for name, some in space.choices.items():
+        for name, some in sorted(space.choices.items(), key=lambda one: one[0] != "depth"):  # says how many blocks
             if space.each and name in PER_BLOCK:
                 picked[name] = [leaning(some, level, chance) for _ in range(space.depth(picked))]
             else:

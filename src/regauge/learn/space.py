@@ -9,16 +9,17 @@ from typing import Any
 
 from regauge.elastic.subnet import Subnet
 
-PER_BLOCK = ("bits", "ffn", "heads")
+PER_BLOCK = ("bits", "ffn", "heads", "kernel")
 """Dimensions of which each block may have a value of its own."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One value of a dimension and its share of the whole; `None` is the whole."""
+    """One value of a dimension and its share of the whole; `None` is the whole, which as one of several is `whole`."""
 
     value: Any
     share: float
+    whole: Any = 1.0
 
 
 WHOLE = Choice(None, 1.0)
@@ -52,7 +53,7 @@ class Space:
 
     def said(self, name: str, choice: Choice) -> Any:
         """A choice as one of several says it, where the whole has to be said too."""
-        return 1.0 if choice.value is None else choice.value
+        return choice.whole if choice.value is None else choice.value
 
     @property
     def smallest(self) -> Subnet:
@@ -81,7 +82,7 @@ class Space:
         size = 1.0
         for name, some in self.choices.items():
             value = getattr(subnet, name)
-            shares = {choice.value: choice.share for choice in some} | {1.0: 1.0}
+            shares = {choice.value: choice.share for choice in some} | {some[0].whole: 1.0}
             values = value if isinstance(value, tuple) else (value,)
             size *= sum(shares[one] for one in values) / len(values)
         return size

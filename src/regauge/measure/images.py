@@ -10,6 +10,7 @@ Legend: B images of a batch, L tokens of an image, V classes or codes, N rows th
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import tempfile
 import time
@@ -31,6 +32,8 @@ from regauge.measure.subject import CLASSES, SCALES, Batch, Facts, Outputs, Subj
 
 KINDS = {CLASSES: "classes", SCALES: "scales"}
 """What a model gives → the kind of its figures (`Quality.kind`)."""
+EACH = {"tokens": "a token", "classes": "an image", "scales": "a token"}
+"""Kind of figures → what nats are of."""
 BATCH, MANY, DRAWN = 250, 64, 8
 """Images that are read at once; that are classified together, and drawn together, where that is timed."""
 ONE = 8
@@ -61,9 +64,22 @@ class Seen:
         return sum(len(target) for target in self.targets)
 
     @property
-    def scored(self) -> int:
-        """Classes or tokens."""
+    def predicted(self) -> int:
+        """Classes or tokens that are scored."""
         return sum(target.numel() for target in self.targets)
+
+    @property
+    def documents(self) -> int:
+        """Images, as the documents of a text."""
+        return self.images
+
+    def hash(self) -> str:
+        """sha256 over images or tokens, and classes."""
+        digest = hashlib.sha256()
+        for arguments in self.arguments:
+            for name in sorted(arguments):
+                digest.update(name.encode() + arguments[name].contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def classified(x_NCHW: Tensor, y_N: Tensor, description: str, notes: tuple[str, ...] = (), size: int = BATCH) -> Seen:
@@ -92,7 +108,7 @@ def scored(seen: Seen, original: Iterable[Tensor], compressed: Sequence[Iterable
         for column, reader in zip(columns, readers, strict=True):
             log_q_NV = _log(next(reader))
             column.append((*_right(log_q_NV, next_N), *divergence(log_p_NV, log_q_NV)))
-    each = seen.scored // max(seen.images, 1)
+    each = seen.predicted // max(seen.images, 1)
     owner_N = np.repeat(np.arange(seen.images, dtype=np.int64), each)
     nll_original_N, right_original_N = (torch.cat(parts).double().numpy() for parts in zip(*base, strict=True))
     found, alone = [], each == 1
@@ -191,7 +207,9 @@ def side_by_side(subjects: Sequence[Subject], facts: Facts, seen: Seen, method: 
     method.say("measure", "quality")
     first, *others = subjects
     with torch.no_grad():
-        base = _again(first.outputs(seen.arguments), seen.scored * facts.labels if facts.gives == CLASSES else MOST + 1)
+        base = _again(
+            first.outputs(seen.arguments), seen.predicted * facts.labels if facts.gives == CLASSES else MOST + 1
+        )
         found = [scored(seen, base(), [base()])[0]]
         found += [scored(seen, base(), [one.outputs(seen.arguments)()])[0] for one in others]
     method.say("measure", "speed")
@@ -231,7 +249,7 @@ def side_by_side(subjects: Sequence[Subject], facts: Facts, seen: Seen, method: 
         rows=rows,
         original=None,
         text=seen.description,
-        tokens=seen.scored,
+        tokens=seen.predicted,
         pairs=pairs,
         bandwidth=bandwidth(folder=Path(tempfile.gettempdir())),
         machine=machine().model_dump(mode="json"),

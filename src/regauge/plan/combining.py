@@ -51,6 +51,7 @@ def combined(plans: Sequence[Plan]) -> Plan:
         calibration={key: max(size[key] for size in sizes) for key in sizes[0]} if sizes else {},
         learning=learning,
         products=max(plan.products for plan in plans),
+        statistics=max(plan.statistics for plan in plans),
         family=families[0] if families else None,
         train=trained[0] if trained else {},
     )

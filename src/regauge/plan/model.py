@@ -11,6 +11,8 @@ from regauge.parts import PLACES, WEIGHTS, Point, Spec
 INTEGER = "integer"
 PROMISES = (INTEGER,)
 """What `products` may say."""
+ANEW = ("anew",)
+"""What `statistics` may say."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Plan:
         check: tests that fail where its idea is taken out, `tests/discriminate/test_x.py::test_y`.
         calibration: `tokens` and `length` of the text that the method reads, where it reads any.
         products: `integer` where every product of matrices must be one of integers; "" where nothing is promised.
+        statistics: `anew` where batch norms are given those of calibration images once weights are rounded; "": as they
+            were.
         learning: how parts that are learnt are trained, where the recipe says so (`learn/settings.py`).
         train: how a family is trained, where it is (`learn/training.py`).
         family: what may be chosen of the artifact when it runs; None: it is one model.
@@ -52,6 +56,7 @@ class Plan:
     calibration: Mapping[str, int] = field(default_factory=dict)
     learning: Mapping[str, int | str] = field(default_factory=dict)
     products: str = ""
+    statistics: str = ""
     family: Family | None = None
     train: Mapping[str, int | float | str] = field(default_factory=dict)
 

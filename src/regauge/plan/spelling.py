@@ -85,6 +85,8 @@ def dump(plan: Plan) -> str:
         lines.append(f"learning: {_row({key: _scalar(value) for key, value in plan.learning.items()})}")
     if plan.products:
         lines.append(f"products: {_scalar(plan.products)}")
+    if plan.statistics:
+        lines.append(f"statistics: {_scalar(plan.statistics)}")
     if plan.rewrites:
         lines.append(f"rewrites: [{', '.join(_spelt(REWRITE, spec) for spec in plan.rewrites)}]")
     if plan.family is not None:
@@ -119,6 +121,7 @@ def digest(plan: Plan) -> str:
     }
     meaning |= {"learning": dict(sorted(plan.learning.items()))} if plan.learning else {}
     meaning |= {"products": plan.products} if plan.products else {}
+    meaning |= {"statistics": plan.statistics} if plan.statistics else {}
     meaning |= {"family": told(plan.family)} if plan.family is not None else {}
     meaning |= {"train": dict(sorted(plan.train.items()))} if plan.train else {}
     meaning |= {place: _meaning(plan, place) for place in plan.places if place != WEIGHTS}
@@ -140,6 +143,8 @@ def diff(a: Plan, b: Plan) -> tuple[str, ...]:
         lines.append(f"learning: {dict(a.learning)} → {dict(b.learning)}")
     if a.products != b.products:
         lines.append(f"products: {a.products or 'any'} → {b.products or 'any'}")
+    if a.statistics != b.statistics:
+        lines.append(f"statistics: {a.statistics or 'as they were'} → {b.statistics or 'as they were'}")
     if a.family != b.family:
         said = [_flow(told(plan.family)) if plan.family is not None else "none" for plan in (a, b)]
         lines.append(f"family: {' → '.join(said)}")

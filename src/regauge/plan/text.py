@@ -6,6 +6,7 @@ A recipe is one YAML mapping, read strictly:
     cite: [arXiv:2210.17323]
     calibration: {tokens: 262144, length: 2048}
     learning: {steps: 320, batch: 2048}
+    statistics: anew
     rewrites: [fold-norm, {part: smooth-norms, alpha: 0.5}]
     weights:
       blocks.*: {grid: int4, grain: group:128 else channel, ranger: search, scale: f16, rounder: gptq}
@@ -39,7 +40,7 @@ from regauge.learn.settings import Settings
 from regauge.learn.training import KEYS as TRAINING
 from regauge.learn.training import Training, value_of
 from regauge.parts import AXES, FORMAT, FORMATS, INPUTS, PLACES, REWRITES, WEIGHTS, WORD, Axis, Option, Point, Spec
-from regauge.plan.model import PROMISES, Plan, Rule
+from regauge.plan.model import ANEW, PROMISES, Plan, Rule
 from regauge.plan.nodes import Node, PlacedError, keys, read
 from regauge.plan.select import READ_BY
 
@@ -49,7 +50,7 @@ ACTIVATIONS = "activations"
 """What a point on `inputs` was called: a coordinate of the weights with the name of a grid."""
 REWRITE = "rewrite"
 TOLD = ("name", "title", "cite", "differs", "row", "check")
-HEAD = (*TOLD, "calibration", "learning", "products", "rewrites", "family", "train")
+HEAD = (*TOLD, "calibration", "learning", "products", "statistics", "rewrites", "family", "train")
 KEYS = (*HEAD, *PLACES, OLDER)
 FULL = "full"
 ALIKE = re.compile(r"\*|blocks\.(\*|\d+|\?|\[[^\]]*\]|\{[\d,]*\})(\.\*)?")
@@ -85,7 +86,9 @@ def parse(recipe: str | Mapping[str, object], where: str = "recipe", trusted: bo
     calibration = keys(found["calibration"], ("tokens", "length"), "calibration") if "calibration" in found else {}
     if "products" in found and found["products"].text("products") not in PROMISES:
         raise found["products"].error(f"products are {' or '.join(PROMISES)}, or nothing is said of them")
-    texts = {key: found[key].text(key) for key in ("title", "differs", "row", "products") if key in found}
+    if "statistics" in found and found["statistics"].text("statistics") not in ANEW:
+        raise found["statistics"].error(f"statistics are taken {' or '.join(ANEW)}, or nothing is said of them")
+    texts = {key: found[key].text(key) for key in ("title", "differs", "row", "products", "statistics") if key in found}
     return Plan(
         name=found["name"].text("name") if "name" in found else "recipe",
         places=rules,

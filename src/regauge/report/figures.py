@@ -30,7 +30,7 @@ NONE = "–"
 
 def tables(run: Run) -> tuple[Table, ...]:
     """Size, quality and speed; where the speed comes from; and what spending evenly would have given."""
-    return measured(run), parts(run.costs, marked(run)), evenly(run)
+    return measured(run), parts(run.costs, marked(run), run.kind), evenly(run)
 
 
 def marked(run: Run) -> str:
@@ -40,11 +40,17 @@ def marked(run: Run) -> str:
 
 def measured(run: Run) -> Table:
     """The source and the artifact, everything measured."""
-    whole = run.bytes_bf16
+    whole, of = run.bytes_bf16, KINDS[run.kind]
     size = run.point.bytes_measured
     rows = [
-        _row(NAMES[ORIGINAL], told(whole), "1.000×", run.original, run.costs.get(ORIGINAL)),
-        _row(NAMES[RUNTIME], NONE, NONE, None, run.costs.get(RUNTIME)),
+        *(
+            [_row("original", told(whole), "1.000×", run.original, run.costs.get(RUNTIME))]
+            if of.nats
+            else [
+                _row(NAMES[ORIGINAL], told(whole), "1.000×", run.original, run.costs.get(ORIGINAL)),
+                _row(NAMES[RUNTIME], NONE, NONE, None, run.costs.get(RUNTIME)),
+            ]
+        ),
         _row(
             asked(run),
             NONE if size is None else told(size),
@@ -54,8 +60,11 @@ def measured(run: Run) -> Table:
         ),
     ]
     caption = "The source in bf16 and the artifact as it loads; tokens a second at batch 1, interleaved in one run."
+    if of.nats:
+        caption = "The source and the artifact as it loads, in float32; speeds interleaved in one run."
     if run.quality is not None:
-        caption += f" {run.quality.tokens:,} tokens of {run.quality.documents} documents of the evaluation text; "
+        read = "" if of.right else f" of {run.quality.documents} {of.drawn}"
+        caption += f" {run.quality.tokens:,} {of.scored}{read} of the evaluation {of.text}; "
         caption += over(run.quality)
     return Table(
         "Measured" + (", speeds on a busy machine" if busy(run) else ""),
@@ -64,11 +73,11 @@ def measured(run: Run) -> Table:
             "",
             "size",
             "of bf16",
-            "bits a byte",
+            kinds.short(run.kind),
             "KL to the original",
-            "same next token",
-            "decode, tokens/s",
-            "prefill, tokens/s",
+            of.same,
+            of.one.replace(" tokens/s", ", tokens/s"),
+            of.many.replace(" tokens/s", ", tokens/s"),
         ),
         tuple(rows),
     )
@@ -121,8 +130,18 @@ def over(quality: Quality) -> str:
     )
 
 
-def parts(costs: Mapping[str, Costs], mark: str = "") -> Table:
+def parts(costs: Mapping[str, Costs], mark: str = "", kind: str = "tokens") -> Table:
     """Decode and prefill against the same runtime on the source, and against transformers."""
+    words = KINDS[kind]
+    ways = dict(zip(("decode", "prefill"), words.ways, strict=True))
+    if words.nats:
+        return Table(
+            "The artifact against the source" + mark,
+            "Both as they load, interleaved in one run; 'no faster' where the quartiles overlap.",
+            ("", "speed"),
+            tuple((ways[name], gain.compression) for name, gain in gains(costs).items()),
+            "Speeds were not measured.",
+        )
     return Table(
         "Where the speed comes from" + mark,
         "Compression: the artifact against the source in bf16 by the same runtime. Runtime: that source against "
@@ -140,7 +159,8 @@ def gain_row(name: str, gain: Gain) -> Row:
 
 def evenly(run: Run) -> Table:
     """The chosen point and uniform presets as variants in memory, and the artifact against the presets."""
-    chosen = run.point
+    of, chosen = KINDS[run.kind], run.point
+    few = "some of them" if of.nats else "8,192 tokens of it"
     drawn = 0 if run.quality is None else run.quality.drawn
     rows: list[Row] = []
     for point, name in [(chosen, "the chosen point"), *((one, one.name) for one in run.uniforms)]:
@@ -153,17 +173,25 @@ def evenly(run: Run) -> Table:
                 NONE if point.in_memory is None else spread(point.in_memory.kl, 4, drawn),
                 NONE if pair is None else spread(pair.difference, 4, drawn, "+"),
                 NONE if pair is None else verdict.get(pair.verdict, "undecided"),
+                *([NONE if point.in_memory is None else kinds.right(point.in_memory)] if of.right else []),
             )
         )
     return Table(
         "Against spending evenly",
         "Variants in memory, rounded and not stored; their bytes are counted from formats. Uniform: every site alike, "
-        "with the same rounder. All are rounded from the same calibration text, 8,192 tokens of it at most, while the "
+        f"with the same rounder. All are rounded from the same calibration {of.text}, {few} at most, while the "
         "artifact reads as many as are enough: how far it is from the chosen point in memory is what that is worth, "
         "and that much of each difference is not the method's. The difference is the KL of the artifact as it loads "
-        "less the preset's in memory, on the same documents drawn together; where its interval holds 0, nothing is "
+        f"less the preset's in memory, on the same {of.drawn} drawn together; where its interval holds 0, nothing is "
         "claimed. No preset was built: its own artifact would differ from it as the chosen point's does.",
-        ("variant", "bytes, from formats", "KL, in memory", "artifact less it", "the artifact is"),
+        (
+            "variant",
+            "bytes, from formats",
+            "KL, in memory",
+            "artifact less it",
+            "the artifact is",
+            *(["right, in memory"] if of.right else []),
+        ),
         tuple(rows) if run.uniforms else (),
         "No uniform preset was measured beside it.",
     )

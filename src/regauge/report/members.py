@@ -6,33 +6,62 @@ from pathlib import Path
 
 from regauge.amounts import told
 from regauge.engine.subnets import MemberFigures, Subnets
-from regauge.report import drafting, figures, page
+from regauge.report import drafting, page
+from regauge.report.kinds import KINDS, own, spread
 from regauge.report.view import Table, View, uniform
 from regauge.report.words import Words
 
 CAPTION = (
     "Each member runs over the family's memory. Size is what `regauge extract` writes; speeds are interleaved over all "
-    "members on this machine; KL is to the whole, nats a token, with its 95 % interval over documents. As a draft: how "
-    "many times as many tokens a second its guesses promise (`drafts=` of generate), by how often they are right where "
-    "the whole goes on with this text and what steps of one and more tokens took here."
+    "members on this machine; KL is to the whole, nats {}, with its 95 % interval over {}."
+)
+DRAFTS = (
+    " As a draft: how many times as many tokens a second its guesses promise (`drafts=` of generate), by how often "
+    "they are right where the whole goes on with this text and what steps of one and more tokens took here."
+)
+LATE = (
+    " Late: the member runs on the late scales of an image and the whole on those before, as it is trained, so it "
+    "takes what the whole takes."
 )
 DOTS = "Each dot is a member, its KL to the whole: lower and further left is better; lines are 95 % intervals."
-NO_TEXT = "give --eval TEXT for quality"
+NO_TEXT = {
+    "tokens": "give --eval TEXT for quality",
+    "classes": "give --eval images.npz for quality",
+    "scales": "give --eval images.npz for quality",
+}
 
 
 def table(found: Subnets) -> Table:
     """A row a member; without text no columns of quality."""
-    header = ("subnet", "name", "size", "decode tokens/s", "prefill tokens/s")
-    quality = ("perplexity", "KL to the whole", "same next token", "as a draft") if found.text else ()
-    return Table("Members", CAPTION, header + quality, tuple(map(_row, found.members)))
+    kind = KINDS[found.kind]
+    header: tuple[str, ...] = ("subnet", "name", "size", kind.one, kind.many)
+    if found.text and found.kind == "tokens":
+        header = (*header, "perplexity", "KL to the whole", kind.same, "as a draft")
+    elif found.text:
+        header = (*header, *([kind.nats] if not kind.right else ["right", "less than the whole"]), "KL to the whole")
+        header = (*header, kind.same)
+    caption = CAPTION.format(kind.each, kind.drawn) + (DRAFTS if found.kind == "tokens" else "")
+    return Table(
+        "Members", caption + LATE * any(one.late for one in found.members), header, tuple(map(_row, found.members))
+    )
 
 
 def _row(one: MemberFigures) -> tuple[str, ...]:
-    row = (one.subnet, one.name, told(one.bytes), f"{one.decode.median:.0f}", f"{one.prefill.median:.0f}")
+    low = min(one.decode.median, one.prefill.median) < 10
+    rates = (f"{one.decode.median:.{int(low)}f}", f"{one.prefill.median:.{int(low)}f}")
+    row = (titled(one), one.name, told(one.bytes), *rates)
     if one.quality is None:
         return row
-    kl = figures.spread(one.quality.kl, 3, one.quality.drawn)
-    return (*row, f"{one.quality.perplexity.value:.2f}", kl, f"{100 * one.quality.agreement.value:.1f} %", _draft(one))
+    kl, same = spread(one.quality.kl, 3, one.quality.drawn), f"{100 * one.quality.agreement.value:.1f} %"
+    if one.quality.bits_per_byte is not None:
+        return (*row, f"{one.quality.perplexity.value:.2f}", kl, same, _draft(one))
+    first = own(one.quality)
+    return (*row, *(first[1:] if one.quality.right is not None else first), kl, same)
+
+
+def titled(one: MemberFigures) -> str:
+    """Its subnet, and where it runs."""
+    return one.subnet + ", late" * one.late
 
 
 def _draft(one: MemberFigures) -> str:
@@ -49,13 +78,15 @@ def offers(found: Subnets) -> str:
 def view(found: Subnets) -> View:
     """What the page shows: the whole has no KL and no dot."""
     whole = found.members[0]
+    kind, places = KINDS[found.kind], int(whole.decode.median < 10)
+    what = f"{kind.rate}, {kind.ways[0]}" if kind.nats else kind.ways[0]
     quick = max(found.members, key=lambda one: one.decode.median)
     words = (
-        Words("whole", f"{told(whole.bytes)}, {whole.decode.median:.0f} tokens/s"),
-        Words("fastest", f"{quick.subnet}: {quick.decode.median / whole.decode.median:.2f} times the whole's decode"),
+        Words("whole", f"{told(whole.bytes)}, {whole.decode.median:.{places}f} {kind.rate}"),
+        Words("fastest", f"{titled(quick)}: {quick.decode.median / whole.decode.median:.2f} times the whole's {what}"),
     )
     points = tuple(
-        uniform(one.name or one.subnet, one.bytes, one.quality.kl)
+        uniform(one.name or titled(one), one.bytes, one.quality.kl)
         for one in found.members[1:]
         if one.quality is not None
     )
@@ -67,8 +98,8 @@ def view(found: Subnets) -> View:
         sites=(),
         first=(table(found), *(() if found.drafting is None else (drafting.table(found.drafting),))),
         tables=(),
-        notes=() if found.text else (NO_TEXT,),
-        facts=(("family", found.path), ("text", found.text or "none")),
+        notes=(*found.notes, *(() if found.text else (NO_TEXT[found.kind],))),
+        facts=(("family", found.path), (kind.text, found.text or "none")),
         dots=DOTS,
     )
 

@@ -16,6 +16,7 @@ from regauge.artifact.loading import drawing, ours
 from regauge.artifact.receipt import Receipt
 from regauge.measure.cost import COMPRESSED, ORIGINAL, RUNTIME, Costs, Speed, verdict
 from regauge.measure.quality import Quality
+from regauge.report.kinds import KINDS, right
 from regauge.search.record import Point, Run
 
 CONTEXTS = (1024, 8192, 32768)
@@ -101,6 +102,13 @@ def _stores(run: Run) -> list[Words]:
 
 def quality(found: Quality, original: Quality) -> str:
     """`of 100 next tokens 96 stay the same; perplexity 13.7 → 13.8; KL 0.0056 nats a token`."""
+    if found.nats is not None and original.nats is not None:
+        of, was, now, share = KINDS[found.kind], original.nats.value, found.nats.value, ""
+        if found.right is not None:
+            same = f"{100 * found.agreement.value:.0f}"
+            share = f"of 100 images {same} keep their class; right {right(original)} → {right(found)}; "
+        said = f"{of.nats} {was:.3f} → {now:.3f}; KL {found.kl.value:.2g} nats {of.each}"
+        return f"{share}{said}, on {found.documents:,} images it never saw"
     before, after = original.perplexity.value, found.perplexity.value
     places = 1 if min(before, after) >= 10 else 2
     if f"{before:.{places}f}" == f"{after:.{places}f}":
@@ -119,14 +127,15 @@ def busy(run: Run) -> bool:
 
 def _speeds(run: Run) -> list[Words]:
     made, runtime, own = (run.costs.get(name, Costs()) for name in (COMPRESSED, RUNTIME, ORIGINAL))
+    of = KINDS[run.kind]
     if busy(run):
         said = f"taken while {run.load:.0f} processes wanted {run.machine.get('cpus')} CPUs, so not told here: "
         return [Words("speed", said + "regauge measure, on an idle machine")] if made.decode is not None else []
     rows = (
-        ("decode", made.decode, runtime.decode, own.decode),
-        ("prefill", made.prefill, runtime.prefill, own.prefill),
+        (of.ways[0], made.decode, runtime.decode, own.decode),
+        (of.ways[1], made.prefill, runtime.prefill, own.prefill),
     )
-    lines = [Words(name, _rate(speed, base, stock)) for name, speed, base, stock in rows if speed is not None]
+    lines = [Words(name, _rate(speed, base, stock, of.rate)) for name, speed, base, stock in rows if speed is not None]
     grown, beside = contexts(made.decode_at), contexts(runtime.decode_at)
     if grown:
         lines.insert(1, Words("  context", f"decoding at {grown}" + (f"; uncompressed {beside}" if beside else "")))
@@ -146,8 +155,8 @@ def contexts(found: Mapping[int, Speed]) -> str:
     return f"{told} tokens a second" if told else ""
 
 
-def _rate(speed: Speed, runtime: Speed | None, own: Speed | None) -> str:
-    said = f"{speed.median:,.0f} tokens a second"
+def _rate(speed: Speed, runtime: Speed | None, own: Speed | None, unit: str) -> str:
+    said = f"{speed.median:,.{int(speed.median < 10)}f} {unit.replace('/s', ' a second')}"
     beside = [(runtime, "the same runtime uncompressed"), (own, "transformers")]
     apart = [f"{_times(verdict(speed, other))} {name}" for other, name in beside if other is not None]
     return said + (": " + ", ".join(apart) if apart else "")
@@ -166,7 +175,7 @@ def _memory(run: Run) -> list[Words]:
             continue
         held = costs.memory.anonymous + costs.memory.file
         said = f"{told(held)} at load"
-        if costs.cache_bytes:
+        if costs.cache_bytes and run.kind == "tokens":
             grown = ", ".join(f"{told(held + n * costs.cache_bytes)} at {n // 1024}k" for n in CONTEXTS)
             said += f"; with its cache {grown} tokens of context"
         lines.append(Words(name, said))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from regauge.amounts import several, whole
 from regauge.formats.base import Codes, Format, Step
 from regauge.formats.prefixes import FEWEST
 from regauge.rounding.base import Stats
@@ -123,9 +124,11 @@ class Levels:
 
 def bits_of(words: str) -> tuple[int, ...]:
     """4/3/2 → (4, 3, 2); () of what is not like that."""
-    found = words.split("/")
-    fits = all(word.isdigit() and FEWEST <= int(word) <= 8 for word in found)
-    return tuple(map(int, found)) if fits and len({*found}) == len(found) else ()
+    try:
+        found = several(words, whole)
+    except ValueError:
+        return ()
+    return found if all(FEWEST <= one <= 8 for one in found) and len({*found}) == len(found) else ()
 
 
 def _grown(

@@ -22,19 +22,18 @@ from pathlib import Path
 from regauge.amounts import told
 from regauge.artifact.config import CARRIED
 from regauge.artifact.disk import one_sentence
-from regauge.artifact.ownership import IDENTITY, refuse_out, remove, replaced, search_folder, searching, tidy
+from regauge.artifact.ownership import refuse_out, remove, replaced, search_folder, tidy
 from regauge.artifact.receipt import Receipt
-from regauge.engine.job import quickest
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import ArtifactError, BudgetError, ResumeError
 from regauge.hosts import host_of
-from regauge.hosts.base import Source
 from regauge.search import budgets as written
 from regauge.search import drafting, menus, record
+from regauge.search import pictures as images
 from regauge.search.given import absolute, spell, unspell
 from regauge.search.kept import DONE, Folder, sweep
 from regauge.search.loop.build import plan_for
-from regauge.search.loop.desk import Ask, Desk, Effort, Stopwatch
+from regauge.search.loop.desk import Ask, Desk, Effort, Limits, Stopwatch
 from regauge.search.loop.finish import assemble
 from regauge.search.loop.forecast import NEEDED, NOMINAL, Time, paced, steps, within
 from regauge.search.loop.goal import weights
@@ -44,13 +43,11 @@ from regauge.search.loop.settle import settle
 from regauge.search.loop.start import begin, estimate, reachable, with_caches
 from regauge.search.profile import timed, within_reach
 from regauge.search.record import Run
+from regauge.search.resuming import as_begun, identity
 from regauge.search.subject import Subject, predicting, reader
 from regauge.text.corpora import Where
 from regauge.text.length import enough_for
-from regauge.text.split import Sizes, Texts, prepare
-from regauge.version import __version__
-
-MOST = 1 << 24  # tokens that a step reads
+from regauge.text.split import Sizes
 
 
 def fit(
@@ -129,32 +126,41 @@ def fit(
     with quiet_torch():
         clock.say("open")
         source = host_of(model).open(model, revision)
-        predicting(source)
+        facts = predicting(source)
+        if facts is not None:
+            more = {"time": time_limit, "max-memory": max_memory, "cache": cache, "recover": recover, "length": length}
+            images.refuse(source.path.name, asked, more | {"drafts": wanted})
         ask = with_caches(ask, source)
         allowed, length = ask.menu, ask.length
         groups, speeds = menus.groups_of(source.anatomy, allowed), bool(timed(ask.budgets))
         effort = ask.effort.sized(source.parameters()).calibrating(tokens)
         reachable(source, groups, ask.budgets, cache)
-        enough_for(tokens, reader(source, seed, length).length)
+        if facts is None:
+            enough_for(tokens, reader(source, seed, length).length)
+        else:
+            effort = effort.imaged(images.sizes_of(facts, tokens))
         rates, threads = (NOMINAL, None) if time_limit is None else paced(source)
         if time_limit is not None:
             effort = within(source, groups, effort, Time(time_limit - watch.elapsed, time_limit, rates, speeds))
-        ask = dataclasses.replace(ask, effort=_as_begun(effort, target, source, seed))
+        ask = dataclasses.replace(ask, effort=as_begun(effort, target, source, seed))
         if dry_run:
             return estimate(source, ask, max_memory)
-        limits = space(source, groups, ask.effort, ask.budgets, length).limits(max_memory)
+        limits = Limits()
+        if facts is None:
+            limits = space(source, groups, ask.effort, ask.budgets, length).limits(max_memory)
     with quiet_torch(threads), search_folder(target) as room:
         subject = Subject.of(source)
-        expected = steps(source, groups, ask.effort, rates, speeds)
-        bare = steps(source, groups, ask.effort.needed(), rates, speeds)
-        clock.ahead(expected if recover is None else {**expected, "recover": recover})
-        watch.expects(expected, {name: bare[name] for name in NEEDED})
+        if facts is None:  # what images take is not foreseen
+            expected = steps(source, groups, ask.effort, rates, speeds)
+            bare = steps(source, groups, ask.effort.needed(), rates, speeds)
+            clock.ahead(expected if recover is None else {**expected, "recover": recover})
+            watch.expects(expected, {name: bare[name] for name in NEEDED})
         with watch.step("profile"):
             timing = within_reach(subject, groups, ask.budgets, ask.effort.turns, ask.drafting)
         with watch.step("text"):
-            texts = prepare(reader(source, seed, length), calibration, eval, ask.sizes, seed)
-        folder = Folder.open(room, _identity(ask, source, texts), force, time_limit)
-        run = search(Desk(ask, subject, texts, folder, timing, clock, watch, limits), target, force, recover)
+            texts = images.material(source, facts, (calibration, eval), ask.sizes, (seed, length))
+        folder = Folder.open(room, identity(ask, source, texts), force, time_limit)
+        run = search(Desk(ask, subject, texts, folder, timing, clock, watch, limits, facts), target, force, recover)
         if watch.left_out:
             folder.save(DONE, False)  # what was found stays for a run with more time
         else:
@@ -174,36 +180,6 @@ def search(desk: Desk, target: Path, force: bool, recover: float | None = None) 
     desk.folder.save(DONE, True)
     move(found.built.folder, target, force)
     return run
-
-
-def _as_begun(effort: Effort, target: Path, source: Source, seed: int) -> Effort:
-    """The same effort on as much text as an earlier search into this OUT read, where that is the same but for its time:
-    what it found holds then."""
-    kept = Folder(searching(target)).load(IDENTITY)
-    identity = kept.get("identity") if isinstance(kept, dict) else None
-    if not isinstance(identity, dict) or (identity.get("source"), identity.get("seed")) != (source.digest(), seed):
-        return effort
-    amounts = identity.get("effort")
-    if not isinstance(amounts, dict) or amounts.keys() != effort.amounts.keys():
-        return effort
-    if not all(type(amount) is int and 0 < amount <= MOST for amount in amounts.values()):
-        return effort
-    return effort.reading({name: int(str(amount)) for name, amount in amounts.items()})
-
-
-def _identity(ask: Ask, source: Source, texts: Texts) -> dict[str, object]:
-    """What a search that goes on must have in common with the one that began."""
-    return {
-        "regauge": __version__,
-        "source": source.digest(),
-        "texts": [text.sha256 for text in texts.records],
-        "seed": ask.seed,
-        "effort": ask.effort.amounts,
-        "menu": ask.menu.record,
-        "length": texts.length,
-        "cache": ask.given["cache"],
-        "products": str(quickest(source.dtype, source.anatomy.hidden)).removeprefix("torch."),
-    }
 
 
 def pick(
@@ -243,8 +219,8 @@ def pick(
         names = {field.name for field in fields(Sizes)}
         if given.sizes.keys() != names or min(given.sizes.values()) < 1:
             raise ArtifactError(f"the record in {run} cannot be picked from: its sizes are not of {sorted(names)}.")
-        read = reader(source, found.seed, given.length)
-        texts = prepare(read, unspell(given.calibration), unspell(given.eval), Sizes(**given.sizes), found.seed)
+        where = unspell(given.calibration), unspell(given.eval)
+        texts = images.material(source, predicting(source), where, Sizes(**given.sizes), (found.seed, given.length))
         if [text.sha256 for text in found.texts[:1]] != [texts.records[0].sha256]:
             raise ResumeError("the calibration text has changed since the search; run fit again.")
         point = found.points[index]
@@ -254,9 +230,7 @@ def pick(
             plan,
             source.path,
             out,
-            calibration=list(texts.calibration),
-            tokens=texts.tokens,
-            length=texts.length,
+            **texts.given,
             seed=found.seed,
             force=force,
             wire=menu.wire,

@@ -22,6 +22,8 @@ SKIPPED = frozenset({"router", "position", "type", "patch"})
 """Kinds that the search leaves in full precision: small, and nothing is known of how they bear rounding."""
 LEAST = 4096
 """Weights below which a site is left whole: its bytes do not pay for the risk."""
+LEAST_WINDOWED = 1024
+"""The same of a convolution, whose weights are used at every place of an image."""
 FULL = "full"
 
 
@@ -146,6 +148,8 @@ def site_groups(
     for site in anatomy.sites:
         if site.kind in SKIPPED or (site.name == "head" and anatomy.tied):
             continue
+        if site.block is None and site.name != "head" and not anatomy.causal:
+            continue  # of images: tables of classes, and how a class moves the head, whose losses nothing foretells
         if site.expert is None and _small(site) and not fuse:
             continue
         together.setdefault(_key(site, fuse), []).append(site)
@@ -160,7 +164,7 @@ def site_groups(
 
 
 def _small(site: Site) -> bool:
-    return site.shape[0] * site.shape[1] < LEAST
+    return site.shape[0] * site.shape[1] < (LEAST_WINDOWED if site.window else LEAST)
 
 
 def _key(site: Site, fuse: bool) -> str:

@@ -224,6 +224,11 @@ class Run(_Record):
         return title, ("point", "bits a weight", "size", "KL predicted", "KL measured"), rows
 
     @property
+    def kind(self) -> str:
+        """Of its figures, as `Quality` has it."""
+        return "tokens" if self.quality is None else self.quality.kind
+
+    @property
     def point(self) -> Point:
         return self.points[self.chosen]
 

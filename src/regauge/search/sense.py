@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
+from regauge.errors import ModelError
 from regauge.hosts import host_of
-from regauge.search.loop.start import backward, calibration_batches
+from regauge.search.loop.start import backward
 from regauge.search.losses.borders import Borders
 from regauge.search.losses.fisher import fisher
 from regauge.search.options import SiteGroup, site_groups
@@ -60,7 +61,10 @@ def sensitivity(
     with quiet_torch(), tempfile.TemporaryDirectory(prefix="regauge-") as folder:
         clock.say("open")
         source = host_of(model).open(model, revision)
-        predicting(source)
+        if predicting(source) is not None:
+            raise ModelError(
+                f"sensitivity is predicted on text, and {source.path.name} is a model of images: fit has it"
+            )
         texts = prepare(reader(source, seed), calibration, None, Sizes(TOKENS, 512, 512), seed)
         groups = tuple(
             SiteGroup(group.name, group.sites, group.options[:1])
@@ -68,7 +72,7 @@ def sensitivity(
             if group.block is not None
         )
         subject = Subject.of(source)
-        inputs = calibration_batches(texts, TOKENS, subject.batch)
+        inputs = texts.batches(TOKENS, subject.batch)
 
         def show(step: str, share: float) -> None:
             clock.show(step, int(100 * share), 100)

@@ -18,6 +18,7 @@ from regauge.errors import ModelError
 from regauge.hosts import host_of
 from regauge.hosts.base import Host, Runner, Source
 from regauge.hosts.states import States
+from regauge.measure.subject import Facts
 from regauge.text.length import asked_length
 from regauge.text.split import Reader
 
@@ -75,7 +76,12 @@ class Subject:
     @property
     def batch(self) -> int:
         """Tokens of a batch: fewer where the vocabulary is large, whose logits are most of what a pass holds."""
-        return batch_tokens(self.anatomy.site("embed").shape[0])
+        return ROWS if self.pictured else batch_tokens(self.anatomy.site("embed").shape[0])
+
+    @property
+    def pictured(self) -> bool:
+        """Whether it is a model of images."""
+        return self.host.medium(self.source) == "images"
 
     @property
     def host(self) -> Host:
@@ -97,16 +103,21 @@ def batch_tokens(vocabulary: int) -> int:
     return max(256, min(ROWS, LOGITS // vocabulary))
 
 
-def predicting(source: Source) -> None:
-    """Refuses a model that a search cannot measure, before any work.
+def predicting(source: Source) -> Facts | None:
+    """Refuses a model that a search cannot measure, before any work; what a model of images reads and gives.
 
     Raises:
-        ModelError: it predicts no next token.
+        ModelError: it predicts no next token, and no class or token of images.
     """
+    if host_of(source.path).medium(source) == "images":
+        facts = host_of(source.path).facts(source.path)
+        if facts.pictured:
+            return facts
     if not source.anatomy.causal or "head" not in {site.name for site in source.anatomy.sites}:
         raise ModelError(
             f"fit measures next-token KL, and {source.anatomy.family} predicts no next token; use apply with a recipe."
         )
+    return None
 
 
 def reader(source: Source, seed: int, length: int | None = None) -> Reader:

@@ -159,7 +159,7 @@ PARTS = {"train": ("", "_train"), "test": ("", "_test", "_train")}
 
 def images(
     path: Path,
-    count: int,
+    count: int | Sequence[int],
     shape: tuple[int, int],
     scale: tuple[Sequence[float], Sequence[float]],
     part: str = "train",
@@ -168,6 +168,7 @@ def images(
     model reads; grey ones may be (N, H, W). Of more than `count` every so many-th is read: files are often sorted.
 
     Args:
+        count: how many at most; or which, in rising order.
         shape: (channels, side) that the model reads; scale: mean and spread of each channel.
         part: one of `PARTS`.
 
@@ -200,7 +201,7 @@ def images(
     return Calibration((x_NCHW - centre) / spread, told, kind="images", notes=notes)
 
 
-def classes(path: Path, count: int, part: str = "train") -> Tensor:
+def classes(path: Path, count: int | Sequence[int], part: str = "train") -> Tensor:
     """(N,) int64: the classes `y` (or `y_train`) of an .npz, of the same images that `images` reads.
 
     Args:
@@ -220,8 +221,10 @@ def classes(path: Path, count: int, part: str = "train") -> Tensor:
     return torch.from_numpy(y_N.astype(np.int64))
 
 
-def _spread(shape: tuple[int, ...], count: int) -> list[int] | None:
-    """Of more than `count` rows every so many-th."""
+def _spread(shape: tuple[int, ...], count: int | Sequence[int]) -> list[int] | None:
+    """Of more than `count` rows every so many-th; or those that are named."""
+    if not isinstance(count, int):
+        return list(count)
     return [index * shape[0] // count for index in range(count)] if shape and shape[0] > count else None
 
 

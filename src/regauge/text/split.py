@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -96,6 +97,16 @@ class Texts:
     records: tuple[Text, ...]
     notes: tuple[str, ...]
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """What `apply` reads."""
+        return {"calibration": list(self.calibration), "tokens": self.tokens, "length": self.length}
+
+    def batches(self, tokens: int, size: int) -> list[Tensor]:
+        """So many tokens to calibrate on, the first, for they come in any order; in batches of at most `size`."""
+        rows = self.windows_NT[: max(1, tokens // self.length)]
+        return list(torch.split(rows, max(1, size // rows.shape[1])))
+
 
 def prepare(reader: Reader, calibration: Where | None, evaluation: Where | None, sizes: Sizes, seed: int = 0) -> Texts:
     """Opens, checks, splits and cuts the texts.
@@ -133,9 +144,7 @@ def prepare(reader: Reader, calibration: Where | None, evaluation: Where | None,
     read = reader.draw(texts, sizes.calibration, named[0], seed)
     tokens = min(sizes.calibration, read.tokens)
     if tokens < 2 * length:
-        raise TextError(
-            f"{named[0]} leaves {tokens} tokens to calibrate on; give a longer text ({2 * length} or more)."
-        )
+        raise TextError(f"{named[0]} leaves {tokens} tokens to calibrate on; give a longer text ({2 * length} or more)")
     sha256 = str(read.details["text_sha256"])
     record = Text(role="calibration", description=named[0], tokens=tokens, documents=len(texts), sha256=sha256)
     return Texts(
@@ -152,8 +161,7 @@ def prepare(reader: Reader, calibration: Where | None, evaluation: Where | None,
 
 
 def _apart(calibration: Where | None, evaluation: Where | None) -> tuple[Corpus | None, Corpus | None, bool]:
-    first = None if calibration is None else corpus(calibration)
-    second = None if evaluation is None else corpus(evaluation)
+    first, second = (None if one is None else corpus(one) for one in (calibration, evaluation))
     if first is not None and second is not None and first.sha256 == second.sha256:
         return first, None, True
     return first, second, False
@@ -241,9 +249,8 @@ def _sampled(reader: Reader, sizes: Sizes) -> tuple[list[str], str]:
 
 
 def _shuffled(texts: Sequence[str], seed: int) -> list[str]:
-    order = torch.randperm(
-        len(texts), generator=torch.Generator().manual_seed(seed), dtype=torch.int64, device="cpu"
-    ).tolist()
+    drawn = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(texts), generator=drawn, dtype=torch.int64, device="cpu").tolist()
     return [texts[index] for index in order]
 
 

@@ -20,12 +20,13 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from regauge.cache.scheme import CachePlan
+from regauge.elastic.subnet import Subnet
 from regauge.errors import SettingError
 from regauge.hosts.regauge.blocks import Block, HeadNorm, Modulation, like
 from regauge.hosts.regauge.configuration_var import VarConfig
 from regauge.hosts.regauge.pasts import check
 from regauge.hosts.regauge.sampling import Sampled, Taste, sample
-from regauge.hosts.regauge.stages import Layers, Stages, layers_of, mask_of
+from regauge.hosts.regauge.stages import Layers, Stages, bridged, layers_of, mask_of
 from regauge.hosts.regauge.tokenizer import Tokenizer
 from regauge.tokens.maps import Passing
 
@@ -85,6 +86,10 @@ class VarForImageGeneration(PreTrainedModel):  # type: ignore[misc]
     def layers(self, stages: Stages = None) -> Layers:
         """The layers that run on each scale of a subnet, or of one for each scale."""
         return layers_of(stages, self.config.num_hidden_layers, len(self.config.areas))
+
+    def late(self, blocks: tuple[int, ...]) -> Stages:
+        """The whole on the first scales, some blocks on the others, as such a subnet is trained."""
+        return bridged(len(self.config.areas), Subnet(depth=blocks))
 
     def places(self) -> Tensor:
         """What is added to each token for its place and its scale: (1, L, C)."""

@@ -23,6 +23,7 @@ from regauge.elastic.subnet import Subnet
 from regauge.errors import ArtifactError, ModelError
 from regauge.hosts.loaded import Sized
 from regauge.hosts.transformers.adapt import adapt_modules
+from regauge.hosts.transformers.aligned import align
 from regauge.hosts.transformers.caching import planned
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, config_of, read_raw
 from regauge.hosts.transformers.experts import plain_experts, route_config
@@ -31,7 +32,7 @@ from regauge.hosts.transformers.gaining import give
 from regauge.hosts.transformers.marking import Alone
 from regauge.hosts.transformers.members import thin_config
 from regauge.hosts.transformers.overflow import watch
-from regauge.hosts.transformers.placing import put_in, tie
+from regauge.hosts.transformers.placing import lay_by_columns, put_in, tie
 from regauge.hosts.transformers.settings import own_config
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.tables import table_for
@@ -75,6 +76,7 @@ def load_member(
         full = full_parameters(own, block.weights) | dict(block.extras)
         missing -= put_in(model, wire, (full, block.codes), dtype, at.kind, folder, activations)
     tie(model)
+    lay_by_columns(model, own, at.kind)
     lost = [*sorted(missing), *(key for key, tensor in model.state_dict().items() if tensor.is_meta)]
     if lost:
         raise ArtifactError(f"the artifact lacks {lost[0]} ({len(lost)} in all); build or fetch it again.")
@@ -88,6 +90,7 @@ def load_member(
     else:
         model = keeping(model.to(at.where), None, own.anatomy, kept, at)
     model.regauge = Alone(subnet)
+    align(model)
     if dtype is torch.float16:
         watch(model)
     return model

@@ -59,6 +59,7 @@ class Attributes(_Columns):
         context: the most tokens that are read at once; unreached: the last of its positions that no token has, where
             the first ones are set apart (RoBERTa's, up to that of padding).
         stays: numbers of the blocks that change the size of the states.
+        kernels: side of the kernels of each block's convolutions, a list.
         routed: how many experts a token goes to; empty: its router takes that many and no fewer.
     """
 
@@ -74,6 +75,7 @@ class Attributes(_Columns):
     context: str = "max_position_embeddings"
     unreached: str | None = None
     stays: str | None = None
+    kernels: str | None = None
     routed: str = "num_experts_per_tok"
 
 

@@ -16,6 +16,7 @@ from regauge.documents import read_json
 from regauge.elastic.subnet import FULL
 from regauge.errors import ArtifactError
 from regauge.hosts.transformers.absorbing import absorb
+from regauge.hosts.transformers.aligned import align
 from regauge.hosts.transformers.caching import keep, planned
 from regauge.hosts.transformers.configs import FOREIGN, first_line
 from regauge.hosts.transformers.drafting import draftable
@@ -43,9 +44,16 @@ def keeping(model: Any, folder: Path | None, anatomy: Anatomy, kept: CachePlan |
     keep(model, anatomy, kept, at.kind == CUDA)
     absorb(model)
     if folder is not None:
-        offer(model, folder, anatomy)
+        offered(model, folder, anatomy)
     draftable(model)
     return model
+
+
+def offered(model: Any, folder: Path, anatomy: Anatomy) -> None:
+    """Lets a model run as any member that its directory offers, each the same to the bit as it is alone."""
+    offer(model, folder, anatomy)
+    if "regauge" in vars(model):
+        align(model)
 
 
 def finish(model: Any, folder: Path, method: str | None) -> None:

@@ -32,14 +32,13 @@ from regauge.hosts.transformers.coded import method
 from regauge.hosts.transformers.configs import FOREIGN, build_skeleton, coded_by, config_of, first_line, read_raw
 from regauge.hosts.transformers.drafting import draftable
 from regauge.hosts.transformers.experts import plain_experts
-from regauge.hosts.transformers.finishing import finish, keeping, kept_by, running_at
+from regauge.hosts.transformers.finishing import finish, keeping, kept_by, offered, running_at
 from regauge.hosts.transformers.forms import form_modules
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.inside import check_whole, read_inside
 from regauge.hosts.transformers.overflow import watch
-from regauge.hosts.transformers.placing import of_head, place, tie
+from regauge.hosts.transformers.placing import lay_by_columns, of_head, place, tie
 from regauge.hosts.transformers.skeleton import model_class
-from regauge.hosts.transformers.switching import offer
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.windowed import by_block, window_of_artifact, window_of_checkpoint
 from regauge.kernels.cpu.matrix import ACTIVATIONS
@@ -175,7 +174,7 @@ def _loaded(folder: Path, at: Placed, dtype: torch.dtype | None, figure: Figure 
         model = running_at(model, wire.layout.anatomy, kept, at, own)
         if wire.layout.tokens:
             model.pass_by(passing(wire.layout.tokens, wire.layout.anatomy))
-        offer(model, folder, wire.layout.anatomy)
+        offered(model, folder, wire.layout.anatomy)
         draftable(model)
     if dtype is torch.float16:
         watch(model)
@@ -266,6 +265,7 @@ def _fill(
     if missing:
         raise ArtifactError(f"the artifact lacks the codes of {sorted(missing)[0]}; build or fetch it again.")
     tie(model)
+    lay_by_columns(model, wire.layout, device)
     check_whole(model, wire.layout)
     lost = [key for key, tensor in model.state_dict().items() if tensor.is_meta]
     if lost:

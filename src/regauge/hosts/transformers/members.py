@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from regauge.anatomy.members import Member, first
+from regauge.anatomy.members import Member, first, sides
 from regauge.anatomy.model import Anatomy, Site
-from regauge.anatomy.sizes import parameter_shapes
+from regauge.anatomy.sizes import parameter_shapes, windowed
 from regauge.anatomy.storage import rows_of
 from regauge.artifact.adapters import Adapters
 from regauge.cache.scheme import CachePlan
@@ -29,6 +29,7 @@ from regauge.hosts.transformers.levels import fewer_bits
 from regauge.hosts.transformers.owned import Owned
 from regauge.hosts.transformers.plug import NativeStep
 from regauge.hosts.transformers.resize import tell_shape, tell_sizes
+from regauge.hosts.transformers.tables import table_for
 from regauge.runtime.matrices.modules import PackedExperts, PackedLinear
 from regauge.runtime.modules import put
 
@@ -58,6 +59,7 @@ def view(
     tree = _copied(model, {}, {})
     if len(member.blocks) != member.whole.blocks:
         _thin(tree, member)
+    _tell_kernels(tree, member)
     route(tree, member)
     if member.bits is not None:
         fewer_bits(tree, member, adapters or {})
@@ -161,6 +163,20 @@ def thin_config(config: Any, member: Member) -> None:
     for key, value in own.items():
         if SEVERAL in key and isinstance(value, list) and len(value) == member.whole.blocks:
             own[key] = [value[block] for block in member.blocks]
+    say_kernels(config, member)
+
+
+def say_kernels(config: Any, member: Member) -> None:
+    """Tells a config, in place, the side of each block's kernels, where it has a list of them."""
+    name = table_for(config).config.kernels
+    if name is not None:
+        vars(config)[name] = list(sides(member.anatomy).values())
+
+
+def _tell_kernels(tree: Any, member: Member) -> None:
+    if any(member.window(site) for site in member.anatomy.sites):
+        for config in {id(c): c for module in tree.modules() if (c := vars(module).get("config")) is not None}.values():
+            say_kernels(config, member)
 
 
 def _cut(tree: Any, member: Member) -> None:
@@ -179,16 +195,28 @@ def _cut(tree: Any, member: Member) -> None:
             module.num_embeddings, module.embedding_dim = sites[0].shape
         else:
             for site in sites:
-                _parameter(module, site)
+                _parameter(module, site, member.window(site))
     _plain(tree, member.anatomy)
 
 
-def _parameter(module: Any, site: Site) -> None:
-    """One packed parameter of a module of any class."""
+def _parameter(module: Any, site: Site, window: int) -> None:
+    """One packed parameter of a module of any class.
+
+    Args:
+        window: places of each channel in its matrix, where the site has others.
+    """
     name = site.weight.key.rpartition(".")[2]
     matrix = module._modules.get(f"packed_{name}")
     if matrix is not None and matrix.shape != site.shape:
         old = getattr(module, f"shape_of_{name}")
+        if window:
+            own = windowed(site.shape, site.window, old)
+            held = (*own[:2], *old[2:])
+            setattr(module, f"packed_{name}", matrix.prefix(held[0], held[1] * window))
+            setattr(module, f"shape_of_{name}", held)
+            setattr(module, f"part_of_{name}", own)
+            tell_shape(module, name, own)
+            return
         shape = site.shape if len(old) == 2 else (*old[:-1], site.shape[1]) if old[0] != matrix.shape[0] else None
         if site.window:
             shape = (site.shape[0], site.shape[1] // site.window, *old[2:])

@@ -64,6 +64,11 @@ def tell_shape(module: Any, name: str, shape: tuple[int, ...]) -> None:
     elif isinstance(module, nn.Conv2d):
         module.out_channels = shape[0]
         module.in_channels = shape[1] * module.groups
+        if shape[2:] != module.kernel_size:  # what each place reads keeps its middle
+            edges: Any = module.padding
+            steps = zip(edges, module.kernel_size, shape[2:], strict=True)
+            module.padding = tuple(edge - (old - new) // 2 for edge, old, new in steps)
+            module.kernel_size = shape[2:]
     elif hasattr(module, "nf"):  # transformers' Conv1D: stored (in, out), and its forward views the product by nf
         module.nx, module.nf = shape
 

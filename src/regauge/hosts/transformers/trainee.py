@@ -37,12 +37,16 @@ LAYOUT = "grad and param do not obey the gradient layout contract"
 
 
 class Original:
-    """A model that teaches and is not trained."""
+    """A model that teaches and is not trained, a family or none.
 
-    def __init__(self, model: Any, parameters: Mapping[str, Tensor]) -> None:
+    Args:
+        blocks: its own, where what lies before each is looked at.
+    """
+
+    def __init__(self, model: Any, parameters: Mapping[str, Tensor], blocks: Sequence[int] = ()) -> None:
         self._model = model
         self._parameters = {key: value.clone() for key, value in parameters.items()}
-        self._blocks = range(members_of(model).anatomy.blocks)
+        self._blocks = blocks
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Read:
         with torch.no_grad():
@@ -159,7 +163,7 @@ class Trainee(Raised):
 
     def original(self) -> Original:
         """The whole as it is now, apart: a teacher that stays."""
-        return Original(self._model, self.parameters)
+        return Original(self._model, self.parameters, range(self.anatomy.blocks))
 
     def _tree(self, subnet: Subnet) -> Any:
         tree = self._members.tree(self._members.settled(subnet), self._model)

@@ -1,5 +1,5 @@
 """Gradients through packed products: dx = dy W Aᵀ, A the transform of the inputs, and rounding is passed straight
-through.
+through; but by an input that lies outside the range of a static or a clipped reading nothing passes.
 
 Only inputs have gradients: weights are codes. Legend: O output channels, I input channels, T tokens.
 """
@@ -27,12 +27,13 @@ class _Product(torch.autograd.Function):
         ctx: Any, x_TI: Tensor, product: Callable[[Tensor], Tensor], rows: Rows, reading: Reading | None
     ) -> Tensor:
         ctx.rows, ctx.reading = rows, reading
+        _keep(ctx, x_TI)
         return product(x_TI)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None, None]:
         dx_TI = backward(gradients[0], ctx.rows)
-        return dx_TI if ctx.reading is None else ctx.reading.pulled(dx_TI), None, None, None
+        return dx_TI if ctx.reading is None else ctx.reading.pulled(dx_TI, *ctx.saved_tensors), None, None, None
 
 
 class _Read(torch.autograd.Function):
@@ -41,11 +42,18 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, reading: Reading) -> Tensor:
         ctx.reading = reading
+        _keep(ctx, x_TI)
         return reading.simulate(x_TI)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        return ctx.reading.pulled(gradients[0]), None
+        return ctx.reading.pulled(gradients[0], *ctx.saved_tensors), None
+
+
+def _keep(ctx: Any, x_TI: Tensor) -> None:
+    """Inputs, where what passes depends on them."""
+    if ctx.reading is not None and ctx.reading.clips:
+        ctx.save_for_backward(x_TI)
 
 
 def wanted(x: Tensor) -> bool:

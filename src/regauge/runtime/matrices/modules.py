@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from regauge.anatomy.members import first
 from regauge.runtime.matrices.held import FullMatrix, PackedMatrix, after
 from regauge.runtime.matrices.placeholder import weight_of
 
@@ -121,7 +122,7 @@ def _lookup_class(old: Hashable) -> type:
 
 def pack_parameter(module: Any, name: str, matrix: PackedMatrix) -> None:
     """Makes one parameter of a module of any class packed, in place: it is decoded whenever the module's own code asks
-    for it. Slow, and right: for convolutions of patches, position tables, routers."""
+    for it, or the part of it whose shape is `part_of_…`. Slow, and right: for convolutions, tables, routers."""
     setattr(module, f"shape_of_{name}", tuple(module._parameters.pop(name).shape))
     module.__class__ = _parameter_class(cast(Hashable, type(module)), name)
     module.add_module(f"packed_{name}", matrix)
@@ -135,7 +136,7 @@ def _parameter_class(old: Hashable, name: str) -> type:
     def decoded(module: Any) -> Tensor:
         matrix = module._modules[f"packed_{name}"]
         found: Tensor = matrix.rows(0, matrix.shape[0]).reshape(getattr(module, f"shape_of_{name}"))
-        return found
+        return first(found, vars(module).get(f"part_of_{name}", found.shape))
 
     own = {name: property(decoded), "made": (_parameter_class, old, name), "__module__": old.__module__}
     return Made(old.__name__, (old,), own)

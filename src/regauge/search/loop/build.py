@@ -33,16 +33,17 @@ from regauge.measure.cost import (
     prompt_of,
 )
 from regauge.measure.cost import speeds as timed
-from regauge.measure.quality import Scores, compare
-from regauge.measure.subject import logits, logits_kept
+from regauge.measure.quality import Scores
+from regauge.measure.reading import Read, inputs_of, logits_of, scores_of
+from regauge.measure.subject import Facts, logits_kept
 from regauge.parts import CACHE
 from regauge.plan import Plan
 from regauge.plan.caches import asked, cache_plan
 from regauge.plan.keeping import bytes_at, rate
 from regauge.search.loop.desk import Desk
 from regauge.search.options import SiteGroup, plan_of
+from regauge.search.pictures import Material, imaged
 from regauge.search.subject import Subject
-from regauge.text.split import Texts
 from regauge.text.windows import Windows
 
 
@@ -64,7 +65,7 @@ class Built:
         return float(self.search.kl_N.mean())
 
 
-def plan_for(picks: Mapping[str, str], groups: Sequence[SiteGroup], name: str, texts: Texts) -> Plan:
+def plan_for(picks: Mapping[str, str], groups: Sequence[SiteGroup], name: str, texts: Material) -> Plan:
     """The recipe of named picks: every site by name."""
     for group in groups:
         known = [option.name for option in group.options]
@@ -84,9 +85,7 @@ def build(desk: Desk, plan: Plan) -> Built:
         plan,
         desk.subject.source.path,
         folder,
-        calibration=list(texts.calibration),
-        tokens=texts.tokens,
-        length=texts.length,
+        **texts.given,
         seed=desk.ask.seed,
         force=True,
         max_memory=desk.limits.bound,
@@ -101,17 +100,17 @@ def build(desk: Desk, plan: Plan) -> Built:
 
 
 @torch.no_grad()
-def score(model: Any, subject: Subject, windows: Windows, cache: CachePlan | None = None) -> Scores:
+def score(model: Any, subject: Subject, windows: Read, cache: CachePlan | None = None) -> Scores:
     """A loaded model against the subject, whose own forward is streamed beside it in float32.
 
     Args:
         cache: what the model keeps of the past; it reads its text in pieces then, each behind what was kept before.
     """
-    inputs = [batch.ids_BT for batch in windows.batches(subject.batch)]
-    found = logits(model, inputs)
-    if cache is not None:
-        found = logits_kept(model, inputs, lambda: subject.host.cache(model, cache))
-    return compare(windows, subject.exact.logits(inputs, subject.read), found, subject.batch)
+    inputs, found = inputs_of(windows, subject.batch), logits_of(model, windows, subject.batch)
+    if cache is not None and isinstance(windows, Windows):
+        ids = [batch.ids_BT for batch in windows.batches(subject.batch)]
+        found = logits_kept(model, ids, lambda: subject.host.cache(model, cache))
+    return scores_of(windows, subject.exact.logits(inputs, subject.read), [found], subject.batch)[0]
 
 
 def cache_at(source: Source, cache: str | None, tokens: int) -> int:
@@ -165,13 +164,18 @@ def _at_lengths(
         return found, at_lengths(models, vocabulary, most, found, can, a_token), growth
 
 
-def costs(source: Source, built: Built, turns: int, resident: bool, can: Can) -> dict[str, Costs]:
+def costs(
+    source: Source, built: Built, turns: int, resident: bool, can: Can, facts: Facts | None = None
+) -> dict[str, Costs]:
     """Everything measured about the cost of the source, by both runtimes, and of the artifact.
 
     Args:
         can: whether there is time for a length of context (`measure.contexts`).
+        facts: of a model of images.
     """
     folder = built.folder
+    if facts is not None:
+        return imaged(source, folder, facts, turns, resident)
     found, at, cache = _at_lengths(source, folder, turns, can)
     if built.cache is not None:
         cache[COMPRESSED] = rate(built.cache, source.anatomy)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from regauge.engine.watchdog import Clock
+from regauge.measure.subject import Facts
 from regauge.search.budgets import Budget
 from regauge.search.drafting import AT_MOST
 from regauge.search.kept import Folder
 from regauge.search.loop.pace import Stopwatch as Stopwatch
 from regauge.search.losses.trials import STATES
 from regauge.search.menus import Menu
+from regauge.search.pictures import Material
 from regauge.search.profile import Timing
 from regauge.search.subject import Subject
 from regauge.text.split import Sizes, Texts
@@ -91,6 +93,10 @@ class Effort:
         """The same on other amounts of text."""
         read: dict[str, Any] = {name: amounts[name] for name in AMOUNTS}
         return replace(self, **read)
+
+    def imaged(self, amounts: Mapping[str, int]) -> Effort:
+        """The same for a model of images: amounts are images, and nothing is continued."""
+        return replace(self.reading(amounts), samples=False)
 
     def needed(self) -> Effort:
         """What is done in any case: the artifact and its figures."""
@@ -178,13 +184,21 @@ class Desk:
     Attributes:
         timing: what the machine said of every option, where a speed is asked for.
         limits: what is done at once.
+        facts: of a model of images; None: of text.
     """
 
     ask: Ask
     subject: Subject
-    texts: Texts
+    texts: Material
     folder: Folder
     timing: Timing | None
     clock: Clock
     watch: Stopwatch
     limits: Limits = Limits()
+    facts: Facts | None = None
+
+    @property
+    def words(self) -> Texts:
+        """The texts of a search of a model of text."""
+        assert isinstance(self.texts, Texts), "models of images are asked for nothing of text"
+        return self.texts

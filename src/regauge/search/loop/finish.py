@@ -9,8 +9,10 @@ import torch
 
 from regauge.engine.receipts import versions
 from regauge.kernels.cpu.machine import bandwidth, give_back, load
+from regauge.measure.images import EACH
 from regauge.measure.machine import machine
 from regauge.measure.quality import Paired, Quality, Scores, paired, summarise
+from regauge.measure.reading import longest
 from regauge.measure.samples import continuations
 from regauge.search.allocation import Allocation
 from regauge.search.budgets import Budget
@@ -59,7 +61,7 @@ def assemble(desk: Desk, settled: Settled) -> Run:
     turns = max(TURNS, watch.many("rounds of timing", ask.effort.turns, TIMED))
     memory = ask.effort.memory and watch.can("memory in fresh processes", FRESH)
     with watch.step("costs"):
-        spent = costs(source, settled.built, turns, memory, watch.can)
+        spent = costs(source, settled.built, turns, memory, watch.can, desk.facts)
     long = lasting(desk, settled, spent)
     samples: tuple[Sample, ...] = ()
     if ask.effort.samples and watch.can("samples", watch.expected.get("samples", 0.0)):
@@ -245,7 +247,12 @@ def _verdicts(desk: Desk, settled: Settled, quality: Quality) -> tuple[Verdict, 
         said = f"mean on the search text, where it was held to; {quality.kl.value:.4g} on the evaluation text"
         found.append(
             Verdict(
-                text=f"{name}={amount:g}", limit=amount, measured=kl, unit="nats a token", met=kl <= amount, how=said
+                text=f"{name}={amount:g}",
+                limit=amount,
+                measured=kl,
+                unit=f"nats {EACH[quality.kind]}",
+                met=kl <= amount,
+                how=said,
             )
         )
     return tuple(found)
@@ -288,5 +295,5 @@ def _notes(problem: Problem, settled: Settled) -> list[str]:
             f"predicted against true KL of {check.variants} single-group changes: rank correlation {check.rank:.3f}, "
             f"scale {check.scale:.2f}, spread {check.spread:.2f}; corrected by them"
         )
-    notes += noted(problem, settled.point, max(len(ids) for ids in problem.windows.ids))
+    notes += noted(problem, settled.point, longest(problem.windows))
     return notes + list(settled.built.receipt.refusals)

@@ -22,8 +22,8 @@ from regauge.engine.watchdog import quiet_torch
 from regauge.errors import BudgetError
 from regauge.hosts.base import Source
 from regauge.search.loop.desk import Effort
+from regauge.search.losses.between import narrowed
 from regauge.search.losses.borders import state_bytes
-from regauge.search.losses.fisher import narrowed
 from regauge.search.losses.shelf import room
 from regauge.search.losses.sites import ROWS
 from regauge.search.options import SiteGroup, integer

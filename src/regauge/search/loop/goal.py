@@ -63,7 +63,7 @@ def drafts_of(desk: Desk, built: Built, missed: str) -> Drafting | None:
     if not desk.watch.can("drafts", desk.watch.expected.get("drafts", 0.0)):
         return refused("there was no time to tell what they are worth")
     with desk.watch.step("drafts"):
-        return found(desk.subject.source, built.folder, desk.texts, ask.drafts)
+        return found(desk.subject.source, built.folder, desk.words, ask.drafts)
 
 
 def against(

@@ -31,7 +31,7 @@ def lasting(desk: Desk, settled: Settled, spent: Mapping[str, Costs]) -> Long | 
     """
     if not desk.ask.effort.samples or all(budget.context is None for budget in desk.ask.budgets):
         return None
-    source, host, text = desk.subject.source, desk.subject.host, desk.texts.evaluation
+    source, host, text = desk.subject.source, desk.subject.host, desk.words.evaluation
     most = host.context(source)
     tokens = min(TOKENS, TOKENS if most is None else most - room(text, most))
     if tokens < PARTS or not desk.watch.can("a long generation", _seconds(tokens, spent)):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from regauge.measure.reading import Read
 from regauge.search.allocation import Allocation, Bound, Candidate, allocate
 from regauge.search.kept import Folder
 from regauge.search.losses.correction import Check, check, corrected
@@ -24,7 +25,6 @@ from regauge.search.losses.trials import STATES, Picks, true_kl
 from regauge.search.options import FULL, Option, SiteGroup, group_bytes
 from regauge.search.stores import store_bytes
 from regauge.search.subject import Subject
-from regauge.text.windows import Windows
 
 Say = Callable[[str, int, int], None]
 Ready = Callable[[Iterable[Pair]], None]
@@ -53,7 +53,7 @@ class Problem:
 
     subject: Subject
     shelf: Shelf
-    windows: Windows
+    windows: Read
     predicted: Losses
     fixed: float
     folder: Folder

@@ -29,9 +29,9 @@ def recovered(desk: Desk, settled: Settled, seconds: float) -> Settled:
     built, folder = settled.built, desk.folder.path / RECOVERED
     if desk.folder.load(DONE) != seconds or not is_artifact(folder):
         asked = Asked(Amounts(time=seconds), seed=desk.ask.seed, out=folder, force=True, command=desk.ask.command)
-        source, texts = desk.subject.source.path, list(desk.texts.calibration)
+        source, texts = desk.subject.source.path, list(desk.words.calibration)
         recover(built.folder, texts, source, asked, desk.clock.within("recover"))
         desk.folder.save(DONE, seconds)
     model = desk.subject.host.load(folder, dtype=torch.float32)
-    scores = score(model, desk.subject, desk.texts.search, built.cache)
+    scores = score(model, desk.subject, desk.words.search, built.cache)
     return replace(settled, built=replace(built, folder=folder, receipt=read_receipt(folder), search=scores))

@@ -29,8 +29,9 @@ from regauge.search.budgets import Budget
 from regauge.search.loop.desk import Effort, Limits
 from regauge.search.loop.gather import UNIFORMS
 from regauge.search.loop.problem import CHUNK as MEASURED
+from regauge.search.losses.between import narrowed
 from regauge.search.losses.borders import state_bytes
-from regauge.search.losses.fisher import CHUNK, narrowed
+from regauge.search.losses.fisher import CHUNK
 from regauge.search.losses.sites import ROWS
 from regauge.search.losses.trials import STATES
 from regauge.search.options import SiteGroup, plan_of

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from regauge.amounts import told
 from regauge.artifact.disk import check_disk
 from regauge.errors import BudgetError
 from regauge.hosts import host_of
-from regauge.hosts.base import Source
+from regauge.hosts.base import Inputs, Source
 from regauge.kernels.cpu.machine import cpus
+from regauge.measure.reading import numbers
+from regauge.measure.subject import Facts
 from regauge.search.allocation import Candidate, least
 from regauge.search.budgets import Budget
 from regauge.search.loop import room as memory
 from regauge.search.loop.build import cache_at
-from regauge.search.loop.desk import TURNS, Ask, Desk
+from regauge.search.loop.desk import TURNS, Ask, Desk, Effort
 from regauge.search.loop.forecast import seconds, variants, work_folder
 from regauge.search.loop.outlook import outlook
 from regauge.search.loop.problem import Problem, read_ledger
@@ -31,8 +32,7 @@ from regauge.search.options import SiteGroup, group_bytes
 from regauge.search.profile import within_reach
 from regauge.search.record import Run
 from regauge.search.stores import store_bytes, store_groups, whole_bytes, why_not_read
-from regauge.search.subject import ROWS, Subject, batches
-from regauge.text.split import Texts
+from regauge.search.subject import Subject, predicting
 from regauge.version import __version__
 
 LONG = 1024
@@ -105,6 +105,8 @@ def estimate(source: Source, ask: Ask, bound: int | None = None) -> Run:
         ModelError: there is no tokenizer.
     """
     effort, groups = ask.effort, groups_of(source.anatomy, ask.menu)
+    if (facts := predicting(source)) is not None:
+        return _dry(source, ask, _imaged(groups, effort, facts))
     source.tokenizer()  # without one no text can be read, which the search would find out first
     within_reach(Subject.of(source), groups, ask.budgets, TURNS, ask.drafting)
     options = sum(len(group.options) for group in groups)
@@ -122,6 +124,23 @@ def estimate(source: Source, ask: Ask, bound: int | None = None) -> Run:
         "that this process may use: an estimate from products and roundings timed here",
         str(outlook(source, groups, ask, float(fixed_bytes(source, groups, source.dtype.itemsize)))),
     )
+    return _dry(source, ask, notes)
+
+
+def _imaged(groups: Sequence[SiteGroup], effort: Effort, facts: Facts) -> tuple[str, ...]:
+    """What a search of a model of images would do; how long it takes is not foreseen."""
+    options = sum(len(group.options) for group in groups)
+    singles, wholes = variants(effort)
+    return (
+        f"{len(groups)} choices of {options} options in all",
+        f"passes: one forward over {effort.seen:,} images and one backward over {effort.gradient:,}, one that rounds "
+        f"what may win, then up to {singles} variants of one matrix and {wholes} of more over {effort.search:,} "
+        f"images, the artifact over {effort.calibration:,}, and {effort.evaluation:,} at most for the final figures",
+        f"KL is of {facts.gives}; how long it takes is not foreseen",
+    )
+
+
+def _dry(source: Source, ask: Ask, notes: tuple[str, ...]) -> Run:
     return Run(
         regauge=__version__,
         command="",
@@ -151,7 +170,7 @@ def begin(desk: Desk) -> Problem:
     def show(step: str, share: float) -> None:
         desk.clock.show(step, int(100 * share), 100)
 
-    inputs = calibration_batches(desk.texts, effort.seen, subject.batch)
+    inputs = desk.texts.batches(effort.seen, subject.batch)
     borders = Borders(subject, inputs, folder.path, show)
     predicted = folder.load("fisher.json")
     if predicted is None:
@@ -176,14 +195,9 @@ def begin(desk: Desk) -> Problem:
     )
 
 
-def calibration_batches(texts: Texts, tokens: int, size: int = ROWS) -> list[Tensor]:
-    """Windows of the calibration text, in batches; windows come from all of it in any order, so the first will do."""
-    return batches(texts.windows_NT[: max(1, tokens // texts.length)], size)
-
-
-def backward(inputs: Sequence[Tensor], tokens: int) -> int:
+def backward(inputs: Inputs, tokens: int) -> int:
     """How many batches go backward: so many tokens, and half of what there is at the most, but one at the least."""
-    return max(1, min(len(inputs), -(-tokens // inputs[0].numel())))
+    return max(1, min(len(inputs), -(-tokens // numbers(inputs[0]))))
 
 
 def _losses(found: object) -> Losses:

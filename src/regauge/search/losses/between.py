@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from regauge.parts import Point, Spec
-from regauge.search.options import Option
+from regauge.search.options import Option, SiteGroup
 
 TINY = 1e-30
+LARGE = 1 << 19
+"""Weights of a matrix from which not every option is tried."""
 
 
 def families(options: Sequence[Option]) -> list[list[Option]]:
@@ -94,3 +97,9 @@ def _level(points: Sequence[tuple[float, float]], at: float) -> float:
 
 def _log(value: float) -> float:
     return math.log(max(value, TINY))
+
+
+def narrowed(group: SiteGroup) -> SiteGroup:
+    """The group with the options that are tried: of large matrices not all."""
+    large = max(site.shape[0] * site.shape[1] for site in group.sites) >= LARGE
+    return replace(group, options=tried_of(group.options)) if large else group

@@ -7,13 +7,13 @@ Cost: a forward pass. Memory or disk: a state a token a block, in the dtype of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from regauge.hosts.base import Inputs
 from regauge.hosts.states import SPILL, States
 from regauge.kernels.cpu.machine import trim
 from regauge.search.subject import Subject
@@ -27,12 +27,12 @@ class Borders:
     """States before each block, and after the last.
 
     Attributes:
-        inputs: token ids (B, T) of each batch.
+        inputs: token ids (B, T) of each batch, or arguments with images.
         folder: where large states go, in a folder of their own.
     """
 
     subject: Subject
-    inputs: Sequence[Tensor]
+    inputs: Inputs
     folder: Path
     say: Say = lambda _, __: None
     _made: list[States] = field(default_factory=list, repr=False)
@@ -47,21 +47,11 @@ class Borders:
         """Lets them go; they are made again where they are asked for."""
         self._made.clear()
 
-    @property
-    def tokens(self) -> int:
-        return sum(ids_BT.numel() for ids_BT in self.inputs)
-
-    @property
-    def bytes(self) -> int:
-        """What they take."""
-        subject = self.subject
-        return state_bytes(subject.blocks, self.tokens, subject.anatomy.hidden, subject.products.itemsize)
-
     @torch.no_grad()
     def _run(self) -> list[States]:
         subject = self.subject
         states = subject.quick.begin(self.inputs, subject.read(None))
-        if self.bytes > SPILL:
+        if (subject.blocks + 1) * sum(hidden.nbytes for hidden in states.hidden) > SPILL:
             (self.folder / STATES).mkdir(parents=True, exist_ok=True)
             states = states.spill(self.folder / STATES)
         found = [states]

@@ -17,6 +17,7 @@ its output is weighted by the gradient there; so are their cross terms.
 Outside the blocks the figures are ruder, and true KL of some options sets their scale: an embedding's is by the
 gradient behind it; a head's is ½ E[(ΔW x)²] (1 − Σ p²), the variance that errors of independent rows have under p.
 
+Of a classifier of images one class is drawn for an image: what its places do is summed before it is squared.
 Cost: a forward and a backward pass over a few thousand tokens, and error feedback on the rows that are tried. Memory:
 one block's inputs and gradients. Lower = better. Legend: n tokens, O outputs, I inputs, R rows, V vocabulary.
 """
@@ -32,7 +33,7 @@ from torch import Tensor
 from regauge.anatomy.model import Weights
 from regauge.hosts.states import States
 from regauge.kernels.cpu.machine import trim
-from regauge.search.losses.between import completed, tried_of
+from regauge.search.losses.between import completed, narrowed
 from regauge.search.losses.borders import Borders
 from regauge.search.losses.sites import Tried, tried, watching
 from regauge.search.losses.stores import Reads
@@ -43,8 +44,6 @@ Losses = dict[str, dict[str, float]]
 """Group → option → KL, nats a token. Full precision is 0."""
 
 CHUNK = 1 << 22  # logits at a time
-LARGE = 1 << 19
-"""Weights of a matrix from which not every option is tried (see `between`)."""
 
 
 def fisher(
@@ -66,15 +65,16 @@ def fisher(
     stores = [group for group in groups if group.store is not None]
     whole, groups = groups, [narrowed(group) for group in groups if group.store is None]
     outside = [group for group in groups if group.block is None]
-    gradients, found = _tail(subject, outside, last, keep, seed)
+    gradients, found, alone = _tail(subject, outside, last, keep, seed)
     for block in reversed(range(subject.blocks)):
         progress("sensitivity", 1 - (block + 1) / subject.blocks)
         trim()
-        visit = Visit(subject, block, borders.before(block), gradients, subject.read(block), at_once)
+        visit = Visit(subject, block, borders.before(block), gradients, subject.read(block), at_once, alone)
         reads = Reads([group for group in stores if group.block == block])
         losses, gradients = visit.back([group for group in groups if group.block == block], reads)
         found |= losses
-    for name, losses_of in _embedding(subject, outside, some(borders.before(0), 0, keep), gradients).items():
+    tables = [] if subject.pictured else outside  # classes of images, which no search rounds
+    for name, losses_of in _embedding(subject, tables, some(borders.before(0), 0, keep), gradients).items():
         own = found.get(name, {})
         found[name] = {option: loss + own.get(option, 0.0) for option, loss in losses_of.items()}
     return {
@@ -84,18 +84,13 @@ def fisher(
     }
 
 
-def narrowed(group: SiteGroup) -> SiteGroup:
-    """The group with the options that are tried: of large matrices not all."""
-    large = max(site.shape[0] * site.shape[1] for site in group.sites) >= LARGE
-    return replace(group, options=tried_of(group.options)) if large else group
-
-
 def _tail(
     subject: Subject, groups: Sequence[SiteGroup], states: States, keep: int, seed: int
-) -> tuple[list[Tensor], Losses]:
-    """∂ Σ log p(next) / ∂ last hidden, next tokens drawn from the model itself; and what options of the head cost."""
+) -> tuple[list[Tensor], Losses, int]:
+    """∂ Σ log p(next) / ∂ last hidden, next tokens drawn from the model; what options of the head cost; and how many
+    inputs there are, where one class was drawn for each, else 0."""
     generator = torch.Generator().manual_seed(seed)
-    outer, gradients, alike = subject.read(None), list[Tensor](), list[Tensor]()
+    outer, gradients, alike, inputs = subject.read(None), list[Tensor](), list[Tensor](), 0
     wanted = [(group, option) for group in groups for option in group.options if option.choice is not None]
     seen, x = watching(wanted), list[Tensor]()
     watch = dict(seen.watch) | ({"head": x.append} if any(s.name == "head" for s in subject.anatomy.sites) else {})
@@ -106,6 +101,7 @@ def _tail(
         one = some(states, batch, batch + 1).with_hidden([hidden])
         with torch.enable_grad():
             (logits_BTV,) = subject.quick.tail(outer, one, watch=watch)
+        inputs += len(logits_BTV) if logits_BTV.dim() == 2 else 0
         pull_BTV, alike_N = _drawn(logits_BTV.detach(), generator)
         gradients += torch.autograd.grad(logits_BTV, hidden, pull_BTV)
         alike.append(alike_N)
@@ -121,7 +117,7 @@ def _tail(
             rows = tried([replace(group, sites=tuple(of_head))], outer, stats)
             lost = {name: 0.5 * share * value for name, value in rows[of_head[0].name].spread(torch.cat(x)).items()}
             found[group.name] = lost
-    return gradients, found
+    return gradients, found, inputs
 
 
 def _drawn(logits_BTV: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -183,6 +179,7 @@ class Visit:
     Attributes:
         states: before the block; gradients: at its output, of the first batches.
         weights: what it computes with.
+        inputs: how many there are, where all places of one have one class between them; 0: each has its own.
     """
 
     subject: Subject
@@ -191,6 +188,7 @@ class Visit:
     gradients: Sequence[Tensor]
     weights: Weights
     at_once: int | None = None
+    inputs: int = 0
 
     def back(self, groups: Sequence[SiteGroup], reads: Reads) -> tuple[Losses, list[Tensor]]:
         """The losses of the block's groups, and of its store, and the gradient at its input."""
@@ -269,6 +267,8 @@ class Visit:
                 continue
             for name, pull_n in rows[site.name].pulls(torch.cat(x[site.tap]), torch.cat(g[site.name])).items():
                 totals[name] = totals[name] + pull_n if name in totals else pull_n
+        if self.inputs:
+            totals = {name: pull_n.view(self.inputs, -1).sum(1) for name, pull_n in totals.items()}
         return _losses(totals)
 
     def _experts(self, group: SiteGroup, rows: Mapping[str, Tried]) -> dict[str, float]:

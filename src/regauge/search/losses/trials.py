@@ -18,12 +18,12 @@ from regauge.anatomy.model import Site, Weights
 from regauge.hosts.base import Rows
 from regauge.hosts.states import States
 from regauge.kernels.cpu.machine import trim
-from regauge.measure.quality import Scores, compare_many
+from regauge.measure.quality import Scores
+from regauge.measure.reading import Read, inputs_of, numbers, scores_of
 from regauge.search.losses.shelf import Shelf
 from regauge.search.options import Option
 from regauge.search.stores import reading, scheme_at
 from regauge.search.subject import Subject
-from regauge.text.windows import Windows
 
 Picks = Mapping[str, Option]
 """Group → option; groups that are not named stay as they are."""
@@ -33,15 +33,14 @@ SMALL = 2**20  # weights of an embedding or a head up to which it is rebuilt onc
 
 
 def true_scores(
-    subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[Picks], states: int = STATES
+    subject: Subject, shelf: Shelf, windows: Read, variants: Sequence[Picks], states: int = STATES
 ) -> list[Scores]:
     """Scores of every variant against the subject itself on some windows.
 
     Args:
         states: bytes of hidden states that one pass may hold; with fewer, fewer variants go through at a time.
     """
-    each = 4 * subject.anatomy.hidden * sum(batch.ids_BT.numel() for batch in windows.batches(subject.batch))
-    size = max(1, states // each - 1)
+    size = max(1, states // _bytes(subject, windows) - 1)
     found: list[Scores] = []
     for start in range(0, len(variants), size):
         found += _pass(subject, shelf, windows, variants[start : start + size])
@@ -49,17 +48,17 @@ def true_scores(
 
 
 def true_kl(
-    subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[Picks], states: int = STATES
+    subject: Subject, shelf: Shelf, windows: Read, variants: Sequence[Picks], states: int = STATES
 ) -> list[float]:
     """Mean KL of every variant, nats a token."""
     return [float(scores.kl_N.mean()) for scores in true_scores(subject, shelf, windows, variants, states)]
 
 
 @torch.no_grad()
-def _pass(subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[Picks]) -> list[Scores]:
+def _pass(subject: Subject, shelf: Shelf, windows: Read, variants: Sequence[Picks]) -> list[Scores]:
     runner = subject.runner
     outer = subject.read(None)
-    inputs = [batch.ids_BT for batch in windows.batches(subject.batch)]
+    inputs = inputs_of(windows, subject.batch)
     base = runner.begin(inputs, outer)
     outers = _outers(subject, shelf, variants, outer)
     moved: list[States | None] = [
@@ -80,7 +79,16 @@ def _pass(subject: Subject, shelf: Shelf, windows: Windows, variants: Sequence[P
         runner.tail(own, base if states is None else states, rows=rows)
         for (own, rows), states in zip(outers, moved, strict=True)
     ]
-    return compare_many(windows, runner.tail(outer, base), tails, subject.batch)
+    return scores_of(windows, runner.tail(outer, base), tails, subject.batch)
+
+
+def _bytes(subject: Subject, windows: Read) -> int:
+    """Of the states of a variant: of images as large as they are at their largest, behind what lies before blocks."""
+    inputs = inputs_of(windows, subject.batch)
+    if not subject.pictured:
+        return 4 * subject.anatomy.hidden * sum(numbers(batch) for batch in inputs)
+    first = subject.runner.begin(inputs[:1], subject.read(None)).hidden[0]
+    return max(1, 4 * first.numel() * sum(map(numbers, inputs)) // max(1, numbers(inputs[0])))
 
 
 def _outers(

@@ -12,7 +12,7 @@ import torch
 
 from regauge.anatomy.model import Anatomy
 from regauge.artifact.cutting import opened
-from regauge.elastic.family import RANKED, Family
+from regauge.elastic.family import EQUIDISTANT, RANKED, STAGES, Family
 from regauge.elastic.legal import reasons
 from regauge.engine.api import apply
 from regauge.errors import RegaugeError
@@ -21,10 +21,12 @@ from regauge.hosts.base import Source
 from regauge.plan import Plan, load
 from regauge.search.budgets import Budget
 from regauge.search.evolution import Effort, Genes, Measured, evolved
+from regauge.search.members.normed import anew
 from regauge.search.members.space import Members, Table, stored
 from regauge.search.members.timing import Pace, Timed, timed
 from regauge.search.members.trials import Trials, member
 from regauge.search.members.wanted import Wanted
+from regauge.search.pictures import Material
 from regauge.text.split import Texts
 
 EMBED = "int8"
@@ -89,7 +91,7 @@ class Built:
 
 
 def built(
-    source: Source, weights: str, wanted: Wanted, texts: Texts, budgets: Sequence[Budget]
+    source: Source, weights: str, wanted: Wanted, texts: Material, budgets: Sequence[Budget]
 ) -> Callable[[Path, Trials, Pace | None], Built]:
     """Builds a family in a folder, with weights as a preset has them ("": as the source), and loads it."""
 
@@ -100,11 +102,9 @@ def built(
                 _offering(plan, source.anatomy),
                 source.path,
                 folder,
-                calibration=list(texts.calibration),
-                tokens=texts.tokens,
-                length=texts.length,
+                **texts.given,
                 seed=wanted.seed,
-                embed=EMBED if weights else None,
+                embed=EMBED if weights and isinstance(texts, Texts) else None,
                 force=True,
             )
         model = host_of(source.path).load(folder, dtype=torch.float32)
@@ -118,7 +118,13 @@ def built(
             else:
                 assert speed is not None and pace is not None, "a speed is asked for"  # noqa: PT018  # not a test
                 goals.append(Goal(budget, speed.tables[budget.resource], pace.base[budget.resource] / budget.amount))
-        measured = Measured(lambda genes: trials.kl(member(model, members.subnet(genes))))
+
+        def lost(genes: Genes) -> float:
+            subnet = members.subnet(genes)
+            anew(model, subnet, texts)
+            return trials.kl(member(model, subnet))
+
+        measured = Measured(lost)
         return Built(weights, folder, model, members, sizes, tuple(goals), measured, speed)
 
     return build
@@ -139,7 +145,9 @@ def offered(anatomy: Anatomy) -> Family:
         "heads": tuple(range(groups - 1, (groups - 1) // 2, -1)),
         "experts": tuple(range(routed - 1, (routed - 1) // 2, -1)),
     }
-    admitted = {name: some for name, some in offers.items() if some and not reasons(Family(**{name: some}), anatomy)}
+    stays = STAGES if anatomy.plumbing.stays else EQUIDISTANT  # blocks between stages stay, whichever are chosen
+    families = {name: Family(**{name: some}, layers=stays) for name, some in offers.items() if some}
+    admitted = {name: offers[name] for name, family in families.items() if not reasons(family, anatomy)}
     if not admitted:
         raise RegaugeError("this model has no members: no block, neuron or head of it can be left out")
-    return Family(**admitted, layers=RANKED if blocks > 1 else "equidistant")
+    return Family(**admitted, layers=stays if blocks < 2 or stays == STAGES else RANKED)

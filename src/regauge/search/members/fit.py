@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from regauge.artifact.config import CARRIED
 from regauge.artifact.ownership import refuse_out, search_folder, tidy
 from regauge.elastic.family import Family
@@ -24,20 +26,24 @@ from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError, RecipeError, RegaugeError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
+from regauge.measure.reading import Read, inputs_of
+from regauge.measure.subject import Outputs
 from regauge.search import drafting
+from regauge.search import pictures as images
 from regauge.search.budgets import Budget
 from regauge.search.evolution import Genes
 from regauge.search.fit import move
 from regauge.search.kept import Folder
 from regauge.search.members.build import Built, Goal, built, offered
 from regauge.search.members.gaining import gained
+from regauge.search.members.normed import anew, kept
 from regauge.search.members.record import Chosen, MemberRecord, finish, name_of, record
 from regauge.search.members.timing import Pace, pace_of
 from regauge.search.members.trials import TOKENS as BATCH
 from regauge.search.members.trials import Trials, member, quality
 from regauge.search.members.wanted import TOKENS, Wanted, asked
-from regauge.search.subject import predicting, reader
-from regauge.text.split import Sizes, Texts, prepare
+from regauge.search.subject import predicting
+from regauge.text.split import Sizes, Texts
 
 TURNS, TIGHTER = 5, 3
 """Rounds of a timing; times that a member which misses its speed is searched for anew."""
@@ -59,14 +65,18 @@ def fit_members(model: str | Path, out: str | Path, wanted: Wanted, progress: Wa
     with quiet_torch():
         clock.say("open")
         source = host_of(model).open(model, wanted.revision)
-        predicting(source)
+        facts = predicting(source)
+        if facts is not None:
+            images.refuse(source.path.name, budgets, {"length": wanted.length, "drafts": drafts})
         _known(drafts, budgets, source)
         sizes = Sizes(wanted.tokens or TOKENS, 4096, 12288)
-        texts = prepare(reader(source, wanted.seed, wanted.length), wanted.calibration, wanted.eval, sizes, wanted.seed)
-        original = host_of(source.path).outputs
-        vocabulary = source.anatomy.site("embed").shape[0]
-        batches = [{"input_ids": batch.ids_BT} for batch in texts.search.batches(Trials.batch(vocabulary))]
-        trials = Trials(texts.search, original(source.path, batches), vocabulary)
+        if facts is not None:
+            amounts = images.sizes_of(facts, wanted.tokens)
+            sizes = Sizes(amounts["calibration"], amounts["search"], amounts["evaluation"])
+        given = wanted.calibration, wanted.eval
+        texts = images.material(source, facts, given, sizes, (wanted.seed, wanted.length))
+        vocabulary = 1 if facts is not None else source.anatomy.site("embed").shape[0]
+        trials = Trials(texts.search, _outputs(source, texts.search, Trials.batch(vocabulary)), vocabulary)
         with search_folder(target) as room:
             folder = Folder.open(room, _identity(source, wanted, texts), wanted.force)
             try:
@@ -77,7 +87,7 @@ def fit_members(model: str | Path, out: str | Path, wanted: Wanted, progress: Wa
                 named = {one.name: Subnet.parse(one.subnet) for one in chosen.members[1:]}
                 family = replace(best.members.family, members=named)
                 finish(best.folder, family, chosen)
-                if drafts:
+                if drafts and isinstance(texts, Texts):
                     clock.say("drafts")
                     chosen = _drafted(source, best.folder, family, texts, (drafts, text), chosen)
             except RegaugeError:
@@ -89,7 +99,7 @@ def fit_members(model: str | Path, out: str | Path, wanted: Wanted, progress: Wa
     return chosen
 
 
-def _identity(source: Source, wanted: Wanted, texts: Texts) -> dict[str, object]:
+def _identity(source: Source, wanted: Wanted, texts: images.Material) -> dict[str, object]:
     """What a search that goes on must have in common with the one that was killed: families that were built stay."""
     read = [text.sha256 for text in texts.records]
     return {"members": True, "source": source.digest(), "texts": read, "seed": wanted.seed, "ways": list(wanted.ways)}
@@ -99,7 +109,7 @@ def _ways(
     source: Source,
     budgets: Sequence[Budget],
     wanted: Wanted,
-    texts: Texts,
+    texts: images.Material,
     at: tuple[Path, Trials, Pace | None, Clock],
 ) -> tuple[Built, list[str], dict[str, float]]:
     """The way of storing weights whose members lose least, what is to be told, and what each lost."""
@@ -128,14 +138,19 @@ def _ways(
     return min(kept, key=lambda one: one[0])[1], notes, tried
 
 
-def _chosen(source: Source, best: Built, wanted: Wanted, texts: Texts, trials: Trials, notes: list[str]) -> Chosen:
+def _chosen(
+    source: Source, best: Built, wanted: Wanted, texts: images.Material, trials: Trials, notes: list[str]
+) -> Chosen:
     """A member for each goal, measured."""
     picks = [best.whole, *(_pick(best, goal, wanted, notes) for goal in best.goals)]
     subnets = [best.members.subnet(genes) for genes in picks]
     names = ["full", *(name_of(goal.budget) for goal in best.goals)]
-    notes += gained(best, subnets[1:], texts.windows_NT, trials)
-    inputs = [{"input_ids": batch.ids_BT} for batch in texts.evaluation.batches(BATCH)]
-    original = host_of(source.path).outputs(source.path, inputs)
+    if isinstance(texts, Texts):
+        notes += gained(best, subnets[1:], texts.windows_NT, trials)
+    for subnet in subnets[1:]:
+        anew(best.model, subnet, texts)
+    kept(best.folder, best.model, subnets[1:], texts)
+    original = _outputs(source, texts.evaluation, BATCH)
     figures = quality(texts.evaluation, original, [member(best.model, one) for one in subnets], wanted.seed)
     speeds = [{} if best.timed is None else best.timed.ratios(one, TURNS) for one in subnets]
     members = [
@@ -159,6 +174,13 @@ def _chosen(source: Source, best: Built, wanted: Wanted, texts: Texts, trials: T
         measured=len(best.measured.losses),
         notes=tuple(notes),
     )
+
+
+def _outputs(source: Source, text: Read, tokens: int) -> Outputs:
+    """What the original gives for a text or images."""
+    given = inputs_of(text, tokens)
+    batches = [{"input_ids": one} if isinstance(one, torch.Tensor) else dict(one) for one in given]
+    return host_of(source.path).outputs(source.path, batches)
 
 
 def _known(drafts: Sequence[str], budgets: Sequence[Budget], source: Source) -> None:

@@ -43,9 +43,17 @@ class MemberRecord(_Record):
     quality: Quality
     speeds: dict[str, float] = Field(default_factory=dict)
 
+    @property
+    def own(self) -> str:
+        """What it has by itself: perplexity; of images, what is right, or nats."""
+        q = self.quality
+        if q.right is not None:
+            return f"right {100 * q.right.value:.2f} ± {100 * q.error:.2f} %"
+        return f"perplexity {q.perplexity.value:.2f}" if q.nats is None else f"{q.nats.value:.3f} nats a token"
+
     def __str__(self) -> str:
         kl, size = self.quality.kl, f"{told(self.bytes)} ({self.ratio:.3f}x)"
-        figures = f"KL {kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f}), perplexity {self.quality.perplexity.value:.2f}"
+        figures = f"KL {kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f}), {self.own}"
         figures += "".join(f", {name} {ratio:.2f}x" for name, ratio in self.speeds.items())
         return f"{self.name}: {size}, {figures}: {self.subnet or 'all of it'}"
 

@@ -75,7 +75,8 @@ class Members:
         return tuple(block for block in range(self.anatomy.blocks) if not genes[block])
 
     def legal(self, genes: Genes) -> bool:
-        return len(self.kept(genes)) in self.counts
+        kept = self.kept(genes)
+        return len(kept) in self.counts and set(kept).issuperset(self.anatomy.plumbing.stays)
 
     def space(self, table: Table) -> Space:
         """What a search may choose, by what it takes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from regauge.elastic.subnet import Subnet
 from regauge.measure.cost import DECODE, PROMPT, Speed, decode_rate, interleave, prefill_rate
-from regauge.measure.quality import Quality, Scores, compare_many, divergence, summarise
+from regauge.measure.images import read
+from regauge.measure.quality import Quality, Scores, divergence, summarise
+from regauge.measure.reading import Read, logits_of, scores_of
 from regauge.measure.subject import Outputs, logits
 from regauge.text.windows import Batch, Windows
 
@@ -27,13 +29,19 @@ class Trials:
         batches: as far as they are kept.
     """
 
-    def __init__(self, windows: Windows, original: Outputs, vocabulary: int) -> None:
-        batches = list(windows.batches(self.batch(vocabulary)))
-        while batches and sum(batch.ids_BT.numel() for batch in batches) * vocabulary > HELD and len(batches) > 1:
-            batches.pop()
-        self.batches, self.known = batches, list[Tensor]()
-        for batch, found_BTV in zip(batches, original(), strict=False):
-            self.known.append(torch.log_softmax(self._scored(batch, found_BTV), -1))
+    def __init__(self, text: Read, original: Outputs, vocabulary: int) -> None:
+        self.text = text
+        self.batches: list[Batch] = []
+        self.known = list[Tensor]()
+        if isinstance(text, Windows):
+            batches = list(text.batches(self.batch(vocabulary)))
+            while batches and sum(batch.ids_BT.numel() for batch in batches) * vocabulary > HELD and len(batches) > 1:
+                batches.pop()
+            self.batches = batches
+            for batch, found_BTV in zip(batches, original(), strict=False):
+                self.known.append(torch.log_softmax(self._scored(batch, found_BTV), -1))
+        else:
+            self.known = [torch.log_softmax(found.flatten(0, -2).float(), -1) for found in original()]
 
     @staticmethod
     def batch(vocabulary: int) -> int:
@@ -41,14 +49,22 @@ class Trials:
         return min(TOKENS, max(256, HELD // vocabulary))
 
     def kl(self, member: Any) -> float:
-        """Nats a token of a loaded member."""
+        """Nats a token of a loaded member, or an image where it gives each one class."""
         total, tokens = 0.0, 0
         with torch.inference_mode():
-            found = logits(member, [batch.ids_BT for batch in self.batches])
-            for batch, log_p_NV, found_BTV in zip(self.batches, self.known, found, strict=True):
-                kl_N, _ = divergence(log_p_NV, torch.log_softmax(self._scored(batch, found_BTV), -1))
+            for log_p_NV, log_q_NV in zip(self.known, self._read(member), strict=True):
+                kl_N, _ = divergence(log_p_NV, log_q_NV)
                 total, tokens = total + float(kl_N.double().sum()), tokens + kl_N.numel()
         return total / max(tokens, 1)
+
+    def _read(self, member: Any) -> Iterator[Tensor]:
+        """Log-probabilities of a member, batch by batch."""
+        if not isinstance(self.text, Windows):
+            for found in read(member, self.text):
+                yield torch.log_softmax(found.flatten(0, -2).float(), -1)
+            return
+        for batch, found_BTV in zip(self.batches, logits(member, [b.ids_BT for b in self.batches]), strict=True):
+            yield torch.log_softmax(self._scored(batch, found_BTV), -1)
 
     @staticmethod
     def _scored(batch: Batch, found_BTV: Tensor) -> Tensor:
@@ -56,11 +72,10 @@ class Trials:
         return torch.cat([found_BTV[row, : length - 1].float() for row, length in enumerate(batch.lengths)])
 
 
-def quality(windows: Windows, original: Outputs, members: Sequence[Any], seed: int) -> list[Quality]:
+def quality(text: Read, original: Outputs, members: Sequence[Any], seed: int) -> list[Quality]:
     """Figures with intervals, of members that are loaded, side by side."""
-    ids = [batch.ids_BT for batch in windows.batches(TOKENS)]
     with torch.inference_mode():
-        scores: list[Scores] = compare_many(windows, original(), [logits(one, ids) for one in members], TOKENS)
+        scores: list[Scores] = scores_of(text, original(), [logits_of(one, text, TOKENS) for one in members], TOKENS)
     return [summarise(found, seed) for found in scores]
 
 
