@@ -23,13 +23,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """What was imported stays, so that no collection of garbage need look at its million objects again."""
     import hypothesis  # looks for those who hold a source of randomness, which is not seen of what is frozen
 
     assert hypothesis
+    if any(hypothesis.is_hypothesis_test(getattr(item, "obj", None)) for item in session.items):
+        read_constants()
     gc.collect()
     gc.freeze()
+
+
+def read_constants() -> None:
+    """Hypothesis tries numbers that the code itself names, and parses all modules for them in the middle of a draw:
+    longer than the second that it lets a draw take (2.5 s of CPU time). So that is done before any test."""
+    from hypothesis.internal.conjecture import providers
+
+    providers._get_local_constants()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -93,10 +93,10 @@ def case(
     span: int = 0,
     step: torch.dtype | None = None,
     seed: int = 0,
-    run: int = 0,
+    cuts: tuple[int, ...] = (),
 ) -> Case:
-    """A matrix of a named value; `span` inputs to a step, 0 for all. Zero points where the name says so. `run`: groups
-    of a run of its panels."""
+    """A matrix of a named value; `span` inputs to a step, 0 for all. Zero points where the name says so. `cuts`:
+    groups at which its panels are cut."""
     bits, value, table = VALUES[name]
     some = random(seed)
     written = (~table.isnan()).nonzero().view(-1)
@@ -115,7 +115,7 @@ def case(
     zero_ON = None
     if name.endswith("asym"):
         zero_ON = torch.randint(1 << bits, (rows, count), generator=some, dtype=torch.uint8)
-    packed = matrix.pack(codes_OI, bits, value, group, stored, zero_ON, row_scale_O, run=run)
+    packed = matrix.pack(codes_OI, bits, value, group, stored, zero_ON, row_scale_O, cuts=cuts)
     floats = None if zero_ON is None else zero_ON.float()
     return Case(packed, codes_OI, table, scale_ON * row_scale_O.unsqueeze(1), floats, group)
 

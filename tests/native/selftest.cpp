@@ -1,6 +1,7 @@
 // The kernels and the decode step against plain loops in double, over random shapes, groups, kinds of steps and values,
 // at every dispatch level of the CPU that runs it. Needs no Python, so that it also runs under an emulator and under sanitisers.
 //   selftest [CASES [SEED]]     exit status 0: every result agreed
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -57,10 +58,14 @@ void expect(bool good, const char *what, const std::string &where) {
   if (++failures <= 20) std::printf("  wrong: %s: %s\n", what, where.c_str());
 }
 
-// `rg_matrix.stride` of a matrix in runs of any length, or 0.
+// `rg_matrix.stride` of a matrix in up to four runs of any length, or 0.
 int64_t some_runs(int rows, int groups) {
   const int64_t panels = (rows + 15) / 16;
-  return coin() ? 0 : -(panels << 36 | static_cast<int64_t>(between(1, groups)) << 18 | groups);
+  int ends[3];
+  for (int &end : ends) end = between(1, groups);
+  std::sort(ends, ends + 3);
+  const int64_t said = panels << 48 | static_cast<int64_t>(groups) << 36 | static_cast<int64_t>(ends[2]) << 24 | ends[1] << 12 | ends[0];
+  return coin() ? 0 : -said;
 }
 
 struct Case {

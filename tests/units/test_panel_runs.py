@@ -8,7 +8,7 @@ import torch
 from regauge.formats.base import Codes, Format
 from regauge.kernels.cpu import library, matrix
 from regauge.kernels.cpu.interface import has
-from regauge.kernels.cpu.layout import in_run, run_of, stride_of
+from regauge.kernels.cpu.layout import cut_at, cuts_of, stride_of
 from regauge.runtime.matrices.held import PackedMatrix
 from tests import panels
 from tests.panels import case, tokens
@@ -16,42 +16,47 @@ from tests.units.test_nested import FMT, coded
 from tests.units.test_trellis_panels import drawn
 
 pytestmark = pytest.mark.skipif(
-    not (library.available() and has("rg_has_runs")), reason="the C++ kernels that are here read no runs"
+    not (library.available() and has("rg_has_cuts")), reason="the C++ kernels that are here read no runs"
 )
 NAMES = ("int1", "int2", "int3", "int4", "int5-asym", "int6", "int7", "int8-asym", "fp4", "nf4", "fp8")
 
 
-def test_a_member_has_its_runs_whole_and_the_others_are_as_long_as_can_be() -> None:
-    assert run_of((768,), 1536, 64) == 12  # of 24 groups: two runs
-    assert run_of((256,), 576, 64) == 4  # of 9: two, and one of what is left
-    assert run_of((384, 768, 1152), 1536, 64) == 6
-    assert run_of((512, 1024), 1536, 64) == 8
-    assert run_of((250,), 500, 100) == 3  # a group that two share lies in the member's run
-    assert run_of((64,), 1536, 64) == 0  # would be 24 runs
-    assert run_of((64, 768), 1536, 64) == 12
-    assert run_of((1536,), 1536, 64) == run_of((), 1536, 64) == run_of((40,), 60, 64) == 0
-    assert stride_of(40, 1536, 64, 12) == -(3 * 2**36 + 12 * 2**18 + 24)
-    assert in_run(stride_of(40, 1536, 64, 12)) == 12
-    assert in_run(0) == in_run(4096) == stride_of(40, 1536, 64, 0) == 0
+def test_a_row_is_cut_where_members_end_and_nowhere_else() -> None:
+    assert cuts_of((768,), 1536, 64) == (12,)
+    assert cuts_of((256,), 576, 64) == (4,)  # of 9: four, and five that are left
+    assert cuts_of((1152, 384, 768), 1536, 64) == (6, 12, 18)
+    assert cuts_of((256, 448), 576, 64) == (4, 7)
+    assert cuts_of((250,), 500, 100) == (3,)  # a group that two share lies in the member's run
+    assert cuts_of((1280, 64, 768, 512), 1536, 64) == (1, 8, 12)  # four runs are the most
+    assert cuts_of((1536,), 1536, 64) == cuts_of((), 1536, 64) == cuts_of((40,), 60, 64) == ()
+    assert cuts_of((64,), 64 << 12, 64) == ()  # too many groups to be said
+    assert stride_of(40, 1536, 64, (12,)) == -(3 * 2**48 + 24 * 2**36 + 24 * 2**24 + 24 * 2**12 + 12)
+    assert stride_of(16, 576, 64, (4, 7)) == -(2**48 + 9 * 2**36 + 9 * 2**24 + 7 * 2**12 + 4)
+    assert stride_of(16 << 15, 576, 64, (4,)) == 0  # too many rows
+    assert cut_at(stride_of(40, 1536, 64, (6, 12, 18))) == (6, 12, 18)
+    assert cut_at(stride_of(40, 1536, 64, (12,))) == (12,)
+    assert cut_at() == cut_at(4096) == ()
+    assert stride_of(40, 1536, 64, ()) == 0
 
 
 def test_the_first_run_lies_together_and_memory_is_the_same() -> None:
     codes_OI = torch.randint(16, (50, 160), dtype=torch.uint8, generator=panels.random(3))
     steps_ON = torch.rand(50, 5, generator=panels.random(4)).half()
     value = panels.VALUES["int4"][1]
-    whole = matrix.pack(codes_OI, 4, value, 32, steps_ON, run=2)
+    whole = matrix.pack(codes_OI, 4, value, 32, steps_ON, cuts=(2, 3))
     assert whole.panels.numel() == matrix.pack(codes_OI, 4, value, 32, steps_ON).panels.numel()
-    for columns, first in ((64, 0), (128, 1), (160, 2)):  # runs of 2, 2 and 1 groups, behind each other
-        own = slice(64 * first, columns)
-        alone = matrix.pack(codes_OI[:, own], 4, value, 32, steps_ON[:, 2 * first : 2 * first + 2].contiguous())
-        start = 2304 * first  # four panels of two groups of 288 bytes
+    for first, end in ((0, 2), (2, 3), (3, 5)):  # runs of 2, 1 and 2 groups, behind each other
+        own = slice(32 * first, 32 * end)
+        alone = matrix.pack(codes_OI[:, own], 4, value, 32, steps_ON[:, first:end].contiguous())
+        start = 1152 * first  # four panels of 288 bytes a group
         assert whole.panels[start : start + alone.panels.numel()].equal(alone.panels)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_products_and_weights_in_runs(level: str, name: str) -> None:
+@pytest.mark.parametrize("cuts", [(3,), (2, 3, 9)], ids=str)
+def test_products_and_weights_in_runs(level: str, name: str, cuts: tuple[int, ...]) -> None:
     one = case(name, 45, 416, 32, torch.float16)
-    plain, runs = one.packed, case(name, 45, 416, 32, torch.float16, run=3).packed
+    plain, runs = one.packed, case(name, 45, 416, 32, torch.float16, cuts=cuts).packed
     assert not runs.panels.equal(plain.panels)
     assert matrix.unpack(runs).equal(one.codes_OI)
     assert matrix.decode(runs, 3, 45, torch.float32).equal(matrix.decode(plain, 3, 45, torch.float32))
@@ -74,7 +79,7 @@ def test_planes_and_trellises_in_runs(kind: str) -> None:
     plain = PackedMatrix(codes, fmt, torch.float32)
     runs = PackedMatrix(codes, fmt, torch.float32, widths=(columns // 2,))
     assert runs.meta is not None
-    assert in_run(runs.meta[-1])
+    assert cut_at(runs.meta[-1])
     pairs = [(runs, plain), *((runs.level(bits), plain.level(bits)) for bits in (2, 5, 7) if kind == "planes")]
     for one, other in pairs:
         assert one.rows(1, 19).equal(other.rows(1, 19))

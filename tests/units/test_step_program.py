@@ -264,4 +264,4 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="no whole groups of 5, each with a step"):
         Tap(rounding="static", group=5, steps_G=torch.ones(2)).check(12)
     with pytest.raises(ValueError, match="side by side"):
-        Site(torch.zeros(4, 8).T).struct()
+        Site(torch.zeros(8, 8)[::2, ::2]).struct()

@@ -46,10 +46,12 @@ class Taken:
     Attributes:
         subnet: which member it is.
         columns: site → the inputs that its matrix had.
+        by_columns: whether the head lies column by column, as the family's.
     """
 
     subnet: Subnet
     columns: Mapping[str, int]
+    by_columns: bool = False
 
 
 def opened(folder: Path) -> Artifact:
@@ -141,6 +143,7 @@ def layout_of(
         unsaid=unsaid,
         cache=own(whole.cache),
         cut=cut,
+        by_columns=whole.by_columns,
     )
 
 
@@ -254,7 +257,8 @@ def _cut_term(term: Term, site: Site, window: int, name: str) -> Term:
 def cut_json(subnet: Subnet, layout: Layout) -> str:
     """What stands beside a member."""
     columns = {name: count for name, count in layout.cut.items() if name in layout.quantised}
-    return json.dumps({"version": VERSION, "subnet": str(subnet), "columns": columns}, indent=1) + "\n"
+    lies = {"by_columns": True} if layout.by_columns else {}
+    return json.dumps({"version": VERSION, "subnet": str(subnet), "columns": columns} | lies, indent=1) + "\n"
 
 
 def read_cut(folder: Path, anatomy: Anatomy) -> Taken | None:
@@ -269,20 +273,24 @@ def read_cut(folder: Path, anatomy: Anatomy) -> Taken | None:
     ordinary(folder, ArtifactError)
     raw = read_json(path, ArtifactError)
     broken = ArtifactError(f"{path} is none of ours or was changed; fetch or build the artifact again.")
-    if raw.keys() != {"version", "subnet", "columns"} or raw["version"] != VERSION or type(raw["columns"]) is not dict:
+    known = {"version", "subnet", "columns"}
+    if raw.keys() - {"by_columns"} != known or raw["version"] != VERSION or type(raw["columns"]) is not dict:
+        raise broken
+    if raw.get("by_columns", True) is not True:
         raise broken
     sizes = {site.name: site.shape[1] for site in anatomy.sites}
     for name, count in raw["columns"].items():
         if name not in sizes or type(count) is not int or not sizes[name] <= count < WIDE:
             raise broken
     try:
-        return Taken(Subnet.parse(raw["subnet"]), raw["columns"])
+        return Taken(Subnet.parse(raw["subnet"]), raw["columns"], "by_columns" in raw)
     except SettingError as error:
         raise ArtifactError(f"{path} names no member: {error}; fetch or build the artifact again.") from error
 
 
 def with_cut(wire: Wire, taken: Taken | None) -> Wire:
     """The wire whose matrices are laid out as those that they were cut from."""
-    if taken is None or not taken.columns:
+    if taken is None:
         return wire
-    return replace(wire, layout=replace(wire.layout, cut=taken.columns))  # type: ignore[type-var]  # wires are dataclasses
+    layout = replace(wire.layout, cut=taken.columns, by_columns=taken.by_columns)
+    return replace(wire, layout=layout)  # type: ignore[type-var]  # wires are dataclasses

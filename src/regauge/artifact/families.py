@@ -16,7 +16,7 @@ from regauge.artifact.cutting import opened
 from regauge.artifact.reader import Artifact
 from regauge.documents import ordinary, read_json
 from regauge.elastic.family import Family, family_of, told
-from regauge.elastic.legal import member_in, reasons, settled, widths_of
+from regauge.elastic.legal import member_in, narrows, reasons, settled, widths_of
 from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import ArtifactError, SettingError
 
@@ -63,7 +63,8 @@ def with_widths(wire: Wire, folder: Path) -> Wire:
     if family is None:
         return wire
     widths = widths_of(family, wire.layout.anatomy)
-    return replace(wire, layout=replace(wire.layout, widths=widths))  # type: ignore[type-var]  # wires are dataclasses
+    layout = replace(wire.layout, widths=widths, by_columns=bool(wire.layout.quantised) and narrows(family))
+    return replace(wire, layout=layout)  # type: ignore[type-var]  # wires are dataclasses
 
 
 def family_at(folder: Path) -> tuple[Artifact, Family]:
@@ -80,7 +81,7 @@ def family_at(folder: Path) -> tuple[Artifact, Family]:
     artifact = opened(folder)
     family = read_family(folder, artifact.layout.anatomy)
     assert family is not None, "its file is there"
-    return artifact, family
+    return replace(artifact, wire=with_widths(artifact.wire, folder)), family
 
 
 def member_at(folder: Path, asked: str | Subnet) -> tuple[Artifact, Subnet, Member]:

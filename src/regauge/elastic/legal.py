@@ -43,7 +43,11 @@ def settled(asked: str | Subnet, family: Family, anatomy: Anatomy) -> Subnet:
     if isinstance(asked, str) and text in family.members:
         subnet = family.members[text]
     elif isinstance(asked, str) and "=" not in text and text not in ("", "full"):
-        raise SettingError(f"this family has no member called {text[:60]!r}{nearest(text, (*family.members, 'full'))}")
+        like, meant = family.offered[0], nearest(text, (*family.members, "full"))
+        raise SettingError(
+            f"this family has no member called {text[:60]!r}{meant}; one without a name is written like "
+            f"'{like}={family.choices(like)[0]}'"
+        )
     else:
         subnet = Subnet.parse(asked)
     found, near, wrong = Subnet(), Subnet(), []
@@ -86,16 +90,21 @@ def member_in(subnet: Subnet, family: Family, anatomy: Anatomy) -> Member:
         raise SettingError(f"this model has no member {subnet}: {error}") from error
 
 
-def widths_of(family: Family, anatomy: Anatomy) -> dict[str, tuple[int, ...]]:
-    """Site → the numbers of its first inputs that members with fewer neurons or heads read.
+def narrows(family: Family) -> bool:
+    """Whether there are members of fewer channels of the residual."""
+    return bool(family.width) or any(member.width is not None for member in family.members.values())
 
-    Members of fewer channels of the residual are left out: nearly every matrix would be read in two places for them,
-    which costs the whole more than it costs when `down` and `o` alone are.
-    """
-    asked = [*(Subnet(ffn=one) for one in family.ffn), *(Subnet(heads=one) for one in family.heads)]
+
+def widths_of(family: Family, anatomy: Anatomy) -> dict[str, tuple[int, ...]]:
+    """Site → the numbers of its first inputs that members of fewer neurons, heads or residual channels read."""
+    asked = [
+        *(Subnet(ffn=one) for one in family.ffn),
+        *(Subnet(heads=one) for one in family.heads),
+        *(Subnet(width=one) for one in family.width),
+    ]
     found: dict[str, set[int]] = {}
     for subnet in (*asked, *family.members.values()):
-        legal = replace(settled(subnet, family, anatomy), width=None, experts=None, kernel=None)
+        legal = replace(settled(subnet, family, anatomy), experts=None, kernel=None)
         member = member_in(legal, family, anatomy)
         for site in member.anatomy.sites:
             whole = anatomy.site(member.origin(site.name))

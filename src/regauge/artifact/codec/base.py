@@ -49,6 +49,8 @@ class Layout:
         cut: site → the inputs that its matrix had before it was cut to a member of a family: by these its panels are
             grouped, so that a member computes alike wherever it lies.
         widths: site → the numbers of its first inputs that members of a family read, in a model that runs as any.
+        by_columns: whether the head in full precision lies column by column in memory, so that its first columns are
+            one piece: in a family that offers fewer channels of the residual, and in its members.
     """
 
     source: Anatomy
@@ -65,6 +67,7 @@ class Layout:
     tokens: Mapping[str, Point] = field(default_factory=dict)
     cut: Mapping[str, int] = field(default_factory=dict)
     widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    by_columns: bool = False
 
     @property
     def gone(self) -> frozenset[str]:

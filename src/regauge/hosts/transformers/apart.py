@@ -32,7 +32,7 @@ from regauge.hosts.transformers.gaining import give
 from regauge.hosts.transformers.marking import Alone
 from regauge.hosts.transformers.members import thin_config
 from regauge.hosts.transformers.overflow import watch
-from regauge.hosts.transformers.placing import put_in, tie
+from regauge.hosts.transformers.placing import lay_by_columns, put_in, tie
 from regauge.hosts.transformers.settings import own_config
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.tables import table_for
@@ -76,6 +76,7 @@ def load_member(
         full = full_parameters(own, block.weights) | dict(block.extras)
         missing -= put_in(model, wire, (full, block.codes), dtype, at.kind, folder, activations)
     tie(model)
+    lay_by_columns(model, own, at.kind)
     lost = [*sorted(missing), *(key for key, tensor in model.state_dict().items() if tensor.is_meta)]
     if lost:
         raise ArtifactError(f"the artifact lacks {lost[0]} ({len(lost)} in all); build or fetch it again.")

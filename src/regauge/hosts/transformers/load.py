@@ -37,7 +37,7 @@ from regauge.hosts.transformers.forms import form_modules
 from regauge.hosts.transformers.hub import model_folder
 from regauge.hosts.transformers.inside import check_whole, read_inside
 from regauge.hosts.transformers.overflow import watch
-from regauge.hosts.transformers.placing import of_head, place, tie
+from regauge.hosts.transformers.placing import lay_by_columns, of_head, place, tie
 from regauge.hosts.transformers.skeleton import model_class
 from regauge.hosts.transformers.table import anatomy_of
 from regauge.hosts.transformers.windowed import by_block, window_of_artifact, window_of_checkpoint
@@ -265,6 +265,7 @@ def _fill(
     if missing:
         raise ArtifactError(f"the artifact lacks the codes of {sorted(missing)[0]}; build or fetch it again.")
     tie(model)
+    lay_by_columns(model, wire.layout, device)
     check_whole(model, wire.layout)
     lost = [key for key, tensor in model.state_dict().items() if tensor.is_meta]
     if lost:

@@ -18,8 +18,11 @@ from regauge.formats.base import Codes
 from regauge.hosts.transformers.checkpoint import expected
 from regauge.hosts.transformers.inside import fill
 from regauge.hosts.transformers.install import install
+from regauge.kernels.cpu.interface import has
+from regauge.runtime.matrices.arena import Arena
 from regauge.runtime.matrices.modules import PackedLinear
 from regauge.runtime.modules import put
+from regauge.runtime.rows import CPU
 
 
 def place(
@@ -148,3 +151,20 @@ def tie(model: Any) -> None:
     for path, matrix in packed:
         bias = model.get_submodule(path)._parameters.get("bias")
         put(model, path, PackedLinear([matrix], None, bias, matrix.dtype))
+
+
+def lay_by_columns(model: Any, layout: Layout, device: str) -> None:
+    """Lays the head in full precision, and the table that it may be tied to, column by column where the layout says so.
+    It stays torch's own parameter, of other strides: a member's first columns are one piece of memory."""
+    module = next((model.get_submodule(site.module) for site in layout.anatomy.sites if site.name == "head"), None)
+    if not layout.by_columns or type(module) is not nn.Linear or device != CPU or not has("rg_has_columns"):
+        return
+    held, arena = module.weight, Arena()
+    turned = arena.allocate(held.nbytes).view(held.dtype).view(held.shape[1], held.shape[0]).t()
+    arena.trim()
+    turned.copy_(held.detach())
+    new = nn.Parameter(turned, requires_grad=False)
+    for other in model.modules():
+        for name, found in other._parameters.items():
+            if found is held:
+                other._parameters[name] = new

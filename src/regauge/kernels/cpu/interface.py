@@ -16,8 +16,8 @@ META = ("rows", "columns", "bits", "group", "step", "zero", "value", "offset", "
 
 PANEL = 16
 """Rows of a panel."""
-RUN_BITS = 18
-"""Of the numbers of groups that the stride of a matrix in runs holds."""
+CUT_BITS, MOST_RUNS = 12, 4
+"""Of the numbers of groups that the stride of a matrix in runs holds, and how many it holds."""
 BOOK = 129
 """Floats of a trellis's table: its values, and what makes whole numbers of them."""
 
@@ -31,9 +31,10 @@ _ARGUMENTS = {
     "rg_linear": (_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT, _INT),
     "rg_gemm": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
     "rg_coded": (_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT),
+    "rg_has_columns": (),
+    "rg_has_cuts": (),
     "rg_has_gram": (),
     "rg_has_planes": (),
-    "rg_has_runs": (),
     "rg_gram": (_POINTER, _LONG, _LONG, _POINTER, _INT),
     "rg_range": (*(_POINTER,) * 3, _INT, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT),
     "rg_feedback": (_POINTER, _INT),
@@ -87,7 +88,7 @@ def struct_of(
         raise ValueError(f"the kernels have no matrix of {told}")
     said, count = dict(zip(META, meta, strict=True)), -(-rows // PANEL)
     if stride < 0:
-        least = size * (-stride >> 2 * RUN_BITS)
+        least = size * (-stride >> MOST_RUNS * CUT_BITS)
     else:
         least = size * (stride or count) if planes(said) else (count - 1) * size + whole
     if panels.numel() < least:

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regauge.kernels.cpu.interface import PANEL, RUN_BITS, Struct, has, kernels
+from regauge.kernels.cpu.interface import CUT_BITS, MOST_RUNS, PANEL, Struct, has, kernels
 
 STEPS = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.uint8: 4, torch.float8_e4m3fn: 5}
 MOST_GROUP = 1 << 16
 """Inputs a group, whose sums of products then fit 32 bits."""
-MOST_RUNS = 4
-"""In which a row may lie: a core reads from so many places at once without waiting."""
 MOST_APART = 256
 """Inputs a group of a matrix whose bits lie apart."""
 INT, TABLE, FLOAT, FULL, TRELLIS = 0, 1, 2, 3, 4
@@ -66,28 +64,33 @@ def group_of(columns: int, bits: int, span: int, run: int = 1) -> int:
     return min(sizes, key=lambda size: (-columns % size, abs(size - 128)))
 
 
-def run_of(widths: Sequence[int], columns: int, group: int) -> int:
-    """Groups of a run of panels whose first inputs are used alone too, in those numbers; 0: all lie in one run.
+def cuts_of(widths: Sequence[int], columns: int, group: int) -> tuple[int, ...]:
+    """Groups at which a row of panels is cut into runs where its first inputs, in those numbers, are used alone too;
+    none: all lie in one run.
 
-    As many of the numbers as can be are whole runs, and runs are as long as they can be. Cost of a run: the sums of
-    rows are put away and taken up again once more.
+    A core reads from so many places at once without waiting, so there are few cuts, and those of the fewest inputs come
+    first: what a member loses that ends within a run is the same time, whatever it reads.
     """
     groups = -(-columns // group)
-    cuts = {-(-width // group) for width in widths} - {groups}
-    if not cuts or groups >> RUN_BITS or not has("rg_has_runs"):
+    cuts = sorted({-(-width // group) for width in widths} - {groups})
+    if groups >> CUT_BITS or not has("rg_has_cuts"):
+        return ()
+    return tuple(cuts[: MOST_RUNS - 1])
+
+
+def stride_of(rows: int, columns: int, group: int, cuts: Sequence[int]) -> int:
+    """What `rg_matrix.stride` says of a matrix in runs; 0 of one in one run, and where there are too many rows."""
+    panels, groups = -(-rows // PANEL), -(-columns // group)
+    if not cuts or panels >> 63 - MOST_RUNS * CUT_BITS:
         return 0
-    served, run = max((sum(not cut % run for cut in cuts), run) for run in range(-(-groups // MOST_RUNS), groups + 1))
-    return run if served and run < groups else 0
+    ends = (*cuts, *(groups,) * (MOST_RUNS - len(cuts)))
+    return -(panels << MOST_RUNS * CUT_BITS | sum(end << place * CUT_BITS for place, end in enumerate(ends)))
 
 
-def stride_of(rows: int, columns: int, group: int, run: int) -> int:
-    """What `rg_matrix.stride` says of a matrix in runs of so many groups; 0 of one in one run."""
-    return -(-(-rows // PANEL) << 2 * RUN_BITS | run << RUN_BITS | -(-columns // group)) if run else 0
-
-
-def in_run(stride: int = 0) -> int:
-    """Groups of a run by the stride; 0: one run."""
-    return -stride >> RUN_BITS & (1 << RUN_BITS) - 1 if stride < 0 else 0
+def cut_at(stride: int = 0) -> tuple[int, ...]:
+    """Where a matrix is cut, by its stride; none: one run."""
+    ends = [-stride >> place * CUT_BITS & (1 << CUT_BITS) - 1 for place in range(MOST_RUNS)] if stride < 0 else [0]
+    return tuple(end for end in ends[:-1] if end < ends[-1])
 
 
 def meta_of(

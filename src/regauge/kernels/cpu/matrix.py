@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -115,7 +115,7 @@ def pack(
     zero_ON: Tensor | None = None,
     row_scale_O: Tensor | None = None,
     allocate: Callable[[int], Tensor] | None = None,
-    run: int = 0,
+    cuts: Sequence[int] = (),
 ) -> Matrix:
     """Panels of codes.
 
@@ -127,7 +127,7 @@ def pack(
         zero_ON: uint8 codes that decode to 0; None: `value` is symmetric.
         row_scale_O: float32.
         allocate: bytes → an empty uint8 tensor aligned to 64 bytes; `aligned` by default.
-        run: groups of a run, as `run_of` says.
+        cuts: groups at which rows are cut into runs, as `cuts_of` says.
 
     Raises:
         ValueError: panels cannot hold it, or the tensors are not of one matrix.
@@ -157,7 +157,7 @@ def pack(
     if not (need := panel_bytes(meta)):
         raise ValueError(f"panels cannot hold {bits} bits in groups of {group}")
     panels = (allocate or aligned)(need)
-    matrix = Matrix(panels, row_scale_O, table, meta, stride_of(rows, columns, group, run))
+    matrix = Matrix(panels, row_scale_O, table, meta, stride_of(rows, columns, group, cuts))
     pointers = map(_pointer, (codes_OI, scale_ON, zero_ON, panels))
     _done(kernels().rg_pack(ctypes.byref(matrix.struct), *pointers, torch.get_num_threads()))
     return matrix

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from regauge.kernels.cpu import checks
-from regauge.kernels.cpu.interface import PANEL, Struct
+from regauge.kernels.cpu.interface import PANEL, Struct, has
 from regauge.kernels.cpu.layout import FLOAT, INT
 from regauge.kernels.cpu.matrix import ACTIVATIONS, FULL, Matrix
 from regauge.kernels.cpu.structs import INT_FIELDS, NORM_FIELDS, SITE_FIELDS, TAP_FIELDS, CLowRank, CNorm, CSite, CTap
@@ -181,7 +181,8 @@ def across(left_OR: Tensor) -> Tensor:
 
 
 def full(matrix_OI: Tensor) -> Struct:
-    """The C view of a matrix in full precision; rows may be further apart than their columns are many.
+    """The C view of a matrix in full precision; rows may be further apart than their columns are many, or columns lie
+    one behind another.
 
     Raises:
         ValueError: it is none that kernels read.
@@ -190,11 +191,23 @@ def full(matrix_OI: Tensor) -> Struct:
         raise ValueError(f"a matrix has rows and columns in this CPU's memory, not {tuple(matrix_OI.shape)}")
     rows, columns = matrix_OI.shape
     checks.integers("rows and columns", (rows, columns), 1)
-    if (matrix_OI.stride(1) != 1 and columns > 1) or (matrix_OI.stride(0) < columns and rows > 1):
+    if not laid(matrix_OI):
         raise ValueError("the columns of a matrix lie side by side, and its rows one after another")
-    stride = max(columns, matrix_OI.stride(0)) * matrix_OI.element_size()
+    across = not _in_rows(matrix_OI)
+    stride = -matrix_OI.stride(1) if across else max(columns, matrix_OI.stride(0))
     meta = (rows, columns, checks.number(matrix_OI.dtype), columns, 0, 0, FULL, 0, 0, 0)
-    return Struct(matrix_OI.data_ptr(), 0, 0, *meta, stride)
+    return Struct(matrix_OI.data_ptr(), 0, 0, *meta, stride * matrix_OI.element_size())
+
+
+def laid(matrix_OI: Tensor) -> bool:
+    """Whether kernels read a matrix in full precision that lies so."""
+    down, along = matrix_OI.stride()
+    return _in_rows(matrix_OI) or (down == 1 and along >= matrix_OI.shape[0] and has("rg_has_columns"))
+
+
+def _in_rows(matrix_OI: Tensor) -> bool:
+    (rows, columns), (down, along) = matrix_OI.shape, matrix_OI.stride()
+    return (along == 1 or columns == 1) and (down >= columns or rows == 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from regauge.formats.prefixes import FEWEST
 from regauge.formats.readings import Reading
 from regauge.kernels.cpu import matrix
 from regauge.kernels.cpu.interface import has
-from regauge.kernels.cpu.layout import MOST_APART, Value, group_of, in_run, meta_of, run_of, stride_of, unit
+from regauge.kernels.cpu.layout import MOST_APART, Value, cut_at, cuts_of, group_of, meta_of, stride_of, unit
 from regauge.runtime.matrices import operators
 from regauge.runtime.matrices.codes import alone, codes_of
 from regauge.runtime.matrices.multiply import Held, Way
@@ -102,8 +102,8 @@ def meta_of_codes(codes: Codes, fmt: Format, whole: int | None = None, widths: S
     value = _apart(value, fmt, (rows, wide), group, columns)
     scale_ON, zero_ON, _ = _steps(codes, fmt, group, wide)
     meta = meta_of(shape, fmt.grid.bits, value, group, scale_ON, zero_ON is not None)
-    run = run_of(widths, columns, group)
-    return (*meta, stride_of(rows, columns, group, run)) if run else meta
+    stride = stride_of(rows, columns, group, cuts_of(widths, columns, group))
+    return (*meta, stride) if stride else meta
 
 
 def _apart(value: Value, fmt: Format, shape: tuple[int, int], group: int, columns: int) -> Value:
@@ -140,8 +140,8 @@ def panels(
             steps: Steps = (_steps_apart(codes, fmt, group, wide), None, None)
         else:
             steps = _steps(codes, fmt, group, wide)
-        run = in_run(*meta[len(matrix.META) :])
-        made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *steps, allocate, run)
+        cuts = cut_at(*meta[len(matrix.META) :])
+        made = matrix.pack(codes.codes_OI, fmt.grid.bits, value, group, *steps, allocate, cuts)
         held = {"panels": made.panels, "row_scale": made.row_scale_O, "table": made.table}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 

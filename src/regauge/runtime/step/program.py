@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from regauge.anatomy import model as anatomy_model
 from regauge.anatomy.model import Anatomy
 from regauge.anatomy.storage import rows_of
-from regauge.kernels.cpu.pieces import FUNCTIONS, Block, Norm, Site, Tap
+from regauge.kernels.cpu.pieces import FUNCTIONS, Block, Norm, Site, Tap, laid
 from regauge.kernels.cpu.step import Program
 from regauge.runtime.matrices.modules import PackedExperts, PackedLinear
 from regauge.runtime.matrices.terms import HeldLowRank
@@ -265,7 +265,7 @@ class _Builder:
             raise Unservable(f"{name} is in full precision and stored another way round")
         if slot.rows is not None:
             weight = weight[slice(*slot.rows)]
-        if tuple(weight.shape) != site.shape or weight.stride(1) != 1:  # rows may be parts of longer ones
+        if tuple(weight.shape) != site.shape or not laid(weight):  # rows may be parts of longer ones
             raise Unservable(f"{name} is in full precision and does not lie in one piece")
         return weight
 

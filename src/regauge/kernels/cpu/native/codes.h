@@ -124,17 +124,19 @@ constexpr int FEWEST = 2;     // bits of a matrix in planes
 constexpr int LONGEST = 256;  // inputs a group, up to which its sums of 8-bit products are exact as floats
 // The greatest sizes: sums of a group of 8-bit products stay below 2^31, and bytes of a panel's group are an int.
 constexpr int MOST_COLUMNS = 1 << 26, MOST_ROWS = 1 << 30, MOST_GROUP = 1 << 16;
-constexpr int RUN_BITS = 18;  // of the groups of a matrix in runs
+constexpr int CUT_BITS = 12, CUTS = 4;  // of a matrix in runs: the groups at which each ends
 
-// A matrix in runs (rg_matrix.stride below 0): its panels, the groups of a run and those of a row, of the whole.
+// A matrix in runs (rg_matrix.stride below 0): its panels, and the groups before the end of each run, of the whole. A run that
+// there is not is empty.
 struct Runs {
   int64_t panels;
-  int run, groups;
+  int ends[CUTS];
   explicit Runs(int64_t stride) {
-    const uint64_t said = ~static_cast<uint64_t>(stride) + 1, mask = (1 << RUN_BITS) - 1;
-    panels = static_cast<int64_t>(said >> 2 * RUN_BITS);
-    run = static_cast<int>(said >> RUN_BITS & mask), groups = static_cast<int>(said & mask);
+    uint64_t said = ~static_cast<uint64_t>(stride) + 1;
+    for (int &end : ends) end = static_cast<int>(said & ((1 << CUT_BITS) - 1)), said >>= CUT_BITS;
+    panels = static_cast<int64_t>(said);
   }
+  bool rises() const { return ends[0] > 0 && ends[1] >= ends[0] && ends[2] >= ends[1] && ends[3] >= ends[2]; }
 };
 
 // Sizes of a matrix's panels. `record`: bytes from the steps of a group to the next's; `read`: bytes of a panel that a
@@ -143,7 +145,8 @@ struct Runs {
 struct Layout {
   const uint8_t *panels_at;
   int groups, padded, group, steps_bytes, zeros_bytes, codes_bytes, record;
-  int run, whole;  // groups of a run; of a row of the whole
+  int ends[CUTS];  // groups before the end of each run, of the whole
+  int whole;       // groups of a row of the whole
   int64_t all;     // panels of the whole
   size_t panel, read, hop;  // hop: from panel to panel
   size_t first = 0, pairs = 0, singles = 0, apart = 0;  // in planes: where they are; from a plane to the next
@@ -157,7 +160,7 @@ struct Layout {
         zeros_bytes(m.zero ? PANEL * m.bits / 8 : 0),
         codes_bytes(PANEL * m.group * m.bits / 8),
         record(steps_bytes + zeros_bytes + codes_bytes),
-        run(groups),
+        ends{groups, groups, groups, groups},
         whole(nested(m) ? m.bias : groups),
         all(0),
         panel(m.stride > 0 && !nested(m) ? static_cast<size_t>(m.stride) : static_cast<size_t>(record) * groups),
@@ -165,17 +168,18 @@ struct Layout {
         hop(panel),
         panels((m.rows + PANEL - 1) / PANEL) {
     all = nested(m) && m.stride > 0 ? m.stride : panels;
-    if (m.stride < 0) {
+    if (m.stride < 0 && m.value != RG_FULL) {
       const Runs runs(m.stride);
-      all = runs.panels, run = runs.run, whole = runs.groups;
+      all = runs.panels, whole = runs.ends[CUTS - 1];
+      std::memcpy(ends, runs.ends, sizeof ends);
       panel = static_cast<size_t>(record) * whole;
-      hop = static_cast<size_t>(record) * length(0);
+      hop = static_cast<size_t>(record) * ends[0];
     }
     if (!nested(m)) return;
     const size_t all = static_cast<size_t>(this->all), steps = static_cast<size_t>(steps_bytes) * static_cast<size_t>(m.bias) * all;
     const size_t plane = static_cast<size_t>(PANEL / 8) * static_cast<size_t>(m.group) * static_cast<size_t>(m.bias) * all;
     record = steps_bytes;
-    hop = static_cast<size_t>(steps_bytes) * static_cast<size_t>(m.stride < 0 ? length(0) : m.bias);
+    hop = static_cast<size_t>(steps_bytes) * static_cast<size_t>(m.stride < 0 ? ends[0] : m.bias);
     first = steps * static_cast<size_t>(m.bits - FEWEST);
     pairs = (steps * static_cast<size_t>(m.mantissa - FEWEST + 1) + 63) / 64 * 64;
     apart = plane + SKEW;
@@ -183,19 +187,19 @@ struct Layout {
     panel = (singles + apart * static_cast<size_t>(m.mantissa - FEWEST) + all - 1) / all;
     read = hop + plane * static_cast<size_t>(m.bits) / all;
   }
-  // Groups of the run that begins with some group, and the group that ends it in this matrix.
-  RG_INLINE int length(int g) const { return whole - g < run ? whole - g : run; }
-  RG_INLINE int end_of(int g) const { return groups - g < run ? groups : g + run; }
+  // Where the run that a group lies in ends, in the whole; and where in this matrix.
+  RG_INLINE int whole_end(int g) const { return g < ends[0] ? ends[0] : g < ends[1] ? ends[1] : g < ends[2] ? ends[2] : whole; }
+  RG_INLINE int end_of(int g) const { return groups < whole_end(g) ? groups : whole_end(g); }
   // How many groups lie between the first of a panel and some other of it.
   RG_INLINE int64_t between(const uint8_t *of_panel, int g) const {
-    if (g < run) return g;
+    if (g < ends[0]) return g;
     const int64_t number = (of_panel - panels_at) / static_cast<ptrdiff_t>(hop);
-    const int begin = g / run * run;
-    return all * begin + number * (length(begin) - length(0)) + (g - begin);
+    const int begin = g < ends[1] ? ends[0] : g < ends[2] ? ends[1] : ends[2];
+    return all * begin + number * (whole_end(g) - begin - ends[0]) + (g - begin);
   }
-  RG_INLINE bool in_runs() const { return run < groups; }
+  RG_INLINE bool in_runs() const { return ends[0] < groups; }
   // Where the run that begins with some group lies in a panel.
-  RG_INLINE const uint8_t *run_at(int64_t panel_number, int g) const { return panels_at + (all * g + panel_number * length(g)) * record; }
+  RG_INLINE const uint8_t *run_at(int64_t panel_number, int g) const { return panels_at + (all * g + panel_number * (whole_end(g) - g)) * record; }
   RG_INLINE const uint8_t *steps(const uint8_t *of_panel, int g) const { return of_panel + first + between(of_panel, g) * record; }
   // The codes of a group, of a matrix that is not in planes or (B >= NESTED) of one that is.
   template <int B>
@@ -218,14 +222,14 @@ inline bool sound(const rg_matrix &m) {
   if (m.offset < -256 || m.offset > 256) return false;
   if (m.stride < 0) {
     const Runs runs(m.stride);
-    if (runs.run < 1 || runs.groups < (m.columns - 1) / m.group + 1 || runs.panels < (m.rows - 1) / PANEL + 1 || runs.panels > MOST_ROWS / PANEL) return false;
+    if (!runs.rises() || runs.ends[CUTS - 1] < (m.columns - 1) / m.group + 1 || runs.panels < (m.rows - 1) / PANEL + 1 || runs.panels > MOST_ROWS / PANEL) return false;
   }
   if (m.value == RG_TABLE && (m.bits > 4 || !m.table)) return false;
   if (m.value == RG_TRELLIS && !sound_trellis_matrix(m)) return false;
   if (m.value == RG_INT && (m.bias || m.mantissa)) {  // in planes
     if (m.bits < FEWEST || m.mantissa < m.bits || m.mantissa > 8 || m.step != RG_STEP_F16 || m.zero || m.group % PLANES_UNIT || m.group > LONGEST) return false;
     if (m.bias < 1 || m.bias > MOST_COLUMNS || Layout(m).groups > m.bias || static_cast<int64_t>(m.bias) * m.group > MOST_COLUMNS) return false;
-    if (m.stride < 0) return Runs(m.stride).groups == m.bias;
+    if (m.stride < 0) return Runs(m.stride).ends[CUTS - 1] == m.bias;
     return !m.stride || (m.stride >= Layout(m).panels && m.stride <= MOST_ROWS / PANEL);
   }
   if (m.value == RG_FLOAT && (m.bits < 2 || m.mantissa < 0 || m.mantissa >= m.bits || m.bias < -1000 || m.bias > 1000)) return false;
@@ -238,7 +242,8 @@ inline bool sound_dtype(int dtype) { return dtype >= RG_F32 && dtype <= RG_F16; 
 inline bool sound_full(const rg_matrix &m) {
   if (m.value != RG_FULL || m.rows < 1 || m.rows > MOST_ROWS || m.columns < 1 || m.columns > MOST_COLUMNS || m.group != m.columns) return false;
   if (!sound_dtype(m.bits) || m.step != RG_STEP_NONE || m.zero || !m.panels) return false;
-  return !m.stride || m.stride >= static_cast<int64_t>(m.columns) * (m.bits == RG_F32 ? 4 : 2);
+  const int64_t size = m.bits == RG_F32 ? 4 : 2;
+  return !m.stride || m.stride >= m.columns * size || (m.stride <= -m.rows * size && m.stride % size == 0);
 }
 
 // The 16 steps of a group.

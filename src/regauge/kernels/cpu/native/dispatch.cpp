@@ -91,7 +91,8 @@ extern "C" {
 
 int rg_abi(void) { return 8; }
 int rg_has_planes(void) { return 1; }
-int rg_has_runs(void) { return 1; }
+int rg_has_cuts(void) { return 1; }
+int rg_has_columns(void) { return 1; }
 const char *rg_level(void) { return level().name; }
 
 int rg_set_level(const char *name) {

@@ -1,14 +1,9 @@
 // Products for a few tokens: who rounds, who multiplies, where results go.
 #pragma once
-#include "tokens.h"
+#include "full.h"
 #include "trellis_levels.h"
 
 namespace {
-
-// From row to row of a matrix in full precision.
-inline size_t full_row_bytes(const rg_matrix &m) {
-  return m.stride ? static_cast<size_t>(m.stride) : static_cast<size_t>(m.columns) * (m.bits == RG_F32 ? 4 : 2);
-}
 
 // A matrix with what the choice of its kernel needs.
 struct Ready {
@@ -21,7 +16,8 @@ struct Ready {
 
   Ready(const rg_matrix &matrix, int wanted) : m(&matrix), l(matrix), activations(wanted) {
     if (m->value == RG_FULL) {
-      l.panel = l.read = l.hop = PANEL * full_row_bytes(*m);
+      l.panel = l.read = PANEL * (by_columns(*m) ? full_bytes(*m, m->columns) : full_row_bytes(*m));
+      l.hop = by_columns(*m) ? full_bytes(*m, PANEL) : l.panel;
       activations = RG_FLOAT32;
     }
     if (m->value == RG_TABLE) {
@@ -36,20 +32,12 @@ struct Ready {
   bool usual() const { return kind == 0 && m->group <= LONGEST && (m->step == RG_STEP_F16 || (m->step == RG_STEP_NONE && !m->zero)); }
 };
 
+// One token of a matrix of usual steps comes by `alone_values`.
 template <int B, int MR, bool TWO>
 inline void one_panel_of_integers(const Ready &a, const uint8_t *panel, const Rounded *x, Floats (&out)[MR]) {
   const rg_matrix &m = *a.m;
-  if constexpr (B >= NESTED) {
-    return panel_product<B, MR, TWO, 0, MR == 1 ? HALF_STEPS : USUAL_STEPS>(m, a.l, nullptr, panel, x, out);
-  } else if constexpr (MR == 1) {
-    if (a.usual()) {
-      if (m.step == RG_STEP_NONE) return panel_product<B, MR, TWO, 0, NO_STEPS>(m, a.l, nullptr, panel, x, out);
-      if (m.zero) return panel_product<B, MR, TWO, 0, HALF_STEPS_AND_ZEROS>(m, a.l, nullptr, panel, x, out);
-      return panel_product<B, MR, TWO, 0, HALF_STEPS>(m, a.l, nullptr, panel, x, out);
-    }
-  } else if (MR > 4 || a.usual()) {
-    return panel_product<B, MR, TWO, 0, USUAL_STEPS>(m, a.l, nullptr, panel, x, out);
-  }
+  if constexpr (MR > 1)
+    if (B >= NESTED || MR > 4 || a.usual()) return panel_product<B, MR, TWO, 0, USUAL_STEPS>(m, a.l, nullptr, panel, x, out);
   if constexpr (MR > 4 || B >= NESTED) return;
   else if (a.kind == 0) return panel_product<B, MR, TWO, 0>(m, a.l, nullptr, panel, x, out);
   if constexpr (B <= 4) {
@@ -108,51 +96,6 @@ inline void panel_of(const Ready &a, const uint8_t *panel, const Inputs &in, int
   else if (t < count) tokens_of<B, 1>(a, panel, in, t, scale, part, out);
 }
 
-// Sixteen rows of a matrix that is not packed: four sums a row, so that additions do not wait for each other.
-inline void full_rows(const rg_matrix &m, int64_t number, const Inputs &in, int count, float *out) {
-  const int columns = m.columns;
-  const size_t bytes = full_row_bytes(m);
-  const int64_t left = m.rows - number * PANEL;
-  for (int row = 0; row < PANEL; ++row) {
-    if (row >= left) {
-      for (int t = 0; t < count; ++t) out[t * PANEL + row] = 0;
-      continue;
-    }
-    const uint8_t *w = m.panels + (static_cast<size_t>(number) * PANEL + row) * bytes;
-    const auto load = [&](int i) __attribute__((always_inline)) {
-      return m.bits == RG_F32    ? load_floats(reinterpret_cast<const float *>(w) + i)
-             : m.bits == RG_BF16 ? load_bf16(w + 2 * i)
-                                 : load_half(w + 2 * i);
-    };
-    Floats sum[FEW][4];
-    for (int t = 0; t < count; ++t) sum[t][0] = sum[t][1] = sum[t][2] = sum[t][3] = zero_floats();
-    int i = 0;
-    for (; i + 4 * PANEL <= columns; i += 4 * PANEL)
-      for (int k = 0; k < 4; ++k) {
-        const Floats part = load(i + k * PANEL);
-        for (int t = 0; t < count; ++t) sum[t][k] = fma(part, load_floats(in.floats[t] + i + k * PANEL), sum[t][k]);
-      }
-    for (; i + PANEL <= columns; i += PANEL) {
-      const Floats part = load(i);
-      for (int t = 0; t < count; ++t) sum[t][0] = fma(part, load_floats(in.floats[t] + i), sum[t][0]);
-    }
-    for (int t = 0; t < count; ++t) {
-      float rest = 0;
-      for (int k = i; k < columns; ++k) {
-        uint16_t half = 0;
-        float value;
-        if (m.bits == RG_F32) std::memcpy(&value, w + 4 * k, 4);
-        else {
-          std::memcpy(&half, w + 2 * k, 2);
-          value = m.bits == RG_BF16 ? bf16_to_float(half) : half_to_float(half);
-        }
-        rest += value * in.floats[t][k];
-      }
-      out[t * PANEL + row] = total((sum[t][0] + sum[t][1]) + (sum[t][2] + sum[t][3])) + rest;
-    }
-  }
-}
-
 // Sixteen rows of a trellis, whose kernels are compiled apart.
 inline void trellis_values(const Ready &a, const uint8_t *panel, const Inputs &in, int count, int64_t number, float *out) {
   for (int t = 0; t < count; t += 4) {
@@ -173,25 +116,68 @@ inline void trellis_values(const Ready &a, const uint8_t *panel, const Inputs &i
   for (int t = 0; t < count; ++t) store_floats(out + t * PANEL, load_floats(out + t * PANEL) * scale);
 }
 
+// Panels of one run by one token: what all have in common is found once, and a core sees from one into the next, so that a run
+// of few groups costs no more than a part of a long one.
+template <int B, bool TWO, int KEPT>
+inline void panels_alone(const rg_matrix &m, const Layout &l, const uint8_t *at, size_t hop, int64_t first, int64_t stop, const Rounded &x, int part, float *out) {
+  for (int64_t p = first; p < stop; ++p, at += hop, out += PANEL) {
+    Floats sum[1] = {part & BEGUN ? load_floats(out) : zero_floats()};
+    panel_product<B, 1, TWO, 0, KEPT>(m, l, nullptr, at, &x, sum);
+    if (!(part & UNENDED) && m.row_scale) sum[0] = sum[0] * load_floats(m.row_scale + p * PANEL);
+    store_floats(out, sum[0]);
+  }
+}
+
+// Rows of panels [start, stop) of a matrix of usual steps by one token.
+template <int B>
+inline void alone_values(const Ready &a, int64_t start, int64_t stop, const Inputs &in, float *out) {
+  const rg_matrix &m = *a.m;
+  Layout l = a.l;
+  for (int g = 0, end = 0; g < a.l.groups; g = end) {
+    end = a.l.end_of(g);
+    l.groups = l.ends[0] = end - g;
+    const bool runs = a.l.in_runs();
+    const uint8_t *at = runs ? a.l.run_at(start, g) : m.panels + a.l.hop * static_cast<size_t>(start);
+    const size_t hop = runs ? static_cast<size_t>(a.l.run_at(1, g) - a.l.run_at(0, g)) : a.l.hop;
+    const int part = (g ? BEGUN : 0) | (end < a.l.groups ? UNENDED : 0);
+    const Rounded x = in.rounded[0].from(g, m.group);
+    const auto go = [&](auto two, auto kept) { panels_alone<B, two.value != 0, kept.value>(m, l, at, hop, start, stop, x, part, out); };
+    const auto by = [&](auto two) {
+      if constexpr (B < NESTED) {
+        if (m.step == RG_STEP_NONE) return go(two, Constant<NO_STEPS>{});
+        if (m.zero) return go(two, Constant<HALF_STEPS_AND_ZEROS>{});
+      }
+      go(two, Constant<HALF_STEPS>{});
+    };
+    a.activations == RG_INT16 ? by(Constant<1>{}) : by(Constant<0>{});
+  }
+}
+
+// f(Constant<kind_of(m)>) of codes but a trellis's.
+template <class F>
+inline void of_kind(const rg_matrix &m, F &&f) {
+  switch (kind_of(m)) {
+    case NESTED + 2: return f(Constant<NESTED + 2>{});
+    case NESTED + 3: return f(Constant<NESTED + 3>{});
+    case NESTED + 4: return f(Constant<NESTED + 4>{});
+    case NESTED + 5: return f(Constant<NESTED + 5>{});
+    case NESTED + 6: return f(Constant<NESTED + 6>{});
+    case NESTED + 7: return f(Constant<NESTED + 7>{});
+    case NESTED + 8: return f(Constant<NESTED + 8>{});
+    case 1: return f(Constant<1>{});
+    case 2: return f(Constant<2>{});
+    case 3: return f(Constant<3>{});
+    case 4: return f(Constant<4>{});
+    case 5: return f(Constant<5>{});
+    case 6: return f(Constant<6>{});
+    case 7: return f(Constant<7>{});
+    default: return f(Constant<8>{});
+  }
+}
+
 // Sixteen rows of codes but a trellis's.
 inline void codes_values(const Ready &a, const uint8_t *panel, const Inputs &in, int count, int64_t number, int part, float *out) {
-  switch (kind_of(*a.m)) {
-    case NESTED + 2: return panel_of<NESTED + 2>(a, panel, in, count, number, part, out);
-    case NESTED + 3: return panel_of<NESTED + 3>(a, panel, in, count, number, part, out);
-    case NESTED + 4: return panel_of<NESTED + 4>(a, panel, in, count, number, part, out);
-    case NESTED + 5: return panel_of<NESTED + 5>(a, panel, in, count, number, part, out);
-    case NESTED + 6: return panel_of<NESTED + 6>(a, panel, in, count, number, part, out);
-    case NESTED + 7: return panel_of<NESTED + 7>(a, panel, in, count, number, part, out);
-    case NESTED + 8: return panel_of<NESTED + 8>(a, panel, in, count, number, part, out);
-    case 1: return panel_of<1>(a, panel, in, count, number, part, out);
-    case 2: return panel_of<2>(a, panel, in, count, number, part, out);
-    case 3: return panel_of<3>(a, panel, in, count, number, part, out);
-    case 4: return panel_of<4>(a, panel, in, count, number, part, out);
-    case 5: return panel_of<5>(a, panel, in, count, number, part, out);
-    case 6: return panel_of<6>(a, panel, in, count, number, part, out);
-    case 7: return panel_of<7>(a, panel, in, count, number, part, out);
-    default: return panel_of<8>(a, panel, in, count, number, part, out);
-  }
+  of_kind(*a.m, [&](auto kind) { panel_of<kind.value>(a, panel, in, count, number, part, out); });
 }
 
 inline void panel_values(const Ready &a, int64_t number, const Inputs &in, int count, float *out) {
@@ -206,19 +192,22 @@ inline bool by_runs(const Ready &a) { return a.l.in_runs() && a.m->value != RG_T
 
 constexpr int ROOM = 4096;  // floats of sums that are kept at once
 
-// How many panels are multiplied run by run, so that memory is read in order: as many as have room for their sums. 1: a panel
-// after another, as of matrices that are in one run, and where a panel is read anew for more tokens.
+// How many panels are multiplied together, as many as have room for their sums: run by run, or column by column, so that memory is
+// read in order; or by one token. 1: a panel after another, and where a panel is read anew for more tokens.
 inline int64_t panels_together(const Ready &a, int tokens) {
-  return by_runs(a) && tokens <= FEW ? ROOM / (PANEL * evened(tokens)) : 1;
+  const bool several = by_columns(*a.m) || (by_runs(a) && tokens <= FEW) || (tokens == 1 && a.usual());
+  return several ? ROOM / (PANEL * evened(tokens < FEW ? tokens : FEW)) : 1;
 }
 
 // Rows of panels [start, stop), at most `panels_together`: out (panels, evened(count), 16). The same sums in the same order.
 inline void panels_values(const Ready &a, int64_t start, int64_t stop, const Inputs &in, int count, float *out) {
+  if (by_columns(*a.m)) return full_columns(*a.m, start, stop, in, count, evened(count), out);
+  if (count == 1 && a.usual()) return of_kind(*a.m, [&](auto kind) { alone_values<kind.value>(a, start, stop, in, out); });
   if (!by_runs(a)) return panel_values(a, start, in, count, out);
   Ready part(a);
   for (int g = 0, end = 0; g < a.l.groups; g = end) {
     end = a.l.end_of(g);
-    part.l.groups = part.l.run = end - g;
+    part.l.groups = part.l.ends[0] = end - g;
     Inputs some = in;
     for (int t = 0; t < evened(count); ++t) some.rounded[t] = some.rounded[t].from(g, a.m->group);
     for (int64_t p = start; p < stop; ++p)
@@ -232,6 +221,9 @@ inline int64_t panels_at_once(const Layout &l, int threads) {
   const int64_t by_bytes = 1 + static_cast<int64_t>(262144 / (l.read + 1));
   const int64_t even = (l.panels + 2 * threads - 1) / (2 * threads);
   return by_bytes < even ? by_bytes : even > 0 ? even : 1;
+}
+inline int64_t panels_at_once(const Ready &a, int threads) {
+  return by_columns(*a.m) ? panels_together(a, 1) : panels_at_once(a.l, threads);
 }
 
 // As many threads as have some 32 KB each to read, and one at least: waking one costs as much.
@@ -268,7 +260,7 @@ inline int few_tokens(const Ready &a, void *y, int64_t tokens, int dtype, int th
       alignas(64) float out[ROOM];
       int64_t start, stop;
       const int64_t together = panels_together(a, count);
-      while (share.take(thread, team.threads, a.l.panels, panels_at_once(a.l, team.threads), start, stop)) {
+      while (share.take(thread, team.threads, a.l.panels, panels_at_once(a, team.threads), start, stop)) {
         for (int64_t end; start < stop; start = end) {
           end = start + together < stop ? start + together : stop;
           panels_values(a, start, end, in, count, out);

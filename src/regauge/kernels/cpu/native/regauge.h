@@ -32,7 +32,7 @@ enum rg_dtype { RG_F32 = 0, RG_BF16 = 1, RG_F16 = 2 };
 enum rg_step_kind { RG_STEP_NONE = 0, RG_STEP_F16 = 1, RG_STEP_BF16 = 2, RG_STEP_F32 = 3, RG_STEP_E8M0 = 4, RG_STEP_E4M3 = 5 };
 
 // What a code stands for. INT: code - offset. TABLE: table[code] (at most 16 codes). FLOAT: sign, exponent, mantissa.
-// FULL: no codes; `panels` is a row-major matrix of dtype `bits` (an rg_dtype). TRELLIS: codes of words, which lie otherwise
+// FULL: no codes; `panels` are numbers of dtype `bits` (an rg_dtype), row by row. TRELLIS: codes of words, which lie otherwise
 // (trellis_codes.h); `table` is 128 values and what makes whole numbers of them, `mantissa` the window, `bias` the plain bits.
 enum rg_value_kind { RG_INT = 0, RG_TABLE = 1, RG_FLOAT = 2, RG_FULL = 3, RG_TRELLIS = 4 };
 
@@ -61,13 +61,15 @@ typedef struct rg_matrix {
   int32_t mantissa;        // RG_FLOAT: bits of mantissa; RG_INT in planes: bits that there are
   int32_t bias;            // RG_FLOAT: value = (1 + fraction) * 2^(exponent - bias); RG_INT: 0, or in planes the whole's groups
   int64_t stride;          // bytes from panel to panel, of RG_FULL from row to row; 0: as `columns` say. With it `rows` and
-                           // `columns` may be the first ones of a larger matrix. Below 0: in runs, -(panels << 36 |
-                           // groups of a run << 18 | groups of a row) of that matrix
+                           // `columns` may be the first ones of a larger matrix. Below 0: in up to four runs, of that
+                           // matrix -(panels << 48 | groups of a row << 36 | groups before the end of the third run
+                           // << 24 | of the second << 12 | of the first); of RG_FULL from column to column
 } rg_matrix;
 
 // ---- the machine -----------------------------------------------------------------------------------------------
 RG_API int rg_abi(void), rg_has_planes(void);  // 1: a matrix may be in planes
-RG_API int rg_has_runs(void);                   // 1: and in runs
+RG_API int rg_has_cuts(void);                   // 1: and in runs
+RG_API int rg_has_columns(void);                // 1: and one in full precision column by column
 RG_API const char *rg_level(void);              // portable, avx2, avx512, vnni, neon
 RG_API int rg_set_level(const char *name);      // 0; 1 unknown name; 2 this CPU lacks it
 RG_API double rg_bandwidth(int threads, size_t bytes, double seconds);  // bytes a second, read once in order; <= 0: no memory

@@ -38,7 +38,7 @@ struct Sizes {
     channels = at_least(channels, columns);
     if (!s.low_rank) return true;
     const rg_matrix &left = s.low_rank->left, &right = s.low_rank->right;
-    if (!sound_full(left) || !sound_full(right) || left.rows != s.matrix.rows || left.columns != right.rows || right.columns != columns) return false;
+    if (!sound_full(left) || !sound_full(right) || left.stride < 0 || right.stride < 0 || left.rows != s.matrix.rows || left.columns != right.rows || right.columns != columns) return false;
     const size_t width = (static_cast<size_t>(right.rows) + PANEL - 1) / PANEL * PANEL;
     rank = width > rank ? width : rank;
     return true;

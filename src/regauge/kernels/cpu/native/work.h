@@ -67,7 +67,7 @@ struct Work {
       kind[i] = own.of(*sites[i]);
       all += sites[i]->ready.l.panels;
       ends[i] = all;
-      const int64_t some = panels_at_once(sites[i]->ready.l, threads);
+      const int64_t some = panels_at_once(sites[i]->ready, threads);
       chunk = some < chunk ? some : chunk;
     }
     if (z.rank) narrow(sites, n_sites, own, low, thread, team);
@@ -91,6 +91,7 @@ struct Work {
                      int64_t start, int64_t stop) const {
     int64_t together = panels_together(up.ready, tokens);
     if (gate && panels_together(gate->ready, tokens) < together) together = 1;
+    if (together > ROOM / (PANEL * tokens)) together = ROOM / (PANEL * tokens);
     for (int64_t end; start < stop; start = end) {
       end = start + together < stop ? start + together : stop;
       hidden_layer(gate, up, activation, gate_in, up_in, tokens, out, start, end);
