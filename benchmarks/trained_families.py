@@ -17,8 +17,8 @@ Of a router (`aptp`): what is lost behind the first quarter of each window as it
 each member by lot, and all for one member. Of gates (`adaptive-computation`): as each token's gate chooses its neurons,
 beside one share for all tokens, and gates that were not trained. Of a model divided into experts (`smoe-dropout`): how
 many a token goes to, beside as many of the first neurons of the dense model, and a router trained at the fewest. Of
-exits (`modular-exits`): beside exits taught by the text alone. Of members of any shape that are taught states
-(`lighthubert`): beside the same taught logits. Both beside each member alone, which has a quarter of the passes.
+exits (`modular-exits`): held against exits taught by the text alone. Of members of any shape that are taught states
+(`lighthubert`): against the same taught logits. Both beside each member alone, which has a quarter of the passes.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class Kind:
 
     Attributes:
         untrained, alone: what those rows are called, the second in front of a member's heading.
-        taught: of a member alone, beside the sampler. rows: those of the family, the preset's first.
+        taught: of a member alone, beside the sampler.
+        rows: those of the family: the preset, and what it is held against.
     """
 
     preset: Plan
@@ -122,6 +123,11 @@ class Kind:
     alone: str
     taught: Mapping[str, object]
     rows: Mapping[str, Mapping[str, object]]
+
+    @property
+    def null(self) -> str:
+        """The same members on the same passes, without what the preset does."""
+        return tuple(self.rows)[-1]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -340,7 +346,9 @@ def _table(kind: Table, found: dict[str, dict[str, list[float]]]) -> str:
         if name.startswith("alone") or (own and name.startswith(own.alone)):
             continue
         beside = alone[TOO if name.endswith(TOO) else ""]
-        if kind.members in (BITS, EXPERTS):
+        if own:
+            null = rows.get(own.null, {}) if name != own.null else {}
+        elif kind.members in (BITS, EXPERTS):
             null = {**before, **beside}
         else:
             null = {"full": before["full"], **beside} if before else {}
@@ -419,9 +427,9 @@ def gained(
         return found, DENSE, (DENSE,)
     if name in KIND_OF:
         kind = KIND_OF[name]
-        nulls = {one: f"{kind.alone} {at}" for at, one in kind.members.items()}
-        found = {one: _gap(own[one], rows[null][one]) for one, null in nulls.items() if null in rows}
-        return found, "alone", tuple(nulls.values()) if found else ()
+        other = rows.get(kind.null, {})
+        found = {one: _gap(own[one], other[one]) for one in ("full", *kind.members.values()) if other}
+        return found, kind.null.partition(", ")[2], (kind.null,)
     coded = name in ADAPTED
     nulls = {one: "codes" if coded else f"alone {at}" for at, one in (BITS if coded else MEMBERS).items()}
     found = {one: _gap(own[one], rows[null][one]) for one, null in nulls.items() if null in rows}

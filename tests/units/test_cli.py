@@ -341,3 +341,24 @@ def test_bars_end(monkeypatch: pytest.MonkeyPatch) -> None:
     said = stderr.getvalue()
     assert "3/22" in said and "20 %" in said and "about 1:01 left" in said  # noqa: PT018  # one frame
     assert "100 %" in said
+
+
+@pytest.mark.parametrize("line", [[], ["learn"]])
+def test_nothing_said_is_answered_by_the_help_as_it_is_laid_out(
+    line: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(" ".join(["Usage: regauge", *line]))
+    assert "\nCommands:\n  " in said
+    assert "\\n" not in said
+
+
+def test_what_is_wrong_in_a_line_names_the_command_whose_help_tells_more(capsys: pytest.CaptureFixture[str]) -> None:
+    for line, said in (
+        (["extract", "x", "--xyz", "3"], "No such option: --xyz. 'regauge --help' lists the commands, "),
+        (["extract", "x", "--xyz", "3"], "'regauge extract --help' its options.\n"),
+        (["extarct", "x"], "Did you mean 'extract'? 'regauge --help' lists the commands, 'regauge COMMAND --help'"),
+    ):
+        assert main(line) == 2
+        assert said in capsys.readouterr().err

@@ -14,12 +14,13 @@ import regauge as rg
 from regauge.anatomy.moves import Move, apply, transform
 from regauge.engine import apply as build
 from regauge.engine.renorming import TOLD
-from regauge.errors import MoveError, RegaugeError, SettingError, TextError
+from regauge.errors import MoveError, RecipeError, RegaugeError, SettingError, TextError
 from regauge.hosts.regauge.configuration_resnet import ResNetConfig, deep
 from regauge.hosts.regauge.modeling_resnet import BatchNorm, recalibrate
 from regauge.hosts.transformers.runner import Runner
 from regauge.hosts.transformers.source import Source
-from regauge.plan import dump, parse
+from regauge.plan import diff, digest, dump, parse
+from regauge.plan.combining import combined
 from toy_resnet import SIZES, images, pixels, saved, toy
 
 ROW = "{grid: %s, grain: channel, ranger: absmax, scale: f32, rounder: %s}"
@@ -217,3 +218,12 @@ def test_bad_images_and_configs_are_told(tmp_path: Path) -> None:
     (source / "preprocessor_config.json").write_text(json.dumps({"image_std": [0.2, 0.2]}))
     with pytest.raises(RegaugeError, match="3 numbers are needed"):
         build(parse(recipe(rounder="gptq")), source, tmp_path / "out", calibration=images(tmp_path / "x.npz"))
+
+
+def test_statistics_count_in_what_a_plan_does() -> None:
+    plain, anew = (parse(f"name: a\n{more}rewrites: [fold-norm]\n") for more in ("", "statistics: anew\n"))
+    assert digest(plain) != digest(anew)
+    assert diff(plain, anew) == ("statistics: as they were → anew",)
+    assert combined([plain, anew]).statistics == "anew"
+    with pytest.raises(RecipeError, match="statistics are taken anew, or nothing is said of them"):
+        parse("name: a\nstatistics: old\nrewrites: [fold-norm]\n")

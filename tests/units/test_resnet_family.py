@@ -26,6 +26,7 @@ from regauge.errors import ArtifactError, RecipeError, RegaugeError, SettingErro
 from regauge.hosts.transformers.source import Source
 from regauge.learn.pictures import moved
 from regauge.plan import Plan, parse
+from regauge.report.view import raised
 from tests import tiny
 from toy_resnet import images, pixels, saved
 
@@ -122,6 +123,7 @@ def test_what_is_learnt_from_images(family: Path, tmp_path: Path) -> None:
     assert trained is not None
     assert (trained.unit, trained.tokens, trained.held_out) == ("nats an image", 40, 4)
     assert set(trained.members) == {"full", "depth=2,ffn=0.5"}
+    assert "nats an image on 4 images held out" in raised(receipt)[0].caption
     model = rg.load(tmp_path / "out", dtype=torch.float32)
     known = read_statistics(tmp_path / "out", model.regauge.anatomy)
     assert set(known) == {"depth=2,ffn=0.5"}

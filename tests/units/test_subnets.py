@@ -46,8 +46,8 @@ def test_a_text_is_a_value(text: str, value: Subnet) -> None:
     ("text", "why"),
     [
         ("dept=3", "did you mean 'depth'"),
-        ("depth", "no part of a subnet"),
-        ("depth=", "no part of a subnet"),
+        ("depth", "depth of a subnet has no value: write depth=…"),
+        ("depth=", "depth of a subnet has no value: write depth=…"),
         ("depth=2,depth=3", "says depth twice"),
         ("ffn=2", "a share above 0 and at most 1"),
         ("ffn=nan", "a share above 0 and at most 1"),
@@ -110,6 +110,19 @@ def test_the_nearest_legal_one_is_named(anatomy: Anatomy, asked: str, near: str)
     with pytest.raises(SettingError, match=f"not legal here: .*; the nearest that is: {near}$"):
         settled(asked, FAMILY, anatomy)
     assert settled(near, FAMILY, anatomy) == Subnet.parse(near)
+
+
+def test_what_code_says_is_held_to_what_may_be_written(anatomy: Anatomy) -> None:
+    for name, value, why in (
+        ("bits", "2", "bits of a subnet is 2, a number, and not '2'"),
+        ("depth", [1, 2], "is not a count, a share"),
+        ("ffn", 2.0, "a share above 0 and at most 1"),
+    ):
+        subnet = Subnet()
+        object.__setattr__(subnet, name, value)  # as a user's code may, which nothing checks
+        with pytest.raises(SettingError, match=why):
+            settled(subnet, FAMILY, anatomy)
+    assert settled(Subnet(depth=(1, 3)), FAMILY, anatomy) == Subnet(depth=(1, 3))
 
 
 def test_a_member_that_there_is_not(anatomy: Anatomy) -> None:

@@ -29,7 +29,7 @@ from regauge.hosts.transformers.trainee import Trainee
 from regauge.learn import loop
 from regauge.learn.distillers import Features, Read
 from regauge.learn.loop import At
-from regauge.learn.training import Training
+from regauge.learn.training import Training, training_of
 from regauge.plan import Plan, diff, digest, dump, parse
 from regauge.plan.combining import combined
 from tests.pico import pico, save
@@ -87,6 +87,16 @@ def test_a_family_is_better_on_text_that_it_never_saw(model: Path, tmp_path: Pat
         assert family(torch.zeros(1, 3, dtype=torch.int64)).logits.isfinite().all()
     stored = {key: one for path in (tmp_path / "out").glob("*.safetensors") for key, one in read(path).items()}
     assert torch.equal(stored["model.norm.weight"].float(), family.model.norm.weight)
+
+
+def test_a_rate_is_written_as_people_write_it() -> None:
+    """YAML takes 3e-4 for text, since it has no point; this page's own recipes have it so."""
+    for said, rate in (("3e-4", 3e-4), ("1e-04", 1e-4), ("0.01", 0.01)):
+        plan = parse(f"name: f\nfamily: {{depth: [2]}}\ntrain: {{rate: {said}, steps: 6}}\n")
+        assert training_of(plan.train).rate == rate
+        assert parse(dump(plan)) == plan
+    with pytest.raises(RecipeError, match="rate is a number, not '3e-4x'"):
+        parse("name: f\nfamily: {depth: [2]}\ntrain: {rate: 3e-4x, steps: 6}\n")
 
 
 def test_gradients_of_members_add_up_in_the_memory_of_the_family() -> None:

@@ -166,6 +166,11 @@ class TrainedReceipt(_Record):
     routed: RoutedReceipt | None = None
     gated: GatedReceipt | None = None
 
+    @property
+    def counted(self) -> str:
+        """What `tokens` and `held_out` count."""
+        return "images" if self.unit.endswith("an image") else "tokens"
+
 
 class DraftsReceipt(_Record):
     """What drafts where an artifact is decoded.

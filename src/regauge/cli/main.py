@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(app, arguments)
     except _USAGE as error:
-        return _fail(_usage(error), 2)
+        return _usage(error)
     except ExactnessError as error:
         return _fail(str(error), 1)
     except RegaugeError as error:
@@ -91,9 +91,17 @@ def _fail(sentence: str, code: int) -> int:
     return code
 
 
-def _usage(error: Exception) -> str:
-    told = str(getattr(error, "format_message", lambda: str(error))())
-    return f"{told.strip().rstrip('.')}. 'regauge --help' lists the commands, 'regauge COMMAND --help' their options."
+def _usage(error: Exception) -> int:
+    """Says what a line lacks or what is wrong in it, with the command whose help tells more; of none at all, the help.
+    Returns the exit code."""
+    told = str(getattr(error, "format_message", lambda: str(error))()).strip()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(told, file=sys.stderr)
+        return 2
+    command = str(getattr(getattr(error, "ctx", None), "command_path", ""))
+    more = f"'{command} --help' its" if " " in command else "'regauge COMMAND --help' their"
+    ends = "" if told.endswith(("?", "!")) else "."
+    return _fail(f"{told.rstrip('.')}{ends} 'regauge --help' lists the commands, {more} options.", 2)
 
 
 def _disk_full(error: BaseException | None) -> bool:

@@ -18,7 +18,7 @@ def trained(done: Receipt, out: Path) -> None:
     """What a training did: each member before and after."""
     found = done.trained
     assert found is not None, "this receipt is of a training"
-    line(f"{where(out)}: {found.unit} on {found.held_out:,} tokens held out of {found.text}")
+    line(f"{where(out)}: {found.unit} on {found.held_out:,} {found.counted} held out of {found.text}")
     for name, one in found.members.items():
         line(f"  {name:<28} {one.before:.4f} → {one.after:.4f}")
     if found.routed is not None:
@@ -29,7 +29,7 @@ def trained(done: Receipt, out: Path) -> None:
         some = found.gated
         each = ", ".join(f"{name} {100 * share:.0f} %" for name, share in some.shares.items())
         line(f"  gated {some.gated:.4f} at {some.compute:.2f} of the neurons; by lot {some.by_lot:.4f}; {each}")
-    line(f"  {found.steps:,} steps, {found.tokens:,} tokens of text; {found.ended}")
+    line(f"  {found.steps:,} steps, {found.tokens:,} {found.counted}; {found.ended}")
     peak = f", peak memory {told(done.peak_bytes)} (anonymous)" if done.peak_bytes > 0 else ""
     line(f"  {told(done.bytes_after)} stored, {span(done.seconds)}{peak}")
 

@@ -43,7 +43,11 @@ def settled(asked: str | Subnet, family: Family, anatomy: Anatomy) -> Subnet:
     if isinstance(asked, str) and text in family.members:
         subnet = family.members[text]
     elif isinstance(asked, str) and "=" not in text and text not in ("", "full"):
-        raise SettingError(f"this family has no member called {text[:60]!r}{nearest(text, (*family.members, 'full'))}")
+        like, meant = family.offered[0], nearest(text, (*family.members, "full"))
+        raise SettingError(
+            f"this family has no member called {text[:60]!r}{meant}; one without a name is written like "
+            f"'{like}={family.choices(like)[0]}'"
+        )
     else:
         subnet = Subnet.parse(asked)
     found, near, wrong = Subnet(), Subnet(), []

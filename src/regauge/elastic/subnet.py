@@ -64,15 +64,17 @@ class Subnet:
             SettingError: it is none, in a sentence.
         """
         if isinstance(text, Subnet):
-            return text
+            return _checked(text)
         if not isinstance(text, str):
             raise SettingError(f"a subnet is text such as 'depth=6,ffn=0.5', not {str(text)[:40]!r}")
         words = [word.strip() for word in text.split(",")] if text.strip() not in ("", FULL) else []
         found: dict[str, object] = {}
         for word in words:
-            name, equals, value = word.partition("=")
+            name, _, value = word.partition("=")
             name, value = name.strip(), value.strip()
-            if name not in NAMES or not equals or not value:
+            if name in NAMES and not value:
+                raise SettingError(f"{name} of a subnet has no value: write {name}=…, as in 'depth=6,ffn=0.5'")
+            if name not in NAMES:
                 raise SettingError(
                     f"{word[:60]!r} is no part of a subnet{nearest(name, NAMES)}; write 'depth=6,ffn=0.5'"
                 )
@@ -96,6 +98,19 @@ class Subnet:
 
 NAMES = tuple(field.name for field in fields(Subnet))
 _WHOLE = Subnet()
+
+
+def _checked(subnet: Subnet) -> Subnet:
+    """
+    Raises:
+        SettingError: it says what could not be written.
+    """
+    written = Subnet.parse(str(subnet))
+    for name, value in subnet.said():
+        meant = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+        if getattr(written, name) != meant:
+            raise SettingError(f"{name} of a subnet is {getattr(written, name)!r}, a number, and not {value!r}")
+    return subnet
 
 
 def _spelled(value: object) -> str:

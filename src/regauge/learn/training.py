@@ -9,6 +9,7 @@ one answer to each of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -125,6 +126,8 @@ class Training:
         return sampler_of(self.sampler)
 
 
+POWER = re.compile(r"[0-9]{1,9}e[-+]?[0-9]{1,2}")
+"""A number that YAML 1.1 takes for text, for it has no point: 3e-4."""
 KEYS: Mapping[str, type] = {field.name: type(field.default) for field in fields(Training)}
 """What `train:` may hold, and of which kind it is."""
 
@@ -151,6 +154,8 @@ def value_of(key: str, value: object) -> str | int | float:
         return value
     if kind is float and type(value) in (int, float):
         return float(value)  # type: ignore[arg-type]  # one of these
+    if kind is float and isinstance(value, str) and POWER.fullmatch(value):
+        return float(value)
     what = {str: "a name", int: "a whole number", float: "a number"}[kind]
     raise ValueError(f"{key} is {what}, not {str(value)[:40]!r}")
 

@@ -233,7 +233,7 @@ def raised(receipt: Receipt) -> tuple[Table, ...]:
     if found is None:
         return ()
     rows = tuple((name, f"{one.before:.4f}", f"{one.after:.4f}") for name, one in found.members.items())
-    caption = f"{found.unit} on {found.held_out:,} tokens held out; {found.steps:,} steps, {found.ended}."
+    caption = f"{found.unit} on {found.held_out:,} {found.counted} held out; {found.steps:,} steps, {found.ended}."
     return (Table("Members that were trained", caption, ("member", "before", "after"), rows),)
 
 

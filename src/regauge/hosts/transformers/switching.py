@@ -72,7 +72,7 @@ class Members:
     def forget(self) -> None:
         """Lets every member go, and what is known of spellings: for whoever put other tensors into the model."""
         self._made: OrderedDict[Subnet, Any] = OrderedDict()
-        self._known: dict[str | Subnet, Subnet] = {}
+        self._known: dict[str, Subnet] = {}
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,13 +141,13 @@ class Members:
         Raises:
             SettingError: it is not legal; the sentence names the nearest that is.
         """
-        found = self._known.get(asked)
+        found = self._known.get(str(asked))
         if found is None:
             found = settled(asked, self.family, self.anatomy)
             with self._lock:
                 if len(self._known) >= TEXTS:
                     self._known.clear()
-                self._known[asked] = found
+                self._known[str(asked)] = found
         return found
 
     def cut(self, subnet: Subnet) -> Member:

@@ -97,7 +97,7 @@ struct Stepper : Work {
     Site *pair[] = {&up, &gate};
     if (z.rank) narrow(pair, gated ? 2 : 1, own, next + (SHARES - 3 + 2), thread, team);
     int64_t start, stop;
-    const int64_t chunk = (panels_at_once(up.ready.l, threads) + 1) / (gated ? 2 : 1);
+    const int64_t chunk = threads == 1 ? up.ready.l.panels : (panels_at_once(up.ready.l, threads) + 1) / (gated ? 2 : 1);
     while (next[0].take(thread, team.threads, up.ready.l.panels, chunk > 0 ? chunk : 1, start, stop))
       hidden_layers(gated ? &gate : nullptr, up, b.activation, own.in[gate_kind], own.in[up_kind], count, hidden, start, stop);
     team.barrier();

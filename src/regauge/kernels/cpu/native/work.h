@@ -70,6 +70,7 @@ struct Work {
       const int64_t some = panels_at_once(sites[i]->ready, threads);
       chunk = some < chunk ? some : chunk;
     }
+    if (threads == 1) chunk = all;  // a thread alone reads run after run of a matrix without a gap
     if (z.rank) narrow(sites, n_sites, own, low, thread, team);
     int64_t start, stop;
     while (share.take(thread, team.threads, all, chunk, start, stop))
