@@ -23,6 +23,7 @@ from regauge.hosts.transformers.drafting import draftable
 from regauge.hosts.transformers.gaining import give
 from regauge.hosts.transformers.plug import plug
 from regauge.hosts.transformers.switching import offer
+from regauge.hosts.transformers.tight import tighten
 from regauge.parts import Point
 from regauge.plan.caches import Asked, of_points
 from regauge.runtime.device import Placed
@@ -39,8 +40,10 @@ def keeping(model: Any, folder: Path | None, anatomy: Anatomy, kept: CachePlan |
     """A plain model with its plan, by which it decodes as an artifact does: packed caches are read natively then."""
     if folder is not None:
         give(model, anatomy, read_gains(folder, anatomy).get(FULL, {}))
-    if kept is not None and not kept.plain and at.kind == CPU:
-        plug(model, anatomy)
+    if at.kind == CPU:
+        tighten(model, anatomy)
+        if kept is not None and not kept.plain:
+            plug(model, anatomy)
     keep(model, anatomy, kept, at.kind == CUDA)
     absorb(model)
     if folder is not None:
@@ -92,6 +95,7 @@ def running_at(
     model = model.to(at.where)
     give(model, anatomy, gains or {})
     if at.kind == CPU:
+        tighten(model, anatomy)
         plug(model, anatomy)
     keep(model, anatomy, kept, at.kind == CUDA)
     absorb(model)

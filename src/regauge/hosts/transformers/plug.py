@@ -30,6 +30,7 @@ from regauge.hosts.transformers.owned import method, own
 from regauge.hosts.transformers.packed import PackedCache
 from regauge.hosts.transformers.program import Reads, build
 from regauge.hosts.transformers.tables import table_for
+from regauge.hosts.transformers.tight import closed
 from regauge.kernels.cpu.library import available
 from regauge.kernels.cpu.matrix import DTYPES
 from regauge.kernels.cpu.step import MOST
@@ -45,8 +46,9 @@ UNREAD = frozenset(("tokenizer", "assistant_tokenizer", "assistant_model"))
 """What `generate` takes for itself (stop strings, assisted decoding) and also hands to `forward`, which reads none."""
 NEW = 16
 """New tokens of a sequence that come through the step in one call."""
-COLLECTING = "transformers.utils.output_capturing"
-"""By its hooks transformers collects attentions and states; they stay where they were once wanted."""
+HARMLESS_HOOKS = ("transformers.utils.output_capturing", closed.__module__)
+"""By hooks of the first transformers collects attentions and states; they stay where they were once wanted. Those of the
+second change strides alone."""
 
 
 def plug(model: Any, anatomy: Anatomy) -> None:
@@ -236,7 +238,7 @@ class NativeStep:
             raise Unservable(why)
         if self.model.dtype not in DTYPES:
             raise Unservable(f"the model computes in {str(self.model.dtype).removeprefix('torch.')}, and the step not")
-        if hooked(self.model, COLLECTING):
+        if hooked(self.model, HARMLESS_HOOKS):
             raise Unservable("modules have hooks, which the step would not call")
         if kinds != self._kinds:
             changed = sorted(path for path in kinds.keys() | self._kinds if kinds.get(path) != self._kinds.get(path))
@@ -256,7 +258,7 @@ class NativeStep:
 def _signature_of(model: Any) -> tuple[object, ...]:
     config = model.config
     asked = config.output_attentions, config.output_hidden_states, config.return_dict
-    return (*signature(model, COLLECTING), asked)
+    return (*signature(model, HARMLESS_HOOKS), asked)
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ def kinds_of(model: nn.Module) -> dict[str, type | None]:
     return {path: None if "forward" in vars(module) else type(module) for path, module in model.named_modules() if path}
 
 
-def signature(model: nn.Module, harmless: str) -> tuple[object, ...]:
+def signature(model: nn.Module, harmless: Collection[str]) -> tuple[object, ...]:
     """Changes whenever a module is replaced or patched, a hook is set, or a tensor is.
 
     Args:
@@ -28,20 +29,20 @@ def signature(model: nn.Module, harmless: str) -> tuple[object, ...]:
     return (tuple(map(id, modules)), hooks, tensors, _hooked_everywhere())
 
 
-def hooked(model: nn.Module, harmless: str) -> bool:
+def hooked(model: nn.Module, harmless: Collection[str]) -> bool:
     """Whether anything is called around modules.
 
     Args:
-        harmless: the module of Python whose hooks do not count.
+        harmless: modules of Python whose hooks do not count.
     """
     return _hooked_everywhere() or any(_hooked(module, harmless) for module in model.modules())
 
 
-def _hooked(module: Any, harmless: str) -> bool:
+def _hooked(module: Any, harmless: Collection[str]) -> bool:
     if not module._forward_hooks and not module._forward_pre_hooks:
         return False
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(getattr(hook, "__module__", None) != harmless for hook in hooks)
+    return any(getattr(hook, "__module__", None) not in harmless for hook in hooks)
 
 
 def _hooked_everywhere() -> bool:
