@@ -47,8 +47,8 @@ UNREAD = frozenset(("tokenizer", "assistant_tokenizer", "assistant_model"))
 NEW = 16
 """New tokens of a sequence that come through the step in one call."""
 HARMLESS_HOOKS = ("transformers.utils.output_capturing", closed.__module__)
-"""By hooks of the first transformers collects attentions and states; they stay where they were once wanted. Those of the
-second change strides alone."""
+"""By hooks of the first transformers collects attentions and states; they stay where they were once wanted. Those of
+the second change strides alone."""
 
 
 def plug(model: Any, anatomy: Anatomy) -> None:
