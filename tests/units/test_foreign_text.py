@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from pydantic import BaseModel
@@ -62,6 +62,8 @@ class Fill:
             return kind(1)
         if origin in (Union, types.UnionType):
             return self.of(next(arg for arg in args if arg is not type(None)), field)
+        if origin is Literal:  # takes nothing else
+            return args[0]
         if origin is tuple:
             return tuple(self.of(arg, f"{field}[]") for arg in (args[:1] * 2 if args[-1] is Ellipsis else args))
         if origin in (dict, Mapping):

@@ -131,7 +131,8 @@ def test_layers_of_scales() -> None:
     for wrong, message in (
         ("depth=9", "nearest is depth=5"),
         ("ffn=0.5", "depth alone"),
-        ("width", "no part of a subnet"),
+        ("width", "width of a subnet has no value"),
+        ("deep=3", "no part of a subnet"),
         ("depth=2/1", "in order"),
         ("depth=0/5", "from 0 to 4"),
         (("full", "full"), "names 2 scales, and the model has 3"),

@@ -33,7 +33,7 @@ from regauge.engine.subnets_images import LATE, Seen, measured
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.hosts import host_of
 from regauge.measure.cost import Speed, prompt_of, speeds
-from regauge.measure.quality import Quality, compare_many, summarise
+from regauge.measure.quality import Kind, Quality, compare_many, summarise
 from regauge.measure.several import together
 from regauge.measure.subject import Facts
 from regauge.runtime.drafts.worth import MOST as MOST_GUESSES
@@ -89,7 +89,7 @@ class Subnets(BaseModel):
     text: str
     members: tuple[MemberFigures, ...]
     drafting: Drafting | None = None
-    kind: str = "tokens"
+    kind: Kind = "tokens"
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ from regauge.engine.seeing import images_of
 from regauge.hosts import host_of
 from regauge.measure.cost import Speed
 from regauge.measure.images import KINDS, read, scored, speeds
-from regauge.measure.quality import Quality, summarise
+from regauge.measure.quality import Kind, Quality, summarise
 from regauge.measure.subject import SCALES, Facts
 from regauge.text.corpora import Where
 
@@ -34,7 +34,7 @@ UNSEEN = (
 class Seen:
     """What was measured, by member: of late ones with `LATE` behind its subnet."""
 
-    kind: str
+    kind: Kind
     text: str
     timed: Mapping[str, Mapping[str, Speed]]
     quality: Mapping[str, Quality]

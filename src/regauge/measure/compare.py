@@ -41,7 +41,7 @@ from regauge.measure.encoders import cosine
 from regauge.measure.likeness import Labels, embeddings, labels, read
 from regauge.measure.long import Long, generations, refused
 from regauge.measure.machine import machine
-from regauge.measure.quality import Paired, Quality, Scores, compare, paired, summarise
+from regauge.measure.quality import Kind, Paired, Quality, Scores, compare, paired, summarise
 from regauge.measure.subject import EMBEDDINGS, PIECE, Facts, Subject, comparable
 from regauge.measure.tasks import Score
 from regauge.text.windows import Windows
@@ -87,7 +87,7 @@ class Comparison(_Record):
         kind: of `Quality`: of images, speeds are images a second, one at a time (`decode`) and several together.
     """
 
-    kind: str = "tokens"
+    kind: Kind = "tokens"
 
     rows: tuple[Row, ...]
     original: Costs | None

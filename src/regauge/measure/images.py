@@ -27,10 +27,10 @@ from regauge.kernels.cpu.machine import bandwidth
 from regauge.measure.compare import LOGITS, Comparison, Method, Row
 from regauge.measure.cost import RUNTIME, Costs, Model, Speed, Thunk, gain, interleave, memory
 from regauge.measure.machine import machine
-from regauge.measure.quality import Scores, divergence, paired, summarise
+from regauge.measure.quality import Kind, Scores, divergence, paired, summarise
 from regauge.measure.subject import CLASSES, SCALES, Batch, Facts, Outputs, Subject
 
-KINDS = {CLASSES: "classes", SCALES: "scales"}
+KINDS: dict[str, Kind] = {CLASSES: "classes", SCALES: "scales"}
 """What a model gives → the kind of its figures (`Quality.kind`)."""
 EACH = {"tokens": "a token", "classes": "an image", "scales": "a token"}
 """Kind of figures → what nats are of."""
@@ -53,7 +53,7 @@ class Seen:
         arguments: of each batch; targets: its classes (B), or its tokens (B, L).
     """
 
-    kind: str
+    kind: Kind
     arguments: tuple[Batch, ...]
     targets: tuple[Tensor, ...]
     description: str

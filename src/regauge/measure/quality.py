@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,11 +32,15 @@ LARGE = 1 << 24
 """Logits of a batch from which what each model leaves is given back before the next one runs."""
 
 
+Kind = Literal["tokens", "classes", "scales"]
+"""What is scored: next tokens of texts, classes of images (one of each), or tokens of images, scale by scale."""
+
+
 class Quality(BaseModel):
     """Figures of one model on one text, or on images. `kl*` and `agreement` are to the original, whose own are 0 and 1.
 
     Attributes:
-        kind: what is scored: `tokens` of texts, `classes` of images (one of each), or `scales`, tokens of images.
+        kind: what is scored.
         tokens, documents: of texts; of images, what is scored and images.
         nats: of images: −log q of what is right, a class or a token. right: share of classes that are right, and
             `right_gap` that share less the original's.
@@ -52,7 +57,7 @@ class Quality(BaseModel):
     kl99: Interval  # nats
     agreement: Interval  # share of tokens with the same most likely next token
     units: int | None = None  # windows that were drawn in place of documents, where those are too few; None: documents
-    kind: str = "tokens"
+    kind: Kind = "tokens"
     nats: Interval | None = None
     right: Interval | None = None
     right_gap: Interval | None = None
@@ -104,7 +109,7 @@ class Scores:
     document_N: Ints
     bytes_D: Floats
     documents: int | None = None
-    kind: str = "tokens"
+    kind: Kind = "tokens"
     right_N: Floats | None = None
     right_original_N: Floats | None = None
 
