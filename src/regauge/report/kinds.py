@@ -42,12 +42,12 @@ KINDS = {
     ),
     "classes": Kind(
         "an image", "images", "images", "same class", "images/s, one at a time", f"images/s, {MANY} together",
-        "images/s", "cache", ("one at a time", "together"), "images", "nats an image", right=True,
+        "images/s", "cache", ("one by one", "together"), "images", "nats an image", right=True,
     ),
     "scales": Kind(
         "a token", "tokens of images", "images", "same likeliest token", "pictures/s, one at a time",
         f"pictures/s, {DRAWN} together", "pictures/s", "cache a picture",
-        ("one at a time", "together"), "images", "nats a token",
+        ("one by one", "together"), "images", "nats a token",
     ),
 }  # fmt: skip
 """By `Quality.kind`."""
