@@ -24,6 +24,11 @@ BETWEEN = "|"
 WORDS = ("mean", "var")
 
 
+def batch_normed(anatomy: Anatomy) -> bool:
+    """Whether a model has batch norms, which keep statistics."""
+    return any(norm.mean is not None for norm in anatomy.norms)
+
+
 def statistics_bytes(found: Mapping[str, Weights]) -> bytes:
     """Subnet → canonical tensor of the whole → the member's own, as their file has them."""
     flat = {

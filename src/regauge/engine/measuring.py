@@ -14,7 +14,7 @@ from regauge.artifact.files import weight_bytes
 from regauge.artifact.sentences import MODULES, modules
 from regauge.engine.room import LIBRARIES
 from regauge.engine.scoring import scores, wanted
-from regauge.engine.seeing import refuse, refuse_images, seen
+from regauge.engine.seeing import refuse_asked, refuse_images, seen
 from regauge.engine.watchdog import Clock, Watcher, nobody, quiet_torch
 from regauge.errors import BudgetError, ModelError, SettingError
 from regauge.hosts import host_of
@@ -81,7 +81,7 @@ def measure(
     with quiet_torch(), host_of(models[0]).unsaid():
         if original.facts().pictured:
             more = {"tasks": tasks, "cache": cache, "long": long, "arithmetic": arithmetic, "max-memory": max_memory}
-            refuse(original.name, more)
+            refuse_asked(original.name, more)
             return _images(
                 [original, *(_subject(*one, None) for one in list(zip(_names(models), models, strict=True))[1:])],
                 eval,

@@ -17,6 +17,7 @@ from regauge.engine.job import Job
 from regauge.engine.renorming import refuse
 from regauge.engine.watchdog import Clock
 from regauge.errors import ModelError, TextError
+from regauge.text.arrays import named
 from regauge.text.calibration import Calibration, draw, images, noted
 from regauge.text.corpora import Where, corpus
 from regauge.text.sounds import sounds
@@ -176,7 +177,7 @@ def self_sampled(job: Job, promised: Reading, ids_NT: Tensor, told: str) -> Cali
 
 
 def _images(job: Job, calibration: Where | None, tokens: int | None) -> Calibration:
-    if calibration is None or not isinstance(calibration, str | Path) or Path(calibration).suffix != ".npz":
+    if not named(calibration):
         raise TextError(
             f"recipe {job.plan.name!r} reads calibration data, and {job.source.anatomy.family} reads images; give "
             "--calibration an .npz whose array 'x' is (N, H, W, 3) of uint8."

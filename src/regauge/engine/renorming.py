@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regauge.anatomy.model import Anatomy, Norm, Weights
+from regauge.anatomy.model import Anatomy, Weights
 from regauge.engine.block import Moved
 from regauge.engine.work import Pass
 from regauge.errors import RecipeError
@@ -27,7 +27,7 @@ def refuse(plan: Plan, anatomy: Anatomy) -> None:
     Raises:
         RecipeError: statistics are to be taken anew, and blocks have no batch norms.
     """
-    if plan.statistics and not any(_counts(norm) for norm in anatomy.norms):
+    if plan.statistics and not any(norm.block is not None and norm.mean is not None for norm in anatomy.norms):
         raise RecipeError(
             f"recipe {plan.name!r} takes statistics of batch norms anew, and blocks of this {anatomy.family} have none "
             "(fold-batch-norm takes them away): leave 'statistics' out"
@@ -39,7 +39,7 @@ def anew(work: Pass, block: int, moved: Moved, codes: dict[str, Codes]) -> tuple
     runner, states = work.running()
     found: Weights = {}
     for norm in work.job.anatomy.norms:
-        if norm.block == block and _counts(norm):
+        if norm.block == block and norm.mean is not None:
             seen = _Seen()
             weights = work.built(moved, codes)
             runner.block(block, weights, states, outputs={norm.name.removesuffix(".norm"): seen})
@@ -77,8 +77,3 @@ class _Seen:
     def var_C(self) -> Tensor:
         assert self.sums is not None, "images were read"
         return (self.sums[1] / self.count - self.mean_C.square()).clamp_min(0)
-
-
-def _counts(norm: Norm) -> bool:
-    """Whether a norm keeps statistics, in a block."""
-    return norm.block is not None and norm.mean is not None

@@ -11,7 +11,7 @@ from regauge.errors import ModelError, SettingError, TextError
 from regauge.hosts import host_of
 from regauge.measure.images import Seen, classified, coded
 from regauge.measure.subject import SCALES, Facts, Subject
-from regauge.text.arrays import header
+from regauge.text.arrays import header, named
 from regauge.text.calibration import PARTS, Calibration, classes, images
 from regauge.text.corpora import Where
 
@@ -19,7 +19,6 @@ IMAGES, TOKENS = 4096, 1 << 15
 """Images that a classifier is measured on at most, and tokens of images of a model that draws."""
 SAME = 4
 """Images whose tokens two models must agree on."""
-ENDING = ".npz"
 WANTED = "an .npz with 'x' (N, H, W, {}) of uint8 and 'y' (N), classes counted from 0"
 
 
@@ -43,7 +42,7 @@ def labelled(
     """
     image, count = facts.image, count_of(facts) if rows is None else rows
     assert image is not None, "of a model of images"
-    if not isinstance(given, str | Path) or Path(given).suffix != ENDING:
+    if not named(given):
         raise TextError(f"{name} is a model of images, and samples none of its own: give --eval "
                         f"{WANTED.format(image.channels)}.")  # fmt: skip
     path = Path(given).expanduser()
@@ -55,16 +54,7 @@ def labelled(
     return found, y_N
 
 
-def images_of(name: str, path: str | Path, given: Where | None, facts: Facts) -> Seen:
-    """What one model is measured on; one that draws has made tokens of it.
-
-    Raises:
-        TextError: as `labelled`.
-    """
-    return gathered(name, path, given, facts)
-
-
-def gathered(
+def images_of(
     name: str,
     path: str | Path,
     given: Where | None,
@@ -72,8 +62,19 @@ def gathered(
     rows: Sequence[int] | None = None,
     part: str = "test",
 ) -> Seen:
-    """As `images_of`, of some images; `part`, whose arrays are read where a file has several."""
-    found, y_N = labelled(name, given, facts, rows, part)
+    """What one model is measured on; one that draws has made tokens of it.
+
+    Args:
+        rows, part: as `labelled`.
+
+    Raises:
+        TextError: as `labelled`.
+    """
+    return _made(path, labelled(name, given, facts, rows, part), facts)
+
+
+def _made(path: str | Path, images: tuple[Calibration, torch.Tensor], facts: Facts) -> Seen:
+    found, y_N = images
     if facts.gives != SCALES:
         return classified(found.inputs, y_N, found.description, found.notes)
     return coded(host_of(path).ids_of_images(path, found.inputs, y_N), facts.vocabulary, found.description, found.notes)
@@ -87,9 +88,9 @@ def seen(subjects: Sequence[Subject], given: Where | None, facts: Facts) -> Seen
         ModelError: a model makes other tokens of an image than the first.
     """
     first, *others = subjects
-    made = images_of(first.name, first.path, given, facts)
+    found, y_N = labelled(first.name, given, facts)
+    made = _made(first.path, (found, y_N), facts)
     if facts.gives == SCALES and others:
-        found, y_N = labelled(first.name, given, facts)
         x_NChw, y_N, tokens_NL = found.inputs[:SAME], y_N[:SAME], torch.cat(made.targets)[:SAME]
         for one in others:
             if not torch.equal(host_of(one.path).ids_of_images(one.path, x_NChw, y_N)[:, 1:], tokens_NL):
@@ -112,7 +113,7 @@ def rows_in(path: Path, channels: int, part: str = "train") -> int:
     return seen.shape[0]
 
 
-def refuse(name: str, given: Mapping[str, object]) -> None:
+def refuse_asked(name: str, given: Mapping[str, object], whose: str = "models of text") -> None:
     """
     Raises:
         SettingError: something is asked for that only models of text have.
@@ -121,7 +122,7 @@ def refuse(name: str, given: Mapping[str, object]) -> None:
     if wrong:
         raise SettingError(
             f"{name} is a model of images, and {' and '.join(wrong)} "
-            f"{'is' if len(wrong) == 1 else 'are'} for models of text; leave {'it' if len(wrong) == 1 else 'them'} out."
+            f"{'is' if len(wrong) == 1 else 'are'} for {whose}; leave {'it' if len(wrong) == 1 else 'them'} out."
         )
 
 
@@ -130,5 +131,5 @@ def refuse_images(name: str, given: Where | None) -> None:
     Raises:
         TextError: a model of text is given images.
     """
-    if isinstance(given, str | Path) and Path(given).suffix == ENDING:
+    if named(given):
         raise TextError(f"{given} holds arrays, such as images, and {name} reads text; give plain text in UTF-8.")

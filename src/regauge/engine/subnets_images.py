@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from regauge.artifact.statistics import batch_normed
 from regauge.elastic.subnet import Subnet
 from regauge.engine.drafting import Drafting
 from regauge.engine.seeing import images_of
@@ -81,7 +82,7 @@ def measured(
         found = scored(seen, read(whole, seen), [read(one, seen) for one in models.values()])
         quality = dict(zip(models, map(partial(summarise, seed=seed), found), strict=True))
     own = model.regauge.learnt.statistics
-    normed = any("mean" in norm.slots for norm in model.regauge.anatomy.norms)
+    normed = batch_normed(model.regauge.anatomy)
     without = [str(one) for one in asked if normed and not one.full and str(one) not in own]
     notes = (UNSEEN.format(", ".join(without)),) if without else ()
     told = "" if seen is None else seen.description

@@ -25,6 +25,7 @@ from regauge.hosts.base import Source
 from regauge.learn.base import Parameters
 from regauge.learn.loop import order
 from regauge.learn.training import Training
+from regauge.text.arrays import named
 from regauge.text.calibration import classes, images
 from regauge.text.corpora import Where
 
@@ -97,7 +98,7 @@ def classed(source: Source, given: Where | None) -> Classed:
         TextError: there are none, too few, or their classes are none of the model's.
     """
     family = source.anatomy.family
-    if not isinstance(given, str | Path) or Path(given).suffix != ".npz":
+    if not named(given):
         raise TextError(f"{family} reads images: give --text a file of them; {WANTED}.")
     path, host = Path(given).expanduser(), host_of(source.path)
     x_NCHW = images(path, MOST, host.image_shape(source), host.image_scale(source)).inputs

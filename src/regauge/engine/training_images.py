@@ -21,6 +21,7 @@ from regauge.engine.watchdog import Clock
 from regauge.errors import TextError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
+from regauge.text.arrays import named
 from regauge.text.calibration import classes, images
 from regauge.text.corpora import Where
 
@@ -90,7 +91,7 @@ def pictures(source: Source, given: Where | None, seed: int) -> Pictures:
     Raises:
         TextError: there is none, or it holds no such arrays.
     """
-    if not isinstance(given, str | Path) or Path(given).suffix != ".npz":
+    if not named(given):
         raise TextError(f"this model draws images scale by scale and learns from them: give --text {WANTED}.")
     path = Path(given)
     channels, side = host_of(source.path).image_shape(source)

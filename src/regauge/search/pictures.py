@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from regauge.artifact.files import sha256, weight_bytes
-from regauge.engine.seeing import ENDING, WANTED, count_of, gathered, labelled, refuse_images, rows_in
-from regauge.errors import BudgetError, SettingError, TextError
+from regauge.engine.seeing import WANTED, count_of, images_of, labelled, refuse_asked, refuse_images, rows_in
+from regauge.errors import BudgetError, TextError
 from regauge.hosts import host_of
 from regauge.hosts.base import Source
 from regauge.measure.cost import COMPRESSED, ORIGINAL, RUNTIME, Costs, memory
@@ -24,6 +24,7 @@ from regauge.measure.images import DTYPE, Seen, cache_bytes, probe_of, speeds
 from regauge.measure.subject import CLASSES, Facts
 from regauge.search.budgets import Budget
 from regauge.search.subject import reader
+from regauge.text.arrays import named
 from regauge.text.corpora import Where
 from regauge.text.split import Sizes, Text, Texts, prepare
 
@@ -103,13 +104,7 @@ def refuse(name: str, budgets: Sequence[Budget], given: Mapping[str, object]) ->
                 f"{budget.text!r} is about {what}, and {name} is a model of images: its speeds (images a second) are "
                 "measured and not searched for; what can be asked is memory=0.25x or memory=1MB, and --floor kl=0.05."
             )
-    wrong = [f"--{option}" for option, value in given.items() if value not in (None, (), "none")]
-    if wrong:
-        raise SettingError(
-            f"{name} is a model of images, and {' and '.join(wrong)} "
-            f"{'is' if len(wrong) == 1 else 'are'} for searches of models of text; leave "
-            f"{'it' if len(wrong) == 1 else 'them'} out."
-        )
+    refuse_asked(name, {one: value for one, value in given.items() if value != "none"}, "searches of models of text")
 
 
 def pictures(source: Source, facts: Facts, given: Where | None, held_out: Where | None, sizes: Sizes) -> Pictures:
@@ -121,7 +116,7 @@ def pictures(source: Source, facts: Facts, given: Where | None, held_out: Where 
     name, image = source.path.name, facts.image
     assert image is not None, "of a model of images"
     first = given if given is not None else held_out
-    if not isinstance(first, str | Path) or Path(first).suffix != ENDING:
+    if not named(first):
         raise TextError(f"{name} is a model of images, and samples none of its own: give --calibration "
                         f"{WANTED.format(image.channels)}.")  # fmt: skip
     path = Path(first).expanduser()
@@ -140,21 +135,21 @@ def pictures(source: Source, facts: Facts, given: Where | None, held_out: Where 
             f"{path} has {total} images, too few to keep calibration, search"
             f"{'' if apart else ' and evaluation'} apart: give it {4 * LEAST} or more."
         )
-    read, tried = (gathered(name, source.path, path, facts, rows, "train") for rows in (used, search))
+    read, tried = (images_of(name, source.path, path, facts, rows, "train") for rows in (used, search))
     if apart:
         assert held_out is not None, "said above"
-        evaluation = gathered(name, source.path, Path(str(held_out)).expanduser(), facts, None, "test")
+        evaluation = images_of(name, source.path, Path(str(held_out)).expanduser(), facts, None, "test")
     else:
-        evaluation = gathered(name, source.path, path, facts, _spread(rest, min(sizes.evaluation, len(rest))), "train")
+        evaluation = images_of(name, source.path, path, facts, _spread(rest, min(sizes.evaluation, len(rest))), "train")
     notes = tuple(dict.fromkeys((*read.notes, *evaluation.notes)))
     if not apart:
         notes = (*notes, "one file of images was given: it was split; none serves twice")
-    named = (("calibration", read, path), ("search", tried, path))
+    begun = (("calibration", read, path), ("search", tried, path))
     last = ("evaluation", evaluation, Path(str(held_out)) if apart else path)
     records = tuple(
         Text(role=role, description=f"{at.name} ({one.images} images)", tokens=one.predicted, documents=one.images,
              sha256=one.hash())
-        for role, one, at in (*named, last)
+        for role, one, at in (*begun, last)
     )  # fmt: skip
     each = _length(facts)
     return Pictures(path, each * len(used), each, read, tried, evaluation, records, notes)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 from numpy.lib import format as npy
@@ -20,8 +20,14 @@ from numpy.typing import NDArray
 
 from regauge.errors import TextError
 
+ENDING = ".npz"
 MOST, PIECE = 1 << 33, 1 << 22
-"""Bytes of an array at most, unpacked; and those that are read at a time."""
+"""How its files end; bytes of an array at most, unpacked; and those that are read at a time."""
+
+
+def named(given: object) -> TypeGuard[str | Path]:
+    """Whether what a user gives is the name of such a file."""
+    return isinstance(given, str | Path) and Path(given).suffix == ENDING
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regauge.errors import TextError
 from regauge.text import arrays
+from regauge.text.arrays import named
 from regauge.text.calibration import Calibration
 
 WANTED = "a .wav file of 16-bit samples, a folder of them, or an .npz with an array 'x' (N, S) of float32 is needed"
@@ -32,7 +33,7 @@ def sounds(path: Path, count: int, samples: int, rate: int, stride: int) -> Cali
     Raises:
         TextError: there is no such file, it holds something else, another rate, or less than one window.
     """
-    found = _array(path, samples) if path.suffix == ".npz" else _recordings(path, count, samples, rate)
+    found = _array(path, samples) if named(path) else _recordings(path, count, samples, rate)
     if not len(found):
         raise TextError(f"{path} holds less than one window of {samples:,} samples ({samples / rate:.1f} s of sound).")
     x_NS = found[:count]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from regauge.anatomy.members import first
 from regauge.anatomy.model import Anatomy, Weights
+from regauge.artifact.statistics import batch_normed
 from regauge.elastic.family import Family
 from regauge.elastic.subnet import TOKEN, Subnet
 from regauge.errors import ModelError
@@ -150,7 +151,7 @@ class Trainee(Raised):
         """Statistics of batch norms taken anew on some images: of the whole by the module's key, and of each member by
         canonical tensor. Nothing where there are no batch norms."""
         members = self._members
-        if not any(norm.kind == "batch" and norm.mean is not None for norm in self.anatomy.norms):
+        if not batch_normed(self.anatomy):
             return {}, {}
         found = {str(one): members.recalibrate(one, self._model, batches) for one in subnets}
         slots = {f"{norm.name}.{word}": slot for norm in self.anatomy.norms for word, slot in norm.slots.items()}

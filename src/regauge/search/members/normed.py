@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regauge.artifact.disk import put
-from regauge.artifact.statistics import FILE, statistics_bytes
+from regauge.artifact.statistics import FILE, batch_normed, statistics_bytes
 from regauge.elastic.subnet import Subnet
 from regauge.search.pictures import Material, Pictures
 
@@ -19,7 +19,7 @@ IMAGES, BATCH = 256, 128
 
 def normed(model: Any, texts: Material) -> bool:
     """Whether members have statistics of their own."""
-    return isinstance(texts, Pictures) and any("mean" in norm.slots for norm in model.regauge.anatomy.norms)
+    return isinstance(texts, Pictures) and batch_normed(model.regauge.anatomy)
 
 
 def anew(model: Any, subnet: Subnet, texts: Material) -> None:
